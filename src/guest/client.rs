@@ -1,0 +1,64 @@
+//! The client of a backend, as the guest's read and write callbacks see it.
+
+use std::{io, time::Instant};
+
+/// What a waiting backend wants to do with its client's connection next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Read: ready when bytes have arrived or the client is gone.
+    Read,
+    /// Write: ready when the window is open again or the client is gone.
+    Write,
+    /// Neither: only a wake-up or the deadline ends the wait.
+    Nothing,
+}
+
+/// Why [`Client::wait`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// The connection is ready for what was asked, or its client is gone.
+    Ready,
+    /// Somebody called [`Waker::wake`]; wake-ups are remembered until a wait reports them, and do not add up.
+    Woken,
+    /// The deadline has passed.
+    TimedOut,
+}
+
+/// One client's byte stream, in the manner of a non-blocking socket with a wait of its own.
+///
+/// All bytes are of the Postgres protocol; the startup packet is part of the stream.
+pub trait Client: Send {
+    /// Copies bytes that have arrived into `buffer`, without waiting. `Ok(0)` means that the client is gone.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when nothing has arrived yet.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Sends as much of `bytes` as the window allows, without waiting, and returns how much that was.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when the window is closed, any other kind when the client is gone.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Waits until the connection is ready for `interest`, somebody wakes it, or `deadline` has passed.
+    fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness;
+
+    /// A handle with which other threads end a [`Client::wait`].
+    fn waker(&self) -> Waker;
+}
+
+/// Ends the wait of one backend from any thread.
+#[derive(Clone)]
+pub struct Waker(std::sync::Arc<dyn Fn() + Send + Sync>);
+
+impl Waker {
+    /// A waker that runs `wake`, which must not block.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(std::sync::Arc::new(wake))
+    }
+
+    /// Ends the wait that is under way, or the next one.
+    pub fn wake(&self) {
+        (self.0)();
+    }
+}

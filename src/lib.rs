@@ -1,0 +1,8 @@
+//! `pglite-port`: real PostgreSQL (the official PGlite file) hosted in Wasmtime, spoken to in frames over
+//! stdin and stdout or over a socket.
+//!
+//! # Layout, in reading order
+//!
+//! * [`guest`]: the Emscripten host, everything that the wasm sees.
+
+pub mod guest;
