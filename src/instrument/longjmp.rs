@@ -1,0 +1,330 @@
+//! Replaces Emscripten's `longjmp`, which unwinds through JavaScript, by WebAssembly exceptions.
+//!
+//! Emscripten compiles a call under `setjmp` to `invoke_X(index, arguments…)`, an import that calls the table entry and catches what
+//! `_emscripten_throw_longjmp`, another import, throws (Emscripten, `src/lib/libcore.js` and `libdylink.js`, `createInvokeFunction`).
+//! `PostgreSQL` passes there several times in every statement (`PG_TRY`). Here both become functions of the module itself:
+//!
+//! ```wat
+//! (func $invoke_iii (param $index i32) (param $a i32) (param $b i32) (result i32) (local $stack i32)
+//!   (local.set $stack (call $emscripten_stack_get_current))
+//!   (block $caught
+//!     (try_table (catch $longjmp $caught)
+//!       (return (call_indirect (type …) (local.get $a) (local.get $b) (local.get $index)))))
+//!   (call $_emscripten_stack_restore (local.get $stack))
+//!   (call $setThrew (i32.const 1) (i32.const 0))
+//!   (i32.const 0))
+//! (func $_emscripten_throw_longjmp (throw $longjmp))
+//! ```
+//!
+//! No host call is left, entering such a call costs nothing, and the native stack holds only wasm however deep the calls nest.
+//! The functions are exported under their names, so that side modules, which import them, share one tag with the main module.
+
+use std::collections::HashMap;
+
+use wasm_encoder::{
+    BlockType, Catch, CodeSection, ExportKind, ExportSection, Function, FunctionSection, ImportSection, Instruction,
+    RawSection, SectionId, TagKind, TagSection, TagType, TypeSection, ValType,
+    reencode::{self, Reencode, utils},
+};
+use wasmparser::{CompositeInnerType, FuncType, Parser, Payload, TypeRef};
+
+use super::InstrumentError;
+
+const THROW: &str = "_emscripten_throw_longjmp";
+
+/// Replaces every `env.invoke_*` import and `env._emscripten_throw_longjmp` of `wasm` by functions of its own.
+///
+/// A module without such imports, or without the exports that they are built on, is returned as it is.
+///
+/// # Errors
+/// When `wasm` is not a valid module.
+pub fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+    let module = Module::read(wasm)?;
+    if module.lowered.is_empty() {
+        return Ok(wasm.to_vec());
+    }
+    let mut output = wasm_encoder::Module::new();
+    let mut lowering = Lowering { module };
+    lowering.parse_core_module(&mut output, Parser::new(0), wasm).map_err(InstrumentError::reencode)?;
+    Ok(output.finish())
+}
+
+/// One import that becomes a function.
+struct Lowered {
+    name: String,
+    type_index: u32,
+}
+
+/// What has to be known of a module before it is written anew.
+struct Module {
+    types: Vec<FuncType>,
+    /// Index of every function of the module, by the index that it had.
+    functions: Vec<u32>,
+    /// The imports that become functions, which get the last indices in this order.
+    lowered: Vec<Lowered>,
+    /// The first index of those functions.
+    first_lowered: u32,
+    /// The indices that the functions called by the new ones had.
+    stack_get_current: u32,
+    stack_restore: u32,
+    set_threw: u32,
+    tags: u32,
+}
+
+impl Module {
+    fn read(wasm: &[u8]) -> Result<Self, InstrumentError> {
+        let mut types = Vec::new();
+        let mut lowered = Vec::new();
+        // For every function import whether it stays, in order.
+        let mut imports: Vec<bool> = Vec::new();
+        let mut defined = 0;
+        let mut tags = 0;
+        let mut exports = HashMap::new();
+        for payload in Parser::new(0).parse_all(wasm) {
+            match payload? {
+                Payload::TypeSection(section) => {
+                    for group in section {
+                        for ty in group?.into_types() {
+                            match ty.composite_type.inner {
+                                CompositeInnerType::Func(ty) => types.push(ty),
+                                _ => types.push(FuncType::new([], [])),
+                            }
+                        }
+                    }
+                }
+                Payload::ImportSection(section) => {
+                    for import in section.into_imports() {
+                        let import = import?;
+                        match import.ty {
+                            TypeRef::Func(type_index) => {
+                                let stays = import.module != "env" || !(import.name.starts_with("invoke_") || import.name == THROW);
+                                if !stays {
+                                    lowered.push(Lowered { name: import.name.to_owned(), type_index });
+                                }
+                                imports.push(stays);
+                            }
+                            TypeRef::Tag(_) => tags += 1,
+                            _ => {}
+                        }
+                    }
+                }
+                Payload::FunctionSection(section) => defined = section.count(),
+                Payload::TagSection(section) => tags += section.count(),
+                Payload::ExportSection(section) => {
+                    for export in section {
+                        let export = export?;
+                        exports.insert(export.name.to_owned(), export.index);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let find = |name: &str| {
+            exports.get(name).copied().ok_or_else(|| InstrumentError::NotFound {
+                function: name.to_owned(),
+                evidence: "an export of that name".to_owned(),
+                found: 0,
+            })
+        };
+        let kept = u32::try_from(imports.iter().filter(|stays| **stays).count()).unwrap_or(u32::MAX);
+        let first_lowered = kept + defined;
+        let (mut next_kept, mut next_lowered) = (0, first_lowered);
+        let mut functions: Vec<u32> = imports
+            .iter()
+            .map(|stays| {
+                let next = if *stays { &mut next_kept } else { &mut next_lowered };
+                *next += 1;
+                *next - 1
+            })
+            .collect();
+        functions.extend(kept..first_lowered);
+        let needed = !lowered.is_empty();
+        let index = |name| if needed { find(name) } else { Ok(0) };
+        Ok(Self {
+            stack_get_current: index("emscripten_stack_get_current")?,
+            stack_restore: index("_emscripten_stack_restore")?,
+            set_threw: index("setThrew")?,
+            types,
+            functions,
+            lowered,
+            first_lowered,
+            tags,
+        })
+    }
+
+    /// The index of the type of a function without parameters and results, of which the first new one is put behind the module's types.
+    fn tag_type(&self) -> u32 {
+        u32::try_from(self.types.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The type of the table entry that the `n`th new function calls follows the tag's.
+    fn callee_type(&self, n: usize) -> u32 {
+        self.tag_type() + 1 + u32::try_from(n).unwrap_or(u32::MAX)
+    }
+
+    fn body(&self, n: usize) -> Result<Function, reencode::Error<InstrumentError>> {
+        let lowered = &self.lowered[n];
+        if lowered.name == THROW {
+            let mut body = Function::new([]);
+            body.instruction(&Instruction::Throw(self.tags)).instruction(&Instruction::End);
+            return Ok(body);
+        }
+        let ty = self.type_of(lowered)?;
+        let parameters = u32::try_from(ty.params().len()).unwrap_or(u32::MAX);
+        let stack = parameters;
+        let call = |old: u32| Instruction::Call(self.functions[old as usize]);
+        let mut body = Function::new([(1, ValType::I32)]);
+        body.instruction(&call(self.stack_get_current))
+            .instruction(&Instruction::LocalSet(stack))
+            .instruction(&Instruction::Block(BlockType::Empty))
+            .instruction(&Instruction::TryTable(
+                BlockType::Empty,
+                // The label counts from outside the try_table: 0 is the block around it.
+                vec![Catch::One { tag: self.tags, label: 0 }].into(),
+            ));
+        for parameter in 1..parameters {
+            body.instruction(&Instruction::LocalGet(parameter));
+        }
+        body.instruction(&Instruction::LocalGet(0))
+            .instruction(&Instruction::CallIndirect { type_index: self.callee_type(n), table_index: 0 })
+            .instruction(&Instruction::Return)
+            .instruction(&Instruction::End)
+            .instruction(&Instruction::End)
+            .instruction(&Instruction::LocalGet(stack))
+            .instruction(&call(self.stack_restore))
+            .instruction(&Instruction::I32Const(1))
+            .instruction(&Instruction::I32Const(0))
+            .instruction(&call(self.set_threw));
+        for result in ty.results() {
+            body.instruction(&zero(*result)?);
+        }
+        body.instruction(&Instruction::End);
+        Ok(body)
+    }
+
+    fn type_of(&self, lowered: &Lowered) -> Result<&FuncType, reencode::Error<InstrumentError>> {
+        let ty = self.types.get(lowered.type_index as usize);
+        ty.filter(|ty| ty.params().first() == Some(&wasmparser::ValType::I32) || lowered.name == THROW)
+            .ok_or_else(|| reencode::Error::UserError(InstrumentError::Shape {
+                function: lowered.name.clone(),
+                problem: "its first parameter is not a table index (i32)".to_owned(),
+            }))
+    }
+}
+
+fn zero(ty: wasmparser::ValType) -> Result<Instruction<'static>, reencode::Error<InstrumentError>> {
+    Ok(match ty {
+        wasmparser::ValType::I32 => Instruction::I32Const(0),
+        wasmparser::ValType::I64 => Instruction::I64Const(0),
+        wasmparser::ValType::F32 => Instruction::F32Const(0.0.into()),
+        wasmparser::ValType::F64 => Instruction::F64Const(0.0.into()),
+        other => {
+            return Err(reencode::Error::UserError(InstrumentError::Shape {
+                function: "invoke_*".to_owned(),
+                problem: format!("it returns {other}, for which there is no zero"),
+            }));
+        }
+    })
+}
+
+struct Lowering {
+    module: Module,
+}
+
+type Reencoded = Result<(), reencode::Error<InstrumentError>>;
+
+impl Reencode for Lowering {
+    type Error = InstrumentError;
+
+    fn function_index(&mut self, function: u32) -> Result<u32, reencode::Error<InstrumentError>> {
+        // The parser does not validate, so an index may be anything.
+        self.module.functions.get(function as usize).copied().ok_or_else(|| {
+            reencode::Error::UserError(InstrumentError::Shape {
+                function: format!("function {function}"),
+                problem: "there is no such function".to_owned(),
+            })
+        })
+    }
+
+    fn parse_type_section(&mut self, types: &mut TypeSection, section: wasmparser::TypeSectionReader<'_>) -> Reencoded {
+        utils::parse_type_section(self, types, section)?;
+        types.ty().function([], []);
+        for lowered in &self.module.lowered {
+            let ty = self.module.type_of(lowered)?;
+            let parameters = ty.params().iter().skip(1).map(|ty| reencode::RoundtripReencoder.val_type(*ty));
+            let results = ty.results().iter().map(|ty| reencode::RoundtripReencoder.val_type(*ty));
+            let convert = |_| reencode::Error::UserError(InstrumentError::Shape {
+                function: lowered.name.clone(),
+                problem: "its type is not of WebAssembly's first version".to_owned(),
+            });
+            types.ty().function(
+                parameters.collect::<Result<Vec<_>, _>>().map_err(convert)?,
+                results.collect::<Result<Vec<_>, _>>().map_err(convert)?,
+            );
+        }
+        Ok(())
+    }
+
+    fn parse_import_section(&mut self, imports: &mut ImportSection, section: wasmparser::ImportSectionReader<'_>) -> Reencoded {
+        for import in section.into_imports() {
+            let import = import?;
+            let lowered = import.module == "env" && (import.name.starts_with("invoke_") || import.name == THROW);
+            if !(lowered && matches!(import.ty, TypeRef::Func(_))) {
+                utils::parse_import(self, imports, import)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn parse_function_section(&mut self, functions: &mut FunctionSection, section: wasmparser::FunctionSectionReader<'_>) -> Reencoded {
+        utils::parse_function_section(self, functions, section)?;
+        for lowered in &self.module.lowered {
+            functions.function(lowered.type_index);
+        }
+        Ok(())
+    }
+
+    fn parse_tag_section(&mut self, tags: &mut TagSection, section: wasmparser::TagSectionReader<'_>) -> Reencoded {
+        utils::parse_tag_section(self, tags, section)?;
+        tags.tag(self.tag());
+        Ok(())
+    }
+
+    fn intersperse_section_hook(
+        &mut self,
+        module: &mut wasm_encoder::Module,
+        after: Option<SectionId>,
+        before: Option<SectionId>,
+    ) -> Reencoded {
+        // Tags stand between memories and globals; a module that has none of its own gets the section here.
+        let reached = |section: Option<SectionId>| section.is_none_or(|section| section as u8 != SectionId::Tag as u8 && rank(section) > rank(SectionId::Tag));
+        let passed = |section: Option<SectionId>| section.is_some_and(|section| section as u8 == SectionId::Tag as u8 || rank(section) > rank(SectionId::Tag));
+        if reached(before) && !passed(after) {
+            let mut tags = TagSection::new();
+            tags.tag(self.tag());
+            module.section(&tags);
+        }
+        Ok(())
+    }
+
+    fn parse_export_section(&mut self, exports: &mut ExportSection, section: wasmparser::ExportSectionReader<'_>) -> Reencoded {
+        utils::parse_export_section(self, exports, section)?;
+        for (n, lowered) in (0..).zip(&self.module.lowered) {
+            exports.export(&lowered.name, ExportKind::Func, self.module.first_lowered + n);
+        }
+        exports.export("__c_longjmp", ExportKind::Tag, self.module.tags);
+        Ok(())
+    }
+
+    fn parse_code_section(&mut self, code: &mut CodeSection, section: wasmparser::CodeSectionReader<'_>) -> Reencoded {
+        utils::parse_code_section(self, code, section)?;
+        for n in 0..self.module.lowered.len() {
+            code.function(&self.module.body(n)?);
+        }
+        Ok(())
+    }
+
+    fn custom_section<'a>(&mut self, section: wasmparser::CustomSectionReader<'a>) -> Result<wasm_encoder::CustomSection<'a>, reencode::Error<InstrumentError>> {
+        utils::custom_section(self, section)
+    }
+}
