@@ -4,5 +4,7 @@
 //! # Layout, in reading order
 //!
 //! * [`guest`]: the Emscripten host, everything that the wasm sees.
+//! * [`instrument`]: the rewriter of the wasm before it is compiled.
 
 pub mod guest;
+pub mod instrument;
