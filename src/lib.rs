@@ -3,6 +3,8 @@
 //!
 //! # Layout, in reading order
 //!
+//! * [`fs`]: the guest's files, in memory, copied on write.
 //! * [`guest`]: the Emscripten host, everything that the wasm sees.
 
+pub mod fs;
 pub mod guest;
