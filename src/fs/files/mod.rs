@@ -1,0 +1,145 @@
+//! One process' view of a tree: its descriptors, working directory, file mode mask and console, in POSIX terms.
+
+mod io;
+mod paths;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+pub use io::{DirectoryEntry, Whence};
+pub use paths::{At, NewTime};
+
+use super::{
+    descriptors::{Descriptors, OpenFlags},
+    device::{Console, Device},
+    errno::Errno,
+    frozen::ROOT,
+    node::{Ino, Kind},
+    tree::Tree,
+};
+
+/// The file mode mask that a process begins with; Emscripten's (`SYSCALLS.currentUmask`, `libsyscall.js`).
+const UMASK: u32 = 0o022;
+
+/// What a process hands on when it is forked or written to disk: plain data that holds nothing open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessState {
+    descriptors: Descriptors,
+    working_directory: Ino,
+    umask: u32,
+}
+
+/// The files as one process sees them.
+///
+/// Every method takes the tree's lock for its own duration and no longer. When a process ends, its descriptors close.
+pub struct Files {
+    tree: Arc<Mutex<Tree>>,
+    state: ProcessState,
+    console: Box<dyn Console>,
+}
+
+impl Files {
+    /// A new process in `/`, with `/dev/stdin`, `/dev/stdout` and `/dev/stderr` open as 0, 1 and 2.
+    ///
+    /// # Errors
+    /// `ENOENT` if the tree lacks these; see [`lay_out`](super::lay_out).
+    pub fn new(tree: Arc<Mutex<Tree>>, console: Box<dyn Console>) -> Result<Self, Errno> {
+        let state = ProcessState {
+            descriptors: Descriptors::default(),
+            working_directory: ROOT,
+            umask: UMASK,
+        };
+        let mut files = Self::resume(tree, &state, console);
+        files.open(At::WorkingDirectory, b"/dev/stdin", OpenFlags::READ_ONLY, 0)?;
+        files.open(
+            At::WorkingDirectory,
+            b"/dev/stdout",
+            OpenFlags::WRITE_ONLY,
+            0,
+        )?;
+        files.open(
+            At::WorkingDirectory,
+            b"/dev/stderr",
+            OpenFlags::WRITE_ONLY,
+            0,
+        )?;
+        Ok(files)
+    }
+
+    /// A process that begins with what another one had: the same inodes open at the same descriptors and positions,
+    /// in `tree`, which is the other's or a clone of it. From here on the two share nothing but the tree; in particular
+    /// each has its own positions and its own copies of the pipes.
+    ///
+    /// Descriptors of files that `tree` does not have any more are closed; a working directory that is gone becomes `/`.
+    #[must_use]
+    pub fn resume(tree: Arc<Mutex<Tree>>, state: &ProcessState, console: Box<dyn Console>) -> Self {
+        let mut state = state.clone();
+        {
+            let mut tree = tree.lock();
+            state.descriptors.adopt(&mut tree);
+            if tree.retain(state.working_directory).is_err() {
+                state.working_directory = ROOT;
+                // A tree without a root directory cannot come into being.
+                let _ = tree.retain(ROOT);
+            }
+        }
+        Self {
+            tree,
+            state,
+            console,
+        }
+    }
+
+    /// A copy of what [`Files::resume`] needs.
+    #[must_use]
+    pub fn state(&self) -> ProcessState {
+        self.state.clone()
+    }
+
+    /// The tree that this process works on.
+    #[must_use]
+    pub fn tree(&self) -> &Arc<Mutex<Tree>> {
+        &self.tree
+    }
+
+    /// Sends the process' terminal output elsewhere from now on.
+    pub fn set_console(&mut self, console: Box<dyn Console>) {
+        self.console = console;
+    }
+
+    /// Closes all descriptors, as the end of a process does.
+    pub fn close_all(&mut self) {
+        self.state.descriptors.close_all(&mut self.tree.lock());
+    }
+
+    /// Sets the file mode mask, and returns the one before.
+    pub fn umask(&mut self, mask: u32) -> u32 {
+        std::mem::replace(&mut self.state.umask, mask)
+    }
+
+    /// The device that `fd` is open on; `None` if it is open on something else.
+    ///
+    /// # Errors
+    /// `EBADF` if `fd` is not open.
+    pub fn device(&self, fd: i32) -> Result<Option<Device>, Errno> {
+        let super::descriptors::Object::Node(ino) = self.state.descriptors.file(fd)?.object else {
+            return Ok(None);
+        };
+        match self.tree.lock().node(ino).map(|node| &node.kind) {
+            Some(Kind::Device(device)) => Ok(Some(*device)),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.close_all();
+        self.tree.lock().release(self.state.working_directory);
+    }
+}
+
+#[cfg(test)]
+mod tests;
