@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use wasmparser::{ExternalKind, MemInfo};
 
 use super::bodies::{CancelKey, Kill, cancel_key_length, signal_handlers};
@@ -13,7 +14,7 @@ use super::{FURTHER_SESSION, InstrumentError};
 const WASM_PAGE: u64 = 65_536;
 
 /// Size of a memory in pages of 64 KiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageLimits {
     /// At first.
     pub minimum: u64,
@@ -46,7 +47,7 @@ impl PageLimits {
 /// What a module's section `dylink.0` says about the memory and the table that it takes up.
 ///
 /// Its format is `DynamicLinking.md` of the WebAssembly tool conventions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DynamicLinking {
     /// Bytes of memory.
     pub memory_size: u32,
@@ -70,7 +71,7 @@ impl From<MemInfo> for DynamicLinking {
 }
 
 /// What was learned about a backend's module while it was instrumented.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Facts {
     /// The size of its memory.
     pub memory: PageLimits,
@@ -84,6 +85,8 @@ pub struct Facts {
     pub mutable_globals: Vec<String>,
     /// Addresses of exported variables, by their names in C.
     pub data_symbols: BTreeMap<String, u32>,
+    /// The first table slot of every exported function that has one, by its name.
+    pub table_slots: BTreeMap<String, u32>,
     /// Address of `errno`.
     pub errno: u32,
     /// Address of `MyCancelKey` (`src/backend/utils/init/globals.c`), whose first four bytes `pgl_sendConnData` sends.
@@ -123,6 +126,12 @@ impl Facts {
                 .cast_unsigned(),
             mutable_globals: exported.chain([FURTHER_SESSION.to_owned()]).collect(),
             data_symbols: module.data_symbols(),
+            table_slots: module
+                .exports
+                .iter()
+                .filter(|export| export.kind == ExternalKind::Func)
+                .filter_map(|export| Some((export.name.to_owned(), *module.table_slots.get(&export.index)?)))
+                .collect(),
             errno: kill.errno.cast_unsigned(),
             my_cancel_key,
             my_cancel_key_length: found.read(module, "InitPostgres", |target, body| {

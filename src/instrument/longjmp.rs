@@ -22,8 +22,8 @@
 use std::collections::HashMap;
 
 use wasm_encoder::{
-    BlockType, Catch, CodeSection, ExportKind, ExportSection, Function, FunctionSection, ImportSection, Instruction,
-    RawSection, SectionId, TagKind, TagSection, TagType, TypeSection, ValType,
+    BlockType, Catch, CodeSection, EntityType, ExportKind, ExportSection, Function, FunctionSection, ImportSection,
+    Instruction, RefType, SectionId, TableType, TagKind, TagSection, TagType, TypeSection, ValType,
     reencode::{self, Reencode, utils},
 };
 use wasmparser::{CompositeInnerType, FuncType, Parser, Payload, TypeRef};
@@ -31,6 +31,9 @@ use wasmparser::{CompositeInnerType, FuncType, Parser, Payload, TypeRef};
 use super::InstrumentError;
 
 const THROW: &str = "_emscripten_throw_longjmp";
+
+/// The name under which the main module exports the tag of the exception, as Emscripten's own wasm longjmp calls it.
+const TAG: &str = "__c_longjmp";
 
 /// Replaces every `env.invoke_*` import and `env._emscripten_throw_longjmp` of `wasm` by functions of its own.
 ///
@@ -45,8 +48,11 @@ pub fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     }
     let mut output = wasm_encoder::Module::new();
     let mut lowering = Lowering { module };
-    lowering.parse_core_module(&mut output, Parser::new(0), wasm).map_err(InstrumentError::reencode)?;
-    Ok(output.finish())
+    match lowering.parse_core_module(&mut output, Parser::new(0), wasm) {
+        Ok(()) => Ok(output.finish()),
+        Err(reencode::Error::UserError(error)) => Err(error),
+        Err(error) => Err(InstrumentError::Unsupported(format!("it cannot be written out again: {error}"))),
+    }
 }
 
 /// One import that becomes a function.
@@ -68,7 +74,9 @@ struct Module {
     stack_get_current: u32,
     stack_restore: u32,
     set_threw: u32,
-    tags: u32,
+    /// The index of the tag, and whether it is the module's own: one that is imported belongs to the main module.
+    tag: u32,
+    tag_is_own: bool,
 }
 
 impl Module {
@@ -78,7 +86,7 @@ impl Module {
         // For every function import whether it stays, in order.
         let mut imports: Vec<bool> = Vec::new();
         let mut defined = 0;
-        let mut tags = 0;
+        let (mut tags, mut imported_tag) = (0, None);
         let mut exports = HashMap::new();
         for payload in Parser::new(0).parse_all(wasm) {
             match payload? {
@@ -103,7 +111,12 @@ impl Module {
                                 }
                                 imports.push(stays);
                             }
-                            TypeRef::Tag(_) => tags += 1,
+                            TypeRef::Tag(_) => {
+                                if import.name == TAG {
+                                    imported_tag = Some(tags);
+                                }
+                                tags += 1;
+                            }
                             _ => {}
                         }
                     }
@@ -120,10 +133,10 @@ impl Module {
             }
         }
         let find = |name: &str| {
-            exports.get(name).copied().ok_or_else(|| InstrumentError::NotFound {
+            exports.get(name).copied().ok_or_else(|| InstrumentError::Evidence {
                 function: name.to_owned(),
-                evidence: "an export of that name".to_owned(),
-                found: 0,
+                expected: "an exported function".to_owned(),
+                found: "none of this name".to_owned(),
             })
         };
         let kept = u32::try_from(imports.iter().filter(|stays| **stays).count()).unwrap_or(u32::MAX);
@@ -148,7 +161,8 @@ impl Module {
             functions,
             lowered,
             first_lowered,
-            tags,
+            tag: imported_tag.unwrap_or(tags),
+            tag_is_own: imported_tag.is_none(),
         })
     }
 
@@ -166,7 +180,7 @@ impl Module {
         let lowered = &self.lowered[n];
         if lowered.name == THROW {
             let mut body = Function::new([]);
-            body.instruction(&Instruction::Throw(self.tags)).instruction(&Instruction::End);
+            body.instruction(&Instruction::Throw(self.tag)).instruction(&Instruction::End);
             return Ok(body);
         }
         let ty = self.type_of(lowered)?;
@@ -180,7 +194,7 @@ impl Module {
             .instruction(&Instruction::TryTable(
                 BlockType::Empty,
                 // The label counts from outside the try_table: 0 is the block around it.
-                vec![Catch::One { tag: self.tags, label: 0 }].into(),
+                vec![Catch::One { tag: self.tag, label: 0 }].into(),
             ));
         for parameter in 1..parameters {
             body.instruction(&Instruction::LocalGet(parameter));
@@ -205,10 +219,7 @@ impl Module {
     fn type_of(&self, lowered: &Lowered) -> Result<&FuncType, reencode::Error<InstrumentError>> {
         let ty = self.types.get(lowered.type_index as usize);
         ty.filter(|ty| ty.params().first() == Some(&wasmparser::ValType::I32) || lowered.name == THROW)
-            .ok_or_else(|| reencode::Error::UserError(InstrumentError::Shape {
-                function: lowered.name.clone(),
-                problem: "its first parameter is not a table index (i32)".to_owned(),
-            }))
+            .ok_or_else(|| unsupported(format!("the first parameter of {} is not a table index (i32)", lowered.name)))
     }
 }
 
@@ -218,13 +229,12 @@ fn zero(ty: wasmparser::ValType) -> Result<Instruction<'static>, reencode::Error
         wasmparser::ValType::I64 => Instruction::I64Const(0),
         wasmparser::ValType::F32 => Instruction::F32Const(0.0.into()),
         wasmparser::ValType::F64 => Instruction::F64Const(0.0.into()),
-        other => {
-            return Err(reencode::Error::UserError(InstrumentError::Shape {
-                function: "invoke_*".to_owned(),
-                problem: format!("it returns {other}, for which there is no zero"),
-            }));
-        }
+        other => return Err(unsupported(format!("an invoke_* function returns {other}, for which there is no zero"))),
     })
+}
+
+fn unsupported(problem: String) -> reencode::Error<InstrumentError> {
+    reencode::Error::UserError(InstrumentError::Unsupported(problem))
 }
 
 struct Lowering {
@@ -238,12 +248,8 @@ impl Reencode for Lowering {
 
     fn function_index(&mut self, function: u32) -> Result<u32, reencode::Error<InstrumentError>> {
         // The parser does not validate, so an index may be anything.
-        self.module.functions.get(function as usize).copied().ok_or_else(|| {
-            reencode::Error::UserError(InstrumentError::Shape {
-                function: format!("function {function}"),
-                problem: "there is no such function".to_owned(),
-            })
-        })
+        let index = self.module.functions.get(function as usize);
+        index.copied().ok_or_else(|| unsupported(format!("it refers to function {function}, which it does not have")))
     }
 
     fn parse_type_section(&mut self, types: &mut TypeSection, section: wasmparser::TypeSectionReader<'_>) -> Reencoded {
@@ -253,10 +259,7 @@ impl Reencode for Lowering {
             let ty = self.module.type_of(lowered)?;
             let parameters = ty.params().iter().skip(1).map(|ty| reencode::RoundtripReencoder.val_type(*ty));
             let results = ty.results().iter().map(|ty| reencode::RoundtripReencoder.val_type(*ty));
-            let convert = |_| reencode::Error::UserError(InstrumentError::Shape {
-                function: lowered.name.clone(),
-                problem: "its type is not of WebAssembly's first version".to_owned(),
-            });
+            let convert = |_| unsupported(format!("the type of {} is not of WebAssembly's first version", lowered.name));
             types.ty().function(
                 parameters.collect::<Result<Vec<_>, _>>().map_err(convert)?,
                 results.collect::<Result<Vec<_>, _>>().map_err(convert)?,
@@ -286,22 +289,20 @@ impl Reencode for Lowering {
 
     fn parse_tag_section(&mut self, tags: &mut TagSection, section: wasmparser::TagSectionReader<'_>) -> Reencoded {
         utils::parse_tag_section(self, tags, section)?;
-        tags.tag(self.tag());
+        tags.tag(self.own_tag());
         Ok(())
     }
 
     fn intersperse_section_hook(
         &mut self,
         module: &mut wasm_encoder::Module,
-        after: Option<SectionId>,
+        _after: Option<SectionId>,
         before: Option<SectionId>,
     ) -> Reencoded {
-        // Tags stand between memories and globals; a module that has none of its own gets the section here.
-        let reached = |section: Option<SectionId>| section.is_none_or(|section| section as u8 != SectionId::Tag as u8 && rank(section) > rank(SectionId::Tag));
-        let passed = |section: Option<SectionId>| section.is_some_and(|section| section as u8 == SectionId::Tag as u8 || rank(section) > rank(SectionId::Tag));
-        if reached(before) && !passed(after) {
+        // Tags stand between memories and globals. Emscripten's modules have no tags of their own yet, and all have globals.
+        if self.module.tag_is_own && matches!(before, Some(SectionId::Global)) {
             let mut tags = TagSection::new();
-            tags.tag(self.tag());
+            tags.tag(self.own_tag());
             module.section(&tags);
         }
         Ok(())
@@ -312,7 +313,9 @@ impl Reencode for Lowering {
         for (n, lowered) in (0..).zip(&self.module.lowered) {
             exports.export(&lowered.name, ExportKind::Func, self.module.first_lowered + n);
         }
-        exports.export("__c_longjmp", ExportKind::Tag, self.module.tags);
+        if self.module.tag_is_own {
+            exports.export(TAG, ExportKind::Tag, self.module.tag);
+        }
         Ok(())
     }
 
@@ -323,8 +326,86 @@ impl Reencode for Lowering {
         }
         Ok(())
     }
+}
 
-    fn custom_section<'a>(&mut self, section: wasmparser::CustomSectionReader<'a>) -> Result<wasm_encoder::CustomSection<'a>, reencode::Error<InstrumentError>> {
-        utils::custom_section(self, section)
+impl Lowering {
+    fn own_tag(&self) -> TagType {
+        TagType { kind: TagKind::Exception, func_type_idx: self.module.tag_type() }
+    }
+}
+
+/// A module with the function `name` alone, an `invoke_*` of a signature that the main module does not have: `invoke_` and then
+/// the result and the parameters of the function called, each as `v` (none), `i`, `j`, `f` or `d`. Its imports are exports of the main module.
+///
+/// Returns `None` when that is not how `name` is made.
+#[must_use]
+pub fn invoke_module(name: &str) -> Option<Vec<u8>> {
+    let value = |letter| match letter {
+        'i' => Some(ValType::I32),
+        'j' => Some(ValType::I64),
+        'f' => Some(ValType::F32),
+        'd' => Some(ValType::F64),
+        _ => None,
+    };
+    let mut letters = name.strip_prefix("invoke_")?.chars();
+    let results: Vec<ValType> = match letters.next()? {
+        'v' => Vec::new(),
+        letter => vec![value(letter)?],
+    };
+    let parameters = std::iter::once(Some(ValType::I32)).chain(letters.map(value)).collect::<Option<Vec<_>>>()?;
+    let mut types = TypeSection::new();
+    types.ty().function(parameters, results);
+    types.ty().function([], [ValType::I32]);
+    types.ty().function([ValType::I32], []);
+    types.ty().function([ValType::I32, ValType::I32], []);
+    types.ty().function([], []);
+    let mut imports = ImportSection::new();
+    let table = TableType { element_type: RefType::FUNCREF, minimum: 0, maximum: None, table64: false, shared: false };
+    imports
+        .import("env", "emscripten_stack_get_current", EntityType::Function(1))
+        .import("env", "_emscripten_stack_restore", EntityType::Function(2))
+        .import("env", "setThrew", EntityType::Function(3))
+        .import("env", name, EntityType::Function(0))
+        .import("env", "__indirect_function_table", table)
+        .import("env", TAG, TagType { kind: TagKind::Exception, func_type_idx: 4 });
+    // What `lower_longjmp` looks for, and a function section, to which it adds.
+    let mut exports = ExportSection::new();
+    exports
+        .export("emscripten_stack_get_current", ExportKind::Func, 0)
+        .export("_emscripten_stack_restore", ExportKind::Func, 1)
+        .export("setThrew", ExportKind::Func, 2);
+    let mut module = wasm_encoder::Module::new();
+    module
+        .section(&types)
+        .section(&imports)
+        .section(&FunctionSection::new())
+        .section(&exports)
+        .section(&CodeSection::new());
+    lower_longjmp(&module.finish()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invoke_function_can_be_made_for_any_signature() {
+        for name in ["invoke_v", "invoke_vijiiidjiiiiii", "invoke_d", "invoke_fjd"] {
+            wasmparser::validate(&invoke_module(name).unwrap()).unwrap();
+        }
+        for name in ["invoke_", "invoke_x", "invoke_iv", "dynCall_ii"] {
+            assert_eq!(invoke_module(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_module_without_longjmp_stays_as_it_is() {
+        let empty = wasm_encoder::Module::new().finish();
+        assert_eq!(lower_longjmp(&empty).unwrap(), empty);
+    }
+
+    #[test]
+    fn bytes_that_are_no_module_are_refused() {
+        assert!(lower_longjmp(b"longjmp").is_err());
     }
 }

@@ -27,6 +27,7 @@ mod evidence;
 mod facts;
 mod hooks;
 mod image;
+mod longjmp;
 mod module;
 mod rewrite;
 mod targets;
@@ -45,7 +46,22 @@ use targets::{Change, TARGETS};
 
 pub use facts::{DynamicLinking, Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
-pub use image::memory_image;
+pub use longjmp::invoke_module;
+
+/// The rewriter's own source: what it makes of a module is cached under a key that this is part of.
+pub const SOURCE: &str = concat!(
+    include_str!("bodies.rs"),
+    include_str!("changes.rs"),
+    include_str!("evidence.rs"),
+    include_str!("facts.rs"),
+    include_str!("hooks.rs"),
+    include_str!("image.rs"),
+    include_str!("longjmp.rs"),
+    include_str!("mod.rs"),
+    include_str!("module.rs"),
+    include_str!("rewrite.rs"),
+    include_str!("targets.rs"),
+);
 
 /// Name of an exported mutable `i32` global: where it is not zero, `StartupXLOG` and `ShutdownXLOG` do nothing.
 ///
@@ -54,10 +70,10 @@ pub const FURTHER_SESSION: &str = "pglite_port.further_session";
 
 /// PGlite's backend, ready to be compiled.
 pub struct Instrumented {
-    /// All code, no data: it imports its memory as `env.memory`, and the hooks from [`HOOK_MODULE`].
+    /// All code, no data: it defines an empty memory and exports it as `memory`, and imports the hooks from [`HOOK_MODULE`].
     pub code: Vec<u8>,
-    /// The memory of a fresh backend: a module that exports it as `memory`.
-    pub image: Vec<u8>,
+    /// The contents of a fresh backend's memory.
+    pub memory: Vec<u8>,
     /// What a host has to know of the two.
     pub facts: Facts,
 }
@@ -123,6 +139,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
         globals: &[FURTHER_SESSION],
         exports: hidden_globals(&module),
         without_data: true,
+        own_memory: true,
         names: names(&module, &found),
         ..Rewrite::default()
     };
@@ -144,51 +161,15 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
             }
         }
     }
-    let image = image::initial_image(limits, &data, &zeroed)?;
-    Ok(Instrumented {
-        code: rewrite.apply(&module)?,
-        image,
-        facts,
-    })
+    Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts })
 }
 
-/// Prepares a module that is to run as it is, with its memory exported as `memory`: `initdb.wasm`.
+/// Prepares a module that runs in one instance only and needs no changes but those of [`longjmp`]: `initdb.wasm`.
 ///
 /// # Errors
-/// If the bytes are no module, or one without a memory.
+/// If the bytes are no module, or one whose `longjmp` is not Emscripten's.
 pub fn instrument_plain(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
-    let module = Module::parse(wasm)?;
-    PageLimits::of(&module)?;
-    let mut rewrite = Rewrite::default();
-    if module.exported(ExternalKind::Memory, "memory").is_none() {
-        rewrite
-            .exports
-            .push(("memory".to_owned(), ExportKind::Memory, 0));
-    }
-    rewrite.apply(&module)
-}
-
-/// Prepares a side module for being loaded, and for being there already in the memory of a clone.
-///
-/// # Errors
-/// If the bytes are no module, or it uses its data segments other than by writing them when it is instantiated.
-pub fn instrument_side_module(wasm: &[u8]) -> Result<SideModule, InstrumentError> {
-    let module = Module::parse(wasm)?;
-    module.refuse_passive_data()?;
-    let with = |without_data| Rewrite {
-        exports: hidden_globals(&module),
-        without_data,
-        ..Rewrite::default()
-    };
-    Ok(SideModule {
-        loading: with(false).apply(&module)?,
-        loaded: with(true).apply(&module)?,
-        mutable_globals: module
-            .mutable_globals()
-            .into_iter()
-            .map(|global| global.name)
-            .collect(),
-    })
+    longjmp::lower_longjmp(wasm)
 }
 
 /// Exports for the mutable globals that have none.
@@ -223,6 +204,3 @@ fn names(module: &Module, found: &Found) -> BTreeMap<u32, String> {
     }
     names
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use wasmparser::{
-    Data, DataKind, Dylink0Subsection, Export, ExternalKind, FuncType, FunctionBody, GlobalType,
+    Data, DataKind, Dylink0Subsection, Element, ElementItems, ElementKind, Export, ExternalKind, FuncType, FunctionBody, GlobalType,
     KnownCustom, MemInfo, MemoryType, Name, Operator, Parser, Payload, TypeRef,
 };
 
@@ -28,6 +28,8 @@ pub(super) struct Module<'a> {
     pub(super) memory: Option<MemoryType>,
     /// Initial number of elements of the module's own table.
     pub(super) table_elements: Option<u64>,
+    /// For every function in the table, its first slot.
+    pub(super) table_slots: BTreeMap<u32, u32>,
     pub(super) data: Vec<Data<'a>>,
     pub(super) start: Option<u32>,
     /// The first part of the custom section `dylink.0`.
@@ -109,6 +111,11 @@ impl<'a> Module<'a> {
                     self.exports.push(export?);
                 }
             }
+            Payload::ElementSection(section) => {
+                for element in section {
+                    self.elements(element?)?;
+                }
+            }
             Payload::StartSection { func, .. } => self.start = Some(func),
             Payload::CodeSectionEntry(body) => self.bodies.push(body),
             Payload::DataSection(section) => {
@@ -135,6 +142,19 @@ impl<'a> Module<'a> {
             }
             TypeRef::Memory(ty) => self.add_memory(ty)?,
             TypeRef::Table(_) | TypeRef::Tag(_) => {}
+        }
+        Ok(())
+    }
+
+    fn elements(&mut self, element: Element<'a>) -> Result<(), InstrumentError> {
+        let (ElementKind::Active { offset_expr, .. }, ElementItems::Functions(functions)) = (element.kind, element.items)
+        else {
+            return Err(InstrumentError::Unsupported("its table is filled otherwise than by functions at once".into()));
+        };
+        let first = constant(&offset_expr)?
+            .ok_or_else(|| InstrumentError::Unsupported("its table is filled at an offset that is not constant".into()))?;
+        for (function, slot) in functions.into_iter().zip(first.cast_unsigned()..) {
+            self.table_slots.entry(function?).or_insert(slot);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use wasm_encoder::{
     NameMap, NameSection, RawSection, StartSection, TableSection, TypeSection, ValType,
 };
 use wasmparser::{
+    TypeRef,
     BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, KnownCustom, Parser,
     Payload,
 };
@@ -32,9 +33,14 @@ pub(super) struct Rewrite {
     pub(super) edits: BTreeMap<u32, Vec<Edit>>,
     /// Whether data segments and the start function, which set memory up, are left out.
     pub(super) without_data: bool,
+    /// Whether an imported memory becomes the module's own, and its table gets room for [`SPARE_TABLE_ELEMENTS`] more.
+    pub(super) own_memory: bool,
     /// Names of functions for backtraces, by the original's indices.
     pub(super) names: BTreeMap<u32, String>,
 }
+
+/// Elements that are added to the table, so that callbacks and the usual side modules find room without the table being copied.
+const SPARE_TABLE_ELEMENTS: u64 = 1024;
 
 impl Rewrite {
     /// Writes `module` out with these changes.
@@ -126,7 +132,12 @@ impl Writer<'_> {
             }
             Payload::ImportSection(section) => {
                 let mut imports = ImportSection::new();
-                self.parse_import_section(&mut imports, section)?;
+                for import in section.into_imports() {
+                    let import = import?;
+                    if !(self.rewrite.own_memory && matches!(import.ty, TypeRef::Memory(_))) {
+                        self.parse_import(&mut imports, import)?;
+                    }
+                }
                 let first_type = u32::try_from(self.original.types.len()).unwrap_or(u32::MAX);
                 for (ty, hook) in (first_type..).zip(self.rewrite.hooks) {
                     imports.import(HOOK_MODULE, hook.name(), EntityType::Function(ty));
@@ -140,8 +151,21 @@ impl Writer<'_> {
             }
             Payload::TableSection(section) => {
                 let mut tables = TableSection::new();
-                self.parse_table_section(&mut tables, section)?;
+                for table in section {
+                    let table = table?;
+                    let mut ty = self.table_type(table.ty)?;
+                    if self.rewrite.own_memory {
+                        ty.minimum += SPARE_TABLE_ELEMENTS;
+                        ty.maximum = ty.maximum.map(|maximum| maximum.max(ty.minimum));
+                    }
+                    tables.table(ty);
+                }
                 output.section(&tables);
+                if let (true, Some(memory)) = (self.rewrite.own_memory, self.original.memory) {
+                    let mut memories = MemorySection::new();
+                    memories.memory(self.memory_type(memory)?);
+                    output.section(&memories);
+                }
             }
             Payload::MemorySection(section) => {
                 let mut memories = MemorySection::new();
