@@ -1,0 +1,81 @@
+//! What every guest of ours is started with: its environment, and a console that becomes log lines.
+
+use crate::{
+    backend::DATA_DIRECTORY,
+    fs::{Console, Stream},
+    log::{Level, LogSink},
+};
+
+/// The environment that PGlite gives its guests (`pglite.ts`).
+pub(super) fn environment() -> Vec<(&'static str, String)> {
+    [
+        ("HOME", "/home/postgres"),
+        ("USER", "postgres"),
+        ("LOGNAME", "postgres"),
+        ("PATH", "/pglite/bin"),
+        ("PWD", "/"),
+        ("PGDATA", DATA_DIRECTORY),
+        ("PGUSER", "postgres"),
+        ("PGDATABASE", "postgres"),
+        ("LANG", "en_US.UTF-8"),
+        ("LC_COLLATE", "en_US.UTF-8"),
+        ("LC_CTYPE", "en_US.UTF-8"),
+        ("TZ", "UTC"),
+        ("PGTZ", "UTC"),
+        ("PGCLIENTENCODING", "UTF8"),
+        ("ICU_DATA", "/pglite/icu"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+    .into()
+}
+
+/// The longest line that is kept whole; the rest of a longer one becomes the next line.
+const LONGEST_LINE: usize = 16 << 10;
+
+/// Turns what a guest writes to its terminal into log lines.
+pub(super) struct LineConsole {
+    log: LogSink,
+    target: &'static str,
+    lines: [Vec<u8>; 2],
+}
+
+impl LineConsole {
+    pub(super) fn new(log: LogSink, target: &'static str) -> Self {
+        Self { log, target, lines: [Vec::new(), Vec::new()] }
+    }
+
+    fn line(&self, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        self.log.line(level(&text), self.target, &text);
+    }
+}
+
+/// The level of a line by `PostgreSQL`'s own word for it (`error_severity` in `src/backend/utils/error/elog.c`).
+/// An SQL error is news for the client, not for us.
+fn level(line: &str) -> Level {
+    let severities = [("WARNING:", Level::WARN), ("FATAL:", Level::WARN), ("PANIC:", Level::ERROR), ("LOG:", Level::INFO)];
+    severities.into_iter().find(|(severity, _)| line.contains(severity)).map_or(Level::DEBUG, |(_, level)| level)
+}
+
+impl Console for LineConsole {
+    fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        let which = usize::from(stream == Stream::Err);
+        for byte in bytes {
+            if *byte != b'\n' {
+                self.lines[which].push(*byte);
+            }
+            if *byte == b'\n' || self.lines[which].len() >= LONGEST_LINE {
+                let line = std::mem::take(&mut self.lines[which]);
+                self.line(&line);
+            }
+        }
+    }
+}
+
+impl Drop for LineConsole {
+    fn drop(&mut self) {
+        for line in std::mem::take(&mut self.lines).iter().filter(|line| !line.is_empty()) {
+            self.line(line);
+        }
+    }
+}
