@@ -1,46 +1,22 @@
-//! What every guest of ours is started with: its environment, and a console that becomes log lines.
+//! A guest's terminal as log lines.
 
 use crate::{
-    backend::DATA_DIRECTORY,
     fs::{Console, Stream},
     log::{Level, LogSink},
 };
-
-/// The environment that PGlite gives its guests (`pglite.ts`).
-pub(super) fn environment() -> Vec<(&'static str, String)> {
-    [
-        ("HOME", "/home/postgres"),
-        ("USER", "postgres"),
-        ("LOGNAME", "postgres"),
-        ("PATH", "/pglite/bin"),
-        ("PWD", "/"),
-        ("PGDATA", DATA_DIRECTORY),
-        ("PGUSER", "postgres"),
-        ("PGDATABASE", "postgres"),
-        ("LANG", "en_US.UTF-8"),
-        ("LC_COLLATE", "en_US.UTF-8"),
-        ("LC_CTYPE", "en_US.UTF-8"),
-        ("TZ", "UTC"),
-        ("PGTZ", "UTC"),
-        ("PGCLIENTENCODING", "UTF8"),
-        ("ICU_DATA", "/pglite/icu"),
-    ]
-    .map(|(name, value)| (name, value.to_owned()))
-    .into()
-}
 
 /// The longest line that is kept whole; the rest of a longer one becomes the next line.
 const LONGEST_LINE: usize = 16 << 10;
 
 /// Turns what a guest writes to its terminal into log lines.
-pub(super) struct LineConsole {
+pub(crate) struct LineConsole {
     log: LogSink,
     target: &'static str,
     lines: [Vec<u8>; 2],
 }
 
 impl LineConsole {
-    pub(super) fn new(log: LogSink, target: &'static str) -> Self {
+    pub(crate) fn new(log: LogSink, target: &'static str) -> Self {
         Self { log, target, lines: [Vec::new(), Vec::new()] }
     }
 

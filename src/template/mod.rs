@@ -1,6 +1,6 @@
 //! Templates: clusters that were prepared and frozen, of which every connection in `isolated` mode gets a clone.
 //!
-//! * `console`: what every guest is started with
+//! * `console`: a guest's terminal as log lines
 //! * `initdb`: a new cluster
 //! * `build`: a template from a cluster and SQL
 //! * `snapshot`: a backend captured, and started again
@@ -14,5 +14,4 @@ mod store;
 
 pub(crate) use build::Recipe;
 pub(crate) use console::LineConsole;
-pub(crate) use snapshot::Snapshot;
 pub(crate) use store::{TemplateError, Templates};
