@@ -106,14 +106,16 @@ enum StoredKind {
 }
 
 impl FrozenTree {
-    /// Writes the tree into `directory`, which is made if need be. The index is written last and put in place in one
-    /// step: a directory with an index is complete.
+    /// Writes the tree into `directory`, which is made if need be; a tree that is there already is replaced, and those who
+    /// have it open keep it. The index is removed first and put in place last: a directory with an index is complete.
+    ///
+    /// Nobody else may write to or open the directory meanwhile.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub fn write_to(&self, directory: &Path) -> Result<(), StoreError> {
         fs::create_dir_all(directory)?;
-        let data = File::create(directory.join(DATA))?;
+        let data = tempfile::NamedTempFile::new_in(directory)?;
         let mut inodes: Vec<_> = self.nodes.iter().collect();
         inodes.sort_unstable_by_key(|(ino, _)| **ino);
         let mut data_len = 0;
@@ -121,7 +123,7 @@ impl FrozenTree {
         for (ino, node) in inodes {
             let kind = match &node.kind {
                 Kind::File(content) => {
-                    let stored = write_content(content, &data, data_len)?;
+                    let stored = write_content(content, data.as_file(), data_len)?;
                     let start = data_len;
                     data_len += stored.next_multiple_of(CHUNK as u64);
                     StoredKind::File {
@@ -149,8 +151,14 @@ impl FrozenTree {
                 kind,
             });
         }
-        data.set_len(data_len)?;
-        data.sync_all()?;
+        data.as_file().set_len(data_len)?;
+        data.as_file().sync_all()?;
+        match fs::remove_file(directory.join(INDEX)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        // Renamed into place, not overwritten: whoever has the old data mapped would lose it.
+        data.persist(directory.join(DATA)).map_err(|error| error.error)?;
         let stored = StoredTree {
             next: self.next,
             data_len,
