@@ -5,6 +5,8 @@
 //!
 //! * [`fs`]: the guest's files, in memory, copied on write.
 //! * [`guest`]: the Emscripten host, everything that the wasm sees.
+//! * [`instrument`]: the rewriter of the wasm before it is compiled.
 
 pub mod fs;
 pub mod guest;
+pub mod instrument;

@@ -1,14 +1,155 @@
 //! The Emscripten host: what one wasm instance of PGlite sees of the world.
+//!
+//! Each file adds the imports of one concern to Wasmtime's linker; an import that no file knows fails at link time with its name.
+//! Errors in host functions are of three kinds. What the guest may handle is returned as its errno (`syscalls`, `wasi`).
+//! `I32Exit` unwinds for `exit`. Everything else ends the instance as a trap does.
 
+mod callbacks;
 pub mod client;
+mod commands;
+mod dylink;
+mod hooks;
+mod instance;
+mod mapping;
+mod memory;
+mod net;
+mod process;
+mod report;
+mod signals;
+mod syscalls;
+mod time;
+mod timers;
+mod wasi;
 
-use wasmtime::Memory;
-use wasmtime_wasi::p1::WasiP1Ctx;
+use std::sync::Arc;
+
+use anyhow::Context;
+use wasmtime::{AsContext, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
+use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
+
+use crate::{fs::Files, instrument::Facts};
+
+pub(crate) use callbacks::ClientStream;
+pub(crate) use commands::Commands;
+pub(crate) use dylink::{Libraries, LibrariesImage, LibraryStore, restore as restore_libraries};
+pub(crate) use instance::Exports;
+pub(crate) use mapping::Mappings;
+pub use signals::{Signal, Signals};
+pub(crate) use timers::Timers;
 
 /// The state that host functions find in the store of one wasm instance.
-pub struct Guest {
-    /// Clocks, randomness, environment and `proc_exit` of WASI preview 1; its `fd_*` functions are not used.
-    pub wasi: WasiP1Ctx,
-    /// The linear memory, known once the instance has been linked.
-    pub memory: Option<Memory>,
+pub(crate) struct Guest {
+    /// Clocks, randomness, environment and `proc_exit` of WASI preview 1; its `fd_*` functions are not used, because
+    /// they would not share a descriptor table with `__syscall_*`.
+    pub(crate) wasi: WasiP1Ctx,
+    /// Files and descriptors.
+    pub(crate) files: Files,
+    /// What host functions call back, known once the instance has been made.
+    pub(crate) exports: Option<Exports>,
+    /// Files mapped into memory.
+    pub(crate) mappings: Mappings,
+    /// Side modules.
+    pub(crate) libraries: Libraries,
+    /// Side modules of the whole program.
+    pub(crate) library_store: Arc<LibraryStore>,
+    /// What the rewriter knows of the main module.
+    pub(crate) facts: Arc<Facts>,
+    /// The client whose bytes the read and write callbacks carry.
+    pub(crate) client: ClientStream,
+    /// What `system` and `popen` run.
+    pub(crate) commands: Box<dyn Commands>,
+    /// Signals that other threads have sent.
+    pub(crate) signals: Arc<Signals>,
+    /// Interval timers (`setitimer`).
+    pub(crate) timers: Timers,
+}
+
+/// What one guest is made of besides its wasm.
+pub(crate) struct Setup {
+    pub(crate) files: Files,
+    pub(crate) environment: Vec<(&'static str, String)>,
+    pub(crate) commands: Box<dyn Commands>,
+    pub(crate) library_store: Arc<LibraryStore>,
+    pub(crate) facts: Arc<Facts>,
+}
+
+impl Guest {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let mut wasi = WasiCtxBuilder::new();
+        for (name, value) in &setup.environment {
+            wasi.env(name, value);
+        }
+        let signals = Arc::new(Signals::default());
+        Self {
+            wasi: wasi.build_p1(),
+            files: setup.files,
+            exports: None,
+            mappings: Mappings::default(),
+            libraries: Libraries::default(),
+            library_store: setup.library_store,
+            facts: setup.facts,
+            client: ClientStream::default(),
+            commands: setup.commands,
+            timers: Timers::new(signals.clone()),
+            signals,
+        }
+    }
+
+    /// What host functions may call.
+    ///
+    /// # Errors
+    /// While the instance is being made, that is in a start function.
+    pub(crate) fn exports(&self) -> wasmtime::Result<&Exports> {
+        self.exports.as_ref().ok_or_else(|| wasmtime::format_err!("a host function was called before the instance was complete"))
+    }
+
+    /// The linear memory; errors as [`Guest::exports`].
+    pub(crate) fn memory(&self) -> wasmtime::Result<Memory> {
+        Ok(self.exports()?.memory)
+    }
+
+    /// The function at `index` of the table, as a C function pointer names it.
+    ///
+    /// # Errors
+    /// When there is none, or it is of another type.
+    pub(crate) fn table_function<P: WasmParams, R: WasmResults>(
+        &self,
+        store: &mut impl wasmtime::AsContextMut<Data = Guest>,
+        index: u32,
+    ) -> wasmtime::Result<TypedFunc<P, R>> {
+        let table = self.exports()?.table;
+        match table.get(&mut *store, index.into()) {
+            Some(Ref::Func(Some(function))) => function.typed(store.as_context()),
+            _ => wasmtime::bail!("there is no function at index {index} of the table"),
+        }
+    }
+}
+
+/// All host functions of `pglite.wasm` and `initdb.wasm`.
+///
+/// # Errors
+/// When two files define the same import.
+pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p1::add_to_linker_sync(&mut linker, |guest: &mut Guest| &mut guest.wasi)
+        .map_err(anyhow::Error::from)
+        .context("WASI cannot be linked")?;
+    // The `fd_*` functions of wasmtime-wasi give way to those that share the guest's descriptor table.
+    linker.allow_shadowing(true);
+    wasi::add_to_linker(&mut linker)?;
+    linker.allow_shadowing(false);
+    for add in [
+        callbacks::add_to_linker,
+        dylink::add_to_linker,
+        hooks::add_to_linker,
+        mapping::add_to_linker,
+        net::add_to_linker,
+        process::add_to_linker,
+        syscalls::add_to_linker,
+        time::add_to_linker,
+        timers::add_to_linker,
+    ] {
+        add(&mut linker)?;
+    }
+    Ok(linker)
 }

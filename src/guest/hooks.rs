@@ -1,0 +1,101 @@
+//! The places inside `PostgreSQL` where the rewriter put a call of the host (`instrument`): waiting, sleeping, interrupts, signals.
+
+use std::time::{Duration, Instant};
+
+use wasmtime::{AsContextMut, Caller, Linker};
+
+use super::{
+    Guest, Signal,
+    client::{Interest, Readiness},
+    memory, timers,
+};
+
+/// Errno of WASI that `kill` answers: no such process.
+const ESRCH: i32 = 71;
+/// Errno of WASI that `kill` answers: no such signal.
+const EINVAL: i32 = 28;
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap("pglite_port", "init_process", |_: Caller<'_, Guest>| {})?;
+    linker.func_wrap("pglite_port", "process_interrupts", |mut caller: Caller<'_, Guest>| deliver(&mut caller).map(drop))?;
+    linker.func_wrap("pglite_port", "wait_event_set_wait", |mut caller: Caller<'_, Guest>, timeout: i32, latch: u32| {
+        let timeout = u64::try_from(timeout).ok().map(Duration::from_millis);
+        wait(&mut caller, timeout, latch)
+    })?;
+    linker.func_wrap("pglite_port", "pg_usleep", |mut caller: Caller<'_, Guest>, microseconds: i32| {
+        // As nanosleep does, it returns early when a signal handler has run.
+        match u64::try_from(microseconds) {
+            Ok(microseconds) if microseconds > 0 => wait(&mut caller, Some(Duration::from_micros(microseconds)), 0),
+            _ => Ok(()),
+        }
+    })?;
+    linker.func_wrap("pglite_port", "kill", kill)?;
+    Ok(())
+}
+
+/// Runs the handlers of signals that have arrived and of timers that are due; says whether any signal did.
+///
+/// # Errors
+/// When a handler traps or exits.
+pub(super) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Result<bool> {
+    let mut delivered = false;
+    while store.as_context().data().signals.any() {
+        let arrived = store.as_context().data().signals.take();
+        for signal in arrived {
+            delivered = true;
+            if signal != Signal::URG {
+                let raise = store.as_context().data().exports()?.raise.clone();
+                raise.call(&mut *store, signal.number())?;
+            }
+        }
+    }
+    timers::run_due(store)?;
+    Ok(delivered)
+}
+
+/// Waits as `poll` would in `WaitEventSetWait`, until the latch at `latch` (if any) is set, the timeout has passed, a signal has been
+/// handled, or the client's connection is ready for what the last callback wanted of it.
+///
+/// The `poll` of this build reports no events, so the latch is set in that last case too: `PostgreSQL` then looks at everything it waits for,
+/// and a latch may always be set without a reason (`src/include/storage/latch.h`).
+fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -> wasmtime::Result<()> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    loop {
+        let delivered = deliver(caller)?;
+        if latch != 0 && memory::read_u32(memory::of(caller)?.0, latch)? != 0 {
+            return Ok(());
+        }
+        if delivered || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Ok(());
+        }
+        let guest = caller.data_mut();
+        let interest = guest.client.blocked_on().unwrap_or(Interest::Nothing);
+        let until = [deadline, guest.timers.next()].into_iter().flatten().min();
+        match guest.client.wait(interest, until) {
+            Readiness::Ready => {
+                if latch != 0 {
+                    memory::write_u32(memory::of(caller)?.0, latch, 1)?;
+                }
+                return Ok(());
+            }
+            Readiness::Woken | Readiness::TimedOut => {}
+        }
+    }
+}
+
+/// `kill`: 0, or the negated errno. A negative process id, a group in `PostgreSQL`'s children, means the process here.
+fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Result<i32> {
+    let own = memory::read_u32(memory::of(&mut caller)?.0, caller.data().facts.my_proc_pid())?.cast_signed();
+    if pid.checked_abs() != Some(own) {
+        return Ok(-ESRCH);
+    }
+    let signal = match (signal, Signal::from_number(signal)) {
+        (0, _) => return Ok(0),
+        (_, Some(signal)) => signal,
+        (_, None) => return Ok(-EINVAL),
+    };
+    // A signal that a process sends to itself is handled before kill returns.
+    caller.data().signals.send(signal);
+    deliver(&mut caller)?;
+    Ok(0)
+}
