@@ -33,7 +33,6 @@ pub(crate) use callbacks::ClientStream;
 pub(crate) use commands::Commands;
 pub(crate) use dylink::{Libraries, LibrariesImage, LibraryStore, restore as restore_libraries};
 pub(crate) use instance::Exports;
-pub(crate) use mapping::Mappings;
 pub use signals::{Signal, Signals};
 pub(crate) use timers::Timers;
 
@@ -46,8 +45,6 @@ pub(crate) struct Guest {
     pub(crate) files: Files,
     /// What host functions call back, known once the instance has been made.
     pub(crate) exports: Option<Exports>,
-    /// Files mapped into memory.
-    pub(crate) mappings: Mappings,
     /// Side modules.
     pub(crate) libraries: Libraries,
     /// Side modules of the whole program.
@@ -84,7 +81,6 @@ impl Guest {
             wasi: wasi.build_p1(),
             files: setup.files,
             exports: None,
-            mappings: Mappings::default(),
             libraries: Libraries::default(),
             library_store: setup.library_store,
             facts: setup.facts,
@@ -100,7 +96,9 @@ impl Guest {
     /// # Errors
     /// While the instance is being made, that is in a start function.
     pub(crate) fn exports(&self) -> wasmtime::Result<&Exports> {
-        self.exports.as_ref().ok_or_else(|| wasmtime::format_err!("a host function was called before the instance was complete"))
+        self.exports
+            .as_ref()
+            .ok_or_else(|| wasmtime::format_err!("a host function was called before the instance was complete"))
     }
 
     /// The linear memory; errors as [`Guest::exports`].

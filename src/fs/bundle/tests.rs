@@ -46,7 +46,9 @@ fn a_bundle_that_is_not_as_expected_is_refused_with_the_place() {
     assert!(error(r#"files:[{filename:"/a",start:x"#).contains("at byte 28: a whole number"));
     assert!(error(r#"files:[{filename:"/a",start:0,end:1}"#).contains("`,` or `]`"));
     assert!(error(r#"files:[{filename:"/a\n",start:0,end:1}]"#).contains("without escapes"));
-    assert!(error(r#"files:[{filename:"/a",start:0,end:8}]"#).contains("bytes 0 to 8 of PGlite's data file, which has 7"));
+    assert!(
+        error(r#"files:[{filename:"/a",start:0,end:8}]"#).contains("bytes 0 to 8 of PGlite's data file, which has 7")
+    );
     assert!(error(r#"files:[{filename:"/a",start:5,end:4}]"#).contains("bytes 5 to 4"));
     assert!(error(r#"files:[{filename:"/../a",start:0,end:1}]"#).contains("EINVAL"));
     assert!(error(r#"files:[{filename:"/a",start:0,end:1},{filename:"/a",start:0,end:1}]"#).contains("EEXIST"));
@@ -82,7 +84,8 @@ fn archive(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
 fn an_extension_is_unpacked_below_its_directory_and_replaces_older_files() {
     let mut tree = Tree::new();
     let old = archive(&[("lib/postgresql/x.so", 0o755, b"old")]);
-    let new = archive(&[("share/x.control", 0o644, b"c"), (".hidden", 0o644, b"h"), ("lib/postgresql/x.so", 0o755, b"new")]);
+    let new =
+        archive(&[("share/x.control", 0o644, b"c"), (".hidden", 0o644, b"h"), ("lib/postgresql/x.so", 0o755, b"new")]);
     unpack_extension(&mut tree, old.as_slice(), "/pglite").unwrap();
     let paths = unpack_extension(&mut tree, new.as_slice(), "/pglite").unwrap();
     assert_eq!(paths, ["/pglite/share/x.control", "/pglite/lib/postgresql/x.so"]);

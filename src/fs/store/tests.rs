@@ -84,10 +84,7 @@ fn every_kind_of_damage_is_an_error_that_says_so() {
     let data = OpenOptions::new().write(true).open(directory.path().join(DATA)).unwrap();
     data.set_len(CHUNK as u64).unwrap();
     let error = FrozenTree::open(directory.path()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the data of the stored files has 8192 bytes instead of 24576; prepare them again"
-    );
+    assert_eq!(error.to_string(), "the data of the stored files has 8192 bytes instead of 24576; prepare them again");
     fs::remove_file(directory.path().join(DATA)).unwrap();
     assert!(matches!(FrozenTree::open(directory.path()).unwrap_err(), StoreError::Io(_)));
 }
@@ -95,7 +92,8 @@ fn every_kind_of_damage_is_an_error_that_says_so() {
 #[test]
 fn an_index_with_a_right_checksum_but_wrong_contents_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let node = |ino, kind| StoredNode { ino: Ino(ino), attributes: Node::new(Kind::Device(Device::Null), 0).attributes, kind };
+    let node =
+        |ino, kind| StoredNode { ino: Ino(ino), attributes: Node::new(Kind::Device(Device::Null), 0).attributes, kind };
     let root = |entries| node(1, StoredKind::Directory { parent: ROOT, entries });
     let open = |nodes, next| {
         let body = postcard::to_allocvec(&StoredTree { next: Ino(next), data_len: 0, nodes }).unwrap();
