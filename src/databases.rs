@@ -57,7 +57,7 @@ impl Databases {
             Ok(snapshot) => snapshot,
             Err(TemplateError::Unknown(_)) => {
                 let message = format!("database \"{database}\" does not exist");
-                return Ok(SessionEnd::Refused(ErrorResponse::fatal(sqlstate::UNDEFINED_DATABASE, message)));
+                return Ok(SessionEnd::Refused(ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, message)));
             }
             Err(TemplateError::Broken(error)) => return Err(error),
         };

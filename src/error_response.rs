@@ -18,6 +18,8 @@ pub mod sqlstate {
     pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
     /// `insufficient_resources`
     pub const INSUFFICIENT_RESOURCES: &str = "53000";
+    /// `invalid_catalog_name`
+    pub const INVALID_CATALOG_NAME: &str = "3D000";
     /// `query_canceled`, which PostgreSQL also reports when `authentication_timeout` has passed
     pub const QUERY_CANCELED: &str = "57014";
     /// `admin_shutdown`

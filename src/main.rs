@@ -16,9 +16,9 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, unbounded};
 use pglite_port::{
-    connection::{Mode, SessionEnd, SessionRequest, Sessions},
-    error_response::{ErrorResponse, sqlstate},
-    guest::client::Client,
+    connection::Mode,
+    databases::{Databases, Places},
+    log::LogSink,
     port::{self, Ending},
     serve,
 };
@@ -95,7 +95,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
-    let sessions = Arc::new(NotAvailable);
+    let engine = &command_line.engine;
+    let places = Places { pglite: engine.pglite_dir.clone(), cache: engine.cache_dir.clone() };
+    let sessions = Arc::new(Databases::open(&places, LogSink::to_own_log())?);
     let mode = command_line.mode;
     match &command_line.command {
         Command::Port => {
@@ -147,14 +149,4 @@ fn receive_signals(signals: &[i32]) -> anyhow::Result<Receiver<()>> {
         .spawn(move || signals.forever().try_for_each(|_| sender.send(())))
         .context("no thread to handle signals")?;
     Ok(receiver)
-}
-
-/// Sessions for a build without an engine: there are none.
-struct NotAvailable;
-
-impl Sessions for NotAvailable {
-    fn serve(&self, _: SessionRequest<'_>, _: Box<dyn Client>) -> SessionEnd {
-        let message = "the database system is not available in this build";
-        SessionEnd::Refused(ErrorResponse::fatal(sqlstate::CANNOT_CONNECT_NOW, message))
-    }
 }

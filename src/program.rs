@@ -4,7 +4,7 @@ use std::{fs, sync::Arc};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use wasmtime::{Engine, Extern, Func, Instance, InstancePre, Module, Store};
+use wasmtime::{Engine, Instance, InstancePre, Module, Store};
 
 use crate::{
     artefact::{Artefact, INITDB_WASM, PGLITE_WASM, hex_digest},
@@ -83,14 +83,6 @@ impl Program {
 
     pub(crate) fn instantiate(&self, store: &mut Store<Guest>) -> anyhow::Result<Instance> {
         Ok(self.backend.instantiate(store)?)
-    }
-
-    /// The host function `name` of the rewriter's own imports, as a function of that store.
-    pub(crate) fn host_function(&self, store: &mut Store<Guest>, name: &str) -> anyhow::Result<Func> {
-        match self.libraries.linker().get(store, instrument::HOOK_MODULE, name)? {
-            Some(Extern::Func(function)) => Ok(function),
-            _ => anyhow::bail!("there is no host function {name}"),
-        }
     }
 
     /// The compiled `initdb`.

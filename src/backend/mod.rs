@@ -14,22 +14,14 @@ use wasmtime::{Global, Ref, Store, TypedFunc, Val, ValType, WasmParams, WasmResu
 use wasmtime_wasi::I32Exit;
 
 use crate::{
-    guest::{ClientStream, Exports, Guest, LibrariesImage, Library, Setup, Signals, memory, restore_libraries},
+    guest::{CALLBACKS, ClientStream, Exports, Guest, LibrariesImage, Library, Setup, Signals, memory, restore_libraries},
     image::Image,
     instrument::Facts,
     program::Program,
 };
 
-pub(crate) use boot::{DATA_DIRECTORY, EXECUTABLE, START_PARAMETERS};
+pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
 pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended};
-
-/// The exported functions that are told the table slots of PGlite's callbacks, and those callbacks, in the order of their slots.
-const CALLBACKS: [(&str, &[&str]); 4] = [
-    ("pgl_set_system_fn", &["system"]),
-    ("pgl_set_popen_fn", &["popen"]),
-    ("pgl_set_pclose_fn", &["pclose"]),
-    ("pgl_set_rw_cbs", &["read", "write"]),
-];
 
 /// A running backend, on whatever thread has it.
 pub(crate) struct Backend {
@@ -89,7 +81,7 @@ impl Backend {
     }
 
     fn instantiate(program: &Program, setup: Setup, image: &Image) -> anyhow::Result<Self> {
-        let mut store = Store::new(program.engine(), Guest::new(setup));
+        let mut store = Store::new(program.engine(), Guest::new(setup)?);
         let instance = program.instantiate(&mut store)?;
         let exports = Exports::find(&mut store, instance)?;
         let table = exports.table;
@@ -107,7 +99,7 @@ impl Backend {
         store.data_mut().exports = Some(exports);
         let callbacks = CALLBACKS.iter().flat_map(|(_, names)| *names);
         for (slot, name) in (program.facts().table_elements..).zip(callbacks) {
-            let function = program.host_function(&mut store, name)?;
+            let function = program.libraries().host_function(&mut store, name)?;
             table.set(&mut store, slot, Ref::Func(Some(function)))?;
         }
         Ok(Self { store, hot })
@@ -185,7 +177,7 @@ impl Backend {
         guest.client = client;
     }
 
-    fn facts(&self) -> &Arc<Facts> {
+    pub(crate) fn facts(&self) -> &Arc<Facts> {
         &self.store.data().facts
     }
 

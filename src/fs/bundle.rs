@@ -94,22 +94,12 @@ pub fn open_bundle(data: &Path, script: &Path) -> Result<Arc<FrozenTree>, Bundle
     let map = unsafe { Mmap::map(&file) }.map_err(failed(data))?;
     let source = Arc::new(Source::Mapped(map));
     let mut tree = Tree::new();
-    lay_out(&mut tree).map_err(|errno| BundleError::Place {
-        path: "/dev".to_owned(),
-        errno,
-    })?;
+    lay_out(&mut tree).map_err(|errno| BundleError::Place { path: "/dev".to_owned(), errno })?;
     for IndexEntry { name, start, end } in index {
         let available = source.bytes().len();
-        let extent = end
-            .checked_sub(start)
-            .and_then(|len| Extent::new(Arc::clone(&source), start, len));
+        let extent = end.checked_sub(start).and_then(|len| Extent::new(Arc::clone(&source), start, len));
         let Some(extent) = extent else {
-            return Err(BundleError::Range {
-                name,
-                start,
-                end,
-                available,
-            });
+            return Err(BundleError::Range { name, start, end, available });
         };
         place(&mut tree, &name, extent, permissions(&name))?;
     }
@@ -130,10 +120,7 @@ fn permissions(name: &str) -> u32 {
 
 /// Puts a file with the bytes of `extent` into the tree, and makes the directories it lies in.
 fn place(tree: &mut Tree, path: &str, extent: Extent, permissions: u32) -> Result<(), BundleError> {
-    let failed = |errno| BundleError::Place {
-        path: path.to_owned(),
-        errno,
-    };
+    let failed = |errno| BundleError::Place { path: path.to_owned(), errno };
     let (directory, name) = path.rsplit_once('/').ok_or_else(|| failed(Errno::EINVAL))?;
     if matches!(name, "" | "." | "..") {
         return Err(failed(Errno::EINVAL));
@@ -150,11 +137,7 @@ fn place(tree: &mut Tree, path: &str, extent: Extent, permissions: u32) -> Resul
 ///
 /// # Errors
 /// [`BundleError`]; what was unpacked until then stays.
-pub fn unpack_extension(
-    tree: &mut Tree,
-    archive: impl Read,
-    below: &str,
-) -> Result<Vec<String>, BundleError> {
+pub fn unpack_extension(tree: &mut Tree, archive: impl Read, below: &str) -> Result<Vec<String>, BundleError> {
     let mut archive = tar::Archive::new(GzDecoder::new(archive));
     let mut unpacked = Vec::new();
     for entry in archive.entries()? {
@@ -167,10 +150,7 @@ pub fn unpack_extension(
             continue;
         }
         let path = format!("{below}/{}", name.trim_end_matches('/'));
-        let failed = |errno| BundleError::Place {
-            path: path.clone(),
-            errno,
-        };
+        let failed = |errno| BundleError::Place { path: path.clone(), errno };
         if entry.header().entry_type().is_dir() {
             make_directories(tree, path.as_bytes()).map_err(failed)?;
         } else if entry.header().entry_type().is_file() {
@@ -178,12 +158,7 @@ pub fn unpack_extension(
             entry.read_to_end(&mut bytes)?;
             let executable = entry.header().mode()? & 0o111 != 0;
             remove(tree, &path).map_err(failed)?;
-            place(
-                tree,
-                &path,
-                Extent::owned(bytes),
-                if executable { 0o755 } else { 0o644 },
-            )?;
+            place(tree, &path, Extent::owned(bytes), if executable { 0o755 } else { 0o644 })?;
             unpacked.push(path);
         }
     }
@@ -203,19 +178,10 @@ fn remove(tree: &mut Tree, path: &str) -> Result<(), Errno> {
 /// Reads `files:[{filename:"…",start:N,end:N},…]` out of PGlite's minified script.
 fn parse_index(script: &[u8]) -> Result<Vec<IndexEntry>, BundleError> {
     const START: &[u8] = b"files:[{filename:";
-    let Some(position) = script
-        .windows(START.len())
-        .position(|window| window == START)
-    else {
-        return Err(BundleError::Index {
-            offset: 0,
-            problem: "there is no `files:[{filename:`",
-        });
+    let Some(position) = script.windows(START.len()).position(|window| window == START) else {
+        return Err(BundleError::Index { offset: 0, problem: "there is no `files:[{filename:`" });
     };
-    let mut cursor = Cursor {
-        script,
-        offset: position,
-    };
+    let mut cursor = Cursor { script, offset: position };
     let mut index = Vec::new();
     cursor.expect(b"files:[", "`files:[`")?;
     loop {
@@ -246,10 +212,7 @@ impl Cursor<'_> {
     }
 
     fn error(&self, problem: &'static str) -> BundleError {
-        BundleError::Index {
-            offset: self.offset,
-            problem,
-        }
+        BundleError::Index { offset: self.offset, problem }
     }
 
     fn expect(&mut self, token: &[u8], problem: &'static str) -> Result<(), BundleError> {
@@ -261,11 +224,7 @@ impl Cursor<'_> {
     }
 
     fn number(&mut self) -> Result<usize, BundleError> {
-        let digits = self
-            .rest()
-            .iter()
-            .take_while(|byte| byte.is_ascii_digit())
-            .count();
+        let digits = self.rest().iter().take_while(|byte| byte.is_ascii_digit()).count();
         let text = std::str::from_utf8(&self.rest()[..digits]).unwrap_or_default();
         let number = text.parse().map_err(|_| self.error("a whole number"))?;
         self.offset += digits;
@@ -281,9 +240,7 @@ impl Cursor<'_> {
         if bytes.contains(&b'\\') {
             return Err(self.error("a file name without escapes"));
         }
-        let name = std::str::from_utf8(bytes)
-            .map_err(|_| self.error("a file name in UTF-8"))?
-            .to_owned();
+        let name = std::str::from_utf8(bytes).map_err(|_| self.error("a file name in UTF-8"))?.to_owned();
         self.offset += length + 1;
         Ok(name)
     }

@@ -41,10 +41,7 @@ impl Layer {
     /// Whether the layer has nothing at chunk `index`.
     fn is_hole(&self, index: u64) -> bool {
         !self.chunks.contains_key(&index)
-            && self
-                .extent
-                .as_ref()
-                .is_none_or(|extent| index.saturating_mul(CHUNK_U64) >= extent.len() as u64)
+            && self.extent.as_ref().is_none_or(|extent| index.saturating_mul(CHUNK_U64) >= extent.len() as u64)
     }
 }
 
@@ -76,19 +73,12 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
         let step = (CHUNK - within_chunk(at)).min(len - done);
         let range = done..done + step;
         done += step;
-        (step > 0).then_some(Piece {
-            index: at / CHUNK_U64,
-            offset: at,
-            range,
-        })
+        (step > 0).then_some(Piece { index: at / CHUNK_U64, offset: at, range })
     })
 }
 
 /// Where in its chunk the byte at `offset` lies.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a remainder below 8192 fits into any usize"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "a remainder below 8192 fits into any usize")]
 fn within_chunk(offset: u64) -> usize {
     (offset % CHUNK_U64) as usize
 }
@@ -108,18 +98,8 @@ impl Content {
     /// A file of `len` bytes that begins with those of `extent`; the rest is a hole.
     #[must_use]
     pub(super) fn of_length(len: u64, extent: Extent) -> Self {
-        let base = (!extent.is_empty()).then(|| {
-            Arc::new(Layer {
-                extent: Some(extent),
-                chunks: BTreeMap::new(),
-            })
-        });
-        Self {
-            len,
-            base,
-            visible: len,
-            changed: BTreeMap::new(),
-        }
+        let base = (!extent.is_empty()).then(|| Arc::new(Layer { extent: Some(extent), chunks: BTreeMap::new() }));
+        Self { len, base, visible: len, changed: BTreeMap::new() }
     }
 
     /// The file's length in bytes.
@@ -175,8 +155,7 @@ impl Content {
                 self.replace_chunk(piece.index, bytes);
             } else {
                 let within = within_chunk(piece.offset);
-                self.chunk_to_change(piece.index)[within..within + bytes.len()]
-                    .copy_from_slice(bytes);
+                self.chunk_to_change(piece.index)[within..within + bytes.len()].copy_from_slice(bytes);
             }
         }
         if !bytes.is_empty() {
@@ -203,10 +182,7 @@ impl Content {
             self.read_base(index * CHUNK_U64, &mut bytes);
             self.changed.insert(index, Chunk::from(&bytes[..]));
         }
-        let chunk = self
-            .changed
-            .entry(index)
-            .or_insert_with(|| Chunk::from([0; CHUNK]));
+        let chunk = self.changed.entry(index).or_insert_with(|| Chunk::from([0; CHUNK]));
         unshared(chunk)
     }
 
@@ -241,10 +217,7 @@ impl Content {
         }
         let mut layer = match self.base.take() {
             Some(base) => Arc::unwrap_or_clone(base),
-            None => Layer {
-                extent: None,
-                chunks: BTreeMap::new(),
-            },
+            None => Layer { extent: None, chunks: BTreeMap::new() },
         };
         layer.extent = layer.extent.map(|extent| extent.shortened(self.visible));
         layer.chunks.split_off(&self.visible.div_ceil(CHUNK_U64));

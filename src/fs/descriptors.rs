@@ -38,11 +38,8 @@ impl OpenFlags {
     /// `O_NOFOLLOW`.
     pub const NO_FOLLOW: Self = Self(0o400_000);
     /// Flags that matter while opening only; a description does not keep them.
-    const TRANSIENT: u32 = Self::CREATE.0
-        | Self::EXCLUSIVE.0
-        | Self::TRUNCATE.0
-        | Self::DIRECTORY.0
-        | Self::NO_FOLLOW.0;
+    const TRANSIENT: u32 =
+        Self::CREATE.0 | Self::EXCLUSIVE.0 | Self::TRUNCATE.0 | Self::DIRECTORY.0 | Self::NO_FOLLOW.0;
 
     /// Whether any of `flags` is set.
     #[must_use]
@@ -130,10 +127,7 @@ impl Descriptors {
     /// # Errors
     /// `EBADF` if `fd` is not open.
     pub fn file(&self, fd: i32) -> Result<&OpenFile, Errno> {
-        self.files
-            .get(self.index(fd)?)
-            .and_then(Option::as_ref)
-            .ok_or(Errno::EBADF)
+        self.files.get(self.index(fd)?).and_then(Option::as_ref).ok_or(Errno::EBADF)
     }
 
     /// The description behind `fd`, to be changed.
@@ -142,30 +136,19 @@ impl Descriptors {
     /// `EBADF` if `fd` is not open.
     pub fn file_mut(&mut self, fd: i32) -> Result<&mut OpenFile, Errno> {
         let index = self.index(fd)?;
-        self.files
-            .get_mut(index)
-            .and_then(Option::as_mut)
-            .ok_or(Errno::EBADF)
+        self.files.get_mut(index).and_then(Option::as_mut).ok_or(Errno::EBADF)
     }
 
     /// The descriptors that are open, in ascending order.
     pub fn open(&self) -> impl Iterator<Item = i32> {
-        let open = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.is_some());
+        let open = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
         open.filter_map(|(fd, _)| i32::try_from(fd).ok())
     }
 
     fn free_from(&self, least: usize) -> Result<usize, Errno> {
         let taken = self.slots.iter().skip(least).position(Option::is_none);
         let fd = taken.map_or(self.slots.len().max(least), |offset| least + offset);
-        if fd < MAX_DESCRIPTORS {
-            Ok(fd)
-        } else {
-            Err(Errno::EMFILE)
-        }
+        if fd < MAX_DESCRIPTORS { Ok(fd) } else { Err(Errno::EMFILE) }
     }
 
     fn set(&mut self, fd: usize, index: usize) -> i32 {
@@ -190,12 +173,7 @@ impl Descriptors {
     }
 
     fn describe(&mut self, fd: usize, object: Object, flags: OpenFlags) -> i32 {
-        let file = OpenFile {
-            object,
-            flags: flags.kept(),
-            position: 0,
-            descriptors: 1,
-        };
+        let file = OpenFile { object, flags: flags.kept(), position: 0, descriptors: 1 };
         let index = place(&mut self.files, file);
         self.set(fd, index)
     }
@@ -208,24 +186,13 @@ impl Descriptors {
         let read = self.free_from(self.lowest_free)?;
         let write = self.free_from(read + 1)?;
         let pipe = place(&mut self.pipes, Pipe::new());
-        let reader = self.describe(
-            read,
-            Object::Pipe(pipe, End::Read),
-            flags.with(OpenFlags::READ_ONLY),
-        );
-        let writer = self.describe(
-            write,
-            Object::Pipe(pipe, End::Write),
-            flags.with(OpenFlags::WRITE_ONLY),
-        );
+        let reader = self.describe(read, Object::Pipe(pipe, End::Read), flags.with(OpenFlags::READ_ONLY));
+        let writer = self.describe(write, Object::Pipe(pipe, End::Write), flags.with(OpenFlags::WRITE_ONLY));
         Ok((reader, writer))
     }
 
     pub(super) fn pipe(&mut self, pipe: usize) -> Result<&mut Pipe, Errno> {
-        self.pipes
-            .get_mut(pipe)
-            .and_then(Option::as_mut)
-            .ok_or(Errno::EBADF)
+        self.pipes.get_mut(pipe).and_then(Option::as_mut).ok_or(Errno::EBADF)
     }
 
     /// A duplicate of `fd`: the lowest free descriptor that is at least `least`.
@@ -234,10 +201,7 @@ impl Descriptors {
     /// `EBADF`; `EINVAL` if `least` cannot be a descriptor; `EMFILE` if no descriptor is free.
     pub fn duplicate(&mut self, fd: i32, least: i32) -> Result<i32, Errno> {
         let index = self.index(fd)?;
-        let least = usize::try_from(least)
-            .ok()
-            .filter(|least| *least < MAX_DESCRIPTORS)
-            .ok_or(Errno::EINVAL)?;
+        let least = usize::try_from(least).ok().filter(|least| *least < MAX_DESCRIPTORS).ok_or(Errno::EINVAL)?;
         let new = self.free_from(least.max(self.lowest_free))?;
         self.share(index);
         Ok(self.set(new, index))
@@ -249,10 +213,7 @@ impl Descriptors {
     /// `EBADF` if `fd` is not open or `new` cannot be a descriptor.
     pub fn duplicate_to(&mut self, tree: &mut Tree, fd: i32, new: i32) -> Result<i32, Errno> {
         let index = self.index(fd)?;
-        let slot = usize::try_from(new)
-            .ok()
-            .filter(|new| *new < MAX_DESCRIPTORS)
-            .ok_or(Errno::EBADF)?;
+        let slot = usize::try_from(new).ok().filter(|new| *new < MAX_DESCRIPTORS).ok_or(Errno::EBADF)?;
         if fd == new {
             return Ok(new);
         }
@@ -305,11 +266,7 @@ impl Descriptors {
     /// there are closed.
     pub fn adopt(&mut self, tree: &mut Tree) {
         for (index, slot) in self.files.iter_mut().enumerate() {
-            let Some(OpenFile {
-                object: Object::Node(ino),
-                ..
-            }) = slot
-            else {
+            let Some(OpenFile { object: Object::Node(ino), .. }) = slot else {
                 continue;
             };
             if tree.retain(*ino).is_err() {

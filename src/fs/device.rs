@@ -69,8 +69,7 @@ impl Device {
                 let mut filled = 0;
                 while filled < buffer.len() {
                     let flags = rustix::rand::GetRandomFlags::empty();
-                    filled += rustix::rand::getrandom(&mut buffer[filled..], flags)
-                        .map_err(|_| Errno::EIO)?;
+                    filled += rustix::rand::getrandom(&mut buffer[filled..], flags).map_err(|_| Errno::EIO)?;
                 }
                 Ok(filled)
             }

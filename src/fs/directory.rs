@@ -40,12 +40,7 @@ impl Directory {
     /// An empty directory whose `..` is `parent`.
     #[must_use]
     pub fn new(parent: Ino) -> Self {
-        Self {
-            parent,
-            entries: BTreeMap::new(),
-            cookies: HashMap::new(),
-            next: FIRST_COOKIE,
-        }
+        Self { parent, entries: BTreeMap::new(), cookies: HashMap::new(), next: FIRST_COOKIE }
     }
 
     /// What `..` names.
@@ -67,10 +62,7 @@ impl Directory {
 
     /// Adds `name`, or lets it name `ino` from now on.
     pub fn insert(&mut self, name: &[u8], ino: Ino) {
-        let known = self
-            .cookies
-            .get(name)
-            .and_then(|cookie| self.entries.get_mut(cookie));
+        let known = self.cookies.get(name).and_then(|cookie| self.entries.get_mut(cookie));
         if let Some(entry) = known {
             entry.ino = ino;
             return;
@@ -96,9 +88,7 @@ impl Directory {
 
     /// The entries with their cookies, from cookie `from` on.
     pub fn iter_from(&self, from: u64) -> impl Iterator<Item = (u64, &Entry)> {
-        self.entries
-            .range(from..)
-            .map(|(cookie, entry)| (*cookie, entry))
+        self.entries.range(from..).map(|(cookie, entry)| (*cookie, entry))
     }
 
     /// Bytes that this directory holds, near enough.
@@ -123,10 +113,7 @@ mod tests {
         directory.remove(b"a");
         directory.remove(b"c");
         directory.insert(b"e", Ino(9));
-        let rest: Vec<_> = directory
-            .iter_from(cookie + 1)
-            .map(|(_, entry)| entry.name.to_vec())
-            .collect();
+        let rest: Vec<_> = directory.iter_from(cookie + 1).map(|(_, entry)| entry.name.to_vec()).collect();
         assert_eq!(rest, [b"b".to_vec(), b"d".to_vec(), b"e".to_vec()]);
     }
 }

@@ -112,10 +112,7 @@ impl Errno {
     /// The POSIX name, `"errno"` for a number without one.
     #[must_use]
     pub fn name(self) -> &'static str {
-        NAMES
-            .iter()
-            .find(|(number, _)| *number == self.0)
-            .map_or("errno", |(_, name)| name)
+        NAMES.iter().find(|(number, _)| *number == self.0).map_or("errno", |(_, name)| name)
     }
 }
 

@@ -43,11 +43,7 @@ impl Extent {
     #[must_use]
     pub fn owned(bytes: Vec<u8>) -> Self {
         let len = bytes.len();
-        Self {
-            source: Arc::new(Source::Owned(bytes)),
-            start: 0,
-            len,
-        }
+        Self { source: Arc::new(Source::Owned(bytes)), start: 0, len }
     }
 
     /// How many bytes there are.
@@ -80,10 +76,7 @@ impl Extent {
 
     /// Copies the bytes from `offset` on into `target`; past the end of the extent everything is zero.
     pub(super) fn read(&self, offset: u64, target: &mut [u8]) {
-        let bytes = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.bytes().get(offset..))
-            .unwrap_or_default();
+        let bytes = usize::try_from(offset).ok().and_then(|offset| self.bytes().get(offset..)).unwrap_or_default();
         let present = bytes.len().min(target.len());
         let (filled, rest) = target.split_at_mut(present);
         filled.copy_from_slice(&bytes[..present]);

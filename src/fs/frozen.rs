@@ -50,10 +50,7 @@ impl FrozenTree {
     #[must_use]
     pub fn empty() -> Arc<Self> {
         let root = Node::new(Kind::Directory(Directory::new(ROOT)), 0o777);
-        Arc::new(Self {
-            nodes: InoMap::from_iter([(ROOT, Arc::new(root))]),
-            next: Ino(ROOT.0 + 1),
-        })
+        Arc::new(Self { nodes: InoMap::from_iter([(ROOT, Arc::new(root))]), next: Ino(ROOT.0 + 1) })
     }
 
     /// How many inodes there are: files, directories, links and devices.

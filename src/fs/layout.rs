@@ -38,18 +38,10 @@ pub fn lay_out(tree: &mut Tree) -> Result<(), Errno> {
         tree.create(dev, name, Node::new(Kind::Device(device), 0o666))?;
     }
     for (name, target) in LINKS {
-        tree.create(
-            dev,
-            name,
-            Node::new(Kind::Symlink(Arc::from(target)), 0o777),
-        )?;
+        tree.create(dev, name, Node::new(Kind::Symlink(Arc::from(target)), 0o777))?;
     }
     let parent = make_directories(tree, b"/proc/self")?;
-    tree.create(
-        parent,
-        b"fd",
-        Node::new(Kind::DescriptorDirectory { parent }, 0o777),
-    )?;
+    tree.create(parent, b"fd", Node::new(Kind::DescriptorDirectory { parent }, 0o777))?;
     Ok(())
 }
 
@@ -60,10 +52,7 @@ pub fn lay_out(tree: &mut Tree) -> Result<(), Errno> {
 /// `EINVAL` if a name is `.` or `..`, `ENAMETOOLONG`, `ENOTDIR` if a name is taken by something else, `EACCES`.
 pub fn make_directories(tree: &mut Tree, path: &[u8]) -> Result<Ino, Errno> {
     let mut at = ROOT;
-    for name in path
-        .split(|byte| *byte == b'/')
-        .filter(|name| !name.is_empty())
-    {
+    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
         if name == b"." || name == b".." {
             return Err(Errno::EINVAL);
         }
@@ -73,11 +62,7 @@ pub fn make_directories(tree: &mut Tree, path: &[u8]) -> Result<Ino, Errno> {
         at = match tree.lookup(at, name)? {
             Some(ino) if tree.node(ino).is_some_and(Node::is_directory) => ino,
             Some(_) => return Err(Errno::ENOTDIR),
-            None => tree.create(
-                at,
-                name,
-                Node::new(Kind::Directory(Directory::new(at)), 0o777),
-            )?,
+            None => tree.create(at, name, Node::new(Kind::Directory(Directory::new(at)), 0o777))?,
         };
     }
     Ok(at)

@@ -35,12 +35,12 @@ pub use device::{Console, Device, Stream};
 pub use directory::{Directory, Entry, Name};
 pub use errno::Errno;
 pub use extent::{Extent, Source};
-pub use files::{At, DirectoryEntry, Files, NewTime, ProcessState, Whence};
+pub use files::{At, DirectoryEntry, Files, Mapping, NewTime, ProcessState, Whence};
 pub use frozen::{FrozenTree, ROOT};
 pub use layout::{lay_out, make_directories};
 pub use node::{
-    Access, Attributes, Ino, Kind, Node, PERMISSIONS, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT,
-    S_IFREG, Stat, Timestamp,
+    Access, Attributes, Ino, Kind, Node, PERMISSIONS, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Stat,
+    Timestamp,
 };
 pub use path::{Follow, NAME_MAX, PATH_MAX};
 pub use store::StoreError;

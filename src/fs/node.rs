@@ -52,13 +52,8 @@ impl Timestamp {
     /// The host's clock; a clock before 1970 reads as 1970.
     #[must_use]
     pub fn now() -> Self {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Self {
-            seconds: since.as_secs().cast_signed(),
-            nanoseconds: since.subsec_nanos(),
-        }
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { seconds: since.as_secs().cast_signed(), nanoseconds: since.subsec_nanos() }
     }
 }
 
@@ -136,10 +131,7 @@ impl Node {
     /// Whether it is a directory of either kind.
     #[must_use]
     pub fn is_directory(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Directory(_) | Kind::DescriptorDirectory { .. }
-        )
+        matches!(self.kind, Kind::Directory(_) | Kind::DescriptorDirectory { .. })
     }
 
     /// Whether `access` is allowed: any of the three permission bits will do, as in Emscripten's `FS.nodePermissions`
@@ -174,13 +166,7 @@ impl Node {
             Kind::Device(device) => device.number(),
             _ => 0,
         };
-        Stat {
-            ino,
-            mode: self.mode(),
-            size,
-            device,
-            attributes: self.attributes,
-        }
+        Stat { ino, mode: self.mode(), size, device, attributes: self.attributes }
     }
 
     /// Bytes that this node holds and shares with no other tree, near enough.

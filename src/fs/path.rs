@@ -50,12 +50,7 @@ pub(super) struct Location {
 
 impl Location {
     fn directory(ino: Ino) -> Self {
-        Self {
-            parent: ino,
-            name: None,
-            place: Some(Place::Node(ino)),
-            trailing_slash: false,
-        }
+        Self { parent: ino, name: None, place: Some(Place::Node(ino)), trailing_slash: false }
     }
 
     /// What the path names.
@@ -94,10 +89,7 @@ pub(super) fn walk(
     for _ in 0..=LINK_MAX {
         match walk_to_link(tree, descriptors, at, &path, follow)? {
             Step::Arrived(location) => return Ok(location),
-            Step::Link {
-                directory,
-                path: onward,
-            } => {
+            Step::Link { directory, path: onward } => {
                 path = Cow::Owned(onward);
                 at = directory;
             }
@@ -146,15 +138,8 @@ fn walk_to_link(
         let place = match place {
             Some(Place::Node(ino)) if through => match tree.node(ino).map(|node| &node.kind) {
                 Some(Kind::Symlink(target)) => {
-                    let path = if rest.is_empty() {
-                        target.to_vec()
-                    } else {
-                        [target, rest].concat()
-                    };
-                    return Ok(Step::Link {
-                        directory: at,
-                        path,
-                    });
+                    let path = if rest.is_empty() { target.to_vec() } else { [target, rest].concat() };
+                    return Ok(Step::Link { directory: at, path });
                 }
                 _ => place,
             },
@@ -176,12 +161,7 @@ fn walk_to_link(
                 Some(Place::Descriptor(_)) if trailing_slash => return Err(Errno::ENOTDIR),
                 _ => {}
             }
-            return Ok(Step::Arrived(Location {
-                parent: at,
-                name: Some(name.to_vec()),
-                place,
-                trailing_slash,
-            }));
+            return Ok(Step::Arrived(Location { parent: at, name: Some(name.to_vec()), place, trailing_slash }));
         }
         match place {
             Some(Place::Node(ino)) => at = ino,
@@ -193,19 +173,10 @@ fn walk_to_link(
 }
 
 /// What `name` names in `parent`; in `/proc/self/fd` the descriptor of that number.
-fn lookup(
-    tree: &Tree,
-    descriptors: &Descriptors,
-    parent: Ino,
-    name: &[u8],
-) -> Result<Option<Place>, Errno> {
+fn lookup(tree: &Tree, descriptors: &Descriptors, parent: Ino, name: &[u8]) -> Result<Option<Place>, Errno> {
     if let Some(Kind::DescriptorDirectory { .. }) = tree.node(parent).map(|node| &node.kind) {
-        let number = std::str::from_utf8(name)
-            .ok()
-            .and_then(|name| name.parse::<i32>().ok());
-        return Ok(number
-            .filter(|fd| descriptors.file(*fd).is_ok())
-            .map(Place::Descriptor));
+        let number = std::str::from_utf8(name).ok().and_then(|name| name.parse::<i32>().ok());
+        return Ok(number.filter(|fd| descriptors.file(*fd).is_ok()).map(Place::Descriptor));
     }
     Ok(tree.lookup(parent, name)?.map(Place::Node))
 }

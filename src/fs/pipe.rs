@@ -32,11 +32,7 @@ pub(super) struct Pipe {
 impl Pipe {
     /// A pipe with one reader and one writer.
     pub(super) fn new() -> Self {
-        Self {
-            bytes: VecDeque::new(),
-            readers: 1,
-            writers: 1,
-        }
+        Self { bytes: VecDeque::new(), readers: 1, writers: 1 }
     }
 
     /// Bytes waiting to be read.

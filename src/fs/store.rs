@@ -38,14 +38,10 @@ pub enum StoreError {
     #[error("cannot access the stored files: {0}")]
     Io(#[from] io::Error),
     /// The index is not of this format, or of another version of it.
-    #[error(
-        "the index of the stored files is not in the format of this program; prepare them again"
-    )]
+    #[error("the index of the stored files is not in the format of this program; prepare them again")]
     Format,
     /// The index is shorter or longer than it says.
-    #[error(
-        "the index of the stored files has {actual} bytes instead of {expected}; prepare them again"
-    )]
+    #[error("the index of the stored files has {actual} bytes instead of {expected}; prepare them again")]
     IndexLength {
         /// What its header says.
         expected: u64,
@@ -59,9 +55,7 @@ pub enum StoreError {
     #[error("the index of the stored files is inconsistent: {0}; prepare them again")]
     Inconsistent(&'static str),
     /// The data file is not as long as when it was written.
-    #[error(
-        "the data of the stored files has {actual} bytes instead of {expected}; prepare them again"
-    )]
+    #[error("the data of the stored files has {actual} bytes instead of {expected}; prepare them again")]
     DataLength {
         /// What the index says.
         expected: u64,
@@ -106,14 +100,16 @@ enum StoredKind {
 }
 
 impl FrozenTree {
-    /// Writes the tree into `directory`, which is made if need be. The index is written last and put in place in one
-    /// step: a directory with an index is complete.
+    /// Writes the tree into `directory`, which is made if need be; a tree that is there already is replaced, and those who
+    /// have it open keep it. The index is removed first and put in place last: a directory with an index is complete.
+    ///
+    /// Nobody else may write to or open the directory meanwhile.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub fn write_to(&self, directory: &Path) -> Result<(), StoreError> {
         fs::create_dir_all(directory)?;
-        let data = File::create(directory.join(DATA))?;
+        let data = tempfile::NamedTempFile::new_in(directory)?;
         let mut inodes: Vec<_> = self.nodes.iter().collect();
         inodes.sort_unstable_by_key(|(ino, _)| **ino);
         let mut data_len = 0;
@@ -121,41 +117,30 @@ impl FrozenTree {
         for (ino, node) in inodes {
             let kind = match &node.kind {
                 Kind::File(content) => {
-                    let stored = write_content(content, &data, data_len)?;
+                    let stored = write_content(content, data.as_file(), data_len)?;
                     let start = data_len;
                     data_len += stored.next_multiple_of(CHUNK as u64);
-                    StoredKind::File {
-                        len: content.len(),
-                        start,
-                        stored,
-                    }
+                    StoredKind::File { len: content.len(), start, stored }
                 }
                 Kind::Directory(directory) => StoredKind::Directory {
                     parent: directory.parent(),
-                    entries: directory
-                        .iter_from(0)
-                        .map(|(_, entry)| (entry.name.to_vec(), entry.ino))
-                        .collect(),
+                    entries: directory.iter_from(0).map(|(_, entry)| (entry.name.to_vec(), entry.ino)).collect(),
                 },
                 Kind::Symlink(target) => StoredKind::Symlink(target.to_vec()),
                 Kind::Device(device) => StoredKind::Device(*device),
-                Kind::DescriptorDirectory { parent } => {
-                    StoredKind::DescriptorDirectory { parent: *parent }
-                }
+                Kind::DescriptorDirectory { parent } => StoredKind::DescriptorDirectory { parent: *parent },
             };
-            nodes.push(StoredNode {
-                ino: *ino,
-                attributes: node.attributes,
-                kind,
-            });
+            nodes.push(StoredNode { ino: *ino, attributes: node.attributes, kind });
         }
-        data.set_len(data_len)?;
-        data.sync_all()?;
-        let stored = StoredTree {
-            next: self.next,
-            data_len,
-            nodes,
-        };
+        data.as_file().set_len(data_len)?;
+        data.as_file().sync_all()?;
+        match fs::remove_file(directory.join(INDEX)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        // Renamed into place, not overwritten: whoever has the old data mapped would lose it.
+        data.persist(directory.join(DATA)).map_err(|error| error.error)?;
+        let stored = StoredTree { next: self.next, data_len, nodes };
         let body = postcard::to_allocvec(&stored).map_err(io::Error::other)?;
         let mut index = tempfile::NamedTempFile::new_in(directory)?;
         index.write_all(MAGIC)?;
@@ -163,9 +148,7 @@ impl FrozenTree {
         index.write_all(&(body.len() as u64).to_le_bytes())?;
         index.write_all(&body)?;
         index.as_file().sync_all()?;
-        index
-            .persist(directory.join(INDEX))
-            .map_err(|error| error.error)?;
+        index.persist(directory.join(INDEX)).map_err(|error| error.error)?;
         Ok(())
     }
 
@@ -179,35 +162,19 @@ impl FrozenTree {
         let data = File::open(directory.join(DATA))?;
         let actual = data.metadata()?.len();
         if actual != stored.data_len {
-            return Err(StoreError::DataLength {
-                expected: stored.data_len,
-                actual,
-            });
+            return Err(StoreError::DataLength { expected: stored.data_len, actual });
         }
         // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink meanwhile
         // is asked of the caller; its length has just been checked.
         let source = Arc::new(Source::Mapped(unsafe { Mmap::map(&data) }?));
         let mut nodes = InoMap::with_capacity_and_hasher(stored.nodes.len(), Default::default());
-        for StoredNode {
-            ino,
-            attributes,
-            kind,
-        } in stored.nodes
-        {
-            let node = Node {
-                attributes,
-                kind: restore(kind, &source)?,
-            };
+        for StoredNode { ino, attributes, kind } in stored.nodes {
+            let node = Node { attributes, kind: restore(kind, &source)? };
             if nodes.insert(ino, Arc::new(node)).is_some() || ino >= stored.next {
-                return Err(StoreError::Inconsistent(
-                    "an inode number is given out twice",
-                ));
+                return Err(StoreError::Inconsistent("an inode number is given out twice"));
             }
         }
-        let tree = Self {
-            nodes,
-            next: stored.next,
-        };
+        let tree = Self { nodes, next: stored.next };
         tree.check_names()?;
         Ok(Arc::new(tree))
     }
@@ -221,10 +188,7 @@ impl FrozenTree {
         for node in self.nodes.values() {
             let parent = match &node.kind {
                 Kind::Directory(directory) => {
-                    if directory
-                        .iter_from(0)
-                        .any(|(_, entry)| !self.nodes.contains_key(&entry.ino))
-                    {
+                    if directory.iter_from(0).any(|(_, entry)| !self.nodes.contains_key(&entry.ino)) {
                         return Err(StoreError::Inconsistent("a name has no inode"));
                     }
                     directory.parent()
@@ -262,10 +226,7 @@ fn read_index(index: &[u8]) -> Result<StoredTree, StoreError> {
     let (checksum, length) = rest.split_first_chunk::<4>().ok_or(StoreError::Format)?;
     let expected = u64::from_le_bytes(length.try_into().map_err(|_| StoreError::Format)?);
     if expected != body.len() as u64 {
-        return Err(StoreError::IndexLength {
-            expected,
-            actual: body.len() as u64,
-        });
+        return Err(StoreError::IndexLength { expected, actual: body.len() as u64 });
     }
     if crc32fast::hash(body) != u32::from_le_bytes(*checksum) {
         return Err(StoreError::Checksum);
@@ -276,12 +237,8 @@ fn read_index(index: &[u8]) -> Result<StoredTree, StoreError> {
 fn restore(kind: StoredKind, source: &Arc<Source>) -> Result<Kind, StoreError> {
     Ok(match kind {
         StoredKind::File { len, start, stored } => {
-            let place = usize::try_from(start)
-                .ok()
-                .zip(usize::try_from(stored).ok())
-                .filter(|_| stored <= len);
-            let extent =
-                place.and_then(|(start, stored)| Extent::new(Arc::clone(source), start, stored));
+            let place = usize::try_from(start).ok().zip(usize::try_from(stored).ok()).filter(|_| stored <= len);
+            let extent = place.and_then(|(start, stored)| Extent::new(Arc::clone(source), start, stored));
             let extent = extent.ok_or(StoreError::Inconsistent("a file lies outside the data"))?;
             Kind::File(Content::of_length(len, extent))
         }

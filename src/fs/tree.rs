@@ -53,13 +53,7 @@ impl Tree {
     /// A tree that starts as `base`. Takes the same time for any number of files.
     #[must_use]
     pub fn from_frozen(base: Arc<FrozenTree>) -> Self {
-        Self {
-            next: base.next,
-            base,
-            overlay: InoMap::default(),
-            opens: InoMap::default(),
-            private_bytes: 0,
-        }
+        Self { next: base.next, base, overlay: InoMap::default(), opens: InoMap::default(), private_bytes: 0 }
     }
 
     /// The tree as it is now, for others to build on. This tree builds on it from now on, too, so that what both have is
@@ -90,10 +84,7 @@ impl Tree {
         }
         self.overlay = nameless;
         self.private_bytes = self.overlay.values().map(held_by).sum();
-        self.base = Arc::new(FrozenTree {
-            nodes,
-            next: self.next,
-        });
+        self.base = Arc::new(FrozenTree { nodes, next: self.next });
         Arc::clone(&self.base)
     }
 
@@ -158,11 +149,7 @@ impl Tree {
             Kind::DescriptorDirectory { .. } => return Err(Errno::EPERM),
             _ => return Err(Errno::ENOTDIR),
         };
-        if access.iter().all(|access| node.permits(*access)) {
-            Ok(directory)
-        } else {
-            Err(Errno::EACCES)
-        }
+        if access.iter().all(|access| node.permits(*access)) { Ok(directory) } else { Err(Errno::EACCES) }
     }
 
     /// The directory `ino`, if names may be added to it and removed from it.
@@ -176,11 +163,7 @@ impl Tree {
     }
 
     /// Changes the entries of the directory `ino`.
-    fn change_directory(
-        &mut self,
-        ino: Ino,
-        change: impl FnOnce(&mut Directory),
-    ) -> Result<(), Errno> {
+    fn change_directory(&mut self, ino: Ino, change: impl FnOnce(&mut Directory)) -> Result<(), Errno> {
         self.change(ino, |node| {
             node.touch();
             if let Kind::Directory(directory) = &mut node.kind {
@@ -231,10 +214,7 @@ impl Tree {
     /// # Errors
     /// `ENOENT` if there is no such name, `EISDIR` if it names a directory; `ENOTDIR`, `EACCES`.
     pub fn unlink(&mut self, parent: Ino, name: &[u8]) -> Result<(), Errno> {
-        let ino = self
-            .directory_to_change(parent)?
-            .get(name)
-            .ok_or(Errno::ENOENT)?;
+        let ino = self.directory_to_change(parent)?.get(name).ok_or(Errno::ENOENT)?;
         if self.node(ino).is_some_and(Node::is_directory) {
             return Err(Errno::EISDIR);
         }
@@ -247,10 +227,7 @@ impl Tree {
     /// # Errors
     /// `ENOENT` if there is no such name, `ENOTDIR` if it names something else, `ENOTEMPTY`, `EACCES`.
     pub fn rmdir(&mut self, parent: Ino, name: &[u8]) -> Result<(), Errno> {
-        let ino = self
-            .directory_to_change(parent)?
-            .get(name)
-            .ok_or(Errno::ENOENT)?;
+        let ino = self.directory_to_change(parent)?.get(name).ok_or(Errno::ENOENT)?;
         if !self.directory(ino, &[])?.is_empty() {
             return Err(Errno::ENOTEMPTY);
         }
@@ -264,10 +241,7 @@ impl Tree {
     /// `EINVAL` if a directory would move into itself; `EISDIR`, `ENOTDIR`, `ENOTEMPTY` if `to` cannot be replaced by it;
     /// `ENOENT`, `EACCES`.
     pub fn rename(&mut self, from: (Ino, &[u8]), to: (Ino, &[u8])) -> Result<(), Errno> {
-        let moved = self
-            .directory_to_change(from.0)?
-            .get(from.1)
-            .ok_or(Errno::ENOENT)?;
+        let moved = self.directory_to_change(from.0)?.get(from.1).ok_or(Errno::ENOENT)?;
         let replaced = self.directory_to_change(to.0)?.get(to.1);
         if replaced == Some(moved) {
             return Ok(());
@@ -335,13 +309,7 @@ impl Tree {
         if names.is_empty() {
             return Some(b"/".to_vec());
         }
-        Some(
-            names
-                .iter()
-                .rev()
-                .flat_map(|name| [b"/", &**name].concat())
-                .collect(),
-        )
+        Some(names.iter().rev().flat_map(|name| [b"/", &**name].concat()).collect())
     }
 
     /// An absolute path of `ino`, one of them if it has several; `None` if it has none.
@@ -407,9 +375,7 @@ impl Tree {
 
     /// Forgets a node that has neither a name nor a user.
     fn discard_if_unused(&mut self, ino: Ino) {
-        let nameless = self
-            .node(ino)
-            .is_some_and(|node| node.attributes.links == 0);
+        let nameless = self.node(ino).is_some_and(|node| node.attributes.links == 0);
         if !nameless || self.opens.contains_key(&ino) {
             return;
         }

@@ -10,6 +10,18 @@ use super::{
     memory,
 };
 
+/// The exported functions that are told the table slots of PGlite's callbacks, and the callbacks' names as imports, in the order of their slots, which
+/// follow the module's own elements.
+pub(crate) const CALLBACKS: [(&str, &[&str]); 4] = [
+    ("pgl_set_system_fn", &["system"]),
+    ("pgl_set_popen_fn", &["popen"]),
+    ("pgl_set_pclose_fn", &["pclose"]),
+    ("pgl_set_rw_cbs", &["read", "write"]),
+];
+
+/// How many slots they take.
+pub(super) const SLOTS: u32 = 5;
+
 /// Errno of WASI: nothing to read or no room to write at the moment.
 const EAGAIN: u32 = 6;
 /// Errno of WASI: the client is gone.

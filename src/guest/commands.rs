@@ -64,7 +64,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         }
     })?;
     linker.func_wrap("pglite_port", "pclose", |mut caller: Caller<'_, Guest>, stream: u32| -> wasmtime::Result<i32> {
-        let close = caller.data().exports()?.instance.get_typed_func::<u32, i32>(&mut caller, "fclose")?;
+        let instance = caller.data().exports()?.instance;
+        let close = instance.get_typed_func::<u32, i32>(&mut caller, "fclose")?;
         close.call(&mut caller, stream)?;
         Ok(caller.data_mut().commands.close())
     })?;

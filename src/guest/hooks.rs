@@ -86,7 +86,8 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
 
 /// `kill`: 0, or the negated errno. A negative process id, a group in `PostgreSQL`'s children, means the process here.
 fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Result<i32> {
-    let own = memory::read_u32(memory::of(&mut caller)?.0, caller.data().facts.my_proc_pid())?.cast_signed();
+    let (memory, guest) = memory::of(&mut caller)?;
+    let own = memory::read_u32(memory, guest.my_proc_pid)?.cast_signed();
     if pid.checked_abs() != Some(own) {
         return Ok(-ESRCH);
     }

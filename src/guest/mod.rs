@@ -24,17 +24,16 @@ mod wasi;
 use std::sync::Arc;
 
 use anyhow::Context;
-use wasmtime::{AsContext, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{AsContextMut, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
 use crate::{fs::Files, instrument::Facts, program::Program};
 
-pub(crate) use callbacks::ClientStream;
+pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
-pub(crate) use mapping::{Mappings, MappingsImage};
 pub use signals::{Signal, Signals};
 pub(crate) use timers::Timers;
 
@@ -47,8 +46,6 @@ pub(crate) struct Guest {
     pub(crate) files: Files,
     /// What host functions call back, known once the instance has been made.
     pub(crate) exports: Option<Exports>,
-    /// Files mapped into memory.
-    pub(crate) mappings: Mappings,
     /// Side modules.
     pub(crate) libraries: Libraries,
     /// Side modules of the whole program.
@@ -57,6 +54,8 @@ pub(crate) struct Guest {
     pub(crate) facts: Arc<Facts>,
     /// The client whose bytes the read and write callbacks carry.
     pub(crate) client: ClientStream,
+    /// The address of `MyProcPid`.
+    my_proc_pid: u32,
     /// What `system` and `popen` run.
     pub(crate) commands: Box<dyn Commands>,
     /// Signals that other threads have sent.
@@ -88,25 +87,27 @@ impl Setup {
 }
 
 impl Guest {
-    pub(crate) fn new(setup: Setup) -> Self {
+    /// # Errors
+    /// When the module's facts lack what every guest needs.
+    pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
         let mut wasi = WasiCtxBuilder::new();
         for (name, value) in &setup.environment {
             wasi.env(name, value);
         }
         let signals = Arc::new(Signals::default());
-        Self {
+        Ok(Self {
             wasi: wasi.build_p1(),
+            my_proc_pid: setup.facts.address("MyProcPid")?,
             files: setup.files,
             exports: None,
-            mappings: Mappings::default(),
-            libraries: Libraries::default(),
+            libraries: Libraries::new(u32::try_from(setup.facts.table_elements)? + callbacks::SLOTS),
             library_store: setup.library_store,
             facts: setup.facts,
             client: ClientStream::default(),
             commands: setup.commands,
             timers: Timers::new(signals.clone()),
             signals,
-        }
+        })
     }
 
     /// What host functions may call.
@@ -121,21 +122,20 @@ impl Guest {
     pub(crate) fn memory(&self) -> wasmtime::Result<Memory> {
         Ok(self.exports()?.memory)
     }
+}
 
-    /// The function at `index` of the table, as a C function pointer names it.
-    ///
-    /// # Errors
-    /// When there is none, or it is of another type.
-    pub(crate) fn table_function<P: WasmParams, R: WasmResults>(
-        &self,
-        store: &mut impl wasmtime::AsContextMut<Data = Guest>,
-        index: u32,
-    ) -> wasmtime::Result<TypedFunc<P, R>> {
-        let table = self.exports()?.table;
-        match table.get(&mut *store, index.into()) {
-            Some(Ref::Func(Some(function))) => function.typed(store.as_context()),
-            _ => wasmtime::bail!("there is no function at index {index} of the table"),
-        }
+/// The function at `index` of the table, as a C function pointer names it.
+///
+/// # Errors
+/// When there is none, or it is of another type.
+fn table_function<P: WasmParams, R: WasmResults>(
+    store: &mut impl AsContextMut<Data = Guest>,
+    index: u32,
+) -> wasmtime::Result<TypedFunc<P, R>> {
+    let table = store.as_context().data().exports()?.table;
+    match table.get(&mut *store, index.into()) {
+        Some(Ref::Func(Some(function))) => function.typed(&*store),
+        _ => wasmtime::bail!("there is no function at index {index} of the table"),
     }
 }
 

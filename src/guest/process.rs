@@ -44,7 +44,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     })?;
     // An indirect call with the signature of a signal handler.
     linker.func_wrap("env", "__call_sighandler", |mut caller: Caller<'_, Guest>, handler: u32, signal: i32| -> wasmtime::Result<()> {
-        let handler = caller.data().table_function::<i32, ()>(&caller, handler)?;
+        let handler = super::table_function::<i32, ()>(&mut caller, handler)?;
         handler.call(&mut caller, signal)
     })?;
     Ok(())

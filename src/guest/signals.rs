@@ -81,17 +81,17 @@ impl Signals {
     ///
     /// # Safety
     /// The address must be aligned, and stay valid until [`Signals::detach`].
-    pub(super) unsafe fn attach(&self, interrupt_pending: *mut i32) {
+    pub(crate) unsafe fn attach(&self, interrupt_pending: *mut i32) {
         self.target.lock().interrupt_pending = Some(Flag(interrupt_pending));
     }
 
     /// The memory is about to go away.
-    pub(super) fn detach(&self) {
+    pub(crate) fn detach(&self) {
         self.target.lock().interrupt_pending = None;
     }
 
     /// From now on signals end the waits of that client, or of none.
-    pub(super) fn set_waker(&self, waker: Option<Waker>) {
+    pub(crate) fn set_waker(&self, waker: Option<Waker>) {
         self.target.lock().waker = waker;
     }
 

@@ -45,7 +45,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             memory::write_u32(memory, timezone, 0)?;
             memory::write_u32(memory, daylight, 0)?;
             memory::write_bytes(memory, standard, ZONE_NAME)?;
-            memory::write_bytes(memory, summer, ZONE_NAME)
+            memory::write_bytes(memory, summer, ZONE_NAME)?;
+            Ok(())
         },
     )?;
     Ok(())

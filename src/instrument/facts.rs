@@ -141,6 +141,12 @@ impl Facts {
         })
     }
 
+    /// What C calls the address of an exported name: a variable's address in memory, a function's slot in the table if it has one.
+    #[must_use]
+    pub fn symbol(&self, name: &str) -> Option<u32> {
+        self.data_symbols.get(name).or_else(|| self.table_slots.get(name)).copied()
+    }
+
     /// The address of an exported variable.
     ///
     /// # Errors

@@ -65,7 +65,7 @@ pub(super) fn make_cluster(
 
 /// Runs `initdb` until it exits.
 fn run(initdb: &InstancePre<Guest>, setup: Setup) -> anyhow::Result<i32> {
-    let mut store = Store::new(initdb.module().engine(), Guest::new(setup));
+    let mut store = Store::new(initdb.module().engine(), Guest::new(setup)?);
     let instance = initdb.instantiate(&mut store)?;
     let exports = Exports::find(&mut store, instance)?;
     let (memory, table) = (exports.memory, exports.table);
@@ -132,7 +132,7 @@ impl BackendRunner {
         let console = Box::new(LineConsole::new(self.log.clone(), "postgres"));
         let mut files = Files::new(self.tree.clone(), console)?;
         for (path, flags, descriptor) in
-            [(TO_BACKEND, OpenFlags::READ_ONLY, 0), (FROM_BACKEND, OpenFlags::WRITE_ONLY | OpenFlags::TRUNCATE, 1)]
+            [(TO_BACKEND, OpenFlags::READ_ONLY, 0), (FROM_BACKEND, OpenFlags::WRITE_ONLY.with(OpenFlags::TRUNCATE), 1)]
         {
             let opened = files.open(At::WorkingDirectory, path.as_bytes(), flags, 0)?;
             files.dup_to(opened, descriptor)?;

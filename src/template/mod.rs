@@ -12,6 +12,5 @@ mod initdb;
 mod snapshot;
 mod store;
 
-pub(crate) use build::Recipe;
 pub(crate) use console::LineConsole;
 pub(crate) use store::{TemplateError, Templates};

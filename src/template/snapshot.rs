@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::{Backend, Registers},
     fs::{Console, Files, FrozenTree, ProcessState, Tree},
-    guest::{Library, MappingsImage, Setup},
+    guest::{Library, Setup},
     image::{Image, Shape},
     program::Program,
 };
@@ -47,7 +47,6 @@ struct State {
     memory: Shape,
     registers: Registers,
     process: ProcessState,
-    mappings: MappingsImage,
     /// Where in memory the backend's start time stands: `MyStartTimestamp` and its copies in shared memory.
     start_timestamps: Vec<u32>,
 }
@@ -66,7 +65,6 @@ impl Snapshot {
             memory,
             registers,
             process: guest.files.state(),
-            mappings: guest.mappings.image(),
             start_timestamps,
         };
         let files = guest.files.tree().lock().freeze();
@@ -105,7 +103,6 @@ impl Snapshot {
         let files = Files::resume(tree(&self.files), &self.state.process, console);
         let setup = Setup::backend(program, files);
         let mut backend = Backend::resume(program, setup, &self.image, &self.state.registers, &self.libraries)?;
-        backend.guest().mappings.restore(&self.state.mappings);
         self.make_distinct(program, &mut backend)?;
         Ok(backend)
     }

@@ -30,10 +30,7 @@ fn writing_zeros_over_bytes_erases_them() {
     let mut content = Content::from_extent(Extent::owned(vec![7; 2 * CHUNK]));
     content.write_at(0, &[0; CHUNK]);
     let bytes = read_all(&content);
-    assert!(
-        bytes[..CHUNK].iter().all(|byte| *byte == 0)
-            && bytes[CHUNK..].iter().all(|byte| *byte == 7)
-    );
+    assert!(bytes[..CHUNK].iter().all(|byte| *byte == 0) && bytes[CHUNK..].iter().all(|byte| *byte == 7));
 }
 
 #[test]
@@ -89,14 +86,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let place = prop_oneof![
-        0..40_000_u64,
-        (0..5_u64).prop_map(|chunk| chunk * CHUNK_U64)
-    ];
-    let len = prop_oneof![
-        0..20_000_usize,
-        (0..3_usize).prop_map(|chunks| chunks * CHUNK)
-    ];
+    let place = prop_oneof![0..40_000_u64, (0..5_u64).prop_map(|chunk| chunk * CHUNK_U64)];
+    let len = prop_oneof![0..20_000_usize, (0..3_usize).prop_map(|chunks| chunks * CHUNK)];
     prop_oneof![
         4 => (place, len, 0..3_u8).prop_map(|(offset, len, byte)| Step::Write { offset, len, byte }),
         2 => (0..60_000_u64).prop_map(Step::SetLen),

@@ -1,14 +1,19 @@
 //! One process' view of a tree: its descriptors, working directory, file mode mask and console, in POSIX terms.
 
+mod directories;
 mod io;
+mod mappings;
 mod paths;
+mod status;
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-pub use io::{DirectoryEntry, Whence};
+pub use directories::DirectoryEntry;
+pub use io::Whence;
+pub use mappings::Mapping;
 pub use paths::{At, NewTime};
 
 use super::{
@@ -17,6 +22,7 @@ use super::{
     errno::Errno,
     frozen::ROOT,
     node::{Ino, Kind},
+    path::Follow,
     tree::Tree,
 };
 
@@ -27,6 +33,7 @@ const UMASK: u32 = 0o022;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProcessState {
     descriptors: Descriptors,
+    mappings: Vec<Mapping>,
     working_directory: Ino,
     umask: u32,
 }
@@ -48,23 +55,14 @@ impl Files {
     pub fn new(tree: Arc<Mutex<Tree>>, console: Box<dyn Console>) -> Result<Self, Errno> {
         let state = ProcessState {
             descriptors: Descriptors::default(),
+            mappings: Vec::new(),
             working_directory: ROOT,
             umask: UMASK,
         };
         let mut files = Self::resume(tree, &state, console);
         files.open(At::WorkingDirectory, b"/dev/stdin", OpenFlags::READ_ONLY, 0)?;
-        files.open(
-            At::WorkingDirectory,
-            b"/dev/stdout",
-            OpenFlags::WRITE_ONLY,
-            0,
-        )?;
-        files.open(
-            At::WorkingDirectory,
-            b"/dev/stderr",
-            OpenFlags::WRITE_ONLY,
-            0,
-        )?;
+        files.open(At::WorkingDirectory, b"/dev/stdout", OpenFlags::WRITE_ONLY, 0)?;
+        files.open(At::WorkingDirectory, b"/dev/stderr", OpenFlags::WRITE_ONLY, 0)?;
         Ok(files)
     }
 
@@ -79,17 +77,16 @@ impl Files {
         {
             let mut tree = tree.lock();
             state.descriptors.adopt(&mut tree);
+            for mapping in &mut state.mappings {
+                mapping.ino = mapping.ino.filter(|ino| tree.retain(*ino).is_ok());
+            }
             if tree.retain(state.working_directory).is_err() {
                 state.working_directory = ROOT;
                 // A tree without a root directory cannot come into being.
                 let _ = tree.retain(ROOT);
             }
         }
-        Self {
-            tree,
-            state,
-            console,
-        }
+        Self { tree, state, console }
     }
 
     /// A copy of what [`Files::resume`] needs.
@@ -109,9 +106,34 @@ impl Files {
         self.console = console;
     }
 
-    /// Closes all descriptors, as the end of a process does.
+    /// Closes all descriptors and forgets all mappings, as the end of a process does.
     pub fn close_all(&mut self) {
-        self.state.descriptors.close_all(&mut self.tree.lock());
+        let mut tree = self.tree.lock();
+        self.state.descriptors.close_all(&mut tree);
+        for ino in self.state.mappings.drain(..).filter_map(|mapping| mapping.ino) {
+            tree.release(ino);
+        }
+    }
+
+    /// The whole of a file. Meant for the host itself; a guest opens and reads.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for what has no length, `EFBIG` if it does not fit into memory, `ENOENT` and the others of a walk.
+    pub fn read_file(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        let tree = self.tree.lock();
+        let ino = self.inode(&tree, At::WorkingDirectory, path, Follow::Yes)?;
+        match &tree.node(ino).ok_or(Errno::ENOENT)?.kind {
+            Kind::File(content) => {
+                let len = usize::try_from(content.len()).map_err(|_| Errno::EFBIG)?;
+                let mut bytes = Vec::new();
+                bytes.try_reserve_exact(len).map_err(|_| Errno::EFBIG)?;
+                bytes.resize(len, 0);
+                content.read_at(0, &mut bytes);
+                Ok(bytes)
+            }
+            Kind::Directory(_) | Kind::DescriptorDirectory { .. } => Err(Errno::EISDIR),
+            Kind::Device(_) | Kind::Symlink(_) => Err(Errno::EINVAL),
+        }
     }
 
     /// Sets the file mode mask, and returns the one before.

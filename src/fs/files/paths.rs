@@ -61,22 +61,12 @@ impl Files {
 
     fn walk(&self, tree: &Tree, at: At, path: &[u8], follow: Follow) -> Result<Location, Errno> {
         // An absolute path is not relative to anything: POSIX has the descriptor ignored, valid or not.
-        let start = if path.starts_with(b"/") {
-            At::WorkingDirectory
-        } else {
-            at
-        };
-        path::walk(
-            tree,
-            &self.state.descriptors,
-            self.start(start)?,
-            path,
-            follow,
-        )
+        let start = if path.starts_with(b"/") { At::WorkingDirectory } else { at };
+        path::walk(tree, &self.state.descriptors, self.start(start)?, path, follow)
     }
 
     /// The inode that a path names; `EINVAL` for an entry of `/proc/self/fd` that has none.
-    fn inode(&self, tree: &Tree, at: At, path: &[u8], follow: Follow) -> Result<Ino, Errno> {
+    pub(super) fn inode(&self, tree: &Tree, at: At, path: &[u8], follow: Follow) -> Result<Ino, Errno> {
         match self.walk(tree, at, path, follow)?.existing()? {
             Place::Node(ino) => Ok(ino),
             Place::Descriptor(_) => Err(Errno::EINVAL),
@@ -90,11 +80,7 @@ impl Files {
     pub fn open(&mut self, at: At, path: &[u8], flags: OpenFlags, mode: u32) -> Result<i32, Errno> {
         let mut tree = self.tree.lock();
         let exclusive = flags.has(OpenFlags::CREATE) && flags.has(OpenFlags::EXCLUSIVE);
-        let follow = if exclusive || flags.has(OpenFlags::NO_FOLLOW) {
-            Follow::No
-        } else {
-            Follow::Yes
-        };
+        let follow = if exclusive || flags.has(OpenFlags::NO_FOLLOW) { Follow::No } else { Follow::Yes };
         let location = self.walk(&tree, at, path, follow)?;
         let ino = match location.place {
             Some(_) if exclusive => return Err(Errno::EEXIST),
@@ -199,11 +185,7 @@ impl Files {
             Place::Descriptor(_) => return Ok(()),
         };
         let node = tree.node(ino).ok_or(Errno::ENOENT)?;
-        if wanted.iter().all(|access| node.permits(*access)) {
-            Ok(())
-        } else {
-            Err(Errno::EACCES)
-        }
+        if wanted.iter().all(|access| node.permits(*access)) { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// Makes a directory.
@@ -242,12 +224,7 @@ impl Files {
     ///
     /// # Errors
     /// `EPERM` for a directory, `EEXIST`, `ENOENT`, `ENOTDIR`, `EACCES`.
-    pub fn link(
-        &mut self,
-        from: (At, &[u8]),
-        to: (At, &[u8]),
-        follow: Follow,
-    ) -> Result<(), Errno> {
+    pub fn link(&mut self, from: (At, &[u8]), to: (At, &[u8]), follow: Follow) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let ino = self.inode(&tree, from.0, from.1, follow)?;
         let location = self.walk(&tree, to.0, to.1, Follow::No)?;
@@ -271,11 +248,7 @@ impl Files {
     pub fn rmdir(&mut self, at: At, path: &[u8]) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let location = self.walk(&tree, at, path, Follow::No)?;
-        let error = if path.ends_with(b".") {
-            Errno::EINVAL
-        } else {
-            Errno::EBUSY
-        };
+        let error = if path.ends_with(b".") { Errno::EINVAL } else { Errno::EBUSY };
         tree.rmdir(location.parent, name(&location, error)?)
     }
 
@@ -338,11 +311,7 @@ impl Files {
         follow: Follow,
     ) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
-        let ino = if path.is_empty() {
-            self.start(at)?
-        } else {
-            self.inode(&tree, at, path, follow)?
-        };
+        let ino = if path.is_empty() { self.start(at)? } else { self.inode(&tree, at, path, follow)? };
         tree.change(ino, |node| {
             let times = &mut node.attributes;
             times.accessed = accessed.or(times.accessed);
@@ -377,9 +346,6 @@ impl Files {
     /// # Errors
     /// `ENOENT` if it has been removed.
     pub fn getcwd(&self) -> Result<Vec<u8>, Errno> {
-        self.tree
-            .lock()
-            .path_of_directory(self.state.working_directory)
-            .ok_or(Errno::ENOENT)
+        self.tree.lock().path_of_directory(self.state.working_directory).ok_or(Errno::ENOENT)
     }
 }

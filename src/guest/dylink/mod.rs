@@ -58,13 +58,14 @@ struct Claim {
 }
 
 /// The libraries of one guest.
-#[derive(Default)]
 pub(crate) struct Libraries {
     loaded: Vec<Loaded>,
     /// The library behind each handle that the guest's `dlopen` made.
     handles: HashMap<u32, usize>,
     claims: Vec<Claim>,
     slots: HashMap<(Owner, String), u32>,
+    /// The first table slot that nobody has.
+    free_slot: u32,
 }
 
 /// What has to be known to load the same libraries at the same places into another guest.
@@ -73,7 +74,7 @@ pub(crate) struct LibrariesImage {
     places: Vec<Place>,
     handles: Vec<(u32, usize)>,
     claims: Vec<Claim>,
-    table_size: u64,
+    free_slot: u32,
 }
 
 /// Names under which the C library of the main module knows what side modules ask for (Emscripten, `src/lib/libcore.js`).
@@ -170,7 +171,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
     }
     let layout = library.layout();
     let exports = caller.data().exports()?;
-    let (instance, table) = (exports.instance, exports.table);
+    let instance = exports.instance;
     let memory_base = if layout.memory_size == 0 {
         0
     } else {
@@ -180,7 +181,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
         anyhow::ensure!(address != 0, "out of memory");
         address.next_multiple_of(layout.memory_alignment)
     };
-    let table_base = u32::try_from(table.grow(&mut *caller, layout.table_size.into(), Ref::Func(None))?)?;
+    let table_base = reserve(caller, layout.table_size)?;
     let memory = memory::of(caller)?.0;
     for (offset, bytes) in &layout.data {
         memory::write_bytes(memory, memory_base.wrapping_add(*offset), bytes)?;
@@ -268,7 +269,7 @@ fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str
             return Ok(Some(function));
         }
     }
-    if let Some(Extern::Func(function)) = library_store.linker().get(&mut *store, space, name)? {
+    if let Ok(Extern::Func(function)) = library_store.linker().get(&mut *store, space, name) {
         return Ok(Some(function));
     }
     if name.starts_with("invoke_") {
@@ -282,7 +283,7 @@ fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str
     let guest = store.as_context().data();
     let (instance, symbol) = match owner {
         Owner::Main => {
-            if let Some(address) = guest.facts.address(name).or_else(|| guest.facts.table_slot(name)) {
+            if let Some(address) = guest.facts.symbol(name) {
                 return Ok(Some(address));
             }
             (Some(guest.exports()?.instance), Symbol::Function(None))
@@ -303,21 +304,42 @@ fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str
     }
     let table = guest.exports()?.table;
     let Some(function) = instance.and_then(|instance| instance.get_func(&mut *store, name)) else { return Ok(None) };
-    let slot = u32::try_from(table.grow(&mut *store, 1, Ref::Func(Some(function)))?)?;
-    let libraries = &mut store.as_context_mut().data_mut().libraries;
+    let slot = reserve(store, 1)?;
+    table.set(&mut *store, slot.into(), Ref::Func(Some(function)))?;
+    let mut context = store.as_context_mut();
+    let libraries = &mut context.data_mut().libraries;
     libraries.slots.insert((owner, name.to_owned()), slot);
     libraries.claims.push(Claim { slot, owner, name: name.to_owned() });
     Ok(Some(slot))
 }
 
+/// Takes `count` table slots that nobody has, and returns the first; the table grows when its spare ones are used up.
+fn reserve(store: &mut impl AsContextMut<Data = Guest>, count: u32) -> anyhow::Result<u32> {
+    let table = store.as_context().data().exports()?.table;
+    let mut context = store.as_context_mut();
+    let libraries = &mut context.data_mut().libraries;
+    let first = libraries.free_slot;
+    libraries.free_slot = first.checked_add(count).context("the table is full")?;
+    let missing = u64::from(libraries.free_slot).saturating_sub(table.size(&*store));
+    if missing > 0 {
+        table.grow(&mut *store, missing, Ref::Func(None))?;
+    }
+    Ok(first)
+}
+
 impl Libraries {
+    /// None yet; table slots are theirs from `free_slot` on.
+    pub(super) fn new(free_slot: u32) -> Self {
+        Self { loaded: Vec::new(), handles: HashMap::new(), claims: Vec::new(), slots: HashMap::new(), free_slot }
+    }
+
     /// What another guest with a copy of this one's memory needs.
-    pub(crate) fn image(&self, table_size: u64) -> LibrariesImage {
+    pub(crate) fn image(&self) -> LibrariesImage {
         LibrariesImage {
             places: self.loaded.iter().map(|loaded| loaded.place.clone()).collect(),
             handles: self.handles.iter().map(|(&handle, &number)| (handle, number)).collect(),
             claims: self.claims.clone(),
-            table_size,
+            free_slot: self.free_slot,
         }
     }
 }
@@ -339,10 +361,10 @@ pub(crate) fn restore(
     libraries: &[Arc<Library>],
 ) -> anyhow::Result<()> {
     let table = store.as_context().data().exports()?.table;
-    let missing = image.table_size.saturating_sub(table.size(&*store));
-    table.grow(&mut *store, missing, Ref::Func(None))?;
-    let guest = store.as_context_mut();
-    let state = &mut guest.into_data_mut().libraries;
+    let used = store.as_context().data().libraries.free_slot;
+    reserve(store, image.free_slot.checked_sub(used).context("the table is larger than in the image")?)?;
+    let mut context = store.as_context_mut();
+    let state = &mut context.data_mut().libraries;
     state.handles = image.handles.iter().copied().collect();
     state.claims.clone_from(&image.claims);
     state.slots = image.claims.iter().map(|claim| ((claim.owner, claim.name.clone()), claim.slot)).collect();

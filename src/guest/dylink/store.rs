@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use wasmtime::{AsContext, AsContextMut, Func, Instance, Linker, Module};
+use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module};
 
 use super::{
     super::Guest,
@@ -49,8 +49,19 @@ impl LibraryStore {
     }
 
     /// The host functions.
-    pub(super) fn linker(&self) -> &Linker<Guest> {
+    pub(crate) fn linker(&self) -> &Linker<Guest> {
         &self.linker
+    }
+
+    /// The host function `name` of the rewriter's own imports, as a function of that store.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn host_function(&self, store: &mut impl AsContextMut<Data = Guest>, name: &str) -> anyhow::Result<Func> {
+        match self.linker.get(store, instrument::HOOK_MODULE, name) {
+            Ok(Extern::Func(function)) => Ok(function),
+            _ => anyhow::bail!("there is no host function {name}"),
+        }
     }
 
     /// The library whose file `path` holds the bytes `wasm`.
