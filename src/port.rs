@@ -20,9 +20,6 @@ use crate::{
     router::Router,
 };
 
-#[cfg(test)]
-mod tests;
-
 /// The version of PGlite that the hello frame announces.
 const PGLITE_VERSION: &str = "0.5.16";
 /// The version of PostgreSQL in it.

@@ -19,9 +19,6 @@ use crate::{
     relay::{Relay, close_options},
 };
 
-#[cfg(test)]
-mod tests;
-
 /// How many closed connections are remembered, so that frames that were under way are not answered.
 const REMEMBERED: usize = 1024;
 

@@ -16,9 +16,6 @@ mod listener;
 
 use listener::Listener;
 
-#[cfg(test)]
-mod tests;
-
 /// Where to listen unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
 /// How long sessions may take to end when they are asked to.

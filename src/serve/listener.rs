@@ -54,6 +54,10 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path) -> anyhow::Result<Self> {
+        if path.as_os_str().is_empty() {
+            // Linux would make up a name that nobody can find.
+            bail!("cannot listen on \"unix:\": the path is missing; give --listen unix:PATH");
+        }
         let path = if path.is_dir() {
             path.join(format!("{SOCKET_PREFIX}{DEFAULT_PORT}"))
         } else {
