@@ -4,7 +4,7 @@
 
 use std::{
     backtrace::Backtrace,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     panic,
     path::PathBuf,
     process::ExitCode,
@@ -27,7 +27,7 @@ use signal_hook::{
     flag,
     iterator::Signals,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// The environment variable with the filter of the program's own log.
 const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
@@ -128,9 +128,14 @@ fn print_url(url: &str) {
 
 /// The program's own log: to stderr, panics included.
 fn start_log() {
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    // Says on stderr which part of the variable it cannot make sense of.
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var(LOG_VARIABLE)
+        .from_env_lossy();
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_env_filter(filter)
         .init();
     panic::set_hook(Box::new(|info| {

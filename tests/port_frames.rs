@@ -9,15 +9,11 @@ use rustix::process::Signal;
 use support::{
     port::{Port, frame},
     program::Program,
-    wire,
+    texts, wire,
 };
 
 /// The promise for the end of stdin.
 const AT_ONCE: Duration = Duration::from_secs(2);
-
-fn texts<const N: usize>(texts: [&str; N]) -> [String; N] {
-    texts.map(str::to_owned)
-}
 
 #[test]
 fn hello_comes_first_and_once_and_says_versions_and_limits() {

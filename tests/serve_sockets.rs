@@ -20,7 +20,7 @@ use pglite_port::{
     guest::client::{Client, Interest},
     serve,
 };
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use support::{
     PATIENCE,
     fake::{Fake, echo, read_some, write_all},
@@ -96,7 +96,7 @@ impl Drop for Server {
     }
 }
 
-fn behave(request: SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
+fn behave(request: &SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
     let waker = client.waker();
     let (sender, terminated) = channel();
     let _registration = request.control.register(1, b"key", move |interrupt| {
@@ -126,6 +126,12 @@ fn behave(request: SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
         }
         other => panic!("no behaviour for {other:?}"),
     }
+}
+
+/// Host and port in the URL of a TCP listener.
+fn address(url: &str) -> &str {
+    let rest = url.strip_prefix("postgresql://postgres@").expect(url);
+    rest.strip_suffix("/postgres").expect(url)
 }
 
 fn read_exactly(stream: &mut impl Read, length: usize) -> Vec<u8> {
@@ -168,7 +174,7 @@ fn garbage_gets_an_error_that_arrives_though_more_garbage_was_never_read() {
     let server = Server::on_a_free_port();
     let mut stream = server.connect();
     stream
-        .write_all(&[b"GET / HTTP/1.1\r\n".as_slice(), &[b'x'; 50_000]].concat())
+        .write_all(&[b"GET / HTTP/1.1\r\n".as_slice(), &vec![b'x'; 50_000]].concat())
         .expect("connected");
     let [severity, code, message] = wire::error(read_to_end(&mut stream));
     assert_eq!(
@@ -327,10 +333,7 @@ fn the_program_prints_only_the_url_and_a_signal_ends_it_in_order() {
     for signal in [Signal::INT, Signal::TERM] {
         let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0"]);
         let url = program.first_line();
-        let address = url
-            .strip_prefix("postgresql://postgres@")
-            .and_then(|rest| rest.strip_suffix("/postgres"));
-        let mut stream = TcpStream::connect(address.expect(&url)).expect("it listens");
+        let mut stream = TcpStream::connect(address(&url)).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.write_all(&wire::ssl_request()).expect("connected");
         assert_eq!(read_exactly(&mut stream, 1), b"N");
@@ -340,6 +343,29 @@ fn the_program_prints_only_the_url_and_a_signal_ends_it_in_order() {
         assert_eq!(status.code(), Some(0));
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
+}
+
+#[test]
+fn clients_that_come_while_there_are_no_files_to_spare_are_served_later() {
+    let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0"]);
+    let url = program.first_line();
+    let address = address(&url);
+    // The program has inherited our limits; the hard one cannot be raised again.
+    let inherited = getrlimit(Resource::Nofile);
+    program.limit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(0),
+            ..inherited.clone()
+        },
+    );
+    let mut stream = TcpStream::connect(address).expect("the backlog has room");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.write_all(&wire::ssl_request()).expect("connected");
+    let line = program.stderr_line();
+    assert!(line.contains("could not be accepted"), "{line}");
+    program.limit(Resource::Nofile, inherited);
+    assert_eq!(read_exactly(&mut stream, 1), b"N");
 }
 
 #[test]

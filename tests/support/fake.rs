@@ -12,10 +12,10 @@ pub struct Fake<F>(pub F);
 
 impl<F> Sessions for Fake<F>
 where
-    F: Fn(SessionRequest<'_>, &mut dyn Client) -> SessionEnd + Send + Sync + 'static,
+    F: Fn(&SessionRequest<'_>, &mut dyn Client) -> SessionEnd + Send + Sync + 'static,
 {
     fn serve(&self, request: SessionRequest<'_>, mut client: Box<dyn Client>) -> SessionEnd {
-        (self.0)(request, &mut *client)
+        (self.0)(&request, &mut *client)
     }
 }
 

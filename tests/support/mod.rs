@@ -11,4 +11,9 @@ pub mod wire;
 use std::time::Duration;
 
 /// How long a test waits for an event that has to come, before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Texts to compare with what was received.
+pub fn texts<const N: usize>(texts: [&str; N]) -> [String; N] {
+    texts.map(str::to_owned)
+}

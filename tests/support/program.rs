@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+
 use super::PATIENCE;
 
 /// A running `pglite-port`; dropping it kills it.
@@ -71,9 +73,18 @@ impl Program {
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, signal).expect("it runs");
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+    }
+
+    /// Gives it another limit.
+    pub fn limit(&self, resource: Resource, limit: Rlimit) {
+        prlimit(Some(Pid::from_child(&self.child)), resource, limit).expect("it runs");
+    }
+
+    /// The next line that it writes to stderr.
+    pub fn stderr_line(&self) -> String {
+        self.stderr.recv_timeout(PATIENCE).expect("a line")
     }
 
     /// Waits for its end; its status and how long it took.
