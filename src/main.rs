@@ -1,6 +1,7 @@
 //! The command line of `pglite-port`.
 //!
-//! Exit status: 0 after an orderly end, 1 if the command line or the environment does not do, 2 after a malformed frame.
+//! Exit status: 0 after an orderly end, 1 if the command line or the environment does not do, 2 after a
+//! malformed frame.
 
 use std::{
     backtrace::Backtrace,
@@ -34,7 +35,8 @@ const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
 
 /// Real PostgreSQL (the official PGlite file) in Wasmtime, spoken to in frames over stdio or over a socket.
 ///
-/// The program's own log goes to stderr; `PGLITE_PORT_LOG` filters it (error, warn, info, debug, trace, or target=level,...; info by default).
+/// The program's own log goes to stderr; `PGLITE_PORT_LOG` filters it (error, warn, info, debug, trace,
+/// or target=level,...; info by default).
 #[derive(Parser)]
 #[command(version)]
 struct CommandLine {
@@ -42,7 +44,8 @@ struct CommandLine {
     command: Command,
     #[command(flatten)]
     engine: EngineOptions,
-    /// Which kind of database connections get: `shared` (all are sessions of one cluster) or `isolated` (a cluster of its own for each, gone when it closes)
+    /// Which kind of database connections get: `shared` (all are sessions of one cluster) or `isolated`
+    /// (a cluster of its own for each, gone when it closes)
     #[arg(long, global = true, default_value_t)]
     mode: Mode,
 }
@@ -62,7 +65,8 @@ enum Command {
 /// Where the engine finds and keeps its files.
 #[derive(Args)]
 struct EngineOptions {
-    /// Directory with the files of the PGlite package (its `dist`) [default: found in `pglite/node_modules` or `priv`]
+    /// Directory with the files of the PGlite package (its `dist`) [default: found in
+    /// `pglite/node_modules` or `priv`]
     #[arg(long, global = true, value_name = "DIRECTORY", env = "PGLITE_DIR")]
     pglite_dir: Option<PathBuf>,
     /// Directory for compiled code and prepared clusters [default: $XDG_CACHE_HOME/pglite-port]

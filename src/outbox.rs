@@ -1,8 +1,8 @@
 //! Frames on their way to stdout: everybody puts them in, one writer takes them out.
 //!
-//! What is queued stays bounded, though putting a frame in never blocks a connection: data frames are bounded by each
-//! connection's window, the frames that answer the parent's own wait for room ([`Outbox::wait_for_room`]), and log lines
-//! are dropped and counted when there is none.
+//! What is queued stays bounded, though putting a frame in never blocks a connection: data frames are
+//! bounded by each connection's window, the frames that answer the parent's own wait for room
+//! ([`Outbox::wait_for_room`]), and log lines are dropped and counted when there is none.
 
 use std::{io::Write, time::Instant};
 

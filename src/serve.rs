@@ -23,9 +23,11 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long to leave clients waiting when the system has no means to accept them.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals` asks to stop; another one asks to stop at once.
+/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals`
+/// asks to stop; another one asks to stop at once.
 ///
-/// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are still running when this returns, so the program has to exit.
+/// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are
+/// still running when this returns, so the program has to exit.
 ///
 /// # Errors
 /// If it cannot listen there, with what to do about it.

@@ -1,4 +1,5 @@
-//! `pglite-port port` as its parent sees it: raw bytes on stdin, raw bytes on stdout. Nothing here needs a session.
+//! `pglite-port port` as its parent sees it: raw bytes on stdin, raw bytes on stdout. Nothing here needs
+//! a session.
 
 mod support;
 

@@ -73,8 +73,9 @@ fn would_block(result: &io::Result<usize>) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever happens in whatever order: bytes arrive unchanged and in order, neither side exceeds its window,
-    /// all credit given back was consumed, and no more than half a window of it is ever held back.
+    /// Whatever happens in whatever order: bytes arrive unchanged and in order, neither side exceeds its
+    /// window, all credit given back was consumed, and no more than half a window of it is ever held
+    /// back.
     #[test]
     fn the_windows_hold(events in events()) {
         let window = usize::try_from(WINDOW).expect("it fits");

@@ -35,7 +35,8 @@ pub(super) struct SocketFile {
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT` or `unix:PATH`; a directory as the path means `.s.PGSQL.5432` in it, where libpq looks.
+    /// Listens on `HOST:PORT` or `unix:PATH`; a directory as the path means `.s.PGSQL.5432` in it, where
+    /// libpq looks.
     pub(super) fn bind(listen: &str) -> anyhow::Result<Self> {
         match listen.strip_prefix("unix:") {
             Some(path) => Self::bind_unix(Path::new(path)),

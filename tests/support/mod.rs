@@ -1,4 +1,5 @@
-//! What the tests of the outside share: a program or a port to speak frames with, the Postgres protocol in small, fake sessions.
+//! What the tests of the outside share: a program or a port to speak frames with, the Postgres protocol
+//! in small, fake sessions.
 
 // Every test file compiles this for itself, as a part of itself, and none uses all of it.
 #![allow(dead_code, unreachable_pub)]

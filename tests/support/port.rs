@@ -232,7 +232,8 @@ impl Port {
         bytes
     }
 
-    /// The data of one connection until it is closed, and the reason; no other connection's frame may come first.
+    /// The data of one connection until it is closed, and the reason; no other connection's frame may
+    /// come first.
     pub fn until_closed(&self, id: u32) -> (Vec<u8>, [String; 3]) {
         let mut bytes = Vec::new();
         loop {
@@ -246,7 +247,8 @@ impl Port {
         }
     }
 
-    /// Asserts that all frames sent so far have been acted on without an answer: the reply to a request is the next frame.
+    /// Asserts that all frames sent so far have been acted on without an answer: the reply to a request
+    /// is the next frame.
     pub fn assert_silent(&mut self) {
         self.request(u32::MAX, "stats");
         let reply = self.next();
