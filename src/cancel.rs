@@ -13,8 +13,9 @@ pub enum Interrupt {
     Cancel,
     /// End the session soon (`57P01`); PostgreSQL's SIGTERM.
     Terminate,
-    /// The client is known to be gone. Bytes that it sent before are still to be read, so a session that may change
-    /// lasting data goes on to its end of input, as PostgreSQL does; one that cannot may stop at once.
+    /// The client is known to be gone. Bytes that it sent before are still to be read, so a session that
+    /// may change lasting data goes on to its end of input, as PostgreSQL does; one that cannot may stop
+    /// at once.
     ClientGone,
 }
 
@@ -110,7 +111,8 @@ impl Drop for Registered {
     }
 }
 
-/// Whether two keys are equal, in a time that depends only on their lengths, so that a key cannot be guessed byte by byte.
+/// Whether two keys are equal, in a time that depends only on their lengths, so that a key cannot be
+/// guessed byte by byte.
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     let difference = a
         .iter()

@@ -73,11 +73,12 @@ impl fmt::Display for Mode {
 pub trait Sessions: Send + Sync + 'static {
     /// Serves one client until its session ends. Called on the connection's own thread.
     ///
-    /// All that the session has to say has been written when it returns: [`Client::write`] takes a part at a time, and a session
-    /// waits for the rest of its window.
+    /// All that the session has to say has been written when it returns: [`Client::write`] takes a part
+    /// at a time, and a session waits for the rest of its window.
     fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd;
 
-    /// Puts everything away (a shutdown checkpoint, say) after the last session has ended. The program exits when it returns, or when it takes too long.
+    /// Puts everything away (a shutdown checkpoint, say) after the last session has ended. The program
+    /// exits when it returns, or when it takes too long.
     fn shut_down(&self) {}
 
     /// Figures for the reply to `stats`.
@@ -108,7 +109,8 @@ pub enum SessionEnd {
     Orderly,
     /// The client went away.
     ClientGone,
-    /// The session could not start or was ended from outside, and its client has not been told why: this is why.
+    /// The session could not start or was ended from outside, and its client has not been told why: this
+    /// is why.
     Refused(ErrorResponse),
     /// The wasm trapped; the error carries the backtrace, for the log.
     Trapped(anyhow::Error),

@@ -134,7 +134,7 @@ mod tests {
         let report = ErrorResponse::fatal(sqlstate::CANNOT_CONNECT_NOW, "no");
         assert_eq!(
             report.encode(),
-            b"E\0\0\0\x22SFATAL\0VFATAL\0C57P03\0Mno\0\0"
+            b"E\0\0\0\x1eSFATAL\0VFATAL\0C57P03\0Mno\0\0"
         );
         let hinted = report.with_hint("wait").encode();
         assert!(hinted.ends_with(b"Mno\0Hwait\0\0"));

@@ -1,10 +1,11 @@
 //! The command line of `pglite-port`.
 //!
-//! Exit status: 0 after an orderly end, 1 if the command line or the environment does not do, 2 after a malformed frame.
+//! Exit status: 0 after an orderly end, 1 if the command line or the environment does not do, 2 after a
+//! malformed frame.
 
 use std::{
     backtrace::Backtrace,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     panic,
     path::PathBuf,
     process::ExitCode,
@@ -27,14 +28,15 @@ use signal_hook::{
     flag,
     iterator::Signals,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// The environment variable with the filter of the program's own log.
 const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
 
 /// Real PostgreSQL (the official PGlite file) in Wasmtime, spoken to in frames over stdio or over a socket.
 ///
-/// The program's own log goes to stderr; `PGLITE_PORT_LOG` filters it (error, warn, info, debug, trace, or target=level,...; info by default).
+/// The program's own log goes to stderr; `PGLITE_PORT_LOG` filters it (error, warn, info, debug, trace,
+/// or target=level,...; info by default).
 #[derive(Parser)]
 #[command(version)]
 struct CommandLine {
@@ -42,7 +44,8 @@ struct CommandLine {
     command: Command,
     #[command(flatten)]
     engine: EngineOptions,
-    /// Which kind of database connections get: `shared` (all are sessions of one cluster) or `isolated` (a cluster of its own for each, gone when it closes)
+    /// Which kind of database connections get: `shared` (all are sessions of one cluster) or `isolated`
+    /// (a cluster of its own for each, gone when it closes)
     #[arg(long, global = true, default_value_t)]
     mode: Mode,
 }
@@ -62,7 +65,8 @@ enum Command {
 /// Where the engine finds and keeps its files.
 #[derive(Args)]
 struct EngineOptions {
-    /// Directory with the files of the PGlite package (its `dist`) [default: found in `pglite/node_modules` or `priv`]
+    /// Directory with the files of the PGlite package (its `dist`) [default: found in
+    /// `pglite/node_modules` or `priv`]
     #[arg(long, global = true, value_name = "DIRECTORY", env = "PGLITE_DIR")]
     pglite_dir: Option<PathBuf>,
     /// Directory for compiled code and prepared clusters [default: $XDG_CACHE_HOME/pglite-port]
@@ -130,9 +134,14 @@ fn print_url(url: &str) {
 
 /// The program's own log: to stderr, panics included.
 fn start_log() {
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    // Says on stderr which part of the variable it cannot make sense of.
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var(LOG_VARIABLE)
+        .from_env_lossy();
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_env_filter(filter)
         .init();
     panic::set_hook(Box::new(|info| {

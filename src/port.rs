@@ -20,16 +20,14 @@ use crate::{
     router::Router,
 };
 
-#[cfg(test)]
-mod tests;
-
 /// The version of PGlite that the hello frame announces.
 const PGLITE_VERSION: &str = "0.5.16";
 /// The version of PostgreSQL in it.
 const POSTGRES_VERSION: &str = "18.6";
 /// How long sessions may take to end when they are asked to in an orderly way.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long they may take when nobody can hear them any more. With [`FLUSH`] it stays below the two seconds that are promised.
+/// How long they may take when nobody can hear them any more. With [`FLUSH`] it stays below the two
+/// seconds that are promised.
 const SHORT_GRACE: Duration = Duration::from_secs(1);
 /// How long the last frames may take on their way out.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -61,9 +59,11 @@ impl Ending {
     }
 }
 
-/// Serves the parent at the other end of `input` and `output` until it is gone or the port is to shut down, which a message in `signals` asks for as well.
+/// Serves the parent at the other end of `input` and `output` until it is gone or the port is to shut
+/// down, which a message in `signals` asks for as well.
 ///
-/// Sessions are asked to end before this returns; those that do not in time are still running, so the program has to exit.
+/// Sessions are asked to end before this returns; those that do not in time are still running, so the
+/// program has to exit.
 ///
 /// # Errors
 /// If the threads for reading and writing do not start.

@@ -1,6 +1,11 @@
 //! One connection's bytes between the router and the connection's thread, with a window each way.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    io::{self, Read},
+    sync::Arc,
+    time::Instant,
+};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -10,6 +15,9 @@ use crate::{
     guest::client::{Client, Interest, Readiness, Waker},
     outbox::Outbox,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// The most credit that a parent may give, in bytes: what one connection can put into the outbox at once.
 const MAX_CREDIT: u32 = 16 << 20;
@@ -155,7 +163,9 @@ impl Inner {
 impl Client for Relay {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.0.state.lock();
-        let read = io::Read::read(&mut state.arrived, buffer)?;
+        // Twice, because a ring buffer gives only up to its end at once.
+        let mut read = state.arrived.read(buffer)?;
+        read += state.arrived.read(&mut buffer[read..])?;
         if state.gone {
             return Ok(read);
         }

@@ -19,13 +19,11 @@ use crate::{
     relay::{Relay, close_options},
 };
 
-#[cfg(test)]
-mod tests;
-
 /// How many closed connections are remembered, so that frames that were under way are not answered.
 const REMEMBERED: usize = 1024;
 
-/// What answers a verb: it is given the request's id and options, and replies with [`Router::reply`], at once or later.
+/// What answers a verb: it is given the request's id and options, and replies with [`Router::reply`], at
+/// once or later.
 type Verb = fn(&Router, u32, &Options);
 
 /// Every verb of a request frame: the one place to add another.
@@ -285,7 +283,8 @@ fn violation(message: impl Into<String>) -> ErrorResponse {
     ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, message)
 }
 
-/// `stats`: `connections` there are, resident `memory` of the program in bytes where the system tells, and the sessions' own figures.
+/// `stats`: `connections` there are, resident `memory` of the program in bytes where the system tells,
+/// and the sessions' own figures.
 fn stats(router: &Router, id: u32, _: &Options) {
     let mut options = Options::new().with("connections", router.connections.count());
     if let Some(memory) = resident_memory() {
@@ -304,7 +303,8 @@ fn shut_down(router: &Router, id: u32, _: &Options) {
     (router.on_shut_down)();
 }
 
-/// Resident memory of this process in bytes: the second figure of Linux' `/proc/self/statm`, which counts pages.
+/// Resident memory of this process in bytes: the second figure of Linux' `/proc/self/statm`, which
+/// counts pages.
 fn resident_memory() -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;

@@ -16,9 +16,6 @@ mod listener;
 
 use listener::Listener;
 
-#[cfg(test)]
-mod tests;
-
 /// Where to listen unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
 /// How long sessions may take to end when they are asked to.
@@ -26,9 +23,11 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long to leave clients waiting when the system has no means to accept them.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals` asks to stop; another one asks to stop at once.
+/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals`
+/// asks to stop; another one asks to stop at once.
 ///
-/// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are still running when this returns, so the program has to exit.
+/// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are
+/// still running when this returns, so the program has to exit.
 ///
 /// # Errors
 /// If it cannot listen there, with what to do about it.

@@ -58,7 +58,8 @@ impl SocketClient {
         })))
     }
 
-    /// Lets the client read what it was told last: closing a socket with unread input would make the kernel throw that away.
+    /// Lets the client read what it was told last: closing a socket with unread input would make the
+    /// kernel throw that away.
     pub(crate) fn linger(mut self) {
         if shutdown(&self.0.socket, Shutdown::Write).is_err() {
             return;

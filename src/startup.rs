@@ -1,9 +1,10 @@
 //! The first packet of a connection: encryption requests, cancel requests and the startup message. Pure.
 //!
-//! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its limits and
-//! its words. Two differences: what PostgreSQL only logs before it hangs up, we also tell the client (`08P01`); and bytes
-//! that follow an encryption request without waiting for the answer are no attack here, because encryption is never accepted.
-//! The minor version is not negotiated here: the guest reads the startup packet again and does that itself.
+//! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its
+//! limits and its words. Two differences: what PostgreSQL only logs before it hangs up, we also tell the
+//! client (`08P01`); and bytes that follow an encryption request without waiting for the answer are no
+//! attack here, because encryption is never accepted. The minor version is not negotiated here: the
+//! guest reads the startup packet again and does that itself.
 
 use std::ffi::CStr;
 
@@ -14,13 +15,15 @@ use crate::error_response::{ErrorResponse, sqlstate};
 #[cfg(test)]
 mod tests;
 
-/// The largest startup packet without its length word, in bytes (`MAX_STARTUP_PACKET_LENGTH` in `libpq/pqcomm.h`).
+/// The largest startup packet without its length word, in bytes (`MAX_STARTUP_PACKET_LENGTH` in
+/// `libpq/pqcomm.h`).
 pub const MAX_STARTUP_PACKET_LENGTH: usize = 10_000;
 /// Bytes of the length word.
 const LENGTH: usize = 4;
 /// Bytes of the protocol version or request code.
 const CODE: usize = 4;
-/// The longest secret key of a cancel request, in bytes (PostgreSQL manual, "Message Formats", `CancelRequest`).
+/// The longest secret key of a cancel request, in bytes (PostgreSQL manual, "Message Formats",
+/// `CancelRequest`).
 const MAX_CANCEL_KEY: usize = 256;
 /// The shortest one, in bytes.
 const MIN_CANCEL_KEY: usize = 4;
@@ -128,7 +131,8 @@ impl StartupError {
 impl Negotiation {
     /// Judges `packet`, the bytes from the packet's length word on that have arrived so far.
     ///
-    /// A caller that always reads as many bytes as [`Step::NeedMore`] says takes nothing out of its stream that follows the packet.
+    /// A caller that always reads as many bytes as [`Step::NeedMore`] says takes nothing out of its
+    /// stream that follows the packet.
     ///
     /// # Errors
     /// [`StartupError`] as soon as the bytes cannot become a packet that is welcome here.

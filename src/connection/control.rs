@@ -51,9 +51,11 @@ impl Control {
         }))
     }
 
-    /// Registers the session that now runs on this connection, under the process id and the secret key that its client gets in `BackendKeyData`.
+    /// Registers the session that now runs on this connection, under the process id and the secret key
+    /// that its client gets in `BackendKeyData`.
     ///
-    /// `interrupt` may be called at once, on this thread, for what has been asked before; later from any thread. It must not block.
+    /// `interrupt` may be called at once, on this thread, for what has been asked before; later from any
+    /// thread. It must not block.
     pub fn register(
         &self,
         process_id: i32,
@@ -80,7 +82,8 @@ impl Control {
         }
     }
 
-    /// Interrupts the session, or has it interrupted as soon as it registers. A [`Interrupt::Cancel`] before that has nothing to cancel.
+    /// Interrupts the session, or has it interrupted as soon as it registers. A [`Interrupt::Cancel`]
+    /// before that has nothing to cancel.
     pub fn interrupt(&self, kind: Interrupt) {
         let interrupter = {
             let mut state = self.0.state.lock();

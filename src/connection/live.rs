@@ -56,7 +56,8 @@ impl Connections {
         }
     }
 
-    /// Serves `client` on a thread of its own. `on_end` is called there, with the report of how it ended, when nothing more will be written.
+    /// Serves `client` on a thread of its own. `on_end` is called there, with the report of how it
+    /// ended, when nothing more will be written.
     ///
     /// # Errors
     /// The operating system's, if it has no thread to spare; `on_end` is not called then.
@@ -107,7 +108,8 @@ impl Connections {
         self.sessions.shut_down();
     }
 
-    /// [`Self::shut_down`], but for no longer than `grace`. What arrives in `news` meanwhile may shorten that, to what `grace_after` makes of it.
+    /// [`Self::shut_down`], but for no longer than `grace`. What arrives in `news` meanwhile may shorten
+    /// that, to what `grace_after` makes of it.
     pub fn shut_down_within<T>(
         self: &Arc<Self>,
         grace: Duration,

@@ -2,7 +2,8 @@
 
 use std::ffi::CStr;
 
-/// The longest value that [`Options::with`] keeps, in bytes, so that a handful of them always fit into one frame.
+/// The longest value that [`Options::with`] keeps, in bytes, so that a handful of them always fit into
+/// one frame.
 pub(super) const MAX_VALUE: usize = 65_536;
 
 /// Pairs of a key and a value, in order.

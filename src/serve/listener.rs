@@ -35,7 +35,8 @@ pub(super) struct SocketFile {
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT` or `unix:PATH`; a directory as the path means `.s.PGSQL.5432` in it, where libpq looks.
+    /// Listens on `HOST:PORT` or `unix:PATH`; a directory as the path means `.s.PGSQL.5432` in it, where
+    /// libpq looks.
     pub(super) fn bind(listen: &str) -> anyhow::Result<Self> {
         match listen.strip_prefix("unix:") {
             Some(path) => Self::bind_unix(Path::new(path)),
@@ -54,6 +55,10 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path) -> anyhow::Result<Self> {
+        if path.as_os_str().is_empty() {
+            // Linux would make up a name that nobody can find.
+            bail!("cannot listen on \"unix:\": the path is missing; give --listen unix:PATH");
+        }
         let path = if path.is_dir() {
             path.join(format!("{SOCKET_PREFIX}{DEFAULT_PORT}"))
         } else {

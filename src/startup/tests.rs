@@ -186,7 +186,8 @@ proptest! {
     #[test]
     fn a_packet_cut_anywhere_asks_for_no_more_than_the_rest_of_itself(packet in any_packet()) {
         for cut in 0..packet.len() {
-            let Ok(Step::NeedMore(missing)) = first(&packet[..cut]) else { panic!("at {cut}: {:?}", first(&packet[..cut])) };
+            let step = first(&packet[..cut]);
+            let Ok(Step::NeedMore(missing)) = step else { panic!("at {cut}: {step:?}") };
             prop_assert!(missing >= 1 && cut + missing <= packet.len());
         }
     }
