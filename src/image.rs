@@ -95,9 +95,8 @@ impl Image {
 
     /// Gives `memory`, which was never written, these contents, and grows it to their size.
     pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
-        let size = memory.size(&*store);
-        ensure!(size <= self.shape.wasm_pages, "the memory has {size} pages, its image {}", self.shape.wasm_pages);
-        memory.grow(&mut *store, self.shape.wasm_pages - size)?;
+        let missing = self.shape.wasm_pages.saturating_sub(memory.size(&*store));
+        memory.grow(&mut *store, missing)?;
         let base = memory.data_ptr(&*store);
         for (extent, offset) in self.shape.placed() {
             let length = usize::try_from(extent.end - extent.start)?;

@@ -78,7 +78,7 @@ fn run(initdb: &InstancePre<Guest>, setup: Setup) -> anyhow::Result<i32> {
         set.call(&mut store, slot)?;
     }
     let allocate = instance.get_typed_func::<u32, u32>(&mut store, "_emscripten_stack_alloc")?;
-    let mut push = |store: &mut Store<Guest>, bytes: &[u8]| -> anyhow::Result<u32> {
+    let push = |store: &mut Store<Guest>, bytes: &[u8]| -> anyhow::Result<u32> {
         let address = allocate.call(&mut *store, u32::try_from(bytes.len())?)?;
         write_bytes(memory.data_mut(store), address, bytes)?;
         Ok(address)
@@ -147,7 +147,7 @@ impl BackendRunner {
 
     fn run_or_log(&self, arguments: &[String]) -> i32 {
         self.run(arguments).unwrap_or_else(|error| {
-            tracing::error!("{arguments:?}, run by initdb, failed: {error:?}");
+            tracing::error!("{arguments:?}, run by initdb, failed: {error:#}");
             1
         })
     }
