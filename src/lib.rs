@@ -3,10 +3,54 @@
 //!
 //! # Layout, in reading order
 //!
-//! * [`fs`]: the guest's files, in memory, copied on write.
-//! * [`guest`]: the Emscripten host, everything that the wasm sees.
+//! From the outside to a session:
+//! * [`frame`]: frames, encoded and decoded.
+//! * [`port`]: frames from stdin, frames to stdout; notices that the parent is gone.
+//! * [`serve`]: a TCP or unix-socket listener, for use without frames.
+//! * `router`: from a frame to its connection or request.
+//! * `relay`, `socket`: the two kinds of client, one behind frames and one behind a socket.
+//! * `outbox`: frames on their way to stdout.
+//! * [`connection`]: one client from its first byte to its last.
+//! * [`startup`]: the first packet of a connection.
+//! * [`cancel`]: backend keys, and how a session is interrupted.
+//! * [`error_response`]: errors as PostgreSQL tells them to its client.
+//! * [`log`]: log lines of a guest on their way out.
+//!
+//! From a session to the wasm:
+//! * [`databases`]: which cluster a connection gets.
+//! * `template`: clusters prepared and frozen, and their clones.
+//! * `backend`: one wasm instance of PostgreSQL, from its start to its end.
+//! * `program`: the wasm, instrumented, compiled and linked.
+//! * [`engine`]: Wasmtime's configuration, compiled code in the cache.
 //! * [`instrument`]: the rewriter of the wasm before it is compiled.
+//! * [`guest`]: the Emscripten host, everything that the wasm sees.
+//! * [`fs`]: the guest's files, in memory, copied on write.
+//! * `image`: the contents of a memory on disk, mapped copy-on-write.
+//! * [`cache`]: the private directory for what is expensive to make.
+//! * `random`: bytes that nobody can guess.
+//! * [`artefact`]: the pinned PGlite files.
 
+pub mod artefact;
+mod backend;
+pub mod cache;
+pub mod cancel;
+pub mod connection;
+pub mod databases;
+pub mod engine;
+pub mod error_response;
+pub mod frame;
 pub mod fs;
 pub mod guest;
+mod image;
 pub mod instrument;
+pub mod log;
+mod outbox;
+pub mod port;
+mod program;
+mod random;
+mod relay;
+mod router;
+pub mod serve;
+mod socket;
+pub mod startup;
+mod template;

@@ -1,8 +1,5 @@
 //! One client's session in a backend of its own (`isolated` mode): startup, messages, end.
 
-use std::time::Instant;
-
-use wasmtime::AsContextMut;
 use wasmtime_wasi::I32Exit;
 
 use super::{Backend, boot::EXIT_ALIVE};
@@ -10,7 +7,6 @@ use crate::{
     guest::{
         ClientStream, deliver,
         client::{Client, Interest, Readiness},
-        memory,
     },
     startup::StartupMessage,
 };
@@ -33,7 +29,6 @@ pub(crate) enum Ended {
 /// The key with which a session can be cancelled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BackendKey {
-    pub(crate) process_id: i32,
     pub(crate) secret: [u8; 4],
 }
 

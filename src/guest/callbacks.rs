@@ -6,7 +6,7 @@ use wasmtime::{Caller, Linker};
 
 use super::{
     Guest,
-    client::{Client, Interest, Readiness},
+    client::{Client, Interest, Readiness, Waker},
     memory,
 };
 
@@ -30,13 +30,18 @@ impl ClientStream {
         Self { client: Some(client), before: before.iter().copied().collect(), blocked_on: None }
     }
 
+    /// How other threads end its waits.
+    pub(crate) fn waker(&self) -> Option<Waker> {
+        self.client.as_ref().map(|client| client.waker())
+    }
+
     /// What the last callback could not do at once.
     pub(super) fn blocked_on(&self) -> Option<Interest> {
         self.blocked_on
     }
 
     /// As [`Client::wait`]; without a client only the deadline ends it, and without either it ends at once.
-    pub(super) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+    pub(crate) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
         match &mut self.client {
             Some(client) => client.wait(interest, deadline),
             None => {

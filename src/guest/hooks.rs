@@ -37,15 +37,16 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 ///
 /// # Errors
 /// When a handler traps or exits.
-pub(super) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Result<bool> {
+pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Result<bool> {
     let mut delivered = false;
     while store.as_context().data().signals.any() {
         let arrived = store.as_context().data().signals.take();
         for signal in arrived {
             delivered = true;
             if signal != Signal::URG {
-                let raise = store.as_context().data().exports()?.raise.clone();
-                raise.call(&mut *store, signal.number())?;
+                if let Some(raise) = store.as_context().data().exports()?.raise.clone() {
+                    raise.call(&mut *store, signal.number())?;
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! One wasm instance: linked, its memory filled from an image, its exports looked up.
 
 use anyhow::Context;
-use wasmtime::{AsContextMut, Instance, InstancePre, Memory, Store, Table, TypedFunc};
+use wasmtime::{AsContextMut, Instance, Memory, Table, TypedFunc};
 
 use super::Guest;
 
@@ -14,11 +14,12 @@ pub(crate) struct Exports {
     pub(crate) memalign: TypedFunc<(u32, u32), u32>,
     pub(crate) errno_location: TypedFunc<(), u32>,
     pub(crate) timeout: TypedFunc<(u32, f64), ()>,
-    pub(crate) raise: TypedFunc<i32, i32>,
+    /// Only the backend has it: what it raises in itself, `initdb` has no use for.
+    pub(crate) raise: Option<TypedFunc<i32, i32>>,
 }
 
 impl Exports {
-    pub(super) fn find(store: &mut impl AsContextMut<Data = Guest>, instance: Instance) -> anyhow::Result<Self> {
+    pub(crate) fn find(store: &mut impl AsContextMut<Data = Guest>, instance: Instance) -> anyhow::Result<Self> {
         Ok(Self {
             instance,
             memory: instance.get_memory(&mut *store, "memory").context("the module exports no memory")?,
@@ -27,7 +28,7 @@ impl Exports {
             memalign: instance.get_typed_func(&mut *store, "emscripten_builtin_memalign")?,
             errno_location: instance.get_typed_func(&mut *store, "__errno_location")?,
             timeout: instance.get_typed_func(&mut *store, "_emscripten_timeout")?,
-            raise: instance.get_typed_func(&mut *store, "raise")?,
+            raise: instance.get_typed_func(&mut *store, "raise").ok(),
         })
     }
 }

@@ -11,7 +11,7 @@ mod dylink;
 mod hooks;
 mod instance;
 mod mapping;
-mod memory;
+pub(crate) mod memory;
 mod net;
 mod process;
 mod report;
@@ -27,13 +27,14 @@ use anyhow::Context;
 use wasmtime::{AsContext, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
-use crate::{fs::Files, instrument::Facts};
+use crate::{fs::Files, instrument::Facts, program::Program};
 
 pub(crate) use callbacks::ClientStream;
-pub(crate) use commands::Commands;
-pub(crate) use dylink::{Libraries, LibrariesImage, LibraryStore, restore as restore_libraries};
+pub(crate) use commands::{BackendCommands, Commands};
+pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
+pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
-pub(crate) use mapping::Mappings;
+pub(crate) use mapping::{Mappings, MappingsImage};
 pub use signals::{Signal, Signals};
 pub(crate) use timers::Timers;
 
@@ -71,6 +72,19 @@ pub(crate) struct Setup {
     pub(crate) commands: Box<dyn Commands>,
     pub(crate) library_store: Arc<LibraryStore>,
     pub(crate) facts: Arc<Facts>,
+}
+
+impl Setup {
+    /// A backend's, on those files.
+    pub(crate) fn backend(program: &Program, files: Files) -> Self {
+        Self {
+            files,
+            environment: environment(),
+            commands: Box::new(BackendCommands),
+            library_store: program.libraries().clone(),
+            facts: program.facts().clone(),
+        }
+    }
 }
 
 impl Guest {
@@ -152,4 +166,27 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         add(&mut linker)?;
     }
     Ok(linker)
+}
+
+/// The environment that PGlite gives its guests (`pglite.ts`).
+pub(crate) fn environment() -> Vec<(&'static str, String)> {
+    [
+        ("HOME", "/home/postgres"),
+        ("USER", "postgres"),
+        ("LOGNAME", "postgres"),
+        ("PATH", "/pglite/bin"),
+        ("PWD", "/"),
+        ("PGDATA", "/pglite/data"),
+        ("PGUSER", "postgres"),
+        ("PGDATABASE", "postgres"),
+        ("LANG", "en_US.UTF-8"),
+        ("LC_COLLATE", "en_US.UTF-8"),
+        ("LC_CTYPE", "en_US.UTF-8"),
+        ("TZ", "UTC"),
+        ("PGTZ", "UTC"),
+        ("PGCLIENTENCODING", "UTF8"),
+        ("ICU_DATA", "/pglite/icu"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+    .into()
 }
