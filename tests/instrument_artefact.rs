@@ -135,6 +135,7 @@ fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
         assert_eq!(code.exports[name], (ExternalKind::Func, code.names[name]), "{name}");
     }
     assert_eq!(code.exports["memory"], (ExternalKind::Memory, 0));
+    assert!(!code.imports.contains(&("env", "memory")), "the memory is its own");
     let hooks = code.imports.iter().filter(|(module, _)| *module == HOOK_MODULE).map(|(_, name)| *name);
     assert_eq!(hooks.collect::<Vec<_>>(), Hook::ALL.map(Hook::name));
     assert_eq!(code.custom_sections, ["dylink.0", "name"]);

@@ -7,7 +7,7 @@ use wasm_encoder::reencode::{self, Reencode};
 use wasm_encoder::{
     CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection,
     FunctionSection, GlobalSection, GlobalType, ImportSection, MemorySection, NameMap, NameSection, RawSection,
-    StartSection, TableSection, TypeSection, ValType,
+    StartSection, TableSection, TagSection, TypeSection, ValType,
 };
 use wasmparser::{
     BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, KnownCustom, Parser, Payload, TypeRef,
@@ -193,8 +193,13 @@ impl Writer<'_> {
                 output.section(&data);
             }
             Payload::CustomSection(section) => self.copy_custom_section(output, &section),
-            Payload::TagSection(_) => {
-                return Err(InstrumentError::Unsupported("it throws exceptions".into()));
+            Payload::TagSection(section) => {
+                let mut tags = TagSection::new();
+                self.parse_tag_section(&mut tags, section)?;
+                output.section(&tags);
+            }
+            Payload::UnknownSection { id, .. } => {
+                return Err(InstrumentError::Unsupported(format!("it has a section of unknown kind {id}")));
             }
             _ => {}
         }
