@@ -14,11 +14,7 @@ pub(super) struct Kill {
 }
 
 impl Kill {
-    pub(super) fn read(
-        target: &Target,
-        operators: &[Operator],
-        process_id: i32,
-    ) -> Result<Self, InstrumentError> {
+    pub(super) fn read(target: &Target, operators: &[Operator], process_id: i32) -> Result<Self, InstrumentError> {
         match *operators {
             [
                 Operator::LocalGet { local_index: 0 },
@@ -26,9 +22,7 @@ impl Kill {
                 Operator::I32Eq,
                 Operator::If { .. },
                 Operator::LocalGet { local_index: 1 },
-                Operator::Call {
-                    function_index: raise,
-                },
+                Operator::Call { function_index: raise },
                 Operator::Return,
                 Operator::End,
                 Operator::I32Const { value: errno },
@@ -56,9 +50,7 @@ pub(super) struct CancelKey {
 impl CancelKey {
     pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
         let is_constant = |wanted: i32| {
-            operators.iter().any(
-                |operator| matches!(*operator, Operator::I32Const { value } if value == wanted),
-            )
+            operators.iter().any(|operator| matches!(*operator, Operator::I32Const { value } if value == wanted))
         };
         let sent = |pair: &[Operator]| match *pair {
             [Operator::I32Const { value }, Operator::I32Store { memarg }] if memarg.align == 0 => {
@@ -67,10 +59,7 @@ impl CancelKey {
             _ => None,
         };
         let (sent_at, address) = once(target, "an address sent as a number", operators, 2, sent)?;
-        Ok(Self {
-            address: address.cast_unsigned(),
-            sent_at,
-        })
+        Ok(Self { address: address.cast_unsigned(), sent_at })
     }
 }
 
@@ -78,16 +67,9 @@ impl CancelKey {
 ///
 /// Of the call of PGlite's stub, which reports every descriptor ready, only the argument is left: `set->pollfds` is
 /// loaded and dropped. The latch is what `set->latch->maybe_sleeping = true` (in C guarded by two conditions) goes to.
-pub(super) fn wait_site(
-    target: &Target,
-    operators: &[Operator],
-) -> Result<(usize, u64), InstrumentError> {
+pub(super) fn wait_site(target: &Target, operators: &[Operator]) -> Result<(usize, u64), InstrumentError> {
     let dropped = |triple: &[Operator]| match *triple {
-        [
-            Operator::LocalGet { local_index: 0 },
-            Operator::I32Load { .. },
-            Operator::Drop,
-        ] => Some(()),
+        [Operator::LocalGet { local_index: 0 }, Operator::I32Load { .. }, Operator::Drop] => Some(()),
         _ => None,
     };
     let latch = |window: &[Operator]| match *window {
@@ -97,40 +79,20 @@ pub(super) fn wait_site(
             Operator::LocalTee { local_index: first },
             Operator::I32Eqz,
             Operator::BrIf { .. },
-            Operator::LocalGet {
-                local_index: second,
-            },
+            Operator::LocalGet { local_index: second },
             Operator::I32Load { memarg: is_set },
             Operator::I32Eqz,
             Operator::If { .. },
             Operator::LocalGet { local_index: third },
             Operator::I32Const { value: 1 },
-            Operator::I32Store {
-                memarg: maybe_sleeping,
-            },
-        ] if first == second
-            && second == third
-            && is_set.offset == 0
-            && maybe_sleeping.offset == 4 =>
-        {
+            Operator::I32Store { memarg: maybe_sleeping },
+        ] if first == second && second == third && is_set.offset == 0 && maybe_sleeping.offset == 4 => {
             Some(latch.offset)
         }
         _ => None,
     };
-    let (poll, ()) = once(
-        target,
-        "a dropped argument of poll()",
-        operators,
-        3,
-        dropped,
-    )?;
-    let (_, latch) = once(
-        target,
-        "a latch marked as being slept on",
-        operators,
-        12,
-        latch,
-    )?;
+    let (poll, ()) = once(target, "a dropped argument of poll()", operators, 3, dropped)?;
+    let (_, latch) = once(target, "a latch marked as being slept on", operators, 12, latch)?;
     Ok((poll + 3, latch))
 }
 
@@ -141,27 +103,14 @@ pub(super) fn own_process_id(
     process_id: i32,
 ) -> Result<usize, InstrumentError> {
     let compared = |pair: &[Operator]| match *pair {
-        [
-            Operator::I32Const { value },
-            Operator::I32Eq | Operator::I32Ne,
-        ] => (value == process_id).then_some(()),
+        [Operator::I32Const { value }, Operator::I32Eq | Operator::I32Ne] => (value == process_id).then_some(()),
         _ => None,
     };
-    Ok(once(
-        target,
-        "a comparison with the process id",
-        operators,
-        2,
-        compared,
-    )?
-    .0)
+    Ok(once(target, "a comparison with the process id", operators, 2, compared)?.0)
 }
 
 /// The address of `pqsignal_handlers` in the signal wrapper: `(*pqsignal_handlers[signal])(signal)`.
-pub(super) fn signal_handlers(
-    target: &Target,
-    operators: &[Operator],
-) -> Result<u32, InstrumentError> {
+pub(super) fn signal_handlers(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let handler = |window: &[Operator]| match *window {
         [
             Operator::LocalGet { local_index: 0 },
@@ -175,22 +124,11 @@ pub(super) fn signal_handlers(
         ] if memarg.offset == 0 => Some(handlers.cast_unsigned()),
         _ => None,
     };
-    Ok(once(
-        target,
-        "a call of a signal's handler",
-        operators,
-        8,
-        handler,
-    )?
-    .1)
+    Ok(once(target, "a call of a signal's handler", operators, 8, handler)?.1)
 }
 
 /// The address of `MyCancelKeyLength` in `InitPostgres`: `ProcSignalInit(MyCancelKey, MyCancelKeyLength)`.
-pub(super) fn cancel_key_length(
-    target: &Target,
-    operators: &[Operator],
-    key: u32,
-) -> Result<u32, InstrumentError> {
+pub(super) fn cancel_key_length(target: &Target, operators: &[Operator], key: u32) -> Result<u32, InstrumentError> {
     let argument = |window: &[Operator]| match *window {
         [
             Operator::I32Const { value },
@@ -204,13 +142,7 @@ pub(super) fn cancel_key_length(
     lengths.dedup();
     match lengths[..] {
         [length] => Ok(length),
-        _ => Err(refusal(
-            target,
-            &format!(
-                "one that passes the cancel key with {} lengths",
-                lengths.len()
-            ),
-        )),
+        _ => Err(refusal(target, &format!("one that passes the cancel key with {} lengths", lengths.len()))),
     }
 }
 
@@ -223,15 +155,10 @@ fn once<T>(
     matches: impl Fn(&[Operator]) -> Option<T>,
 ) -> Result<(usize, T), InstrumentError> {
     let windows = operators.windows(length).enumerate();
-    let mut found: Vec<_> = windows
-        .filter_map(|(at, window)| Some((at, matches(window)?)))
-        .collect();
+    let mut found: Vec<_> = windows.filter_map(|(at, window)| Some((at, matches(window)?))).collect();
     match (found.pop(), found.len()) {
         (Some(place), 0) => Ok(place),
         (None, _) => Err(refusal(target, &format!("one without {what}"))),
-        (Some(_), others) => Err(refusal(
-            target,
-            &format!("one with {what} in {} places", others + 1),
-        )),
+        (Some(_), others) => Err(refusal(target, &format!("one with {what} in {} places", others + 1))),
     }
 }

@@ -34,29 +34,16 @@ impl Surroundings<'_> {
     ///
     /// # Errors
     /// If the function's body does not have, exactly once, what is to be changed.
-    pub(super) fn edits(
-        &self,
-        module: &Module,
-        target: &Target,
-        change: Change,
-    ) -> Result<Vec<Edit>, InstrumentError> {
+    pub(super) fn edits(&self, module: &Module, target: &Target, change: Change) -> Result<Vec<Edit>, InstrumentError> {
         let operators = module.operators(self.found.function(target.name)?)?;
         let whole = 0..operators.len().saturating_sub(1);
         let process_id = self.found.process_id;
         let edit = match change {
             Change::Export => return Ok(Vec::new()),
-            Change::Enter(hook) => Edit {
-                at: 0..0,
-                with: vec![self.call(hook)],
-            },
+            Change::Enter(hook) => Edit { at: 0..0, with: vec![self.call(hook)] },
             Change::Replace(hook) => {
-                let parameters = (0_u32..)
-                    .take(hook.parameters().len())
-                    .map(Instruction::LocalGet);
-                Edit {
-                    at: whole,
-                    with: parameters.chain([self.call(hook)]).collect(),
-                }
+                let parameters = (0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet);
+                Edit { at: whole, with: parameters.chain([self.call(hook)]).collect() }
             }
             Change::SkipInFurtherSession => Edit {
                 at: 0..0,
@@ -69,25 +56,12 @@ impl Surroundings<'_> {
             },
             Change::OwnProcessId => {
                 let at = own_process_id(target, &operators, process_id)?;
-                Edit {
-                    at: at..at + 1,
-                    with: load(self.my_proc_pid, 2).to_vec(),
-                }
+                Edit { at: at..at + 1, with: load(self.my_proc_pid, 2).to_vec() }
             }
             Change::AnswerProcessId => {
                 let [address, value] = load(self.my_proc_pid, 2);
-                let own = [
-                    address.clone(),
-                    value.clone(),
-                    Instruction::I32Const(process_id),
-                ];
-                Edit {
-                    at: whole,
-                    with: own
-                        .into_iter()
-                        .chain([address, value, Instruction::Select])
-                        .collect(),
-                }
+                let own = [address.clone(), value.clone(), Instruction::I32Const(process_id)];
+                Edit { at: whole, with: own.into_iter().chain([address, value, Instruction::Select]).collect() }
             }
             Change::Wait => {
                 let (at, latch) = wait_site(target, &operators)?;
@@ -101,17 +75,11 @@ impl Surroundings<'_> {
             }
             Change::Kill => {
                 let kill = Kill::read(target, &operators, process_id)?;
-                Edit {
-                    at: whole,
-                    with: self.kill(kill.errno),
-                }
+                Edit { at: whole, with: self.kill(kill.errno) }
             }
             Change::CancelKey => {
                 let key = CancelKey::read(target, &operators)?;
-                Edit {
-                    at: key.sent_at..key.sent_at + 1,
-                    with: load(key.address, 0).to_vec(),
-                }
+                Edit { at: key.sent_at..key.sent_at + 1, with: load(key.address, 0).to_vec() }
             }
         };
         Ok(vec![edit])
@@ -144,16 +112,9 @@ impl Surroundings<'_> {
 }
 
 fn load(address: u32, align: u32) -> [Instruction<'static>; 2] {
-    [
-        Instruction::I32Const(address.cast_signed()),
-        Instruction::I32Load(word(0, align)),
-    ]
+    [Instruction::I32Const(address.cast_signed()), Instruction::I32Load(word(0, align))]
 }
 
 fn word(offset: u64, align: u32) -> MemArg {
-    MemArg {
-        offset,
-        align,
-        memory_index: 0,
-    }
+    MemArg { offset, align, memory_index: 0 }
 }

@@ -24,18 +24,11 @@ pub struct PageLimits {
 
 impl PageLimits {
     pub(super) fn of(module: &Module) -> Result<Self, InstrumentError> {
-        let memory = module
-            .memory
-            .ok_or_else(|| InstrumentError::Unsupported("it has no memory".into()))?;
+        let memory = module.memory.ok_or_else(|| InstrumentError::Unsupported("it has no memory".into()))?;
         if memory.memory64 || memory.shared || memory.page_size_log2.is_some() {
-            return Err(InstrumentError::Unsupported(
-                "its memory is 64-bit, shared, or has another page size".into(),
-            ));
+            return Err(InstrumentError::Unsupported("its memory is 64-bit, shared, or has another page size".into()));
         }
-        Ok(Self {
-            minimum: memory.initial,
-            maximum: memory.maximum,
-        })
+        Ok(Self { minimum: memory.initial, maximum: memory.maximum })
     }
 
     /// The size at first, in bytes.
@@ -98,45 +91,25 @@ pub struct Facts {
 }
 
 impl Facts {
-    pub(super) fn gather(
-        module: &Module,
-        found: &Found,
-        limits: PageLimits,
-    ) -> Result<Self, InstrumentError> {
+    pub(super) fn gather(module: &Module, found: &Found, limits: PageLimits) -> Result<Self, InstrumentError> {
         let lacking = |what: &str| InstrumentError::Unsupported(format!("it has no {what}"));
         let stack_pointer = module.exported(ExternalKind::Global, "__stack_pointer");
-        let stack_pointer =
-            stack_pointer.and_then(|index| module.globals.get(index as usize)?.initial);
-        let exported = module
-            .mutable_globals()
-            .into_iter()
-            .map(|global| global.name);
-        let kill = found.read(module, "kill", |target, body| {
-            Kill::read(target, body, found.process_id)
-        })?;
-        let my_cancel_key = found
-            .read(module, "pgl_sendConnData", CancelKey::read)?
-            .address;
+        let stack_pointer = stack_pointer.and_then(|index| module.globals.get(index as usize)?.initial);
+        let exported = module.mutable_globals().into_iter().map(|global| global.name);
+        let kill = found.read(module, "kill", |target, body| Kill::read(target, body, found.process_id))?;
+        let my_cancel_key = found.read(module, "pgl_sendConnData", CancelKey::read)?.address;
         Ok(Self {
             memory: limits,
             table_elements: module.table_elements.ok_or_else(|| lacking("table"))?,
             dynamic_linking: module.dylink.map(Into::into),
-            stack_pointer: stack_pointer
-                .ok_or_else(|| lacking("exported __stack_pointer"))?
-                .cast_unsigned(),
+            stack_pointer: stack_pointer.ok_or_else(|| lacking("exported __stack_pointer"))?.cast_unsigned(),
             mutable_globals: exported.chain([FURTHER_SESSION.to_owned()]).collect(),
             data_symbols: module.data_symbols(),
-            table_slots: module
-                .exports
-                .iter()
-                .filter(|export| export.kind == ExternalKind::Func)
-                .filter_map(|export| Some((export.name.to_owned(), *module.table_slots.get(&export.index)?)))
-                .collect(),
+            table_slots: module.exported_table_slots()?,
             errno: kill.errno.cast_unsigned(),
             my_cancel_key,
-            my_cancel_key_length: found.read(module, "InitPostgres", |target, body| {
-                cancel_key_length(target, body, my_cancel_key)
-            })?,
+            my_cancel_key_length: found
+                .read(module, "InitPostgres", |target, body| cancel_key_length(target, body, my_cancel_key))?,
             signal_handlers: found.read(module, "wrapper_handler", signal_handlers)?,
         })
     }
@@ -152,13 +125,10 @@ impl Facts {
     /// # Errors
     /// If the module exports no variable of this name.
     pub fn address(&self, symbol: &str) -> Result<u32, InstrumentError> {
-        self.data_symbols
-            .get(symbol)
-            .copied()
-            .ok_or_else(|| InstrumentError::Evidence {
-                function: symbol.to_owned(),
-                expected: "an exported variable".to_owned(),
-                found: "none of this name".to_owned(),
-            })
+        self.data_symbols.get(symbol).copied().ok_or_else(|| InstrumentError::Evidence {
+            function: symbol.to_owned(),
+            expected: "an exported variable".to_owned(),
+            found: "none of this name".to_owned(),
+        })
     }
 }

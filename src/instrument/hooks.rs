@@ -31,13 +31,8 @@ pub enum Hook {
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 5] = [
-        Self::InitProcess,
-        Self::WaitEventSetWait,
-        Self::PgUsleep,
-        Self::ProcessInterrupts,
-        Self::Kill,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::InitProcess, Self::WaitEventSetWait, Self::PgUsleep, Self::ProcessInterrupts, Self::Kill];
 
     /// The name under which it is imported.
     #[must_use]

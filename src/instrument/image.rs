@@ -13,13 +13,10 @@ pub(super) fn initial_memory(
     data: &[(u32, &[u8])],
     zeroed: &[Range<u32>],
 ) -> Result<Vec<u8>, InstrumentError> {
-    let beyond =
-        || InstrumentError::Unsupported("a data segment does not fit into its memory".into());
+    let beyond = || InstrumentError::Unsupported("a data segment does not fit into its memory".into());
     let mut memory = Vec::new();
     for &(offset, bytes) in data {
-        let end = (offset as usize)
-            .checked_add(bytes.len())
-            .ok_or_else(beyond)?;
+        let end = (offset as usize).checked_add(bytes.len()).ok_or_else(beyond)?;
         if end as u64 > limits.minimum_bytes() {
             return Err(beyond());
         }
@@ -46,9 +43,7 @@ pub(super) fn zeroed_by_start(module: &Parsed) -> Result<Vec<Range<u32>>, Instru
     };
     let operators = module.operators(start)?;
     let Some((Operator::End, fills)) = operators.split_last() else {
-        return Err(InstrumentError::Unsupported(
-            "its start function is imported".into(),
-        ));
+        return Err(InstrumentError::Unsupported("its start function is imported".into()));
     };
     let range = |fill: &[Operator]| match *fill {
         [
@@ -56,18 +51,10 @@ pub(super) fn zeroed_by_start(module: &Parsed) -> Result<Vec<Range<u32>>, Instru
             Operator::I32Const { value: 0 },
             Operator::I32Const { value: length },
             Operator::MemoryFill { mem: 0 },
-        ] => {
-            Some(start.cast_unsigned()..start.cast_unsigned().checked_add(length.cast_unsigned())?)
-        }
+        ] => Some(start.cast_unsigned()..start.cast_unsigned().checked_add(length.cast_unsigned())?),
         _ => None,
     };
-    fills
-        .chunks(4)
-        .map(range)
-        .collect::<Option<_>>()
-        .ok_or_else(|| {
-            InstrumentError::Unsupported(format!(
-                "its start function {start} does more than fill memory with zeros"
-            ))
-        })
+    fills.chunks(4).map(range).collect::<Option<_>>().ok_or_else(|| {
+        InstrumentError::Unsupported(format!("its start function {start} does more than fill memory with zeros"))
+    })
 }

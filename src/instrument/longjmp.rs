@@ -41,7 +41,7 @@ const TAG: &str = "__c_longjmp";
 ///
 /// # Errors
 /// When `wasm` is not a valid module.
-pub fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+pub(super) fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     let module = Module::read(wasm)?;
     if module.lowered.is_empty() {
         return Ok(wasm.to_vec());
@@ -105,7 +105,8 @@ impl Module {
                         let import = import?;
                         match import.ty {
                             TypeRef::Func(type_index) => {
-                                let stays = import.module != "env" || !(import.name.starts_with("invoke_") || import.name == THROW);
+                                let stays = import.module != "env"
+                                    || !(import.name.starts_with("invoke_") || import.name == THROW);
                                 if !stays {
                                     lowered.push(Lowered { name: import.name.to_owned(), type_index });
                                 }
@@ -259,7 +260,8 @@ impl Reencode for Lowering {
             let ty = self.module.type_of(lowered)?;
             let parameters = ty.params().iter().skip(1).map(|ty| reencode::RoundtripReencoder.val_type(*ty));
             let results = ty.results().iter().map(|ty| reencode::RoundtripReencoder.val_type(*ty));
-            let convert = |_| unsupported(format!("the type of {} is not of WebAssembly's first version", lowered.name));
+            let convert =
+                |_| unsupported(format!("the type of {} is not of WebAssembly's first version", lowered.name));
             types.ty().function(
                 parameters.collect::<Result<Vec<_>, _>>().map_err(convert)?,
                 results.collect::<Result<Vec<_>, _>>().map_err(convert)?,
@@ -268,7 +270,11 @@ impl Reencode for Lowering {
         Ok(())
     }
 
-    fn parse_import_section(&mut self, imports: &mut ImportSection, section: wasmparser::ImportSectionReader<'_>) -> Reencoded {
+    fn parse_import_section(
+        &mut self,
+        imports: &mut ImportSection,
+        section: wasmparser::ImportSectionReader<'_>,
+    ) -> Reencoded {
         for import in section.into_imports() {
             let import = import?;
             let lowered = import.module == "env" && (import.name.starts_with("invoke_") || import.name == THROW);
@@ -279,7 +285,11 @@ impl Reencode for Lowering {
         Ok(())
     }
 
-    fn parse_function_section(&mut self, functions: &mut FunctionSection, section: wasmparser::FunctionSectionReader<'_>) -> Reencoded {
+    fn parse_function_section(
+        &mut self,
+        functions: &mut FunctionSection,
+        section: wasmparser::FunctionSectionReader<'_>,
+    ) -> Reencoded {
         utils::parse_function_section(self, functions, section)?;
         for lowered in &self.module.lowered {
             functions.function(lowered.type_index);
@@ -308,7 +318,11 @@ impl Reencode for Lowering {
         Ok(())
     }
 
-    fn parse_export_section(&mut self, exports: &mut ExportSection, section: wasmparser::ExportSectionReader<'_>) -> Reencoded {
+    fn parse_export_section(
+        &mut self,
+        exports: &mut ExportSection,
+        section: wasmparser::ExportSectionReader<'_>,
+    ) -> Reencoded {
         utils::parse_export_section(self, exports, section)?;
         for (n, lowered) in (0..).zip(&self.module.lowered) {
             exports.export(&lowered.name, ExportKind::Func, self.module.first_lowered + n);

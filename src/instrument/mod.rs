@@ -3,8 +3,8 @@
 //! PGlite's file is used as it is published. Four things it cannot do as it is are added here:
 //!
 //! * **Code and memory contents are separated.** One module holds the code ([`Instrumented::code`]), whatever it is
-//!   used for; a fresh memory ([`Instrumented::image`]) and the memory of a running backend ([`memory_image`]) are
-//!   modules that only define a memory. So a clone is the same compiled code with another memory.
+//!   used for; its memory is empty. What a fresh backend's memory holds ([`Instrumented::memory`]) is as little a part
+//!   of it as what a running one's holds, so that a clone is the same compiled code with other memory contents.
 //! * **The host is called** where PostgreSQL would leave the processor to other processes: [`Hook`].
 //! * **Several sessions** can be made from one memory, as `fork()` does: the process id is a variable, and recovery is
 //!   skipped where [`FURTHER_SESSION`] is set.
@@ -17,9 +17,9 @@
 //! that names the function. Nothing here depends on indices or addresses of one version.
 //!
 //! # Reading order
-//! `module` (what is read), `targets` (the table), `evidence` (finding), `bodies` (what is
-//! read out of what was found), `changes` (what is changed), `hooks` (what is
-//! called), `rewrite` (writing), `facts` (what else was learned), `image` (memory contents).
+//! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` (what is
+//! read out of what was found), `hooks` (what is called), `changes` (what is changed), `rewrite` (writing), `longjmp`
+//! (exceptions instead of host calls), `facts` (what else was learned).
 
 mod bodies;
 mod changes;
@@ -78,13 +78,18 @@ pub struct Instrumented {
     pub facts: Facts,
 }
 
+/// Name under which a side module's start function is exported, if it has one.
+///
+/// It zeroes memory and works out globals. So it is for a loader to call, once in the life of a memory: where the memory
+/// of a clone already holds the side module's variables, it would reset them.
+pub const SIDE_MODULE_START: &str = "pglite_port.start";
+
 /// A side module (an extension's or PL/pgSQL's `.so`), ready to be compiled.
 pub struct SideModule {
-    /// For loading it: as it was, with its mutable globals exported.
-    pub loading: Vec<u8>,
-    /// For a backend whose memory already holds its data: without data segments and start function.
-    pub loaded: Vec<u8>,
-    /// Export names of its own mutable globals: what to set them to after instantiating `loaded` is what they were.
+    /// Its code without data segments; nothing runs when it is instantiated.
+    pub code: Vec<u8>,
+    /// Export names of its own mutable globals: a clone has to set them to what they were, as it does not call
+    /// [`SIDE_MODULE_START`].
     pub mutable_globals: Vec<String>,
 }
 
@@ -143,21 +148,13 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
         names: names(&module, &found),
         ..Rewrite::default()
     };
-    rewrite
-        .exports
-        .push(("memory".to_owned(), ExportKind::Memory, 0));
+    rewrite.exports.push(("memory".to_owned(), ExportKind::Memory, 0));
     for target in TARGETS {
         let function = found.function(target.name)?;
         for &change in target.changes {
-            rewrite
-                .edits
-                .entry(function)
-                .or_default()
-                .extend(around.edits(&module, target, change)?);
+            rewrite.edits.entry(function).or_default().extend(around.edits(&module, target, change)?);
             if matches!(change, Change::Export) {
-                rewrite
-                    .exports
-                    .push((target.name.to_owned(), ExportKind::Func, function));
+                rewrite.exports.push((target.name.to_owned(), ExportKind::Func, function));
             }
         }
     }
@@ -172,35 +169,40 @@ pub fn instrument_plain(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     longjmp::lower_longjmp(wasm)
 }
 
+/// Prepares a side module for being loaded, and for being there already in the memory of a clone.
+///
+/// Its data segments are left out: they are for the loader to write.
+///
+/// # Errors
+/// If the bytes are no module, or it uses its data segments other than by writing them when it is instantiated.
+pub fn instrument_side_module(wasm: &[u8]) -> Result<SideModule, InstrumentError> {
+    let module = Module::parse(wasm)?;
+    module.refuse_passive_data()?;
+    let start = module.start.map(|start| (SIDE_MODULE_START.to_owned(), ExportKind::Func, start));
+    let exports = hidden_globals(&module).into_iter().chain(start).collect();
+    let rewrite = Rewrite { exports, without_data: true, ..Rewrite::default() };
+    let mutable_globals = module.mutable_globals().into_iter().map(|global| global.name).collect();
+    Ok(SideModule { code: rewrite.apply(&module)?, mutable_globals })
+}
+
 /// Exports for the mutable globals that have none.
 fn hidden_globals(module: &Module) -> Vec<(String, ExportKind, u32)> {
-    let hidden = module
-        .mutable_globals()
-        .into_iter()
-        .filter(|global| !global.is_exported);
-    hidden
-        .map(|global| (global.name, ExportKind::Global, global.index))
-        .collect()
+    let hidden = module.mutable_globals().into_iter().filter(|global| !global.is_exported);
+    hidden.map(|global| (global.name, ExportKind::Global, global.index)).collect()
 }
 
 /// Names for backtraces: those that the module has, those of exports, and those that were found.
 fn names(module: &Module, found: &Found) -> BTreeMap<u32, String> {
-    let mut names: BTreeMap<u32, String> = module
-        .names
-        .iter()
-        .map(|(&index, &name)| (index, name.to_owned()))
-        .collect();
-    for export in module
-        .exports
-        .iter()
-        .filter(|export| export.kind == ExternalKind::Func)
-    {
-        names
-            .entry(export.index)
-            .or_insert_with(|| export.name.to_owned());
+    let mut names: BTreeMap<u32, String> =
+        module.names.iter().map(|(&index, &name)| (index, name.to_owned())).collect();
+    for export in module.exports.iter().filter(|export| export.kind == ExternalKind::Func) {
+        names.entry(export.index).or_insert_with(|| export.name.to_owned());
     }
     for (name, function) in found.all() {
         names.insert(function, name.to_owned());
     }
     names
 }
+
+#[cfg(test)]
+mod tests;

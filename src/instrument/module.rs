@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use wasmparser::{
-    Data, DataKind, Dylink0Subsection, Element, ElementItems, ElementKind, Export, ExternalKind, FuncType, FunctionBody, GlobalType,
-    KnownCustom, MemInfo, MemoryType, Name, Operator, Parser, Payload, TypeRef,
+    Data, DataKind, Dylink0Subsection, Element, ElementItems, ElementKind, Export, ExternalKind, FuncType,
+    FunctionBody, GlobalType, KnownCustom, MemInfo, MemoryType, Name, Operator, Parser, Payload, TypeRef,
 };
 
 use super::InstrumentError;
@@ -28,8 +28,10 @@ pub(super) struct Module<'a> {
     pub(super) memory: Option<MemoryType>,
     /// Initial number of elements of the module's own table.
     pub(super) table_elements: Option<u64>,
-    /// For every function in the table, its first slot.
-    pub(super) table_slots: BTreeMap<u32, u32>,
+    /// For every function that an element segment puts at a constant place in the table, its first slot.
+    table_slots: BTreeMap<u32, u32>,
+    /// Whether there are element segments of which that cannot be said.
+    table_is_filled_otherwise: bool,
     pub(super) data: Vec<Data<'a>>,
     pub(super) start: Option<u32>,
     /// The first part of the custom section `dylink.0`.
@@ -58,10 +60,7 @@ impl<'a> Module<'a> {
     /// # Errors
     /// If the bytes are no module, or one with more than one memory.
     pub(super) fn parse(wasm: &'a [u8]) -> Result<Self, InstrumentError> {
-        let mut module = Self {
-            wasm,
-            ..Self::default()
-        };
+        let mut module = Self { wasm, ..Self::default() };
         for payload in Parser::new(0).parse_all(wasm) {
             module.read(payload?)?;
         }
@@ -100,10 +99,7 @@ impl<'a> Module<'a> {
                 for global in section {
                     let global = global?;
                     let initial = constant(&global.init_expr)?;
-                    self.globals.push(Global {
-                        ty: global.ty,
-                        initial,
-                    });
+                    self.globals.push(Global { ty: global.ty, initial });
                 }
             }
             Payload::ExportSection(section) => {
@@ -147,12 +143,14 @@ impl<'a> Module<'a> {
     }
 
     fn elements(&mut self, element: Element<'a>) -> Result<(), InstrumentError> {
-        let (ElementKind::Active { offset_expr, .. }, ElementItems::Functions(functions)) = (element.kind, element.items)
-        else {
-            return Err(InstrumentError::Unsupported("its table is filled otherwise than by functions at once".into()));
+        let first = match element.kind {
+            ElementKind::Active { offset_expr, .. } => constant(&offset_expr)?,
+            ElementKind::Passive | ElementKind::Declared => None,
         };
-        let first = constant(&offset_expr)?
-            .ok_or_else(|| InstrumentError::Unsupported("its table is filled at an offset that is not constant".into()))?;
+        let (Some(first), ElementItems::Functions(functions)) = (first, element.items) else {
+            self.table_is_filled_otherwise = true;
+            return Ok(());
+        };
         for (function, slot) in functions.into_iter().zip(first.cast_unsigned()..) {
             self.table_slots.entry(function?).or_insert(slot);
         }
@@ -162,9 +160,7 @@ impl<'a> Module<'a> {
     fn add_memory(&mut self, memory: MemoryType) -> Result<(), InstrumentError> {
         match self.memory.replace(memory) {
             None => Ok(()),
-            Some(_) => Err(InstrumentError::Unsupported(
-                "it has more than one memory".into(),
-            )),
+            Some(_) => Err(InstrumentError::Unsupported("it has more than one memory".into())),
         }
     }
 
@@ -199,23 +195,18 @@ impl<'a> Module<'a> {
 
     /// The type of the function with this index.
     pub(super) fn function_type(&self, index: u32) -> Option<&FuncType> {
-        self.types
-            .get(*self.function_types.get(index as usize)? as usize)
+        self.types.get(*self.function_types.get(index as usize)? as usize)
     }
 
     /// The body of the function with this index, unless it is imported.
     pub(super) fn body(&self, index: u32) -> Option<&FunctionBody<'a>> {
-        self.bodies
-            .get(index.checked_sub(self.imported_functions)? as usize)
+        self.bodies.get(index.checked_sub(self.imported_functions)? as usize)
     }
 
     /// All instructions of the function with this index, the closing `end` included; none if it is imported.
     pub(super) fn operators(&self, index: u32) -> Result<Vec<Operator<'a>>, InstrumentError> {
         match self.body(index) {
-            Some(body) => Ok(body
-                .get_operators_reader()?
-                .into_iter()
-                .collect::<Result<_, _>>()?),
+            Some(body) => Ok(body.get_operators_reader()?.into_iter().collect::<Result<_, _>>()?),
             None => Ok(Vec::new()),
         }
     }
@@ -227,10 +218,7 @@ impl<'a> Module<'a> {
 
     /// The index of the exported thing of this kind and name.
     pub(super) fn exported(&self, kind: ExternalKind, name: &str) -> Option<u32> {
-        self.exports
-            .iter()
-            .find(|export| export.kind == kind && export.name == name)
-            .map(|export| export.index)
+        self.exports.iter().find(|export| export.kind == kind && export.name == name).map(|export| export.index)
     }
 
     /// Every active data segment with a constant offset, as offset and bytes.
@@ -243,13 +231,9 @@ impl<'a> Module<'a> {
                 DataKind::Active { offset_expr, .. } => constant(offset_expr)?,
                 DataKind::Passive => None,
             };
-            offset
-                .map(|offset| (offset.cast_unsigned(), data.data))
-                .ok_or_else(|| {
-                    InstrumentError::Unsupported(format!(
-                        "data segment {number} is not written to a constant offset"
-                    ))
-                })
+            offset.map(|offset| (offset.cast_unsigned(), data.data)).ok_or_else(|| {
+                InstrumentError::Unsupported(format!("data segment {number} is not written to a constant offset"))
+            })
         };
         self.data.iter().enumerate().map(place).collect()
     }
@@ -259,14 +243,8 @@ impl<'a> Module<'a> {
     /// # Errors
     /// If one is passive, or an instruction uses one.
     pub(super) fn refuse_passive_data(&self) -> Result<(), InstrumentError> {
-        if let Some(number) = self
-            .data
-            .iter()
-            .position(|data| matches!(data.kind, DataKind::Passive))
-        {
-            return Err(InstrumentError::Unsupported(format!(
-                "data segment {number} is passive"
-            )));
+        if let Some(number) = self.data.iter().position(|data| matches!(data.kind, DataKind::Passive)) {
+            return Err(InstrumentError::Unsupported(format!("data segment {number} is passive")));
         }
         for (function, body) in (self.imported_functions..).zip(&self.bodies) {
             for operator in body.get_operators_reader()? {
@@ -290,28 +268,32 @@ impl<'a> Module<'a> {
         self.exports.iter().filter_map(symbol).collect()
     }
 
+    /// The first table slot of every exported function that has one, by name.
+    ///
+    /// # Errors
+    /// If the table is filled with anything but functions at constant places.
+    pub(super) fn exported_table_slots(&self) -> Result<BTreeMap<String, u32>, InstrumentError> {
+        if self.table_is_filled_otherwise {
+            let what = "its table is not filled with functions at constant places";
+            return Err(InstrumentError::Unsupported(what.into()));
+        }
+        let functions = self.exports.iter().filter(|export| export.kind == ExternalKind::Func);
+        let slot = |export: &Export| Some((export.name.to_owned(), *self.table_slots.get(&export.index)?));
+        Ok(functions.filter_map(slot).collect())
+    }
+
     /// The module's own mutable globals. One that is not exported is given a name.
     pub(super) fn mutable_globals(&self) -> Vec<MutableGlobal> {
-        let own = (0_u32..)
-            .zip(&self.globals)
-            .skip(self.imported_globals as usize);
+        let own = (0_u32..).zip(&self.globals).skip(self.imported_globals as usize);
         let named = |(index, _)| {
-            let exported = self
-                .exports
-                .iter()
-                .find(|it| it.kind == ExternalKind::Global && it.index == index);
+            let exported = self.exports.iter().find(|it| it.kind == ExternalKind::Global && it.index == index);
             MutableGlobal {
                 index,
-                name: exported.map_or_else(
-                    || format!("pglite_port.global.{index}"),
-                    |it| it.name.to_owned(),
-                ),
+                name: exported.map_or_else(|| format!("pglite_port.global.{index}"), |it| it.name.to_owned()),
                 is_exported: exported.is_some(),
             }
         };
-        own.filter(|(_, global)| global.ty.mutable)
-            .map(named)
-            .collect()
+        own.filter(|(_, global)| global.ty.mutable).map(named).collect()
     }
 }
 

@@ -5,14 +5,12 @@ use std::convert::Infallible;
 
 use wasm_encoder::reencode::{self, Reencode};
 use wasm_encoder::{
-    CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind,
-    ExportSection, FunctionSection, GlobalSection, GlobalType, ImportSection, MemorySection,
-    NameMap, NameSection, RawSection, StartSection, TableSection, TypeSection, ValType,
+    CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection,
+    FunctionSection, GlobalSection, GlobalType, ImportSection, MemorySection, NameMap, NameSection, RawSection,
+    StartSection, TableSection, TagSection, TypeSection, ValType,
 };
 use wasmparser::{
-    TypeRef,
-    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, KnownCustom, Parser,
-    Payload,
+    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, KnownCustom, Parser, Payload, TypeRef,
 };
 
 use super::InstrumentError;
@@ -46,12 +44,8 @@ impl Rewrite {
     /// Writes `module` out with these changes.
     pub(super) fn apply(&self, module: &Module) -> Result<Vec<u8>, InstrumentError> {
         let added_functions = u32::try_from(self.hooks.len()).unwrap_or(u32::MAX);
-        let mut writer = Writer {
-            rewrite: self,
-            original: module,
-            added_functions,
-            function: module.imported_functions,
-        };
+        let mut writer =
+            Writer { rewrite: self, original: module, added_functions, function: module.imported_functions };
         let mut output = wasm_encoder::Module::new();
         for payload in Parser::new(0).parse_all(module.wasm) {
             writer.section(&mut output, payload?)?;
@@ -75,11 +69,7 @@ impl Reencode for Writer<'_> {
     type Error = Infallible;
 
     fn function_index(&mut self, index: u32) -> Result<u32, reencode::Error<Infallible>> {
-        Ok(if index < self.original.imported_functions {
-            index
-        } else {
-            index + self.added_functions
-        })
+        Ok(if index < self.original.imported_functions { index } else { index + self.added_functions })
     }
 
     fn parse_function_body(
@@ -113,20 +103,13 @@ impl Reencode for Writer<'_> {
 }
 
 impl Writer<'_> {
-    fn section(
-        &mut self,
-        output: &mut wasm_encoder::Module,
-        payload: Payload,
-    ) -> Result<(), InstrumentError> {
+    fn section(&mut self, output: &mut wasm_encoder::Module, payload: Payload) -> Result<(), InstrumentError> {
         match payload {
             Payload::TypeSection(section) => {
                 let mut types = TypeSection::new();
                 self.parse_type_section(&mut types, section)?;
                 for hook in self.rewrite.hooks {
-                    types.ty().function(
-                        hook.parameters().iter().copied(),
-                        hook.results().iter().copied(),
-                    );
+                    types.ty().function(hook.parameters().iter().copied(), hook.results().iter().copied());
                 }
                 output.section(&types);
             }
@@ -176,11 +159,7 @@ impl Writer<'_> {
                 let mut globals = GlobalSection::new();
                 self.parse_global_section(&mut globals, section)?;
                 for _ in self.rewrite.globals {
-                    let ty = GlobalType {
-                        val_type: ValType::I32,
-                        mutable: true,
-                        shared: false,
-                    };
+                    let ty = GlobalType { val_type: ValType::I32, mutable: true, shared: false };
                     globals.global(ty, &ConstExpr::i32_const(0));
                 }
                 output.section(&globals);
@@ -192,9 +171,7 @@ impl Writer<'_> {
                 output.section(&exports);
             }
             Payload::StartSection { func, .. } if !self.rewrite.without_data => {
-                output.section(&StartSection {
-                    function_index: self.function_index(func)?,
-                });
+                output.section(&StartSection { function_index: self.function_index(func)? });
             }
             Payload::ElementSection(section) => {
                 let mut elements = ElementSection::new();
@@ -216,8 +193,13 @@ impl Writer<'_> {
                 output.section(&data);
             }
             Payload::CustomSection(section) => self.copy_custom_section(output, &section),
-            Payload::TagSection(_) => {
-                return Err(InstrumentError::Unsupported("it throws exceptions".into()));
+            Payload::TagSection(section) => {
+                let mut tags = TagSection::new();
+                self.parse_tag_section(&mut tags, section)?;
+                output.section(&tags);
+            }
+            Payload::UnknownSection { id, .. } => {
+                return Err(InstrumentError::Unsupported(format!("it has a section of unknown kind {id}")));
             }
             _ => {}
         }
@@ -225,26 +207,15 @@ impl Writer<'_> {
     }
 
     /// Copies a custom section; that of names is written anew instead.
-    fn copy_custom_section(
-        &self,
-        output: &mut wasm_encoder::Module,
-        section: &CustomSectionReader,
-    ) {
+    fn copy_custom_section(&self, output: &mut wasm_encoder::Module, section: &CustomSectionReader) {
         if self.rewrite.names.is_empty() || !matches!(section.as_known(), KnownCustom::Name(_)) {
-            output.section(&RawSection {
-                id: 0,
-                data: &self.original.wasm[section.range()],
-            });
+            output.section(&RawSection { id: 0, data: &self.original.wasm[section.range()] });
         }
     }
 
     fn add_exports(&mut self, exports: &mut ExportSection) -> Result<(), InstrumentError> {
         for (name, kind, index) in &self.rewrite.exports {
-            let index = if *kind == ExportKind::Func {
-                self.function_index(*index)?
-            } else {
-                *index
-            };
+            let index = if *kind == ExportKind::Func { self.function_index(*index)? } else { *index };
             exports.export(name, *kind, index);
         }
         let first_global = u32::try_from(self.original.globals.len()).unwrap_or(u32::MAX);
@@ -256,10 +227,7 @@ impl Writer<'_> {
 
     fn names(&self) -> NameSection {
         let imported = self.original.imported_functions;
-        let (imports, defined) = (
-            self.rewrite.names.range(..imported),
-            self.rewrite.names.range(imported..),
-        );
+        let (imports, defined) = (self.rewrite.names.range(..imported), self.rewrite.names.range(imported..));
         let mut functions = NameMap::new();
         for (&index, name) in imports {
             functions.append(index, name);

@@ -27,10 +27,7 @@ pub(super) enum Evidence {
     /// Its body refers to all of these string constants: `__func__` and `__FILE__` of its error reports, and messages.
     Mentions(&'static [&'static str]),
     /// The function `caller` calls it, and it calls `callee`; both are targets above it in the table.
-    Between {
-        caller: &'static str,
-        callee: &'static str,
-    },
+    Between { caller: &'static str, callee: &'static str },
     /// It compares its first parameter with the process id, calls `raise` if they are equal, else sets `errno`:
     /// Emscripten's `system/lib/libc/musl/src/signal/kill.c` as one whole body.
     KillItself,
@@ -65,33 +62,15 @@ pub(super) enum Change {
 }
 
 const fn shape(parameters: usize, results: usize) -> Shape {
-    Shape {
-        parameters,
-        results,
-    }
+    Shape { parameters, results }
 }
 
 /// Every function that [`super::instrument`] looks for.
 pub(super) const TARGETS: &[Target] = &[
-    Target {
-        name: "getpid",
-        shape: shape(0, 1),
-        evidence: Evidence::Exported,
-        changes: &[Change::AnswerProcessId],
-    },
-    Target {
-        name: "kill",
-        shape: shape(2, 1),
-        evidence: Evidence::KillItself,
-        changes: &[Change::Kill],
-    },
+    Target { name: "getpid", shape: shape(0, 1), evidence: Evidence::Exported, changes: &[Change::AnswerProcessId] },
+    Target { name: "kill", shape: shape(2, 1), evidence: Evidence::KillItself, changes: &[Change::Kill] },
     // Runs the handler of a signal as the C library does: blocked signals stay pending. For the host to deliver one.
-    Target {
-        name: "raise",
-        shape: shape(1, 1),
-        evidence: Evidence::CalledByKill,
-        changes: &[Change::Export],
-    },
+    Target { name: "raise", shape: shape(1, 1), evidence: Evidence::CalledByKill, changes: &[Change::Export] },
     Target {
         name: "wrapper_handler",
         shape: shape(1, 0),
@@ -101,11 +80,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target {
         name: "proc_exit",
         shape: shape(1, 0),
-        evidence: Evidence::Mentions(&[
-            "proc_exit",
-            "ipc.c",
-            "proc_exit() called in child process",
-        ]),
+        evidence: Evidence::Mentions(&["proc_exit", "ipc.c", "proc_exit() called in child process"]),
         changes: &[Change::OwnProcessId, Change::Export],
     },
     Target {
@@ -117,11 +92,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target {
         name: "AuxiliaryProcKill",
         shape: shape(2, 0),
-        evidence: Evidence::Mentions(&[
-            "AuxiliaryProcKill",
-            "proc.c",
-            "AuxiliaryProcKill() called in child process",
-        ]),
+        evidence: Evidence::Mentions(&["AuxiliaryProcKill", "proc.c", "AuxiliaryProcKill() called in child process"]),
         changes: &[Change::OwnProcessId],
     },
     // The moment before a postmaster's child takes a slot in shared memory.
@@ -134,22 +105,14 @@ pub(super) const TARGETS: &[Target] = &[
     Target {
         name: "PostgresMain",
         shape: shape(2, 0),
-        evidence: Evidence::Mentions(&[
-            "PostgresMain",
-            "postgres.c",
-            "could not generate random cancel key",
-        ]),
+        evidence: Evidence::Mentions(&["PostgresMain", "postgres.c", "could not generate random cancel key"]),
         changes: &[Change::Export],
     },
     // BackendInitialize is inlined into it.
     Target {
         name: "BackendMain",
         shape: shape(2, 0),
-        evidence: Evidence::Mentions(&[
-            "BackendInitialize",
-            "backend_startup.c",
-            "connection received: host=%s",
-        ]),
+        evidence: Evidence::Mentions(&["BackendInitialize", "backend_startup.c", "connection received: host=%s"]),
         changes: &[Change::Export],
     },
     Target {
@@ -173,10 +136,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target {
         name: "process_startup_options",
         shape: shape(2, 0),
-        evidence: Evidence::Between {
-            caller: "InitPostgres",
-            callee: "process_postgres_switches",
-        },
+        evidence: Evidence::Between { caller: "InitPostgres", callee: "process_postgres_switches" },
         changes: &[Change::Export],
     },
     Target {
