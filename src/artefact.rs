@@ -132,7 +132,11 @@ fn default_places() -> Vec<PathBuf> {
         places.extend(executable.parent().map(Path::to_path_buf));
         places.extend(executable.ancestors().skip(1).take(4).map(|above| above.join("priv")));
         places.extend(
-            executable.ancestors().skip(1).take(4).map(|above| above.join("pglite/node_modules/@electric-sql/pglite/dist")),
+            executable
+                .ancestors()
+                .skip(1)
+                .take(4)
+                .map(|above| above.join("pglite/node_modules/@electric-sql/pglite/dist")),
         );
     }
     places.push("pglite/node_modules/@electric-sql/pglite/dist".into());
@@ -210,10 +214,8 @@ mod tests {
     #[test]
     fn a_file_that_was_checked_is_checked_again_when_it_changes() {
         let outer = tempfile::tempdir().unwrap();
-        let file = PinnedFile {
-            name: "abc",
-            sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-        };
+        let file =
+            PinnedFile { name: "abc", sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" };
         let path = outer.path().join(file.name);
         let cache = cache(&outer);
         fs::write(&path, "abc").unwrap();

@@ -72,10 +72,8 @@ impl Cache {
     /// When the directory cannot be written; what was there stays.
     pub fn publish_file(&self, name: &str, bytes: &[u8]) -> anyhow::Result<PathBuf> {
         let place = self.path(name);
-        let mut file = tempfile::Builder::new()
-            .prefix(".new-")
-            .tempfile_in(&self.directory)
-            .with_context(|| self.unwritable())?;
+        let mut file =
+            tempfile::Builder::new().prefix(".new-").tempfile_in(&self.directory).with_context(|| self.unwritable())?;
         io::Write::write_all(&mut file, bytes).with_context(|| self.unwritable())?;
         file.persist(&place).with_context(|| self.unwritable())?;
         Ok(place)
@@ -92,10 +90,8 @@ impl Cache {
         fill: impl FnOnce(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<PathBuf> {
         let place = self.path(name);
-        let beside = tempfile::Builder::new()
-            .prefix(".new-")
-            .tempdir_in(&self.directory)
-            .with_context(|| self.unwritable())?;
+        let beside =
+            tempfile::Builder::new().prefix(".new-").tempdir_in(&self.directory).with_context(|| self.unwritable())?;
         fill(beside.path())?;
         if place.exists() {
             // Whoever has the old one open keeps it: its files are mapped, not read again.
@@ -163,9 +159,7 @@ mod tests {
         let outer = tempfile::tempdir().unwrap();
         let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();
         for content in ["one", "two"] {
-            cache
-                .publish_directory("entry", |directory| Ok(fs::write(directory.join(content), content)?))
-                .unwrap();
+            cache.publish_directory("entry", |directory| Ok(fs::write(directory.join(content), content)?)).unwrap();
         }
         assert!(!cache.path("entry").join("one").exists());
         assert_eq!(fs::read_to_string(cache.path("entry").join("two")).unwrap(), "two");

@@ -142,16 +142,9 @@ fn attend<C: Client + Clone + 'static>(
             Ok(start) => start,
             Err(end) => return end,
         };
-        let request = SessionRequest {
-            startup: &startup,
-            packet: &packet,
-            mode: opening.mode,
-            log: &opening.log,
-            control,
-        };
-        connections
-            .sessions()
-            .serve(request, Box::new(followed.clone()))
+        let request =
+            SessionRequest { startup: &startup, packet: &packet, mode: opening.mode, log: &opening.log, control };
+        connections.sessions().serve(request, Box::new(followed.clone()))
     }));
     let report = match end {
         Ok(SessionEnd::Orderly) => return closed("connection closed"),
@@ -162,20 +155,14 @@ fn attend<C: Client + Clone + 'static>(
         }
         Ok(SessionEnd::Trapped(error)) => {
             tracing::error!("the backend trapped: {error:?}");
-            ErrorResponse::fatal(
-                sqlstate::INTERNAL_ERROR,
-                format!("the backend trapped: {}", error.root_cause()),
-            )
-            .with_hint("The log of pglite-port has the wasm backtrace. Connect again.")
+            ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, format!("the backend trapped: {}", error.root_cause()))
+                .with_hint("The log of pglite-port has the wasm backtrace. Connect again.")
         }
         Err(panic) => {
             let text = panic_text(&*panic);
             tracing::error!("the connection's thread panicked: {text}");
-            ErrorResponse::fatal(
-                sqlstate::INTERNAL_ERROR,
-                format!("the connection's thread panicked: {text}"),
-            )
-            .with_hint("This is a bug in pglite-port; its log says where. Connect again.")
+            ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, format!("the connection's thread panicked: {text}"))
+                .with_hint("This is a bug in pglite-port; its log says where. Connect again.")
         }
     };
     // In the middle of a message an ErrorResponse would be taken for a part of it.
@@ -189,12 +176,7 @@ fn attend<C: Client + Clone + 'static>(
 /// The report of an end that is no error.
 fn closed(message: &str) -> ErrorResponse {
     let message = message.to_owned();
-    ErrorResponse {
-        severity: Severity::Log,
-        code: sqlstate::SUCCESSFUL_COMPLETION,
-        message,
-        hint: None,
-    }
+    ErrorResponse { severity: Severity::Log, code: sqlstate::SUCCESSFUL_COMPLETION, message, hint: None }
 }
 
 /// Reads packets until one asks for a session; returns it, parsed and as it came.
@@ -241,20 +223,14 @@ fn read_more<C: Client>(
         }
         match client.read(&mut packet[filled..]) {
             Ok(0) => {
-                tracing::debug!(
-                    bytes = filled,
-                    "the client left before its startup packet was whole"
-                );
+                tracing::debug!(bytes = filled, "the client left before its startup packet was whole");
                 return Err(SessionEnd::ClientGone);
             }
             Ok(read) => filled += read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if client.wait(Interest::Read, Some(deadline)) == Readiness::TimedOut {
                     let message = "canceling authentication due to timeout";
-                    return Err(SessionEnd::Refused(ErrorResponse::fatal(
-                        sqlstate::QUERY_CANCELED,
-                        message,
-                    )));
+                    return Err(SessionEnd::Refused(ErrorResponse::fatal(sqlstate::QUERY_CANCELED, message)));
                 }
             }
             Err(_) => return Err(SessionEnd::ClientGone),
@@ -280,6 +256,5 @@ fn write_all<C: Client>(client: &mut C, mut bytes: &[u8]) -> io::Result<()> {
 /// What a panic said.
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no message)")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }

@@ -192,20 +192,12 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Malformed> {
     {
         return Err(Malformed::UnknownKind { letter });
     }
-    let Some((&[letter, ref id @ ..], payload)) = rest
-        .get(..length_in_memory)
-        .and_then(<[u8]>::split_first_chunk::<HEAD>)
+    let Some((&[letter, ref id @ ..], payload)) =
+        rest.get(..length_in_memory).and_then(<[u8]>::split_first_chunk::<HEAD>)
     else {
         return Ok(Parsed::NeedMore(length_in_memory - rest.len()));
     };
     let kind = Kind::from_letter(letter).ok_or(Malformed::UnknownKind { letter })?;
-    let frame = Frame {
-        kind,
-        id: BigEndian::read_u32(id),
-        payload,
-    };
-    Ok(Parsed::Frame {
-        frame,
-        consumed: LENGTH + length_in_memory,
-    })
+    let frame = Frame { kind, id: BigEndian::read_u32(id), payload };
+    Ok(Parsed::Frame { frame, consumed: LENGTH + length_in_memory })
 }

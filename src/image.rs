@@ -5,13 +5,7 @@
 //! (which Wasmtime maps in the same way), because nothing has to be compiled for it, and because putting a memory back
 //! to its image is then one call of `madvise`.
 
-use std::{
-    fs::File,
-    io,
-    ops::Range,
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, ensure};
 use rustix::{
@@ -126,7 +120,8 @@ impl Image {
         let size = memory.data_size(&*store);
         // SAFETY: the whole linear memory is dropped; its mappings are private, so its pages become those of the image's file or zero.
         // Nobody holds a reference into it while `store` is borrowed.
-        unsafe { rustix::mm::madvise(base.cast(), size, Advice::LinuxDontNeed) }.context("a memory cannot be put back")?;
+        unsafe { rustix::mm::madvise(base.cast(), size, Advice::LinuxDontNeed) }
+            .context("a memory cannot be put back")?;
         Ok(())
     }
 }

@@ -81,11 +81,7 @@ fn main() -> ExitCode {
             // Nothing is left to do about a terminal that cannot be written to.
             let _ = error.print();
             // clap's own status for a usage error is 2, which means a malformed frame here.
-            return if error.use_stderr() {
-                ExitCode::FAILURE
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
     start_log();
@@ -106,12 +102,10 @@ fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
     match &command_line.command {
         Command::Port => {
             // A terminal's Ctrl-C reaches the whole job; whether it is over is the parent's decision.
-            flag::register(SIGINT, Arc::new(AtomicBool::new(false)))
-                .context("cannot handle SIGINT")?;
+            flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
             let signals = receive_signals(&[SIGTERM])?;
             let (input, output) = port::take_stdio().context("stdin and stdout have to be open")?;
-            let ending = port::run(input, output, sessions, mode, &signals)
-                .context("cannot start the port")?;
+            let ending = port::run(input, output, sessions, mode, &signals).context("cannot start the port")?;
             if let Ending::Malformed { offset, error } = ending {
                 eprintln!("pglite-port: malformed frame at byte {offset} of stdin: {error}");
                 return Ok(ExitCode::from(2));

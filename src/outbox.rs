@@ -45,11 +45,7 @@ impl Outbox {
 
     /// Queues a frame whose payload is options.
     pub(crate) fn push_options(&self, kind: Kind, id: u32, options: &Options) {
-        self.push(Frame {
-            kind,
-            id,
-            payload: &options.to_bytes(),
-        });
+        self.push(Frame { kind, id, payload: &options.to_bytes() });
     }
 
     /// Queues a log line of a connection, or of the program, unless the parent reads too slowly.
@@ -127,23 +123,15 @@ impl Queue {
     fn report_dropped_lines(&mut self) {
         let dropped = std::mem::take(&mut self.dropped_lines);
         if dropped > 0 {
-            let text =
-                format!("{dropped} log lines were dropped because the parent reads too slowly");
+            let text = format!("{dropped} log lines were dropped because the parent reads too slowly");
             self.push_log_line(0, Level::WARN, module_path!(), &text);
         }
     }
 
     fn push_log_line(&mut self, id: u32, level: Level, target: &str, text: &str) {
         let level = level.as_str().to_ascii_lowercase();
-        let options = Options::new()
-            .with("level", level)
-            .with("target", target)
-            .with("text", text);
-        self.push(Frame {
-            kind: Kind::Log,
-            id,
-            payload: &options.to_bytes(),
-        });
+        let options = Options::new().with("level", level).with("target", target).with("text", text);
+        self.push(Frame { kind: Kind::Log, id, payload: &options.to_bytes() });
     }
 }
 
@@ -162,11 +150,7 @@ mod tests {
     fn full() -> Arc<Outbox> {
         let outbox = Arc::new(Outbox::default());
         for id in 0..4 {
-            outbox.push(Frame {
-                kind: Kind::Data,
-                id,
-                payload: &vec![0; ROOM / 4],
-            });
+            outbox.push(Frame { kind: Kind::Data, id, payload: &vec![0; ROOM / 4] });
         }
         outbox
     }
@@ -192,11 +176,7 @@ mod tests {
         drop(reader);
         assert_eq!(outbox.write_to(writer).kind(), io::ErrorKind::BrokenPipe);
         for id in 0..10 {
-            outbox.push(Frame {
-                kind: Kind::Data,
-                id,
-                payload: &vec![0; ROOM / 4],
-            });
+            outbox.push(Frame { kind: Kind::Data, id, payload: &vec![0; ROOM / 4] });
         }
         outbox.wait_for_room();
         outbox.flush(Instant::now() + Duration::from_mins(1));

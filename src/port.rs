@@ -80,27 +80,23 @@ pub fn run(
     let connections = Arc::new(Connections::new(sessions));
 
     let (writer_outbox, writer_ending) = (outbox.clone(), ending.clone());
-    thread::Builder::new()
-        .name("stdout".to_owned())
-        .spawn(move || {
-            let error = writer_outbox.write_to(output);
-            tracing::debug!(%error, "stdout takes no more: the parent is gone");
-            // Nobody listens after the end has begun.
-            let _ = writer_ending.send(Ending::ParentGone);
-        })?;
+    thread::Builder::new().name("stdout".to_owned()).spawn(move || {
+        let error = writer_outbox.write_to(output);
+        tracing::debug!(%error, "stdout takes no more: the parent is gone");
+        // Nobody listens after the end has begun.
+        let _ = writer_ending.send(Ending::ParentGone);
+    })?;
 
     let on_shut_down = ending.clone();
     let router = Router::new(connections.clone(), outbox.clone(), mode, move || {
         let _ = on_shut_down.send(Ending::ShutDown);
     });
-    thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(move || {
-            let router = Arc::new(router);
-            let end = read_frames(input, &router);
-            router.parent_gone();
-            let _ = ending.send(end);
-        })?;
+    thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        let router = Arc::new(router);
+        let end = read_frames(input, &router);
+        router.parent_gone();
+        let _ = ending.send(end);
+    })?;
 
     let mut end = select! {
         recv(endings) -> end => end.unwrap_or(Ending::ParentGone),
@@ -149,12 +145,7 @@ fn read_frames(mut input: impl Read, router: &Arc<Router>) -> Ending {
         match frame::parse(&buffer[start..end]) {
             Ok(Parsed::Frame { frame, consumed }) => {
                 if !frame.kind.is_for_the_program() {
-                    return Ending::Malformed {
-                        offset,
-                        error: Malformed::WrongSender {
-                            letter: frame.kind.letter(),
-                        },
-                    };
+                    return Ending::Malformed { offset, error: Malformed::WrongSender { letter: frame.kind.letter() } };
                 }
                 router.accept(frame);
                 start += consumed;
@@ -195,11 +186,7 @@ impl From<OwnedFd> for Patient {
 
 impl Patient {
     /// Acts, again whenever the file was not ready and has become so.
-    fn when_ready<T>(
-        &mut self,
-        flags: PollFlags,
-        mut act: impl FnMut(&mut File) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn when_ready<T>(&mut self, flags: PollFlags, mut act: impl FnMut(&mut File) -> io::Result<T>) -> io::Result<T> {
         loop {
             match act(&mut self.0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

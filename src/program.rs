@@ -48,13 +48,15 @@ impl Program {
             }
         }
         let directory = cache.path(&parts_name);
-        let parts = fs::read(directory.join("parts")).with_context(|| format!("{} cannot be read", directory.display()))?;
-        let parts: Parts = postcard::from_bytes(&parts)
-            .with_context(|| format!("{} is damaged; remove it", directory.display()))?;
+        let parts =
+            fs::read(directory.join("parts")).with_context(|| format!("{} cannot be read", directory.display()))?;
+        let parts: Parts =
+            postcard::from_bytes(&parts).with_context(|| format!("{} is damaged; remove it", directory.display()))?;
         let pristine = Image::open(&directory.join("image"), parts.image)?;
         let module = compiler.module("pglite", &key, || Ok(fs::read(directory.join("code.wasm"))?))?;
         let linker = guest::linker(compiler.engine())?;
-        let backend = linker.instantiate_pre(&module).map_err(anyhow::Error::from).context("PostgreSQL cannot be linked")?;
+        let backend =
+            linker.instantiate_pre(&module).map_err(anyhow::Error::from).context("PostgreSQL cannot be linked")?;
         let libraries = Arc::new(LibraryStore::new(compiler.clone(), linker));
         Ok(Self { backend, pristine, facts: Arc::new(parts.facts), libraries, compiler, key })
     }
@@ -91,7 +93,8 @@ impl Program {
     /// As [`Program::load`].
     pub(crate) fn initdb(&self, artefact: &Artefact) -> anyhow::Result<InstancePre<Guest>> {
         let key = hex_digest(&[INITDB_WASM.sha256.as_bytes(), instrument::SOURCE.as_bytes()]);
-        let module: Module = self.compiler.module("initdb", &key, || Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?))?;
+        let module: Module =
+            self.compiler.module("initdb", &key, || Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?))?;
         self.libraries.linker().instantiate_pre(&module).map_err(anyhow::Error::from).context("initdb cannot be linked")
     }
 }

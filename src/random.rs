@@ -10,7 +10,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 pub(crate) fn fill(bytes: &mut [u8]) -> anyhow::Result<()> {
     let mut filled = 0;
     while filled < bytes.len() {
-        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty()).context("there are no random bytes to be had")?;
+        filled +=
+            getrandom(&mut bytes[filled..], GetRandomFlags::empty()).context("there are no random bytes to be had")?;
     }
     Ok(())
 }

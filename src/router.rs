@@ -60,13 +60,7 @@ impl Router {
         mode: Mode,
         on_shut_down: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        Self {
-            connections,
-            outbox,
-            mode,
-            on_shut_down: Box::new(on_shut_down),
-            table: Mutex::default(),
-        }
+        Self { connections, outbox, mode, on_shut_down: Box::new(on_shut_down), table: Mutex::default() }
     }
 
     /// Acts on a frame from the parent. Waits, if the parent does not read its answers.
@@ -93,28 +87,16 @@ impl Router {
     fn reply(&self, id: u32, result: Result<Options, ErrorResponse>) {
         let (word, options) = match result {
             Ok(options) => (&b"ok\0"[..], options),
-            Err(report) => (
-                &b"error\0"[..],
-                Options::new()
-                    .with("code", report.code)
-                    .with("message", report.message),
-            ),
+            Err(report) => (&b"error\0"[..], Options::new().with("code", report.code).with("message", report.message)),
         };
         let payload = [word, &options.to_bytes()].concat();
-        self.outbox.push(Frame {
-            kind: Kind::Reply,
-            id,
-            payload: &payload,
-        });
+        self.outbox.push(Frame { kind: Kind::Reply, id, payload: &payload });
     }
 
     fn open(self: &Arc<Self>, id: u32, payload: &[u8]) {
         self.outbox.wait_for_room();
         if id == 0 {
-            return self.refuse(
-                id,
-                &violation("connection id 0 is the program itself: choose another"),
-            );
+            return self.refuse(id, &violation("connection id 0 is the program itself: choose another"));
         }
         if self.table.lock().open.contains_key(&id) {
             return self.violated(id, format!("connection {id} was opened a second time"));
@@ -130,20 +112,13 @@ impl Router {
         let Some(text) = options.get("mode") else {
             return Ok(self.mode);
         };
-        text.parse().map_err(|error| {
-            ErrorResponse::fatal(sqlstate::INVALID_PARAMETER_VALUE, format!("{error}"))
-        })
+        text.parse().map_err(|error| ErrorResponse::fatal(sqlstate::INVALID_PARAMETER_VALUE, format!("{error}")))
     }
 
     fn start(self: &Arc<Self>, id: u32, mode: Mode) -> Result<(), ErrorResponse> {
         let outbox = self.outbox.clone();
-        let log =
-            LogSink::new(move |id, level, target, text| outbox.push_log(id, level, target, text));
-        let opening = Opening {
-            id,
-            mode,
-            log: log.of_connection(id),
-        };
+        let log = LogSink::new(move |id, level, target, text| outbox.push_log(id, level, target, text));
+        let opening = Opening { id, mode, log: log.of_connection(id) };
         let router = self.clone();
         // Held until the entry is in, so that a connection that ends at once finds itself.
         let mut table = self.table.lock();
@@ -155,9 +130,8 @@ impl Router {
             })
             .map_err(|error| {
                 let message = format!("no thread for another connection: {error}");
-                ErrorResponse::fatal(sqlstate::INSUFFICIENT_RESOURCES, message).with_hint(
-                    "Close some connections, or raise the limits on processes and memory.",
-                )
+                ErrorResponse::fatal(sqlstate::INSUFFICIENT_RESOURCES, message)
+                    .with_hint("Close some connections, or raise the limits on processes and memory.")
             })?;
         table.closed.retain(|closed| *closed != id);
         table.open.insert(id, Entry { relay, control });
@@ -169,11 +143,7 @@ impl Router {
         {
             let mut table = self.table.lock();
             // The id may have been closed, and opened for another connection, in the meantime.
-            if table
-                .open
-                .get(&id)
-                .is_some_and(|entry| entry.relay.is(relay))
-            {
+            if table.open.get(&id).is_some_and(|entry| entry.relay.is(relay)) {
                 table.close(id);
             }
         }
@@ -190,23 +160,15 @@ impl Router {
                     drop(table);
                     self.outbox.wait_for_room();
                     let message = format!("connection {} does not exist", frame.id);
-                    return self.refuse(
-                        frame.id,
-                        &ErrorResponse::fatal(sqlstate::CONNECTION_DOES_NOT_EXIST, message),
-                    );
+                    return self.refuse(frame.id, &ErrorResponse::fatal(sqlstate::CONNECTION_DOES_NOT_EXIST, message));
                 }
             }
         };
         let Entry { relay, control } = entry;
         let result = match (frame.kind, <[u8; 4]>::try_from(frame.payload)) {
             (Kind::Data, _) => relay.data(frame.payload).map_err(|error| error.to_string()),
-            (Kind::Window, Ok(credit)) => relay
-                .window(u32::from_be_bytes(credit))
-                .map_err(|error| error.to_string()),
-            (Kind::Window, Err(_)) => Err(format!(
-                "a window frame has 4 bytes, not {}",
-                frame.payload.len()
-            )),
+            (Kind::Window, Ok(credit)) => relay.window(u32::from_be_bytes(credit)).map_err(|error| error.to_string()),
+            (Kind::Window, Err(_)) => Err(format!("a window frame has 4 bytes, not {}", frame.payload.len())),
             _ => {
                 relay.client_gone();
                 control.interrupt(Interrupt::ClientGone);
@@ -229,8 +191,7 @@ impl Router {
 
     /// Answers a frame for a connection that is not there.
     fn refuse(&self, id: u32, report: &ErrorResponse) {
-        self.outbox
-            .push_options(Kind::Close, id, &close_options(report));
+        self.outbox.push_options(Kind::Close, id, &close_options(report));
     }
 
     fn request(&self, id: u32, payload: &[u8]) {
@@ -243,13 +204,7 @@ impl Router {
             answer(self, id, &options);
         } else {
             let message = format!("unknown verb {verb:?}");
-            self.reply(
-                id,
-                Err(ErrorResponse::error(
-                    sqlstate::FEATURE_NOT_SUPPORTED,
-                    message,
-                )),
-            );
+            self.reply(id, Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message)));
         }
     }
 }
@@ -268,15 +223,9 @@ impl Table {
 
 /// The verb and the options of a request.
 fn parse_request(payload: &[u8]) -> Result<(&str, Options), ErrorResponse> {
-    let verb = CStr::from_bytes_until_nul(payload)
-        .map_err(|_| violation("a request's verb ends with a NUL byte"))?;
-    let options = Options::parse(&payload[verb.count_bytes() + 1..])
-        .map_err(|error| violation(error.to_string()))?;
-    Ok((
-        verb.to_str()
-            .map_err(|_| violation("a request's verb is UTF-8"))?,
-        options,
-    ))
+    let verb = CStr::from_bytes_until_nul(payload).map_err(|_| violation("a request's verb ends with a NUL byte"))?;
+    let options = Options::parse(&payload[verb.count_bytes() + 1..]).map_err(|error| violation(error.to_string()))?;
+    Ok((verb.to_str().map_err(|_| violation("a request's verb is UTF-8"))?, options))
 }
 
 fn violation(message: impl Into<String>) -> ErrorResponse {
@@ -291,9 +240,7 @@ fn stats(router: &Router, id: u32, _: &Options) {
         options = options.with("memory", memory);
     }
     let figures = router.connections.sessions().stats();
-    let options = figures
-        .into_iter()
-        .fold(options, |options, (key, value)| options.with(key, value));
+    let options = figures.into_iter().fold(options, |options, (key, value)| options.with(key, value));
     router.reply(id, Ok(options));
 }
 

@@ -118,9 +118,7 @@ impl StartupError {
     #[must_use]
     pub fn to_response(&self) -> ErrorResponse {
         let code = match self {
-            Self::InvalidLength | Self::InvalidCancelLength | Self::InvalidLayout => {
-                sqlstate::PROTOCOL_VIOLATION
-            }
+            Self::InvalidLength | Self::InvalidCancelLength | Self::InvalidLayout => sqlstate::PROTOCOL_VIOLATION,
             Self::UnsupportedProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
             Self::NoUser => sqlstate::INVALID_AUTHORIZATION_SPECIFICATION,
         };
@@ -145,10 +143,7 @@ impl Negotiation {
             return Err(StartupError::InvalidLength);
         }
         let body_length = length - LENGTH;
-        let Some((code, rest)) = body
-            .get(..body_length)
-            .and_then(<[u8]>::split_first_chunk::<CODE>)
-        else {
+        let Some((code, rest)) = body.get(..body_length).and_then(<[u8]>::split_first_chunk::<CODE>) else {
             return Ok(Step::NeedMore(body_length - body.len()));
         };
         match u32::from_be_bytes(*code) {
@@ -167,23 +162,15 @@ impl Negotiation {
 }
 
 fn cancel_request(rest: &[u8]) -> Result<CancelRequest, StartupError> {
-    let (process_id, key) = rest
-        .split_first_chunk::<4>()
-        .ok_or(StartupError::InvalidCancelLength)?;
+    let (process_id, key) = rest.split_first_chunk::<4>().ok_or(StartupError::InvalidCancelLength)?;
     if !(MIN_CANCEL_KEY..=MAX_CANCEL_KEY).contains(&key.len()) {
         return Err(StartupError::InvalidCancelLength);
     }
-    Ok(CancelRequest {
-        process_id: BigEndian::read_i32(process_id),
-        secret_key: key.to_vec(),
-    })
+    Ok(CancelRequest { process_id: BigEndian::read_i32(process_id), secret_key: key.to_vec() })
 }
 
 fn startup_message(code: [u8; CODE], mut rest: &[u8]) -> Result<StartupMessage, StartupError> {
-    let (major, minor) = (
-        BigEndian::read_u16(&code[..2]),
-        BigEndian::read_u16(&code[2..]),
-    );
+    let (major, minor) = (BigEndian::read_u16(&code[..2]), BigEndian::read_u16(&code[2..]));
     if major != MAJOR {
         return Err(StartupError::UnsupportedProtocol { major, minor });
     }
@@ -212,14 +199,7 @@ fn startup_message(code: [u8; CODE], mut rest: &[u8]) -> Result<StartupMessage, 
     if database.is_empty() {
         database.clone_from(&user);
     }
-    Ok(StartupMessage {
-        protocol: (major, minor),
-        user,
-        database,
-        options,
-        replication,
-        parameters,
-    })
+    Ok(StartupMessage { protocol: (major, minor), user, database, options, replication, parameters })
 }
 
 /// Takes the string up to the next NUL, and that NUL, off the front of `rest`.

@@ -42,17 +42,12 @@ fn behave(request: &SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
             client.wait(Interest::Nothing, None);
         },
         b"panic" => panic!("the session has lost its mind"),
-        b"trap" => {
-            SessionEnd::Trapped(anyhow::anyhow!("unreachable executed").context("backtrace"))
-        }
+        b"trap" => SessionEnd::Trapped(anyhow::anyhow!("unreachable executed").context("backtrace")),
         b"trap in a message" => {
             write_all(client, b"D\0\0\0\x0chalf").expect("the window is open");
             SessionEnd::Trapped(anyhow::anyhow!("unreachable executed"))
         }
-        b"refused" => SessionEnd::Refused(ErrorResponse::fatal(
-            "3D000",
-            "database \"x\" does not exist",
-        )),
+        b"refused" => SessionEnd::Refused(ErrorResponse::fatal("3D000", "database \"x\" does not exist")),
         other => panic!("no behaviour for {other:?}"),
     }
 }
@@ -60,33 +55,19 @@ fn behave(request: &SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
 #[test]
 fn a_session_gets_the_startup_packet_whole_and_parsed_and_the_bytes_behind_it_from_its_client() {
     let (sender, seen) = channel();
-    let mut port = Port::with_sessions(Fake(
-        move |request: &SessionRequest<'_>, client: &mut dyn Client| {
-            let seen = (
-                request.packet.to_vec(),
-                request.startup.database.clone(),
-                request.mode,
-                read_some(client),
-            );
-            sender.send(seen).expect("the test waits");
-            SessionEnd::Orderly
-        },
-    ));
+    let mut port = Port::with_sessions(Fake(move |request: &SessionRequest<'_>, client: &mut dyn Client| {
+        let seen = (request.packet.to_vec(), request.startup.database.clone(), request.mode, read_some(client));
+        sender.send(seen).expect("the test waits");
+        SessionEnd::Orderly
+    }));
     let packet = wire::startup(&[("user", "alice"), ("application_name", "test")]);
     let stream = [&wire::ssl_request(), &packet[..], b"Q..."].concat();
     for (id, mode) in [(1, Mode::Shared), (2, Mode::Isolated)] {
-        port.send_frame(
-            Kind::Open,
-            id,
-            &Options::new().with("mode", mode).to_bytes(),
-        );
+        port.send_frame(Kind::Open, id, &Options::new().with("mode", mode).to_bytes());
         port.data(id, &stream);
         let expected = (packet.clone(), b"alice".to_vec(), mode, b"Q...".to_vec());
         assert_eq!(seen.recv_timeout(PATIENCE), Ok(expected));
-        assert_eq!(
-            port.until_closed(id),
-            (b"N".to_vec(), texts(["LOG", "00000", "connection closed"]))
-        );
+        assert_eq!(port.until_closed(id), (b"N".to_vec(), texts(["LOG", "00000", "connection closed"])));
     }
 }
 
@@ -97,10 +78,7 @@ fn bytes_go_in_and_come_out_and_the_end_of_the_client_is_the_end_of_the_session(
     port.data(1, b"hello");
     assert_eq!(port.data_of(1, 5), b"hello");
     port.close(1);
-    assert_eq!(
-        port.until_closed(1),
-        (vec![], texts(["LOG", "00000", "the client is gone"]))
-    );
+    assert_eq!(port.until_closed(1), (vec![], texts(["LOG", "00000", "the client is gone"])));
 }
 
 #[test]
@@ -123,10 +101,7 @@ fn a_session_whose_client_leaves_before_the_window_opens_ends() {
     port.start(1, "flood");
     port.data_of(1, WINDOW_BYTES);
     port.close(1);
-    assert_eq!(
-        port.until_closed(1),
-        (vec![], texts(["LOG", "00000", "the client is gone"]))
-    );
+    assert_eq!(port.until_closed(1), (vec![], texts(["LOG", "00000", "the client is gone"])));
 }
 
 #[test]
@@ -185,10 +160,7 @@ fn a_panic_ends_only_its_own_connection() {
     let message = "the connection's thread panicked: the session has lost its mind";
     assert_eq!(
         (wire::error(bytes), &reason),
-        (
-            texts(["FATAL", "XX000", message]),
-            &texts(["FATAL", "XX000", message])
-        )
+        (texts(["FATAL", "XX000", message]), &texts(["FATAL", "XX000", message]))
     );
     port.data(1, b"alive");
     assert_eq!(port.data_of(1, 5), b"alive");
@@ -199,11 +171,7 @@ fn a_trap_is_told_as_an_internal_error() {
     let mut port = port();
     port.start(1, "trap");
     let (bytes, reason) = port.until_closed(1);
-    let told = texts([
-        "FATAL",
-        "XX000",
-        "the backend trapped: unreachable executed",
-    ]);
+    let told = texts(["FATAL", "XX000", "the backend trapped: unreachable executed"]);
     assert_eq!((wire::error(bytes), reason), (told.clone(), told));
 }
 
@@ -212,10 +180,7 @@ fn a_trap_in_the_middle_of_a_message_does_not_pretend_to_be_a_part_of_it() {
     let mut port = port();
     port.start(1, "trap in a message");
     let (bytes, reason) = port.until_closed(1);
-    assert_eq!(
-        (&bytes[..], reason[1].as_str()),
-        (&b"D\0\0\0\x0chalf"[..], "XX000")
-    );
+    assert_eq!((&bytes[..], reason[1].as_str()), (&b"D\0\0\0\x0chalf"[..], "XX000"));
 }
 
 #[test]
@@ -256,26 +221,20 @@ fn many_connections_run_at_once() {
 #[test]
 fn lines_of_the_guest_become_log_frames_and_those_that_find_no_room_are_counted() {
     let (sender, logged) = channel();
-    let mut port = Port::with_sessions(Fake(
-        move |request: &SessionRequest<'_>, client: &mut dyn Client| {
-            let text = "x".repeat(1000);
-            for line in 0..100_000 {
-                request
-                    .log
-                    .line(Level::WARN, "guest::stderr", &format!("{line} {text}"));
-            }
-            sender.send(()).expect("the test waits");
-            read_some(client);
-            request.log.line(Level::INFO, "guest::stdout", "last");
-            SessionEnd::Orderly
-        },
-    ));
+    let mut port = Port::with_sessions(Fake(move |request: &SessionRequest<'_>, client: &mut dyn Client| {
+        let text = "x".repeat(1000);
+        for line in 0..100_000 {
+            request.log.line(Level::WARN, "guest::stderr", &format!("{line} {text}"));
+        }
+        sender.send(()).expect("the test waits");
+        read_some(client);
+        request.log.line(Level::INFO, "guest::stdout", "last");
+        SessionEnd::Orderly
+    }));
     port.pause_reading(true);
     port.start(7, "chatty");
     // None of these writes waited for anybody to read.
-    logged
-        .recv_timeout(PATIENCE)
-        .expect("logging does not block");
+    logged.recv_timeout(PATIENCE).expect("logging does not block");
     port.pause_reading(false);
     port.data(7, b"go on");
     let (mut lines, mut dropped, mut closed) = (0, 0, false);

@@ -32,31 +32,26 @@ const REGISTERED: &[u8] = b"1\0\0\0\x04";
 /// Sessions that register under process id 42 and the user's name, pass interrupts on and end when they are to.
 fn interruptible() -> (Port, Receiver<Interrupt>) {
     let (sender, interrupts) = channel();
-    let port = Port::with_sessions(Fake(
-        move |request: &SessionRequest<'_>, client: &mut dyn Client| {
-            let (terminated, waker): (Arc<AtomicBool>, _) = (Arc::default(), client.waker());
-            let (flag, interrupts): (_, Sender<Interrupt>) = (terminated.clone(), sender.clone());
-            let _registration =
-                request
-                    .control
-                    .register(42, &request.startup.user, move |interrupt| {
-                        flag.fetch_or(interrupt == Interrupt::Terminate, Ordering::SeqCst);
-                        waker.wake();
-                        // The test may not be interested any more.
-                        let _ = interrupts.send(interrupt);
-                    });
-            write_all(client, REGISTERED).expect("the window is open");
-            loop {
-                client.wait(Interest::Read, None);
-                if terminated.load(Ordering::SeqCst) {
-                    return SessionEnd::Refused(ErrorResponse::fatal("57P01", "told to go"));
-                }
-                if matches!(client.read(&mut [0; 100]), Ok(0)) {
-                    return SessionEnd::ClientGone;
-                }
+    let port = Port::with_sessions(Fake(move |request: &SessionRequest<'_>, client: &mut dyn Client| {
+        let (terminated, waker): (Arc<AtomicBool>, _) = (Arc::default(), client.waker());
+        let (flag, interrupts): (_, Sender<Interrupt>) = (terminated.clone(), sender.clone());
+        let _registration = request.control.register(42, &request.startup.user, move |interrupt| {
+            flag.fetch_or(interrupt == Interrupt::Terminate, Ordering::SeqCst);
+            waker.wake();
+            // The test may not be interested any more.
+            let _ = interrupts.send(interrupt);
+        });
+        write_all(client, REGISTERED).expect("the window is open");
+        loop {
+            client.wait(Interest::Read, None);
+            if terminated.load(Ordering::SeqCst) {
+                return SessionEnd::Refused(ErrorResponse::fatal("57P01", "told to go"));
             }
-        },
-    ));
+            if matches!(client.read(&mut [0; 100]), Ok(0)) {
+                return SessionEnd::ClientGone;
+            }
+        }
+    }));
     (port, interrupts)
 }
 
@@ -68,10 +63,7 @@ fn a_cancel_request_reaches_the_session_with_that_key_and_a_wrong_key_reaches_no
     for (id, process_id, key) in [(2, 42, b"wrong!"), (3, 41, b"secret"), (4, 42, b"secret")] {
         port.open(id);
         port.data(id, &wire::cancel_request(process_id, key));
-        assert_eq!(
-            port.until_closed(id),
-            (vec![], texts(["LOG", "00000", "connection closed"]))
-        );
+        assert_eq!(port.until_closed(id), (vec![], texts(["LOG", "00000", "connection closed"])));
         let interrupted = interrupts.try_recv().ok();
         assert_eq!(interrupted, (id == 4).then_some(Interrupt::Cancel), "{id}");
     }
@@ -87,11 +79,7 @@ fn a_session_that_has_ended_cannot_be_cancelled() {
     port.open(2);
     port.data(2, &wire::cancel_request(42, b"secret"));
     port.until_closed(2);
-    assert!(
-        interrupts
-            .try_iter()
-            .all(|interrupt| interrupt != Interrupt::Cancel)
-    );
+    assert!(interrupts.try_iter().all(|interrupt| interrupt != Interrupt::Cancel));
 }
 
 #[test]
@@ -111,20 +99,15 @@ fn a_session_that_registers_after_it_was_to_end_is_told_at_once() {
     let (go, gone) = channel::<()>();
     let (sender, interrupts) = channel();
     let gate = Mutex::new(gone);
-    let mut port = Port::with_sessions(Fake(
-        move |request: &SessionRequest<'_>, client: &mut dyn Client| {
-            write_all(client, b"booting").expect("the window is open");
-            gate.lock()
-                .expect("no panic")
-                .recv()
-                .expect("the test says when");
-            let sender = sender.clone();
-            let _registration = request.control.register(1, b"key", move |interrupt| {
-                sender.send(interrupt).expect("the test waits");
-            });
-            SessionEnd::Orderly
-        },
-    ));
+    let mut port = Port::with_sessions(Fake(move |request: &SessionRequest<'_>, client: &mut dyn Client| {
+        write_all(client, b"booting").expect("the window is open");
+        gate.lock().expect("no panic").recv().expect("the test says when");
+        let sender = sender.clone();
+        let _registration = request.control.register(1, b"key", move |interrupt| {
+            sender.send(interrupt).expect("the test waits");
+        });
+        SessionEnd::Orderly
+    }));
     port.start(1, "slow");
     port.data_of(1, 7);
     port.close(1);
@@ -147,9 +130,5 @@ fn the_end_of_stdin_ends_the_port_within_two_seconds_even_if_a_session_never_doe
     let started = Instant::now();
     port.end_input();
     assert_eq!(port.ending(), Ending::ParentGone);
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }

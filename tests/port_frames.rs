@@ -41,33 +41,15 @@ fn hello_comes_first_and_once_and_says_versions_and_limits() {
 #[test]
 fn a_malformed_frame_ends_the_program_with_status_2_and_a_line_that_says_what_and_where() {
     for (bytes, what) in [
-        (
-            &b"\0\0\0\0"[..],
-            "frame length 0 is too short: a frame has at least 5 bytes",
-        ),
+        (&b"\0\0\0\0"[..], "frame length 0 is too short: a frame has at least 5 bytes"),
         (b"\0\0\0\x04D\0\0\0", "frame length 4 is too short"),
-        (
-            b"\0\x10\0\x01D\0\0\0\x01",
-            "frame length 1048577 is too long: a frame has at most 1048576 bytes",
-        ),
+        (b"\0\x10\0\x01D\0\0\0\x01", "frame length 1048577 is too long: a frame has at most 1048576 bytes"),
         (b"\xff\xff\xff\xff", "frame length 4294967295 is too long"),
         (b"GET / HTTP/1.1\r\n", "frame length 1195725856 is too long"),
-        (
-            b"\0\0\0\x05Z\0\0\0\x01",
-            "unknown frame kind 'Z' (byte 0x5a)",
-        ),
-        (
-            b"\0\0\0\x05H\0\0\0\0",
-            "frame kind 'H' is only sent by the program",
-        ),
-        (
-            b"\0\0\0\x05R\0\0\0\x01",
-            "frame kind 'R' is only sent by the program",
-        ),
-        (
-            b"\0\0\0\x05L\0\0\0\0",
-            "frame kind 'L' is only sent by the program",
-        ),
+        (b"\0\0\0\x05Z\0\0\0\x01", "unknown frame kind 'Z' (byte 0x5a)"),
+        (b"\0\0\0\x05H\0\0\0\0", "frame kind 'H' is only sent by the program"),
+        (b"\0\0\0\x05R\0\0\0\x01", "frame kind 'R' is only sent by the program"),
+        (b"\0\0\0\x05L\0\0\0\0", "frame kind 'L' is only sent by the program"),
     ] {
         let mut port = Port::spawn(&[]);
         // One good frame of ten bytes in front, so that the offset means something.
@@ -75,12 +57,7 @@ fn a_malformed_frame_ends_the_program_with_status_2_and_a_line_that_says_what_an
         port.send(bytes);
         assert_eq!(port.exit_status().0, Some(2), "{what}");
         let stderr = port.stderr();
-        assert!(
-            stderr
-                .iter()
-                .any(|line| line.contains(&format!("byte 10 of stdin: {what}"))),
-            "{what}: {stderr:?}"
-        );
+        assert!(stderr.iter().any(|line| line.contains(&format!("byte 10 of stdin: {what}"))), "{what}: {stderr:?}");
     }
 }
 
@@ -88,19 +65,12 @@ fn a_malformed_frame_ends_the_program_with_status_2_and_a_line_that_says_what_an
 fn a_frame_for_a_connection_that_does_not_exist_is_answered_and_nothing_else_is_lost() {
     let mut port = Port::spawn(&[]);
     port.open(1);
-    for (kind, payload) in [
-        (Kind::Data, &b"x"[..]),
-        (Kind::Window, &[0, 0, 0, 1]),
-        (Kind::Close, b""),
-    ] {
+    for (kind, payload) in [(Kind::Data, &b"x"[..]), (Kind::Window, &[0, 0, 0, 1]), (Kind::Close, b"")] {
         for id in [7, 0] {
             port.send_frame(kind, id, payload);
             let closed = port.next();
             assert_eq!(closed.id, id);
-            assert_eq!(
-                closed.reason(),
-                texts(["FATAL", "08003", &format!("connection {id} does not exist")])
-            );
+            assert_eq!(closed.reason(), texts(["FATAL", "08003", &format!("connection {id} does not exist")]));
         }
     }
     port.data(1, &wire::ssl_request());
@@ -116,10 +86,7 @@ fn garbage_instead_of_a_startup_packet_is_told_so_and_closed() {
     let answer = port.next();
     assert_eq!((answer.kind, answer.id), (Kind::Data, 3));
     assert_eq!(answer.payload, error);
-    assert_eq!(
-        port.next().reason(),
-        texts(["FATAL", "08P01", "invalid length of startup packet"])
-    );
+    assert_eq!(port.next().reason(), texts(["FATAL", "08P01", "invalid length of startup packet"]));
 }
 
 #[test]
@@ -127,18 +94,8 @@ fn a_startup_packet_that_will_not_do_gets_the_error_that_postgresql_gives() {
     let mut port = Port::spawn(&[]);
     let unsupported = "unsupported frontend protocol 2.0: server supports 3.0 to 3.2";
     for (id, packet, code, message) in [
-        (
-            1,
-            wire::packet(2 << 16, b"user\0u\0\0"),
-            "0A000",
-            unsupported,
-        ),
-        (
-            2,
-            wire::startup(&[("database", "d")]),
-            "28000",
-            "no PostgreSQL user name specified in startup packet",
-        ),
+        (1, wire::packet(2 << 16, b"user\0u\0\0"), "0A000", unsupported),
+        (2, wire::startup(&[("database", "d")]), "28000", "no PostgreSQL user name specified in startup packet"),
         (
             3,
             wire::packet(3 << 16, b"user\0u\0"),
@@ -172,10 +129,7 @@ fn a_cancel_request_with_a_wrong_key_is_answered_by_nothing_but_the_close() {
     let mut port = Port::spawn(&[]);
     port.open(1);
     port.data(1, &wire::cancel_request(42, &[1; 32]));
-    assert_eq!(
-        port.until_closed(1),
-        (vec![], texts(["LOG", "00000", "connection closed"]))
-    );
+    assert_eq!(port.until_closed(1), (vec![], texts(["LOG", "00000", "connection closed"])));
 }
 
 #[test]
@@ -183,12 +137,8 @@ fn frames_can_be_cut_at_every_byte() {
     let mut port = Port::spawn(&[]);
     let stream = |id| {
         let refused = wire::packet(2 << 16, b"\0");
-        [
-            frame(Kind::Open, id, b"\0"),
-            frame(Kind::Data, id, &wire::ssl_request()),
-            frame(Kind::Data, id, &refused),
-        ]
-        .concat()
+        [frame(Kind::Open, id, b"\0"), frame(Kind::Data, id, &wire::ssl_request()), frame(Kind::Data, id, &refused)]
+            .concat()
     };
     for cut in 1..u32::try_from(stream(1).len()).expect("short") {
         let stream = stream(cut);
@@ -196,11 +146,7 @@ fn frames_can_be_cut_at_every_byte() {
         port.send(one);
         port.send(other);
         let (bytes, reason) = port.until_closed(cut);
-        assert_eq!(
-            (&bytes[..2], reason[1].as_str()),
-            (&b"NE"[..], "0A000"),
-            "cut at {cut}"
-        );
+        assert_eq!((&bytes[..2], reason[1].as_str()), (&b"NE"[..], "0A000"), "cut at {cut}");
     }
     let stream = stream(1000);
     stream.chunks(1).for_each(|byte| port.send(byte));
@@ -210,23 +156,14 @@ fn frames_can_be_cut_at_every_byte() {
 #[test]
 fn a_startup_packet_can_be_cut_at_every_byte_into_data_frames() {
     let mut port = Port::spawn(&[]);
-    let packets = [
-        wire::ssl_request(),
-        wire::gssenc_request(),
-        wire::packet(2 << 16, b"user\0u\0\0"),
-    ]
-    .concat();
+    let packets = [wire::ssl_request(), wire::gssenc_request(), wire::packet(2 << 16, b"user\0u\0\0")].concat();
     for cut in 0..=packets.len() {
         let id = u32::try_from(cut + 1).expect("short");
         port.open(id);
         port.data(id, &packets[..cut]);
         port.data(id, &packets[cut..]);
         let (bytes, reason) = port.until_closed(id);
-        assert_eq!(
-            (&bytes[..3], reason[1].as_str()),
-            (&b"NNE"[..], "0A000"),
-            "cut at {cut}"
-        );
+        assert_eq!((&bytes[..3], reason[1].as_str()), (&b"NNE"[..], "0A000"), "cut at {cut}");
     }
 }
 
@@ -235,10 +172,7 @@ fn a_second_open_of_an_open_connection_closes_it_and_an_open_of_0_or_with_bad_op
     let mut port = Port::spawn(&[]);
     port.open(1);
     port.open(1);
-    assert_eq!(
-        port.until_closed(1).1,
-        texts(["FATAL", "08P01", "connection 1 was opened a second time"])
-    );
+    assert_eq!(port.until_closed(1).1, texts(["FATAL", "08P01", "connection 1 was opened a second time"]));
     for (id, options, code) in [
         (0, &b"\0"[..], "08P01"),
         (2, b"", "08P01"),
@@ -267,10 +201,7 @@ fn whoever_exceeds_the_window_or_mishandles_it_is_closed() {
     assert_eq!(port.until_closed(2).1[1], "08P01");
     port.open(3);
     port.send_frame(Kind::Window, 3, &[0, 0, 1]);
-    assert_eq!(
-        port.until_closed(3).1,
-        texts(["FATAL", "08P01", "a window frame has 4 bytes, not 3"])
-    );
+    assert_eq!(port.until_closed(3).1, texts(["FATAL", "08P01", "a window frame has 4 bytes, not 3"]));
 }
 
 #[test]
@@ -290,10 +221,7 @@ fn a_client_that_leaves_is_closed_exactly_once() {
     let mut port = Port::spawn(&[]);
     port.open(1);
     port.close(1);
-    assert_eq!(
-        port.until_closed(1),
-        (vec![], texts(["LOG", "00000", "the client is gone"]))
-    );
+    assert_eq!(port.until_closed(1), (vec![], texts(["LOG", "00000", "the client is gone"])));
     port.close(1);
     port.assert_silent();
 }
@@ -305,22 +233,10 @@ fn requests_are_answered_and_those_that_nobody_knows_are_refused() {
     port.request(5, "stats");
     let reply = port.next();
     let (word, stats) = reply.reply();
-    assert_eq!(
-        (reply.id, word.as_str(), stats.get("connections")),
-        (5, "ok", Some("1"))
-    );
-    let memory: u64 = stats
-        .get("memory")
-        .expect("on Linux")
-        .parse()
-        .expect("bytes");
+    assert_eq!((reply.id, word.as_str(), stats.get("connections")), (5, "ok", Some("1")));
+    let memory: u64 = stats.get("memory").expect("on Linux").parse().expect("bytes");
     assert!(memory > 1 << 20, "{memory}");
-    for (payload, code) in [
-        (&b"dance\0\0"[..], "0A000"),
-        (b"stats", "08P01"),
-        (b"stats\0", "08P01"),
-        (b"", "08P01"),
-    ] {
+    for (payload, code) in [(&b"dance\0\0"[..], "0A000"), (b"stats", "08P01"), (b"stats\0", "08P01"), (b"", "08P01")] {
         port.send_frame(Kind::Request, 6, payload);
         let (word, options) = port.next().reply();
         assert_eq!((word.as_str(), options.get("code")), ("error", Some(code)));
@@ -334,11 +250,7 @@ fn shutdown_is_confirmed_then_connections_are_told_then_the_program_ends() {
     port.request(9, "shutdown");
     assert_eq!(port.next().reply().0, "ok");
     let (bytes, reason) = port.until_closed(1);
-    let told = texts([
-        "FATAL",
-        "57P01",
-        "terminating connection due to administrator command",
-    ]);
+    let told = texts(["FATAL", "57P01", "terminating connection due to administrator command"]);
     assert_eq!((wire::error(bytes), reason), (told.clone(), told));
     port.assert_at_end();
     assert_eq!(port.exit_status().0, Some(0));

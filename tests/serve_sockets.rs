@@ -41,22 +41,12 @@ impl Server {
         let (ready, urls) = channel();
         let address = address.to_owned();
         let run = move || {
-            serve::run(
-                &address,
-                Arc::new(Fake(behave)),
-                Mode::Shared,
-                &receiver,
-                |url| {
-                    ready.send(url.to_owned()).expect("the test waits");
-                },
-            )
+            serve::run(&address, Arc::new(Fake(behave)), Mode::Shared, &receiver, |url| {
+                ready.send(url.to_owned()).expect("the test waits");
+            })
         };
         let thread = Some(thread::spawn(run));
-        Self {
-            url: urls.recv_timeout(PATIENCE).expect("ready"),
-            signals,
-            thread,
-        }
+        Self { url: urls.recv_timeout(PATIENCE).expect("ready"), signals, thread }
     }
 
     fn on_a_free_port() -> Self {
@@ -66,17 +56,12 @@ impl Server {
     /// Connects and sends the startup message for a user.
     fn start(&self, user: &str) -> TcpStream {
         let mut stream = self.connect();
-        stream
-            .write_all(&wire::startup(&[("user", user)]))
-            .expect("connected");
+        stream.write_all(&wire::startup(&[("user", user)])).expect("connected");
         stream
     }
 
     fn connect(&self) -> TcpStream {
-        let address = self
-            .url
-            .strip_prefix("postgresql://postgres@")
-            .and_then(|rest| rest.strip_suffix("/postgres"));
+        let address = self.url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
         let stream = TcpStream::connect(address.expect("the form of the URL")).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream
@@ -152,9 +137,7 @@ fn bytes_go_in_and_come_out_of_a_tcp_socket_after_encryption_was_refused() {
     let mut stream = server.connect();
     stream.write_all(&wire::ssl_request()).expect("connected");
     assert_eq!(read_exactly(&mut stream, 1), b"N");
-    stream
-        .write_all(&wire::startup(&[("user", "echo")]))
-        .expect("connected");
+    stream.write_all(&wire::startup(&[("user", "echo")])).expect("connected");
     for round in 0..1000_u32 {
         stream.write_all(&round.to_be_bytes()).expect("connected");
         assert_eq!(read_exactly(&mut stream, 4), round.to_be_bytes());
@@ -173,14 +156,9 @@ fn the_end_of_a_session_is_the_end_of_the_stream() {
 fn garbage_gets_an_error_that_arrives_though_more_garbage_was_never_read() {
     let server = Server::on_a_free_port();
     let mut stream = server.connect();
-    stream
-        .write_all(&[b"GET / HTTP/1.1\r\n".as_slice(), &vec![b'x'; 50_000]].concat())
-        .expect("connected");
+    stream.write_all(&[b"GET / HTTP/1.1\r\n".as_slice(), &vec![b'x'; 50_000]].concat()).expect("connected");
     let [severity, code, message] = wire::error(read_to_end(&mut stream));
-    assert_eq!(
-        (&severity[..], &code[..], &message[..]),
-        ("FATAL", "08P01", "invalid length of startup packet")
-    );
+    assert_eq!((&severity[..], &code[..], &message[..]), ("FATAL", "08P01", "invalid length of startup packet"));
 }
 
 #[test]
@@ -203,9 +181,8 @@ fn stopping_terminates_sessions_and_those_that_have_not_started() {
     let mut hesitant = server.connect();
     hesitant.write_all(&wire::ssl_request()).expect("connected");
     assert_eq!(read_exactly(&mut hesitant, 1), b"N");
-    let told = thread::spawn(move || {
-        [session, hesitant].map(|mut stream| wire::error(read_to_end(&mut stream))[1].clone())
-    });
+    let told =
+        thread::spawn(move || [session, hesitant].map(|mut stream| wire::error(read_to_end(&mut stream))[1].clone()));
     server.stop();
     assert_eq!(told.join().expect("read"), ["57P01", "57P01"]);
 }
@@ -219,11 +196,7 @@ fn a_second_signal_does_not_wait_for_sessions() {
     // The session is blocked for as long as its client does not read, and this one never will.
     let started = Instant::now();
     server.stop();
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[test]
@@ -232,10 +205,7 @@ fn a_unix_socket_is_made_where_it_is_asked_for_and_removed_at_the_end() {
     let path = directory.path().join("my socket");
     let mut server = Server::listen(&format!("unix:{}", path.display()));
     let shown = path.to_str().expect("text").replace(' ', "%20");
-    assert_eq!(
-        server.url,
-        format!("postgresql://postgres@/postgres?host={shown}")
-    );
+    assert_eq!(server.url, format!("postgresql://postgres@/postgres?host={shown}"));
     assert_echo(&path);
     server.stop();
     assert!(!path.exists());
@@ -245,22 +215,14 @@ fn a_unix_socket_is_made_where_it_is_asked_for_and_removed_at_the_end() {
 fn a_directory_means_the_name_in_it_that_libpq_expects() {
     let directory = tempfile::tempdir().expect("a directory");
     let server = Server::listen(&format!("unix:{}", directory.path().display()));
-    assert_eq!(
-        server.url,
-        format!(
-            "postgresql://postgres@/postgres?host={}&port=5432",
-            directory.path().display()
-        )
-    );
+    assert_eq!(server.url, format!("postgresql://postgres@/postgres?host={}&port=5432", directory.path().display()));
     assert_echo(&directory.path().join(".s.PGSQL.5432"));
 }
 
 fn assert_echo(path: &Path) {
     let mut stream = UnixStream::connect(path).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    stream
-        .write_all(&wire::startup(&[("user", "echo")]))
-        .expect("connected");
+    stream.write_all(&wire::startup(&[("user", "echo")])).expect("connected");
     stream.write_all(b"hello").expect("connected");
     assert_eq!(read_exactly(&mut stream, 5), b"hello");
 }
@@ -272,13 +234,7 @@ fn a_socket_file_that_nobody_listens_on_is_replaced() {
     drop(UnixListener::bind(&path).expect("a socket"));
     assert!(path.exists());
     let server = Server::listen(&format!("unix:{}", path.display()));
-    assert_eq!(
-        server.url,
-        format!(
-            "postgresql://postgres@/postgres?host={}&port=5433",
-            directory.path().display()
-        )
-    );
+    assert_eq!(server.url, format!("postgresql://postgres@/postgres?host={}&port=5433", directory.path().display()));
     assert_echo(&path);
 }
 
@@ -295,22 +251,10 @@ fn an_address_that_will_not_do_ends_the_program_with_status_1_and_a_line_that_sa
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = taken.local_addr().expect("its address").to_string();
     let line = refused(&taken);
-    assert!(
-        line.contains(&taken) && line.contains("in use") && line.contains("--listen"),
-        "{line}"
-    );
-    for address in [
-        "nonsense",
-        "127.0.0.1:70000",
-        "127.0.0.1",
-        "unix:/no/such/directory/socket",
-        "unix:",
-    ] {
+    assert!(line.contains(&taken) && line.contains("in use") && line.contains("--listen"), "{line}");
+    for address in ["nonsense", "127.0.0.1:70000", "127.0.0.1", "unix:/no/such/directory/socket", "unix:"] {
         let line = refused(address);
-        assert!(
-            line.contains("cannot listen on") && line.contains("--listen"),
-            "{line}"
-        );
+        assert!(line.contains("cannot listen on") && line.contains("--listen"), "{line}");
     }
 }
 
@@ -352,13 +296,7 @@ fn clients_that_come_while_there_are_no_files_to_spare_are_served_later() {
     let address = address(&url);
     // The program has inherited our limits; the hard one cannot be raised again.
     let inherited = getrlimit(Resource::Nofile);
-    program.limit(
-        Resource::Nofile,
-        Rlimit {
-            current: Some(0),
-            ..inherited
-        },
-    );
+    program.limit(Resource::Nofile, Rlimit { current: Some(0), ..inherited });
     // The accept that is under way already has a file for this one, but that is not enough.
     let _turned_away = TcpStream::connect(address).expect("it listens");
     assert!(program.stderr_line().contains("could not be accepted"));
@@ -373,18 +311,9 @@ fn clients_that_come_while_there_are_no_files_to_spare_are_served_later() {
 #[test]
 fn wrong_usage_is_status_1_and_help_and_version_are_status_0() {
     assert_eq!(Program::spawn(&["dance"]).output().0, Some(1));
-    assert_eq!(
-        Program::spawn(&["port", "--mode", "both"]).output().0,
-        Some(1)
-    );
+    assert_eq!(Program::spawn(&["port", "--mode", "both"]).output().0, Some(1));
     let (status, stdout, _) = Program::spawn(&["--version"]).output();
-    assert_eq!(
-        (status, stdout),
-        (
-            Some(0),
-            format!("pglite-port {}\n", env!("CARGO_PKG_VERSION"))
-        )
-    );
+    assert_eq!((status, stdout), (Some(0), format!("pglite-port {}\n", env!("CARGO_PKG_VERSION"))));
     let (status, help, _) = Program::spawn(&["serve", "--help"]).output();
     assert_eq!(status, Some(0));
     for option in ["--listen", "--mode", "--pglite-dir", "--cache-dir"] {

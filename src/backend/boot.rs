@@ -1,10 +1,6 @@
 //! Starting `PostgreSQL` in a backend, and having it run SQL before any client is there.
 
-use std::{
-    io,
-    sync::mpsc,
-    time::Instant,
-};
+use std::{io, sync::mpsc, time::Instant};
 
 use anyhow::{Context, bail, ensure};
 
@@ -43,8 +39,7 @@ impl Backend {
     /// # Errors
     /// When it does not start; its own messages are in the log.
     pub(crate) fn boot(&mut self, database: &str) -> anyhow::Result<()> {
-        self.announce_callbacks()?;
-        self.call::<i32, ()>("pgl_setPGliteActive", 1)?;
+        self.call::<i32, i32>("pgl_setPGliteActive", 1)?;
         let arguments = [START_PARAMETERS, &["-D", DATA_DIRECTORY, database]].concat();
         let status = self.main(EXECUTABLE, &arguments)?;
         ensure!(status == EXIT_ALIVE, "PostgreSQL did not start on database \"{database}\" (exit status {status})");
@@ -56,7 +51,7 @@ impl Backend {
     /// # Errors
     /// When it does not end in order.
     pub(crate) fn shut_down(mut self) -> anyhow::Result<()> {
-        self.call::<i32, ()>("pgl_setPGliteActive", 0)?;
+        self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
         match self.call::<i32, ()>("proc_exit", 0) {
             Ok(()) => bail!("PostgreSQL did not exit"),
             Err(error) => match exit_status(error)? {
@@ -135,7 +130,8 @@ fn first_error(mut messages: &[u8]) -> Option<String> {
                 let text = body.split(|&byte| byte == 0).find(|field| field.first() == Some(&code))?;
                 Some(String::from_utf8_lossy(&text[1..]).into_owned())
             };
-            let mut line = format!("{} (SQLSTATE {})", field(b'M').unwrap_or_default(), field(b'C').unwrap_or_default());
+            let mut line =
+                format!("{} (SQLSTATE {})", field(b'M').unwrap_or_default(), field(b'C').unwrap_or_default());
             for (code, label) in [(b'P', "at character"), (b'D', "detail:"), (b'H', "hint:")] {
                 if let Some(text) = field(code) {
                     line = format!("{line}, {label} {text}");

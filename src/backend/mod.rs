@@ -14,7 +14,9 @@ use wasmtime::{Global, Ref, Store, TypedFunc, Val, ValType, WasmParams, WasmResu
 use wasmtime_wasi::I32Exit;
 
 use crate::{
-    guest::{CALLBACKS, ClientStream, Exports, Guest, LibrariesImage, Library, Setup, Signals, memory, restore_libraries},
+    guest::{
+        CALLBACKS, ClientStream, Exports, Guest, LibrariesImage, Library, Setup, Signals, memory, restore_libraries,
+    },
     image::Image,
     instrument::Facts,
     program::Program,
@@ -59,6 +61,7 @@ impl Backend {
     pub(crate) fn new(program: &Program, setup: Setup) -> anyhow::Result<Self> {
         let mut backend = Self::instantiate(program, setup, program.pristine())?;
         backend.call::<(), ()>("__wasm_call_ctors", ())?;
+        backend.announce_callbacks()?;
         Ok(backend)
     }
 
@@ -127,7 +130,8 @@ impl Backend {
         let facts = self.facts().clone();
         let mut globals = Vec::new();
         for name in &facts.mutable_globals {
-            let global = instance.get_global(&mut self.store, name).with_context(|| format!("there is no global {name}"))?;
+            let global =
+                instance.get_global(&mut self.store, name).with_context(|| format!("there is no global {name}"))?;
             let value = match global.get(&mut self.store) {
                 Val::I32(value) => value.into(),
                 Val::I64(value) => value,
@@ -142,7 +146,8 @@ impl Backend {
     fn set_registers(&mut self, registers: &Registers) -> anyhow::Result<()> {
         let instance = self.exports()?.instance;
         for (name, value) in &registers.globals {
-            let global = instance.get_global(&mut self.store, name).with_context(|| format!("there is no global {name}"))?;
+            let global =
+                instance.get_global(&mut self.store, name).with_context(|| format!("there is no global {name}"))?;
             let value = match global.ty(&self.store).content() {
                 ValType::I64 => Val::I64(*value),
                 _ => Val::I32(i32::try_from(*value)?),

@@ -5,8 +5,9 @@ use wasmtime_wasi::I32Exit;
 use super::{Backend, boot::EXIT_ALIVE};
 use crate::{
     guest::{
-        ClientStream, deliver,
+        ClientStream,
         client::{Client, Interest, Readiness},
+        deliver,
     },
     startup::StartupMessage,
 };

@@ -39,16 +39,8 @@ pub struct Registration {
 
 impl Control {
     pub(super) fn new(cancels: CancelRegistry, waker: Waker, too_late: bool) -> Self {
-        let state = State {
-            terminate: too_late,
-            ..State::default()
-        };
-        Self(Arc::new(Inner {
-            cancels,
-            waker,
-            too_late,
-            state: Mutex::new(state),
-        }))
+        let state = State { terminate: too_late, ..State::default() };
+        Self(Arc::new(Inner { cancels, waker, too_late, state: Mutex::new(state) }))
     }
 
     /// Registers the session that now runs on this connection, under the process id and the secret key
@@ -66,20 +58,11 @@ impl Control {
         let asked = {
             let mut state = self.0.state.lock();
             state.interrupter = Some(interrupter.clone());
-            [
-                (state.terminate, Interrupt::Terminate),
-                (state.client_gone, Interrupt::ClientGone),
-            ]
+            [(state.terminate, Interrupt::Terminate), (state.client_gone, Interrupt::ClientGone)]
         };
-        asked
-            .into_iter()
-            .filter(|(asked, _)| *asked)
-            .for_each(|(_, kind)| interrupter(kind));
+        asked.into_iter().filter(|(asked, _)| *asked).for_each(|(_, kind)| interrupter(kind));
         let key = self.0.cancels.register(process_id, secret_key, interrupter);
-        Registration {
-            control: self.clone(),
-            _key: key,
-        }
+        Registration { control: self.clone(), _key: key }
     }
 
     /// Interrupts the session, or has it interrupted as soon as it registers. A [`Interrupt::Cancel`]
@@ -103,21 +86,11 @@ impl Control {
     /// What to tell a client that has no session yet if it is not to get one any more.
     pub(super) fn refusal(&self) -> Option<ErrorResponse> {
         let (code, message) = if self.0.too_late {
-            (
-                sqlstate::CANNOT_CONNECT_NOW,
-                "the database system is shutting down",
-            )
+            (sqlstate::CANNOT_CONNECT_NOW, "the database system is shutting down")
         } else {
-            (
-                sqlstate::ADMIN_SHUTDOWN,
-                "terminating connection due to administrator command",
-            )
+            (sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
         };
-        self.0
-            .state
-            .lock()
-            .terminate
-            .then(|| ErrorResponse::fatal(code, message))
+        self.0.state.lock().terminate.then(|| ErrorResponse::fatal(code, message))
     }
 }
 

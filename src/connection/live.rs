@@ -50,10 +50,7 @@ impl Connections {
     /// The same with another time that clients may take over their startup packet.
     #[must_use]
     pub fn with_startup_timeout(self, startup_timeout: Duration) -> Self {
-        Self {
-            startup_timeout,
-            ..self
-        }
+        Self { startup_timeout, ..self }
     }
 
     /// Serves `client` on a thread of its own. `on_end` is called there, with the report of how it
@@ -69,19 +66,13 @@ impl Connections {
     ) -> io::Result<Control> {
         let (number, control) = self.enter(&client);
         // Dropped with the closure if the thread does not start.
-        let leave = Leave {
-            connections: self.clone(),
-            number,
-        };
+        let leave = Leave { connections: self.clone(), number };
         let on_thread = control.clone();
-        thread::Builder::new()
-            .name(format!("connection-{}", opening.id))
-            .stack_size(STACK_SIZE)
-            .spawn(move || {
-                let _span = tracing::info_span!("connection", id = opening.id).entered();
-                let report = attend(&leave.connections, client.clone(), &opening, &on_thread);
-                on_end(client, report);
-            })?;
+        thread::Builder::new().name(format!("connection-{}", opening.id)).stack_size(STACK_SIZE).spawn(move || {
+            let _span = tracing::info_span!("connection", id = opening.id).entered();
+            let report = attend(&leave.connections, client.clone(), &opening, &on_thread);
+            on_end(client, report);
+        })?;
         Ok(control)
     }
 
@@ -119,13 +110,11 @@ impl Connections {
         let mut deadline = Instant::now() + grace;
         let (done, all_ended) = bounded(1);
         let connections = self.clone();
-        let spawned = thread::Builder::new()
-            .name("shutdown".to_owned())
-            .spawn(move || {
-                connections.shut_down();
-                // Nobody listens after the deadline.
-                let _ = done.send(());
-            });
+        let spawned = thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
+            connections.shut_down();
+            // Nobody listens after the deadline.
+            let _ = done.send(());
+        });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread to wait for the sessions' end");
             return;

@@ -13,17 +13,12 @@ impl Sessions for None {
 }
 
 fn opening() -> Opening {
-    Opening {
-        id: 1,
-        mode: Mode::Shared,
-        log: LogSink::to_own_log(),
-    }
+    Opening { id: 1, mode: Mode::Shared, log: LogSink::to_own_log() }
 }
 
 #[test]
 fn a_client_that_does_not_finish_its_startup_packet_is_not_waited_for_forever() {
-    let connections =
-        Connections::new(Arc::new(None)).with_startup_timeout(Duration::from_millis(20));
+    let connections = Connections::new(Arc::new(None)).with_startup_timeout(Duration::from_millis(20));
     let relay = Relay::new(1, Arc::new(Outbox::default()));
     relay.data(&[0, 0, 0]).expect("within the window");
     let (sender, ended) = crossbeam_channel::bounded(1);
@@ -46,10 +41,7 @@ fn a_client_that_comes_after_the_end_has_begun_is_told_to_stay_away() {
     });
     assert!(start.is_ok());
     let report = ended.recv_timeout(Duration::from_mins(1)).expect("it ends");
-    assert_eq!(
-        (report.code, report.message.as_str()),
-        ("57P03", "the database system is shutting down")
-    );
+    assert_eq!((report.code, report.message.as_str()), ("57P03", "the database system is shutting down"));
     connections.shut_down();
     assert_eq!(connections.count(), 0);
 }
@@ -59,8 +51,5 @@ fn modes_are_read_as_they_are_written() {
     for mode in [Mode::Shared, Mode::Isolated] {
         assert_eq!(mode.to_string().parse(), Ok(mode));
     }
-    assert_eq!(
-        "Shared".parse::<Mode>(),
-        Err(UnknownMode("Shared".to_owned()))
-    );
+    assert_eq!("Shared".parse::<Mode>(), Err(UnknownMode("Shared".to_owned())));
 }

@@ -83,12 +83,24 @@ impl ClientStream {
 }
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap("pglite_port", "read", |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
-        transfer(&mut caller, Interest::Read, |client, memory| client.read(memory::bytes_mut(memory, address, length)?))
-    })?;
-    linker.func_wrap("pglite_port", "write", |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
-        transfer(&mut caller, Interest::Write, |client, memory| client.write(memory::read_bytes(memory, address, length)?))
-    })?;
+    linker.func_wrap(
+        "pglite_port",
+        "read",
+        |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
+            transfer(&mut caller, Interest::Read, |client, memory| {
+                client.read(memory::bytes_mut(memory, address, length)?)
+            })
+        },
+    )?;
+    linker.func_wrap(
+        "pglite_port",
+        "write",
+        |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
+            transfer(&mut caller, Interest::Write, |client, memory| {
+                client.write(memory::read_bytes(memory, address, length)?)
+            })
+        },
+    )?;
     super::commands::add_to_linker(linker)
 }
 

@@ -48,27 +48,39 @@ impl Commands for BackendCommands {
 }
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap("pglite_port", "system", |mut caller: Caller<'_, Guest>, command: u32| -> wasmtime::Result<i32> {
-        let (memory, guest) = memory::of(&mut caller)?;
-        let command = String::from_utf8_lossy(memory::read_c_string(memory, command)?).into_owned();
-        Ok(guest.commands.system(&command))
-    })?;
-    linker.func_wrap("pglite_port", "popen", |mut caller: Caller<'_, Guest>, command: u32, mode: u32| -> wasmtime::Result<u32> {
-        let (memory, guest) = memory::of(&mut caller)?;
-        let command = String::from_utf8_lossy(memory::read_c_string(memory, command)?).into_owned();
-        let reads = memory::read_c_string(memory, mode)?.starts_with(b"r");
-        let path = if reads { guest.commands.read_from(&command) } else { guest.commands.write_to(&command) };
-        match path {
-            Some(path) => open_stream(&mut caller, &path, if reads { "r" } else { "w" }),
-            None => Ok(0),
-        }
-    })?;
-    linker.func_wrap("pglite_port", "pclose", |mut caller: Caller<'_, Guest>, stream: u32| -> wasmtime::Result<i32> {
-        let instance = caller.data().exports()?.instance;
-        let close = instance.get_typed_func::<u32, i32>(&mut caller, "fclose")?;
-        close.call(&mut caller, stream)?;
-        Ok(caller.data_mut().commands.close())
-    })?;
+    linker.func_wrap(
+        "pglite_port",
+        "system",
+        |mut caller: Caller<'_, Guest>, command: u32| -> wasmtime::Result<i32> {
+            let (memory, guest) = memory::of(&mut caller)?;
+            let command = String::from_utf8_lossy(memory::read_c_string(memory, command)?).into_owned();
+            Ok(guest.commands.system(&command))
+        },
+    )?;
+    linker.func_wrap(
+        "pglite_port",
+        "popen",
+        |mut caller: Caller<'_, Guest>, command: u32, mode: u32| -> wasmtime::Result<u32> {
+            let (memory, guest) = memory::of(&mut caller)?;
+            let command = String::from_utf8_lossy(memory::read_c_string(memory, command)?).into_owned();
+            let reads = memory::read_c_string(memory, mode)?.starts_with(b"r");
+            let path = if reads { guest.commands.read_from(&command) } else { guest.commands.write_to(&command) };
+            match path {
+                Some(path) => open_stream(&mut caller, &path, if reads { "r" } else { "w" }),
+                None => Ok(0),
+            }
+        },
+    )?;
+    linker.func_wrap(
+        "pglite_port",
+        "pclose",
+        |mut caller: Caller<'_, Guest>, stream: u32| -> wasmtime::Result<i32> {
+            let instance = caller.data().exports()?.instance;
+            let close = instance.get_typed_func::<u32, i32>(&mut caller, "fclose")?;
+            close.call(&mut caller, stream)?;
+            Ok(caller.data_mut().commands.close())
+        },
+    )?;
     Ok(())
 }
 

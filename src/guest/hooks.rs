@@ -17,11 +17,17 @@ const EINVAL: i32 = 28;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap("pglite_port", "init_process", |_: Caller<'_, Guest>| {})?;
-    linker.func_wrap("pglite_port", "process_interrupts", |mut caller: Caller<'_, Guest>| deliver(&mut caller).map(drop))?;
-    linker.func_wrap("pglite_port", "wait_event_set_wait", |mut caller: Caller<'_, Guest>, timeout: i32, latch: u32| {
-        let timeout = u64::try_from(timeout).ok().map(Duration::from_millis);
-        wait(&mut caller, timeout, latch)
+    linker.func_wrap("pglite_port", "process_interrupts", |mut caller: Caller<'_, Guest>| {
+        deliver(&mut caller).map(drop)
     })?;
+    linker.func_wrap(
+        "pglite_port",
+        "wait_event_set_wait",
+        |mut caller: Caller<'_, Guest>, timeout: i32, latch: u32| {
+            let timeout = u64::try_from(timeout).ok().map(Duration::from_millis);
+            wait(&mut caller, timeout, latch)
+        },
+    )?;
     linker.func_wrap("pglite_port", "pg_usleep", |mut caller: Caller<'_, Guest>, microseconds: i32| {
         // As nanosleep does, it returns early when a signal handler has run.
         match u64::try_from(microseconds) {

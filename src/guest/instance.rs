@@ -23,7 +23,9 @@ impl Exports {
         Ok(Self {
             instance,
             memory: instance.get_memory(&mut *store, "memory").context("the module exports no memory")?,
-            table: instance.get_table(&mut *store, "__indirect_function_table").context("the module exports no table")?,
+            table: instance
+                .get_table(&mut *store, "__indirect_function_table")
+                .context("the module exports no table")?,
             malloc: instance.get_typed_func(&mut *store, "malloc")?,
             memalign: instance.get_typed_func(&mut *store, "emscripten_builtin_memalign")?,
             errno_location: instance.get_typed_func(&mut *store, "__errno_location")?,

@@ -115,7 +115,9 @@ impl Guest {
     /// # Errors
     /// While the instance is being made, that is in a start function.
     pub(crate) fn exports(&self) -> wasmtime::Result<&Exports> {
-        self.exports.as_ref().ok_or_else(|| wasmtime::format_err!("a host function was called before the instance was complete"))
+        self.exports
+            .as_ref()
+            .ok_or_else(|| wasmtime::format_err!("a host function was called before the instance was complete"))
     }
 
     /// The linear memory; errors as [`Guest::exports`].

@@ -69,7 +69,13 @@ struct AddressInfo {
     protocol: i32,
 }
 
-fn get_address_info(mut caller: Caller<'_, Guest>, node: u32, service: u32, hint: u32, out: u32) -> wasmtime::Result<i32> {
+fn get_address_info(
+    mut caller: Caller<'_, Guest>,
+    node: u32,
+    service: u32,
+    hint: u32,
+    out: u32,
+) -> wasmtime::Result<i32> {
     let memory = memory::of(&mut caller)?.0;
     let string = |address: u32| match address {
         0 => Ok(None),
@@ -142,7 +148,9 @@ fn look_up(node: Option<&str>, service: Option<&str>, hint: Hint) -> Result<Addr
     }
     let port = match service {
         None => 0,
-        Some(service) => service.parse().map_err(|_| if flags & AI_NUMERICSERV != 0 { eai::NONAME } else { eai::SERVICE })?,
+        Some(service) => {
+            service.parse().map_err(|_| if flags & AI_NUMERICSERV != 0 { eai::NONAME } else { eai::SERVICE })?
+        }
     };
     let address = match node {
         None if flags & AI_PASSIVE != 0 && family == AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -238,7 +246,10 @@ mod tests {
         let info = look_up(Some("127.0.0.1"), Some("5432"), Hint::default()).unwrap();
         assert_eq!((info.address, info.port), (Ipv4Addr::LOCALHOST.into(), 5432));
         let info = look_up(Some("::1"), None, Hint::default()).unwrap();
-        assert_eq!((info.address, info.socket_type, info.protocol), (Ipv6Addr::LOCALHOST.into(), SOCK_STREAM, IPPROTO_TCP));
+        assert_eq!(
+            (info.address, info.socket_type, info.protocol),
+            (Ipv6Addr::LOCALHOST.into(), SOCK_STREAM, IPPROTO_TCP)
+        );
     }
 
     #[test]

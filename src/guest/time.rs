@@ -28,19 +28,32 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     linker.func_wrap("env", "emscripten_date_now", || milliseconds_since_epoch())?;
     let start = Instant::now();
     linker.func_wrap("env", "emscripten_get_now", move || start.elapsed().as_secs_f64() * 1e3)?;
-    linker.func_wrap("env", "_gmtime_js", |mut caller: Caller<'_, Guest>, time: i64, tm: u32| -> wasmtime::Result<i32> {
-        write_tm(memory::of(&mut caller)?.0, time, tm, false)
-    })?;
-    linker.func_wrap("env", "_localtime_js", |mut caller: Caller<'_, Guest>, time: i64, tm: u32| -> wasmtime::Result<i32> {
-        write_tm(memory::of(&mut caller)?.0, time, tm, true)
-    })?;
+    linker.func_wrap(
+        "env",
+        "_gmtime_js",
+        |mut caller: Caller<'_, Guest>, time: i64, tm: u32| -> wasmtime::Result<i32> {
+            write_tm(memory::of(&mut caller)?.0, time, tm, false)
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "_localtime_js",
+        |mut caller: Caller<'_, Guest>, time: i64, tm: u32| -> wasmtime::Result<i32> {
+            write_tm(memory::of(&mut caller)?.0, time, tm, true)
+        },
+    )?;
     linker.func_wrap("env", "_mktime_js", |mut caller: Caller<'_, Guest>, tm: u32| -> wasmtime::Result<i64> {
         make_time(memory::of(&mut caller)?.0, tm)
     })?;
     linker.func_wrap(
         "env",
         "_tzset_js",
-        |mut caller: Caller<'_, Guest>, timezone: u32, daylight: u32, standard: u32, summer: u32| -> wasmtime::Result<()> {
+        |mut caller: Caller<'_, Guest>,
+         timezone: u32,
+         daylight: u32,
+         standard: u32,
+         summer: u32|
+         -> wasmtime::Result<()> {
             let memory = memory::of(&mut caller)?.0;
             memory::write_u32(memory, timezone, 0)?;
             memory::write_u32(memory, daylight, 0)?;

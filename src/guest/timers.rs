@@ -48,20 +48,24 @@ impl Timers {
 }
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap("env", "_setitimer_js", |mut caller: Caller<'_, Guest>, which: i32, milliseconds: f64| -> i32 {
-        let timers = &mut caller.data_mut().timers;
-        let deadline = (milliseconds > 0.0)
-            .then(|| Duration::try_from_secs_f64(milliseconds / 1e3).ok())
-            .flatten()
-            .and_then(|after| Instant::now().checked_add(after));
-        if let Some(place) = usize::try_from(which).ok().and_then(|which| timers.deadlines.get_mut(which)) {
-            *place = deadline;
-        }
-        if let Some(deadline) = deadline {
-            ALARM.set(deadline, &timers.signals);
-        }
-        0
-    })?;
+    linker.func_wrap(
+        "env",
+        "_setitimer_js",
+        |mut caller: Caller<'_, Guest>, which: i32, milliseconds: f64| -> i32 {
+            let timers = &mut caller.data_mut().timers;
+            let deadline = (milliseconds > 0.0)
+                .then(|| Duration::try_from_secs_f64(milliseconds / 1e3).ok())
+                .flatten()
+                .and_then(|after| Instant::now().checked_add(after));
+            if let Some(place) = usize::try_from(which).ok().and_then(|which| timers.deadlines.get_mut(which)) {
+                *place = deadline;
+            }
+            if let Some(deadline) = deadline {
+                ALARM.set(deadline, &timers.signals);
+            }
+            0
+        },
+    )?;
     Ok(())
 }
 
@@ -89,7 +93,9 @@ static ALARM: LazyLock<&'static Alarm> = LazyLock::new(|| {
     let alarm: &'static Alarm = Box::leak(Box::new(Alarm { waiting: Mutex::default(), changed: Condvar::new() }));
     let spawned = thread::Builder::new().name("alarm".into()).stack_size(64 << 10).spawn(|| alarm.run());
     if let Err(error) = spawned {
-        tracing::error!("timeouts will only be noticed between queries, because their thread cannot be started: {error}");
+        tracing::error!(
+            "timeouts will only be noticed between queries, because their thread cannot be started: {error}"
+        );
     }
     alarm
 });

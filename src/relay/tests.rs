@@ -34,11 +34,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 fn frames(outbox: &Arc<Outbox>) -> Vec<(Kind, Vec<u8>)> {
     let (mut reader, writer) = io::pipe().expect("a pipe");
     let source = outbox.clone();
-    let end = Frame {
-        kind: Kind::Reply,
-        id: 0,
-        payload: b"",
-    };
+    let end = Frame { kind: Kind::Reply, id: 0, payload: b"" };
     outbox.push(end);
     thread::spawn(move || source.write_to(writer));
     let (mut bytes, mut frames, mut chunk) = (Vec::new(), Vec::new(), vec![0; 65_536]);
@@ -59,15 +55,11 @@ fn frames(outbox: &Arc<Outbox>) -> Vec<(Kind, Vec<u8>)> {
 
 /// So many bytes of a stream in which no two places look alike for long.
 fn stream(from: usize, length: usize) -> Vec<u8> {
-    (from..from + length)
-        .map(|at| u8::try_from(at % 251).expect("a byte"))
-        .collect()
+    (from..from + length).map(|at| u8::try_from(at % 251).expect("a byte")).collect()
 }
 
 fn would_block(result: &io::Result<usize>) -> bool {
-    result
-        .as_ref()
-        .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 proptest! {
@@ -161,14 +153,8 @@ fn nothing_follows_the_close_frame_and_it_comes_once() {
     relay.close(&reason);
     relay.close(&ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, "too late"));
     assert!(relay.write(b"x").is_err());
-    assert_eq!(
-        relay.read(&mut vec![0; 200_000]).expect("what had arrived"),
-        200_000
-    );
-    assert_eq!(
-        frames(&outbox),
-        [(Kind::Close, close_options(&reason).to_bytes())]
-    );
+    assert_eq!(relay.read(&mut vec![0; 200_000]).expect("what had arrived"), 200_000);
+    assert_eq!(frames(&outbox), [(Kind::Close, close_options(&reason).to_bytes())]);
 }
 
 #[test]

@@ -74,7 +74,9 @@ pub(super) fn build(
         }
         if is_new {
             let database = quote_identifier(&recipe.database)?;
-            backend.execute(&format!("CREATE DATABASE {database} OWNER {user}")).context("the database cannot be made")?;
+            backend
+                .execute(&format!("CREATE DATABASE {database} OWNER {user}"))
+                .context("the database cannot be made")?;
         }
         backend.shut_down()?;
     }

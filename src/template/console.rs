@@ -29,7 +29,8 @@ impl LineConsole {
 /// The level of a line by `PostgreSQL`'s own word for it (`error_severity` in `src/backend/utils/error/elog.c`).
 /// An SQL error is news for the client, not for us.
 fn level(line: &str) -> Level {
-    let severities = [("WARNING:", Level::WARN), ("FATAL:", Level::WARN), ("PANIC:", Level::ERROR), ("LOG:", Level::INFO)];
+    let severities =
+        [("WARNING:", Level::WARN), ("FATAL:", Level::WARN), ("PANIC:", Level::ERROR), ("LOG:", Level::INFO)];
     severities.into_iter().find(|(severity, _)| line.contains(severity)).map_or(Level::DEBUG, |(_, level)| level)
 }
 

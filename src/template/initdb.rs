@@ -46,7 +46,8 @@ pub(super) fn make_cluster(
     log: &LogSink,
 ) -> anyhow::Result<Arc<FrozenTree>> {
     let tree = Arc::new(Mutex::new(Tree::from_frozen(bundle)));
-    let commands = BackendRunner { program: program.clone(), tree: tree.clone(), log: log.clone(), on_close: Pending::Nothing };
+    let commands =
+        BackendRunner { program: program.clone(), tree: tree.clone(), log: log.clone(), on_close: Pending::Nothing };
     let setup = Setup {
         files: Files::new(tree.clone(), Box::new(LineConsole::new(log.clone(), "initdb")))?,
         environment: environment(),
@@ -184,7 +185,12 @@ impl Commands for BackendRunner {
 /// The words of a shell command up to its redirections, which all lead to `/dev/null` or join stderr to stdout.
 fn words(command: &str) -> Option<Vec<String>> {
     let words = shell_words::split(command).ok()?;
-    Some(words.into_iter().take_while(|word| !word.starts_with(['<', '>', '|', '&', ';']) && !word.starts_with("2>")).collect())
+    Some(
+        words
+            .into_iter()
+            .take_while(|word| !word.starts_with(['<', '>', '|', '&', ';']) && !word.starts_with("2>"))
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -193,7 +199,8 @@ mod tests {
 
     #[test]
     fn a_command_is_split_up_to_its_redirections() {
-        let command = r#""/pglite/bin/postgres" --check -c max_connections=100 -c name='a b' < "/dev/null" > "/dev/null" 2>&1"#;
+        let command =
+            r#""/pglite/bin/postgres" --check -c max_connections=100 -c name='a b' < "/dev/null" > "/dev/null" 2>&1"#;
         let expected = ["/pglite/bin/postgres", "--check", "-c", "max_connections=100", "-c", "name=a b"];
         assert_eq!(words(command).unwrap(), expected);
     }

@@ -61,12 +61,7 @@ impl Snapshot {
         let start_timestamps = find_start_timestamps(backend)?;
         let memory = Image::write(&directory.join(MEMORY), backend.memory()?)?;
         let guest = backend.guest();
-        let state = State {
-            memory,
-            registers,
-            process: guest.files.state(),
-            start_timestamps,
-        };
+        let state = State { memory, registers, process: guest.files.state(), start_timestamps };
         let files = guest.files.tree().lock().freeze();
         files.write_to(&directory.join(FILES)).with_context(|| format!("{} cannot be written", directory.display()))?;
         Ok(fs::write(directory.join(STATE), postcard::to_allocvec(&state)?)?)
@@ -145,7 +140,8 @@ fn find_start_timestamps(backend: &Backend) -> anyhow::Result<Vec<u32>> {
         Some(i64::from_le_bytes(*bytes))
     };
     let seconds_at = backend.facts().address("MyStartTime")? as usize;
-    let (seconds, timestamp) = word(seconds_at).zip(word(seconds_at + 8)).context("MyStartTime is outside the memory")?;
+    let (seconds, timestamp) =
+        word(seconds_at).zip(word(seconds_at + 8)).context("MyStartTime is outside the memory")?;
     ensure!(
         (timestamp + POSTGRES_EPOCH).div_euclid(1_000_000) == seconds,
         "MyStartTimestamp ({timestamp}) does not follow MyStartTime ({seconds}) in this version of PGlite"

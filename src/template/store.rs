@@ -3,12 +3,7 @@
 //! A template is one directory of the cache, built beside its place and renamed in whole. Its recipe is kept with it, and a key of everything
 //! that went into it; when the program, `PostgreSQL` or the start parameters have changed since, or a file of it is damaged, it is built again from the recipe.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
 use anyhow::Context;
 use parking_lot::Mutex;

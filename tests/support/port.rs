@@ -32,13 +32,7 @@ pub struct Received {
 impl std::fmt::Debug for Received {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let payload = String::from_utf8_lossy(&self.payload[..self.payload.len().min(300)]);
-        write!(
-            f,
-            "{:?} {} [{} bytes: {payload:?}]",
-            self.kind,
-            self.id,
-            self.payload.len()
-        )
+        write!(f, "{:?} {} [{} bytes: {payload:?}]", self.kind, self.id, self.payload.len())
     }
 }
 
@@ -58,25 +52,16 @@ impl Received {
     /// The word and the options of a reply.
     pub fn reply(&self) -> (String, Options) {
         assert_eq!(self.kind, Kind::Reply, "{self:?}");
-        let end = self
-            .payload
-            .iter()
-            .position(|byte| *byte == 0)
-            .expect("a NUL behind the word");
+        let end = self.payload.iter().position(|byte| *byte == 0).expect("a NUL behind the word");
         let word = String::from_utf8(self.payload[..end].to_vec()).expect("text");
-        (
-            word,
-            Options::parse(&self.payload[end + 1..]).expect("options"),
-        )
+        (word, Options::parse(&self.payload[end + 1..]).expect("options"))
     }
 }
 
 /// The encoded frame.
 pub fn frame(kind: Kind, id: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    frame::Frame { kind, id, payload }
-        .encode(&mut bytes)
-        .expect("short enough");
+    frame::Frame { kind, id, payload }.encode(&mut bytes).expect("short enough");
     bytes
 }
 
@@ -109,9 +94,7 @@ impl Port {
         let (input, to_input) = pipe().expect("a pipe");
         let (from_output, output) = pipe().expect("a pipe");
         let (signals, receiver) = crossbeam_channel::unbounded();
-        let run = move || {
-            port::run(input, output, Arc::new(sessions), Mode::Shared, &receiver).expect("threads")
-        };
+        let run = move || port::run(input, output, Arc::new(sessions), Mode::Shared, &receiver).expect("threads");
         let mut port = Self::new(to_input, from_output, signals);
         port.in_process = Some(thread::spawn(run));
         port.hello();
@@ -135,14 +118,7 @@ impl Port {
             });
         });
         let input: Option<Box<dyn Write + Send>> = Some(Box::new(input));
-        Self {
-            input,
-            frames,
-            program: None,
-            in_process: None,
-            paused,
-            signals,
-        }
+        Self { input, frames, program: None, in_process: None, paused, signals }
     }
 
     fn hello(&self) {
@@ -153,10 +129,7 @@ impl Port {
     /// Sends raw bytes, at once.
     pub fn send(&mut self, bytes: &[u8]) {
         let input = self.input.as_mut().expect("stdin is open");
-        input
-            .write_all(bytes)
-            .and_then(|()| input.flush())
-            .expect("the port reads");
+        input.write_all(bytes).and_then(|()| input.flush()).expect("the port reads");
     }
 
     /// Sends a frame.
@@ -220,12 +193,7 @@ impl Port {
         let mut bytes = Vec::new();
         while bytes.len() < length {
             let frame = self.next();
-            assert_eq!(
-                (frame.kind, frame.id),
-                (Kind::Data, id),
-                "{frame:?} after {} bytes",
-                bytes.len()
-            );
+            assert_eq!((frame.kind, frame.id), (Kind::Data, id), "{frame:?} after {} bytes", bytes.len());
             bytes.extend(frame.payload);
         }
         assert_eq!(bytes.len(), length);
@@ -262,11 +230,7 @@ impl Port {
 
     /// Waits until a port in this process has ended.
     pub fn ending(&mut self) -> Ending {
-        self.in_process
-            .take()
-            .expect("in this process")
-            .join()
-            .expect("no panic")
+        self.in_process.take().expect("in this process").join().expect("no panic")
     }
 
     /// Sends the program a signal.
@@ -291,15 +255,9 @@ fn read_frames(mut output: impl Read, each: impl Fn(Received) -> bool) {
     let (mut bytes, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
     loop {
         let mut at = 0;
-        while let Parsed::Frame { frame, consumed } =
-            frame::parse(&bytes[at..]).expect("well-formed frames")
-        {
+        while let Parsed::Frame { frame, consumed } = frame::parse(&bytes[at..]).expect("well-formed frames") {
             at += consumed;
-            if !each(Received {
-                kind: frame.kind,
-                id: frame.id,
-                payload: frame.payload.to_vec(),
-            }) {
+            if !each(Received { kind: frame.kind, id: frame.id, payload: frame.payload.to_vec() }) {
                 return;
             }
         }

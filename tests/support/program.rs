@@ -33,19 +33,9 @@ impl Program {
             .expect("the program starts");
         let (lines, stderr) = channel();
         let reader = BufReader::new(child.stderr.take().expect("piped"));
-        thread::spawn(move || {
-            reader
-                .lines()
-                .map_while(Result::ok)
-                .try_for_each(|line| lines.send(line))
-        });
+        thread::spawn(move || reader.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        Self {
-            child,
-            stdin,
-            stdout,
-            stderr,
-        }
+        Self { child, stdin, stdout, stderr }
     }
 
     /// Its stdin, once.
@@ -61,9 +51,7 @@ impl Program {
     /// The first line on its stdout, without its line feed.
     pub fn first_line(&mut self) -> String {
         let mut line = String::new();
-        BufReader::new(self.take_stdout())
-            .read_line(&mut line)
-            .expect("a line");
+        BufReader::new(self.take_stdout()).read_line(&mut line).expect("a line");
         line.trim_end_matches('\n').to_owned()
     }
 
@@ -110,15 +98,9 @@ impl Program {
     pub fn output(&mut self) -> (Option<i32>, String, String) {
         drop(self.stdin.take());
         let mut stdout = String::new();
-        self.take_stdout()
-            .read_to_string(&mut stdout)
-            .expect("text");
+        self.take_stdout().read_to_string(&mut stdout).expect("text");
         let (status, _) = self.wait();
-        (
-            status.code(),
-            stdout,
-            self.stderr.iter().collect::<Vec<_>>().join("\n"),
-        )
+        (status.code(), stdout, self.stderr.iter().collect::<Vec<_>>().join("\n"))
     }
 }
 

@@ -10,10 +10,8 @@ pub fn packet(code: u32, rest: &[u8]) -> Vec<u8> {
 
 /// The startup message of protocol 3.0 with these parameters.
 pub fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
-    let mut rest: Vec<u8> = parameters
-        .iter()
-        .flat_map(|(k, v)| [k.as_bytes(), b"\0", v.as_bytes(), b"\0"].concat())
-        .collect();
+    let mut rest: Vec<u8> =
+        parameters.iter().flat_map(|(k, v)| [k.as_bytes(), b"\0", v.as_bytes(), b"\0"].concat()).collect();
     rest.push(0);
     packet(3 << 16, &rest)
 }
@@ -30,10 +28,7 @@ pub fn gssenc_request() -> Vec<u8> {
 
 /// The request to cancel what a session is doing.
 pub fn cancel_request(process_id: i32, secret_key: &[u8]) -> Vec<u8> {
-    packet(
-        80_877_102,
-        &[&process_id.to_be_bytes(), secret_key].concat(),
-    )
+    packet(80_877_102, &[&process_id.to_be_bytes(), secret_key].concat())
 }
 
 /// A message with its type and its length in front.
@@ -81,31 +76,16 @@ impl Message {
 
     /// The fields of an `ErrorResponse` or `NoticeResponse`, by their letter.
     pub fn fields(&self) -> HashMap<char, String> {
-        assert!(
-            matches!(self.kind, b'E' | b'N'),
-            "no error or notice: {self:?}"
-        );
-        let fields = self
-            .body
-            .split(|byte| *byte == 0)
-            .filter(|field| !field.is_empty());
-        fields
-            .map(|field| {
-                (
-                    char::from(field[0]),
-                    String::from_utf8_lossy(&field[1..]).into_owned(),
-                )
-            })
-            .collect()
+        assert!(matches!(self.kind, b'E' | b'N'), "no error or notice: {self:?}");
+        let fields = self.body.split(|byte| *byte == 0).filter(|field| !field.is_empty());
+        fields.map(|field| (char::from(field[0]), String::from_utf8_lossy(&field[1..]).into_owned())).collect()
     }
 }
 
 /// Severity, code and message of the single `ErrorResponse` that `bytes` are.
 pub fn error(bytes: Vec<u8>) -> [String; 3] {
     let messages = Message::all(bytes);
-    let [message] = &messages[..] else {
-        panic!("not one message: {messages:?}")
-    };
+    let [message] = &messages[..] else { panic!("not one message: {messages:?}") };
     let mut fields = message.fields();
     ['S', 'C', 'M'].map(|field| fields.remove(&field).expect("the field is always there"))
 }

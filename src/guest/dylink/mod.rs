@@ -20,6 +20,7 @@ use wasmtime::{
 };
 
 use super::{Guest, memory, report};
+use crate::instrument::SIDE_MODULE_START;
 use object::Symbol;
 pub(crate) use store::{Library, LibraryStore};
 
@@ -47,6 +48,8 @@ struct Place {
     hash: String,
     memory_base: u32,
     table_base: u32,
+    /// Its own mutable globals as its start function left them.
+    globals: Vec<(String, i32)>,
 }
 
 /// A table slot beyond those of the modules' own elements, which `GOT.func` or `dlsym` asked for.
@@ -78,7 +81,8 @@ pub(crate) struct LibrariesImage {
 }
 
 /// Names under which the C library of the main module knows what side modules ask for (Emscripten, `src/lib/libcore.js`).
-const ALIASES: [(&str, &str); 2] = [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get")];
+const ALIASES: [(&str, &str); 2] =
+    [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get")];
 
 /// Offsets in `struct dso` (Emscripten, `system/lib/libc/dynlink.c`).
 mod dso {
@@ -103,19 +107,23 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
         }
     })?;
-    linker.func_wrap("env", "_dlsym_js", |mut caller: Caller<'_, Guest>, handle: u32, symbol: u32, _index: u32| -> wasmtime::Result<u32> {
-        let name = memory::read_c_string(memory::of(&mut caller)?.0, symbol)?;
-        let name = String::from_utf8_lossy(name).into_owned();
-        let owner = match caller.data().libraries.handles.get(&handle) {
-            Some(&library) => Owner::Library(library),
-            None => Owner::Main,
-        };
-        match address(&mut caller, owner, &name) {
-            Ok(Some(address)) => Ok(address),
-            Ok(None) => set_error(&mut caller, &format!("undefined symbol: {name}")).map(|()| 0),
-            Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
-        }
-    })?;
+    linker.func_wrap(
+        "env",
+        "_dlsym_js",
+        |mut caller: Caller<'_, Guest>, handle: u32, symbol: u32, _index: u32| -> wasmtime::Result<u32> {
+            let name = memory::read_c_string(memory::of(&mut caller)?.0, symbol)?;
+            let name = String::from_utf8_lossy(name).into_owned();
+            let owner = match caller.data().libraries.handles.get(&handle) {
+                Some(&library) => Owner::Library(library),
+                None => Owner::Main,
+            };
+            match address(&mut caller, owner, &name) {
+                Ok(Some(address)) => Ok(address),
+                Ok(None) => set_error(&mut caller, &format!("undefined symbol: {name}")).map(|()| 0),
+                Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
+            }
+        },
+    )?;
     Ok(())
 }
 
@@ -164,7 +172,8 @@ fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: Option<u32>) -> anyh
 }
 
 fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
-    let wasm = caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
+    let wasm =
+        caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
     let library = caller.data().library_store.library(&path, &wasm)?;
     for needed in &library.layout().needed {
         open(caller, needed, None).with_context(|| format!("{needed}, which it needs"))?;
@@ -186,19 +195,31 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
     for (offset, bytes) in &layout.data {
         memory::write_bytes(memory, memory_base.wrapping_add(*offset), bytes)?;
     }
-    let place = Place { path, hash: library.hash().to_owned(), memory_base, table_base };
-    let instance = instantiate(caller, library, place)?;
-    // Addresses inside the data, then constructors: once in the life of a memory, not again in its clones.
-    for initializer in ["__wasm_apply_data_relocs", "__wasm_call_ctors"] {
+    let place = Place { path, hash: library.hash().to_owned(), memory_base, table_base, globals: Vec::new() };
+    let instance = instantiate(caller, library.clone(), place)?;
+    // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in its clones.
+    for initializer in [SIDE_MODULE_START, "__wasm_apply_data_relocs", "__wasm_call_ctors"] {
         if let Some(function) = instance.get_func(&mut *caller, initializer) {
             function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ())?;
         }
     }
-    Ok(caller.data().libraries.loaded.len() - 1)
+    let mut globals = Vec::new();
+    for name in &library.layout().mutable_globals {
+        let global = instance.get_global(&mut *caller, name).with_context(|| format!("it has no global {name}"))?;
+        globals.extend(global.get(&mut *caller).i32().map(|value| (name.clone(), value)));
+    }
+    let loaded = &mut caller.data_mut().libraries.loaded;
+    let number = loaded.len() - 1;
+    loaded[number].place.globals = globals;
+    Ok(number)
 }
 
 /// Links `library` at `place`, as the last of the loaded libraries; its data must be in memory already.
-fn instantiate(store: &mut impl AsContextMut<Data = Guest>, library: Arc<Library>, place: Place) -> anyhow::Result<Instance> {
+fn instantiate(
+    store: &mut impl AsContextMut<Data = Guest>,
+    library: Arc<Library>,
+    place: Place,
+) -> anyhow::Result<Instance> {
     let number = store.as_context().data().libraries.loaded.len();
     let (memory_base, table_base) = (place.memory_base, place.table_base);
     let mut imports = Vec::new();
@@ -249,7 +270,9 @@ fn instantiate(store: &mut impl AsContextMut<Data = Guest>, library: Arc<Library
 }
 
 fn constant(store: &mut impl AsContextMut<Data = Guest>, ty: GlobalType, value: u32) -> anyhow::Result<Global> {
-    debug_assert!(matches!(ty.content(), ValType::I32) && matches!(ty.mutability(), Mutability::Var | Mutability::Const));
+    debug_assert!(
+        matches!(ty.content(), ValType::I32) && matches!(ty.mutability(), Mutability::Var | Mutability::Const)
+    );
     Ok(Global::new(store, ty, Val::I32(value.cast_signed()))?)
 }
 
@@ -293,7 +316,9 @@ fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str
             match loaded.library.layout().symbol(name) {
                 None => return Ok(None),
                 Some((_, Symbol::Data(offset))) => return Ok(Some(loaded.place.memory_base.wrapping_add(offset))),
-                Some((_, Symbol::Function(Some(offset)))) => return Ok(Some(loaded.place.table_base.wrapping_add(offset))),
+                Some((_, Symbol::Function(Some(offset)))) => {
+                    return Ok(Some(loaded.place.table_base.wrapping_add(offset)));
+                }
                 Some((_, symbol)) => (loaded.instance, symbol),
             }
         }
@@ -369,7 +394,11 @@ pub(crate) fn restore(
     state.claims.clone_from(&image.claims);
     state.slots = image.claims.iter().map(|claim| ((claim.owner, claim.name.clone()), claim.slot)).collect();
     for (place, library) in image.places.iter().zip(libraries) {
-        instantiate(store, library.clone(), place.clone()).with_context(|| place.path.clone())?;
+        let instance = instantiate(store, library.clone(), place.clone()).with_context(|| place.path.clone())?;
+        for (name, value) in &place.globals {
+            let global = instance.get_global(&mut *store, name).with_context(|| format!("it has no global {name}"))?;
+            global.set(&mut *store, Val::I32(*value))?;
+        }
     }
     for claim in &image.claims {
         let instance = match claim.owner {

@@ -6,15 +6,17 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, bail, ensure};
-use wasm_encoder::reencode::{self, Reencode, RoundtripReencoder};
 use wasmparser::{
-    DataKind, Dylink0Subsection, ElementItems, ElementKind, ExternalKind, KnownCustom, Operator, Parser, Payload, TypeRef,
+    DataKind, Dylink0Subsection, ElementItems, ElementKind, ExternalKind, KnownCustom, Operator, Parser, Payload,
+    TypeRef,
 };
+
+use crate::instrument::{SideModule, instrument_side_module};
 
 /// A side module's code without its data, and everything that a loader has to know.
 #[derive(Debug)]
 pub(crate) struct Object {
-    /// The module without data segments; compile this.
+    /// The module without data segments, which does nothing when it is instantiated; compile this.
     pub(crate) code: Vec<u8>,
     pub(crate) layout: Layout,
 }
@@ -32,6 +34,8 @@ pub(crate) struct Layout {
     pub(crate) needed: Vec<String>,
     /// Initial data, by offset from its memory base.
     pub(crate) data: Vec<(u32, Vec<u8>)>,
+    /// Names of the mutable globals that it defines: its start function works them out, once in the life of a memory.
+    pub(crate) mutable_globals: Vec<String>,
     /// What it exports, in order.
     pub(crate) exports: Vec<(String, Symbol)>,
     by_name: HashMap<String, usize>,
@@ -123,9 +127,9 @@ impl Object {
             layout.by_name.insert(name.clone(), layout.exports.len());
             layout.exports.push((name, symbol));
         }
-        let mut code = wasm_encoder::Module::new();
-        WithoutData.parse_core_module(&mut code, Parser::new(0), wasm)?;
-        Ok(Self { code: code.finish(), layout })
+        let SideModule { code, mutable_globals } = instrument_side_module(wasm)?;
+        layout.mutable_globals = mutable_globals;
+        Ok(Self { code, layout })
     }
 }
 
@@ -133,7 +137,8 @@ fn read_dylink(subsections: wasmparser::Dylink0SectionReader<'_>, layout: &mut L
     for subsection in subsections {
         match subsection? {
             Dylink0Subsection::MemInfo(info) => {
-                let alignment = 1_u32.checked_shl(info.memory_alignment).context("its memory alignment is too large")?;
+                let alignment =
+                    1_u32.checked_shl(info.memory_alignment).context("its memory alignment is too large")?;
                 layout.memory_size = info.memory_size;
                 layout.memory_alignment = alignment;
                 layout.table_size = info.table_size;
@@ -170,33 +175,6 @@ fn constant(expression: &wasmparser::ConstExpr<'_>) -> anyhow::Result<Option<u32
     Ok(value)
 }
 
-/// Writes a module again without its data.
-struct WithoutData;
-
-impl Reencode for WithoutData {
-    type Error = std::convert::Infallible;
-
-    fn data_count(&mut self, _count: u32) -> Result<u32, reencode::Error<Self::Error>> {
-        Ok(0)
-    }
-
-    fn parse_data_section(
-        &mut self,
-        _data: &mut wasm_encoder::DataSection,
-        _section: wasmparser::DataSectionReader<'_>,
-    ) -> Result<(), reencode::Error<Self::Error>> {
-        Ok(())
-    }
-
-    fn parse_custom_section(
-        &mut self,
-        module: &mut wasm_encoder::Module,
-        section: wasmparser::CustomSectionReader<'_>,
-    ) -> Result<(), reencode::Error<Self::Error>> {
-        reencode::utils::parse_custom_section(&mut RoundtripReencoder, module, section)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,8 +193,16 @@ mod tests {
         module.section(&types);
         let mut imports = ImportSection::new();
         let base = GlobalType { val_type: ValType::I32, mutable: false, shared: false };
-        imports.import("env", "memory", MemoryType { minimum: 1, maximum: None, memory64: false, shared: false, page_size_log2: None });
-        imports.import("env", "__indirect_function_table", TableType { element_type: RefType::FUNCREF, minimum: 2, maximum: None, table64: false, shared: false });
+        imports.import(
+            "env",
+            "memory",
+            MemoryType { minimum: 1, maximum: None, memory64: false, shared: false, page_size_log2: None },
+        );
+        imports.import(
+            "env",
+            "__indirect_function_table",
+            TableType { element_type: RefType::FUNCREF, minimum: 2, maximum: None, table64: false, shared: false },
+        );
         imports.import("env", "__memory_base", base);
         imports.import("env", "__table_base", base);
         module.section(&imports);
@@ -227,10 +213,18 @@ mod tests {
         globals.global(base, &ConstExpr::i32_const(4));
         module.section(&globals);
         let mut exports = ExportSection::new();
-        exports.export("f", ExportKind::Func, 1).export("g", ExportKind::Func, 0).export("answer", ExportKind::Global, 2);
+        exports.export("f", ExportKind::Func, 1).export("g", ExportKind::Func, 0).export(
+            "answer",
+            ExportKind::Global,
+            2,
+        );
         module.section(&exports);
         let mut elements = ElementSection::new();
-        elements.active(None, &ConstExpr::extended([Instruction::GlobalGet(1), Instruction::I32Const(1), Instruction::I32Add]), Elements::Functions((&[1_u32][..]).into()));
+        elements.active(
+            None,
+            &ConstExpr::extended([Instruction::GlobalGet(1), Instruction::I32Const(1), Instruction::I32Add]),
+            Elements::Functions((&[1_u32][..]).into()),
+        );
         module.section(&elements);
         module.section(&DataCountSection { count: 1 });
         let mut code = CodeSection::new();

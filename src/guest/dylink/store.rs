@@ -57,7 +57,11 @@ impl LibraryStore {
     ///
     /// # Errors
     /// When there is none.
-    pub(crate) fn host_function(&self, store: &mut impl AsContextMut<Data = Guest>, name: &str) -> anyhow::Result<Func> {
+    pub(crate) fn host_function(
+        &self,
+        store: &mut impl AsContextMut<Data = Guest>,
+        name: &str,
+    ) -> anyhow::Result<Func> {
         match self.linker.get(store, instrument::HOOK_MODULE, name) {
             Ok(Extern::Func(function)) => Ok(function),
             _ => anyhow::bail!("there is no host function {name}"),
@@ -88,7 +92,8 @@ impl LibraryStore {
             Some(module) => module,
             None => {
                 let module = self.compiler.module(name, name, || {
-                    instrument::invoke_module(name).with_context(|| format!("the signature of {name} is not one of Emscripten's"))
+                    instrument::invoke_module(name)
+                        .with_context(|| format!("the signature of {name} is not one of Emscripten's"))
                 })?;
                 self.invokes.lock().entry(name.to_owned()).or_insert(module).clone()
             }
@@ -97,7 +102,8 @@ impl LibraryStore {
         let imports = module
             .imports()
             .map(|import| {
-                main.get_export(&mut *store, import.name()).with_context(|| format!("the main module exports no {}", import.name()))
+                main.get_export(&mut *store, import.name())
+                    .with_context(|| format!("the main module exports no {}", import.name()))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let instance = Instance::new(&mut *store, &module, &imports)?;
