@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context;
+use parking_lot::Mutex;
 
 use crate::{
     artefact::Artefact,
@@ -11,12 +12,16 @@ use crate::{
     cancel::Interrupt,
     connection::{Mode, SessionEnd, SessionRequest, Sessions},
     error_response::{ErrorResponse, sqlstate},
-    guest::{Signal, client::Client},
+    cluster::Signal,
+    guest::client::Client,
     log::LogSink,
+    postmaster::Postmaster,
     program::Program,
     random,
     template::{LineConsole, TemplateError, Templates},
 };
+
+pub use crate::postmaster::Settings;
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]
@@ -31,24 +36,43 @@ pub struct Places {
 pub struct Databases {
     program: Arc<Program>,
     templates: Templates,
+    settings: Settings,
+    log: LogSink,
+    /// The shared cluster, started when somebody first wants it.
+    postmaster: Mutex<Option<Arc<Postmaster>>>,
 }
 
 /// The process id that every backend with a cluster of its own has.
 const PROCESS_ID: i32 = 42;
 
 impl Databases {
-    /// Loads everything that a first connection needs, or makes it, which takes some seconds once.
+    /// Loads everything that a first connection of that mode needs, or makes it, which takes some seconds once.
     ///
     /// # Errors
     /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
-    pub fn open(places: &Places, log: LogSink) -> anyhow::Result<Self> {
+    pub fn open(places: &Places, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
         let cache = Cache::open(places.cache.as_deref())?;
         let artefact = Artefact::find(places.pglite.as_deref(), &cache)?;
         let program = Arc::new(Program::load(&artefact, &cache)?);
-        let templates = Templates::new(program.clone(), artefact, cache, log)?;
-        let databases = Self { program, templates };
-        databases.templates.find("postgres").context("the first database cannot be prepared")?;
+        let templates = Templates::new(program.clone(), artefact, cache, log.clone())?;
+        let databases = Self { program, templates, settings, log, postmaster: Mutex::default() };
+        match mode {
+            Mode::Shared => drop(databases.postmaster()?),
+            Mode::Isolated => {
+                databases.templates.find("postgres").context("the first database cannot be prepared")?;
+            }
+        }
         Ok(databases)
+    }
+
+    fn postmaster(&self) -> anyhow::Result<Arc<Postmaster>> {
+        let mut postmaster = self.postmaster.lock();
+        if let Some(postmaster) = &*postmaster {
+            return Ok(postmaster.clone());
+        }
+        let (program, cluster) = (self.program.clone(), self.templates.cluster()?);
+        let started = Postmaster::start(program, cluster, self.settings.clone(), self.log.clone())?;
+        Ok(postmaster.insert(Arc::new(started)).clone())
     }
 
     fn serve_isolated(&self, request: &SessionRequest<'_>, client: Box<dyn Client>) -> anyhow::Result<SessionEnd> {
@@ -87,14 +111,22 @@ impl Sessions for Databases {
     fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd {
         let served = match request.mode {
             Mode::Isolated => self.serve_isolated(&request, client),
-            Mode::Shared => {
-                let message = "shared clusters are not available yet; use --mode isolated";
-                return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
-            }
+            Mode::Shared => self.postmaster().and_then(|postmaster| postmaster.serve(&request, client)),
         };
         served.unwrap_or_else(|error| {
             tracing::error!("a session could not be started: {error:#}");
             SessionEnd::Refused(ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, format!("{error:#}")))
         })
+    }
+
+    fn shut_down(&self) {
+        if let Some(postmaster) = self.postmaster.lock().take() {
+            postmaster.shut_down();
+        }
+    }
+
+    fn stats(&self) -> Vec<(&'static str, String)> {
+        let sessions = self.postmaster.lock().as_ref().map_or(0, |postmaster| postmaster.sessions());
+        vec![("shared_sessions", sessions.to_string())]
     }
 }

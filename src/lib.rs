@@ -18,6 +18,8 @@
 //!
 //! From a session to the wasm:
 //! * [`databases`]: which cluster a connection gets.
+//! * `postmaster`: the shared cluster and its sessions.
+//! * `cluster`: what the sessions of a cluster share besides its files.
 //! * `template`: clusters prepared and frozen, and their clones.
 //! * `backend`: one wasm instance of PostgreSQL, from its start to its end.
 //! * `program`: the wasm, instrumented, compiled and linked.
@@ -34,6 +36,7 @@ pub mod artefact;
 mod backend;
 pub mod cache;
 pub mod cancel;
+mod cluster;
 pub mod connection;
 pub mod databases;
 pub mod engine;
@@ -46,6 +49,7 @@ pub mod instrument;
 pub mod log;
 mod outbox;
 pub mod port;
+mod postmaster;
 mod program;
 mod random;
 mod relay;

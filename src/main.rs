@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, unbounded};
 use pglite_port::{
     connection::Mode,
-    databases::{Databases, Places},
+    databases::{Databases, Places, Settings},
     log::LogSink,
     port::{self, Ending},
     serve,
@@ -95,10 +95,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
+    let mode = command_line.mode;
     let engine = &command_line.engine;
     let places = Places { pglite: engine.pglite_dir.clone(), cache: engine.cache_dir.clone() };
-    let sessions = Arc::new(Databases::open(&places, LogSink::to_own_log())?);
-    let mode = command_line.mode;
+    let sessions = Arc::new(Databases::open(&places, mode, Settings::default(), LogSink::to_own_log())?);
     match &command_line.command {
         Command::Port => {
             // A terminal's Ctrl-C reaches the whole job; whether it is over is the parent's decision.

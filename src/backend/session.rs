@@ -123,7 +123,7 @@ impl Backend {
         loop {
             let guest = self.store.data_mut();
             let deadline = guest.timers.next();
-            match guest.client.wait(Interest::Read, deadline) {
+            match guest.wait(Interest::Read, deadline)? {
                 Readiness::Ready => return Ok(()),
                 Readiness::Woken | Readiness::TimedOut => self.handle_idle_interrupts()?,
             }
@@ -131,7 +131,7 @@ impl Backend {
     }
 
     /// Signals and timers between two messages: a cancel has nothing to cancel, everything else may end the session.
-    fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
         deliver(&mut self.store)?;
         let facts = self.facts();
         let (cancel, interrupt) = (facts.address("QueryCancelPending")?, facts.address("InterruptPending")?);

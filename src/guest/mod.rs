@@ -15,26 +15,31 @@ pub(crate) mod memory;
 mod net;
 mod process;
 mod report;
-mod signals;
 mod syscalls;
 mod time;
 mod timers;
 mod wasi;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::Context;
-use wasmtime::{AsContextMut, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{AsContextMut, Caller, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
-use crate::{fs::Files, instrument::Facts, program::Program};
+use crate::{
+    cluster::{Seat, Signals},
+    fs::Files,
+    instrument::Facts,
+    program::Program,
+};
+
+use client::{Interest, Readiness};
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
-pub use signals::{Signal, Signals};
 pub(crate) use timers::Timers;
 
 /// The state that host functions find in the store of one wasm instance.
@@ -62,7 +67,13 @@ pub(crate) struct Guest {
     pub(crate) signals: Arc<Signals>,
     /// Interval timers (`setitimer`).
     pub(crate) timers: Timers,
+    /// Its part in a cluster that it shares with other sessions.
+    pub(crate) seat: Option<Seat>,
+    before_fork: Option<BeforeFork>,
 }
+
+/// Runs once where a postmaster would begin to fork: when the guest is about to take its place in shared memory.
+pub(crate) type BeforeFork = Box<dyn FnOnce(&mut Caller<'_, Guest>) -> anyhow::Result<()> + Send>;
 
 /// What one guest is made of besides its wasm.
 pub(crate) struct Setup {
@@ -71,6 +82,10 @@ pub(crate) struct Setup {
     pub(crate) commands: Box<dyn Commands>,
     pub(crate) library_store: Arc<LibraryStore>,
     pub(crate) facts: Arc<Facts>,
+    /// Its part in a cluster that it shares with other sessions.
+    pub(crate) seat: Option<Seat>,
+    /// What happens where a postmaster would begin to fork.
+    pub(crate) before_fork: Option<BeforeFork>,
 }
 
 impl Setup {
@@ -82,6 +97,8 @@ impl Setup {
             commands: Box::new(BackendCommands),
             library_store: program.libraries().clone(),
             facts: program.facts().clone(),
+            seat: None,
+            before_fork: None,
         }
     }
 }
@@ -94,7 +111,7 @@ impl Guest {
         for (name, value) in &setup.environment {
             wasi.env(name, value);
         }
-        let signals = Arc::new(Signals::default());
+        let signals = setup.seat.as_ref().map_or_else(Arc::default, |seat| seat.signals().clone());
         Ok(Self {
             wasi: wasi.build_p1(),
             my_proc_pid: setup.facts.address("MyProcPid")?,
@@ -107,7 +124,24 @@ impl Guest {
             commands: setup.commands,
             timers: Timers::new(signals.clone()),
             signals,
+            seat: setup.seat,
+            before_fork: setup.before_fork,
         })
+    }
+
+    /// Waits as [`Client::wait`](client::Client::wait) does; meanwhile the other sessions of its cluster have their turns.
+    ///
+    /// # Errors
+    /// When another session of the cluster has crashed.
+    pub(crate) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> wasmtime::Result<Readiness> {
+        if let Some(seat) = &mut self.seat {
+            seat.end_turn();
+        }
+        let readiness = self.client.wait(interest, deadline);
+        if let Some(seat) = &mut self.seat {
+            seat.take_turn()?;
+        }
+        Ok(readiness)
     }
 
     /// What host functions may call.

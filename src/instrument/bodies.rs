@@ -146,6 +146,19 @@ pub(super) fn cancel_key_length(target: &Target, operators: &[Operator], key: u3
     }
 }
 
+/// The address of the variable that a function looks at before anything else.
+pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let load = |pair: &[Operator]| match *pair {
+        [
+            Operator::I32Const { value: address },
+            Operator::I32Load { memarg } | Operator::I32Load8U { memarg },
+        ] => address.cast_unsigned().checked_add(u32::try_from(memarg.offset).ok()?),
+        _ => None,
+    };
+    let first = operators.windows(2).next().and_then(load);
+    first.ok_or_else(|| refusal(target, "one that does not begin with a look at a variable"))
+}
+
 /// The one place in a body where `length` instructions match, and what the match gave.
 fn once<T>(
     target: &Target,

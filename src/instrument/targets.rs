@@ -170,6 +170,21 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
+    // The three lists of callbacks that proc_exit runs. A further session must not run those of the first backend.
+    Target { name: "before_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "on_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "on_proc_exit",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["on_proc_exit", "ipc.c", "out of on_proc_exit slots"]),
+        changes: &[],
+    },
+    Target {
+        name: "PostgresSendReadyForQueryIfNecessary",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[],
+    },
     Target {
         name: "pgl_sendConnData",
         shape: shape(0, 0),

@@ -62,7 +62,7 @@ pub(super) fn build(
     let start = |database: &str| -> anyhow::Result<Backend> {
         let files = Files::new(tree.clone(), Box::new(LineConsole::new(log.clone(), "postgres")))?;
         let mut backend = Backend::new(program, Setup::backend(program, files))?;
-        backend.boot(database)?;
+        backend.boot(database, &[])?;
         Ok(backend)
     };
     let is_new = !INITIAL_DATABASES.contains(&recipe.database.as_str());

@@ -128,7 +128,7 @@ impl Templates {
     }
 
     /// The files of a new cluster, made once.
-    fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
+    pub(crate) fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
         let entry = format!("cluster-{}", &self.key()[..32]);
         let directory = self.cache.path(&entry);
         let _lock = self.cache.lock(&entry)?;

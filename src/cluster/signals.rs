@@ -2,13 +2,13 @@
 //!
 //! A signal is remembered here, `InterruptPending` in the guest's memory is set so that its next `CHECK_FOR_INTERRUPTS` calls the hook in
 //! `ProcessInterrupts`, and a waiting backend is woken. Its handler then runs on the backend's own thread, at one of the
-//! places where the guest is in a host function (`hooks`).
+//! places where the guest is in a host function (`guest::hooks`).
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::client::Waker;
+use crate::guest::client::Waker;
 
 /// A signal, by its number on Linux and in musl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,13 +96,13 @@ impl Signals {
     }
 
     /// Takes every signal that has arrived, lowest number first.
-    pub(super) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
+    pub(crate) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
         let pending = if self.any() { self.pending.swap(0, Ordering::SeqCst) } else { 0 };
         (1..32).filter(move |number| pending & (1 << number) != 0).map(Signal)
     }
 
     /// Whether a signal has arrived that was not taken yet.
-    pub(super) fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.pending.load(Ordering::SeqCst) != 0
     }
 }
