@@ -119,6 +119,17 @@ impl Backend {
         self.call::<(u32, u32), ()>("PostgresMain", (database, user))
     }
 
+    /// Makes this backend, with that process id, the one that makes its cluster's checkpoints: requests to sync and remove files then are sent to it.
+    ///
+    /// # Errors
+    /// When it has no shared memory.
+    pub(crate) fn become_checkpointer(&mut self, process_id: i32) -> anyhow::Result<()> {
+        let checkpointer = self.facts().checkpointer;
+        self.write_u32(checkpointer.my_backend_type, checkpointer.backend_type)?;
+        let shared = self.read_u32(checkpointer.shared)?;
+        self.write_u32(shared, process_id.cast_unsigned())
+    }
+
     /// What the child of a fork has to change of what it was given.
     fn become_child(&mut self) -> anyhow::Result<()> {
         // Its end of the session is proc_exit, not a return to the host.

@@ -1,7 +1,11 @@
 //! One session's part in a cluster: its process id, its turns, and the signals that it exchanges with the others.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
+use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
 use super::{Baton, Priority, Signal, Signals};
@@ -16,7 +20,11 @@ pub(crate) struct Crashed;
 pub(crate) struct Seats {
     baton: Baton,
     taken: Mutex<Taken>,
+    checkpointer: OnceLock<Checkpointer>,
 }
+
+/// Has a checkpoint made, and sends when that is done.
+type Checkpointer = Box<dyn Fn(Sender<()>) + Send + Sync>;
 
 #[derive(Default)]
 struct Taken {
@@ -46,6 +54,11 @@ impl Seats {
         let signals = Arc::new(Signals::default());
         self.taken.lock().by_process_id.insert(process_id, signals.clone());
         Seat { seats: self.clone(), process_id, priority, signals, has_turn: false }
+    }
+
+    /// From now on `request` is called for a checkpoint; it must not block.
+    pub(crate) fn set_checkpointer(&self, request: impl Fn(Sender<()>) + Send + Sync + 'static) {
+        let _ = self.checkpointer.set(Box::new(request));
     }
 
     /// How many sessions there are.
@@ -113,6 +126,20 @@ impl Seat {
         if std::mem::take(&mut self.has_turn) {
             self.seats.baton.give();
         }
+    }
+
+    /// Has a checkpoint made, and waits for it; meanwhile others have their turns.
+    ///
+    /// # Errors
+    /// [`Crashed`]
+    pub(crate) fn request_checkpoint(&mut self) -> Result<(), Crashed> {
+        let Some(request) = self.seats.checkpointer.get() else { return Ok(()) };
+        let (done, is_done) = bounded(1);
+        request(done);
+        self.end_turn();
+        // A checkpointer that is gone has crashed, which taking the turn finds out.
+        let _ = is_done.recv();
+        self.take_turn()
     }
 
     /// Whether another session waits for its turn.

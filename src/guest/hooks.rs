@@ -43,6 +43,13 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         }
     })?;
     linker.func_wrap("pglite_port", "kill", kill)?;
+    linker.func_wrap("pglite_port", "request_checkpoint", |mut caller: Caller<'_, Guest>, _flags: i32| {
+        // The first backend makes every checkpoint at once, whatever is asked for.
+        match &mut caller.data_mut().seat {
+            Some(seat) => Ok(seat.request_checkpoint()?),
+            None => Ok::<_, wasmtime::Error>(()),
+        }
+    })?;
     Ok(())
 }
 

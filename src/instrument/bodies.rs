@@ -1,5 +1,6 @@
 //! What is read out of the bodies of found functions: places to change, and addresses.
 
+use serde::{Deserialize, Serialize};
 use wasmparser::Operator;
 
 use super::InstrumentError;
@@ -143,6 +144,46 @@ pub(super) fn cancel_key_length(target: &Target, operators: &[Operator], key: u3
     match lengths[..] {
         [length] => Ok(length),
         _ => Err(refusal(target, &format!("one that passes the cancel key with {} lengths", lengths.len()))),
+    }
+}
+
+/// What makes a backend the one that makes the checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointer {
+    /// Address of `MyBackendType` (`src/backend/utils/init/miscinit.c`).
+    pub my_backend_type: u32,
+    /// The value `B_CHECKPOINTER` of it.
+    pub backend_type: u32,
+    /// Address of `CheckpointerShmem` (`src/backend/postmaster/checkpointer.c`), a pointer to a structure that begins with the checkpointer's process id.
+    pub shared: u32,
+}
+
+impl Checkpointer {
+    /// Reads it out of `ForwardSyncRequest`: `if (AmCheckpointerProcess()) …`, `if (CheckpointerShmem->checkpointer_pid == 0 …`.
+    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
+        let is_checkpointer = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: address },
+                Operator::I32Load { memarg },
+                Operator::I32Const { value },
+                Operator::I32Eq | Operator::I32Ne,
+            ] if memarg.offset == 0 => Some((address.cast_unsigned(), value.cast_unsigned())),
+            _ => None,
+        };
+        let process_id = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: address },
+                Operator::I32Load { memarg: pointer },
+                Operator::LocalTee { .. },
+                Operator::I32Load { memarg: process_id },
+                Operator::I32Eqz,
+            ] if pointer.offset == 0 && process_id.offset == 0 => Some(address.cast_unsigned()),
+            _ => None,
+        };
+        let (_, (my_backend_type, backend_type)) =
+            once(target, "a comparison of MyBackendType", operators, 4, is_checkpointer)?;
+        let (_, shared) = once(target, "a look for the checkpointer's process id", operators, 5, process_id)?;
+        Ok(Self { my_backend_type, backend_type, shared })
     }
 }
 

@@ -54,6 +54,12 @@ impl Surroundings<'_> {
                     Instruction::End,
                 ],
             },
+            Change::LeaveToFirstBackend(hook) => {
+                let mut with = vec![Instruction::GlobalGet(self.further_session), Instruction::If(BlockType::Empty)];
+                with.extend((0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet));
+                with.extend([self.call(hook), Instruction::I32Const(1), Instruction::Return, Instruction::End]);
+                Edit { at: 0..0, with }
+            }
             Change::OwnProcessId => {
                 let at = own_process_id(target, &operators, process_id)?;
                 Edit { at: at..at + 1, with: load(self.my_proc_pid, 2).to_vec() }

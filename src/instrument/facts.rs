@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wasmparser::{ExternalKind, MemInfo};
 
-use super::bodies::{CancelKey, Kill, cancel_key_length, first_variable, signal_handlers};
+use super::bodies::{CancelKey, Checkpointer, Kill, cancel_key_length, first_variable, signal_handlers};
 use super::evidence::Found;
 use super::module::Module;
 use super::{FURTHER_SESSION, InstrumentError};
@@ -92,6 +92,8 @@ pub struct Facts {
     pub exit_callbacks: [u32; 3],
     /// Address of `send_ready_for_query`, a byte, which PGlite has made a variable of `src/backend/tcop/postgres.c`.
     pub send_ready_for_query: u32,
+    /// What makes a backend the checkpointer.
+    pub checkpointer: Checkpointer,
 }
 
 impl Facts {
@@ -121,6 +123,7 @@ impl Facts {
                 found.read(module, "on_proc_exit", first_variable)?,
             ],
             send_ready_for_query: found.read(module, "PostgresSendReadyForQueryIfNecessary", first_variable)?,
+            checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
         })
     }
 

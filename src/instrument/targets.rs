@@ -49,6 +49,8 @@ pub(super) enum Change {
     Replace(Hook),
     /// It does nothing where the global [`super::FURTHER_SESSION`] is not zero.
     SkipInFurtherSession,
+    /// Where the global [`super::FURTHER_SESSION`] is not zero it passes its parameters to the host and returns true.
+    LeaveToFirstBackend(Hook),
     /// A process id that the compiler put in place of `getpid()` becomes a load of `MyProcPid`.
     OwnProcessId,
     /// It returns `MyProcPid` once that is set.
@@ -169,6 +171,20 @@ pub(super) const TARGETS: &[Target] = &[
         shape: shape(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
+    },
+    // One backend of a cluster makes the checkpoints, because it knows which files are to be synced and removed then.
+    Target {
+        name: "CreateCheckPoint",
+        shape: shape(1, 1),
+        evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
+        changes: &[Change::LeaveToFirstBackend(Hook::RequestCheckpoint)],
+    },
+    // Puts such requests into a queue for it.
+    Target {
+        name: "ForwardSyncRequest",
+        shape: shape(2, 1),
+        evidence: Evidence::Mentions(&["ForwardSyncRequest", "ForwardSyncRequest must not be called in checkpointer"]),
+        changes: &[],
     },
     // The three lists of callbacks that proc_exit runs. A further session must not run those of the first backend.
     Target { name: "before_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
 use super::Settings;
@@ -43,6 +43,8 @@ impl FirstBackend {
         log: &LogSink,
     ) -> anyhow::Result<(Self, Fork)> {
         let bell = Arc::new(Bell::default());
+        let checkpoint = bell.clone();
+        seats.set_checkpointer(move |done| checkpoint.ring(|news| news.checkpoints.push(done)));
         let (started, start) = bounded(1);
         let boot = {
             let (program, files, settings) = (program.clone(), files.clone(), settings.clone());
@@ -94,6 +96,7 @@ fn boot(
     let mut backend = Backend::new(program, setup)?;
     backend.take_turn()?;
     backend.boot("postgres", &settings.arguments())?;
+    backend.become_checkpointer(PROCESS_ID)?;
     backend.end_turn();
     let fork = captured.lock().take().context("PostgreSQL did not come past InitProcess")?;
     Ok((backend, fork))
@@ -114,13 +117,26 @@ fn keep_house(mut backend: Backend, bell: &Arc<Bell>) {
             }
             return;
         }
-        if let Err(error) = backend.handle_idle_interrupts() {
+        if let Err(error) = attend(&mut backend, &news) {
             tracing::error!("the first backend has crashed: {error:#}");
             backend.crash();
             return;
         }
+        backend.signals().set_waker(Some(bell.waker()));
         backend.end_turn();
     }
+}
+
+/// Does what the news ask for. Those who wait for a checkpoint learn of its end when `news` are dropped.
+///
+/// # Errors
+/// When the backend traps.
+fn attend(backend: &mut Backend, news: &News) -> anyhow::Result<()> {
+    backend.handle_idle_interrupts()?;
+    if !news.checkpoints.is_empty() {
+        backend.execute("CHECKPOINT")?;
+    }
+    Ok(())
 }
 
 /// What wakes the first backend.
@@ -130,10 +146,12 @@ struct Bell {
     rung: Condvar,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct News {
     stop: bool,
     signal: bool,
+    /// Who waits for a checkpoint.
+    checkpoints: Vec<Sender<()>>,
 }
 
 impl Bell {
@@ -145,7 +163,7 @@ impl Bell {
     /// Waits for news, and takes them.
     fn wait(&self) -> News {
         let mut news = self.news.lock();
-        self.rung.wait_while(&mut news, |news| !news.stop && !news.signal);
+        self.rung.wait_while(&mut news, |news| !news.stop && !news.signal && news.checkpoints.is_empty());
         std::mem::take(&mut news)
     }
 
