@@ -1,0 +1,118 @@
+//! Follows what is sent to a client from message to message, to know where a message may begin.
+
+use std::{io, sync::Arc, time::Instant};
+
+use parking_lot::Mutex;
+
+use crate::guest::client::{Client, Interest, Readiness, Waker};
+
+/// Bytes in front of a message's body: its type and its length.
+const HEAD: usize = 5;
+
+/// A client whose outgoing messages are followed. A clone follows the same ones.
+#[derive(Clone)]
+pub(super) struct Followed<C> {
+    client: C,
+    position: Arc<Mutex<Position>>,
+}
+
+/// Where in a message the bytes sent so far end.
+#[derive(Default)]
+struct Position {
+    /// The head of the message, as far as it has been sent; empty between messages.
+    head: Vec<u8>,
+    /// How much of the body is still to come, once the head is whole.
+    body: usize,
+}
+
+impl<C> Followed<C> {
+    pub(super) fn new(client: C) -> Self {
+        Self {
+            client,
+            position: Arc::default(),
+        }
+    }
+
+    /// Whether the last message sent is whole.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.position.lock().head.is_empty()
+    }
+}
+
+impl Position {
+    fn advance(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.head.len() < HEAD {
+                let (head, rest) = bytes.split_at(bytes.len().min(HEAD - self.head.len()));
+                self.head.extend_from_slice(head);
+                bytes = rest;
+                if let &[_, ref length @ ..] = self.head.as_slice()
+                    && let Ok(length) = <[u8; 4]>::try_from(length).map(u32::from_be_bytes)
+                {
+                    // The length counts its own four bytes.
+                    self.body = usize::try_from(length)
+                        .unwrap_or(usize::MAX)
+                        .saturating_sub(4);
+                }
+            } else {
+                let (body, rest) = bytes.split_at(bytes.len().min(self.body));
+                self.body -= body.len();
+                bytes = rest;
+            }
+            if self.head.len() == HEAD && self.body == 0 {
+                self.head.clear();
+            }
+        }
+    }
+}
+
+impl<C: Client> Client for Followed<C> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.client.read(buffer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.client.write(bytes)?;
+        self.position.lock().advance(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+        self.client.wait(interest, deadline)
+    }
+
+    fn waker(&self) -> Waker {
+        self.client.waker()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn only_the_ends_of_messages_are_between_messages(
+            bodies in prop::collection::vec(0..20_usize, 1..5),
+            pieces in prop::collection::vec(1..9_usize, 1..100),
+        ) {
+            let mut stream = Vec::new();
+            let mut ends = vec![0];
+            for body in bodies {
+                stream.push(b'D');
+                stream.extend(u32::try_from(body + 4).expect("small").to_be_bytes());
+                stream.extend(vec![0xff; body]);
+                ends.push(stream.len());
+            }
+            let (mut position, mut sent) = (Position::default(), 0);
+            for piece in pieces {
+                let end = stream.len().min(sent + piece);
+                position.advance(&stream[sent..end]);
+                sent = end;
+                prop_assert_eq!(position.head.is_empty(), ends.contains(&sent));
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The outside's hold on one connection: interrupts for its session, an order to end.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::{
+    cancel::{CancelRegistry, Interrupt, Interrupter, Registered},
+    error_response::{ErrorResponse, sqlstate},
+    guest::client::Waker,
+};
+
+/// Reaches the session of one connection from other threads. A clone reaches the same one.
+#[derive(Clone)]
+pub struct Control(Arc<Inner>);
+
+struct Inner {
+    cancels: CancelRegistry,
+    /// Ends the wait for the startup packet.
+    waker: Waker,
+    /// Whether the program was on its way down already when the client came.
+    too_late: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    terminate: bool,
+    client_gone: bool,
+    interrupter: Option<Interrupter>,
+}
+
+/// Keeps a session registered; dropping it ends that.
+#[must_use = "dropping it at once unregisters the session"]
+pub struct Registration {
+    control: Control,
+    _key: Registered,
+}
+
+impl Control {
+    pub(super) fn new(cancels: CancelRegistry, waker: Waker, too_late: bool) -> Self {
+        let state = State {
+            terminate: too_late,
+            ..State::default()
+        };
+        Self(Arc::new(Inner {
+            cancels,
+            waker,
+            too_late,
+            state: Mutex::new(state),
+        }))
+    }
+
+    /// Registers the session that now runs on this connection, under the process id and the secret key that its client gets in `BackendKeyData`.
+    ///
+    /// `interrupt` may be called at once, on this thread, for what has been asked before; later from any thread. It must not block.
+    pub fn register(
+        &self,
+        process_id: i32,
+        secret_key: &[u8],
+        interrupt: impl Fn(Interrupt) + Send + Sync + 'static,
+    ) -> Registration {
+        let interrupter: Interrupter = Arc::new(interrupt);
+        let asked = {
+            let mut state = self.0.state.lock();
+            state.interrupter = Some(interrupter.clone());
+            [
+                (state.terminate, Interrupt::Terminate),
+                (state.client_gone, Interrupt::ClientGone),
+            ]
+        };
+        asked
+            .into_iter()
+            .filter(|(asked, _)| *asked)
+            .for_each(|(_, kind)| interrupter(kind));
+        let key = self.0.cancels.register(process_id, secret_key, interrupter);
+        Registration {
+            control: self.clone(),
+            _key: key,
+        }
+    }
+
+    /// Interrupts the session, or has it interrupted as soon as it registers. A [`Interrupt::Cancel`] before that has nothing to cancel.
+    pub fn interrupt(&self, kind: Interrupt) {
+        let interrupter = {
+            let mut state = self.0.state.lock();
+            match kind {
+                Interrupt::Cancel => {}
+                Interrupt::Terminate => state.terminate = true,
+                Interrupt::ClientGone => state.client_gone = true,
+            }
+            state.interrupter.clone()
+        };
+        if let Some(interrupt) = interrupter {
+            interrupt(kind);
+        }
+        self.0.waker.wake();
+    }
+
+    /// What to tell a client that has no session yet if it is not to get one any more.
+    pub(super) fn refusal(&self) -> Option<ErrorResponse> {
+        let (code, message) = if self.0.too_late {
+            (
+                sqlstate::CANNOT_CONNECT_NOW,
+                "the database system is shutting down",
+            )
+        } else {
+            (
+                sqlstate::ADMIN_SHUTDOWN,
+                "terminating connection due to administrator command",
+            )
+        };
+        self.0
+            .state
+            .lock()
+            .terminate
+            .then(|| ErrorResponse::fatal(code, message))
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.control.0.state.lock().interrupter = None;
+    }
+}

@@ -1,0 +1,189 @@
+//! The connections there are: a thread each, started, counted and ended.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, at, bounded, select};
+use parking_lot::{Condvar, Mutex};
+
+use super::{Control, Opening, STACK_SIZE, STARTUP_TIMEOUT, Sessions, attend};
+use crate::{
+    cancel::{CancelRegistry, Interrupt},
+    error_response::ErrorResponse,
+    guest::client::Client,
+};
+
+/// All connections of the program.
+pub struct Connections {
+    sessions: Arc<dyn Sessions>,
+    cancels: CancelRegistry,
+    startup_timeout: Duration,
+    live: Mutex<Live>,
+    /// Told when a connection has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Live {
+    next: u64,
+    stopping: bool,
+    controls: HashMap<u64, Control>,
+}
+
+impl Connections {
+    /// No connections yet; `sessions` will serve them.
+    pub fn new(sessions: Arc<dyn Sessions>) -> Self {
+        Self {
+            sessions,
+            cancels: CancelRegistry::default(),
+            startup_timeout: STARTUP_TIMEOUT,
+            live: Mutex::default(),
+            ended: Condvar::new(),
+        }
+    }
+
+    /// The same with another time that clients may take over their startup packet.
+    #[must_use]
+    pub fn with_startup_timeout(self, startup_timeout: Duration) -> Self {
+        Self {
+            startup_timeout,
+            ..self
+        }
+    }
+
+    /// Serves `client` on a thread of its own. `on_end` is called there, with the report of how it ended, when nothing more will be written.
+    ///
+    /// # Errors
+    /// The operating system's, if it has no thread to spare; `on_end` is not called then.
+    pub fn start<C: Client + Clone + 'static>(
+        self: &Arc<Self>,
+        client: C,
+        opening: Opening,
+        on_end: impl FnOnce(C, ErrorResponse) + Send + 'static,
+    ) -> io::Result<Control> {
+        let (number, control) = self.enter(&client);
+        // Dropped with the closure if the thread does not start.
+        let leave = Leave {
+            connections: self.clone(),
+            number,
+        };
+        let on_thread = control.clone();
+        thread::Builder::new()
+            .name(format!("connection-{}", opening.id))
+            .stack_size(STACK_SIZE)
+            .spawn(move || {
+                let _span = tracing::info_span!("connection", id = opening.id).entered();
+                let report = attend(&leave.connections, client.clone(), &opening, &on_thread);
+                on_end(client, report);
+            })?;
+        Ok(control)
+    }
+
+    /// Asks every session to end (`57P01`) and refuses those that come later (`57P03`).
+    pub fn terminate_all(&self) {
+        let controls: Vec<Control> = {
+            let mut live = self.live.lock();
+            live.stopping = true;
+            live.controls.values().cloned().collect()
+        };
+        for control in controls {
+            control.interrupt(Interrupt::Terminate);
+        }
+    }
+
+    /// Asks every session to end, waits until all have, and puts the sessions' maker away.
+    pub fn shut_down(&self) {
+        self.terminate_all();
+        let mut live = self.live.lock();
+        while !live.controls.is_empty() {
+            self.ended.wait(&mut live);
+        }
+        drop(live);
+        self.sessions.shut_down();
+    }
+
+    /// [`Self::shut_down`], but for no longer than `grace`. What arrives in `news` meanwhile may shorten that, to what `grace_after` makes of it.
+    pub fn shut_down_within<T>(
+        self: &Arc<Self>,
+        grace: Duration,
+        news: &Receiver<T>,
+        mut grace_after: impl FnMut(T) -> Duration,
+    ) {
+        let mut deadline = Instant::now() + grace;
+        let (done, all_ended) = bounded(1);
+        let connections = self.clone();
+        let spawned = thread::Builder::new()
+            .name("shutdown".to_owned())
+            .spawn(move || {
+                connections.shut_down();
+                // Nobody listens after the deadline.
+                let _ = done.send(());
+            });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread to wait for the sessions' end");
+            return;
+        }
+        loop {
+            select! {
+                recv(all_ended) -> _ => return,
+                recv(news) -> news => if let Ok(news) = news {
+                    deadline = deadline.min(Instant::now() + grace_after(news));
+                } else {
+                    // Disconnected: nothing more will hurry us.
+                    let _ = all_ended.recv_deadline(deadline);
+                    return;
+                },
+                recv(at(deadline)) -> _ => {
+                    tracing::warn!(connections = self.count(), "sessions did not end in time");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.live.lock().controls.len()
+    }
+
+    /// What makes the sessions.
+    pub fn sessions(&self) -> &dyn Sessions {
+        &*self.sessions
+    }
+
+    pub(super) fn cancels(&self) -> &CancelRegistry {
+        &self.cancels
+    }
+
+    pub(super) fn startup_timeout(&self) -> Duration {
+        self.startup_timeout
+    }
+
+    fn enter(&self, client: &impl Client) -> (u64, Control) {
+        let mut live = self.live.lock();
+        let number = live.next;
+        live.next += 1;
+        let control = Control::new(self.cancels.clone(), client.waker(), live.stopping);
+        live.controls.insert(number, control.clone());
+        (number, control)
+    }
+}
+
+/// Takes a connection off the list when its thread ends, however it ends.
+struct Leave {
+    connections: Arc<Connections>,
+    number: u64,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.connections.live.lock().controls.remove(&self.number);
+        self.connections.ended.notify_all();
+    }
+}

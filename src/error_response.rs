@@ -1,0 +1,150 @@
+//! `ErrorResponse`: an error as PostgreSQL tells it to its client, for when no backend can speak for itself.
+
+use std::fmt;
+
+/// The SQLSTATE codes that the host itself reports (PostgreSQL manual, appendix A).
+pub mod sqlstate {
+    /// `successful_completion`
+    pub const SUCCESSFUL_COMPLETION: &str = "00000";
+    /// `connection_does_not_exist`
+    pub const CONNECTION_DOES_NOT_EXIST: &str = "08003";
+    /// `protocol_violation`
+    pub const PROTOCOL_VIOLATION: &str = "08P01";
+    /// `feature_not_supported`
+    pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
+    /// `invalid_parameter_value`
+    pub const INVALID_PARAMETER_VALUE: &str = "22023";
+    /// `invalid_authorization_specification`
+    pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
+    /// `insufficient_resources`
+    pub const INSUFFICIENT_RESOURCES: &str = "53000";
+    /// `query_canceled`, which PostgreSQL also reports when `authentication_timeout` has passed
+    pub const QUERY_CANCELED: &str = "57014";
+    /// `admin_shutdown`
+    pub const ADMIN_SHUTDOWN: &str = "57P01";
+    /// `crash_shutdown`
+    pub const CRASH_SHUTDOWN: &str = "57P02";
+    /// `cannot_connect_now`
+    pub const CANNOT_CONNECT_NOW: &str = "57P03";
+    /// `internal_error`
+    pub const INTERNAL_ERROR: &str = "XX000";
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The session ends.
+    Fatal,
+    /// The session lives on.
+    Error,
+    /// Nothing is wrong.
+    Log,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fatal => "FATAL",
+            Self::Error => "ERROR",
+            Self::Log => "LOG",
+        })
+    }
+}
+
+/// An error report with the fields that the host has use for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ErrorResponse {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The SQLSTATE, five characters; see [`sqlstate`].
+    pub code: &'static str,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl ErrorResponse {
+    /// A report that ends the session.
+    pub fn fatal(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Fatal,
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// A report of something that failed without ending anything.
+    pub fn error(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Error,
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// The same report with a hint.
+    #[must_use]
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    /// The wire-protocol message (PostgreSQL manual, "Message Formats" and "Error and Notice Message Fields").
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let severity = self.severity.to_string();
+        let mut fields = vec![
+            (b'S', severity.as_str()),
+            (b'V', &severity),
+            (b'C', self.code),
+            (b'M', &self.message),
+        ];
+        fields.extend(self.hint.as_deref().map(|hint| (b'H', hint)));
+        let mut body = Vec::new();
+        for (field, text) in fields {
+            body.push(field);
+            body.extend(text.bytes().filter(|&byte| byte != 0));
+            body.push(0);
+        }
+        body.push(0);
+        let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
+        [&b"E"[..], &length.to_be_bytes(), &body].concat()
+    }
+}
+
+impl fmt::Display for ErrorResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.severity, self.code, self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_is_laid_out_as_the_manual_says() {
+        let report = ErrorResponse::fatal(sqlstate::CANNOT_CONNECT_NOW, "no");
+        assert_eq!(
+            report.encode(),
+            b"E\0\0\0\x22SFATAL\0VFATAL\0C57P03\0Mno\0\0"
+        );
+        let hinted = report.with_hint("wait").encode();
+        assert!(hinted.ends_with(b"Mno\0Hwait\0\0"));
+        assert_eq!(
+            hinted[1..5],
+            u32::to_be_bytes(u32::try_from(hinted.len() - 1).expect("short"))
+        );
+    }
+
+    #[test]
+    fn a_nul_in_a_text_cannot_forge_a_field() {
+        let message = ErrorResponse::error(sqlstate::INTERNAL_ERROR, "a\0C00000").encode();
+        assert!(message.ends_with(b"MaC00000\0\0"));
+    }
+}

@@ -1,0 +1,51 @@
+//! Log lines of a guest on their way out: to the parent as log frames, or into the program's own log.
+
+use std::sync::Arc;
+
+pub use tracing::Level;
+
+/// Takes one log line of a connection.
+type Write = dyn Fn(Option<u32>, Level, &str, &str) + Send + Sync;
+
+/// Where log lines go. A clone leads to the same place; writing to it never blocks.
+#[derive(Clone)]
+pub struct LogSink {
+    connection: Option<u32>,
+    write: Arc<Write>,
+}
+
+impl LogSink {
+    /// A sink that hands every line to `write`: connection, level, target, text. It must not block.
+    pub fn new(write: impl Fn(Option<u32>, Level, &str, &str) + Send + Sync + 'static) -> Self {
+        Self {
+            connection: None,
+            write: Arc::new(write),
+        }
+    }
+
+    /// The sink that makes lines part of the program's own log, which goes to stderr.
+    #[must_use]
+    pub fn to_own_log() -> Self {
+        Self::new(|connection, level, target, text| match level {
+            Level::ERROR => tracing::error!(connection, source = target, "{text}"),
+            Level::WARN => tracing::warn!(connection, source = target, "{text}"),
+            Level::INFO => tracing::info!(connection, source = target, "{text}"),
+            Level::DEBUG => tracing::debug!(connection, source = target, "{text}"),
+            Level::TRACE => tracing::trace!(connection, source = target, "{text}"),
+        })
+    }
+
+    /// The same sink for the lines of one connection.
+    #[must_use]
+    pub fn of_connection(&self, id: u32) -> Self {
+        Self {
+            connection: Some(id),
+            ..self.clone()
+        }
+    }
+
+    /// Writes one line, without its line feed. `target` says what it comes from, such as `guest::stderr`.
+    pub fn line(&self, level: Level, target: &str, text: &str) {
+        (self.write)(self.connection, level, target, text);
+    }
+}

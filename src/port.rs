@@ -1,0 +1,228 @@
+//! The port: frames from stdin, frames to stdout. Notices that the parent is gone and ends everything then.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    process,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, select, unbounded};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::{
+    connection::{Connections, Mode, Sessions},
+    frame::{self, Kind, MAX_FRAME, Malformed, Options, Parsed, WINDOW},
+    outbox::Outbox,
+    router::Router,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// The version of PGlite that the hello frame announces.
+const PGLITE_VERSION: &str = "0.5.16";
+/// The version of PostgreSQL in it.
+const POSTGRES_VERSION: &str = "18.6";
+/// How long sessions may take to end when they are asked to in an orderly way.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long they may take when nobody can hear them any more. With [`FLUSH`] it stays below the two seconds that are promised.
+const SHORT_GRACE: Duration = Duration::from_secs(1);
+/// How long the last frames may take on their way out.
+const FLUSH: Duration = Duration::from_millis(500);
+/// How many bytes to ask stdin for at first.
+const READ: usize = 1 << 16;
+
+/// Why the port ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// A request or a signal asked for it.
+    ShutDown,
+    /// Stdin is at its end, or stdout takes no more.
+    ParentGone,
+    /// The parent sent something that is no frame, so that nothing after it can be read.
+    Malformed {
+        /// Where the frame begins: its first byte's offset in the stream.
+        offset: u64,
+        /// What is wrong with it.
+        error: Malformed,
+    },
+}
+
+impl Ending {
+    fn grace(&self) -> Duration {
+        match self {
+            Self::ShutDown => GRACE,
+            Self::ParentGone | Self::Malformed { .. } => SHORT_GRACE,
+        }
+    }
+}
+
+/// Serves the parent at the other end of `input` and `output` until it is gone or the port is to shut down, which a message in `signals` asks for as well.
+///
+/// Sessions are asked to end before this returns; those that do not in time are still running, so the program has to exit.
+///
+/// # Errors
+/// If the threads for reading and writing do not start.
+pub fn run(
+    input: impl Read + Send + 'static,
+    output: impl Write + Send + 'static,
+    sessions: Arc<dyn Sessions>,
+    mode: Mode,
+    signals: &Receiver<()>,
+) -> io::Result<Ending> {
+    let (ending, endings) = unbounded();
+    let outbox = Arc::new(Outbox::default());
+    outbox.push_options(Kind::Hello, 0, &hello());
+    let connections = Arc::new(Connections::new(sessions));
+
+    let (writer_outbox, writer_ending) = (outbox.clone(), ending.clone());
+    thread::Builder::new()
+        .name("stdout".to_owned())
+        .spawn(move || {
+            let error = writer_outbox.write_to(output);
+            tracing::debug!(%error, "stdout takes no more: the parent is gone");
+            // Nobody listens after the end has begun.
+            let _ = writer_ending.send(Ending::ParentGone);
+        })?;
+
+    let on_shut_down = ending.clone();
+    let router = Router::new(connections.clone(), outbox.clone(), mode, move || {
+        let _ = on_shut_down.send(Ending::ShutDown);
+    });
+    thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || {
+            let router = Arc::new(router);
+            let end = read_frames(input, &router);
+            router.parent_gone();
+            let _ = ending.send(end);
+        })?;
+
+    let mut end = select! {
+        recv(endings) -> end => end.unwrap_or(Ending::ParentGone),
+        recv(signals) -> _ => Ending::ShutDown,
+    };
+    tracing::debug!(?end, "the port ends");
+    connections.shut_down_within(end.grace(), &endings, |later| {
+        let grace = later.grace();
+        if end == Ending::ShutDown {
+            end = later;
+        }
+        grace
+    });
+    outbox.flush(Instant::now() + FLUSH);
+    Ok(end)
+}
+
+/// Stdin and stdout for [`run`]. From then on, whatever else writes to stdout writes to stderr.
+///
+/// # Errors
+/// The operating system's, if one of them is closed.
+pub fn take_stdio() -> io::Result<(impl Read + Send + 'static, impl Write + Send + 'static)> {
+    let input = io::stdin().as_fd().try_clone_to_owned()?;
+    let output = io::stdout().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok((Patient::from(input), Patient::from(output)))
+}
+
+/// What the parent is told first.
+fn hello() -> Options {
+    Options::new()
+        .with("protocol", frame::PROTOCOL_VERSION)
+        .with("version", env!("CARGO_PKG_VERSION"))
+        .with("pglite", PGLITE_VERSION)
+        .with("postgres", POSTGRES_VERSION)
+        .with("max_frame", MAX_FRAME)
+        .with("window", WINDOW)
+        .with("pid", process::id())
+}
+
+/// Passes frames on until there are no more, and says why.
+fn read_frames(mut input: impl Read, router: &Arc<Router>) -> Ending {
+    // Bytes `start..end` have been read but not parsed; the frame at `start` is the stream's `offset`th byte.
+    let (mut buffer, mut start, mut end, mut offset) = (vec![0; READ], 0, 0, 0);
+    loop {
+        match frame::parse(&buffer[start..end]) {
+            Ok(Parsed::Frame { frame, consumed }) => {
+                if !frame.kind.is_for_the_program() {
+                    return Ending::Malformed {
+                        offset,
+                        error: Malformed::WrongSender {
+                            letter: frame.kind.letter(),
+                        },
+                    };
+                }
+                router.accept(frame);
+                start += consumed;
+                offset += u64::try_from(consumed).unwrap_or(u64::MAX);
+                continue;
+            }
+            Ok(Parsed::NeedMore(_)) => {}
+            Err(error) => return Ending::Malformed { offset, error },
+        }
+        if start > 0 {
+            buffer.copy_within(start..end, 0);
+            (start, end) = (0, end - start);
+        }
+        if end == buffer.len() {
+            // Only a frame larger than the buffer gets here, so it never exceeds twice the largest frame.
+            buffer.resize(2 * buffer.len(), 0);
+        }
+        match input.read(&mut buffer[end..]) {
+            Ok(0) => return Ending::ParentGone,
+            Ok(read) => end += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::warn!(%error, "stdin cannot be read: taken for its end");
+                return Ending::ParentGone;
+            }
+        }
+    }
+}
+
+/// A file that is waited for when somebody, a parent perhaps, has made it non-blocking.
+struct Patient(File);
+
+impl From<OwnedFd> for Patient {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
+}
+
+impl Patient {
+    /// Acts, again whenever the file was not ready and has become so.
+    fn when_ready<T>(
+        &mut self,
+        flags: PollFlags,
+        mut act: impl FnMut(&mut File) -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match act(&mut self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    poll(&mut [PollFd::new(&self.0, flags)], None)?;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.when_ready(PollFlags::IN, |file| file.read(buffer))
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.when_ready(PollFlags::OUT, |file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

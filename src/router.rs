@@ -1,0 +1,312 @@
+//! From a frame to the connection or the request that it is about.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ffi::CStr,
+    fs,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    cancel::Interrupt,
+    connection::{Connections, Control, Mode, Opening},
+    error_response::{ErrorResponse, sqlstate},
+    frame::{Frame, Kind, Options},
+    log::LogSink,
+    outbox::Outbox,
+    relay::{Relay, close_options},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// How many closed connections are remembered, so that frames that were under way are not answered.
+const REMEMBERED: usize = 1024;
+
+/// What answers a verb: it is given the request's id and options, and replies with [`Router::reply`], at once or later.
+type Verb = fn(&Router, u32, &Options);
+
+/// Every verb of a request frame: the one place to add another.
+const VERBS: [(&str, Verb); 2] = [("stats", stats), ("shutdown", shut_down)];
+
+/// Knows the connections that the parent has opened.
+pub(crate) struct Router {
+    connections: Arc<Connections>,
+    outbox: Arc<Outbox>,
+    mode: Mode,
+    /// Called for the verb `shutdown`.
+    on_shut_down: Box<dyn Fn() + Send + Sync>,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    open: HashMap<u32, Entry>,
+    /// The ids that were closed last, the oldest first.
+    closed: VecDeque<u32>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    relay: Relay,
+    control: Control,
+}
+
+impl Router {
+    /// A router without connections. `mode` is for those that do not choose one.
+    pub(crate) fn new(
+        connections: Arc<Connections>,
+        outbox: Arc<Outbox>,
+        mode: Mode,
+        on_shut_down: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            connections,
+            outbox,
+            mode,
+            on_shut_down: Box::new(on_shut_down),
+            table: Mutex::default(),
+        }
+    }
+
+    /// Acts on a frame from the parent. Waits, if the parent does not read its answers.
+    pub(crate) fn accept(self: &Arc<Self>, frame: Frame<'_>) {
+        match frame.kind {
+            Kind::Open => self.open(frame.id, frame.payload),
+            Kind::Request => self.request(frame.id, frame.payload),
+            Kind::Data | Kind::Window | Kind::Close => self.pass_on(frame),
+            // The port refuses these.
+            Kind::Hello | Kind::Reply | Kind::Log => {}
+        }
+    }
+
+    /// The parent is gone, and with it every client.
+    pub(crate) fn parent_gone(&self) {
+        let entries: Vec<Entry> = self.table.lock().open.values().cloned().collect();
+        for entry in entries {
+            entry.relay.client_gone();
+            entry.control.interrupt(Interrupt::ClientGone);
+        }
+    }
+
+    /// Replies to the request `id`.
+    fn reply(&self, id: u32, result: Result<Options, ErrorResponse>) {
+        let (word, options) = match result {
+            Ok(options) => (&b"ok\0"[..], options),
+            Err(report) => (
+                &b"error\0"[..],
+                Options::new()
+                    .with("code", report.code)
+                    .with("message", report.message),
+            ),
+        };
+        let payload = [word, &options.to_bytes()].concat();
+        self.outbox.push(Frame {
+            kind: Kind::Reply,
+            id,
+            payload: &payload,
+        });
+    }
+
+    fn open(self: &Arc<Self>, id: u32, payload: &[u8]) {
+        self.outbox.wait_for_room();
+        if id == 0 {
+            return self.refuse(
+                id,
+                &violation("connection id 0 is the program itself: choose another"),
+            );
+        }
+        if self.table.lock().open.contains_key(&id) {
+            return self.violated(id, format!("connection {id} was opened a second time"));
+        }
+        if let Err(report) = self.mode_of(payload).and_then(|mode| self.start(id, mode)) {
+            self.refuse(id, &report);
+        }
+    }
+
+    /// Which kind of database the options of an open frame ask for.
+    fn mode_of(&self, payload: &[u8]) -> Result<Mode, ErrorResponse> {
+        let options = Options::parse(payload).map_err(|error| violation(error.to_string()))?;
+        let Some(text) = options.get("mode") else {
+            return Ok(self.mode);
+        };
+        text.parse().map_err(|error| {
+            ErrorResponse::fatal(sqlstate::INVALID_PARAMETER_VALUE, format!("{error}"))
+        })
+    }
+
+    fn start(self: &Arc<Self>, id: u32, mode: Mode) -> Result<(), ErrorResponse> {
+        let outbox = self.outbox.clone();
+        let log =
+            LogSink::new(move |id, level, target, text| outbox.push_log(id, level, target, text));
+        let opening = Opening {
+            id,
+            mode,
+            log: log.of_connection(id),
+        };
+        let router = self.clone();
+        // Held until the entry is in, so that a connection that ends at once finds itself.
+        let mut table = self.table.lock();
+        let relay = Relay::new(id, self.outbox.clone());
+        let control = self
+            .connections
+            .start(relay.clone(), opening, move |relay, report| {
+                router.ended(id, &relay, &report);
+            })
+            .map_err(|error| {
+                let message = format!("no thread for another connection: {error}");
+                ErrorResponse::fatal(sqlstate::INSUFFICIENT_RESOURCES, message).with_hint(
+                    "Close some connections, or raise the limits on processes and memory.",
+                )
+            })?;
+        table.closed.retain(|closed| *closed != id);
+        table.open.insert(id, Entry { relay, control });
+        Ok(())
+    }
+
+    /// A connection's thread has come to its end.
+    fn ended(&self, id: u32, relay: &Relay, report: &ErrorResponse) {
+        {
+            let mut table = self.table.lock();
+            // The id may have been closed, and opened for another connection, in the meantime.
+            if table
+                .open
+                .get(&id)
+                .is_some_and(|entry| entry.relay.is(relay))
+            {
+                table.close(id);
+            }
+        }
+        relay.close(report);
+    }
+
+    fn pass_on(&self, frame: Frame<'_>) {
+        let entry = {
+            let table = self.table.lock();
+            match table.open.get(&frame.id) {
+                Some(entry) => entry.clone(),
+                None if table.closed.contains(&frame.id) => return,
+                None => {
+                    drop(table);
+                    self.outbox.wait_for_room();
+                    let message = format!("connection {} does not exist", frame.id);
+                    return self.refuse(
+                        frame.id,
+                        &ErrorResponse::fatal(sqlstate::CONNECTION_DOES_NOT_EXIST, message),
+                    );
+                }
+            }
+        };
+        let Entry { relay, control } = entry;
+        let result = match (frame.kind, <[u8; 4]>::try_from(frame.payload)) {
+            (Kind::Data, _) => relay.data(frame.payload).map_err(|error| error.to_string()),
+            (Kind::Window, Ok(credit)) => relay
+                .window(u32::from_be_bytes(credit))
+                .map_err(|error| error.to_string()),
+            (Kind::Window, Err(_)) => Err(format!(
+                "a window frame has 4 bytes, not {}",
+                frame.payload.len()
+            )),
+            _ => {
+                relay.client_gone();
+                control.interrupt(Interrupt::ClientGone);
+                Ok(())
+            }
+        };
+        if let Err(message) = result {
+            self.violated(frame.id, message);
+        }
+    }
+
+    /// Closes a connection whose parent has broken the protocol.
+    fn violated(&self, id: u32, message: String) {
+        let entry = self.table.lock().close(id);
+        if let Some(Entry { relay, control }) = entry {
+            relay.close(&violation(message));
+            control.interrupt(Interrupt::Terminate);
+        }
+    }
+
+    /// Answers a frame for a connection that is not there.
+    fn refuse(&self, id: u32, report: &ErrorResponse) {
+        self.outbox
+            .push_options(Kind::Close, id, &close_options(report));
+    }
+
+    fn request(&self, id: u32, payload: &[u8]) {
+        self.outbox.wait_for_room();
+        let (verb, options) = match parse_request(payload) {
+            Ok(request) => request,
+            Err(report) => return self.reply(id, Err(report)),
+        };
+        if let Some((_, answer)) = VERBS.iter().find(|(name, _)| *name == verb) {
+            answer(self, id, &options);
+        } else {
+            let message = format!("unknown verb {verb:?}");
+            self.reply(
+                id,
+                Err(ErrorResponse::error(
+                    sqlstate::FEATURE_NOT_SUPPORTED,
+                    message,
+                )),
+            );
+        }
+    }
+}
+
+impl Table {
+    /// Takes a connection out and remembers that it was there.
+    fn close(&mut self, id: u32) -> Option<Entry> {
+        let entry = self.open.remove(&id)?;
+        if self.closed.len() == REMEMBERED {
+            self.closed.pop_front();
+        }
+        self.closed.push_back(id);
+        Some(entry)
+    }
+}
+
+/// The verb and the options of a request.
+fn parse_request(payload: &[u8]) -> Result<(&str, Options), ErrorResponse> {
+    let verb = CStr::from_bytes_until_nul(payload)
+        .map_err(|_| violation("a request's verb ends with a NUL byte"))?;
+    let options = Options::parse(&payload[verb.count_bytes() + 1..])
+        .map_err(|error| violation(error.to_string()))?;
+    Ok((
+        verb.to_str()
+            .map_err(|_| violation("a request's verb is UTF-8"))?,
+        options,
+    ))
+}
+
+fn violation(message: impl Into<String>) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, message)
+}
+
+/// `stats`: `connections` there are, resident `memory` of the program in bytes where the system tells, and the sessions' own figures.
+fn stats(router: &Router, id: u32, _: &Options) {
+    let mut options = Options::new().with("connections", router.connections.count());
+    if let Some(memory) = resident_memory() {
+        options = options.with("memory", memory);
+    }
+    let figures = router.connections.sessions().stats();
+    let options = figures
+        .into_iter()
+        .fold(options, |options, (key, value)| options.with(key, value));
+    router.reply(id, Ok(options));
+}
+
+/// `shutdown`: sessions end with `57P01`, then the program exits.
+fn shut_down(router: &Router, id: u32, _: &Options) {
+    router.reply(id, Ok(Options::new()));
+    (router.on_shut_down)();
+}
+
+/// Resident memory of this process in bytes: the second figure of Linux' `/proc/self/statm`, which counts pages.
+fn resident_memory() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * u64::try_from(rustix::param::page_size()).ok()?)
+}

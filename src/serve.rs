@@ -1,0 +1,88 @@
+//! A listener on a TCP or unix socket: the same connections as the port's, for clients that speak no frames.
+
+use std::{io, net::IpAddr, sync::Arc, thread, time::Duration};
+
+use anyhow::Context;
+use crossbeam_channel::Receiver;
+
+use crate::{
+    connection::{Connections, Mode, Opening, Sessions},
+    error_response::Severity,
+    log::LogSink,
+    socket::SocketClient,
+};
+
+mod listener;
+
+use listener::Listener;
+
+#[cfg(test)]
+mod tests;
+
+/// Where to listen unless told otherwise.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
+/// How long sessions may take to end when they are asked to.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long to leave clients waiting when the system has no means to accept them.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals` asks to stop; another one asks to stop at once.
+///
+/// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are still running when this returns, so the program has to exit.
+///
+/// # Errors
+/// If it cannot listen there, with what to do about it.
+pub fn run(
+    listen: &str,
+    sessions: Arc<dyn Sessions>,
+    mode: Mode,
+    signals: &Receiver<()>,
+    on_ready: impl FnOnce(&str),
+) -> anyhow::Result<()> {
+    let listener = Arc::new(Listener::bind(listen)?);
+    let connections = Arc::new(Connections::new(sessions));
+    if let Some(address) = listener.ip().filter(|address| !address.is_loopback()) {
+        warn_about_strangers(address);
+    }
+    let (accepting, accepted_by) = (listener.clone(), connections.clone());
+    thread::Builder::new()
+        .name("accept".to_owned())
+        .spawn(move || accept_all(&accepting, &accepted_by, mode))
+        .context("no thread to accept clients")?;
+    on_ready(&listener.url());
+
+    // An error means that no signal can come any more, which is as good as one.
+    let _ = signals.recv();
+    tracing::info!("stopping: sessions are asked to end; another signal stops at once");
+    connections.shut_down_within(GRACE, signals, |()| Duration::ZERO);
+    listener.remove_socket_file();
+    Ok(())
+}
+
+fn warn_about_strangers(address: IpAddr) {
+    tracing::warn!(%address, "everybody who can reach this address is let in, as a superuser and without a password");
+}
+
+fn accept_all(listener: &Listener, connections: &Arc<Connections>, mode: Mode) {
+    let log = LogSink::to_own_log();
+    for id in 1.. {
+        let log = log.of_connection(id);
+        if let Err(error) = listener
+            .accept()
+            .and_then(|client| start(client, connections, Opening { id, mode, log }))
+        {
+            tracing::warn!(%error, "a client could not be accepted");
+            // Out of files or threads: trying again at once would fail again at once.
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+fn start(client: SocketClient, connections: &Arc<Connections>, opening: Opening) -> io::Result<()> {
+    connections.start(client, opening, |client, report| {
+        if report.severity != Severity::Log {
+            client.linger();
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! The listening socket: its address in words, its URL, its file.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+
+use crate::socket::SocketClient;
+
+/// The name that libpq expects of a socket in a directory, up to the port number.
+const SOCKET_PREFIX: &str = ".s.PGSQL.";
+/// The port number that libpq expects if it is told none.
+const DEFAULT_PORT: &str = "5432";
+
+/// What clients connect to.
+pub(super) enum Listener {
+    /// A TCP port.
+    Tcp(TcpListener, SocketAddr),
+    /// A unix socket.
+    Unix(UnixListener, SocketFile),
+}
+
+/// The file of a unix socket.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode, to tell it from a file that somebody else has put there since.
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Listens on `HOST:PORT` or `unix:PATH`; a directory as the path means `.s.PGSQL.5432` in it, where libpq looks.
+    pub(super) fn bind(listen: &str) -> anyhow::Result<Self> {
+        match listen.strip_prefix("unix:") {
+            Some(path) => Self::bind_unix(Path::new(path)),
+            None => Self::bind_tcp(listen),
+        }
+    }
+
+    fn bind_tcp(listen: &str) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(listen).with_context(|| {
+            format!("cannot listen on {listen:?}: give --listen HOST:PORT (port 0 for any free one) or unix:PATH")
+        })?;
+        let address = listener
+            .local_addr()
+            .context("the listening socket has no address")?;
+        Ok(Self::Tcp(listener, address))
+    }
+
+    fn bind_unix(path: &Path) -> anyhow::Result<Self> {
+        let path = if path.is_dir() {
+            path.join(format!("{SOCKET_PREFIX}{DEFAULT_PORT}"))
+        } else {
+            path.to_owned()
+        };
+        let listener = match UnixListener::bind(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                remove_stale(&path)?;
+                UnixListener::bind(&path)
+            }
+            result => result,
+        };
+        let listener = listener.with_context(|| {
+            format!(
+                "cannot listen on {}: give --listen unix:PATH with a path that can be created",
+                path.display()
+            )
+        })?;
+        let identity =
+            identity(&path).with_context(|| format!("cannot look at {}", path.display()))?;
+        Ok(Self::Unix(listener, SocketFile { path, identity }))
+    }
+
+    /// Waits for a client.
+    pub(super) fn accept(&self) -> io::Result<SocketClient> {
+        match self {
+            Self::Tcp(listener, _) => SocketClient::tcp(listener.accept()?.0),
+            Self::Unix(listener, _) => SocketClient::unix(listener.accept()?.0),
+        }
+    }
+
+    /// The IP address listened on, if it is one.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(_, address) => Some(address.ip()),
+            Self::Unix(..) => None,
+        }
+    }
+
+    /// The URL for clients on this machine.
+    pub(super) fn url(&self) -> String {
+        match self {
+            Self::Tcp(_, address) => tcp_url(*address),
+            Self::Unix(_, file) => unix_url(&file.path),
+        }
+    }
+
+    /// Removes the socket's file, if it has one and that is still its own.
+    pub(super) fn remove_socket_file(&self) {
+        if let Self::Unix(_, file) = self
+            && identity(&file.path).is_ok_and(|identity| identity == file.identity)
+            && let Err(error) = fs::remove_file(&file.path)
+        {
+            tracing::warn!(path = %file.path.display(), %error, "the socket file was not removed");
+        }
+    }
+}
+
+/// Removes a socket file that nobody listens on any more.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        bail!(
+            "cannot listen on {shown}: it exists and is no socket; choose another path with --listen unix:PATH"
+        );
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .with_context(|| format!("cannot remove the stale socket {shown}: remove it yourself")),
+        // Listened on, or not ours to judge.
+        _ => bail!(
+            "cannot listen on {shown}: another program does; stop it or choose another path with --listen"
+        ),
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn tcp_url(address: SocketAddr) -> String {
+    // An address that stands for all of this machine's cannot be connected to everywhere.
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    format!(
+        "postgresql://postgres@{}/postgres",
+        SocketAddr::new(ip, address.port())
+    )
+}
+
+/// libpq is given the directory and the port of a file that is named as it expects, any other driver the path.
+fn unix_url(path: &Path) -> String {
+    let port = path
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix(SOCKET_PREFIX));
+    let (host, port) = match (port, path.parent()) {
+        (Some(port), Some(directory)) => (directory, format!("&port={port}")),
+        _ => (path, String::new()),
+    };
+    let host = std::path::absolute(host).unwrap_or_else(|_| host.to_owned());
+    format!(
+        "postgresql://postgres@/postgres?host={}{port}",
+        percent_encode(&host)
+    )
+}
+
+/// A path as the value of a URL's parameter (RFC 3986: all but unreserved characters and `/` are encoded).
+fn percent_encode(path: &Path) -> String {
+    let encode = |&byte: &u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    path.as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .map(encode)
+        .collect()
+}

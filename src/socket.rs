@@ -1,0 +1,147 @@
+//! A client behind a TCP or unix socket, which the kernel bounds both ways.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    net::TcpStream,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    net::{Shutdown, shutdown, sockopt},
+};
+
+use crate::guest::client::{Client, Interest, Readiness, Waker};
+
+/// How long a client that was told an error may take to hang up, before we do.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// The client. A clone is the same one.
+#[derive(Clone)]
+pub(crate) struct SocketClient(Arc<Inner>);
+
+struct Inner {
+    /// Non-blocking.
+    socket: File,
+    /// Readable when there is a wake-up to report.
+    wake_ups: File,
+}
+
+impl SocketClient {
+    /// A client behind a TCP connection.
+    pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        // Answers are small and waited for.
+        stream.set_nodelay(true)?;
+        // As PostgreSQL does, to notice a client whose machine is gone.
+        sockopt::set_socket_keepalive(&stream, true)?;
+        Self::new(stream.into())
+    }
+
+    /// A client behind a unix socket.
+    pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Self::new(stream.into())
+    }
+
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        let wake_ups = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self(Arc::new(Inner {
+            socket: socket.into(),
+            wake_ups: wake_ups.into(),
+        })))
+    }
+
+    /// Lets the client read what it was told last: closing a socket with unread input would make the kernel throw that away.
+    pub(crate) fn linger(mut self) {
+        if shutdown(&self.0.socket, Shutdown::Write).is_err() {
+            return;
+        }
+        let deadline = Instant::now() + LINGER;
+        let mut discarded = [0; 4096];
+        while Instant::now() < deadline {
+            match self.read(&mut discarded) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(Interest::Read, Some(deadline));
+                }
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+}
+
+impl Client for SocketClient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match (&self.0.socket).read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    tracing::debug!(%error, "reading from the client failed: it is gone");
+                    return Ok(0);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match (&self.0.socket).write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+        let socket_flags = match interest {
+            Interest::Read => Some(PollFlags::IN),
+            Interest::Write => Some(PollFlags::OUT),
+            // Without flags `poll` would still report, again and again, that the client has hung up.
+            Interest::Nothing => None,
+        };
+        let wake_ups = self.0.wake_ups.as_fd();
+        let mut files = vec![PollFd::new(&wake_ups, PollFlags::IN)];
+        files.extend(socket_flags.map(|flags| PollFd::new(&self.0.socket, flags)));
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| {
+                Timespec::try_from(left).unwrap_or(Timespec {
+                    tv_sec: i64::MAX,
+                    tv_nsec: 0,
+                })
+            });
+            match poll(&mut files, timeout.as_ref()) {
+                Ok(0) => return Readiness::TimedOut,
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    // Only a lack of kernel memory is left; reading or writing will say more.
+                    tracing::warn!(%error, "waiting for the client failed");
+                    return Readiness::Ready;
+                }
+            }
+        }
+        let woken = !files[0].revents().is_empty();
+        // Eight bytes take all wake-ups at once (eventfd(2)).
+        if woken && (&self.0.wake_ups).read(&mut [0; 8]).is_ok() {
+            return Readiness::Woken;
+        }
+        Readiness::Ready
+    }
+
+    fn waker(&self) -> Waker {
+        let inner = self.0.clone();
+        Waker::new(move || {
+            // Fails only if 2^64 - 2 wake-ups are waiting to be reported, and then one more changes nothing.
+            let _ = (&inner.wake_ups).write(&1_u64.to_ne_bytes());
+        })
+    }
+}

@@ -1,0 +1,226 @@
+//! The first packet of a connection: encryption requests, cancel requests and the startup message. Pure.
+//!
+//! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its limits and
+//! its words. Two differences: what PostgreSQL only logs before it hangs up, we also tell the client (`08P01`); and bytes
+//! that follow an encryption request without waiting for the answer are no attack here, because encryption is never accepted.
+//! The minor version is not negotiated here: the guest reads the startup packet again and does that itself.
+
+use std::ffi::CStr;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use crate::error_response::{ErrorResponse, sqlstate};
+
+#[cfg(test)]
+mod tests;
+
+/// The largest startup packet without its length word, in bytes (`MAX_STARTUP_PACKET_LENGTH` in `libpq/pqcomm.h`).
+pub const MAX_STARTUP_PACKET_LENGTH: usize = 10_000;
+/// Bytes of the length word.
+const LENGTH: usize = 4;
+/// Bytes of the protocol version or request code.
+const CODE: usize = 4;
+/// The longest secret key of a cancel request, in bytes (PostgreSQL manual, "Message Formats", `CancelRequest`).
+const MAX_CANCEL_KEY: usize = 256;
+/// The shortest one, in bytes.
+const MIN_CANCEL_KEY: usize = 4;
+/// The major protocol version that there is.
+const MAJOR: u16 = 3;
+
+/// `CANCEL_REQUEST_CODE` (`libpq/pqcomm.h`)
+const CANCEL_REQUEST: u32 = request_code(5678);
+/// `NEGOTIATE_SSL_CODE`
+const SSL_REQUEST: u32 = request_code(5679);
+/// `NEGOTIATE_GSS_CODE`
+const GSSENC_REQUEST: u32 = request_code(5680);
+
+/// Numbers that look like protocol version 1234 (`PG_PROTOCOL(1234, n)`).
+const fn request_code(n: u32) -> u32 {
+    (1234 << u16::BITS) + n
+}
+
+/// Reads the packets of one connection up to its startup message.
+#[derive(Clone, Debug, Default)]
+pub struct Negotiation {
+    ssl_answered: bool,
+    gssenc_answered: bool,
+}
+
+/// What a connection has to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The packet is not whole; read this many more bytes and no more, then try again.
+    NeedMore(usize),
+    /// The client asks for encryption: answer `N` and read the next packet.
+    RefuseEncryption,
+    /// The client wants another session interrupted: do that, answer nothing, close.
+    Cancel(CancelRequest),
+    /// The client wants a session.
+    Start(StartupMessage),
+}
+
+/// The request to cancel what a session is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CancelRequest {
+    /// The process id from the session's `BackendKeyData`.
+    pub process_id: i32,
+    /// The secret key from there, 4 to 256 bytes.
+    pub secret_key: Vec<u8>,
+}
+
+/// The request for a session. Names and values are bytes: the client's encoding is not yet known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartupMessage {
+    /// Major and minor protocol version.
+    pub protocol: (u16, u16),
+    /// The database user, not empty.
+    pub user: Vec<u8>,
+    /// The database; the user's name if the client named none.
+    pub database: Vec<u8>,
+    /// Command-line arguments for the backend, if given.
+    pub options: Option<Vec<u8>>,
+    /// The replication mode, if given.
+    pub replication: Option<Vec<u8>>,
+    /// All other parameters in the client's order: run-time parameters and `_pq_.` protocol options.
+    pub parameters: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Why a client's first packet is refused. Its text is PostgreSQL's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartupError {
+    /// The length word is below 8 or above [`MAX_STARTUP_PACKET_LENGTH`] + 4: what garbage usually looks like.
+    #[error("invalid length of startup packet")]
+    InvalidLength,
+    /// A cancel request without a key of 4 to 256 bytes.
+    #[error("invalid length of cancel request packet")]
+    InvalidCancelLength,
+    /// The parameters do not end where the packet does.
+    #[error("invalid startup packet layout: expected terminator as last byte")]
+    InvalidLayout,
+    /// A protocol version other than 3, or a second request for the same encryption.
+    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2")]
+    UnsupportedProtocol {
+        /// Major version as sent.
+        major: u16,
+        /// Minor version as sent.
+        minor: u16,
+    },
+    /// No `user`, or an empty one.
+    #[error("no PostgreSQL user name specified in startup packet")]
+    NoUser,
+}
+
+impl StartupError {
+    /// The report that the client gets.
+    #[must_use]
+    pub fn to_response(&self) -> ErrorResponse {
+        let code = match self {
+            Self::InvalidLength | Self::InvalidCancelLength | Self::InvalidLayout => {
+                sqlstate::PROTOCOL_VIOLATION
+            }
+            Self::UnsupportedProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
+            Self::NoUser => sqlstate::INVALID_AUTHORIZATION_SPECIFICATION,
+        };
+        ErrorResponse::fatal(code, self.to_string())
+    }
+}
+
+impl Negotiation {
+    /// Judges `packet`, the bytes from the packet's length word on that have arrived so far.
+    ///
+    /// A caller that always reads as many bytes as [`Step::NeedMore`] says takes nothing out of its stream that follows the packet.
+    ///
+    /// # Errors
+    /// [`StartupError`] as soon as the bytes cannot become a packet that is welcome here.
+    pub fn accept(&mut self, packet: &[u8]) -> Result<Step, StartupError> {
+        let Some((length_word, body)) = packet.split_first_chunk::<LENGTH>() else {
+            return Ok(Step::NeedMore(LENGTH - packet.len()));
+        };
+        let length = usize::try_from(u32::from_be_bytes(*length_word)).unwrap_or(usize::MAX);
+        if !(LENGTH + CODE..=LENGTH + MAX_STARTUP_PACKET_LENGTH).contains(&length) {
+            return Err(StartupError::InvalidLength);
+        }
+        let body_length = length - LENGTH;
+        let Some((code, rest)) = body
+            .get(..body_length)
+            .and_then(<[u8]>::split_first_chunk::<CODE>)
+        else {
+            return Ok(Step::NeedMore(body_length - body.len()));
+        };
+        match u32::from_be_bytes(*code) {
+            CANCEL_REQUEST => cancel_request(rest).map(Step::Cancel),
+            SSL_REQUEST if !self.ssl_answered => {
+                self.ssl_answered = true;
+                Ok(Step::RefuseEncryption)
+            }
+            GSSENC_REQUEST if !self.gssenc_answered => {
+                self.gssenc_answered = true;
+                Ok(Step::RefuseEncryption)
+            }
+            _ => startup_message(*code, rest).map(Step::Start),
+        }
+    }
+}
+
+fn cancel_request(rest: &[u8]) -> Result<CancelRequest, StartupError> {
+    let (process_id, key) = rest
+        .split_first_chunk::<4>()
+        .ok_or(StartupError::InvalidCancelLength)?;
+    if !(MIN_CANCEL_KEY..=MAX_CANCEL_KEY).contains(&key.len()) {
+        return Err(StartupError::InvalidCancelLength);
+    }
+    Ok(CancelRequest {
+        process_id: BigEndian::read_i32(process_id),
+        secret_key: key.to_vec(),
+    })
+}
+
+fn startup_message(code: [u8; CODE], mut rest: &[u8]) -> Result<StartupMessage, StartupError> {
+    let (major, minor) = (
+        BigEndian::read_u16(&code[..2]),
+        BigEndian::read_u16(&code[2..]),
+    );
+    if major != MAJOR {
+        return Err(StartupError::UnsupportedProtocol { major, minor });
+    }
+    let (mut user, mut database) = (Vec::new(), Vec::new());
+    let (mut options, mut replication, mut parameters) = (None, None, Vec::new());
+    loop {
+        let name = take_string(&mut rest)?;
+        if name.is_empty() {
+            break;
+        }
+        let value = take_string(&mut rest)?;
+        match name {
+            b"user" => user = value.to_vec(),
+            b"database" => database = value.to_vec(),
+            b"options" => options = Some(value.to_vec()),
+            b"replication" => replication = Some(value.to_vec()),
+            _ => parameters.push((name.to_vec(), value.to_vec())),
+        }
+    }
+    if !rest.is_empty() {
+        return Err(StartupError::InvalidLayout);
+    }
+    if user.is_empty() {
+        return Err(StartupError::NoUser);
+    }
+    if database.is_empty() {
+        database.clone_from(&user);
+    }
+    Ok(StartupMessage {
+        protocol: (major, minor),
+        user,
+        database,
+        options,
+        replication,
+        parameters,
+    })
+}
+
+/// Takes the string up to the next NUL, and that NUL, off the front of `rest`.
+fn take_string<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], StartupError> {
+    let string = CStr::from_bytes_until_nul(rest).map_err(|_| StartupError::InvalidLayout)?;
+    *rest = &rest[string.count_bytes() + 1..];
+    Ok(string.to_bytes())
+}
