@@ -52,6 +52,7 @@ defmodule PgliteEx.MixProject do
           PgliteEx.RawConnection,
           PgliteEx.Channel,
           PgliteEx.WasmPort,
+          PgliteEx.Program,
           PgliteEx.Frame,
           PgliteEx.Stderr,
           PgliteEx.Executable,

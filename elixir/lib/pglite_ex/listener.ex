@@ -38,7 +38,7 @@ defmodule PgliteEx.Listener do
          {:ok, address} <- real_address(listen, socket) do
       {:ok, %{socket: socket, address: address}}
     else
-      {:error, posix} -> {:stop, {listen_error(listen, posix), []}}
+      {:error, posix} -> {:stop, listen_error(listen, posix)}
     end
   end
 

@@ -16,15 +16,16 @@ defmodule PgliteEx.Options do
       reaches the socket is the superuser.
     * `:template` – in `:isolated` mode, the template that connections clone
       (see `PgliteEx.Template`).
-    * `:warm` – how many clones are kept ready in advance. Default 0.
+    * `:warm` – how many clones are kept ready in advance.
     * `:max_connections` – how many connections may be open at once; one more gets SQLSTATE
-      `53300`. Default 100.
+      `53300`.
     * `:executable` – the path of `pglite-port`. Default: see `PgliteEx.Executable`.
-    * `:pglite_dir` – the directory of PGlite's files. Default: the program's own search.
-    * `:cache_dir` – where compiled code and templates are kept. Default: the user's cache
-      directory.
+    * `:pglite_dir` – the directory of PGlite's files.
+    * `:cache_dir` – where compiled code and templates are kept.
     * `:log_level` – the least level of what the program writes to its standard error: `:error`,
-      `:warn`, `:info`, `:debug` or `:trace`. Default `:warn`.
+      `:warn`, `:info`, `:debug` or `:trace`.
+
+  Where no default is named, the program has one: see `pglite-port port --help`.
   """
 
   @enforce_keys [:listen]
@@ -34,12 +35,12 @@ defmodule PgliteEx.Options do
             username: "postgres",
             listen: nil,
             template: nil,
-            warm: 0,
-            max_connections: 100,
+            warm: nil,
+            max_connections: nil,
             executable: nil,
             pglite_dir: nil,
             cache_dir: nil,
-            log_level: :warn
+            log_level: nil
 
   @type listen :: {:inet.ip_address(), :inet.port_number()} | {:local, Path.t()}
 
@@ -50,12 +51,12 @@ defmodule PgliteEx.Options do
           username: String.t(),
           listen: listen,
           template: nil | String.t(),
-          warm: non_neg_integer,
-          max_connections: pos_integer,
+          warm: nil | non_neg_integer,
+          max_connections: nil | pos_integer,
           executable: nil | Path.t(),
           pglite_dir: nil | Path.t(),
           cache_dir: nil | Path.t(),
-          log_level: :error | :warn | :info | :debug | :trace
+          log_level: nil | :error | :warn | :info | :debug | :trace
         }
 
   @log_levels [:error, :warn, :info, :debug, :trace]
@@ -70,7 +71,7 @@ defmodule PgliteEx.Options do
       iex> PgliteEx.Options.new!(listen: {"localhost", 5433}).listen
       {{127, 0, 0, 1}, 5433}
 
-      iex> PgliteEx.Options.new!(template: "my_app").database
+      iex> PgliteEx.Options.new!(mode: :isolated, template: "my_app").database
       "my_app"
 
       iex> PgliteEx.Options.new!(mode: :fast)
@@ -109,7 +110,7 @@ defmodule PgliteEx.Options do
   defp validate!(:mode, mode), do: refuse!(:mode, mode, ":shared or :isolated")
 
   defp validate!(key, nil)
-       when key in [:database, :template, :executable, :pglite_dir, :cache_dir],
+       when key not in [:mode, :listen, :username],
        do: nil
 
   defp validate!(key, value) when key in [:database, :username, :template] do

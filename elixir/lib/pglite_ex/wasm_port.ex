@@ -19,17 +19,13 @@ defmodule PgliteEx.WasmPort do
 
   require Logger
 
-  alias PgliteEx.{Channel, Error, Executable, Frame, Options, Stderr, Telemetry}
+  alias PgliteEx.{Channel, Error, Frame, Options, Program, Stderr, Telemetry}
 
-  @protocol "1"
-  @start_timeout 30_000
+  # How long the program may take to stop by itself, in milliseconds.
   @stop_timeout 2_000
+  # How often a write is tried again while the port is busy, in milliseconds.
   @outbox_retry 5
   @stderr_trim_interval 60_000
-  @stderr_lines 20
-
-  # What the port itself queues for a program that does not read, before writers are held up.
-  @busy_limits {262_144, 524_288}
 
   @typedoc "What a process needs to talk on a connection of its own."
   @type registration :: %{
@@ -66,90 +62,34 @@ defmodule PgliteEx.WasmPort do
   @spec hello(pid) :: %{String.t() => String.t()}
   def hello(wasm_port), do: GenServer.call(wasm_port, :hello, :infinity)
 
-  @doc """
-  The name and the options with which `Port.open/2` starts the program.
-
-  ## Examples
-
-      iex> options = PgliteEx.Options.new!(mode: :isolated, max_connections: 5)
-      iex> {{:spawn_executable, "/bin/sh"}, settings} =
-      ...>   PgliteEx.WasmPort.port_settings(options, "/opt/pglite-port", "/tmp/stderr")
-      iex> Enum.take(settings[:args], 4)
-      ["-c", ~S(exec "$0" "$@" 2>>"$PGLITE_EX_STDERR"), "/opt/pglite-port", "port"]
-      iex> Enum.drop(settings[:args], 4)
-      ["--mode", "isolated", "--max-connections", "5", "--warm", "0", "--log", "warn"]
-  """
-  @spec port_settings(Options.t(), Path.t(), Path.t()) ::
-          {{:spawn_executable, Path.t()}, keyword | list}
-  def port_settings(%Options{} = options, executable, stderr_path) do
-    {{:spawn_executable, "/bin/sh"},
-     [
-       :binary,
-       :exit_status,
-       :use_stdio,
-       :hide,
-       packet: 4,
-       busy_limits_port: @busy_limits,
-       env: [{'PGLITE_EX_STDERR', String.to_charlist(stderr_path)}],
-       args:
-         ["-c", ~S(exec "$0" "$@" 2>>"$PGLITE_EX_STDERR"), executable, "port"] ++
-           arguments(options)
-     ]}
-  end
-
-  defp arguments(options) do
-    directories = [
-      {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},
-      {"--cache-dir", options.cache_dir}
-    ]
-
-    [
-      "--mode",
-      Atom.to_string(options.mode),
-      "--max-connections",
-      Integer.to_string(options.max_connections),
-      "--warm",
-      Integer.to_string(options.warm),
-      "--log",
-      Atom.to_string(options.log_level)
-    ] ++ for {flag, path} <- directories, path != nil, word <- [flag, path], do: word
-  end
-
   @impl GenServer
   def init(options) do
+    # So that `terminate/2` runs and stops the program in an orderly way.
     Process.flag(:trap_exit, true)
     started_at = System.monotonic_time()
 
-    with {:ok, executable} <- Executable.find(options.executable),
-         {:ok, stderr} <- open_stderr(),
-         {name, settings} = port_settings(options, executable, stderr.path),
-         port = Port.open(name, settings),
-         {:ok, hello} <- await_hello(port, stderr) do
-      Stderr.unlink(stderr)
-      Process.send_after(self(), :trim_stderr, @stderr_trim_interval)
+    case Program.start(options) do
+      {:ok, program} ->
+        Process.send_after(self(), :trim_stderr, @stderr_trim_interval)
+        metadata = telemetry_metadata(options, program)
+        duration = System.monotonic_time() - started_at
+        Telemetry.execute([:server, :start], %{duration: duration}, metadata)
 
-      Telemetry.execute(
-        [:server, :start],
-        %{duration: System.monotonic_time() - started_at},
-        Map.merge(telemetry_metadata(options), %{os_pid: hello["pid"], hello: hello})
-      )
+        {:ok,
+         %{
+           options: options,
+           program: program,
+           port: program.port,
+           started_at: started_at,
+           next_id: 1,
+           connections: %{},
+           requests: %{},
+           outbox: :queue.new(),
+           retrying?: false
+         }}
 
-      {:ok,
-       %{
-         options: options,
-         port: port,
-         os_pid: hello["pid"],
-         hello: hello,
-         stderr: stderr,
-         started_at: started_at,
-         next_id: 1,
-         connections: %{},
-         requests: %{},
-         outbox: :queue.new(),
-         retrying?: false
-       }}
-    else
-      {:error, %Error{} = error} -> {:stop, {error, []}}
+      {:error, error} ->
+        {:stop, failure(error)}
     end
   end
 
@@ -161,9 +101,9 @@ defmodule PgliteEx.WasmPort do
     registration = %{
       id: id,
       port: state.port,
-      window: String.to_integer(state.hello["window"]),
+      window: String.to_integer(state.program.hello["window"]),
       # Of a frame's length, kind and id take five bytes.
-      max_payload: String.to_integer(state.hello["max_frame"]) - 5
+      max_payload: String.to_integer(state.program.hello["max_frame"]) - 5
     }
 
     {:reply, {:ok, registration}, put_in(state.connections[id], owner)}
@@ -174,24 +114,24 @@ defmodule PgliteEx.WasmPort do
     {:noreply, write(put_in(state.requests[id], from), {:request, id, verb, options})}
   end
 
-  def handle_call(:hello, _from, state), do: {:reply, state.hello, state}
+  def handle_call(:hello, _from, state), do: {:reply, state.program.hello, state}
 
   @impl GenServer
   def handle_info({port, {:data, bytes}}, %{port: port} = state) do
     case Frame.decode(bytes) do
       {:ok, frame} -> handle_frame(frame, state)
-      {:error, reason} -> {:stop, {protocol_error(reason), []}, state}
+      {:error, reason} -> {:stop, failure(Program.broke_protocol(reason)), state}
     end
   end
 
   def handle_info({port, {:exit_status, status}}, %{port: port} = state) do
-    {:stop, {program_exited(status, state.stderr), []}, %{state | port: nil}}
+    {:stop, failure(Program.ended(state.program, status)), %{state | port: nil}}
   end
 
   # A write that found the program's end of the pipe closed ends the port before its exit status
   # can be delivered.
   def handle_info({:EXIT, port, reason}, %{port: port} = state) do
-    {:stop, {program_exited(reason, state.stderr), []}, %{state | port: nil}}
+    {:stop, failure(Program.ended(state.program, reason)), %{state | port: nil}}
   end
 
   def handle_info({{:owner_down, id}, _monitor, :process, _pid, _reason}, state) do
@@ -205,7 +145,7 @@ defmodule PgliteEx.WasmPort do
   end
 
   def handle_info(:trim_stderr, state) do
-    Stderr.trim(state.stderr)
+    Stderr.trim(state.program.stderr)
     Process.send_after(self(), :trim_stderr, @stderr_trim_interval)
     {:noreply, state}
   end
@@ -215,12 +155,9 @@ defmodule PgliteEx.WasmPort do
   @impl GenServer
   def terminate(reason, state) do
     if state.port, do: stop_program(state)
-
-    Telemetry.execute(
-      [:server, :stop],
-      %{duration: System.monotonic_time() - state.started_at},
-      Map.merge(telemetry_metadata(state.options), %{os_pid: state.os_pid, reason: reason})
-    )
+    duration = System.monotonic_time() - state.started_at
+    metadata = Map.put(telemetry_metadata(state.options, state.program), :reason, reason)
+    Telemetry.execute([:server, :stop], %{duration: duration}, metadata)
   end
 
   defp handle_frame({:data, id, bytes}, state), do: pass_on(id, {:data, bytes}, state)
@@ -243,7 +180,7 @@ defmodule PgliteEx.WasmPort do
   end
 
   defp handle_frame(unexpected, state) do
-    {:stop, {protocol_error("unexpected frame #{inspect(unexpected)}"), []}, state}
+    {:stop, failure(Program.broke_protocol("unexpected frame #{inspect(unexpected)}")), state}
   end
 
   # Frames may still be on their way for a connection that was closed here.
@@ -303,52 +240,6 @@ defmodule PgliteEx.WasmPort do
     ArgumentError -> %{state | outbox: :queue.new()}
   end
 
-  defp open_stderr do
-    with {:error, posix} <- Stderr.open() do
-      message = "cannot create a file in #{System.tmp_dir()}: #{:file.format_error(posix)}"
-      {:error, %Error{code: posix, message: message}}
-    end
-  end
-
-  defp await_hello(port, stderr) do
-    receive do
-      {^port, {:data, bytes}} ->
-        check_hello(Frame.decode(bytes))
-
-      {^port, {:exit_status, status}} ->
-        Stderr.unlink(stderr)
-        {:error, program_exited(status, stderr)}
-
-      {:EXIT, ^port, reason} ->
-        Stderr.unlink(stderr)
-        {:error, program_exited(reason, stderr)}
-    after
-      @start_timeout ->
-        Stderr.unlink(stderr)
-        message = "pglite-port said nothing for #{@start_timeout} ms" <> last_words(stderr)
-        {:error, %Error{code: :timeout, message: message}}
-    end
-  end
-
-  defp check_hello({:ok, {:hello, 0, options}}) do
-    case Map.new(options) do
-      %{"protocol" => @protocol, "window" => _, "max_frame" => _, "pid" => _} = hello ->
-        {:ok, hello}
-
-      hello ->
-        {:error,
-         protocol_error("""
-         it speaks protocol #{inspect(hello["protocol"])} and this library speaks #{@protocol}; \
-         run `mix pglite_ex.install` to get the program of this library's version\
-         """)}
-    end
-  end
-
-  defp check_hello({:ok, frame}),
-    do: {:error, protocol_error("#{inspect(frame)} instead of hello")}
-
-  defp check_hello({:error, reason}), do: {:error, protocol_error(reason)}
-
   defp stop_program(%{port: port} = state) do
     write(%{state | outbox: :queue.new()}, {:request, 0, "shutdown", []})
 
@@ -356,39 +247,24 @@ defmodule PgliteEx.WasmPort do
       {^port, {:exit_status, _status}} -> :ok
       {:EXIT, ^port, _reason} -> :ok
     after
-      @stop_timeout ->
-        # Still ours and not yet reaped, as its exit status has not come: the number is not reused.
-        System.cmd("kill", ["-KILL", state.os_pid], stderr_to_stdout: true)
-        Port.close(port)
+      @stop_timeout -> Program.kill(state.program)
     end
-  rescue
-    ArgumentError -> :ok
   end
 
-  defp protocol_error(reason) do
-    %Error{code: :protocol_violation, message: "pglite-port broke the frame protocol: #{reason}"}
+  # With a stack trace, an exit reason is reported as an exception, message and all.
+  defp failure(error) do
+    {:current_stacktrace, [_process_info | stacktrace]} =
+      Process.info(self(), :current_stacktrace)
+
+    {error, stacktrace}
   end
 
-  defp program_exited(how, stderr) do
-    %Error{
-      code: :program_exited,
-      message: "pglite-port ended: #{describe_exit(how)}" <> last_words(stderr)
+  defp telemetry_metadata(options, program) do
+    %{
+      server: options.name,
+      mode: options.mode,
+      os_pid: program.hello["pid"],
+      hello: program.hello
     }
   end
-
-  # The shell's convention, which Erlang follows too: 128 + signal.
-  defp describe_exit(status) when is_integer(status) and status > 128,
-    do: "killed by signal #{status - 128}"
-
-  defp describe_exit(status) when is_integer(status), do: "exit status #{status}"
-  defp describe_exit(reason), do: inspect(reason)
-
-  defp last_words(stderr) do
-    case Stderr.last_lines(stderr, @stderr_lines) do
-      [] -> "; it wrote nothing to its standard error"
-      lines -> "; its last lines on standard error:\n" <> Enum.map_join(lines, "\n", &"  #{&1}")
-    end
-  end
-
-  defp telemetry_metadata(options), do: %{server: options.name, mode: options.mode}
 end

@@ -16,7 +16,10 @@ defmodule Mix.Tasks.Compile.PglitePort do
 
   @impl Mix.Task.Compiler
   def run(_arguments) do
-    with {:error, error} <- Executable.find(), do: build(error)
+    case Executable.find() do
+      {:ok, _path} -> {:noop, []}
+      {:error, error} -> build(error)
+    end
   end
 
   defp build(error) do
