@@ -7,8 +7,9 @@ defmodule PgliteEx.Connection do
   up this process in `:gen_tcp.send/2`, and through the window the session that serves it; nobody
   else, and with at most one window of bytes kept here.
 
-  Nothing here parses the Postgres protocol. When the program is gone, the client is told with
-  the one message that this library writes itself, an ErrorResponse `57P01`.
+  Nothing here parses the Postgres protocol. When the program is gone, or has refused the
+  connection, the client is told with the one message that this library writes itself, an
+  ErrorResponse (`57P01` when the program is gone).
   """
 
   use GenServer, restart: :temporary, shutdown: 300
@@ -146,7 +147,7 @@ defmodule PgliteEx.Connection do
   defp closing_reason(_shutdown), do: Channel.program_gone()
 
   defp close_socket(reason, state) do
-    if reason == Channel.program_gone() and between_messages?(state.tail) do
+    if last_words?(reason, state) do
       :inet.setopts(state.socket, send_timeout: @farewell_timeout)
       :gen_tcp.send(state.socket, error_response(reason))
     end
@@ -154,12 +155,17 @@ defmodule PgliteEx.Connection do
     :gen_tcp.close(state.socket)
   end
 
+  # The program tells a client itself why its session ends, unless it never had one or is gone.
+  defp last_words?(%{"severity" => "LOG"}, _state), do: false
+  defp last_words?(_error, %{bytes_out: 0}), do: true
+
   # An ErrorResponse in the middle of another message would be read as part of it, as data of a
   # row perhaps. Two moments are known to be between messages without parsing any: the client
   # waits for an answer, or the last bytes that it got were a ReadyForQuery.
-  defp between_messages?(<<>>), do: true
-  defp between_messages?(<<@ready_for_query, _status>>), do: true
-  defp between_messages?(_within_an_answer), do: false
+  defp last_words?(reason, %{tail: tail}) do
+    reason == Channel.program_gone() and
+      (tail == <<>> or match?(<<@ready_for_query, _status>>, tail))
+  end
 
   defp tail([newest | _older], _before) when byte_size(newest) >= @tail_size,
     do: newest |> binary_part(byte_size(newest), -@tail_size) |> :binary.copy()

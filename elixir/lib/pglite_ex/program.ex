@@ -8,8 +8,9 @@ defmodule PgliteEx.Program do
   alias PgliteEx.{Error, Executable, Frame, Options, Stderr}
 
   @protocol "1"
-  # How long the program may take to its hello, in milliseconds.
-  @start_timeout 30_000
+  # How long the program may take to its hello, in milliseconds: the first time ever it compiles
+  # PGlite, which takes seconds, or a minute on a small machine.
+  @start_timeout 180_000
   # How many lines of its standard error an error message shows.
   @stderr_lines 20
   # Bytes that the port queues for a program that does not read, before writers are held up.

@@ -241,7 +241,8 @@ defmodule PgliteEx.WasmPort do
   end
 
   defp stop_program(%{port: port} = state) do
-    write(%{state | outbox: :queue.new()}, {:request, 0, "shutdown", []})
+    {id, state} = take_id(state)
+    write(%{state | outbox: :queue.new()}, {:request, id, "shutdown", []})
 
     receive do
       {^port, {:exit_status, _status}} -> :ok
