@@ -47,6 +47,7 @@ defmodule PgliteEx.MixProject do
         Inside: [
           PgliteEx.Server,
           PgliteEx.Listener,
+          PgliteEx.Gate,
           PgliteEx.SocketServer,
           PgliteEx.Connection,
           PgliteEx.RawConnection,

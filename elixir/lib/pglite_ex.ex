@@ -119,15 +119,17 @@ defmodule PgliteEx do
   @doc """
   The URL with which psql and everything else that is built on libpq connects.
 
+  `database` is the server's, if no other is given.
+
       {:ok, server} = PgliteEx.start_link(listen: {"127.0.0.1", 5433})
       PgliteEx.url(server)
       #=> "postgresql://postgres@127.0.0.1:5433/postgres"
   """
-  @spec url(server) :: String.t()
-  def url(server) do
+  @spec url(server, String.t() | nil) :: String.t()
+  def url(server, database \\ nil) do
     options = Server.options(server)
     user = encode(options.username)
-    database = encode(options.database)
+    database = encode(database || options.database)
 
     case address(server) do
       {:local, path} ->

@@ -31,6 +31,10 @@ defmodule PgliteEx.Connection do
   @spec serve(pid, :gen_tcp.socket()) :: :ok
   def serve(connection, socket), do: GenServer.cast(connection, {:serve, socket})
 
+  @doc "The program that serves the connection, and the connection's number in it; `nil` before."
+  @spec identity(pid) :: {wasm_port :: pid, PgliteEx.Frame.id()} | nil
+  def identity(connection), do: GenServer.call(connection, :identity)
+
   @impl GenServer
   def init({wasm_port, options}) do
     # So that `terminate/2` runs and the client hears why its connection ends.
@@ -66,6 +70,12 @@ defmodule PgliteEx.Connection do
         stop(Channel.program_gone(), state)
     end
   end
+
+  @impl GenServer
+  def handle_call(:identity, _from, %{channel: nil} = state), do: {:reply, nil, state}
+
+  def handle_call(:identity, _from, state),
+    do: {:reply, {state.wasm_port, state.channel.id}, state}
 
   @impl GenServer
   def handle_info({:tcp, socket, bytes}, %{socket: socket} = state) do

@@ -21,9 +21,6 @@ defmodule PgliteEx.Server do
   @max_restarts 10
   @max_seconds 10
 
-  @typedoc "What the children of a server know of it."
-  @type context :: %{supervisor: pid, options: Options.t()}
-
   @doc "Starts a server."
   @spec start_link(Options.t()) :: Supervisor.on_start()
   def start_link(%Options{} = options) do
@@ -58,7 +55,7 @@ defmodule PgliteEx.Server do
 
   @impl Supervisor
   def init(options) do
-    context = %{supervisor: self(), options: options}
+    context = %{supervisor: self(), server: self(), options: options}
 
     children = [
       {Listener, options},

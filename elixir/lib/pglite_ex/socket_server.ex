@@ -2,29 +2,37 @@ defmodule PgliteEx.SocketServer do
   @moduledoc """
   The process that accepts clients and gives each one a `PgliteEx.Connection` of its own.
 
-  It asks its supervisor once for its siblings. They are started before it, and it is restarted
-  whenever one of them is, so the process ids that it holds are never stale.
+  It asks its supervisors once for the processes that it needs. They are started before it, and
+  it is restarted whenever one of them is, so the process ids that it holds are never stale.
   """
 
   use Task, restart: :permanent
 
-  alias PgliteEx.{Connection, Listener, Server}
+  alias PgliteEx.{Connection, Listener, Options, Server, WasmPort}
 
   # How long to wait when there are no file descriptors left, in milliseconds.
   @descriptors_exhausted_pause 100
 
-  @doc "Starts accepting clients of the server whose supervisor is given."
-  @spec start_link(Server.context()) :: {:ok, pid}
+  @typedoc """
+  The supervisor with the listener and the connections, the one with the program, and what
+  connections are told of their server.
+  """
+  @type context :: %{supervisor: pid, server: Supervisor.supervisor(), options: Options.t()}
+
+  @doc "Starts accepting clients."
+  @spec start_link(context) :: {:ok, pid}
   def start_link(context), do: Task.start_link(__MODULE__, :run, [context])
 
   @doc false
-  @spec run(Server.context()) :: no_return
-  def run(%{supervisor: supervisor, options: options}) do
+  @spec run(context) :: no_return
+  def run(%{supervisor: supervisor, server: server, options: options}) do
     listening = supervisor |> Server.child(Listener) |> Listener.socket()
     connections = Server.child(supervisor, Connection)
-    wasm_port = Server.child(supervisor, PgliteEx.WasmPort)
 
-    accept(listening, connections, {wasm_port, options})
+    case Server.child(server, WasmPort) do
+      nil -> exit(:shutdown)
+      wasm_port -> accept(listening, connections, {wasm_port, options})
+    end
   end
 
   defp accept(listening, connections, argument) do

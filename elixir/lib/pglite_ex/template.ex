@@ -94,18 +94,24 @@ defmodule PgliteEx.Template do
   def freeze(connection, name, options \\ []) when is_binary(name) do
     key = options |> Keyword.validate!(key: nil) |> Keyword.fetch!(:key)
 
-    with {:ok, {wasm_port, id}} <- RawConnection.identity(connection),
-         frame_options = [{"connection", Integer.to_string(id)}, {"name", name}],
-         frame_options = frame_options ++ for(key <- List.wrap(key), do: {"key", key}),
-         {:ok, _reply} <- WasmPort.request(wasm_port, "freeze", frame_options, @freeze_timeout) do
-      :ok
-    else
+    case RawConnection.identity(connection) do
+      {:ok, identity} ->
+        freeze_identity(identity, name, key)
+
       {:error, :closed} ->
         {:error, %Error{code: "08003", message: "the connection to freeze is closed"}}
-
-      {:error, error} ->
-        {:error, error}
     end
+  end
+
+  @doc false
+  @spec freeze_identity({pid, PgliteEx.Frame.id()}, String.t(), nil | String.t()) ::
+          :ok | {:error, Error.t()}
+  def freeze_identity({wasm_port, id}, name, key) do
+    options =
+      [{"connection", Integer.to_string(id)}, {"name", name}] ++
+        for key <- List.wrap(key), do: {"key", key}
+
+    with {:ok, _reply} <- WasmPort.request(wasm_port, "freeze", options, @freeze_timeout), do: :ok
   end
 
   @doc """
