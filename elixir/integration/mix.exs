@@ -20,7 +20,8 @@ defmodule Integration.MixProject do
     [
       {:pglite_ex, path: ".."},
       {:postgrex, "~> 0.19"},
-      {:ecto_sql, "~> 3.12"}
+      {:ecto_sql, "~> 3.12"},
+      {:jason, "~> 1.4"}
     ] ++ unpackaged()
   end
 

@@ -112,7 +112,10 @@ defmodule PgliteEx.ClientsTest do
   test "a cancel request on a socket of its own cancels the query and makes no session",
        %{server: server} do
     {client, key} = WireClient.start_session!(server)
-    :ok = :gen_tcp.send(client, WireClient.query_message("select pg_sleep(60)"))
+    sql = "do $$ begin raise notice 'running'; perform pg_sleep(60); end $$"
+    :ok = :gen_tcp.send(client, WireClient.query_message(sql))
+    # A notice is flushed at once: the query runs, and there is something to cancel.
+    assert {:ok, {?N, _fields}} = WireClient.receive_message(client)
 
     canceler = WireClient.connect!(server)
     :ok = :gen_tcp.send(canceler, WireClient.cancel_request(key))

@@ -85,8 +85,10 @@ defmodule Integration.PostgrexTest do
       end
 
       test "recovers from a query that takes too long", %{conn: conn, server: server} do
-        assert {:error, %DBConnection.ConnectionError{}} =
-                 Postgrex.query(conn, "select pg_sleep(60)", [], timeout: 100)
+        # Postgrex cancels the query and disconnects; which of the two it hears of first is open.
+        assert {:error, %error{}} = Postgrex.query(conn, "select pg_sleep(60)", [], timeout: 100)
+
+        assert error in [DBConnection.ConnectionError, Postgrex.Error]
 
         assert {:ok, %{rows: [[1]]}} = Postgrex.query(conn, "select 1", [], queue_target: 5_000)
         assert {:ok, %{"connections" => connections}} = PgliteEx.stats(server)

@@ -21,8 +21,6 @@ defmodule PgliteEx.Telemetry do
 
   require Logger
 
-  @compile {:no_warn_undefined, :telemetry}
-
   @events [
     [:pglite_ex, :server, :start],
     [:pglite_ex, :server, :stop],
