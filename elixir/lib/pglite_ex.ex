@@ -164,12 +164,13 @@ defmodule PgliteEx do
   @doc """
   Sends a request to the program and waits for its reply, for at most `timeout` milliseconds.
 
-  For verbs that have no function of their own; ARCHITECTURE.md lists them.
+  For verbs that have no function of their own; ARCHITECTURE.md lists them. The options of the
+  reply come in their order, and keys may repeat.
 
       {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
   """
   @spec request(server, String.t(), [{String.t(), String.t()}], timeout) ::
-          {:ok, %{String.t() => String.t()}} | {:error, Error.t()}
+          {:ok, [{String.t(), String.t()}]} | {:error, Error.t()}
   def request(server, verb, options \\ [], timeout \\ 5_000) do
     with {:ok, wasm_port} <- wasm_port(server),
          do: WasmPort.request(wasm_port, verb, options, timeout)
@@ -183,7 +184,7 @@ defmodule PgliteEx do
   defdelegate prepare(server, name, fun, options \\ []), to: Template
 
   @doc """
-  Turns the cluster of a raw connection into a template: see `PgliteEx.Template.freeze/3`.
+  Makes a template of the cluster of a raw connection: see `PgliteEx.Template.freeze/3`.
   """
   @spec freeze(connection, String.t(), keyword) :: :ok | {:error, Error.t()}
   defdelegate freeze(connection, name, options \\ []), to: Template

@@ -59,7 +59,8 @@ defmodule PgliteEx.ClientsTest do
 
     {:binary, binaries} = Process.info(connection, :binary)
     held = binaries |> Enum.uniq_by(&elem(&1, 0)) |> Enum.map(&elem(&1, 1)) |> Enum.sum()
-    assert held <= 2 * 262_144
+    # A window, and what frames take on top of it; the result has a hundred million bytes.
+    assert held <= 4 * 262_144
 
     # And it gets everything once it reads.
     assert {:ok, messages} = WireClient.receive_answer(greedy)
@@ -129,7 +130,7 @@ defmodule PgliteEx.ClientsTest do
 
   @tag :max_connections
   test "one connection more than max_connections gets 53300, and a place when one is free" do
-    server = Servers.start!(mode: :isolated, max_connections: 2)
+    server = Servers.start!(mode: :shared, max_connections: 2)
     {first, _key} = WireClient.start_session!(server)
     {_second, _key} = WireClient.start_session!(server)
 

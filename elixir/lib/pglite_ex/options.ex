@@ -16,9 +16,11 @@ defmodule PgliteEx.Options do
       reaches the socket is the superuser.
     * `:template` – in `:isolated` mode, the template that connections clone
       (see `PgliteEx.Template`).
-    * `:warm` – how many clones are kept ready in advance.
-    * `:max_connections` – how many connections may be open at once; one more gets SQLSTATE
-      `53300`.
+    * `:warm` – how many clones of a template in use are kept ready in advance.
+    * `:max_connections` – how many sessions a shared cluster takes at once; one more gets
+      SQLSTATE `53300`.
+    * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
+      list: `[work_mem: "16MB", jit: "off"]`.
     * `:executable` – the path of `pglite-port`. Default: see `PgliteEx.Executable`.
     * `:pglite_dir` – the directory of PGlite's files.
     * `:cache_dir` – where compiled code and templates are kept.
@@ -37,6 +39,7 @@ defmodule PgliteEx.Options do
             template: nil,
             warm: nil,
             max_connections: nil,
+            settings: [],
             executable: nil,
             pglite_dir: nil,
             cache_dir: nil,
@@ -53,6 +56,7 @@ defmodule PgliteEx.Options do
           template: nil | String.t(),
           warm: nil | non_neg_integer,
           max_connections: nil | pos_integer,
+          settings: [{atom, String.t() | number | boolean}],
           executable: nil | Path.t(),
           pglite_dir: nil | Path.t(),
           cache_dir: nil | Path.t(),
@@ -110,7 +114,7 @@ defmodule PgliteEx.Options do
   defp validate!(:mode, mode), do: refuse!(:mode, mode, ":shared or :isolated")
 
   defp validate!(key, nil)
-       when key not in [:mode, :listen, :username],
+       when key not in [:mode, :listen, :username, :settings],
        do: nil
 
   defp validate!(key, value) when key in [:database, :username, :template] do
@@ -149,6 +153,12 @@ defmodule PgliteEx.Options do
   defp validate!(:max_connections, count),
     do: refuse!(:max_connections, count, "a number of connections, 1 or more")
 
+  defp validate!(:settings, settings) do
+    if Keyword.keyword?(settings) and Enum.all?(Keyword.values(settings), &setting?/1),
+      do: settings,
+      else: refuse!(:settings, settings, "a keyword list of strings, numbers and booleans")
+  end
+
   defp validate!(key, path) when key in [:executable, :pglite_dir, :cache_dir] do
     if is_binary(path) and path != "",
       do: Path.expand(path),
@@ -164,6 +174,9 @@ defmodule PgliteEx.Options do
     known = __struct__() |> Map.from_struct() |> Map.keys() |> Enum.map_join(", ", &inspect/1)
     raise ArgumentError, "PgliteEx has no option #{inspect(key)}; it has #{known}"
   end
+
+  defp setting?(value) when is_binary(value), do: String.valid?(value) and not (value =~ <<0>>)
+  defp setting?(value), do: is_number(value) or is_boolean(value)
 
   defp address(host) when is_tuple(host), do: :inet.getaddr(host, family(host))
 

@@ -69,7 +69,7 @@ defmodule PgliteEx.Program do
        :hide,
        packet: 4,
        busy_limits_port: @busy_limits,
-       env: [{'PGLITE_EX_STDERR', String.to_charlist(stderr_path)}],
+       env: environment(options, stderr_path),
        args:
          ["-c", ~S(exec "$0" "$@" 2>>"$PGLITE_EX_STDERR"), executable, "port"] ++
            arguments(options)
@@ -107,17 +107,25 @@ defmodule PgliteEx.Program do
   end
 
   defp arguments(options) do
-    for {flag, value} <- [
-          {"--mode", options.mode},
-          {"--max-connections", options.max_connections},
-          {"--warm", options.warm},
-          {"--log", options.log_level},
-          {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},
-          {"--cache-dir", options.cache_dir}
-        ],
+    flags = [
+      {"--mode", options.mode},
+      {"--max-connections", options.max_connections},
+      {"--warm", options.warm},
+      {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},
+      {"--cache-dir", options.cache_dir}
+    ]
+
+    settings = for {name, value} <- options.settings, do: {"--set", "#{name}=#{value}"}
+
+    for {flag, value} <- flags ++ settings,
         value != nil,
         word <- [flag, to_string(value)],
         do: word
+  end
+
+  defp environment(options, stderr_path) do
+    log = for level <- List.wrap(options.log_level), do: {'PGLITE_PORT_LOG', to_charlist(level)}
+    [{'PGLITE_EX_STDERR', String.to_charlist(stderr_path)} | log]
   end
 
   defp open_stderr do

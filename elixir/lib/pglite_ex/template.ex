@@ -16,6 +16,9 @@ defmodule PgliteEx.Template do
 
   alias PgliteEx.{Error, RawConnection, Server, Telemetry, WasmPort}
 
+  @typedoc "A template: its name, the database in it, the key it was prepared with, its bytes on disk."
+  @type t :: %{name: String.t(), database: String.t(), key: String.t(), size: non_neg_integer}
+
   # Freezing writes the cluster's image, a few dozen megabytes, to the disk.
   @freeze_timeout 60_000
 
@@ -23,7 +26,7 @@ defmodule PgliteEx.Template do
   Makes the template `name`, unless there is one with the same key.
 
   `fun` gets connection options (`PgliteEx.connection_opts/2`) of a live cluster that takes any
-  number of connections and in which nothing else happens. It must have closed its connections,
+  number of connections and has nothing in it but an empty database called `name`. It must have closed its connections,
   or at least its transactions, when it returns; then the cluster is frozen. What `fun` raises is
   raised here, and nothing is kept.
 
@@ -50,8 +53,8 @@ defmodule PgliteEx.Template do
   end
 
   defp prepare_unless_there(server, name, key, fun) do
-    with {:ok, templates} <- PgliteEx.request(server, "templates") do
-      if key != nil and templates[name] == key,
+    with {:ok, templates} <- list(server) do
+      if key != nil and Enum.any?(templates, &(&1.name == name and &1.key == key)),
         do: {:ok, :reused},
         else: build(Server.options(server), name, key, fun)
     end
@@ -66,7 +69,8 @@ defmodule PgliteEx.Template do
 
     with {:ok, workshop} <- PgliteEx.start_link(workshop_options) do
       try do
-        fun.(PgliteEx.connection_opts(workshop))
+        :ok = create_database(workshop, name)
+        fun.(PgliteEx.connection_opts(workshop, database: name))
         freeze_cluster_of(workshop, name, key)
       after
         PgliteEx.stop(workshop)
@@ -74,11 +78,62 @@ defmodule PgliteEx.Template do
     end
   end
 
+  # Whether it worked is seen when the session that is to be frozen asks for this database.
+  defp create_database(workshop, name) do
+    {:ok, connection} = PgliteEx.open(workshop)
+    sql = "create database \"#{String.replace(name, "\"", "\"\"")}\""
+
+    with :ok <- start_session(connection, workshop, "postgres"),
+         :ok <- PgliteEx.send(connection, [<<?Q, byte_size(sql) + 5::32>>, sql, 0]),
+         :ok <- await_ready(connection),
+         do: PgliteEx.close(connection)
+  end
+
   defp freeze_cluster_of(workshop, name, key) do
     with {:ok, connection} <- PgliteEx.open(workshop),
-         :ok <- start_session(connection, Server.options(workshop)),
+         :ok <- start_session(connection, workshop, name),
          :ok <- freeze(connection, name, key: key),
          do: {:ok, :built}
+  end
+
+  @doc """
+  The templates that there are.
+
+      {:ok, [%{name: "my_app_test", database: "my_app_test", key: "9f86…", size: 4_194_304}]} =
+        PgliteEx.Template.list(server)
+  """
+  @spec list(PgliteEx.server()) :: {:ok, [t]} | {:error, Error.t()}
+  def list(server) do
+    with {:ok, options} <- PgliteEx.request(server, "templates"), do: {:ok, group(options)}
+  end
+
+  # Every template's options begin with its name.
+  defp group([{"name", name} | options]) do
+    {own, others} = Enum.split_while(options, fn {key, _value} -> key != "name" end)
+    %{"database" => database, "key" => key, "size" => size} = Map.new(own)
+    template = %{name: name, database: database, key: key, size: String.to_integer(size)}
+    [template | group(others)]
+  end
+
+  defp group([]), do: []
+
+  @doc "Removes a template; connections that have a clone of it keep that."
+  @spec drop(PgliteEx.server(), String.t()) :: :ok | {:error, Error.t()}
+  def drop(server, name) do
+    with {:ok, _reply} <- PgliteEx.request(server, "drop_template", [{"name", name}]), do: :ok
+  end
+
+  @doc """
+  Puts the cluster of a raw isolated connection back to its template, without closing it.
+
+  The session starts anew too: what it had prepared, set, or left open is gone.
+  """
+  @spec reset(PgliteEx.connection()) :: :ok | {:error, Error.t()}
+  def reset(connection) do
+    with {:ok, {wasm_port, id}} <- identity(connection),
+         options = [{"connection", Integer.to_string(id)}],
+         {:ok, _reply} <- WasmPort.request(wasm_port, "reset", options),
+         do: :ok
   end
 
   @doc """
@@ -94,13 +149,7 @@ defmodule PgliteEx.Template do
   def freeze(connection, name, options \\ []) when is_binary(name) do
     key = options |> Keyword.validate!(key: nil) |> Keyword.fetch!(:key)
 
-    case RawConnection.identity(connection) do
-      {:ok, identity} ->
-        freeze_identity(identity, name, key)
-
-      {:error, :closed} ->
-        {:error, %Error{code: "08003", message: "the connection to freeze is closed"}}
-    end
+    with {:ok, identity} <- identity(connection), do: freeze_identity(identity, name, key)
   end
 
   @doc false
@@ -142,9 +191,15 @@ defmodule PgliteEx.Template do
     :crypto.hash(:sha256, [:erlang.term_to_binary(salt) | files]) |> Base.encode16(case: :lower)
   end
 
+  defp identity(connection) do
+    with {:error, :closed} <- RawConnection.identity(connection),
+         do: {:error, %Error{code: "08003", message: "the connection is closed"}}
+  end
+
   # A startup packet of protocol 3.0, and then whatever comes until the session waits for input.
-  defp start_session(connection, options) do
-    parameters = ["user", 0, options.username, 0, "database", 0, options.database, 0, 0]
+  defp start_session(connection, server, database) do
+    username = Server.options(server).username
+    parameters = ["user", 0, username, 0, "database", 0, database, 0, 0]
     size = IO.iodata_length(parameters) + 8
     :ok = PgliteEx.send(connection, [<<size::32, 3::16, 0::16>> | parameters])
     await_ready(connection)

@@ -50,7 +50,7 @@ defmodule PgliteEx.WasmPort do
 
   @doc "Sends a request to the program and waits for its reply, for at most `timeout` milliseconds."
   @spec request(pid, String.t(), Frame.options(), timeout) ::
-          {:ok, %{String.t() => String.t()}} | {:error, Error.t()}
+          {:ok, Frame.options()} | {:error, Error.t()}
   def request(wasm_port, verb, options \\ [], timeout \\ 5_000) do
     GenServer.call(wasm_port, {:request, verb, options}, timeout)
   catch
@@ -170,7 +170,7 @@ defmodule PgliteEx.WasmPort do
 
   defp handle_frame({:reply, id, result, options}, state) do
     {from, requests} = Map.pop(state.requests, id)
-    if from, do: GenServer.reply(from, reply(result, Map.new(options)))
+    if from, do: GenServer.reply(from, reply(result, options))
     {:noreply, %{state | requests: requests}}
   end
 
@@ -195,8 +195,10 @@ defmodule PgliteEx.WasmPort do
 
   defp reply(:ok, options), do: {:ok, options}
 
-  defp reply(:error, options),
-    do: {:error, %Error{code: options["code"], message: options["message"]}}
+  defp reply(:error, options) do
+    %{"code" => code, "message" => message} = Map.new(options)
+    {:error, %Error{code: code, message: message}}
+  end
 
   defp log(id, options, server) do
     metadata = [domain: [:pglite_ex], server: server, connection: id, target: options["target"]]

@@ -69,6 +69,24 @@ defmodule PgliteEx.CaseTest do
     assert {"found\n", 0} = System.cmd("psql", [url, "-Atc", "select what from evidence"])
   end
 
+  test "every test of a module is wrapped", context do
+    defmodule Failing do
+      # As `use PgliteEx.Case` does, without becoming a part of this run.
+      @before_compile PgliteEx.Case
+
+      def unquote(:"test fails")(_context), do: raise(ArgumentError)
+    end
+
+    context = Map.merge(context, %{test: :"test fails", pglite_ex: [on_failure: :keep]})
+
+    output =
+      ExUnit.CaptureIO.capture_io(fn ->
+        assert_raise ArgumentError, fn -> apply(Failing, :"test fails", [context]) end
+      end)
+
+    assert output =~ ~s(The database of "test fails" is not kept)
+  end
+
   defp connect(options) do
     {:ok, client} =
       :gen_tcp.connect(String.to_charlist(options[:hostname]), options[:port], [

@@ -21,6 +21,8 @@ defmodule PgliteEx.OptionsTest do
         listen: {:local, "/" <> String.duplicate("x", 120)},
         warm: -1,
         max_connections: 0,
+        settings: ["work_mem=16MB"],
+        settings: [work_mem: nil],
         executable: :pglite_port,
         log_level: :loud
       ] do

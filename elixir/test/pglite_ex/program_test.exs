@@ -13,6 +13,13 @@ defmodule PgliteEx.ProgramTest do
       assert [] = after_word(settings([])[:args], "--cache-dir")
     end
 
+    test "pass on PostgreSQL's own settings, and the level of the log" do
+      settings = settings(settings: [work_mem: "16MB", jit: false], log_level: :debug)
+      assert ["--set", "work_mem=16MB"] = after_word(settings[:args], "--set")
+      assert "jit=false" in settings[:args]
+      assert {'PGLITE_PORT_LOG', 'debug'} in settings[:env]
+    end
+
     test "limit what the VM queues for a program that does not read" do
       assert {low, high} = settings([])[:busy_limits_port]
       assert low < high and high <= 1_048_576

@@ -46,6 +46,52 @@ defmodule PgliteEx.TemplateTest do
       %{server: server, name: name}
     end
 
+    test "is a raw connection's cluster, frozen: listed, cloned, dropped",
+         %{server: server, name: name} do
+      connection = start_session!(server)
+      query!(connection, "create table kept as select 'kept' as what")
+      assert :ok = PgliteEx.freeze(connection, name, key: "the key")
+      # The frozen connection goes on, and its further changes are its own.
+      query!(connection, "drop table kept")
+
+      assert {:ok, templates} = Template.list(server)
+      assert %{key: "the key", size: size} = Enum.find(templates, &(&1.name == name))
+      assert size > 1_000_000
+
+      {clone, _key} = WireClient.start_session!(server, database: name)
+      assert {:ok, [["kept"]]} = WireClient.query(clone, "select what from kept")
+
+      assert :ok = Template.drop(server, name)
+      assert {:error, %PgliteEx.Error{}} = Template.drop(server, name)
+      assert {:ok, templates} = Template.list(server)
+      refute Enum.any?(templates, &(&1.name == name))
+    end
+
+    test "is what a reset connection goes back to", %{server: server} do
+      connection = start_session!(server)
+      query!(connection, "create table changed (n int)")
+      assert :ok = Template.reset(connection)
+      assert query!(connection, "select to_regclass('changed') is null as gone") =~ <<1::32, "t">>
+      :ok = PgliteEx.close(connection)
+      assert {:error, %PgliteEx.Error{code: "08003"}} = Template.reset(connection)
+    end
+
+    test "is not made when its function fails", %{server: server, name: name} do
+      assert_raise ArgumentError, "no migrations", fn ->
+        PgliteEx.prepare(server, name, fn _ -> raise ArgumentError, "no migrations" end)
+      end
+
+      assert {:ok, templates} = Template.list(server)
+      refute Enum.any?(templates, &(&1.name == name))
+    end
+
+    test "is not made of a cluster with an open transaction", %{server: server, name: name} do
+      connection = start_session!(server)
+      query!(connection, "begin")
+      assert {:error, %PgliteEx.Error{code: "55006"}} = PgliteEx.freeze(connection, name)
+    end
+
+    @tag :prepare
     test "is built once, and cloned for every connection", %{server: server, name: name} do
       test = self()
 
@@ -78,21 +124,29 @@ defmodule PgliteEx.TemplateTest do
       assert_received :prepared
     end
 
-    test "is not made when its function fails", %{server: server, name: name} do
-      assert_raise ArgumentError, "no migrations", fn ->
-        PgliteEx.prepare(server, name, fn _ -> raise ArgumentError, "no migrations" end)
-      end
-
-      assert {:ok, templates} = PgliteEx.request(server, "templates")
-      refute is_map_key(templates, name)
+    defp start_session!(server) do
+      {:ok, connection} = PgliteEx.open(server)
+      :ok = PgliteEx.send(connection, WireClient.startup_packet())
+      await_answer(connection, <<>>)
+      connection
     end
 
-    test "is not made of a cluster with an open transaction", %{server: server, name: name} do
-      {:ok, connection} = PgliteEx.open(server, mode: :isolated)
-      :ok = PgliteEx.send(connection, WireClient.startup_packet())
-      :ok = PgliteEx.send(connection, WireClient.query_message("begin"))
-      assert_receive {:pglite_ex, ^connection, {:data, _bytes}}, 5_000
-      assert {:error, %PgliteEx.Error{code: "55006"}} = PgliteEx.freeze(connection, name)
+    defp query!(connection, sql) do
+      :ok = PgliteEx.send(connection, WireClient.query_message(sql))
+      answer = await_answer(connection, <<>>)
+      refute answer =~ "ERROR"
+      answer
+    end
+
+    defp await_answer(connection, bytes) do
+      start = byte_size(bytes) - 6
+
+      if start >= 0 and match?(<<_::binary-size(start), ?Z, 5::32, _status>>, bytes) do
+        bytes
+      else
+        assert_receive {:pglite_ex, ^connection, {:data, more}}, 10_000
+        await_answer(connection, bytes <> more)
+      end
     end
 
     defp drop(name) do
