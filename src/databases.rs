@@ -5,18 +5,15 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context;
 
 use crate::{
-    artefact::Artefact,
-    backend::{BackendKey, Ended},
-    cache::Cache,
-    cancel::Interrupt,
-    connection::{Mode, SessionEnd, SessionRequest, Sessions},
+    connection::{Answer, Mode, SessionEnd, SessionRequest, Sessions},
     error_response::{ErrorResponse, sqlstate},
-    guest::{Signal, client::Client},
+    guest::client::Client,
+    isolated::Isolated,
     log::LogSink,
-    program::Program,
-    random,
-    template::{LineConsole, TemplateError, Templates},
+    template::Templates,
 };
+
+pub use crate::isolated::Start;
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]
@@ -27,66 +24,45 @@ pub struct Places {
     pub cache: Option<PathBuf>,
 }
 
-/// Every cluster of this program.
-pub struct Databases {
-    program: Arc<Program>,
-    templates: Templates,
+/// How clusters are made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// How many clones of each template in use are kept ready.
+    pub warm: usize,
+    /// How the cluster of an isolated connection starts.
+    pub start: Start,
 }
 
-/// The process id that every backend with a cluster of its own has.
-const PROCESS_ID: i32 = 42;
+/// Every cluster of this program.
+pub struct Databases {
+    templates: Arc<Templates>,
+    isolated: Isolated,
+}
 
 impl Databases {
     /// Loads everything that a first connection needs, or makes it, which takes some seconds once.
     ///
     /// # Errors
     /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
-    pub fn open(places: &Places, log: LogSink) -> anyhow::Result<Self> {
-        let cache = Cache::open(places.cache.as_deref())?;
-        let artefact = Artefact::find(places.pglite.as_deref(), &cache)?;
-        let program = Arc::new(Program::load(&artefact, &cache)?);
-        let templates = Templates::new(program.clone(), artefact, cache, log)?;
-        let databases = Self { program, templates };
-        databases.templates.find("postgres").context("the first database cannot be prepared")?;
-        Ok(databases)
+    pub fn open(places: &Places, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
+        let templates = Templates::open(places.pglite.as_deref(), places.cache.as_deref(), settings.warm, log)?;
+        let templates = Arc::new(templates);
+        let isolated = Isolated::new(templates.clone(), settings.start);
+        isolated.warm_up().context("the first database cannot be prepared")?;
+        Ok(Self { templates, isolated })
     }
 
-    fn serve_isolated(&self, request: &SessionRequest<'_>, client: Box<dyn Client>) -> anyhow::Result<SessionEnd> {
-        let database = String::from_utf8_lossy(&request.startup.database);
-        let snapshot = match self.templates.find(&database) {
-            Ok(snapshot) => snapshot,
-            Err(TemplateError::Unknown(_)) => {
-                let message = format!("database \"{database}\" does not exist");
-                return Ok(SessionEnd::Refused(ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, message)));
-            }
-            Err(TemplateError::Broken(error)) => return Err(error),
-        };
-        let console = LineConsole::new(request.log.clone(), "postgres");
-        let mut backend = snapshot.start(&self.program, Box::new(console))?;
-        let mut secret = [0; 4];
-        random::fill(&mut secret)?;
-        let signals = backend.signals();
-        let registration = request.control.register(PROCESS_ID, &secret, move |interrupt| {
-            signals.send(match interrupt {
-                Interrupt::Cancel => Signal::INT,
-                // Nobody else has this cluster: what its client left unfinished need not be finished.
-                Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
-            });
-        });
-        let ended = backend.serve(client, request.startup, request.packet, BackendKey { secret });
-        drop(registration);
-        Ok(match ended {
-            Ok(Ended::Client) => SessionEnd::ClientGone,
-            Ok(Ended::Fatal) => SessionEnd::Orderly,
-            Err(error) => SessionEnd::Trapped(error),
-        })
+    /// The templates that connections can get a clone of.
+    #[must_use]
+    pub fn templates(&self) -> &Templates {
+        &self.templates
     }
 }
 
 impl Sessions for Databases {
     fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd {
         let served = match request.mode {
-            Mode::Isolated => self.serve_isolated(&request, client),
+            Mode::Isolated => self.isolated.serve(&request, client),
             Mode::Shared => {
                 let message = "shared clusters are not available yet; use --mode isolated";
                 return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
@@ -96,5 +72,21 @@ impl Sessions for Databases {
             tracing::error!("a session could not be started: {error:#}");
             SessionEnd::Refused(ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, format!("{error:#}")))
         })
+    }
+
+    fn stats(&self) -> Vec<(&'static str, String)> {
+        self.isolated.stats()
+    }
+
+    fn memory(&self) -> Answer {
+        self.isolated.memory()
+    }
+
+    fn templates(&self) -> Answer {
+        self.isolated.templates()
+    }
+
+    fn drop_template(&self, name: &str) -> Answer {
+        self.isolated.drop_template(name)
     }
 }

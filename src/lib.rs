@@ -18,7 +18,9 @@
 //!
 //! From a session to the wasm:
 //! * [`databases`]: which cluster a connection gets.
-//! * `template`: clusters prepared and frozen, and their clones.
+//! * `isolated`: connections with a cluster of their own.
+//! * [`template`]: clusters prepared and frozen, and their clones.
+//! * `footprint`: how much memory a backend has for itself.
 //! * `backend`: one wasm instance of PostgreSQL, from its start to its end.
 //! * `program`: the wasm, instrumented, compiled and linked.
 //! * [`engine`]: Wasmtime's configuration, compiled code in the cache.
@@ -38,11 +40,13 @@ pub mod connection;
 pub mod databases;
 pub mod engine;
 pub mod error_response;
+mod footprint;
 pub mod frame;
 pub mod fs;
 pub mod guest;
 mod image;
 pub mod instrument;
+mod isolated;
 pub mod log;
 mod outbox;
 pub mod port;
@@ -53,4 +57,4 @@ mod router;
 pub mod serve;
 mod socket;
 pub mod startup;
-mod template;
+pub mod template;

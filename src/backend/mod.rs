@@ -2,12 +2,19 @@
 //!
 //! * `mod`: making one, fresh or as the copy of another, and calling it
 //! * `boot`: starting `PostgreSQL` in it
+//! * `sql`: having it run SQL of the host's own
+//! * `copies`: going back, and making copies
 //! * `session`: one client's session in it
 
 mod boot;
+mod copies;
 mod session;
+mod sql;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use anyhow::{Context, ensure};
 use wasmtime::{Global, Ref, Store, TypedFunc, Val, ValType, WasmParams, WasmResults};
@@ -23,7 +30,8 @@ use crate::{
 };
 
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
-pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended};
+pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended, Requests, Session};
+pub(crate) use sql::SqlError;
 
 /// A running backend, on whatever thread has it.
 pub(crate) struct Backend {
@@ -89,11 +97,7 @@ impl Backend {
         let exports = Exports::find(&mut store, instance)?;
         let table = exports.table;
         image.map_over(&mut store, exports.memory)?;
-        let flag: *mut i32 =
-            exports.memory.data_ptr(&store).wrapping_add(program.facts().address("InterruptPending")? as usize).cast();
-        ensure!(flag.is_aligned(), "InterruptPending is not aligned");
-        // SAFETY: the address is aligned and inside a memory that does not move; `Drop` detaches it before the memory goes.
-        unsafe { store.data().signals.attach(flag) };
+        store.data().memory_size.store(exports.memory.data_size(&store), Ordering::Relaxed);
         let hot = Hot {
             pending_input: instance.get_typed_func(&mut store, "pq_buffer_remaining_data")?,
             main_loop_once: instance.get_typed_func(&mut store, "PostgresMainLoopOnce")?,
@@ -105,7 +109,28 @@ impl Backend {
             let function = program.libraries().host_function(&mut store, name)?;
             table.set(&mut store, slot, Ref::Func(Some(function)))?;
         }
-        Ok(Self { store, hot })
+        let mut backend = Self { store, hot };
+        backend.attach(backend.signals())?;
+        Ok(backend)
+    }
+
+    /// From now on `signals` interrupt this backend.
+    fn attach(&mut self, signals: Arc<Signals>) -> anyhow::Result<()> {
+        let address = self.facts().address("InterruptPending")? as usize;
+        let flag: *mut i32 = self.exports()?.memory.data_ptr(&self.store).wrapping_add(address).cast();
+        ensure!(flag.is_aligned(), "InterruptPending is not aligned");
+        // SAFETY: the address is aligned and inside a memory that does not move; `Drop` detaches it before the memory goes.
+        unsafe { signals.attach(flag) };
+        self.store.data_mut().set_signals(signals);
+        Ok(())
+    }
+
+    /// Where its linear memory is: the first address, and the size in bytes, which follows its growth.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn memory_range(&self) -> anyhow::Result<(usize, Arc<AtomicUsize>)> {
+        Ok((self.exports()?.memory.data_ptr(&self.store).addr(), self.store.data().memory_size.clone()))
     }
 
     /// Tells PGlite where in the table its callbacks are.
@@ -180,6 +205,8 @@ impl Backend {
         let guest = self.store.data_mut();
         guest.signals.set_waker(client.waker());
         guest.client = client;
+        // What came while nobody could be woken.
+        guest.signals.repeat();
     }
 
     pub(crate) fn facts(&self) -> &Arc<Facts> {
@@ -248,6 +275,7 @@ fn exit_status(error: anyhow::Error) -> anyhow::Result<i32> {
 
 impl Drop for Backend {
     fn drop(&mut self) {
+        self.store.data().memory_size.store(0, Ordering::Relaxed);
         self.store.data().signals.detach();
         self.store.data_mut().files.close_all();
     }

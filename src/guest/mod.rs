@@ -21,7 +21,7 @@ mod time;
 mod timers;
 mod wasi;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use anyhow::Context;
 use wasmtime::{AsContextMut, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
@@ -31,7 +31,7 @@ use crate::{fs::Files, instrument::Facts, program::Program};
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands};
-pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
+pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries, rewind as rewind_libraries};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
 pub use signals::{Signal, Signals};
@@ -62,6 +62,8 @@ pub(crate) struct Guest {
     pub(crate) signals: Arc<Signals>,
     /// Interval timers (`setitimer`).
     pub(crate) timers: Timers,
+    /// The size of the linear memory in bytes, for other threads; 0 while there is none.
+    pub(crate) memory_size: Arc<AtomicUsize>,
 }
 
 /// What one guest is made of besides its wasm.
@@ -107,7 +109,14 @@ impl Guest {
             commands: setup.commands,
             timers: Timers::new(signals.clone()),
             signals,
+            memory_size: Arc::default(),
         })
+    }
+
+    /// From now on those are the signals that it receives.
+    pub(crate) fn set_signals(&mut self, signals: Arc<Signals>) {
+        self.timers.set_signals(signals.clone());
+        self.signals = signals;
     }
 
     /// What host functions may call.
