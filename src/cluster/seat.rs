@@ -61,6 +61,11 @@ impl Seats {
         let _ = self.checkpointer.set(Box::new(request));
     }
 
+    /// How often a session has taken its turn.
+    pub(crate) fn turns(&self) -> u64 {
+        self.baton.turns()
+    }
+
     /// How many sessions there are.
     pub(crate) fn count(&self) -> usize {
         self.taken.lock().by_process_id.len()

@@ -77,6 +77,13 @@ impl Signals {
         }
     }
 
+    /// Makes the backend look for the signals that have arrived, if any, once more: its memory or its client is another one now.
+    pub(crate) fn repeat(&self) {
+        if self.any() {
+            self.interrupt();
+        }
+    }
+
     /// From now on signals set the flag at `interrupt_pending`.
     ///
     /// # Safety

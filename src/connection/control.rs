@@ -1,9 +1,10 @@
-//! The outside's hold on one connection: interrupts for its session, an order to end.
+//! The outside's hold on one connection: interrupts for its session, requests, an order to end.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 
+use super::Request;
 use crate::{
     cancel::{CancelRegistry, Interrupt, Interrupter, Registered},
     error_response::{ErrorResponse, sqlstate},
@@ -28,6 +29,8 @@ struct State {
     terminate: bool,
     client_gone: bool,
     interrupter: Option<Interrupter>,
+    /// What the session is to do between two of its client's commands.
+    requests: VecDeque<Request>,
 }
 
 /// Keeps a session registered; dropping it ends that.
@@ -81,6 +84,25 @@ impl Control {
             interrupt(kind);
         }
         self.0.waker.wake();
+    }
+
+    /// Asks something of the session, or of the one that is to come. It is told when it waits for its client; a request that it
+    /// does not get to any more answers for itself.
+    pub fn ask(&self, request: Request) {
+        self.0.state.lock().requests.push_back(request);
+        self.0.waker.wake();
+    }
+
+    /// Whether something is asked of the session. For the session itself, as is [`Control::take_request`].
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        !self.0.state.lock().requests.is_empty()
+    }
+
+    /// Takes what was asked of the session first.
+    #[must_use]
+    pub fn take_request(&self) -> Option<Request> {
+        self.0.state.lock().requests.pop_front()
     }
 
     /// What to tell a client that has no session yet if it is not to get one any more.

@@ -20,7 +20,10 @@ mod time;
 mod timers;
 mod wasi;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 
 use anyhow::Context;
 use wasmtime::{AsContextMut, Caller, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
@@ -37,7 +40,9 @@ use client::{Interest, Readiness};
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands};
-pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
+pub(crate) use dylink::{
+    Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries, rewind as rewind_libraries,
+};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
 pub(crate) use timers::Timers;
@@ -70,6 +75,8 @@ pub(crate) struct Guest {
     /// Its part in a cluster that it shares with other sessions.
     pub(crate) seat: Option<Seat>,
     before_fork: Option<BeforeFork>,
+    /// The size of the linear memory in bytes, for other threads; 0 while there is none.
+    pub(crate) memory_size: Arc<AtomicUsize>,
 }
 
 /// Runs once where a postmaster would begin to fork: when the guest is about to take its place in shared memory.
@@ -126,7 +133,14 @@ impl Guest {
             signals,
             seat: setup.seat,
             before_fork: setup.before_fork,
+            memory_size: Arc::default(),
         })
+    }
+
+    /// From now on those are the signals that it receives.
+    pub(crate) fn set_signals(&mut self, signals: Arc<Signals>) {
+        self.timers.set_signals(signals.clone());
+        self.signals = signals;
     }
 
     /// Waits as [`Client::wait`](client::Client::wait) does; meanwhile the other sessions of its cluster have their turns.

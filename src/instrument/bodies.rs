@@ -190,10 +190,9 @@ impl Checkpointer {
 /// The address of the variable that a function looks at before anything else.
 pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let load = |pair: &[Operator]| match *pair {
-        [
-            Operator::I32Const { value: address },
-            Operator::I32Load { memarg } | Operator::I32Load8U { memarg },
-        ] => address.cast_unsigned().checked_add(u32::try_from(memarg.offset).ok()?),
+        [Operator::I32Const { value: address }, Operator::I32Load { memarg } | Operator::I32Load8U { memarg }] => {
+            address.cast_unsigned().checked_add(u32::try_from(memarg.offset).ok()?)
+        }
         _ => None,
     };
     let first = operators.windows(2).next().and_then(load);

@@ -4,14 +4,22 @@
 //! it does not count against `max_connections`, gives way to every other session at once, and is cancelled when somebody waits for a lock of its.
 //! Which tables need it is decided as in `relation_needs_vacanalyze` (`PostgreSQL`, `src/backend/postmaster/autovacuum.c`).
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Weak},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use anyhow::Context;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::conversation::Conversation;
+use super::{Postmaster, conversation::Conversation};
+
+/// How long to wait before the first look, when `autovacuum_naptime` is not known yet.
+const FIRST_NAP: Duration = Duration::from_secs(1);
 
 /// The databases that can be connected to.
-pub(super) const DATABASES: &str = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate";
+const DATABASES: &str = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate";
 
 /// The session as a worker's: table statistics that are up to date, and costs that are an autovacuum's.
 const PREPARE: &str = "SELECT pg_catalog.set_config(name, value, false) FROM (VALUES \
@@ -63,11 +71,73 @@ SELECT CASE WHEN vacuum THEN pg_catalog.format('VACUUM (SKIP_LOCKED%s) %I.%I', C
             ELSE pg_catalog.format('ANALYZE (SKIP_LOCKED) %I.%I', nspname, relname) END
 FROM verdicts WHERE vacuum OR analyze ORDER BY wraparound DESC, oid";
 
+/// The thread that looks.
+pub(super) struct Autovacuum {
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Autovacuum {
+    /// Starts it for that postmaster.
+    ///
+    /// # Errors
+    /// When the system has no more threads.
+    pub(super) fn start(postmaster: Weak<Postmaster>) -> anyhow::Result<Self> {
+        let (stop, stopped) = bounded(1);
+        let thread = thread::Builder::new().name("autovacuum".into()).spawn(move || run(&postmaster, &stopped))?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Stops it, and waits for the statement that is running.
+    pub(super) fn stop(self) {
+        let _ = self.stop.send(());
+        if self.thread.join().is_err() {
+            tracing::error!("autovacuum panicked");
+        }
+    }
+}
+
+/// Looks until it is stopped. What goes wrong is tried again the next time.
+fn run(postmaster: &Weak<Postmaster>, stopped: &Receiver<()>) {
+    let mut nap = FIRST_NAP;
+    let mut turns = 0;
+    while stopped.recv_timeout(nap) == Err(RecvTimeoutError::Timeout) {
+        let Some(postmaster) = postmaster.upgrade() else { return };
+        if postmaster.turns() == turns {
+            continue;
+        }
+        match look(&postmaster, stopped) {
+            Ok(next) => nap = next,
+            Err(error) => tracing::debug!("autovacuum: {error:#}"),
+        }
+        // Its own turns are nothing to look after.
+        turns = postmaster.turns();
+    }
+}
+
+/// Looks after every database; returns how long to wait before the next time.
+fn look(postmaster: &Arc<Postmaster>, stopped: &Receiver<()>) -> anyhow::Result<Duration> {
+    let session = postmaster.open_worker("postgres")?;
+    let nap = nap_time(&session)?;
+    let databases = session.query(DATABASES)?;
+    drop(session);
+    for row in databases {
+        let Some(Some(database)) = row.first() else { continue };
+        if !stopped.is_empty() {
+            break;
+        }
+        if let Err(error) = look_after_database(&postmaster.open_worker(database)?) {
+            tracing::debug!("autovacuum: database {database}: {error:#}");
+        }
+    }
+    Ok(nap)
+}
+
 /// How long to wait before the next look.
 ///
 /// # Errors
 /// When the session has ended.
-pub(super) fn nap_time(session: &Conversation) -> anyhow::Result<Duration> {
+fn nap_time(session: &Conversation) -> anyhow::Result<Duration> {
     let rows = session.query("SELECT extract(epoch FROM current_setting('autovacuum_naptime')::interval)")?;
     let seconds = rows.first().and_then(|row| row.first()?.as_ref()?.parse().ok());
     Ok(Duration::from_secs_f64(seconds.context("autovacuum_naptime is no interval")?))
@@ -77,7 +147,7 @@ pub(super) fn nap_time(session: &Conversation) -> anyhow::Result<Duration> {
 ///
 /// # Errors
 /// When the session has ended, or its catalogs cannot be read.
-pub(super) fn look_after_database(session: &Conversation) -> anyhow::Result<()> {
+fn look_after_database(session: &Conversation) -> anyhow::Result<()> {
     session.query(PREPARE)?;
     for row in session.query(NEEDED).context("the tables that need VACUUM cannot be found")? {
         let Some(Some(statement)) = row.first() else { continue };

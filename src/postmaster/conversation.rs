@@ -1,16 +1,14 @@
 //! A client inside the program, for SQL that the postmaster itself has to run in a session of its own.
 
-use std::{
-    collections::VecDeque,
-    io,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
 use anyhow::{bail, ensure};
 use parking_lot::{Condvar, Mutex};
 
-use crate::guest::client::{Client, Interest, Readiness, Waker};
+use crate::{
+    answer::{Rows, first_error, message, messages, rows},
+    guest::client::{Client, Interest, Readiness, Waker},
+};
 
 /// The client's end.
 pub(super) struct Conversation(Arc<Line>);
@@ -34,9 +32,6 @@ struct State {
     session_is_gone: bool,
 }
 
-/// The rows of a result, as text.
-pub(super) type Rows = Vec<Vec<Option<String>>>;
-
 /// Both ends of a conversation.
 pub(super) fn conversation() -> (Conversation, InsideClient) {
     let line = Arc::new(Line::default());
@@ -58,49 +53,23 @@ impl Conversation {
     /// The SQL error, or that the session has ended.
     pub(super) fn query(&self, sql: &str) -> anyhow::Result<Rows> {
         ensure!(!sql.contains('\0'), "the SQL contains a NUL character");
-        let mut message = vec![b'Q'];
-        message.extend(u32::try_from(sql.len() + 5)?.to_be_bytes());
-        message.extend(sql.as_bytes());
-        message.push(0);
+        let message = message(b'Q', &[sql.as_bytes(), b"\0"].concat())?;
         self.0.state.lock().to_session.extend(message);
         self.0.changed.notify_all();
         self.answer()
     }
 
-    /// Collects messages up to `ReadyForQuery`.
+    /// Waits for all messages up to `ReadyForQuery`.
     fn answer(&self) -> anyhow::Result<Rows> {
-        let (mut rows, mut error) = (Rows::new(), None);
-        loop {
-            let Some((kind, body)) = self.message() else {
-                bail!(error.unwrap_or_else(|| "the session has ended".to_owned()));
-            };
-            match kind {
-                b'D' => rows.push(data_row(&body).unwrap_or_default()),
-                b'E' => error = Some(error_message(&body)),
-                b'Z' => match error {
-                    Some(error) => bail!(error),
-                    None => return Ok(rows),
-                },
-                _ => {}
-            }
-        }
-    }
-
-    /// The next message of the session's; `None` when it has ended.
-    fn message(&self) -> Option<(u8, Vec<u8>)> {
         let mut state = self.0.state.lock();
-        loop {
-            if let [kind, a, b, c, d, ..] = state.to_client[..] {
-                let end = u32::from_be_bytes([a, b, c, d]) as usize + 1;
-                if state.to_client.len() >= end {
-                    let message: Vec<u8> = state.to_client.drain(..end).collect();
-                    return Some((kind, message.get(5..)?.to_vec()));
-                }
-            }
-            if state.session_is_gone {
-                return None;
-            }
+        while !messages(&state.to_client).any(|(kind, _)| kind == b'Z') && !state.session_is_gone {
             self.0.changed.wait(&mut state);
+        }
+        let answer = std::mem::take(&mut state.to_client);
+        match first_error(&answer) {
+            Some(error) => Err(error.into()),
+            None if state.session_is_gone => bail!("the session has ended"),
+            None => Ok(rows(&answer)),
         }
     }
 }
@@ -164,43 +133,9 @@ impl Client for InsideClient {
     }
 }
 
-/// The values of a `DataRow`; `None` when it is not one.
-fn data_row(body: &[u8]) -> Option<Vec<Option<String>>> {
-    let (count, mut rest) = body.split_first_chunk::<2>()?;
-    let mut values = Vec::new();
-    for _ in 0..u16::from_be_bytes(*count) {
-        let (length, value) = rest.split_first_chunk::<4>()?;
-        rest = value;
-        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
-            values.push(None);
-            continue;
-        };
-        let (value, after) = rest.split_at_checked(length)?;
-        rest = after;
-        values.push(Some(String::from_utf8_lossy(value).into_owned()));
-    }
-    Some(values)
-}
-
-/// The message and SQLSTATE of an `ErrorResponse`.
-fn error_message(body: &[u8]) -> String {
-    let field = |code: u8| {
-        let text = body.split(|&byte| byte == 0).find(|field| field.first() == Some(&code));
-        text.map(|text| String::from_utf8_lossy(&text[1..]).into_owned()).unwrap_or_default()
-    };
-    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_data_row_has_values_and_nulls() {
-        let body = b"\0\x02\xff\xff\xff\xff\0\0\0\x02ab";
-        assert_eq!(data_row(body), Some(vec![None, Some("ab".to_owned())]));
-        assert_eq!(data_row(b"\0\x01\0\0\0\x09ab"), None);
-    }
 
     #[test]
     fn what_is_asked_reaches_the_session_and_its_answer_the_client() {
