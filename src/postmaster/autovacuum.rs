@@ -63,13 +63,13 @@ WITH tables AS (
 ), verdicts AS (
     SELECT l.*,
         l.wraparound OR (l.enabled AND (l.dead > l.dead_limit
-            OR (l.insert_threshold >= 0 AND l.inserted > l.insert_threshold + l.insert_share))) AS vacuum,
-        l.enabled AND l.relkind <> 't' AND l.modified > l.analyze_limit AS analyze
+            OR (l.insert_threshold >= 0 AND l.inserted > l.insert_threshold + l.insert_share))) AS needs_vacuum,
+        l.enabled AND l.relkind <> 't' AND l.modified > l.analyze_limit AS needs_analyze
     FROM limits l
 )
-SELECT CASE WHEN vacuum THEN pg_catalog.format('VACUUM (SKIP_LOCKED%s) %I.%I', CASE WHEN analyze THEN ', ANALYZE' END, nspname, relname)
+SELECT CASE WHEN needs_vacuum THEN pg_catalog.format('VACUUM (SKIP_LOCKED%s) %I.%I', CASE WHEN needs_analyze THEN ', ANALYZE' END, nspname, relname)
             ELSE pg_catalog.format('ANALYZE (SKIP_LOCKED) %I.%I', nspname, relname) END
-FROM verdicts WHERE vacuum OR analyze ORDER BY wraparound DESC, oid";
+FROM verdicts WHERE needs_vacuum OR needs_analyze ORDER BY wraparound DESC, oid";
 
 /// The thread that looks.
 pub(super) struct Autovacuum {
