@@ -7,6 +7,7 @@
 mod callbacks;
 pub mod client;
 mod commands;
+mod conversion;
 mod dylink;
 mod hooks;
 mod instance;
@@ -156,6 +157,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     linker.allow_shadowing(false);
     for add in [
         callbacks::add_to_linker,
+        conversion::add_to_linker,
         dylink::add_to_linker,
         hooks::add_to_linker,
         mapping::add_to_linker,

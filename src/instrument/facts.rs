@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wasmparser::{ExternalKind, MemInfo};
 
-use super::bodies::{CancelKey, Kill, cancel_key_length, signal_handlers};
+use super::bodies::{CancelKey, Kill, cancel_key_length, encoding_functions, encoding_names, signal_handlers};
 use super::evidence::Found;
 use super::module::Module;
 use super::{FURTHER_SESSION, InstrumentError};
@@ -88,6 +88,10 @@ pub struct Facts {
     pub my_cancel_key_length: u32,
     /// Address of `pqsignal_handlers` (`src/port/pqsignal.c`): the table index of each signal's handler, by its number.
     pub signal_handlers: u32,
+    /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
+    pub encoding_names: u32,
+    /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
+    pub encoding_functions: u32,
 }
 
 impl Facts {
@@ -111,6 +115,8 @@ impl Facts {
             my_cancel_key_length: found
                 .read(module, "InitPostgres", |target, body| cancel_key_length(target, body, my_cancel_key))?,
             signal_handlers: found.read(module, "wrapper_handler", signal_handlers)?,
+            encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
+            encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
         })
     }
 

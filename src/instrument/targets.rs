@@ -176,4 +176,12 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
     },
+    // For the two tables of encodings that they read; see `Facts`.
+    Target {
+        name: "check_encoding_conversion_args",
+        shape: shape(5, 0),
+        evidence: Evidence::Exported,
+        changes: &[],
+    },
+    Target { name: "pg_encoding_max_length", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
 ];
