@@ -10,9 +10,8 @@ use crate::{artefact::hex_digest, cache::Cache};
 
 /// The bytes of native stack that wasm may use in one thread before it traps.
 ///
-/// `PostgreSQL` stops recursion by itself at `max_stack_depth`, which it measures on the stack in linear memory; the native
-/// stack has to be so much larger that this happens first, whatever the ratio of the two in one function.
-pub const WASM_STACK: usize = 48 << 20;
+/// `PostgreSQL` stops recursion by itself before that: see `guest::stack`.
+pub const WASM_STACK: usize = 34 << 20;
 
 /// The stack of a thread that runs wasm: [`WASM_STACK`] and room for the host functions at its end. Untouched pages cost nothing.
 pub const THREAD_STACK: usize = WASM_STACK + (4 << 20);

@@ -17,6 +17,7 @@ mod net;
 mod process;
 mod report;
 mod signals;
+mod stack;
 mod syscalls;
 mod time;
 mod timers;
@@ -36,6 +37,7 @@ pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restor
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
 pub use signals::{Signal, Signals};
+pub(crate) use stack::NativeStack;
 pub(crate) use timers::Timers;
 
 /// The state that host functions find in the store of one wasm instance.
@@ -63,6 +65,8 @@ pub(crate) struct Guest {
     pub(crate) signals: Arc<Signals>,
     /// Interval timers (`setitimer`).
     pub(crate) timers: Timers,
+    /// Where the host's last call into it began.
+    pub(crate) native_stack: NativeStack,
 }
 
 /// What one guest is made of besides its wasm.
@@ -107,6 +111,7 @@ impl Guest {
             client: ClientStream::default(),
             commands: setup.commands,
             timers: Timers::new(signals.clone()),
+            native_stack: NativeStack::default(),
             signals,
         })
     }
@@ -163,6 +168,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         mapping::add_to_linker,
         net::add_to_linker,
         process::add_to_linker,
+        stack::add_to_linker,
         syscalls::add_to_linker,
         time::add_to_linker,
         timers::add_to_linker,

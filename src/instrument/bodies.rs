@@ -141,6 +141,43 @@ pub(super) fn cancel_key_length(target: &Target, operators: &[Operator], key: u3
     same(target, "a length of the cancel key", operators, 4, argument)
 }
 
+/// Where `check_stack_depth` or `stack_is_too_deep` measures the stack.
+pub(super) struct StackMeasure {
+    /// Addresses of `stack_base_ptr` and `max_stack_depth_bytes`, the lower first.
+    pub(super) variables: [u32; 2],
+    /// The instruction that compares the depth, which is on top of the stack there, with its limit.
+    pub(super) compared_at: usize,
+}
+
+/// Finds `labs(stack_base_ptr - &here) > max_stack_depth_bytes`.
+pub(super) fn stack_measure(target: &Target, operators: &[Operator]) -> Result<StackMeasure, InstrumentError> {
+    let absolute = |window: &[Operator]| match *window {
+        [
+            Operator::I32Const { value: 31 },
+            Operator::I32ShrS,
+            Operator::LocalTee { local_index: sign },
+            Operator::I32Xor,
+            Operator::LocalGet { local_index: subtracted },
+            Operator::I32Sub,
+            Operator::I32GeS | Operator::I32LtS,
+        ] if sign == subtracted => Some(()),
+        _ => None,
+    };
+    let variable = |pair: &[Operator]| match *pair {
+        [Operator::I32Const { value: address }, Operator::I32Load { memarg }] if memarg.offset == 0 => {
+            Some(address.cast_unsigned())
+        }
+        _ => None,
+    };
+    let (at, ()) = once(target, "an absolute difference compared", operators, 7, absolute)?;
+    let mut variables: Vec<u32> = operators[..at].windows(2).filter_map(variable).collect();
+    variables.sort_unstable();
+    match variables[..] {
+        [first, second] => Ok(StackMeasure { variables: [first, second], compared_at: at + 6 }),
+        _ => Err(refusal(target, &format!("one that measures with {} variables", variables.len()))),
+    }
+}
+
 /// The address of `pg_enc2name_tbl`, entries of eight bytes that begin with a name, which error messages name four times.
 pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let name = |window: &[Operator]| match *window {

@@ -27,12 +27,20 @@ pub enum Hook {
     /// `kill(pid, signal) -> 0 or -errno`: send a signal, also to the caller itself; signal 0 only asks whether `pid`
     /// exists; a negative `pid` is that of a process group, which here is one process. Numbers of errors are WASI's.
     Kill,
+    /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in linear memory.
+    StackDepth,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 5] =
-        [Self::InitProcess, Self::WaitEventSetWait, Self::PgUsleep, Self::ProcessInterrupts, Self::Kill];
+    pub const ALL: [Self; 6] = [
+        Self::InitProcess,
+        Self::WaitEventSetWait,
+        Self::PgUsleep,
+        Self::ProcessInterrupts,
+        Self::Kill,
+        Self::StackDepth,
+    ];
 
     /// The name under which it is imported.
     #[must_use]
@@ -43,6 +51,7 @@ impl Hook {
             Self::PgUsleep => "pg_usleep",
             Self::ProcessInterrupts => "process_interrupts",
             Self::Kill => "kill",
+            Self::StackDepth => "stack_depth",
         }
     }
 
@@ -50,7 +59,7 @@ impl Hook {
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
             Self::InitProcess | Self::ProcessInterrupts => &[],
-            Self::PgUsleep => &[ValType::I32],
+            Self::PgUsleep | Self::StackDepth => &[ValType::I32],
             Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
         }
     }
@@ -58,7 +67,7 @@ impl Hook {
     /// Its results.
     pub(super) fn results(self) -> &'static [ValType] {
         match self {
-            Self::Kill => &[ValType::I32],
+            Self::Kill | Self::StackDepth => &[ValType::I32],
             _ => &[],
         }
     }

@@ -73,7 +73,8 @@ impl Encoding {
         available: i32,
     ) -> wasmtime::Result<Option<u32>> {
         let function = memory::read_u32(memory::of(caller)?.0, self.functions.wrapping_add(functions::VERIFY))?;
-        let length = table_function::<(u32, i32), i32>(caller, function)?.call(caller.as_context_mut(), (text, available))?;
+        let length =
+            table_function::<(u32, i32), i32>(caller, function)?.call(caller.as_context_mut(), (text, available))?;
         Ok(u32::try_from(length).ok())
     }
 }

@@ -116,8 +116,7 @@ fn add_unicode(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
          encoding: i32,
          no_error: i32|
          -> wasmtime::Result<i32> {
-            let passage =
-                Passage { source, length, destination, from: UTF8, to: encoding, no_error: no_error != 0 };
+            let passage = Passage { source, length, destination, from: UTF8, to: encoding, no_error: no_error != 0 };
             convert(&mut caller, passage, |caller, text| {
                 let maps = Maps::find(caller, tree, Combined::new(combined, combined_count)?, function)?;
                 maps.from_utf8(caller, text)
@@ -138,8 +137,7 @@ fn add_unicode(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
          encoding: i32,
          no_error: i32|
          -> wasmtime::Result<i32> {
-            let passage =
-                Passage { source, length, destination, from: encoding, to: UTF8, no_error: no_error != 0 };
+            let passage = Passage { source, length, destination, from: encoding, to: UTF8, no_error: no_error != 0 };
             convert(&mut caller, passage, |caller, text| {
                 let maps = Maps::find(caller, tree, Combined::new(combined, combined_count)?, function)?;
                 let encoding = Encoding::find(caller, encoding)?;
