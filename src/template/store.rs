@@ -14,7 +14,7 @@ use crate::{
     artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
     backend::{BOOTSTRAP_USER, START_PARAMETERS},
     cache::Cache,
-    engine::spinner,
+    engine::{on_wasm_stack, spinner},
     fs::{FrozenTree, open_bundle},
     log::LogSink,
     program::Program,
@@ -120,7 +120,7 @@ impl Templates {
         let progress = spinner(&format!("preparing the database {name}"));
         let label = Label { key: self.key(), recipe: Some(recipe.clone()) };
         let directory = self.directory.publish_directory(&entry(name), |directory| {
-            build::build(&self.program, &cluster, &recipe, &self.log, directory)?;
+            on_wasm_stack(|| build::build(&self.program, &cluster, &recipe, &self.log, directory))??;
             Ok(fs::write(directory.join(LABEL), postcard::to_allocvec(&label)?)?)
         });
         progress.finish_and_clear();
@@ -139,7 +139,7 @@ impl Templates {
         }
         let progress = spinner("running initdb (once)");
         let bundle = open_bundle(&self.artefact.path(PGLITE_DATA), &self.artefact.path(PGLITE_JS))?;
-        let cluster = initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log)?;
+        let cluster = on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log))??;
         self.cache.publish_directory(&entry, |directory| Ok(cluster.write_to(directory)?))?;
         progress.finish_and_clear();
         Ok(FrozenTree::open(&directory)?)
