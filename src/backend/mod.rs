@@ -204,6 +204,7 @@ impl Backend {
     fn call<P: WasmParams, R: WasmResults>(&mut self, name: &str, parameters: P) -> anyhow::Result<R> {
         let instance = self.exports()?.instance;
         let function = instance.get_typed_func::<P, R>(&mut self.store, name)?;
+        self.store.data_mut().native_stack.begin();
         Ok(function.call(&mut self.store, parameters)?)
     }
 

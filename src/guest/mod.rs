@@ -7,6 +7,7 @@
 mod callbacks;
 pub mod client;
 mod commands;
+mod conversion;
 mod dylink;
 mod hooks;
 mod instance;
@@ -15,6 +16,7 @@ pub(crate) mod memory;
 mod net;
 mod process;
 mod report;
+mod stack;
 mod syscalls;
 mod time;
 mod timers;
@@ -45,6 +47,7 @@ pub(crate) use dylink::{
 };
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
+pub(crate) use stack::NativeStack;
 pub(crate) use timers::Timers;
 
 /// The state that host functions find in the store of one wasm instance.
@@ -77,6 +80,8 @@ pub(crate) struct Guest {
     before_fork: Option<BeforeFork>,
     /// The size of the linear memory in bytes, for other threads; 0 while there is none.
     pub(crate) memory_size: Arc<AtomicUsize>,
+    /// Where the host's last call into it began.
+    pub(crate) native_stack: NativeStack,
 }
 
 /// Runs once where a postmaster would begin to fork: when the guest is about to take its place in shared memory.
@@ -130,6 +135,7 @@ impl Guest {
             client: ClientStream::default(),
             commands: setup.commands,
             timers: Timers::new(signals.clone()),
+            native_stack: NativeStack::default(),
             signals,
             seat: setup.seat,
             before_fork: setup.before_fork,
@@ -204,11 +210,13 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     linker.allow_shadowing(false);
     for add in [
         callbacks::add_to_linker,
+        conversion::add_to_linker,
         dylink::add_to_linker,
         hooks::add_to_linker,
         mapping::add_to_linker,
         net::add_to_linker,
         process::add_to_linker,
+        stack::add_to_linker,
         syscalls::add_to_linker,
         time::add_to_linker,
         timers::add_to_linker,

@@ -20,10 +20,10 @@ use crate::{
     backend::{BOOTSTRAP_USER, Child, Ended, Fork},
     cancel::Interrupt,
     cluster::{Crashed, Priority, Seat, Seats, Signal},
-    connection::{SessionEnd, SessionRequest},
+    connection::{Answer, Request, SessionEnd, SessionRequest, Task},
     engine::THREAD_STACK,
     error_response::{ErrorResponse, sqlstate},
-    fs::{FrozenTree, Tree},
+    fs::Tree,
     guest::{ClientStream, Setup, client::Client},
     log::LogSink,
     program::Program,
@@ -38,6 +38,7 @@ pub use settings::SharedSettings;
 /// Keeps one cluster running.
 pub(crate) struct Postmaster {
     program: Arc<Program>,
+    templates: Arc<Templates>,
     settings: SharedSettings,
     log: LogSink,
     files: Arc<Mutex<Tree>>,
@@ -57,10 +58,15 @@ impl Postmaster {
     ///
     /// # Errors
     /// When it does not start.
-    pub(crate) fn start(templates: &Templates, settings: SharedSettings, log: LogSink) -> anyhow::Result<Arc<Self>> {
+    pub(crate) fn start(
+        templates: &Arc<Templates>,
+        settings: SharedSettings,
+        log: LogSink,
+    ) -> anyhow::Result<Arc<Self>> {
         let files = Arc::new(Mutex::new(Tree::from_frozen(templates.cluster()?)));
         let postmaster = Arc::new(Self {
             program: templates.program().clone(),
+            templates: templates.clone(),
             settings,
             log,
             files,
@@ -92,7 +98,11 @@ impl Postmaster {
     ///
     /// # Errors
     /// When the session cannot be made.
-    pub(crate) fn serve(&self, request: &SessionRequest<'_>, client: Box<dyn Client>) -> anyhow::Result<SessionEnd> {
+    pub(crate) fn serve(
+        self: &Arc<Self>,
+        request: &SessionRequest<'_>,
+        client: Box<dyn Client>,
+    ) -> anyhow::Result<SessionEnd> {
         let running = self.running()?;
         let seat = running.seats.join(Priority::Client);
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
@@ -113,6 +123,9 @@ impl Postmaster {
             }
         };
         let client = ClientStream::new(client, request.packet).on_key(announce);
+        let database = String::from_utf8_lossy(&request.startup.database).into_owned();
+        let postmaster = self.clone();
+        request.control.attend_requests(move |request| postmaster.attend(process_id, &database, request));
         let child = Child::client(&request.startup.database, &request.startup.user);
         let ended = self.run(&running, seat, request.log, client, &child);
         drop(registration.lock().take());
@@ -152,6 +165,41 @@ impl Postmaster {
         ended
     }
 
+    /// Handles what is asked of the session with that process id in `database`, on a thread of its own, because it takes time.
+    fn attend(self: &Arc<Self>, process_id: i32, database: &str, request: Request) {
+        let (postmaster, database) = (self.clone(), database.to_owned());
+        let work = move || {
+            let answer = match &request.task {
+                Task::Freeze { name, key } => postmaster.freeze(process_id, &database, name, key.as_deref()),
+                Task::Reset => {
+                    let message =
+                        "a shared database has no template to be put back to; reset is for isolated connections";
+                    Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message))
+                }
+            };
+            request.answer(answer);
+        };
+        // A request that no thread can be had for answers for itself when it is dropped.
+        if let Err(error) = thread::Builder::new().name("request".into()).stack_size(THREAD_STACK).spawn(work) {
+            tracing::error!("a request cannot be handled: {error}");
+        }
+    }
+
+    /// Makes a template from the cluster as it is now; clones of it are for clients that ask for `database`. Transactions that are open are not part of it.
+    fn freeze(self: &Arc<Self>, process_id: i32, database: &str, name: &str, key: Option<&str>) -> Answer {
+        let failed = |error: anyhow::Error| ErrorResponse::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"));
+        let is_open = format!("SELECT xact_start IS NOT NULL FROM pg_stat_activity WHERE pid = {process_id}");
+        let rows = self.open_worker(database).and_then(|session| session.query(&is_open)).map_err(failed)?;
+        if rows.first().and_then(|row| row.first()?.as_deref()) == Some("t") {
+            let message = "the database cannot be frozen while a transaction is open on its connection; end it first";
+            return Err(ErrorResponse::error(sqlstate::OBJECT_IN_USE, message));
+        }
+        let running = self.running.lock().clone().context("the cluster is not running").map_err(failed)?;
+        let files = running.first.freeze().map_err(failed)?;
+        self.templates.freeze(name, database, key, &files).map_err(failed)?;
+        Ok(Vec::new())
+    }
+
     /// Opens a session as an autovacuum worker in `database`.
     ///
     /// # Errors
@@ -180,15 +228,6 @@ impl Postmaster {
         if running.as_ref().is_some_and(|running| Arc::ptr_eq(running, crashed)) {
             *running = None;
         }
-    }
-
-    /// The cluster's files after a checkpoint, for a template of them. Transactions that are open are not part of it.
-    ///
-    /// # Errors
-    /// When the cluster is not running, or crashes meanwhile.
-    pub(crate) fn freeze(&self) -> anyhow::Result<Arc<FrozenTree>> {
-        let running = self.running.lock().clone().context("the cluster is not running")?;
-        running.first.freeze()
     }
 
     /// Shuts the cluster down, after its sessions have ended.

@@ -22,7 +22,7 @@ use crate::{
     artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
     backend::{BOOTSTRAP_USER, Backend, START_PARAMETERS},
     cache::{Cache, Lock},
-    engine::spinner,
+    engine::{on_wasm_stack, spinner},
     fs::{Console, FrozenTree, Tree, open_bundle},
     log::LogSink,
     program::Program,
@@ -201,7 +201,7 @@ impl Templates {
     fn build(&self, lock: &Lock, name: &str, recipe: &Recipe) -> anyhow::Result<Template> {
         let cluster = self.cluster()?;
         let progress = spinner(&format!("preparing the template {name}"));
-        let files = self.builder(&progress).follow(recipe, &cluster);
+        let files = on_wasm_stack(|| self.builder(&progress).follow(recipe, &cluster))?;
         let built = files.and_then(|files| {
             self.build_from_files(lock, &self.label(name, &recipe.database, None), Some(recipe), &files, &progress)
         });
@@ -249,7 +249,7 @@ impl Templates {
         }
         let progress = spinner("running initdb (once)");
         let bundle = open_bundle(&self.artefact.path(PGLITE_DATA), &self.artefact.path(PGLITE_JS))?;
-        let cluster = initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log)?;
+        let cluster = on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log))??;
         self.cache.publish_directory(&lock, |directory| Ok(cluster.write_to(directory)?))?;
         progress.finish_and_clear();
         Ok(FrozenTree::open(&directory)?)
