@@ -13,8 +13,9 @@ pub enum Interrupt {
     Cancel,
     /// End the session soon (`57P01`); PostgreSQL's SIGTERM.
     Terminate,
-    /// The client is known to be gone. Bytes that it sent before are still to be read, so a session that may change
-    /// lasting data goes on to its end of input, as PostgreSQL does; one that cannot may stop at once.
+    /// The client is known to be gone. Bytes that it sent before are still to be read, so a session that
+    /// may change lasting data goes on to its end of input, as PostgreSQL does; one that cannot may stop
+    /// at once.
     ClientGone,
 }
 
@@ -48,47 +49,21 @@ pub struct Registered {
 
 impl CancelRegistry {
     /// Makes a session cancellable by the process id and the secret key of its `BackendKeyData`.
-    pub fn register(
-        &self,
-        process_id: i32,
-        secret_key: &[u8],
-        interrupter: Interrupter,
-    ) -> Registered {
+    pub fn register(&self, process_id: i32, secret_key: &[u8], interrupter: Interrupter) -> Registered {
         let mut sessions = self.0.lock();
         let number = sessions.next_number;
         sessions.next_number += 1;
         let secret_key = secret_key.to_vec();
-        sessions
-            .by_process
-            .entry(process_id)
-            .or_default()
-            .push(Entry {
-                number,
-                secret_key,
-                interrupter,
-            });
-        Registered {
-            registry: self.clone(),
-            process_id,
-            number,
-        }
+        sessions.by_process.entry(process_id).or_default().push(Entry { number, secret_key, interrupter });
+        Registered { registry: self.clone(), process_id, number }
     }
 
     /// Cancels the session that `request` names; without one, nothing happens but a debug log.
     pub fn cancel(&self, request: &CancelRequest) {
-        let found = self
-            .0
-            .lock()
-            .by_process
-            .get(&request.process_id)
-            .and_then(|entries| {
-                let matching =
-                    |entry: &&Entry| equal_in_constant_time(&entry.secret_key, &request.secret_key);
-                entries
-                    .iter()
-                    .find(matching)
-                    .map(|entry| entry.interrupter.clone())
-            });
+        let found = self.0.lock().by_process.get(&request.process_id).and_then(|entries| {
+            let matching = |entry: &&Entry| equal_in_constant_time(&entry.secret_key, &request.secret_key);
+            entries.iter().find(matching).map(|entry| entry.interrupter.clone())
+        });
         if let Some(interrupt) = found {
             interrupt(Interrupt::Cancel);
         } else {
@@ -110,12 +85,10 @@ impl Drop for Registered {
     }
 }
 
-/// Whether two keys are equal, in a time that depends only on their lengths, so that a key cannot be guessed byte by byte.
+/// Whether two keys are equal, in a time that depends only on their lengths, so that a key cannot be
+/// guessed byte by byte.
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
-    let difference = a
-        .iter()
-        .zip(b)
-        .fold(0, |difference, (x, y)| difference | (x ^ y));
+    let difference = a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y));
     a.len() == b.len() && std::hint::black_box(difference) == 0
 }
 
@@ -126,18 +99,11 @@ mod tests {
     use super::*;
 
     fn request(process_id: i32, secret_key: &[u8]) -> CancelRequest {
-        CancelRequest {
-            process_id,
-            secret_key: secret_key.to_vec(),
-        }
+        CancelRequest { process_id, secret_key: secret_key.to_vec() }
     }
 
     /// A registered session that counts its interrupts.
-    fn session(
-        registry: &CancelRegistry,
-        process_id: i32,
-        key: &[u8],
-    ) -> (Arc<AtomicUsize>, Registered) {
+    fn session(registry: &CancelRegistry, process_id: i32, key: &[u8]) -> (Arc<AtomicUsize>, Registered) {
         let count = Arc::new(AtomicUsize::new(0));
         let counter = count.clone();
         let interrupter = Arc::new(move |interrupt| {
@@ -177,10 +143,7 @@ mod tests {
         drop(registered);
         registry.cancel(&request(42, b"abcd"));
         registry.cancel(&request(42, b"efgh"));
-        assert_eq!(
-            (gone.load(Ordering::Relaxed), stays.load(Ordering::Relaxed)),
-            (0, 1)
-        );
+        assert_eq!((gone.load(Ordering::Relaxed), stays.load(Ordering::Relaxed)), (0, 1));
         drop(neighbour);
         assert!(registry.0.lock().by_process.is_empty());
     }

@@ -18,17 +18,16 @@ use crate::{
 mod boundary;
 mod control;
 mod live;
+mod request;
 
 pub use control::{Control, Registration};
 pub use live::Connections;
+pub use request::{Answer, Request, Task};
 
 use boundary::Followed;
 
 #[cfg(test)]
 mod tests;
-
-/// The stack of a connection's thread, in bytes: the guest recurses on it. Only what is touched takes memory.
-pub const STACK_SIZE: usize = 64 << 20;
 
 /// How long a client may take over its startup packet (PostgreSQL's default `authentication_timeout`).
 pub const STARTUP_TIMEOUT: Duration = Duration::from_mins(1);
@@ -73,28 +72,63 @@ impl fmt::Display for Mode {
 pub trait Sessions: Send + Sync + 'static {
     /// Serves one client until its session ends. Called on the connection's own thread.
     ///
-    /// All that the session has to say has been written when it returns: [`Client::write`] takes a part at a time, and a session
-    /// waits for the rest of its window.
+    /// All that the session has to say has been written when it returns: [`Client::write`] takes a part
+    /// at a time, and a session waits for the rest of its window.
     fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd;
 
-    /// Puts everything away (a shutdown checkpoint, say) after the last session has ended. The program exits when it returns, or when it takes too long.
+    /// Puts everything away (a shutdown checkpoint, say) after the last session has ended. The program
+    /// exits when it returns, or when it takes too long.
     fn shut_down(&self) {}
 
     /// Figures for the reply to `stats`.
     fn stats(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
+
+    /// The private memory of the connections that have a cluster of their own: for each `connection`, `memory`, `files` and `sum`, in bytes, then
+    /// the totals of all of them.
+    ///
+    /// # Errors
+    /// When there is no such accounting here.
+    fn memory(&self) -> Answer {
+        Err(not_available("memory"))
+    }
+
+    /// The templates: for each `name`, `database`, `key`, and `size` on disk in bytes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or these sessions have no templates.
+    fn templates(&self) -> Answer {
+        Err(not_available("templates"))
+    }
+
+    /// Removes the template `name`; clones of it live on.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be removed.
+    fn drop_template(&self, name: &str) -> Answer {
+        let _ = name;
+        Err(not_available("drop_template"))
+    }
+}
+
+fn not_available(what: &str) -> ErrorResponse {
+    ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, format!("{what} is not available for these sessions"))
 }
 
 /// What a session is made from.
 #[non_exhaustive]
 pub struct SessionRequest<'a> {
+    /// The connection's number.
+    pub id: u32,
     /// The startup message, parsed.
     pub startup: &'a StartupMessage,
     /// The same as it came, length word included; it is no longer in the client's stream.
     pub packet: &'a [u8],
     /// Which kind of database is asked for.
     pub mode: Mode,
+    /// The template to clone, if it is not to be found by the database's name.
+    pub template: Option<&'a str>,
     /// Where the guest's own output goes.
     pub log: &'a LogSink,
     /// Where the session registers to be interrupted.
@@ -108,7 +142,8 @@ pub enum SessionEnd {
     Orderly,
     /// The client went away.
     ClientGone,
-    /// The session could not start or was ended from outside, and its client has not been told why: this is why.
+    /// The session could not start or was ended from outside, and its client has not been told why: this
+    /// is why.
     Refused(ErrorResponse),
     /// The wasm trapped; the error carries the backtrace, for the log.
     Trapped(anyhow::Error),
@@ -121,6 +156,8 @@ pub struct Opening {
     pub id: u32,
     /// Which kind of database it gets.
     pub mode: Mode,
+    /// The template to clone, if it is not to be found by the database's name.
+    pub template: Option<String>,
     /// Where the guest's own output goes.
     pub log: LogSink,
 }
@@ -141,15 +178,15 @@ fn attend<C: Client + Clone + 'static>(
             Err(end) => return end,
         };
         let request = SessionRequest {
+            id: opening.id,
             startup: &startup,
             packet: &packet,
             mode: opening.mode,
+            template: opening.template.as_deref(),
             log: &opening.log,
             control,
         };
-        connections
-            .sessions()
-            .serve(request, Box::new(followed.clone()))
+        connections.sessions().serve(request, Box::new(followed.clone()))
     }));
     let report = match end {
         Ok(SessionEnd::Orderly) => return closed("connection closed"),
@@ -160,20 +197,14 @@ fn attend<C: Client + Clone + 'static>(
         }
         Ok(SessionEnd::Trapped(error)) => {
             tracing::error!("the backend trapped: {error:?}");
-            ErrorResponse::fatal(
-                sqlstate::INTERNAL_ERROR,
-                format!("the backend trapped: {}", error.root_cause()),
-            )
-            .with_hint("The log of pglite-port has the wasm backtrace. Connect again.")
+            ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, format!("the backend trapped: {}", error.root_cause()))
+                .with_hint("The log of pglite-port has the wasm backtrace. Connect again.")
         }
         Err(panic) => {
             let text = panic_text(&*panic);
             tracing::error!("the connection's thread panicked: {text}");
-            ErrorResponse::fatal(
-                sqlstate::INTERNAL_ERROR,
-                format!("the connection's thread panicked: {text}"),
-            )
-            .with_hint("This is a bug in pglite-port; its log says where. Connect again.")
+            ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, format!("the connection's thread panicked: {text}"))
+                .with_hint("This is a bug in pglite-port; its log says where. Connect again.")
         }
     };
     // In the middle of a message an ErrorResponse would be taken for a part of it.
@@ -187,12 +218,7 @@ fn attend<C: Client + Clone + 'static>(
 /// The report of an end that is no error.
 fn closed(message: &str) -> ErrorResponse {
     let message = message.to_owned();
-    ErrorResponse {
-        severity: Severity::Log,
-        code: sqlstate::SUCCESSFUL_COMPLETION,
-        message,
-        hint: None,
-    }
+    ErrorResponse { severity: Severity::Log, code: sqlstate::SUCCESSFUL_COMPLETION, message, hint: None }
 }
 
 /// Reads packets until one asks for a session; returns it, parsed and as it came.
@@ -239,20 +265,14 @@ fn read_more<C: Client>(
         }
         match client.read(&mut packet[filled..]) {
             Ok(0) => {
-                tracing::debug!(
-                    bytes = filled,
-                    "the client left before its startup packet was whole"
-                );
+                tracing::debug!(bytes = filled, "the client left before its startup packet was whole");
                 return Err(SessionEnd::ClientGone);
             }
             Ok(read) => filled += read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if client.wait(Interest::Read, Some(deadline)) == Readiness::TimedOut {
                     let message = "canceling authentication due to timeout";
-                    return Err(SessionEnd::Refused(ErrorResponse::fatal(
-                        sqlstate::QUERY_CANCELED,
-                        message,
-                    )));
+                    return Err(SessionEnd::Refused(ErrorResponse::fatal(sqlstate::QUERY_CANCELED, message)));
                 }
             }
             Err(_) => return Err(SessionEnd::ClientGone),
@@ -278,6 +298,5 @@ fn write_all<C: Client>(client: &mut C, mut bytes: &[u8]) -> io::Result<()> {
 /// What a panic said.
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no message)")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }

@@ -18,8 +18,16 @@ pub mod sqlstate {
     pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
     /// `insufficient_resources`
     pub const INSUFFICIENT_RESOURCES: &str = "53000";
+    /// `invalid_catalog_name`
+    pub const INVALID_CATALOG_NAME: &str = "3D000";
     /// `query_canceled`, which PostgreSQL also reports when `authentication_timeout` has passed
     pub const QUERY_CANCELED: &str = "57014";
+    /// `object_in_use`
+    pub const OBJECT_IN_USE: &str = "55006";
+    /// `undefined_object`
+    pub const UNDEFINED_OBJECT: &str = "42704";
+    /// `io_error`
+    pub const IO_ERROR: &str = "58030";
     /// `admin_shutdown`
     pub const ADMIN_SHUTDOWN: &str = "57P01";
     /// `crash_shutdown`
@@ -67,43 +75,25 @@ pub struct ErrorResponse {
 impl ErrorResponse {
     /// A report that ends the session.
     pub fn fatal(code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Fatal,
-            code,
-            message: message.into(),
-            hint: None,
-        }
+        Self { severity: Severity::Fatal, code, message: message.into(), hint: None }
     }
 
     /// A report of something that failed without ending anything.
     pub fn error(code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Error,
-            code,
-            message: message.into(),
-            hint: None,
-        }
+        Self { severity: Severity::Error, code, message: message.into(), hint: None }
     }
 
     /// The same report with a hint.
     #[must_use]
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
-        Self {
-            hint: Some(hint.into()),
-            ..self
-        }
+        Self { hint: Some(hint.into()), ..self }
     }
 
     /// The wire-protocol message (PostgreSQL manual, "Message Formats" and "Error and Notice Message Fields").
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let severity = self.severity.to_string();
-        let mut fields = vec![
-            (b'S', severity.as_str()),
-            (b'V', &severity),
-            (b'C', self.code),
-            (b'M', &self.message),
-        ];
+        let mut fields = vec![(b'S', severity.as_str()), (b'V', &severity), (b'C', self.code), (b'M', &self.message)];
         fields.extend(self.hint.as_deref().map(|hint| (b'H', hint)));
         let mut body = Vec::new();
         for (field, text) in fields {
@@ -130,16 +120,10 @@ mod tests {
     #[test]
     fn the_message_is_laid_out_as_the_manual_says() {
         let report = ErrorResponse::fatal(sqlstate::CANNOT_CONNECT_NOW, "no");
-        assert_eq!(
-            report.encode(),
-            b"E\0\0\0\x22SFATAL\0VFATAL\0C57P03\0Mno\0\0"
-        );
+        assert_eq!(report.encode(), b"E\0\0\0\x1eSFATAL\0VFATAL\0C57P03\0Mno\0\0");
         let hinted = report.with_hint("wait").encode();
         assert!(hinted.ends_with(b"Mno\0Hwait\0\0"));
-        assert_eq!(
-            hinted[1..5],
-            u32::to_be_bytes(u32::try_from(hinted.len() - 1).expect("short"))
-        );
+        assert_eq!(hinted[1..5], u32::to_be_bytes(u32::try_from(hinted.len() - 1).expect("short")));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Frames: what `pglite-port port` reads from stdin and writes to stdout. Pure encoding and decoding, no I/O.
 //!
-//! A frame is `length: u32 big-endian` of what follows, `kind: u8`, `id: u32 big-endian`, payload. On the BEAM
-//! `{:packet, 4}` deals with the length. `tests/golden/frames.txt` holds one example of each, for both languages.
+//! A frame is `length: u32 big-endian` of what follows, `kind: u8`, `id: u32 big-endian`, payload. On
+//! the BEAM `{:packet, 4}` deals with the length. `tests/golden/frames.txt` holds one example of each,
+//! for both languages.
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -18,7 +19,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub const MAX_FRAME: usize = 1 << 20;
 /// The largest payload of one frame, in bytes.
 pub const MAX_PAYLOAD: usize = MAX_FRAME - HEAD;
-/// How many payload bytes of data frames each side of a new connection may send before it is given more, in bytes.
+/// How many payload bytes of data frames each side of a new connection may send before it is given more,
+/// in bytes.
 pub const WINDOW: u32 = 262_144;
 
 /// Bytes of the length word.
@@ -37,7 +39,8 @@ pub enum Kind {
     Data,
     /// Both ways: how many more data bytes may be sent, a big-endian `u32`.
     Window,
-    /// To the program: the client is gone; empty. From the program: the connection is closed; the reason as options.
+    /// To the program: the client is gone; empty. From the program: the connection is closed; the reason
+    /// as options.
     Close,
     /// To the program: a request, its verb with a NUL behind it, then options.
     Request,
@@ -167,8 +170,8 @@ pub enum Malformed {
 
 /// Reads the frame that `bytes` begin with.
 ///
-/// The claimed length is judged as soon as its four bytes are there and the kind as soon as its byte is, so that
-/// nobody waits for, or sets memory aside for, what will be refused.
+/// The claimed length is judged as soon as its four bytes are there and the kind as soon as its byte is,
+/// so that nobody waits for, or sets memory aside for, what will be refused.
 ///
 /// # Errors
 /// [`Malformed`] says what is wrong; it concerns the frame that starts at the first byte.
@@ -189,20 +192,12 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Malformed> {
     {
         return Err(Malformed::UnknownKind { letter });
     }
-    let Some((&[letter, ref id @ ..], payload)) = rest
-        .get(..length_in_memory)
-        .and_then(<[u8]>::split_first_chunk::<HEAD>)
+    let Some((&[letter, ref id @ ..], payload)) =
+        rest.get(..length_in_memory).and_then(<[u8]>::split_first_chunk::<HEAD>)
     else {
         return Ok(Parsed::NeedMore(length_in_memory - rest.len()));
     };
     let kind = Kind::from_letter(letter).ok_or(Malformed::UnknownKind { letter })?;
-    let frame = Frame {
-        kind,
-        id: BigEndian::read_u32(id),
-        payload,
-    };
-    Ok(Parsed::Frame {
-        frame,
-        consumed: LENGTH + length_in_memory,
-    })
+    let frame = Frame { kind, id: BigEndian::read_u32(id), payload };
+    Ok(Parsed::Frame { frame, consumed: LENGTH + length_in_memory })
 }

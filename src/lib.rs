@@ -3,6 +3,7 @@
 //!
 //! # Layout, in reading order
 //!
+//! From the outside to a session:
 //! * [`frame`]: frames, encoded and decoded.
 //! * [`port`]: frames from stdin, frames to stdout; notices that the parent is gone.
 //! * [`serve`]: a TCP or unix-socket listener, for use without frames.
@@ -14,18 +15,52 @@
 //! * [`cancel`]: backend keys, and how a session is interrupted.
 //! * [`error_response`]: errors as PostgreSQL tells them to its client.
 //! * [`log`]: log lines of a guest on their way out.
+//!
+//! From a session to the wasm:
+//! * [`databases`]: which cluster a connection gets.
+//! * `postmaster`: the shared cluster and its sessions.
+//! * `cluster`: what the sessions of a cluster share besides its files.
+//! * `isolated`: connections with a cluster of their own.
+//! * [`template`]: clusters prepared and frozen, and their clones.
+//! * `footprint`: how much memory a backend has for itself.
+//! * `answer`: what PostgreSQL answers, as far as the host reads it.
+//! * `backend`: one wasm instance of PostgreSQL, from its start to its end.
+//! * `program`: the wasm, instrumented, compiled and linked.
+//! * [`engine`]: Wasmtime's configuration, compiled code in the cache.
+//! * [`instrument`]: the rewriter of the wasm before it is compiled.
 //! * [`guest`]: the Emscripten host, everything that the wasm sees.
+//! * [`fs`]: the guest's files, in memory, copied on write.
+//! * `image`: the contents of a memory on disk, mapped copy-on-write.
+//! * [`cache`]: the private directory for what is expensive to make.
+//! * `random`: bytes that nobody can guess.
+//! * [`artefact`]: the pinned PGlite files.
 
+mod answer;
+pub mod artefact;
+mod backend;
+pub mod cache;
 pub mod cancel;
+mod cluster;
 pub mod connection;
+pub mod databases;
+pub mod engine;
 pub mod error_response;
+mod footprint;
 pub mod frame;
+pub mod fs;
 pub mod guest;
+mod image;
+pub mod instrument;
+mod isolated;
 pub mod log;
 mod outbox;
 pub mod port;
+mod postmaster;
+mod program;
+mod random;
 mod relay;
 mod router;
 pub mod serve;
 mod socket;
 pub mod startup;
+pub mod template;

@@ -17,10 +17,7 @@ pub struct LogSink {
 impl LogSink {
     /// A sink that hands every line to `write`: connection, level, target, text. It must not block.
     pub fn new(write: impl Fn(Option<u32>, Level, &str, &str) + Send + Sync + 'static) -> Self {
-        Self {
-            connection: None,
-            write: Arc::new(write),
-        }
+        Self { connection: None, write: Arc::new(write) }
     }
 
     /// The sink that makes lines part of the program's own log, which goes to stderr.
@@ -38,10 +35,7 @@ impl LogSink {
     /// The same sink for the lines of one connection.
     #[must_use]
     pub fn of_connection(&self, id: u32) -> Self {
-        Self {
-            connection: Some(id),
-            ..self.clone()
-        }
+        Self { connection: Some(id), ..self.clone() }
     }
 
     /// Writes one line, without its line feed. `target` says what it comes from, such as `guest::stderr`.

@@ -20,16 +20,14 @@ use crate::{
     router::Router,
 };
 
-#[cfg(test)]
-mod tests;
-
 /// The version of PGlite that the hello frame announces.
 const PGLITE_VERSION: &str = "0.5.16";
 /// The version of PostgreSQL in it.
 const POSTGRES_VERSION: &str = "18.6";
 /// How long sessions may take to end when they are asked to in an orderly way.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long they may take when nobody can hear them any more. With [`FLUSH`] it stays below the two seconds that are promised.
+/// How long they may take when nobody can hear them any more. With [`FLUSH`] it stays below the two
+/// seconds that are promised.
 const SHORT_GRACE: Duration = Duration::from_secs(1);
 /// How long the last frames may take on their way out.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -61,9 +59,11 @@ impl Ending {
     }
 }
 
-/// Serves the parent at the other end of `input` and `output` until it is gone or the port is to shut down, which a message in `signals` asks for as well.
+/// Serves the parent at the other end of `input` and `output` until it is gone or the port is to shut
+/// down, which a message in `signals` asks for as well.
 ///
-/// Sessions are asked to end before this returns; those that do not in time are still running, so the program has to exit.
+/// Sessions are asked to end before this returns; those that do not in time are still running, so the
+/// program has to exit.
 ///
 /// # Errors
 /// If the threads for reading and writing do not start.
@@ -80,27 +80,23 @@ pub fn run(
     let connections = Arc::new(Connections::new(sessions));
 
     let (writer_outbox, writer_ending) = (outbox.clone(), ending.clone());
-    thread::Builder::new()
-        .name("stdout".to_owned())
-        .spawn(move || {
-            let error = writer_outbox.write_to(output);
-            tracing::debug!(%error, "stdout takes no more: the parent is gone");
-            // Nobody listens after the end has begun.
-            let _ = writer_ending.send(Ending::ParentGone);
-        })?;
+    thread::Builder::new().name("stdout".to_owned()).spawn(move || {
+        let error = writer_outbox.write_to(output);
+        tracing::debug!(%error, "stdout takes no more: the parent is gone");
+        // Nobody listens after the end has begun.
+        let _ = writer_ending.send(Ending::ParentGone);
+    })?;
 
     let on_shut_down = ending.clone();
     let router = Router::new(connections.clone(), outbox.clone(), mode, move || {
         let _ = on_shut_down.send(Ending::ShutDown);
     });
-    thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(move || {
-            let router = Arc::new(router);
-            let end = read_frames(input, &router);
-            router.parent_gone();
-            let _ = ending.send(end);
-        })?;
+    thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        let router = Arc::new(router);
+        let end = read_frames(input, &router);
+        router.parent_gone();
+        let _ = ending.send(end);
+    })?;
 
     let mut end = select! {
         recv(endings) -> end => end.unwrap_or(Ending::ParentGone),
@@ -149,12 +145,7 @@ fn read_frames(mut input: impl Read, router: &Arc<Router>) -> Ending {
         match frame::parse(&buffer[start..end]) {
             Ok(Parsed::Frame { frame, consumed }) => {
                 if !frame.kind.is_for_the_program() {
-                    return Ending::Malformed {
-                        offset,
-                        error: Malformed::WrongSender {
-                            letter: frame.kind.letter(),
-                        },
-                    };
+                    return Ending::Malformed { offset, error: Malformed::WrongSender { letter: frame.kind.letter() } };
                 }
                 router.accept(frame);
                 start += consumed;
@@ -195,11 +186,7 @@ impl From<OwnedFd> for Patient {
 
 impl Patient {
     /// Acts, again whenever the file was not ready and has become so.
-    fn when_ready<T>(
-        &mut self,
-        flags: PollFlags,
-        mut act: impl FnMut(&mut File) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn when_ready<T>(&mut self, flags: PollFlags, mut act: impl FnMut(&mut File) -> io::Result<T>) -> io::Result<T> {
         loop {
             match act(&mut self.0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -1,6 +1,11 @@
 //! One connection's bytes between the router and the connection's thread, with a window each way.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    io::{self, Read},
+    sync::Arc,
+    time::Instant,
+};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -10,6 +15,9 @@ use crate::{
     guest::client::{Client, Interest, Readiness, Waker},
     outbox::Outbox,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// The most credit that a parent may give, in bytes: what one connection can put into the outbox at once.
 const MAX_CREDIT: u32 = 16 << 20;
@@ -73,12 +81,7 @@ impl Relay {
             closed: false,
             woken: false,
         };
-        Self(Arc::new(Inner {
-            id,
-            outbox,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        }))
+        Self(Arc::new(Inner { id, outbox, state: Mutex::new(state), changed: Condvar::new() }))
     }
 
     /// Whether both are the same connection, and not only connections of the same id.
@@ -91,9 +94,7 @@ impl Relay {
         let mut state = self.0.state.lock();
         let credit = state.may_arrive;
         let sent = bytes.len();
-        let left = u32::try_from(sent)
-            .ok()
-            .and_then(|sent| credit.checked_sub(sent));
+        let left = u32::try_from(sent).ok().and_then(|sent| credit.checked_sub(sent));
         state.may_arrive = left.ok_or(WindowViolation::Overrun { sent, credit })?;
         if !state.gone {
             state.arrived.extend(bytes);
@@ -106,10 +107,8 @@ impl Relay {
     pub(crate) fn window(&self, credit: u32) -> Result<(), WindowViolation> {
         let mut state = self.0.state.lock();
         let total = u64::from(state.may_send) + u64::from(credit);
-        state.may_send = u32::try_from(total)
-            .ok()
-            .filter(|total| *total <= MAX_CREDIT)
-            .ok_or(WindowViolation::TooWide(total))?;
+        state.may_send =
+            u32::try_from(total).ok().filter(|total| *total <= MAX_CREDIT).ok_or(WindowViolation::TooWide(total))?;
         self.0.changed.notify_all();
         Ok(())
     }
@@ -126,9 +125,7 @@ impl Relay {
         state.gone = true;
         if !state.closed {
             state.closed = true;
-            self.0
-                .outbox
-                .push_options(Kind::Close, self.0.id, &close_options(reason));
+            self.0.outbox.push_options(Kind::Close, self.0.id, &close_options(reason));
         }
         self.0.changed.notify_all();
     }
@@ -136,26 +133,21 @@ impl Relay {
 
 /// What a close frame says.
 pub(crate) fn close_options(reason: &ErrorResponse) -> Options {
-    Options::new()
-        .with("severity", reason.severity)
-        .with("code", reason.code)
-        .with("message", &reason.message)
+    Options::new().with("severity", reason.severity).with("code", reason.code).with("message", &reason.message)
 }
 
 impl Inner {
     fn push(&self, kind: Kind, payload: &[u8]) {
-        self.outbox.push(Frame {
-            kind,
-            id: self.id,
-            payload,
-        });
+        self.outbox.push(Frame { kind, id: self.id, payload });
     }
 }
 
 impl Client for Relay {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.0.state.lock();
-        let read = io::Read::read(&mut state.arrived, buffer)?;
+        // Twice, because a ring buffer gives only up to its end at once.
+        let mut read = state.arrived.read(buffer)?;
+        read += state.arrived.read(&mut buffer[read..])?;
         if state.gone {
             return Ok(read);
         }

@@ -16,9 +16,6 @@ mod listener;
 
 use listener::Listener;
 
-#[cfg(test)]
-mod tests;
-
 /// Where to listen unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
 /// How long sessions may take to end when they are asked to.
@@ -26,9 +23,11 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long to leave clients waiting when the system has no means to accept them.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals` asks to stop; another one asks to stop at once.
+/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals`
+/// asks to stop; another one asks to stop at once.
 ///
-/// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are still running when this returns, so the program has to exit.
+/// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are
+/// still running when this returns, so the program has to exit.
 ///
 /// # Errors
 /// If it cannot listen there, with what to do about it.
@@ -67,9 +66,8 @@ fn accept_all(listener: &Listener, connections: &Arc<Connections>, mode: Mode) {
     let log = LogSink::to_own_log();
     for id in 1.. {
         let log = log.of_connection(id);
-        if let Err(error) = listener
-            .accept()
-            .and_then(|client| start(client, connections, Opening { id, mode, log }))
+        if let Err(error) =
+            listener.accept().and_then(|client| start(client, connections, Opening { id, mode, template: None, log }))
         {
             tracing::warn!(%error, "a client could not be accepted");
             // Out of files or threads: trying again at once would fail again at once.

@@ -52,13 +52,11 @@ impl SocketClient {
 
     fn new(socket: OwnedFd) -> io::Result<Self> {
         let wake_ups = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self(Arc::new(Inner {
-            socket: socket.into(),
-            wake_ups: wake_ups.into(),
-        })))
+        Ok(Self(Arc::new(Inner { socket: socket.into(), wake_ups: wake_ups.into() })))
     }
 
-    /// Lets the client read what it was told last: closing a socket with unread input would make the kernel throw that away.
+    /// Lets the client read what it was told last: closing a socket with unread input would make the
+    /// kernel throw that away.
     pub(crate) fn linger(mut self) {
         if shutdown(&self.0.socket, Shutdown::Write).is_err() {
             return;
@@ -112,12 +110,8 @@ impl Client for SocketClient {
         files.extend(socket_flags.map(|flags| PollFd::new(&self.0.socket, flags)));
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let timeout = left.map(|left| {
-                Timespec::try_from(left).unwrap_or(Timespec {
-                    tv_sec: i64::MAX,
-                    tv_nsec: 0,
-                })
-            });
+            let timeout =
+                left.map(|left| Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));
             match poll(&mut files, timeout.as_ref()) {
                 Ok(0) => return Readiness::TimedOut,
                 Ok(_) => break,

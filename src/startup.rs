@@ -1,9 +1,10 @@
 //! The first packet of a connection: encryption requests, cancel requests and the startup message. Pure.
 //!
-//! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its limits and
-//! its words. Two differences: what PostgreSQL only logs before it hangs up, we also tell the client (`08P01`); and bytes
-//! that follow an encryption request without waiting for the answer are no attack here, because encryption is never accepted.
-//! The minor version is not negotiated here: the guest reads the startup packet again and does that itself.
+//! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its
+//! limits and its words. Two differences: what PostgreSQL only logs before it hangs up, we also tell the
+//! client (`08P01`); and bytes that follow an encryption request without waiting for the answer are no
+//! attack here, because encryption is never accepted. The minor version is not negotiated here: the
+//! guest reads the startup packet again and does that itself.
 
 use std::ffi::CStr;
 
@@ -14,13 +15,15 @@ use crate::error_response::{ErrorResponse, sqlstate};
 #[cfg(test)]
 mod tests;
 
-/// The largest startup packet without its length word, in bytes (`MAX_STARTUP_PACKET_LENGTH` in `libpq/pqcomm.h`).
+/// The largest startup packet without its length word, in bytes (`MAX_STARTUP_PACKET_LENGTH` in
+/// `libpq/pqcomm.h`).
 pub const MAX_STARTUP_PACKET_LENGTH: usize = 10_000;
 /// Bytes of the length word.
 const LENGTH: usize = 4;
 /// Bytes of the protocol version or request code.
 const CODE: usize = 4;
-/// The longest secret key of a cancel request, in bytes (PostgreSQL manual, "Message Formats", `CancelRequest`).
+/// The longest secret key of a cancel request, in bytes (PostgreSQL manual, "Message Formats",
+/// `CancelRequest`).
 const MAX_CANCEL_KEY: usize = 256;
 /// The shortest one, in bytes.
 const MIN_CANCEL_KEY: usize = 4;
@@ -115,9 +118,7 @@ impl StartupError {
     #[must_use]
     pub fn to_response(&self) -> ErrorResponse {
         let code = match self {
-            Self::InvalidLength | Self::InvalidCancelLength | Self::InvalidLayout => {
-                sqlstate::PROTOCOL_VIOLATION
-            }
+            Self::InvalidLength | Self::InvalidCancelLength | Self::InvalidLayout => sqlstate::PROTOCOL_VIOLATION,
             Self::UnsupportedProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
             Self::NoUser => sqlstate::INVALID_AUTHORIZATION_SPECIFICATION,
         };
@@ -128,7 +129,8 @@ impl StartupError {
 impl Negotiation {
     /// Judges `packet`, the bytes from the packet's length word on that have arrived so far.
     ///
-    /// A caller that always reads as many bytes as [`Step::NeedMore`] says takes nothing out of its stream that follows the packet.
+    /// A caller that always reads as many bytes as [`Step::NeedMore`] says takes nothing out of its
+    /// stream that follows the packet.
     ///
     /// # Errors
     /// [`StartupError`] as soon as the bytes cannot become a packet that is welcome here.
@@ -141,10 +143,7 @@ impl Negotiation {
             return Err(StartupError::InvalidLength);
         }
         let body_length = length - LENGTH;
-        let Some((code, rest)) = body
-            .get(..body_length)
-            .and_then(<[u8]>::split_first_chunk::<CODE>)
-        else {
+        let Some((code, rest)) = body.get(..body_length).and_then(<[u8]>::split_first_chunk::<CODE>) else {
             return Ok(Step::NeedMore(body_length - body.len()));
         };
         match u32::from_be_bytes(*code) {
@@ -163,23 +162,15 @@ impl Negotiation {
 }
 
 fn cancel_request(rest: &[u8]) -> Result<CancelRequest, StartupError> {
-    let (process_id, key) = rest
-        .split_first_chunk::<4>()
-        .ok_or(StartupError::InvalidCancelLength)?;
+    let (process_id, key) = rest.split_first_chunk::<4>().ok_or(StartupError::InvalidCancelLength)?;
     if !(MIN_CANCEL_KEY..=MAX_CANCEL_KEY).contains(&key.len()) {
         return Err(StartupError::InvalidCancelLength);
     }
-    Ok(CancelRequest {
-        process_id: BigEndian::read_i32(process_id),
-        secret_key: key.to_vec(),
-    })
+    Ok(CancelRequest { process_id: BigEndian::read_i32(process_id), secret_key: key.to_vec() })
 }
 
 fn startup_message(code: [u8; CODE], mut rest: &[u8]) -> Result<StartupMessage, StartupError> {
-    let (major, minor) = (
-        BigEndian::read_u16(&code[..2]),
-        BigEndian::read_u16(&code[2..]),
-    );
+    let (major, minor) = (BigEndian::read_u16(&code[..2]), BigEndian::read_u16(&code[2..]));
     if major != MAJOR {
         return Err(StartupError::UnsupportedProtocol { major, minor });
     }
@@ -208,14 +199,7 @@ fn startup_message(code: [u8; CODE], mut rest: &[u8]) -> Result<StartupMessage, 
     if database.is_empty() {
         database.clone_from(&user);
     }
-    Ok(StartupMessage {
-        protocol: (major, minor),
-        user,
-        database,
-        options,
-        replication,
-        parameters,
-    })
+    Ok(StartupMessage { protocol: (major, minor), user, database, options, replication, parameters })
 }
 
 /// Takes the string up to the next NUL, and that NUL, off the front of `rest`.

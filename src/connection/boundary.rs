@@ -27,10 +27,7 @@ struct Position {
 
 impl<C> Followed<C> {
     pub(super) fn new(client: C) -> Self {
-        Self {
-            client,
-            position: Arc::default(),
-        }
+        Self { client, position: Arc::default() }
     }
 
     /// Whether the last message sent is whole.
@@ -50,9 +47,7 @@ impl Position {
                     && let Ok(length) = <[u8; 4]>::try_from(length).map(u32::from_be_bytes)
                 {
                     // The length counts its own four bytes.
-                    self.body = usize::try_from(length)
-                        .unwrap_or(usize::MAX)
-                        .saturating_sub(4);
+                    self.body = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(4);
                 }
             } else {
                 let (body, rest) = bytes.split_at(bytes.len().min(self.body));

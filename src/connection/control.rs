@@ -1,9 +1,10 @@
-//! The outside's hold on one connection: interrupts for its session, an order to end.
+//! The outside's hold on one connection: interrupts for its session, requests, an order to end.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 
+use super::Request;
 use crate::{
     cancel::{CancelRegistry, Interrupt, Interrupter, Registered},
     error_response::{ErrorResponse, sqlstate},
@@ -28,7 +29,13 @@ struct State {
     terminate: bool,
     client_gone: bool,
     interrupter: Option<Interrupter>,
+    /// What the session is to do between two of its client's commands.
+    requests: VecDeque<Request>,
+    attendant: Option<Attendant>,
 }
+
+/// Handles requests in the place of a session.
+type Attendant = Arc<dyn Fn(Request) + Send + Sync>;
 
 /// Keeps a session registered; dropping it ends that.
 #[must_use = "dropping it at once unregisters the session"]
@@ -39,21 +46,15 @@ pub struct Registration {
 
 impl Control {
     pub(super) fn new(cancels: CancelRegistry, waker: Waker, too_late: bool) -> Self {
-        let state = State {
-            terminate: too_late,
-            ..State::default()
-        };
-        Self(Arc::new(Inner {
-            cancels,
-            waker,
-            too_late,
-            state: Mutex::new(state),
-        }))
+        let state = State { terminate: too_late, ..State::default() };
+        Self(Arc::new(Inner { cancels, waker, too_late, state: Mutex::new(state) }))
     }
 
-    /// Registers the session that now runs on this connection, under the process id and the secret key that its client gets in `BackendKeyData`.
+    /// Registers the session that now runs on this connection, under the process id and the secret key
+    /// that its client gets in `BackendKeyData`.
     ///
-    /// `interrupt` may be called at once, on this thread, for what has been asked before; later from any thread. It must not block.
+    /// `interrupt` may be called at once, on this thread, for what has been asked before; later from any
+    /// thread. It must not block.
     pub fn register(
         &self,
         process_id: i32,
@@ -64,23 +65,15 @@ impl Control {
         let asked = {
             let mut state = self.0.state.lock();
             state.interrupter = Some(interrupter.clone());
-            [
-                (state.terminate, Interrupt::Terminate),
-                (state.client_gone, Interrupt::ClientGone),
-            ]
+            [(state.terminate, Interrupt::Terminate), (state.client_gone, Interrupt::ClientGone)]
         };
-        asked
-            .into_iter()
-            .filter(|(asked, _)| *asked)
-            .for_each(|(_, kind)| interrupter(kind));
+        asked.into_iter().filter(|(asked, _)| *asked).for_each(|(_, kind)| interrupter(kind));
         let key = self.0.cancels.register(process_id, secret_key, interrupter);
-        Registration {
-            control: self.clone(),
-            _key: key,
-        }
+        Registration { control: self.clone(), _key: key }
     }
 
-    /// Interrupts the session, or has it interrupted as soon as it registers. A [`Interrupt::Cancel`] before that has nothing to cancel.
+    /// Interrupts the session, or has it interrupted as soon as it registers. A [`Interrupt::Cancel`]
+    /// before that has nothing to cancel.
     pub fn interrupt(&self, kind: Interrupt) {
         let interrupter = {
             let mut state = self.0.state.lock();
@@ -97,24 +90,52 @@ impl Control {
         self.0.waker.wake();
     }
 
+    /// Asks something of the session, or of the one that is to come. It is told when it waits for its client; a request that it
+    /// does not get to any more answers for itself.
+    pub fn ask(&self, request: Request) {
+        let attendant = {
+            let mut state = self.0.state.lock();
+            let Some(attendant) = &state.attendant else {
+                state.requests.push_back(request);
+                drop(state);
+                return self.0.waker.wake();
+            };
+            attendant.clone()
+        };
+        attendant(request);
+    }
+
+    /// From now on requests go to `attendant` rather than to the session, which has no moment between two commands for them. It must not block.
+    pub fn attend_requests(&self, attendant: impl Fn(Request) + Send + Sync + 'static) {
+        let attendant: Attendant = Arc::new(attendant);
+        let waiting = {
+            let mut state = self.0.state.lock();
+            state.attendant = Some(attendant.clone());
+            std::mem::take(&mut state.requests)
+        };
+        waiting.into_iter().for_each(|request| attendant(request));
+    }
+
+    /// Whether something is asked of the session. For the session itself, as is [`Control::take_request`].
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        !self.0.state.lock().requests.is_empty()
+    }
+
+    /// Takes what was asked of the session first.
+    #[must_use]
+    pub fn take_request(&self) -> Option<Request> {
+        self.0.state.lock().requests.pop_front()
+    }
+
     /// What to tell a client that has no session yet if it is not to get one any more.
     pub(super) fn refusal(&self) -> Option<ErrorResponse> {
         let (code, message) = if self.0.too_late {
-            (
-                sqlstate::CANNOT_CONNECT_NOW,
-                "the database system is shutting down",
-            )
+            (sqlstate::CANNOT_CONNECT_NOW, "the database system is shutting down")
         } else {
-            (
-                sqlstate::ADMIN_SHUTDOWN,
-                "terminating connection due to administrator command",
-            )
+            (sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
         };
-        self.0
-            .state
-            .lock()
-            .terminate
-            .then(|| ErrorResponse::fatal(code, message))
+        self.0.state.lock().terminate.then(|| ErrorResponse::fatal(code, message))
     }
 }
 

@@ -11,9 +11,10 @@ use std::{
 use crossbeam_channel::{Receiver, at, bounded, select};
 use parking_lot::{Condvar, Mutex};
 
-use super::{Control, Opening, STACK_SIZE, STARTUP_TIMEOUT, Sessions, attend};
+use super::{Control, Opening, STARTUP_TIMEOUT, Sessions, attend};
 use crate::{
     cancel::{CancelRegistry, Interrupt},
+    engine::THREAD_STACK,
     error_response::ErrorResponse,
     guest::client::Client,
 };
@@ -50,13 +51,11 @@ impl Connections {
     /// The same with another time that clients may take over their startup packet.
     #[must_use]
     pub fn with_startup_timeout(self, startup_timeout: Duration) -> Self {
-        Self {
-            startup_timeout,
-            ..self
-        }
+        Self { startup_timeout, ..self }
     }
 
-    /// Serves `client` on a thread of its own. `on_end` is called there, with the report of how it ended, when nothing more will be written.
+    /// Serves `client` on a thread of its own. `on_end` is called there, with the report of how it
+    /// ended, when nothing more will be written.
     ///
     /// # Errors
     /// The operating system's, if it has no thread to spare; `on_end` is not called then.
@@ -68,19 +67,15 @@ impl Connections {
     ) -> io::Result<Control> {
         let (number, control) = self.enter(&client);
         // Dropped with the closure if the thread does not start.
-        let leave = Leave {
-            connections: self.clone(),
-            number,
-        };
+        let leave = Leave { connections: self.clone(), number };
         let on_thread = control.clone();
-        thread::Builder::new()
-            .name(format!("connection-{}", opening.id))
-            .stack_size(STACK_SIZE)
-            .spawn(move || {
+        thread::Builder::new().name(format!("connection-{}", opening.id)).stack_size(THREAD_STACK).spawn(
+            move || {
                 let _span = tracing::info_span!("connection", id = opening.id).entered();
                 let report = attend(&leave.connections, client.clone(), &opening, &on_thread);
                 on_end(client, report);
-            })?;
+            },
+        )?;
         Ok(control)
     }
 
@@ -107,7 +102,8 @@ impl Connections {
         self.sessions.shut_down();
     }
 
-    /// [`Self::shut_down`], but for no longer than `grace`. What arrives in `news` meanwhile may shorten that, to what `grace_after` makes of it.
+    /// [`Self::shut_down`], but for no longer than `grace`. What arrives in `news` meanwhile may shorten
+    /// that, to what `grace_after` makes of it.
     pub fn shut_down_within<T>(
         self: &Arc<Self>,
         grace: Duration,
@@ -117,13 +113,11 @@ impl Connections {
         let mut deadline = Instant::now() + grace;
         let (done, all_ended) = bounded(1);
         let connections = self.clone();
-        let spawned = thread::Builder::new()
-            .name("shutdown".to_owned())
-            .spawn(move || {
-                connections.shut_down();
-                // Nobody listens after the deadline.
-                let _ = done.send(());
-            });
+        let spawned = thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
+            connections.shut_down();
+            // Nobody listens after the deadline.
+            let _ = done.send(());
+        });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread to wait for the sessions' end");
             return;

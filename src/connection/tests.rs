@@ -1,1 +1,55 @@
+use std::{sync::Arc, time::Duration};
 
+use super::*;
+use crate::{outbox::Outbox, relay::Relay};
+
+/// Sessions that nobody is to ask for.
+struct None;
+
+impl Sessions for None {
+    fn serve(&self, request: SessionRequest<'_>, _: Box<dyn Client>) -> SessionEnd {
+        panic!("a session for {:?}", request.startup)
+    }
+}
+
+fn opening() -> Opening {
+    Opening { id: 1, mode: Mode::Shared, template: Option::None, log: LogSink::to_own_log() }
+}
+
+#[test]
+fn a_client_that_does_not_finish_its_startup_packet_is_not_waited_for_forever() {
+    let connections = Connections::new(Arc::new(None)).with_startup_timeout(Duration::from_millis(20));
+    let relay = Relay::new(1, Arc::new(Outbox::default()));
+    relay.data(&[0, 0, 0]).expect("within the window");
+    let (sender, ended) = crossbeam_channel::bounded(1);
+    let start = Arc::new(connections).start(relay, opening(), move |_, report| {
+        sender.send(report).expect("the test waits");
+    });
+    assert!(start.is_ok());
+    let report = ended.recv_timeout(Duration::from_mins(1)).expect("it ends");
+    assert_eq!(report.code, sqlstate::QUERY_CANCELED);
+}
+
+#[test]
+fn a_client_that_comes_after_the_end_has_begun_is_told_to_stay_away() {
+    let connections = Arc::new(Connections::new(Arc::new(None)));
+    connections.terminate_all();
+    let relay = Relay::new(1, Arc::new(Outbox::default()));
+    let (sender, ended) = crossbeam_channel::bounded(1);
+    let start = connections.start(relay, opening(), move |_, report| {
+        sender.send(report).expect("the test waits");
+    });
+    assert!(start.is_ok());
+    let report = ended.recv_timeout(Duration::from_mins(1)).expect("it ends");
+    assert_eq!((report.code, report.message.as_str()), ("57P03", "the database system is shutting down"));
+    connections.shut_down();
+    assert_eq!(connections.count(), 0);
+}
+
+#[test]
+fn modes_are_read_as_they_are_written() {
+    for mode in [Mode::Shared, Mode::Isolated] {
+        assert_eq!(mode.to_string().parse(), Ok(mode));
+    }
+    assert_eq!("Shared".parse::<Mode>(), Err(UnknownMode("Shared".to_owned())));
+}

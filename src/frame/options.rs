@@ -2,7 +2,8 @@
 
 use std::ffi::CStr;
 
-/// The longest value that [`Options::with`] keeps, in bytes, so that a handful of them always fit into one frame.
+/// The longest value that [`Options::with`] keeps, in bytes, so that a handful of them always fit into
+/// one frame.
 pub(super) const MAX_VALUE: usize = 65_536;
 
 /// Pairs of a key and a value, in order.
@@ -34,10 +35,7 @@ impl Options {
     ///
     /// A NUL, which the form cannot carry, becomes U+FFFD; a value is cut after 64 KiB.
     #[must_use]
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "takes numbers and texts alike"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "takes numbers and texts alike")]
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
         debug_assert!(!key.is_empty(), "an empty key ends the options");
         let mut value = value.to_string().replace('\0', "\u{fffd}");
@@ -49,18 +47,12 @@ impl Options {
     /// The value of `key`; of the last one, as in a startup packet, if it is there several times.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .rev()
-            .find(|(k, _)| k == key)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
     }
 
     /// All pairs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// Appends the encoded options to `out`.
@@ -94,11 +86,7 @@ impl Options {
             }
             pairs.push((key, take_string(&mut rest)?));
         }
-        if rest.is_empty() {
-            Ok(Self(pairs))
-        } else {
-            Err(MalformedOptions::Trailing(rest.len()))
-        }
+        if rest.is_empty() { Ok(Self(pairs)) } else { Err(MalformedOptions::Trailing(rest.len())) }
     }
 }
 
@@ -106,8 +94,5 @@ impl Options {
 fn take_string(rest: &mut &[u8]) -> Result<String, MalformedOptions> {
     let string = CStr::from_bytes_until_nul(rest).map_err(|_| MalformedOptions::Unterminated)?;
     *rest = &rest[string.count_bytes() + 1..];
-    string
-        .to_str()
-        .map(str::to_owned)
-        .map_err(|_| MalformedOptions::NotUtf8)
+    string.to_str().map(str::to_owned).map_err(|_| MalformedOptions::NotUtf8)
 }

@@ -35,7 +35,8 @@ pub(super) struct SocketFile {
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT` or `unix:PATH`; a directory as the path means `.s.PGSQL.5432` in it, where libpq looks.
+    /// Listens on `HOST:PORT` or `unix:PATH`; a directory as the path means `.s.PGSQL.5432` in it, where
+    /// libpq looks.
     pub(super) fn bind(listen: &str) -> anyhow::Result<Self> {
         match listen.strip_prefix("unix:") {
             Some(path) => Self::bind_unix(Path::new(path)),
@@ -47,18 +48,16 @@ impl Listener {
         let listener = TcpListener::bind(listen).with_context(|| {
             format!("cannot listen on {listen:?}: give --listen HOST:PORT (port 0 for any free one) or unix:PATH")
         })?;
-        let address = listener
-            .local_addr()
-            .context("the listening socket has no address")?;
+        let address = listener.local_addr().context("the listening socket has no address")?;
         Ok(Self::Tcp(listener, address))
     }
 
     fn bind_unix(path: &Path) -> anyhow::Result<Self> {
-        let path = if path.is_dir() {
-            path.join(format!("{SOCKET_PREFIX}{DEFAULT_PORT}"))
-        } else {
-            path.to_owned()
-        };
+        if path.as_os_str().is_empty() {
+            // Linux would make up a name that nobody can find.
+            bail!("cannot listen on \"unix:\": the path is missing; give --listen unix:PATH");
+        }
+        let path = if path.is_dir() { path.join(format!("{SOCKET_PREFIX}{DEFAULT_PORT}")) } else { path.to_owned() };
         let listener = match UnixListener::bind(&path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 remove_stale(&path)?;
@@ -67,13 +66,9 @@ impl Listener {
             result => result,
         };
         let listener = listener.with_context(|| {
-            format!(
-                "cannot listen on {}: give --listen unix:PATH with a path that can be created",
-                path.display()
-            )
+            format!("cannot listen on {}: give --listen unix:PATH with a path that can be created", path.display())
         })?;
-        let identity =
-            identity(&path).with_context(|| format!("cannot look at {}", path.display()))?;
+        let identity = identity(&path).with_context(|| format!("cannot look at {}", path.display()))?;
         Ok(Self::Unix(listener, SocketFile { path, identity }))
     }
 
@@ -116,17 +111,14 @@ impl Listener {
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        bail!(
-            "cannot listen on {shown}: it exists and is no socket; choose another path with --listen unix:PATH"
-        );
+        bail!("cannot listen on {shown}: it exists and is no socket; choose another path with --listen unix:PATH");
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
-            .with_context(|| format!("cannot remove the stale socket {shown}: remove it yourself")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}: remove it yourself"))
+        }
         // Listened on, or not ours to judge.
-        _ => bail!(
-            "cannot listen on {shown}: another program does; stop it or choose another path with --listen"
-        ),
+        _ => bail!("cannot listen on {shown}: another program does; stop it or choose another path with --listen"),
     }
 }
 
@@ -142,39 +134,25 @@ fn tcp_url(address: SocketAddr) -> String {
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    format!(
-        "postgresql://postgres@{}/postgres",
-        SocketAddr::new(ip, address.port())
-    )
+    format!("postgresql://postgres@{}/postgres", SocketAddr::new(ip, address.port()))
 }
 
 /// libpq is given the directory and the port of a file that is named as it expects, any other driver the path.
 fn unix_url(path: &Path) -> String {
-    let port = path
-        .file_name()
-        .and_then(|name| name.to_str()?.strip_prefix(SOCKET_PREFIX));
+    let port = path.file_name().and_then(|name| name.to_str()?.strip_prefix(SOCKET_PREFIX));
     let (host, port) = match (port, path.parent()) {
         (Some(port), Some(directory)) => (directory, format!("&port={port}")),
         _ => (path, String::new()),
     };
     let host = std::path::absolute(host).unwrap_or_else(|_| host.to_owned());
-    format!(
-        "postgresql://postgres@/postgres?host={}{port}",
-        percent_encode(&host)
-    )
+    format!("postgresql://postgres@/postgres?host={}{port}", percent_encode(&host))
 }
 
 /// A path as the value of a URL's parameter (RFC 3986: all but unreserved characters and `/` are encoded).
 fn percent_encode(path: &Path) -> String {
     let encode = |&byte: &u8| match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-            char::from(byte).to_string()
-        }
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),
     };
-    path.as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .map(encode)
-        .collect()
+    path.as_os_str().as_encoded_bytes().iter().map(encode).collect()
 }

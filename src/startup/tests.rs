@@ -31,31 +31,16 @@ fn the_parameters_with_a_meaning_of_their_own_are_told_apart_and_the_others_keep
         b"b\x001\0user\0alice\0options\0-c x=y\0database\0shop\0a\x002\0replication\0true\0_pq_.z\x003\0\0",
     ));
     assert_eq!(message.protocol, (3, 0));
-    assert_eq!(
-        (&message.user[..], &message.database[..]),
-        (&b"alice"[..], &b"shop"[..])
-    );
-    assert_eq!(
-        (message.options, message.replication),
-        (Some(b"-c x=y".to_vec()), Some(b"true".to_vec()))
-    );
+    assert_eq!((&message.user[..], &message.database[..]), (&b"alice"[..], &b"shop"[..]));
+    assert_eq!((message.options, message.replication), (Some(b"-c x=y".to_vec()), Some(b"true".to_vec())));
     let others = [(&b"b"[..], &b"1"[..]), (b"a", b"2"), (b"_pq_.z", b"3")];
-    assert_eq!(
-        message.parameters,
-        others.map(|(name, value)| (name.to_vec(), value.to_vec()))
-    );
+    assert_eq!(message.parameters, others.map(|(name, value)| (name.to_vec(), value.to_vec())));
 }
 
 #[test]
 fn the_database_defaults_to_the_user() {
-    assert_eq!(
-        started(&packet(version(3, 2), b"user\0alice\0\0")).database,
-        b"alice"
-    );
-    assert_eq!(
-        started(&packet(version(3, 2), b"user\0alice\0database\0\0\0")).database,
-        b"alice"
-    );
+    assert_eq!(started(&packet(version(3, 2), b"user\0alice\0\0")).database, b"alice");
+    assert_eq!(started(&packet(version(3, 2), b"user\0alice\0database\0\0\0")).database, b"alice");
 }
 
 #[test]
@@ -78,14 +63,9 @@ fn a_packet_without_a_user_is_refused_with_28000() {
 #[test]
 fn every_other_major_version_is_refused_by_its_number() {
     for (code, text) in [(version(2, 0), "2.0"), (version(4, 7), "4.7"), (0, "0.0")] {
-        let error = first(&packet(code, b"user\0u\0\0"))
-            .expect_err("not supported")
-            .to_response();
+        let error = first(&packet(code, b"user\0u\0\0")).expect_err("not supported").to_response();
         assert_eq!(error.code, "0A000");
-        assert_eq!(
-            error.message,
-            format!("unsupported frontend protocol {text}: server supports 3.0 to 3.2")
-        );
+        assert_eq!(error.message, format!("unsupported frontend protocol {text}: server supports 3.0 to 3.2"));
     }
 }
 
@@ -93,35 +73,20 @@ fn every_other_major_version_is_refused_by_its_number() {
 fn each_encryption_is_refused_once_in_either_order_and_a_second_request_is_an_unknown_protocol() {
     for (one, other) in [(SSL_REQUEST, GSSENC_REQUEST), (GSSENC_REQUEST, SSL_REQUEST)] {
         let mut negotiation = Negotiation::default();
-        assert_eq!(
-            negotiation.accept(&packet(one, b"")),
-            Ok(Step::RefuseEncryption)
-        );
-        assert_eq!(
-            negotiation.accept(&packet(other, b"")),
-            Ok(Step::RefuseEncryption)
-        );
+        assert_eq!(negotiation.accept(&packet(one, b"")), Ok(Step::RefuseEncryption));
+        assert_eq!(negotiation.accept(&packet(other, b"")), Ok(Step::RefuseEncryption));
         let (major, minor) = (1234, u16::try_from(one & 0xffff).expect("sixteen bits"));
         let refused = Err(StartupError::UnsupportedProtocol { major, minor });
         assert_eq!(negotiation.accept(&packet(one, b"")), refused);
-        assert!(matches!(
-            negotiation.accept(&packet(version(3, 0), b"user\0u\0\0")),
-            Ok(Step::Start(_))
-        ));
+        assert!(matches!(negotiation.accept(&packet(version(3, 0), b"user\0u\0\0")), Ok(Step::Start(_))));
     }
 }
 
 #[test]
 fn a_cancel_request_has_a_key_of_4_to_256_bytes() {
     for length in [4, 32, 256] {
-        let request = packet(
-            CANCEL_REQUEST,
-            &[&(-7_i32).to_be_bytes()[..], &vec![9; length]].concat(),
-        );
-        let expected = CancelRequest {
-            process_id: -7,
-            secret_key: vec![9; length],
-        };
+        let request = packet(CANCEL_REQUEST, &[&(-7_i32).to_be_bytes()[..], &vec![9; length]].concat());
+        let expected = CancelRequest { process_id: -7, secret_key: vec![9; length] };
         assert_eq!(first(&request), Ok(Step::Cancel(expected)));
     }
     for length in [0, 3, 4 + 3, 4 + 257] {
@@ -133,35 +98,17 @@ fn a_cancel_request_has_a_key_of_4_to_256_bytes() {
 #[test]
 fn lengths_outside_the_limits_are_refused_after_four_bytes() {
     for length in [0, 4, 7, 10_005, u32::MAX] {
-        assert_eq!(
-            first(&length.to_be_bytes()),
-            Err(StartupError::InvalidLength),
-            "{length}"
-        );
+        assert_eq!(first(&length.to_be_bytes()), Err(StartupError::InvalidLength), "{length}");
     }
     assert_eq!(first(&8_u32.to_be_bytes()), Ok(Step::NeedMore(4)));
     assert_eq!(first(&10_004_u32.to_be_bytes()), Ok(Step::NeedMore(10_000)));
-    assert_eq!(
-        first(b"GET / HTTP/1.1\r\n\r\n"),
-        Err(StartupError::InvalidLength)
-    );
+    assert_eq!(first(b"GET / HTTP/1.1\r\n\r\n"), Err(StartupError::InvalidLength));
 }
 
 #[test]
 fn the_terminator_has_to_be_the_last_byte() {
-    for parameters in [
-        &b""[..],
-        b"user\0u\0",
-        b"user\0u",
-        b"user\0",
-        b"user\0u\0\0more",
-        b"user\0u\0\0\0",
-    ] {
-        assert_eq!(
-            first(&packet(version(3, 0), parameters)),
-            Err(StartupError::InvalidLayout),
-            "{parameters:?}"
-        );
+    for parameters in [&b""[..], b"user\0u\0", b"user\0u", b"user\0", b"user\0u\0\0more", b"user\0u\0\0\0"] {
+        assert_eq!(first(&packet(version(3, 0), parameters)), Err(StartupError::InvalidLayout), "{parameters:?}");
     }
 }
 
@@ -174,11 +121,9 @@ fn any_packet() -> impl Strategy<Value = Vec<u8>> {
         bytes.push(0);
         bytes
     });
-    let startup =
-        (0..3_u32, parameters).prop_map(|(minor, bytes)| packet(version(3, minor), &bytes));
+    let startup = (0..3_u32, parameters).prop_map(|(minor, bytes)| packet(version(3, minor), &bytes));
     let cancel = vec(any::<u8>(), 8..261).prop_map(|bytes| packet(CANCEL_REQUEST, &bytes));
-    let encryption =
-        prop::sample::select(vec![SSL_REQUEST, GSSENC_REQUEST]).prop_map(|code| packet(code, b""));
+    let encryption = prop::sample::select(vec![SSL_REQUEST, GSSENC_REQUEST]).prop_map(|code| packet(code, b""));
     prop_oneof![startup, cancel, encryption]
 }
 
@@ -186,7 +131,8 @@ proptest! {
     #[test]
     fn a_packet_cut_anywhere_asks_for_no_more_than_the_rest_of_itself(packet in any_packet()) {
         for cut in 0..packet.len() {
-            let Ok(Step::NeedMore(missing)) = first(&packet[..cut]) else { panic!("at {cut}: {:?}", first(&packet[..cut])) };
+            let step = first(&packet[..cut]);
+            let Ok(Step::NeedMore(missing)) = step else { panic!("at {cut}: {step:?}") };
             prop_assert!(missing >= 1 && cut + missing <= packet.len());
         }
     }

@@ -1,0 +1,227 @@
+//! The pinned PGlite files: where they are, and the proof that they are the ones this program was written for.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::cache::Cache;
+
+/// The version of the npm package `@electric-sql/pglite` whose files are hosted.
+pub const PGLITE_VERSION: &str = "0.5.16";
+/// The version of PostgreSQL in it.
+pub const POSTGRES_VERSION: &str = "18.6";
+
+/// One file of the package's `dist` directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinnedFile {
+    /// Its name in `dist`.
+    pub name: &'static str,
+    /// The SHA-256 of its content, in lower-case hexadecimal digits.
+    pub sha256: &'static str,
+}
+
+/// The Postgres backend.
+pub const PGLITE_WASM: PinnedFile =
+    PinnedFile { name: "pglite.wasm", sha256: "5256d9ac379f631355f41ab30291e6a6d9f854242b5ee2a2d0940e28041d3fca" };
+/// `initdb`, which makes a new cluster by running the backend.
+pub const INITDB_WASM: PinnedFile =
+    PinnedFile { name: "initdb.wasm", sha256: "63d8b9d54110f827711545a338a643621e65b5658f09e1acfcf36073be365ce2" };
+/// The 699 files that the backend expects below `/pglite`, one after the other.
+pub const PGLITE_DATA: PinnedFile =
+    PinnedFile { name: "pglite.data", sha256: "d73cf4ba1b0bf92f80f088ce7d23b17f9bc175327d7584ec2a713b27e9758c31" };
+/// Emscripten's glue, of which only the index of `pglite.data` is read.
+pub const PGLITE_JS: PinnedFile =
+    PinnedFile { name: "pglite.js", sha256: "b4ee8cc358344c9e495a57b4301938178bec1a2c6d6fad10cd600f5f8632b2a0" };
+
+/// Every file that must be there.
+pub const PINNED_FILES: [PinnedFile; 4] = [PGLITE_WASM, INITDB_WASM, PGLITE_DATA, PGLITE_JS];
+
+/// A directory with the four pinned files in it, each checked against its hash.
+#[derive(Clone, Debug)]
+pub struct Artefact {
+    directory: PathBuf,
+}
+
+/// Why there is no artefact to run.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtefactError {
+    /// None of the places has it.
+    #[error(
+        "PGlite {PGLITE_VERSION} was not found in {}; run `npm ci` in pglite/, or name its dist directory with --pglite-dir or PGLITE_DIR",
+        places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Missing {
+        /// Where it was looked for.
+        places: Vec<PathBuf>,
+    },
+    /// A file cannot be read.
+    #[error("{} cannot be read: {source}; install PGlite {PGLITE_VERSION} again with `npm ci` in pglite/", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A file is not the pinned one.
+    #[error(
+        "{} is not the file of PGlite {PGLITE_VERSION}: its SHA-256 is {found}, expected {expected}; install it again with `npm ci` in pglite/",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The pinned hash.
+        expected: &'static str,
+        /// The hash of what is there.
+        found: String,
+    },
+}
+
+impl Artefact {
+    /// Finds the files in `directory` if it is given, else in `priv/` beside or above the executable,
+    /// else in `pglite/node_modules` of the source tree, and checks their hashes.
+    ///
+    /// Files whose hash has been checked before, and whose size and times are the same, are not read again; `cache` remembers that.
+    ///
+    /// # Errors
+    /// See [`ArtefactError`].
+    pub fn find(directory: Option<&Path>, cache: &Cache) -> Result<Self, ArtefactError> {
+        let places = match directory {
+            Some(directory) => vec![directory.to_path_buf()],
+            None => default_places(),
+        };
+        let directory = places
+            .iter()
+            .find(|place| place.join(PGLITE_WASM.name).is_file())
+            .cloned()
+            // A directory that was named and holds some of the files gets the message about the file that is missing.
+            .or_else(|| directory.filter(|named| named.is_dir()).map(Path::to_path_buf))
+            .ok_or(ArtefactError::Missing { places })?;
+        for file in PINNED_FILES {
+            verify(&directory.join(file.name), file, cache)?;
+        }
+        Ok(Self { directory })
+    }
+
+    /// Where `file` is.
+    #[must_use]
+    pub fn path(&self, file: PinnedFile) -> PathBuf {
+        self.directory.join(file.name)
+    }
+
+    /// The content of `file`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or has changed since it was found.
+    pub fn read(&self, file: PinnedFile) -> Result<Vec<u8>, ArtefactError> {
+        let path = self.path(file);
+        let content = fs::read(&path).map_err(|source| ArtefactError::Unreadable { path: path.clone(), source })?;
+        check_hash(&path, file, &content)?;
+        Ok(content)
+    }
+}
+
+fn default_places() -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    if let Ok(executable) = std::env::current_exe() {
+        // `priv/pglite-port` with the files beside it, or `<root>/target/<profile>/pglite-port`.
+        places.extend(executable.parent().map(Path::to_path_buf));
+        places.extend(executable.ancestors().skip(1).take(4).map(|above| above.join("priv")));
+        places.extend(
+            executable
+                .ancestors()
+                .skip(1)
+                .take(4)
+                .map(|above| above.join("pglite/node_modules/@electric-sql/pglite/dist")),
+        );
+    }
+    places.push("pglite/node_modules/@electric-sql/pglite/dist".into());
+    places
+}
+
+fn verify(path: &Path, file: PinnedFile, cache: &Cache) -> Result<(), ArtefactError> {
+    let unreadable = |source| ArtefactError::Unreadable { path: path.to_path_buf(), source };
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    let stamp = format!(
+        "{} {} {} {}.{} {}.{}",
+        metadata.dev(),
+        metadata.ino(),
+        metadata.size(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec()
+    );
+    let stamp_file = format!("{}.verified", file.sha256);
+    if fs::read_to_string(cache.path(&stamp_file)).is_ok_and(|known| known == stamp) {
+        return Ok(());
+    }
+    check_hash(path, file, &fs::read(path).map_err(unreadable)?)?;
+    if let Err(error) = cache.publish_file(&stamp_file, stamp.as_bytes()) {
+        tracing::warn!("the hash of {} will be computed again at the next start: {error:#}", path.display());
+    }
+    Ok(())
+}
+
+fn check_hash(path: &Path, file: PinnedFile, content: &[u8]) -> Result<(), ArtefactError> {
+    let found = hex_digest(&[content]);
+    if found == file.sha256 {
+        Ok(())
+    } else {
+        Err(ArtefactError::Foreign { path: path.to_path_buf(), expected: file.sha256, found })
+    }
+}
+
+/// The SHA-256 of the concatenation of `parts`, in lower-case hexadecimal digits.
+#[must_use]
+pub fn hex_digest(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(outer: &tempfile::TempDir) -> Cache {
+        Cache::open(Some(&outer.path().join("cache"))).unwrap()
+    }
+
+    #[test]
+    fn a_missing_artefact_names_the_places_and_what_to_do() {
+        let outer = tempfile::tempdir().unwrap();
+        let error = Artefact::find(Some(Path::new("/nowhere")), &cache(&outer)).unwrap_err().to_string();
+        assert!(error.contains("/nowhere") && error.contains("npm ci") && error.contains("--pglite-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_foreign_file_is_named_with_the_expected_and_the_found_hash() {
+        let outer = tempfile::tempdir().unwrap();
+        fs::write(outer.path().join("pglite.wasm"), "not wasm").unwrap();
+        let error = Artefact::find(Some(outer.path()), &cache(&outer)).unwrap_err().to_string();
+        assert!(error.contains("pglite.wasm"), "{error}");
+        assert!(error.contains(PGLITE_WASM.sha256), "{error}");
+        assert!(error.contains(&hex_digest(&[b"not wasm"])), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_was_checked_is_checked_again_when_it_changes() {
+        let outer = tempfile::tempdir().unwrap();
+        let file =
+            PinnedFile { name: "abc", sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" };
+        let path = outer.path().join(file.name);
+        let cache = cache(&outer);
+        fs::write(&path, "abc").unwrap();
+        verify(&path, file, &cache).unwrap();
+        verify(&path, file, &cache).unwrap();
+        fs::write(&path, "abcd").unwrap();
+        assert!(matches!(verify(&path, file, &cache), Err(ArtefactError::Foreign { .. })));
+    }
+}

@@ -1,0 +1,58 @@
+//! Starting `PostgreSQL` in a backend, and shutting it down.
+
+use anyhow::{Context, bail, ensure};
+
+use super::{Backend, exit_status};
+
+/// With this status the guest leaves `main`, and lives (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
+pub(super) const EXIT_ALIVE: i32 = 99;
+
+/// The path that the guest believes to be its executable's.
+pub(crate) const EXECUTABLE: &str = "/pglite/bin/postgres";
+
+/// The path of the cluster's data directory in the guest's files.
+pub(crate) const DATA_DIRECTORY: &str = "/pglite/data";
+
+/// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make it differ from
+/// `PostgreSQL` for its users: `-O`, which lets anybody change system tables, and a `search_path`.
+pub(crate) const START_PARAMETERS: &[&str] = &[
+    "--single",
+    "-F",
+    "-j",
+    "-clog_checkpoints=false",
+    "-cmax_worker_processes=0",
+    "-cmax_parallel_workers=0",
+    "-cmax_parallel_workers_per_gather=0",
+    "-cmax_parallel_maintenance_workers=0",
+    "-cio_method=sync",
+];
+
+impl Backend {
+    /// Starts `PostgreSQL` on the cluster in the backend's files, connected to `database` as the bootstrap superuser, with further arguments.
+    ///
+    /// # Errors
+    /// When it does not start; its own messages are in the log.
+    pub(crate) fn boot(&mut self, database: &str, settings: &[String]) -> anyhow::Result<()> {
+        self.call::<i32, i32>("pgl_setPGliteActive", 1)?;
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let arguments = [START_PARAMETERS, &settings, &["-D", DATA_DIRECTORY, database]].concat();
+        let status = self.main(EXECUTABLE, &arguments)?;
+        ensure!(status == EXIT_ALIVE, "PostgreSQL did not start on database \"{database}\" (exit status {status})");
+        self.call::<(), ()>("pgl_startPGlite", ()).context("PostgreSQL cannot be made to listen")
+    }
+
+    /// Shuts `PostgreSQL` down: it writes its checkpoint, and its files can be started from again.
+    ///
+    /// # Errors
+    /// When it does not end in order.
+    pub(crate) fn shut_down(mut self) -> anyhow::Result<()> {
+        self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
+        match self.call::<i32, ()>("proc_exit", 0) {
+            Ok(()) => bail!("PostgreSQL did not exit"),
+            Err(error) => match exit_status(error)? {
+                0 => Ok(()),
+                status => bail!("PostgreSQL ended with exit status {status}"),
+            },
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! One `PostgreSQL` backend: a wasm instance from its start to its end.
+//!
+//! * `mod`: making one, fresh or as the copy of another, and calling it
+//! * `boot`: starting `PostgreSQL` in it
+//! * `sql`: having it run SQL of the host's own
+//! * `copies`: going back, and making copies
+//! * `session`: one client's session in a backend of its own
+//! * `fork`: further sessions of a running cluster
+//! * `registers`: its state outside memory and files
+
+mod boot;
+mod copies;
+mod fork;
+mod registers;
+mod session;
+mod sql;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use anyhow::{Context, ensure};
+use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
+use wasmtime_wasi::I32Exit;
+
+use crate::{
+    cluster::{Crashed, Seat, Signals},
+    guest::{CALLBACKS, ClientStream, Exports, Guest, Library, Setup, memory, restore_libraries},
+    image::Image,
+    instrument::Facts,
+    program::Program,
+};
+
+pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
+pub(crate) use fork::{Child, Fork};
+pub(crate) use registers::Registers;
+pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended, Requests, Session};
+
+/// A running backend, on whatever thread has it.
+pub(crate) struct Backend {
+    store: Store<Guest>,
+    hot: Hot,
+}
+
+/// What is used for every message.
+struct Hot {
+    pending_input: TypedFunc<(), i32>,
+    main_loop_once: TypedFunc<(), ()>,
+    stack_pointer: Global,
+}
+
+impl Backend {
+    /// A backend as a program just loaded.
+    ///
+    /// # Errors
+    /// When it cannot be linked or its constructors trap.
+    pub(crate) fn new(program: &Program, setup: Setup) -> anyhow::Result<Self> {
+        let mut backend = Self::instantiate(program, setup, program.pristine())?;
+        backend.call::<(), ()>("__wasm_call_ctors", ())?;
+        backend.announce_callbacks()?;
+        Ok(backend)
+    }
+
+    /// A backend that goes on where the one stood of which `image` and `registers` were taken.
+    /// `libraries` are those of `registers`, in its order.
+    ///
+    /// # Errors
+    /// When the image cannot be mapped, or does not fit to the program.
+    pub(crate) fn resume(
+        program: &Program,
+        setup: Setup,
+        image: &Image,
+        registers: &Registers,
+        libraries: &[Arc<Library>],
+    ) -> anyhow::Result<Self> {
+        let mut backend = Self::instantiate(program, setup, image)?;
+        registers.set_globals(&mut backend.store)?;
+        restore_libraries(&mut backend.store, &registers.libraries, libraries)?;
+        Ok(backend)
+    }
+
+    fn instantiate(program: &Program, setup: Setup, image: &Image) -> anyhow::Result<Self> {
+        let mut store = Store::new(program.engine(), Guest::new(setup)?);
+        let instance = program.instantiate(&mut store)?;
+        let exports = Exports::find(&mut store, instance)?;
+        let table = exports.table;
+        image.map_over(&mut store, exports.memory)?;
+        store.data().memory_size.store(exports.memory.data_size(&store), Ordering::Relaxed);
+        let hot = Hot {
+            pending_input: instance.get_typed_func(&mut store, "pq_buffer_remaining_data")?,
+            main_loop_once: instance.get_typed_func(&mut store, "PostgresMainLoopOnce")?,
+            stack_pointer: instance.get_global(&mut store, "__stack_pointer").context("there is no __stack_pointer")?,
+        };
+        store.data_mut().exports = Some(exports);
+        let callbacks = CALLBACKS.iter().flat_map(|(_, names)| *names);
+        for (slot, name) in (program.facts().table_elements..).zip(callbacks) {
+            let function = program.libraries().host_function(&mut store, name)?;
+            table.set(&mut store, slot, Ref::Func(Some(function)))?;
+        }
+        let mut backend = Self { store, hot };
+        backend.attach(backend.signals())?;
+        Ok(backend)
+    }
+
+    /// From now on `signals` interrupt this backend.
+    fn attach(&mut self, signals: Arc<Signals>) -> anyhow::Result<()> {
+        let address = self.facts().address("InterruptPending")? as usize;
+        let flag: *mut i32 = self.exports()?.memory.data_ptr(&self.store).wrapping_add(address).cast();
+        ensure!(flag.is_aligned(), "InterruptPending is not aligned");
+        // SAFETY: the address is aligned and inside a memory that does not move; `Drop` detaches it before the memory goes.
+        unsafe { signals.attach(flag) };
+        self.store.data_mut().set_signals(signals);
+        Ok(())
+    }
+
+    /// Where its linear memory is: the first address, and the size in bytes, which follows its growth.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn memory_range(&self) -> anyhow::Result<(usize, Arc<AtomicUsize>)> {
+        Ok((self.exports()?.memory.data_ptr(&self.store).addr(), self.store.data().memory_size.clone()))
+    }
+
+    /// Tells PGlite where in the table its callbacks are.
+    fn announce_callbacks(&mut self) -> anyhow::Result<()> {
+        let mut slot = u32::try_from(self.facts().table_elements)?;
+        for (setter, names) in CALLBACKS {
+            match names {
+                [_] => self.call::<u32, ()>(setter, slot)?,
+                _ => self.call::<(u32, u32), ()>(setter, (slot, slot + 1))?,
+            }
+            slot += u32::try_from(names.len())?;
+        }
+        Ok(())
+    }
+
+    /// What is to be kept of this backend besides its memory and its files.
+    ///
+    /// # Errors
+    /// As [`Registers::capture`].
+    pub(crate) fn registers(&mut self) -> anyhow::Result<Registers> {
+        Registers::capture(&mut self.store)
+    }
+
+    /// The linear memory.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn memory(&self) -> anyhow::Result<&[u8]> {
+        Ok(self.exports()?.memory.data(&self.store))
+    }
+
+    /// The guest's files and the rest of its state.
+    pub(crate) fn guest(&mut self) -> &mut Guest {
+        self.store.data_mut()
+    }
+
+    /// Waits for its turn in the cluster that it shares with others.
+    ///
+    /// # Errors
+    /// [`Crashed`]
+    pub(crate) fn take_turn(&mut self) -> Result<(), Crashed> {
+        self.store.data_mut().seat.as_mut().map_or(Ok(()), Seat::take_turn)
+    }
+
+    /// Ends its turn.
+    pub(crate) fn end_turn(&mut self) {
+        if let Some(seat) = &mut self.store.data_mut().seat {
+            seat.end_turn();
+        }
+    }
+
+    /// It has trapped during its turn: its whole cluster ends.
+    pub(crate) fn crash(&mut self) {
+        if let Some(seat) = &mut self.store.data_mut().seat {
+            seat.crash();
+        }
+    }
+
+    /// How other threads interrupt it.
+    pub(crate) fn signals(&self) -> Arc<Signals> {
+        self.store.data().signals.clone()
+    }
+
+    /// From now on the backend talks to that client.
+    fn set_client(&mut self, client: ClientStream) {
+        let guest = self.store.data_mut();
+        guest.signals.set_waker(client.waker());
+        guest.client = client;
+        // What came while nobody could be woken.
+        guest.signals.repeat();
+    }
+
+    pub(crate) fn facts(&self) -> &Arc<Facts> {
+        &self.store.data().facts
+    }
+
+    fn exports(&self) -> anyhow::Result<&Exports> {
+        Ok(self.store.data().exports()?)
+    }
+
+    /// Calls the export `name`.
+    fn call<P: WasmParams, R: WasmResults>(&mut self, name: &str, parameters: P) -> anyhow::Result<R> {
+        let instance = self.exports()?.instance;
+        let function = instance.get_typed_func::<P, R>(&mut self.store, name)?;
+        self.store.data_mut().native_stack.begin();
+        Ok(function.call(&mut self.store, parameters)?)
+    }
+
+    pub(crate) fn read_u32(&self, address: u32) -> anyhow::Result<u32> {
+        Ok(memory::read_u32(self.memory()?, address)?)
+    }
+
+    pub(crate) fn write_u32(&mut self, address: u32, value: u32) -> anyhow::Result<()> {
+        self.write(address, &value.to_le_bytes())
+    }
+
+    pub(crate) fn write(&mut self, address: u32, bytes: &[u8]) -> anyhow::Result<()> {
+        let memory = self.exports()?.memory;
+        Ok(memory::write_bytes(memory.data_mut(&mut self.store), address, bytes)?)
+    }
+
+    /// Runs `main` with these arguments until it returns or exits, and returns the exit status.
+    ///
+    /// # Errors
+    /// When it traps.
+    pub(crate) fn main(&mut self, executable: &str, arguments: &[&str]) -> anyhow::Result<i32> {
+        let mut argv = Vec::new();
+        for argument in std::iter::once(&executable).chain(arguments) {
+            argv.extend(self.push(&[argument.as_bytes(), b"\0"].concat())?.to_le_bytes());
+        }
+        let argc = i32::try_from(argv.len() / size_of::<u32>())?;
+        argv.extend([0; size_of::<u32>()]);
+        let argv = self.push(&argv)?;
+        self.call::<(i32, u32), i32>("__main_argc_argv", (argc, argv)).or_else(exit_status)
+    }
+
+    /// Writes out what the C library holds in its streams' buffers, as the end of a process does.
+    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
+        self.call::<u32, i32>("fflush", 0).map(drop)
+    }
+
+    /// Puts bytes on the guest's stack, where they stay.
+    fn push(&mut self, bytes: &[u8]) -> anyhow::Result<u32> {
+        let address = self.call("_emscripten_stack_alloc", u32::try_from(bytes.len())?)?;
+        self.write(address, bytes)?;
+        Ok(address)
+    }
+}
+
+/// The status of an exit; any other error is passed on.
+fn exit_status(error: anyhow::Error) -> anyhow::Result<i32> {
+    match error.downcast_ref::<I32Exit>() {
+        Some(I32Exit(status)) => Ok(*status),
+        None => Err(error),
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.store.data().memory_size.store(0, Ordering::Relaxed);
+        self.store.data().signals.detach();
+        self.store.data_mut().files.close_all();
+    }
+}

@@ -1,0 +1,207 @@
+//! One client's session in a backend of its own (`isolated` mode): startup, messages, end.
+
+use std::time::Instant;
+
+use wasmtime_wasi::I32Exit;
+
+use super::{Backend, boot::EXIT_ALIVE};
+use crate::{
+    answer::{message, messages},
+    guest::{
+        ClientStream,
+        client::{Client, Interest, Readiness},
+        deliver,
+    },
+    startup::StartupMessage,
+};
+
+/// With this status an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
+const EXIT_LONGJMP: i32 = 100;
+
+/// The type of the message that tells a run-time parameter's value.
+const PARAMETER_STATUS: u8 = b'S';
+
+/// The bootstrap superuser, as whom a backend is started.
+pub(crate) const BOOTSTRAP_USER: &str = "postgres";
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The client has said that it goes, or is gone.
+    Client,
+    /// `PostgreSQL` has ended the session itself and has told the client why.
+    Fatal,
+}
+
+/// The key with which a session can be cancelled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BackendKey {
+    pub(crate) secret: [u8; 4],
+}
+
+/// How a client has introduced itself, and the key it was given.
+#[derive(Clone, Copy)]
+pub(crate) struct Session<'a> {
+    pub(crate) startup: &'a StartupMessage,
+    /// The startup packet as it came.
+    pub(crate) packet: &'a [u8],
+    pub(crate) key: BackendKey,
+}
+
+/// What others ask of a session. It is handled between two commands of its client, when everything that the client had sent before has been answered.
+pub(crate) trait Requests {
+    /// Whether there is anything to handle.
+    fn any(&self) -> bool;
+
+    /// Handles everything there is.
+    ///
+    /// # Errors
+    /// What ends the session.
+    fn handle(&mut self, backend: &mut Backend) -> anyhow::Result<()>;
+}
+
+impl Backend {
+    /// Serves `client` until the session ends.
+    ///
+    /// # Errors
+    /// When the guest traps.
+    pub(crate) fn serve(
+        &mut self,
+        client: Box<dyn Client>,
+        session: &Session<'_>,
+        requests: &mut dyn Requests,
+    ) -> anyhow::Result<Ended> {
+        self.set_client(ClientStream::new(client, session.packet));
+        let ended = match self.start_session(session) {
+            Ok(()) => self.run_session(requests),
+            Err(error) => Err(error),
+        };
+        let ended = match ended {
+            Ok(ended) => Ok(ended),
+            // PostgreSQL reports what is fatal before it exits.
+            Err(error) => match error.downcast_ref::<I32Exit>() {
+                Some(I32Exit(EXIT_ALIVE)) => Ok(Ended::Client),
+                Some(I32Exit(_)) => Ok(Ended::Fatal),
+                None => Err(error),
+            },
+        };
+        self.set_client(ClientStream::default());
+        ended
+    }
+
+    /// What `BackendInitialize`, `PerformAuthentication` and `InitPostgres` do with a startup packet
+    /// (`PostgreSQL`, `src/backend/tcop/backend_startup.c`, `src/backend/utils/init/postinit.c`), for a backend that is in its database already.
+    fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
+        let Session { startup, key, .. } = session;
+        let port: u32 = self.call("pgl_getMyProcPort", ())?;
+        let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
+        if status != 0 {
+            return Err(I32Exit(EXIT_ALIVE).into());
+        }
+        self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(key.secret))?;
+        self.write_u32(self.facts().my_cancel_key_length, 4)?;
+        let stack: u32 = self.call("emscripten_stack_get_current", ())?;
+        self.call::<(), ()>("StartTransactionCommand", ())?;
+        if startup.user != BOOTSTRAP_USER.as_bytes() {
+            let user = self.push(&[&startup.user, &b"\0"[..]].concat())?;
+            self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
+        }
+        let is_superuser: i32 = self.call("superuser", ())?;
+        self.call::<(u32, i32), ()>("process_startup_options", (port, is_superuser))?;
+        self.call::<(), ()>("CommitTransactionCommand", ())?;
+        self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
+        self.call::<(), ()>("pgl_sendConnData", ())?;
+        self.call::<(), ()>("pgl_pq_flush", ())
+    }
+
+    /// Begins the session of the client anew, after `rewind` has put the backend back to where no client was there.
+    ///
+    /// To its client it is as after the startup: user, database and options are those of its startup packet, its cancel key stays valid. What was reported
+    /// of run-time parameters and is no longer true is reported again (`ParameterStatus` may come at any time; "Asynchronous Operations" in
+    /// `PostgreSQL`'s manual). That an open transaction is gone, the client finds out from the next `ReadyForQuery`.
+    ///
+    /// # Errors
+    /// Those of `rewind`, and when the guest traps.
+    pub(crate) fn restart_session(
+        &mut self,
+        session: &Session<'_>,
+        rewind: impl FnOnce(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let client = std::mem::take(&mut self.guest().client);
+        let ((), before) = self.record(&[], |backend| backend.call("pgl_sendConnData", ()))?;
+        rewind(self)?;
+        let ((), after) = self.record(session.packet, |backend| backend.start_session(session))?;
+        self.set_client(client);
+        let reported: Vec<_> = messages(&before).filter(|(kind, _)| *kind == PARAMETER_STATUS).collect();
+        for (kind, body) in messages(&after).filter(|message| message.0 == PARAMETER_STATUS) {
+            if !reported.contains(&(kind, body)) {
+                self.guest().client.write_all(&message(kind, body)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn run_session(&mut self, requests: &mut dyn Requests) -> anyhow::Result<Ended> {
+        // The startup has ended with ReadyForQuery.
+        let mut is_ready = true;
+        loop {
+            if !self.has_pending_input()? {
+                // ReadyForQuery, unless a message of the extended protocol is still to come.
+                let sent = self.guest().client.bytes_sent();
+                self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
+                is_ready |= self.guest().client.bytes_sent() > sent;
+                self.wait_for_input(is_ready.then_some(&mut *requests))?;
+                is_ready = false;
+            }
+            self.run_message()?;
+        }
+    }
+
+    /// Whether bytes that the client has sent are in `PostgreSQL`'s buffer.
+    pub(super) fn has_pending_input(&mut self) -> anyhow::Result<bool> {
+        let pending = self.hot.pending_input.clone();
+        Ok(pending.call(&mut self.store, ())? != 0)
+    }
+
+    /// Runs one message of the client. An SQL error is reported to it here.
+    pub(super) fn run_message(&mut self) -> anyhow::Result<()> {
+        let (run, stack) = (self.hot.main_loop_once.clone(), self.hot.stack_pointer);
+        let stack_pointer = stack.get(&mut self.store);
+        self.store.data_mut().native_stack.begin();
+        let Err(error) = run.call(&mut self.store, ()) else { return Ok(()) };
+        match error.downcast_ref::<I32Exit>() {
+            Some(I32Exit(EXIT_LONGJMP)) => {
+                stack.set(&mut self.store, stack_pointer)?;
+                self.call::<(), ()>("PostgresMainLongJmp", ())
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    /// Waits for the client between two messages, where the guest is not on the stack. Between two commands, `requests` are handled meanwhile.
+    fn wait_for_input(&mut self, mut requests: Option<&mut dyn Requests>) -> anyhow::Result<()> {
+        loop {
+            let asked = requests.as_deref_mut().filter(|requests| requests.any());
+            let guest = self.store.data_mut();
+            // What the client has sent by now comes first, so that requests are in order with it.
+            let deadline = if asked.is_some() { Some(Instant::now()) } else { guest.timers.next() };
+            match (guest.wait(Interest::Read, deadline)?, asked) {
+                (Readiness::Ready, _) => return Ok(()),
+                (Readiness::TimedOut, Some(requests)) => requests.handle(self)?,
+                (Readiness::Woken | Readiness::TimedOut, _) => self.handle_idle_interrupts()?,
+            }
+        }
+    }
+
+    /// Signals and timers between two messages: a cancel has nothing to cancel, everything else may end the session.
+    pub(crate) fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
+        deliver(&mut self.store)?;
+        let facts = self.facts();
+        let (cancel, interrupt) = (facts.address("QueryCancelPending")?, facts.address("InterruptPending")?);
+        self.write_u32(cancel, 0)?;
+        if self.read_u32(interrupt)? != 0 {
+            self.call::<(), ()>("ProcessInterrupts", ())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! Signals: what other threads, and other sessions, tell a backend.
+//!
+//! A signal is remembered here, `InterruptPending` in the guest's memory is set so that its next `CHECK_FOR_INTERRUPTS` calls the hook in
+//! `ProcessInterrupts`, and a waiting backend is woken. Its handler then runs on the backend's own thread, at one of the
+//! places where the guest is in a host function (`guest::hooks`).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::guest::client::Waker;
+
+/// A signal, by its number on Linux and in musl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Signal(u32);
+
+impl Signal {
+    /// Cancel the running query (`StatementCancelHandler`).
+    pub const INT: Self = Self(2);
+    /// Inter-process signals of `PostgreSQL` (`procsignal_sigusr1_handler`).
+    pub const USR1: Self = Self(10);
+    /// End the session (`die`).
+    pub const TERM: Self = Self(15);
+    /// Wake up from a latch's wait; there is nothing else to do.
+    pub const URG: Self = Self(23);
+
+    /// The signal of that number, if there is one; 0, which only asks whether a process is there, is none.
+    #[must_use]
+    pub fn from_number(number: i32) -> Option<Self> {
+        u32::try_from(number).ok().filter(|number| (1..32).contains(number)).map(Self)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> i32 {
+        self.0.cast_signed()
+    }
+}
+
+/// The signals of one backend that its own thread has not seen yet.
+#[derive(Default)]
+pub struct Signals {
+    pending: AtomicU32,
+    target: Mutex<Target>,
+}
+
+/// How the backend is made to look.
+#[derive(Default)]
+struct Target {
+    interrupt_pending: Option<Flag>,
+    waker: Option<Waker>,
+}
+
+/// The address of `InterruptPending`, a `sig_atomic_t`, in a guest's memory.
+struct Flag(*mut i32);
+
+// SAFETY: the pointer is only written through, as an atomic, and only while `Signals::target` is locked and the memory is there (`attach`).
+unsafe impl Send for Flag {}
+
+impl Signals {
+    /// Sends `signal`.
+    pub fn send(&self, signal: Signal) {
+        self.pending.fetch_or(1 << signal.0, Ordering::SeqCst);
+        self.interrupt();
+    }
+
+    /// Makes the backend look for whatever may be new: signals, due timers, the end of its slice.
+    pub(crate) fn interrupt(&self) {
+        let target = self.target.lock();
+        if let Some(Flag(address)) = target.interrupt_pending {
+            // SAFETY: `attach`'s caller promised that the address is valid until `detach`, which takes the same lock.
+            // The guest reads it non-atomically, as PostgreSQL reads a flag that a signal handler sets: an aligned word, any value of which it can take.
+            unsafe { std::sync::atomic::AtomicI32::from_ptr(address) }.store(1, Ordering::SeqCst);
+        }
+        if let Some(waker) = &target.waker {
+            waker.wake();
+        }
+    }
+
+    /// Makes the backend look for the signals that have arrived, if any, once more: its memory or its client is another one now.
+    pub(crate) fn repeat(&self) {
+        if self.any() {
+            self.interrupt();
+        }
+    }
+
+    /// From now on signals set the flag at `interrupt_pending`.
+    ///
+    /// # Safety
+    /// The address must be aligned, and stay valid until [`Signals::detach`].
+    pub(crate) unsafe fn attach(&self, interrupt_pending: *mut i32) {
+        self.target.lock().interrupt_pending = Some(Flag(interrupt_pending));
+    }
+
+    /// The memory is about to go away.
+    pub(crate) fn detach(&self) {
+        self.target.lock().interrupt_pending = None;
+    }
+
+    /// From now on signals end the waits of that client, or of none.
+    pub(crate) fn set_waker(&self, waker: Option<Waker>) {
+        self.target.lock().waker = waker;
+    }
+
+    /// Takes every signal that has arrived, lowest number first.
+    pub(crate) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
+        let pending = if self.any() { self.pending.swap(0, Ordering::SeqCst) } else { 0 };
+        (1..32).filter(move |number| pending & (1 << number) != 0).map(Signal)
+    }
+
+    /// Whether a signal has arrived that was not taken yet.
+    pub(crate) fn any(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_taken_once_however_often_it_was_sent() {
+        let signals = Signals::default();
+        signals.send(Signal::TERM);
+        signals.send(Signal::INT);
+        signals.send(Signal::INT);
+        assert_eq!(signals.take().collect::<Vec<_>>(), [Signal::INT, Signal::TERM]);
+        assert_eq!(signals.take().count(), 0);
+    }
+
+    #[test]
+    fn a_signal_sets_the_flag_only_while_it_is_attached() {
+        let signals = Signals::default();
+        let mut flag = 0_i32;
+        // SAFETY: `flag` outlives the attachment.
+        unsafe { signals.attach(&raw mut flag) };
+        signals.send(Signal::USR1);
+        signals.detach();
+        assert_eq!(std::mem::take(&mut flag), 1);
+        signals.send(Signal::USR1);
+        assert_eq!(flag, 0);
+    }
+
+    #[test]
+    fn numbers_that_are_no_signals_are_none() {
+        assert_eq!([-1, 0, 32, 64].map(Signal::from_number), [None; 4]);
+        assert_eq!(Signal::from_number(15), Some(Signal::TERM));
+    }
+}

@@ -1,0 +1,154 @@
+//! Wasmtime's configuration, and compiled code that is kept in the cache.
+
+use std::{
+    io::{self, IsTerminal},
+    num::NonZeroUsize,
+    panic::resume_unwind,
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use wasmtime::{Config, Engine, Module, OptLevel};
+
+use crate::{artefact::hex_digest, cache::Cache};
+
+/// The bytes of native stack that wasm may use in one thread before it traps.
+///
+/// `PostgreSQL` stops recursion by itself before that: see `guest::stack`.
+pub const WASM_STACK: usize = 34 << 20;
+
+/// The stack of a thread that runs wasm: [`WASM_STACK`] and room for the host functions at its end. Untouched pages cost nothing.
+pub const THREAD_STACK: usize = WASM_STACK + (4 << 20);
+
+/// Runs `work`, which runs wasm, on a thread with a stack of [`THREAD_STACK`], and waits for it.
+///
+/// # Errors
+/// When the operating system has no thread to spare.
+///
+/// # Panics
+/// If `work` does.
+pub(crate) fn on_wasm_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread =
+            thread::Builder::new().name("wasm".to_owned()).stack_size(THREAD_STACK).spawn_scoped(scope, work)?;
+        Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+/// Compiles wasm once and keeps the result.
+#[derive(Clone)]
+pub struct Compiler {
+    engine: Engine,
+    cache: Cache,
+}
+
+impl Compiler {
+    /// An engine with the one configuration of this program.
+    ///
+    /// # Errors
+    /// When Wasmtime does not support this machine.
+    pub fn new(cache: Cache) -> anyhow::Result<Self> {
+        let engine = Engine::new(&configuration()).map_err(anyhow::Error::from)?;
+        Ok(Self { engine, cache })
+    }
+
+    /// The engine itself.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What compiled code depends on besides the wasm: Wasmtime's version and its configuration.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = std::hash::DefaultHasher::new();
+        std::hash::Hash::hash(&self.engine.precompile_compatibility_hash(), &mut hasher);
+        format!("{:016x}", std::hash::Hasher::finish(&hasher))
+    }
+
+    /// Loads the compiled form of a wasm module from the cache, or compiles the module that `wasm` makes and keeps the result.
+    ///
+    /// `name` is for people; `key` stands for everything that decides what `wasm` returns. Loading takes milliseconds, compiling
+    /// the backend seconds, during which a terminal on stderr shows that something happens.
+    ///
+    /// # Errors
+    /// Those of `wasm` and of the compilation, and when the cache cannot be written.
+    pub fn module(
+        &self,
+        name: &str,
+        key: &str,
+        wasm: impl FnOnce() -> anyhow::Result<Vec<u8>>,
+    ) -> anyhow::Result<Module> {
+        let entry = format!("{name}-{}.cwasm", &hex_digest(&[key.as_bytes(), self.fingerprint().as_bytes()])[..32]);
+        if let Some(module) = self.load(&entry) {
+            return Ok(module);
+        }
+        let _lock = self.cache.lock(&entry)?;
+        // Another process may have done the work while this one waited for the lock.
+        if let Some(module) = self.load(&entry) {
+            return Ok(module);
+        }
+        let wasm = wasm()?;
+        let progress = spinner(&format!("compiling {name} (once)"));
+        let compiled = self
+            .engine
+            .precompile_module(&wasm)
+            .map_err(anyhow::Error::from)
+            .with_context(|| format!("{name} cannot be compiled"))?;
+        progress.finish_and_clear();
+        let path = self.cache.publish_file(&entry, &compiled)?;
+        // SAFETY: the file was written by this process from Wasmtime's own output, into a directory that only this user can write.
+        unsafe { Module::deserialize_file(&self.engine, &path) }
+            .map_err(anyhow::Error::from)
+            .with_context(|| format!("{} cannot be loaded", path.display()))
+    }
+
+    fn load(&self, entry: &str) -> Option<Module> {
+        let path = self.cache.path(entry);
+        if !path.exists() {
+            return None;
+        }
+        // SAFETY: `Cache` has checked that only this user can write the directory, and entries are renamed into it whole.
+        match unsafe { Module::deserialize_file(&self.engine, &path) } {
+            Ok(module) => Some(module),
+            Err(error) => {
+                tracing::warn!("compiling again, because {} cannot be loaded: {error:#}", path.display());
+                None
+            }
+        }
+    }
+}
+
+fn configuration() -> Config {
+    let mut config = Config::new();
+    config
+        .cranelift_opt_level(OptLevel::Speed)
+        .max_wasm_stack(WASM_STACK)
+        // Nothing here is async; Wasmtime only insists that this is not smaller than the wasm stack.
+        .async_stack_size(WASM_STACK + (1 << 20))
+        // Memory images are mapped copy-on-write, however large and sparse they are.
+        .memory_init_cow(true)
+        .memory_guaranteed_dense_image_size(u64::MAX)
+        // Other threads hold the address of a memory to interrupt its backend.
+        .memory_may_move(false)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(32))
+        // Only profilers and debuggers of other makes want it, and it is a fifth of the compiled file.
+        .native_unwind_info(false);
+    config
+}
+
+/// A spinner on stderr, invisible when that is not a terminal.
+pub(crate) fn spinner(message: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        tracing::info!("{message}");
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner().with_message(message.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}

@@ -1,0 +1,250 @@
+//! PGlite's own files: `pglite.data` with the index in `pglite.js`, and the archives of extensions.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use flate2::read::GzDecoder;
+use memmap2::Mmap;
+
+use super::{
+    content::Content,
+    errno::Errno,
+    extent::{Extent, Source},
+    frozen::FrozenTree,
+    layout::{lay_out, make_directories},
+    node::{Kind, Node},
+    tree::Tree,
+};
+
+/// Why a bundle could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// A host file could not be read.
+    #[error("cannot read {}: {error}; is the PGlite package complete?", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        error: io::Error,
+    },
+    /// The script holds no list of files that could be understood.
+    #[error("the index of files in PGlite's script is not as expected at byte {offset}: {problem}")]
+    Index {
+        /// Where in the script.
+        offset: usize,
+        /// What was expected there.
+        problem: &'static str,
+    },
+    /// The index names bytes that the data file does not have.
+    #[error(
+        "{name} should be bytes {start} to {end} of PGlite's data file, which has {available}; script and data must be of the same release"
+    )]
+    Range {
+        /// The file in the bundle.
+        name: String,
+        /// Its first byte.
+        start: usize,
+        /// The byte after its last.
+        end: usize,
+        /// The data file's length.
+        available: usize,
+    },
+    /// An archive could not be unpacked.
+    #[error("cannot unpack an extension's archive: {0}")]
+    Archive(#[from] io::Error),
+    /// The name of a file is absolute where it must not be, or leads out of its directory.
+    #[error("refusing to unpack {0:?}, which leads out of the directory it belongs to")]
+    Escape(String),
+    /// A file could not be put into the tree.
+    #[error("cannot make {path:?} in the guest's files: {errno}")]
+    Place {
+        /// The path in the guest.
+        path: String,
+        /// What the tree says.
+        errno: Errno,
+    },
+}
+
+/// A file of the bundle: its path in the guest, and which bytes of the data file it is.
+#[derive(Debug, PartialEq, Eq)]
+struct IndexEntry {
+    name: String,
+    start: usize,
+    end: usize,
+}
+
+/// The files that PGlite brings along (`data`: `pglite.data`, `script`: `pglite.js`), in a tree that has what every guest
+/// needs. Their contents are mapped, not copied: `data` must not change while the tree is in use.
+///
+/// # Errors
+/// [`BundleError`], which names the file or the place.
+pub fn open_bundle(data: &Path, script: &Path) -> Result<Arc<FrozenTree>, BundleError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| BundleError::Read { path, error }
+    };
+    let index = parse_index(&std::fs::read(script).map_err(failed(script))?)?;
+    let file = File::open(data).map_err(failed(data))?;
+    // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink meanwhile is
+    // asked of the caller; it belongs to an installed package.
+    let map = unsafe { Mmap::map(&file) }.map_err(failed(data))?;
+    let source = Arc::new(Source::Mapped(map));
+    let mut tree = Tree::new();
+    lay_out(&mut tree).map_err(|errno| BundleError::Place { path: "/dev".to_owned(), errno })?;
+    for IndexEntry { name, start, end } in index {
+        let available = source.bytes().len();
+        let extent = end.checked_sub(start).and_then(|len| Extent::new(Arc::clone(&source), start, len));
+        let Some(extent) = extent else {
+            return Err(BundleError::Range { name, start, end, available });
+        };
+        place(&mut tree, &name, extent, permissions(&name))?;
+    }
+    Ok(tree.freeze())
+}
+
+/// Permissions that PostgreSQL insists on: its programs are executable, a password file is its owner's alone
+/// (PGlite sets the same in `pglite.ts`).
+fn permissions(name: &str) -> u32 {
+    if name.ends_with("/.pgpass") {
+        0o600
+    } else if name.starts_with("/pglite/bin/") {
+        0o555
+    } else {
+        0o644
+    }
+}
+
+/// Puts a file with the bytes of `extent` into the tree, and makes the directories it lies in.
+fn place(tree: &mut Tree, path: &str, extent: Extent, permissions: u32) -> Result<(), BundleError> {
+    let failed = |errno| BundleError::Place { path: path.to_owned(), errno };
+    let (directory, name) = path.rsplit_once('/').ok_or_else(|| failed(Errno::EINVAL))?;
+    if matches!(name, "" | "." | "..") {
+        return Err(failed(Errno::EINVAL));
+    }
+    let parent = make_directories(tree, directory.as_bytes()).map_err(failed)?;
+    let node = Node::new(Kind::File(Content::from_extent(extent)), permissions);
+    tree.create(parent, name.as_bytes(), node).map_err(failed)?;
+    Ok(())
+}
+
+/// Unpacks an extension's `.tar.gz` below the directory `below` of the guest (PGlite: `/pglite`), replacing files of the
+/// same names, and returns the paths of the files, in the archive's order. Names that begin with a dot are left out, as
+/// PGlite does (`extensionUtils.ts`).
+///
+/// # Errors
+/// [`BundleError`]; what was unpacked until then stays.
+pub fn unpack_extension(tree: &mut Tree, archive: impl Read, below: &str) -> Result<Vec<String>, BundleError> {
+    let mut archive = tar::Archive::new(GzDecoder::new(archive));
+    let mut unpacked = Vec::new();
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if name.starts_with('/') || name.split('/').any(|part| part == "..") {
+            return Err(BundleError::Escape(name));
+        }
+        if name.starts_with('.') {
+            continue;
+        }
+        let path = format!("{below}/{}", name.trim_end_matches('/'));
+        let failed = |errno| BundleError::Place { path: path.clone(), errno };
+        if entry.header().entry_type().is_dir() {
+            make_directories(tree, path.as_bytes()).map_err(failed)?;
+        } else if entry.header().entry_type().is_file() {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes)?;
+            let executable = entry.header().mode()? & 0o111 != 0;
+            remove(tree, &path).map_err(failed)?;
+            place(tree, &path, Extent::owned(bytes), if executable { 0o755 } else { 0o644 })?;
+            unpacked.push(path);
+        }
+    }
+    Ok(unpacked)
+}
+
+/// Removes the file `path`, if there is one.
+fn remove(tree: &mut Tree, path: &str) -> Result<(), Errno> {
+    let (directory, name) = path.rsplit_once('/').ok_or(Errno::EINVAL)?;
+    let parent = make_directories(tree, directory.as_bytes())?;
+    match tree.unlink(parent, name.as_bytes()) {
+        Err(Errno::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// Reads `files:[{filename:"…",start:N,end:N},…]` out of PGlite's minified script.
+fn parse_index(script: &[u8]) -> Result<Vec<IndexEntry>, BundleError> {
+    const START: &[u8] = b"files:[{filename:";
+    let Some(position) = script.windows(START.len()).position(|window| window == START) else {
+        return Err(BundleError::Index { offset: 0, problem: "there is no `files:[{filename:`" });
+    };
+    let mut cursor = Cursor { script, offset: position };
+    let mut index = Vec::new();
+    cursor.expect(b"files:[", "`files:[`")?;
+    loop {
+        cursor.expect(b"{filename:", "`{filename:`")?;
+        let name = cursor.string()?;
+        cursor.expect(b",start:", "`,start:`")?;
+        let start = cursor.number()?;
+        cursor.expect(b",end:", "`,end:`")?;
+        let end = cursor.number()?;
+        cursor.expect(b"}", "`}`")?;
+        index.push(IndexEntry { name, start, end });
+        if cursor.expect(b"]", "`]`").is_ok() {
+            return Ok(index);
+        }
+        cursor.expect(b",", "`,` or `]`")?;
+    }
+}
+
+/// A place in the script.
+struct Cursor<'a> {
+    script: &'a [u8],
+    offset: usize,
+}
+
+impl Cursor<'_> {
+    fn rest(&self) -> &[u8] {
+        &self.script[self.offset..]
+    }
+
+    fn error(&self, problem: &'static str) -> BundleError {
+        BundleError::Index { offset: self.offset, problem }
+    }
+
+    fn expect(&mut self, token: &[u8], problem: &'static str) -> Result<(), BundleError> {
+        if !self.rest().starts_with(token) {
+            return Err(self.error(problem));
+        }
+        self.offset += token.len();
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<usize, BundleError> {
+        let digits = self.rest().iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let text = std::str::from_utf8(&self.rest()[..digits]).unwrap_or_default();
+        let number = text.parse().map_err(|_| self.error("a whole number"))?;
+        self.offset += digits;
+        Ok(number)
+    }
+
+    /// A string in double quotes; the minifier writes no escapes in file names, so one is a reason to stop.
+    fn string(&mut self) -> Result<String, BundleError> {
+        self.expect(b"\"", "a string in double quotes")?;
+        let length = self.rest().iter().position(|byte| *byte == b'"');
+        let length = length.ok_or_else(|| self.error("the end of a string"))?;
+        let bytes = &self.rest()[..length];
+        if bytes.contains(&b'\\') {
+            return Err(self.error("a file name without escapes"));
+        }
+        let name = std::str::from_utf8(bytes).map_err(|_| self.error("a file name in UTF-8"))?.to_owned();
+        self.offset += length + 1;
+        Ok(name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

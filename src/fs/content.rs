@@ -1,0 +1,248 @@
+//! What a file holds: shared, immutable bytes below, and the chunks that were written since above them.
+//!
+//! A chunk is 8 KiB, the block size of PostgreSQL's tables and of its write-ahead log (`BLCKSZ`, `XLOG_BLCKSZ`), so that
+//! PostgreSQL's writes replace whole chunks and copy nothing from below. Chunks nobody wrote are holes: they read as
+//! zeros and cost nothing.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use super::extent::Extent;
+
+/// Bytes in a chunk.
+pub const CHUNK: usize = 8192;
+const CHUNK_U64: u64 = CHUNK as u64;
+/// A chunk's share of the accounting: its bytes, the reference counts and a slot in the map.
+const CHUNK_COST: usize = CHUNK + 48;
+
+/// Exactly [`CHUNK`] bytes; bytes past the end of the file are zero.
+type Chunk = Arc<[u8]>;
+
+/// What a file held when its tree was frozen; many files of many trees share it.
+#[derive(Clone, Debug)]
+struct Layer {
+    extent: Option<Extent>,
+    /// Chunks that cover what the extent says at their place.
+    chunks: BTreeMap<u64, Chunk>,
+}
+
+impl Layer {
+    /// Copies bytes of one chunk into `target`.
+    fn read(&self, offset: u64, target: &mut [u8]) {
+        if let Some(chunk) = self.chunks.get(&(offset / CHUNK_U64)) {
+            let within = within_chunk(offset);
+            target.copy_from_slice(&chunk[within..within + target.len()]);
+        } else if let Some(extent) = &self.extent {
+            extent.read(offset, target);
+        } else {
+            target.fill(0);
+        }
+    }
+
+    /// Whether the layer has nothing at chunk `index`.
+    fn is_hole(&self, index: u64) -> bool {
+        !self.chunks.contains_key(&index)
+            && self.extent.as_ref().is_none_or(|extent| index.saturating_mul(CHUNK_U64) >= extent.len() as u64)
+    }
+}
+
+/// The bytes of one file.
+#[derive(Clone, Debug, Default)]
+pub struct Content {
+    len: u64,
+    base: Option<Arc<Layer>>,
+    /// Bytes from here on are not taken from the base: the file was shorter than that once.
+    visible: u64,
+    /// Chunks written since the last freeze; these alone are held by this file and no other.
+    changed: BTreeMap<u64, Chunk>,
+}
+
+/// The part of a read or write that falls into one chunk.
+struct Piece {
+    index: u64,
+    /// Where in the file it starts.
+    offset: u64,
+    /// Where in the buffer it lies.
+    range: Range<usize>,
+}
+
+/// Cuts `len` bytes at `offset` of a file at the borders of chunks.
+fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = offset + done as u64;
+        let step = (CHUNK - within_chunk(at)).min(len - done);
+        let range = done..done + step;
+        done += step;
+        (step > 0).then_some(Piece { index: at / CHUNK_U64, offset: at, range })
+    })
+}
+
+/// Where in its chunk the byte at `offset` lies.
+#[expect(clippy::cast_possible_truncation, reason = "a remainder below 8192 fits into any usize")]
+fn within_chunk(offset: u64) -> usize {
+    (offset % CHUNK_U64) as usize
+}
+
+/// A chunk that can be written to: a copy if a frozen tree shares it.
+fn unshared(chunk: &mut Chunk) -> &mut [u8] {
+    Arc::make_mut(chunk)
+}
+
+impl Content {
+    /// The bytes of `extent`, shared with whoever else has it.
+    #[must_use]
+    pub fn from_extent(extent: Extent) -> Self {
+        Self::of_length(extent.len() as u64, extent)
+    }
+
+    /// A file of `len` bytes that begins with those of `extent`; the rest is a hole.
+    #[must_use]
+    pub(super) fn of_length(len: u64, extent: Extent) -> Self {
+        let base = (!extent.is_empty()).then(|| Arc::new(Layer { extent: Some(extent), chunks: BTreeMap::new() }));
+        Self { len, base, visible: len, changed: BTreeMap::new() }
+    }
+
+    /// The file's length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the file is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies bytes from `offset` on into `buffer`, up to the end of the file, and returns how many.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> usize {
+        let rest = self.len.saturating_sub(offset);
+        let wanted = usize::try_from(rest).map_or(buffer.len(), |rest| rest.min(buffer.len()));
+        for piece in pieces(offset, wanted) {
+            self.read_piece(piece.index, piece.offset, &mut buffer[piece.range]);
+        }
+        wanted
+    }
+
+    fn read_piece(&self, index: u64, offset: u64, target: &mut [u8]) {
+        if let Some(chunk) = self.changed.get(&index) {
+            let within = within_chunk(offset);
+            target.copy_from_slice(&chunk[within..within + target.len()]);
+        } else {
+            self.read_base(offset, target);
+        }
+    }
+
+    /// Copies bytes of one chunk as they are below the changed ones.
+    fn read_base(&self, offset: u64, target: &mut [u8]) {
+        let Some(base) = &self.base else {
+            return target.fill(0);
+        };
+        let visible = self.visible.saturating_sub(offset);
+        let shown = usize::try_from(visible).map_or(target.len(), |shown| shown.min(target.len()));
+        let (seen, hidden) = target.split_at_mut(shown);
+        base.read(offset, seen);
+        hidden.fill(0);
+    }
+
+    /// Writes `bytes` at `offset`; a gap between the old end and `offset` becomes a hole.
+    ///
+    /// The caller keeps `offset + bytes.len()` within `i64::MAX`, the largest length a file can have.
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) {
+        for piece in pieces(offset, bytes.len()) {
+            let bytes = &bytes[piece.range];
+            if bytes.len() == CHUNK {
+                self.replace_chunk(piece.index, bytes);
+            } else {
+                let within = within_chunk(piece.offset);
+                self.chunk_to_change(piece.index)[within..within + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+        if !bytes.is_empty() {
+            self.len = self.len.max(offset + bytes.len() as u64);
+        }
+    }
+
+    fn replace_chunk(&mut self, index: u64, bytes: &[u8]) {
+        if let Some(chunk) = self.changed.get_mut(&index) {
+            match Arc::get_mut(chunk) {
+                Some(unshared) => unshared.copy_from_slice(bytes),
+                None => *chunk = Chunk::from(bytes),
+            }
+        // PostgreSQL fills every new WAL segment with zeros (`wal_init_zero`): 16 MiB that need not exist.
+        } else if !(self.is_hole(index) && bytes.iter().all(|byte| *byte == 0)) {
+            self.changed.insert(index, Chunk::from(bytes));
+        }
+    }
+
+    /// The changed chunk `index`, which starts as a copy of what lies below.
+    fn chunk_to_change(&mut self, index: u64) -> &mut [u8] {
+        if !self.changed.contains_key(&index) {
+            let mut bytes = [0; CHUNK];
+            self.read_base(index * CHUNK_U64, &mut bytes);
+            self.changed.insert(index, Chunk::from(&bytes[..]));
+        }
+        let chunk = self.changed.entry(index).or_insert_with(|| Chunk::from([0; CHUNK]));
+        unshared(chunk)
+    }
+
+    fn is_hole(&self, index: u64) -> bool {
+        !self.changed.contains_key(&index)
+            && (index.saturating_mul(CHUNK_U64) >= self.visible
+                || self.base.as_ref().is_none_or(|base| base.is_hole(index)))
+    }
+
+    /// Cuts the file off at `len`, or extends it to there with zeros that cost nothing.
+    pub fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.changed.split_off(&len.div_ceil(CHUNK_U64));
+            if let Some(last) = self.changed.get_mut(&(len / CHUNK_U64)) {
+                unshared(last)[within_chunk(len)..].fill(0);
+            }
+            self.visible = self.visible.min(len);
+        }
+        self.len = len;
+    }
+
+    /// Bytes that this file holds alone, near enough.
+    #[must_use]
+    pub fn private_bytes(&self) -> usize {
+        self.changed.len() * CHUNK_COST
+    }
+
+    /// Moves the changed chunks below, where clones of this content share them.
+    pub(super) fn freeze(&mut self) {
+        if self.changed.is_empty() {
+            return;
+        }
+        let mut layer = match self.base.take() {
+            Some(base) => Arc::unwrap_or_clone(base),
+            None => Layer { extent: None, chunks: BTreeMap::new() },
+        };
+        layer.extent = layer.extent.map(|extent| extent.shortened(self.visible));
+        layer.chunks.split_off(&self.visible.div_ceil(CHUNK_U64));
+        if let Some(last) = layer.chunks.get_mut(&(self.visible / CHUNK_U64)) {
+            unshared(last)[within_chunk(self.visible)..].fill(0);
+        }
+        layer.chunks.append(&mut self.changed);
+        self.base = Some(Arc::new(layer));
+        self.visible = self.len;
+    }
+
+    /// The chunks that may hold something else than zeros, in ascending order.
+    pub(super) fn occupied(&self) -> Vec<u64> {
+        let mut indexes: Vec<u64> = self.changed.keys().copied().collect();
+        if let Some(base) = &self.base {
+            let extent = base.extent.as_ref().map_or(0, |extent| extent.len() as u64);
+            indexes.extend(0..extent.min(self.visible).div_ceil(CHUNK_U64));
+            let shown = ..self.visible.div_ceil(CHUNK_U64);
+            indexes.extend(base.chunks.range(shown).map(|(index, _)| *index));
+        }
+        indexes.sort_unstable();
+        indexes.dedup();
+        indexes
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! Character devices, and the console that the terminal devices write to.
+
+use serde::{Deserialize, Serialize};
+
+use super::errno::Errno;
+
+/// Which of a process' two output streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// Where a process' terminal output goes.
+pub trait Console: Send {
+    /// Takes bytes as they were written, in no particular portions.
+    fn write(&mut self, stream: Stream, bytes: &[u8]);
+}
+
+/// The console of a process that has nothing to say to anybody.
+pub struct Silent;
+
+impl Console for Silent {
+    fn write(&mut self, _stream: Stream, _bytes: &[u8]) {}
+}
+
+/// The devices below `/dev`; device numbers are those of Emscripten's `FS.createDefaultDevices` (`libfs.js`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Device {
+    /// Empty when read; takes everything.
+    Null,
+    /// Endless zeros; takes everything.
+    Zero,
+    /// Endless random bytes, of the quality that keys need.
+    Random,
+    /// Empty when read: a guest has no standard input of its own. PGlite, too, gives its modules one that is at its end.
+    Stdin,
+    /// The console's [`Stream::Out`], a terminal; empty when read.
+    Terminal,
+    /// The console's [`Stream::Err`], a terminal that cannot be read.
+    ErrorTerminal,
+}
+
+impl Device {
+    /// `st_rdev`: major number × 256 + minor number.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        let (major, minor) = match self {
+            Self::Null => (1, 3),
+            Self::Zero => (1, 5),
+            Self::Random => (1, 9),
+            Self::Terminal => (5, 0),
+            Self::ErrorTerminal => (6, 0),
+            Self::Stdin => (64, 0),
+        };
+        major << 8 | minor
+    }
+
+    /// Whether `isatty` says yes.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Terminal | Self::ErrorTerminal)
+    }
+
+    pub(super) fn read(self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Null | Self::Stdin | Self::Terminal => Ok(0),
+            Self::ErrorTerminal => Err(Errno::ENXIO),
+            Self::Zero => {
+                buffer.fill(0);
+                Ok(buffer.len())
+            }
+            Self::Random => {
+                let mut filled = 0;
+                while filled < buffer.len() {
+                    let flags = rustix::rand::GetRandomFlags::empty();
+                    filled += rustix::rand::getrandom(&mut buffer[filled..], flags).map_err(|_| Errno::EIO)?;
+                }
+                Ok(filled)
+            }
+        }
+    }
+
+    pub(super) fn write(self, bytes: &[u8], console: &mut dyn Console) -> Result<usize, Errno> {
+        match self {
+            Self::Null | Self::Zero | Self::Random => {}
+            Self::Stdin => return Err(Errno::EIO),
+            Self::Terminal => console.write(Stream::Out, bytes),
+            Self::ErrorTerminal => console.write(Stream::Err, bytes),
+        }
+        Ok(bytes.len())
+    }
+}

@@ -1,0 +1,164 @@
+//! Opening by descriptor, closing, reading, writing and seeking.
+
+use super::Files;
+use crate::fs::{
+    descriptors::{Object, OpenFlags},
+    device::Device,
+    errno::Errno,
+    node::Kind,
+    tree::MAX_LEN,
+};
+
+/// What an offset is relative to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whence {
+    /// The start of the file (`SEEK_SET`).
+    Start,
+    /// The position (`SEEK_CUR`).
+    Current,
+    /// The end of the file (`SEEK_END`).
+    End,
+}
+
+impl Files {
+    /// Closes a descriptor.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn close(&mut self, fd: i32) -> Result<(), Errno> {
+        self.state.descriptors.close(&mut self.tree.lock(), fd)
+    }
+
+    /// A duplicate of `fd`, the lowest free descriptor from `least` on.
+    ///
+    /// # Errors
+    /// `EBADF`, `EINVAL`, `EMFILE`.
+    pub fn dup(&mut self, fd: i32, least: i32) -> Result<i32, Errno> {
+        self.state.descriptors.duplicate(fd, least)
+    }
+
+    /// Makes `new` a duplicate of `fd`, closing what it was.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn dup_to(&mut self, fd: i32, new: i32) -> Result<i32, Errno> {
+        self.state.descriptors.duplicate_to(&mut self.tree.lock(), fd, new)
+    }
+
+    /// Makes a pipe; returns its reading and its writing end.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn pipe(&mut self, flags: OpenFlags) -> Result<(i32, i32), Errno> {
+        self.state.descriptors.open_pipe(flags)
+    }
+
+    /// The flags that `fd` was opened with, or got since.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn flags(&self, fd: i32) -> Result<OpenFlags, Errno> {
+        Ok(self.state.descriptors.file(fd)?.flags)
+    }
+
+    /// Sets the flags of `fd`.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn set_flags(&mut self, fd: i32, flags: OpenFlags) -> Result<(), Errno> {
+        self.state.descriptors.file_mut(fd)?.flags = flags;
+        Ok(())
+    }
+
+    /// Reads from `position`, or from the descriptor's own position, which moves on; returns how many bytes, 0 at the end.
+    ///
+    /// # Errors
+    /// `EBADF` if `fd` is not open for reading, `EISDIR`, `ESPIPE` if it has no positions, `EAGAIN` from an empty pipe.
+    pub fn read(&mut self, fd: i32, position: Option<u64>, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let file = self.state.descriptors.file_mut(fd)?;
+        if !file.flags.readable() {
+            return Err(Errno::EBADF);
+        }
+        let ino = match file.object {
+            Object::Node(ino) => ino,
+            Object::Pipe(..) if position.is_some() => return Err(Errno::ESPIPE),
+            Object::Pipe(pipe, _) => return self.state.descriptors.pipe(pipe)?.read(buffer),
+        };
+        let tree = self.tree.lock();
+        match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
+            Kind::File(content) => {
+                let count = content.read_at(position.unwrap_or(file.position), buffer);
+                if position.is_none() {
+                    file.position += count as u64;
+                }
+                Ok(count)
+            }
+            Kind::Device(device) => device.read(buffer),
+            Kind::Directory(_) | Kind::DescriptorDirectory { .. } => Err(Errno::EISDIR),
+            Kind::Symlink(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Writes at `position`, or at the descriptor's own position, which moves on; with `O_APPEND` always at the end.
+    ///
+    /// # Errors
+    /// `EBADF` if `fd` is not open for writing, `EFBIG`, `ESPIPE` if it has no positions, `EPIPE`.
+    pub fn write(&mut self, fd: i32, position: Option<u64>, bytes: &[u8]) -> Result<usize, Errno> {
+        let file = self.state.descriptors.file_mut(fd)?;
+        if !file.flags.writable() {
+            return Err(Errno::EBADF);
+        }
+        let ino = match file.object {
+            Object::Node(ino) => ino,
+            Object::Pipe(..) if position.is_some() => return Err(Errno::ESPIPE),
+            Object::Pipe(pipe, _) => return self.state.descriptors.pipe(pipe)?.write(bytes),
+        };
+        let mut tree = self.tree.lock();
+        let len = match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
+            Kind::File(content) => content.len(),
+            Kind::Device(device) => {
+                let device = *device;
+                // The console may do as it likes; it must not find the tree locked.
+                drop(tree);
+                return device.write(bytes, &mut *self.console);
+            }
+            _ => return Err(Errno::EISDIR),
+        };
+        let at = if file.flags.has(OpenFlags::APPEND) { len } else { position.unwrap_or(file.position) };
+        let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
+        tree.change(ino, |node| {
+            node.touch();
+            if let Kind::File(content) = &mut node.kind {
+                content.write_at(at, bytes);
+            }
+        })?;
+        if position.is_none() {
+            file.position = end;
+        }
+        Ok(bytes.len())
+    }
+
+    /// Moves the position of `fd` and returns it.
+    ///
+    /// # Errors
+    /// `ESPIPE` if it has no position, `EINVAL` if that would be negative, `EBADF`.
+    pub fn seek(&mut self, fd: i32, offset: i64, whence: Whence) -> Result<u64, Errno> {
+        let file = self.state.descriptors.file_mut(fd)?;
+        let Object::Node(ino) = file.object else {
+            return Err(Errno::ESPIPE);
+        };
+        let end = match &self.tree.lock().node(ino).ok_or(Errno::EBADF)?.kind {
+            Kind::File(content) => content.len(),
+            Kind::Directory(_) | Kind::DescriptorDirectory { .. } => 0,
+            Kind::Device(Device::Null | Device::Zero) => return Ok(0),
+            Kind::Device(_) | Kind::Symlink(_) => return Err(Errno::ESPIPE),
+        };
+        let base = match whence {
+            Whence::Start => 0,
+            Whence::Current => file.position,
+            Whence::End => end,
+        };
+        file.position = base.checked_add_signed(offset).filter(|at| *at <= MAX_LEN).ok_or(Errno::EINVAL)?;
+        Ok(file.position)
+    }
+}

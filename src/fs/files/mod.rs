@@ -1,0 +1,173 @@
+//! One process' view of a tree: its descriptors, working directory, file mode mask and console, in POSIX terms.
+
+mod directories;
+mod io;
+mod mappings;
+mod paths;
+mod status;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+pub use directories::DirectoryEntry;
+pub use io::Whence;
+pub use mappings::Mapping;
+pub use paths::{At, NewTime};
+
+use super::{
+    descriptors::{Descriptors, OpenFlags},
+    device::{Console, Device, Silent},
+    errno::Errno,
+    frozen::ROOT,
+    node::{Ino, Kind},
+    path::Follow,
+    tree::Tree,
+};
+
+/// The file mode mask that a process begins with; Emscripten's (`SYSCALLS.currentUmask`, `libsyscall.js`).
+const UMASK: u32 = 0o022;
+
+/// What a process hands on when it is forked or written to disk: plain data that holds nothing open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessState {
+    descriptors: Descriptors,
+    mappings: Vec<Mapping>,
+    working_directory: Ino,
+    umask: u32,
+}
+
+/// The files as one process sees them.
+///
+/// Every method takes the tree's lock for its own duration and no longer. When a process ends, its descriptors close.
+pub struct Files {
+    tree: Arc<Mutex<Tree>>,
+    state: ProcessState,
+    console: Box<dyn Console>,
+}
+
+impl Files {
+    /// A new process in `/`, with `/dev/stdin`, `/dev/stdout` and `/dev/stderr` open as 0, 1 and 2.
+    ///
+    /// # Errors
+    /// `ENOENT` if the tree lacks these; see [`lay_out`](super::lay_out).
+    pub fn new(tree: Arc<Mutex<Tree>>, console: Box<dyn Console>) -> Result<Self, Errno> {
+        let state = ProcessState {
+            descriptors: Descriptors::default(),
+            mappings: Vec::new(),
+            working_directory: ROOT,
+            umask: UMASK,
+        };
+        let mut files = Self::resume(tree, &state, console);
+        files.open(At::WorkingDirectory, b"/dev/stdin", OpenFlags::READ_ONLY, 0)?;
+        files.open(At::WorkingDirectory, b"/dev/stdout", OpenFlags::WRITE_ONLY, 0)?;
+        files.open(At::WorkingDirectory, b"/dev/stderr", OpenFlags::WRITE_ONLY, 0)?;
+        Ok(files)
+    }
+
+    /// A process that begins with what another one had: the same inodes open at the same descriptors and positions,
+    /// in `tree`, which is the other's or a clone of it. From here on the two share nothing but the tree; in particular
+    /// each has its own positions and its own copies of the pipes.
+    ///
+    /// Descriptors of files that `tree` does not have any more are closed; a working directory that is gone becomes `/`.
+    #[must_use]
+    pub fn resume(tree: Arc<Mutex<Tree>>, state: &ProcessState, console: Box<dyn Console>) -> Self {
+        let mut state = state.clone();
+        {
+            let mut tree = tree.lock();
+            state.descriptors.adopt(&mut tree);
+            for mapping in &mut state.mappings {
+                mapping.ino = mapping.ino.filter(|ino| tree.retain(*ino).is_ok());
+            }
+            if tree.retain(state.working_directory).is_err() {
+                state.working_directory = ROOT;
+                // A tree without a root directory cannot come into being.
+                let _ = tree.retain(ROOT);
+            }
+        }
+        Self { tree, state, console }
+    }
+
+    /// A copy of what [`Files::resume`] needs.
+    #[must_use]
+    pub fn state(&self) -> ProcessState {
+        self.state.clone()
+    }
+
+    /// The tree that this process works on.
+    #[must_use]
+    pub fn tree(&self) -> &Arc<Mutex<Tree>> {
+        &self.tree
+    }
+
+    /// Becomes what [`Files::resume`] makes, with the console that it has.
+    pub fn restart(&mut self, tree: Arc<Mutex<Tree>>, state: &ProcessState) {
+        let console = self.set_console(Box::new(Silent));
+        *self = Self::resume(tree, state, console);
+    }
+
+    /// Sends the process' terminal output elsewhere from now on, and returns where it went before.
+    pub fn set_console(&mut self, console: Box<dyn Console>) -> Box<dyn Console> {
+        std::mem::replace(&mut self.console, console)
+    }
+
+    /// Closes all descriptors and forgets all mappings, as the end of a process does.
+    pub fn close_all(&mut self) {
+        let mut tree = self.tree.lock();
+        self.state.descriptors.close_all(&mut tree);
+        for ino in self.state.mappings.drain(..).filter_map(|mapping| mapping.ino) {
+            tree.release(ino);
+        }
+    }
+
+    /// The whole of a file. Meant for the host itself; a guest opens and reads.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for what has no length, `EFBIG` if it does not fit into memory, `ENOENT` and the others of a walk.
+    pub fn read_file(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        let tree = self.tree.lock();
+        let ino = self.inode(&tree, At::WorkingDirectory, path, Follow::Yes)?;
+        match &tree.node(ino).ok_or(Errno::ENOENT)?.kind {
+            Kind::File(content) => {
+                let len = usize::try_from(content.len()).map_err(|_| Errno::EFBIG)?;
+                let mut bytes = Vec::new();
+                bytes.try_reserve_exact(len).map_err(|_| Errno::EFBIG)?;
+                bytes.resize(len, 0);
+                content.read_at(0, &mut bytes);
+                Ok(bytes)
+            }
+            Kind::Directory(_) | Kind::DescriptorDirectory { .. } => Err(Errno::EISDIR),
+            Kind::Device(_) | Kind::Symlink(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Sets the file mode mask, and returns the one before.
+    pub fn umask(&mut self, mask: u32) -> u32 {
+        std::mem::replace(&mut self.state.umask, mask)
+    }
+
+    /// The device that `fd` is open on; `None` if it is open on something else.
+    ///
+    /// # Errors
+    /// `EBADF` if `fd` is not open.
+    pub fn device(&self, fd: i32) -> Result<Option<Device>, Errno> {
+        let super::descriptors::Object::Node(ino) = self.state.descriptors.file(fd)?.object else {
+            return Ok(None);
+        };
+        match self.tree.lock().node(ino).map(|node| &node.kind) {
+            Some(Kind::Device(device)) => Ok(Some(*device)),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.close_all();
+        self.tree.lock().release(self.state.working_directory);
+    }
+}
+
+#[cfg(test)]
+mod tests;

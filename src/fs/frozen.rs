@@ -1,0 +1,67 @@
+//! A file tree that does not change any more, and that any number of trees build on.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
+};
+
+use super::{
+    directory::Directory,
+    node::{Ino, Kind, Node},
+};
+
+/// The root directory's inode number, in every tree.
+pub const ROOT: Ino = Ino(1);
+
+/// Hashes inode numbers, which are small, distinct and not chosen by anybody: one multiplication spreads them enough.
+#[derive(Default)]
+pub(super) struct InoHasher(u64);
+
+impl Hasher for InoHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+/// A table of things by inode number.
+pub(super) type InoMap<T> = HashMap<Ino, T, BuildHasherDefault<InoHasher>>;
+
+/// Inodes as they were when a [`Tree`](super::Tree) was frozen. Shared between trees, and immutable.
+#[derive(Debug)]
+pub struct FrozenTree {
+    pub(super) nodes: InoMap<Arc<Node>>,
+    /// The number that the next new inode gets.
+    pub(super) next: Ino,
+}
+
+impl FrozenTree {
+    /// A tree with nothing but a root directory, whose permissions are those of Emscripten's (0777).
+    #[must_use]
+    pub fn empty() -> Arc<Self> {
+        let root = Node::new(Kind::Directory(Directory::new(ROOT)), 0o777);
+        Arc::new(Self { nodes: InoMap::from_iter([(ROOT, Arc::new(root))]), next: Ino(ROOT.0 + 1) })
+    }
+
+    /// How many inodes there are: files, directories, links and devices.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is nothing but the root directory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nodes.len() <= 1
+    }
+}

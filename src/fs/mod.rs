@@ -1,0 +1,47 @@
+//! The guest's files: a POSIX file tree in memory, a copy of which is free.
+//!
+//! # Layout, in reading order
+//!
+//! * `extent`, `content`: bytes of files: shared and immutable below, changed chunks above.
+//! * `directory`, `device`, `node`: what an inode can be.
+//! * `frozen`, `tree`: one cluster's inodes and names: a frozen base, and what changed since.
+//! * `path`: from a path to an inode.
+//! * `pipe`, `descriptors`: what a process has open.
+//! * `files`: one process' view of a tree; the functions of POSIX.
+//! * `layout`: the directories and devices every guest expects.
+//! * `bundle`: PGlite's files and extensions, into a tree.
+//! * `store`: a frozen tree on disk.
+
+mod bundle;
+mod content;
+mod descriptors;
+mod device;
+mod directory;
+mod errno;
+mod extent;
+mod files;
+mod frozen;
+mod layout;
+mod node;
+mod path;
+mod pipe;
+mod store;
+mod tree;
+
+pub use bundle::{BundleError, open_bundle, unpack_extension};
+pub use content::{CHUNK, Content};
+pub use descriptors::{Descriptors, MAX_DESCRIPTORS, Object, OpenFile, OpenFlags};
+pub use device::{Console, Device, Silent, Stream};
+pub use directory::{Directory, Entry, Name};
+pub use errno::Errno;
+pub use extent::{Extent, Source};
+pub use files::{At, DirectoryEntry, Files, Mapping, NewTime, ProcessState, Whence};
+pub use frozen::{FrozenTree, ROOT};
+pub use layout::{lay_out, make_directories};
+pub use node::{
+    Access, Attributes, Ino, Kind, Node, PERMISSIONS, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Stat,
+    Timestamp,
+};
+pub use path::{Follow, NAME_MAX, PATH_MAX};
+pub use store::StoreError;
+pub use tree::{MAX_LEN, Tree};

@@ -1,0 +1,182 @@
+//! From a path to the inode it names.
+
+use std::borrow::Cow;
+
+use super::{
+    descriptors::{Descriptors, Object},
+    errno::Errno,
+    frozen::ROOT,
+    node::{Ino, Kind, Node},
+    tree::Tree,
+};
+
+/// The most bytes a file name can have.
+pub const NAME_MAX: usize = 255;
+/// The most bytes a path can have, with the NUL that ends it.
+pub const PATH_MAX: usize = 4096;
+/// Symbolic links on the way to one node before it is called a loop; the number is Emscripten's (`FS.lookupPath`).
+const LINK_MAX: usize = 40;
+
+/// Whether a symbolic link at the end of a path is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// The path names what the link points to.
+    Yes,
+    /// The path names the link.
+    No,
+}
+
+/// What a path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// An inode.
+    Node(Ino),
+    /// An entry of `/proc/self/fd`: not followed, the symbolic link; followed, a descriptor that has no inode.
+    Descriptor(i32),
+}
+
+/// Where a path led.
+#[derive(Debug)]
+pub(super) struct Location {
+    /// The directory that holds the last name.
+    pub parent: Ino,
+    /// The last name; `None` if the path ends in `/`, `.` or `..` alone.
+    pub name: Option<Vec<u8>>,
+    /// What the path names, if that exists.
+    pub place: Option<Place>,
+    /// Whether the path ends in a slash, so that it can only name a directory.
+    pub trailing_slash: bool,
+}
+
+impl Location {
+    fn directory(ino: Ino) -> Self {
+        Self { parent: ino, name: None, place: Some(Place::Node(ino)), trailing_slash: false }
+    }
+
+    /// What the path names.
+    ///
+    /// # Errors
+    /// `ENOENT` if that does not exist.
+    pub(super) fn existing(&self) -> Result<Place, Errno> {
+        self.place.ok_or(Errno::ENOENT)
+    }
+}
+
+/// The next name of `path` from `position` on, and where it ends.
+fn next_name(path: &[u8], position: usize) -> Option<(&[u8], usize)> {
+    let start = position + path[position..].iter().position(|byte| *byte != b'/')?;
+    let length = path[start..].iter().position(|byte| *byte == b'/');
+    let end = length.map_or(path.len(), |length| start + length);
+    Some((&path[start..end], end))
+}
+
+/// Walks `path`, from `start` if it is relative. `descriptors` are those that `/proc/self/fd` lists.
+///
+/// # Errors
+/// `ENOENT` if the path is empty or a directory on the way is missing; `ENOTDIR`, `EACCES`, `ELOOP`, `ENAMETOOLONG`.
+pub(super) fn walk(
+    tree: &Tree,
+    descriptors: &Descriptors,
+    start: Ino,
+    path: &[u8],
+    follow: Follow,
+) -> Result<Location, Errno> {
+    if path.is_empty() {
+        return Err(Errno::ENOENT);
+    }
+    let mut path = Cow::Borrowed(path);
+    let mut at = start;
+    for _ in 0..=LINK_MAX {
+        match walk_to_link(tree, descriptors, at, &path, follow)? {
+            Step::Arrived(location) => return Ok(location),
+            Step::Link { directory, path: onward } => {
+                path = Cow::Owned(onward);
+                at = directory;
+            }
+        }
+    }
+    Err(Errno::ELOOP)
+}
+
+enum Step {
+    Arrived(Location),
+    /// A symbolic link on the way: go on from its directory with the link's target and the rest of the path.
+    Link {
+        directory: Ino,
+        path: Vec<u8>,
+    },
+}
+
+fn walk_to_link(
+    tree: &Tree,
+    descriptors: &Descriptors,
+    start: Ino,
+    path: &[u8],
+    follow: Follow,
+) -> Result<Step, Errno> {
+    if path.len() >= PATH_MAX {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    let mut at = if path.starts_with(b"/") { ROOT } else { start };
+    let mut position = 0;
+    while let Some((name, end)) = next_name(path, position) {
+        position = end;
+        let rest = &path[end..];
+        let last = rest.iter().all(|byte| *byte == b'/');
+        let trailing_slash = last && !rest.is_empty();
+        let place = match name {
+            // `lookup` also checks that what we stand in is a directory that may be searched.
+            b"." => lookup(tree, descriptors, at, b"").map(|_| Some(Place::Node(at)))?,
+            b".." => {
+                lookup(tree, descriptors, at, b"")?;
+                Some(Place::Node(tree.parent(at).ok_or(Errno::ENOENT)?))
+            }
+            name if name.len() > NAME_MAX => return Err(Errno::ENAMETOOLONG),
+            name => lookup(tree, descriptors, at, name)?,
+        };
+        let through = !last || trailing_slash || follow == Follow::Yes;
+        let place = match place {
+            Some(Place::Node(ino)) if through => match tree.node(ino).map(|node| &node.kind) {
+                Some(Kind::Symlink(target)) => {
+                    let path = if rest.is_empty() { target.to_vec() } else { [target, rest].concat() };
+                    return Ok(Step::Link { directory: at, path });
+                }
+                _ => place,
+            },
+            Some(Place::Descriptor(fd)) if through => match descriptors.file(fd)?.object {
+                Object::Node(ino) => Some(Place::Node(ino)),
+                Object::Pipe(..) => place,
+            },
+            place => place,
+        };
+        if last {
+            let is_directory = |ino| tree.node(ino).is_some_and(Node::is_directory);
+            match place {
+                Some(Place::Node(ino)) if name == b"." || name == b".." => {
+                    return Ok(Step::Arrived(Location::directory(ino)));
+                }
+                Some(Place::Node(ino)) if trailing_slash && !is_directory(ino) => {
+                    return Err(Errno::ENOTDIR);
+                }
+                Some(Place::Descriptor(_)) if trailing_slash => return Err(Errno::ENOTDIR),
+                _ => {}
+            }
+            return Ok(Step::Arrived(Location { parent: at, name: Some(name.to_vec()), place, trailing_slash }));
+        }
+        match place {
+            Some(Place::Node(ino)) => at = ino,
+            Some(Place::Descriptor(_)) => return Err(Errno::ENOTDIR),
+            None => return Err(Errno::ENOENT),
+        }
+    }
+    Ok(Step::Arrived(Location::directory(at)))
+}
+
+/// What `name` names in `parent`; in `/proc/self/fd` the descriptor of that number.
+fn lookup(tree: &Tree, descriptors: &Descriptors, parent: Ino, name: &[u8]) -> Result<Option<Place>, Errno> {
+    if let Some(Kind::DescriptorDirectory { .. }) = tree.node(parent).map(|node| &node.kind) {
+        let number = std::str::from_utf8(name).ok().and_then(|name| name.parse::<i32>().ok());
+        return Ok(number.filter(|fd| descriptors.file(*fd).is_ok()).map(Place::Descriptor));
+    }
+    Ok(tree.lookup(parent, name)?.map(Place::Node))
+}

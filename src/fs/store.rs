@@ -1,0 +1,259 @@
+//! A frozen tree on disk: a directory with an index of inodes and one file with all content.
+//!
+//! `index` is a header (magic, CRC-32 and length of what follows) and the inodes in postcard's encoding. `data` is the
+//! content of all files, each from an 8 KiB border on, holes left out; it is mapped and never read as a whole, so that
+//! opening takes time per inode and not per byte.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::Arc,
+};
+
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    content::{CHUNK, Content},
+    device::Device,
+    directory::Directory,
+    extent::{Extent, Source},
+    frozen::{FrozenTree, InoMap, ROOT},
+    node::{Attributes, Ino, Kind, Node},
+};
+
+const INDEX: &str = "index";
+const DATA: &str = "data";
+/// Names the format and its version: a change of [`StoredTree`] changes the number.
+const MAGIC: &[u8; 8] = b"PGLTREE1";
+/// Magic, checksum and length.
+const HEADER: usize = MAGIC.len() + 4 + 8;
+
+/// Why a frozen tree could not be written or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A host file could not be read or written.
+    #[error("cannot access the stored files: {0}")]
+    Io(#[from] io::Error),
+    /// The index is not of this format, or of another version of it.
+    #[error("the index of the stored files is not in the format of this program; prepare them again")]
+    Format,
+    /// The index is shorter or longer than it says.
+    #[error("the index of the stored files has {actual} bytes instead of {expected}; prepare them again")]
+    IndexLength {
+        /// What its header says.
+        expected: u64,
+        /// What there is.
+        actual: u64,
+    },
+    /// The index is not what was written.
+    #[error("the index of the stored files is damaged (its checksum is wrong); prepare them again")]
+    Checksum,
+    /// The index contradicts itself.
+    #[error("the index of the stored files is inconsistent: {0}; prepare them again")]
+    Inconsistent(&'static str),
+    /// The data file is not as long as when it was written.
+    #[error("the data of the stored files has {actual} bytes instead of {expected}; prepare them again")]
+    DataLength {
+        /// What the index says.
+        expected: u64,
+        /// What there is.
+        actual: u64,
+    },
+}
+
+/// What the index holds.
+#[derive(Serialize, Deserialize)]
+struct StoredTree {
+    next: Ino,
+    data_len: u64,
+    nodes: Vec<StoredNode>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredNode {
+    ino: Ino,
+    attributes: Attributes,
+    kind: StoredKind,
+}
+
+#[derive(Serialize, Deserialize)]
+enum StoredKind {
+    /// `stored` bytes from `start` on in the data file, and zeros up to `len`.
+    File {
+        len: u64,
+        start: u64,
+        stored: u64,
+    },
+    /// Names in the order in which they are read.
+    Directory {
+        parent: Ino,
+        entries: Vec<(Vec<u8>, Ino)>,
+    },
+    Symlink(Vec<u8>),
+    Device(Device),
+    DescriptorDirectory {
+        parent: Ino,
+    },
+}
+
+impl FrozenTree {
+    /// Writes the tree into `directory`, which is made if need be; a tree that is there already is replaced, and those who
+    /// have it open keep it. The index is removed first and put in place last: a directory with an index is complete.
+    ///
+    /// Nobody else may write to or open the directory meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write_to(&self, directory: &Path) -> Result<(), StoreError> {
+        fs::create_dir_all(directory)?;
+        let data = tempfile::NamedTempFile::new_in(directory)?;
+        let mut inodes: Vec<_> = self.nodes.iter().collect();
+        inodes.sort_unstable_by_key(|(ino, _)| **ino);
+        let mut data_len = 0;
+        let mut nodes = Vec::with_capacity(inodes.len());
+        for (ino, node) in inodes {
+            let kind = match &node.kind {
+                Kind::File(content) => {
+                    let stored = write_content(content, data.as_file(), data_len)?;
+                    let start = data_len;
+                    data_len += stored.next_multiple_of(CHUNK as u64);
+                    StoredKind::File { len: content.len(), start, stored }
+                }
+                Kind::Directory(directory) => StoredKind::Directory {
+                    parent: directory.parent(),
+                    entries: directory.iter_from(0).map(|(_, entry)| (entry.name.to_vec(), entry.ino)).collect(),
+                },
+                Kind::Symlink(target) => StoredKind::Symlink(target.to_vec()),
+                Kind::Device(device) => StoredKind::Device(*device),
+                Kind::DescriptorDirectory { parent } => StoredKind::DescriptorDirectory { parent: *parent },
+            };
+            nodes.push(StoredNode { ino: *ino, attributes: node.attributes, kind });
+        }
+        data.as_file().set_len(data_len)?;
+        data.as_file().sync_all()?;
+        match fs::remove_file(directory.join(INDEX)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        // Renamed into place, not overwritten: whoever has the old data mapped would lose it.
+        data.persist(directory.join(DATA)).map_err(|error| error.error)?;
+        let stored = StoredTree { next: self.next, data_len, nodes };
+        let body = postcard::to_allocvec(&stored).map_err(io::Error::other)?;
+        let mut index = tempfile::NamedTempFile::new_in(directory)?;
+        index.write_all(MAGIC)?;
+        index.write_all(&crc32fast::hash(&body).to_le_bytes())?;
+        index.write_all(&(body.len() as u64).to_le_bytes())?;
+        index.write_all(&body)?;
+        index.as_file().sync_all()?;
+        index.persist(directory.join(INDEX)).map_err(|error| error.error)?;
+        Ok(())
+    }
+
+    /// Opens a tree that [`FrozenTree::write_to`] wrote. Content is mapped: the files in `directory` may be deleted, but
+    /// must not be changed, while the tree is in use.
+    ///
+    /// # Errors
+    /// [`StoreError`], which says what is wrong with the stored files.
+    pub fn open(directory: &Path) -> Result<Arc<Self>, StoreError> {
+        let stored = read_index(&fs::read(directory.join(INDEX))?)?;
+        let data = File::open(directory.join(DATA))?;
+        let actual = data.metadata()?.len();
+        if actual != stored.data_len {
+            return Err(StoreError::DataLength { expected: stored.data_len, actual });
+        }
+        // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink meanwhile
+        // is asked of the caller; its length has just been checked.
+        let source = Arc::new(Source::Mapped(unsafe { Mmap::map(&data) }?));
+        let mut nodes = InoMap::with_capacity_and_hasher(stored.nodes.len(), Default::default());
+        for StoredNode { ino, attributes, kind } in stored.nodes {
+            let node = Node { attributes, kind: restore(kind, &source)? };
+            if nodes.insert(ino, Arc::new(node)).is_some() || ino >= stored.next {
+                return Err(StoreError::Inconsistent("an inode number is given out twice"));
+            }
+        }
+        let tree = Self { nodes, next: stored.next };
+        tree.check_names()?;
+        Ok(Arc::new(tree))
+    }
+
+    /// Checks that every name names something, so that nobody meets a dangling one later.
+    fn check_names(&self) -> Result<(), StoreError> {
+        let is_directory = |ino: &Ino| self.nodes.get(ino).is_some_and(|node| node.is_directory());
+        if !is_directory(&ROOT) {
+            return Err(StoreError::Inconsistent("there is no root directory"));
+        }
+        for node in self.nodes.values() {
+            let parent = match &node.kind {
+                Kind::Directory(directory) => {
+                    if directory.iter_from(0).any(|(_, entry)| !self.nodes.contains_key(&entry.ino)) {
+                        return Err(StoreError::Inconsistent("a name has no inode"));
+                    }
+                    directory.parent()
+                }
+                Kind::DescriptorDirectory { parent } => *parent,
+                _ => continue,
+            };
+            if !is_directory(&parent) {
+                return Err(StoreError::Inconsistent("a directory lies in no directory"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes the chunks of `content` that are not all zeros to `data` from `start` on, and returns how many bytes of the
+/// content are stored that way; those after them are zeros.
+fn write_content(content: &Content, data: &File, start: u64) -> io::Result<u64> {
+    let mut chunk = [0; CHUNK];
+    let mut stored = 0;
+    for index in content.occupied() {
+        let offset = index * CHUNK as u64;
+        let count = content.read_at(offset, &mut chunk);
+        if chunk[..count].iter().any(|byte| *byte != 0) {
+            data.write_all_at(&chunk[..count], start + offset)?;
+            stored = offset + count as u64;
+        }
+    }
+    Ok(stored)
+}
+
+fn read_index(index: &[u8]) -> Result<StoredTree, StoreError> {
+    let (header, body) = index.split_at_checked(HEADER).ok_or(StoreError::Format)?;
+    let rest = header.strip_prefix(MAGIC).ok_or(StoreError::Format)?;
+    let (checksum, length) = rest.split_first_chunk::<4>().ok_or(StoreError::Format)?;
+    let expected = u64::from_le_bytes(length.try_into().map_err(|_| StoreError::Format)?);
+    if expected != body.len() as u64 {
+        return Err(StoreError::IndexLength { expected, actual: body.len() as u64 });
+    }
+    if crc32fast::hash(body) != u32::from_le_bytes(*checksum) {
+        return Err(StoreError::Checksum);
+    }
+    postcard::from_bytes(body).map_err(|_| StoreError::Inconsistent("an inode cannot be read"))
+}
+
+fn restore(kind: StoredKind, source: &Arc<Source>) -> Result<Kind, StoreError> {
+    Ok(match kind {
+        StoredKind::File { len, start, stored } => {
+            let place = usize::try_from(start).ok().zip(usize::try_from(stored).ok()).filter(|_| stored <= len);
+            let extent = place.and_then(|(start, stored)| Extent::new(Arc::clone(source), start, stored));
+            let extent = extent.ok_or(StoreError::Inconsistent("a file lies outside the data"))?;
+            Kind::File(Content::of_length(len, extent))
+        }
+        StoredKind::Directory { parent, entries } => {
+            let mut directory = Directory::new(parent);
+            for (name, ino) in entries {
+                directory.insert(&name, ino);
+            }
+            Kind::Directory(directory)
+        }
+        StoredKind::Symlink(target) => Kind::Symlink(Arc::from(target)),
+        StoredKind::Device(device) => Kind::Device(device),
+        StoredKind::DescriptorDirectory { parent } => Kind::DescriptorDirectory { parent },
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,398 @@
+//! One cluster's files: a frozen tree below, and on top the nodes that changed since.
+
+use std::{collections::hash_map, sync::Arc};
+
+use super::{
+    directory::{Directory, Name},
+    errno::Errno,
+    frozen::{FrozenTree, InoMap, ROOT},
+    node::{Access, Ino, Kind, Node, Timestamp},
+};
+
+/// The largest length a file can have, in bytes.
+pub const MAX_LEN: u64 = i64::MAX as u64;
+/// What a slot in the overlay costs besides the node, near enough.
+const SLOT_COST: usize = 32;
+
+/// What the overlay says of an inode.
+#[derive(Debug)]
+enum Slot {
+    Changed(Node),
+    /// The base has it, but it is gone.
+    Gone,
+}
+
+/// A POSIX file tree in memory, of which a clone is free.
+///
+/// A tree that builds on a [`FrozenTree`] costs nothing but what it changes, and neither sees the other's later changes.
+/// Sessions of one cluster share a tree as `Arc<Mutex<Tree>>`. This type knows inodes and names; paths, permissions to
+/// open and file descriptors are the business of [`Files`](super::Files).
+#[derive(Debug)]
+pub struct Tree {
+    base: Arc<FrozenTree>,
+    overlay: InoMap<Slot>,
+    next: Ino,
+    /// How many open file descriptions and working directories, of all sessions, refer to an inode.
+    opens: InoMap<u32>,
+    private_bytes: usize,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tree {
+    /// A tree with nothing but its root directory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::from_frozen(FrozenTree::empty())
+    }
+
+    /// A tree that starts as `base`. Takes the same time for any number of files.
+    #[must_use]
+    pub fn from_frozen(base: Arc<FrozenTree>) -> Self {
+        Self { next: base.next, base, overlay: InoMap::default(), opens: InoMap::default(), private_bytes: 0 }
+    }
+
+    /// The tree as it is now, for others to build on. This tree builds on it from now on, too, so that what both have is
+    /// in memory once. Takes time per file, and per changed chunk; copies no content.
+    ///
+    /// Files that are open but have no name any more stay in this tree and are not part of the frozen one.
+    pub fn freeze(&mut self) -> Arc<FrozenTree> {
+        if self.overlay.is_empty() {
+            return Arc::clone(&self.base);
+        }
+        let mut nodes = self.base.nodes.clone();
+        let mut nameless = InoMap::default();
+        for (ino, slot) in self.overlay.drain() {
+            match slot {
+                Slot::Changed(mut node) if node.attributes.links > 0 => {
+                    if let Kind::File(content) = &mut node.kind {
+                        content.freeze();
+                    }
+                    nodes.insert(ino, Arc::new(node));
+                }
+                slot => {
+                    nodes.remove(&ino);
+                    if matches!(slot, Slot::Changed(_)) {
+                        nameless.insert(ino, slot);
+                    }
+                }
+            }
+        }
+        self.overlay = nameless;
+        self.private_bytes = self.overlay.values().map(held_by).sum();
+        self.base = Arc::new(FrozenTree { nodes, next: self.next });
+        Arc::clone(&self.base)
+    }
+
+    /// Bytes that this tree holds and shares with no other, near enough: changed chunks, changed nodes. Takes no time.
+    #[must_use]
+    pub fn private_bytes(&self) -> usize {
+        self.private_bytes
+    }
+
+    /// How many inode numbers have been given out.
+    #[must_use]
+    pub fn inodes(&self) -> u64 {
+        self.next.0
+    }
+
+    /// The node `ino`, if there is one.
+    #[must_use]
+    pub fn node(&self, ino: Ino) -> Option<&Node> {
+        match self.overlay.get(&ino) {
+            Some(Slot::Changed(node)) => Some(node),
+            Some(Slot::Gone) => None,
+            None => self.base.nodes.get(&ino).map(Arc::as_ref),
+        }
+    }
+
+    /// Changes the node `ino`, which moves into the overlay if it is not there yet.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such node.
+    pub fn change<R>(&mut self, ino: Ino, change: impl FnOnce(&mut Node) -> R) -> Result<R, Errno> {
+        let slot = match self.overlay.entry(ino) {
+            hash_map::Entry::Occupied(slot) => slot.into_mut(),
+            hash_map::Entry::Vacant(vacant) => {
+                let node = self.base.nodes.get(&ino).ok_or(Errno::ENOENT)?;
+                let slot = Slot::Changed(Node::clone(node));
+                self.private_bytes += held_by(&slot);
+                vacant.insert(slot)
+            }
+        };
+        let before = held_by(slot);
+        let Slot::Changed(node) = slot else {
+            return Err(Errno::ENOENT);
+        };
+        let result = change(node);
+        self.private_bytes = (self.private_bytes + held_by(slot)).saturating_sub(before);
+        Ok(result)
+    }
+
+    /// What `name` names in the directory `parent`.
+    ///
+    /// # Errors
+    /// `ENOTDIR` if `parent` is none, `EACCES` if it must not be searched.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Ino>, Errno> {
+        Ok(self.directory(parent, &[Access::Execute])?.get(name))
+    }
+
+    /// The directory `ino`, if it permits all of `access`.
+    fn directory(&self, ino: Ino, access: &[Access]) -> Result<&Directory, Errno> {
+        let node = self.node(ino).ok_or(Errno::ENOENT)?;
+        let directory = match &node.kind {
+            Kind::Directory(directory) => directory,
+            Kind::DescriptorDirectory { .. } => return Err(Errno::EPERM),
+            _ => return Err(Errno::ENOTDIR),
+        };
+        if access.iter().all(|access| node.permits(*access)) { Ok(directory) } else { Err(Errno::EACCES) }
+    }
+
+    /// The directory `ino`, if names may be added to it and removed from it.
+    fn directory_to_change(&self, ino: Ino) -> Result<&Directory, Errno> {
+        let directory = self.directory(ino, &[Access::Write, Access::Execute])?;
+        // A directory that was removed while somebody was in it takes no new names.
+        if self.node(ino).is_none_or(|node| node.attributes.links == 0) {
+            return Err(Errno::ENOENT);
+        }
+        Ok(directory)
+    }
+
+    /// Changes the entries of the directory `ino`.
+    fn change_directory(&mut self, ino: Ino, change: impl FnOnce(&mut Directory)) -> Result<(), Errno> {
+        self.change(ino, |node| {
+            node.touch();
+            if let Kind::Directory(directory) = &mut node.kind {
+                change(directory);
+            }
+        })
+    }
+
+    /// Makes a new node with the name `name` in `parent`.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken; `ENOTDIR`, `EACCES`, `ENOENT` if `parent` takes no names.
+    pub fn create(&mut self, parent: Ino, name: &[u8], node: Node) -> Result<Ino, Errno> {
+        if self.directory_to_change(parent)?.get(name).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let ino = self.next;
+        self.next.0 += 1;
+        let slot = Slot::Changed(node);
+        self.private_bytes += held_by(&slot);
+        self.overlay.insert(ino, slot);
+        self.change_directory(parent, |directory| directory.insert(name, ino))?;
+        Ok(ino)
+    }
+
+    /// Gives the node `ino` the further name `name` in `parent`.
+    ///
+    /// # Errors
+    /// `EPERM` if `ino` is a directory, else as [`Tree::create`].
+    pub fn link(&mut self, parent: Ino, name: &[u8], ino: Ino) -> Result<(), Errno> {
+        let node = self.node(ino).ok_or(Errno::ENOENT)?;
+        if node.is_directory() {
+            return Err(Errno::EPERM);
+        }
+        let links = node.attributes.links.checked_add(1).ok_or(Errno::EMLINK)?;
+        if self.directory_to_change(parent)?.get(name).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        self.change(ino, |node| {
+            node.attributes.links = links;
+            node.attributes.changed = Timestamp::now();
+        })?;
+        self.change_directory(parent, |directory| directory.insert(name, ino))
+    }
+
+    /// Removes the name of something that is no directory. What it named lives on while it has other names or is open.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such name, `EISDIR` if it names a directory; `ENOTDIR`, `EACCES`.
+    pub fn unlink(&mut self, parent: Ino, name: &[u8]) -> Result<(), Errno> {
+        let ino = self.directory_to_change(parent)?.get(name).ok_or(Errno::ENOENT)?;
+        if self.node(ino).is_some_and(Node::is_directory) {
+            return Err(Errno::EISDIR);
+        }
+        self.change_directory(parent, |directory| directory.remove(name))?;
+        self.drop_link(ino)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such name, `ENOTDIR` if it names something else, `ENOTEMPTY`, `EACCES`.
+    pub fn rmdir(&mut self, parent: Ino, name: &[u8]) -> Result<(), Errno> {
+        let ino = self.directory_to_change(parent)?.get(name).ok_or(Errno::ENOENT)?;
+        if !self.directory(ino, &[])?.is_empty() {
+            return Err(Errno::ENOTEMPTY);
+        }
+        self.change_directory(parent, |directory| directory.remove(name))?;
+        self.drop_link(ino)
+    }
+
+    /// Gives what is named `from` the name `to`, in one step; what `to` named before loses that name.
+    ///
+    /// # Errors
+    /// `EINVAL` if a directory would move into itself; `EISDIR`, `ENOTDIR`, `ENOTEMPTY` if `to` cannot be replaced by it;
+    /// `ENOENT`, `EACCES`.
+    pub fn rename(&mut self, from: (Ino, &[u8]), to: (Ino, &[u8])) -> Result<(), Errno> {
+        let moved = self.directory_to_change(from.0)?.get(from.1).ok_or(Errno::ENOENT)?;
+        let replaced = self.directory_to_change(to.0)?.get(to.1);
+        if replaced == Some(moved) {
+            return Ok(());
+        }
+        let is_directory = self.node(moved).is_some_and(Node::is_directory);
+        if is_directory && self.is_below(to.0, moved) {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(replaced) = replaced {
+            let replaces_directory = self.node(replaced).is_some_and(Node::is_directory);
+            match (is_directory, replaces_directory) {
+                (false, false) => {}
+                (false, true) => return Err(Errno::EISDIR),
+                (true, false) => return Err(Errno::ENOTDIR),
+                (true, true) if self.directory(replaced, &[])?.is_empty() => {}
+                (true, true) => return Err(Errno::ENOTEMPTY),
+            }
+        }
+        self.change_directory(from.0, |directory| directory.remove(from.1))?;
+        self.change_directory(to.0, |directory| directory.insert(to.1, moved))?;
+        if is_directory && from.0 != to.0 {
+            self.change(moved, |node| {
+                if let Kind::Directory(directory) = &mut node.kind {
+                    directory.set_parent(to.0);
+                }
+            })?;
+        }
+        replaced.map_or(Ok(()), |replaced| self.drop_link(replaced))
+    }
+
+    /// Whether `ino` is `ancestor` or lies somewhere below it.
+    fn is_below(&self, mut ino: Ino, ancestor: Ino) -> bool {
+        while ino != ancestor {
+            match self.parent(ino) {
+                Some(parent) if ino != ROOT => ino = parent,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// What `..` names in the directory `ino`; `None` if it is no directory.
+    #[must_use]
+    pub fn parent(&self, ino: Ino) -> Option<Ino> {
+        match &self.node(ino)?.kind {
+            Kind::Directory(directory) => Some(directory.parent()),
+            Kind::DescriptorDirectory { parent } => Some(*parent),
+            _ => None,
+        }
+    }
+
+    /// An absolute path of the directory `ino`; `None` if it is no directory or has been removed.
+    #[must_use]
+    pub fn path_of_directory(&self, mut ino: Ino) -> Option<Vec<u8>> {
+        let mut names: Vec<Name> = Vec::new();
+        while ino != ROOT {
+            let parent = self.parent(ino)?;
+            let Kind::Directory(directory) = &self.node(parent)?.kind else {
+                return None;
+            };
+            let (_, entry) = directory.iter_from(0).find(|(_, entry)| entry.ino == ino)?;
+            names.push(Name::clone(&entry.name));
+            ino = parent;
+        }
+        if names.is_empty() {
+            return Some(b"/".to_vec());
+        }
+        Some(names.iter().rev().flat_map(|name| [b"/", &**name].concat()).collect())
+    }
+
+    /// An absolute path of `ino`, one of them if it has several; `None` if it has none.
+    ///
+    /// Takes time per inode of the tree unless `ino` is a directory: a file does not know its names.
+    #[must_use]
+    pub fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
+        if self.node(ino)?.is_directory() {
+            return self.path_of_directory(ino);
+        }
+        let mut unseen = vec![ROOT];
+        while let Some(at) = unseen.pop() {
+            let Some(Kind::Directory(directory)) = self.node(at).map(|node| &node.kind) else {
+                continue;
+            };
+            for (_, entry) in directory.iter_from(0) {
+                if entry.ino == ino {
+                    let mut path = self.path_of_directory(at)?;
+                    if at != ROOT {
+                        path.push(b'/');
+                    }
+                    path.extend_from_slice(&entry.name);
+                    return Some(path);
+                }
+                unseen.push(entry.ino);
+            }
+        }
+        None
+    }
+
+    /// Notes that something refers to `ino`, so that it lives on without a name, until [`Tree::release`].
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such node.
+    pub fn retain(&mut self, ino: Ino) -> Result<(), Errno> {
+        if self.node(ino).is_none() {
+            return Err(Errno::ENOENT);
+        }
+        *self.opens.entry(ino).or_default() += 1;
+        Ok(())
+    }
+
+    /// Takes one [`Tree::retain`] back.
+    pub fn release(&mut self, ino: Ino) {
+        let hash_map::Entry::Occupied(mut count) = self.opens.entry(ino) else {
+            return;
+        };
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+            self.discard_if_unused(ino);
+        }
+    }
+
+    fn drop_link(&mut self, ino: Ino) -> Result<(), Errno> {
+        self.change(ino, |node| {
+            node.attributes.links = node.attributes.links.saturating_sub(1);
+            node.attributes.changed = Timestamp::now();
+        })?;
+        self.discard_if_unused(ino);
+        Ok(())
+    }
+
+    /// Forgets a node that has neither a name nor a user.
+    fn discard_if_unused(&mut self, ino: Ino) {
+        let nameless = self.node(ino).is_some_and(|node| node.attributes.links == 0);
+        if !nameless || self.opens.contains_key(&ino) {
+            return;
+        }
+        if let Some(slot) = self.overlay.remove(&ino) {
+            self.private_bytes = self.private_bytes.saturating_sub(held_by(&slot));
+        }
+        if self.base.nodes.contains_key(&ino) {
+            self.private_bytes += held_by(&Slot::Gone);
+            self.overlay.insert(ino, Slot::Gone);
+        }
+    }
+}
+
+/// What a slot of the overlay holds, in bytes.
+fn held_by(slot: &Slot) -> usize {
+    match slot {
+        Slot::Changed(node) => SLOT_COST + node.private_bytes(),
+        Slot::Gone => SLOT_COST,
+    }
+}

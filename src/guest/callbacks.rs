@@ -1,0 +1,185 @@
+//! PGlite's callbacks: its client's bytes, and the commands that it runs.
+
+use std::{collections::VecDeque, io, time::Instant};
+
+use wasmtime::{Caller, Linker};
+
+use super::{
+    Guest,
+    client::{Client, Interest, Readiness, Waker},
+    memory,
+};
+
+/// The exported functions that are told the table slots of PGlite's callbacks, and the callbacks' names as imports, in the order of their slots, which
+/// follow the module's own elements.
+pub(crate) const CALLBACKS: [(&str, &[&str]); 4] = [
+    ("pgl_set_system_fn", &["system"]),
+    ("pgl_set_popen_fn", &["popen"]),
+    ("pgl_set_pclose_fn", &["pclose"]),
+    ("pgl_set_rw_cbs", &["read", "write"]),
+];
+
+/// How many slots they take.
+pub(super) const SLOTS: u32 = 5;
+
+/// Errno of WASI: nothing to read or no room to write at the moment.
+const EAGAIN: u32 = 6;
+/// Errno of WASI: the client is gone.
+const ECONNRESET: u32 = 15;
+
+/// The client of a backend, with the bytes that it sent before the backend was there.
+#[derive(Default)]
+pub(crate) struct ClientStream {
+    client: Option<Box<dyn Client>>,
+    /// What is read before anything from the client: the startup packet.
+    before: VecDeque<u8>,
+    blocked_on: Option<Interest>,
+    on_key: Option<OnKey>,
+    sent: u64,
+}
+
+/// Is told the secret key of the session before the client is.
+type OnKey = Box<dyn FnOnce(&[u8]) + Send>;
+
+impl ClientStream {
+    /// A stream that gives `before` first.
+    pub(crate) fn new(client: Box<dyn Client>, before: &[u8]) -> Self {
+        Self { client: Some(client), before: before.iter().copied().collect(), blocked_on: None, on_key: None, sent: 0 }
+    }
+
+    /// `tell` is told the secret key that `PostgreSQL` has made for the session, before the client is.
+    pub(crate) fn on_key(mut self, tell: impl FnOnce(&[u8]) + Send + 'static) -> Self {
+        self.on_key = Some(Box::new(tell));
+        self
+    }
+
+    /// How other threads end its waits.
+    pub(crate) fn waker(&self) -> Option<Waker> {
+        self.client.as_ref().map(|client| client.waker())
+    }
+
+    /// What the last callback could not do at once.
+    pub(super) fn blocked_on(&self) -> Option<Interest> {
+        self.blocked_on
+    }
+
+    /// As [`Client::wait`]; without a client only the deadline ends it, and without either it ends at once.
+    pub(super) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+        match &mut self.client {
+            Some(client) => client.wait(interest, deadline),
+            None => {
+                let Some(deadline) = deadline else { return Readiness::Ready };
+                std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+                Readiness::TimedOut
+            }
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.before.is_empty() {
+            return io::Read::read(&mut self.before, buffer);
+        }
+        match &mut self.client {
+            Some(client) => client.read(buffer),
+            None => Ok(0),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = match &mut self.client {
+            Some(client) => client.write(bytes)?,
+            None => bytes.len(),
+        };
+        self.sent += written as u64;
+        Ok(written)
+    }
+
+    /// How many bytes the backend has sent to its client.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Sends all of `bytes` in the backend's stead, between two of its messages, waiting where it has to. A client that is gone gets nothing.
+    pub(crate) fn write_all(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(Interest::Write, None);
+                }
+                // Its next read will tell the backend.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        "pglite_port",
+        "read",
+        |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
+            transfer(&mut caller, Interest::Read, |client, memory| {
+                client.read(memory::bytes_mut(memory, address, length)?)
+            })
+        },
+    )?;
+    linker.func_wrap(
+        "pglite_port",
+        "write",
+        |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
+            announce_key(&mut caller)?;
+            transfer(&mut caller, Interest::Write, |client, memory| {
+                client.write(memory::read_bytes(memory, address, length)?)
+            })
+        },
+    )?;
+    super::commands::add_to_linker(linker)
+}
+
+/// Passes the session's secret key on, as soon as there is one.
+fn announce_key(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    let (memory, guest) = memory::of(caller)?;
+    if guest.client.on_key.is_some() {
+        let length = memory::read_u32(memory, guest.facts.my_cancel_key_length)?;
+        if length != 0
+            && let Some(tell) = guest.client.on_key.take()
+        {
+            tell(memory::read_bytes(memory, guest.facts.my_cancel_key, length)?);
+        }
+    }
+    Ok(())
+}
+
+/// Reads or writes. When that is not possible at once, it waits here if nothing else has to be done meanwhile, and otherwise lets `PostgreSQL` do its
+/// own waiting (`secure_read` and `secure_write` in `src/backend/libpq/be-secure.c`), in which it handles interrupts.
+fn transfer(
+    caller: &mut Caller<'_, Guest>,
+    interest: Interest,
+    mut attempt: impl FnMut(&mut ClientStream, &mut [u8]) -> io::Result<usize>,
+) -> wasmtime::Result<i32> {
+    let errno = loop {
+        let (memory, guest) = memory::of(caller)?;
+        guest.client.blocked_on = None;
+        match attempt(&mut guest.client, memory) {
+            Ok(count) => return Ok(i32::try_from(count)?),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if guest.signals.any() {
+                    break EAGAIN;
+                }
+                match guest.wait(interest, guest.timers.next())? {
+                    Readiness::Ready => {}
+                    Readiness::Woken | Readiness::TimedOut => break EAGAIN,
+                }
+            }
+            // An address outside the memory.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error.into()),
+            Err(_) => break ECONNRESET,
+        }
+    };
+    caller.data_mut().client.blocked_on = Some(interest);
+    let location = caller.data().exports()?.errno_location.clone();
+    let location = location.call(&mut *caller, ())?;
+    memory::write_u32(memory::of(caller)?.0, location, errno)?;
+    Ok(-1)
+}

@@ -1,0 +1,105 @@
+//! `system` and `popen`: the guest has no other programs, but `initdb` runs the backend, and the backend asks for the list of locales.
+
+use wasmtime::{Caller, Linker};
+
+use super::{Guest, memory};
+
+/// Runs the commands of one guest. Files stand in for pipes: their paths are the guest's.
+pub(crate) trait Commands: Send {
+    /// Runs `command` and returns its exit status.
+    fn system(&mut self, command: &str) -> i32;
+
+    /// Runs `command` and returns the file that has its standard output, or `None` when there is no such program.
+    fn read_from(&mut self, command: &str) -> Option<String>;
+
+    /// Returns the file whose content is to be the standard input of `command`, which runs in [`Commands::close`]; `None` as above.
+    fn write_to(&mut self, command: &str) -> Option<String>;
+
+    /// The file that [`Commands::read_from`] or [`Commands::write_to`] named has been closed; returns the exit status of its command.
+    fn close(&mut self) -> i32;
+}
+
+/// The backend's own commands.
+pub(crate) struct BackendCommands;
+
+impl Commands for BackendCommands {
+    fn system(&mut self, command: &str) -> i32 {
+        tracing::warn!("PostgreSQL wanted to run {command:?}; there are no programs to run");
+        1
+    }
+
+    fn read_from(&mut self, command: &str) -> Option<String> {
+        // pg_import_system_collations (src/backend/commands/collationcmds.c); PGlite's bundle has the answer as a file.
+        if command.starts_with("locale -a") {
+            return Some("/pglite/locale-a".to_owned());
+        }
+        tracing::warn!("PostgreSQL wanted to read from {command:?}; there are no programs to run");
+        None
+    }
+
+    fn write_to(&mut self, command: &str) -> Option<String> {
+        tracing::warn!("PostgreSQL wanted to write to {command:?}; there are no programs to run");
+        None
+    }
+
+    fn close(&mut self) -> i32 {
+        0
+    }
+}
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        "pglite_port",
+        "system",
+        |mut caller: Caller<'_, Guest>, command: u32| -> wasmtime::Result<i32> {
+            let (memory, guest) = memory::of(&mut caller)?;
+            let command = String::from_utf8_lossy(memory::read_c_string(memory, command)?).into_owned();
+            Ok(guest.commands.system(&command))
+        },
+    )?;
+    linker.func_wrap(
+        "pglite_port",
+        "popen",
+        |mut caller: Caller<'_, Guest>, command: u32, mode: u32| -> wasmtime::Result<u32> {
+            let (memory, guest) = memory::of(&mut caller)?;
+            let command = String::from_utf8_lossy(memory::read_c_string(memory, command)?).into_owned();
+            let reads = memory::read_c_string(memory, mode)?.starts_with(b"r");
+            let path = if reads { guest.commands.read_from(&command) } else { guest.commands.write_to(&command) };
+            match path {
+                Some(path) => open_stream(&mut caller, &path, if reads { "r" } else { "w" }),
+                None => Ok(0),
+            }
+        },
+    )?;
+    linker.func_wrap(
+        "pglite_port",
+        "pclose",
+        |mut caller: Caller<'_, Guest>, stream: u32| -> wasmtime::Result<i32> {
+            let instance = caller.data().exports()?.instance;
+            let close = instance.get_typed_func::<u32, i32>(&mut caller, "fclose")?;
+            close.call(&mut caller, stream)?;
+            Ok(caller.data_mut().commands.close())
+        },
+    )?;
+    Ok(())
+}
+
+/// `fopen` in the guest: a `FILE *`, null when the file cannot be opened.
+fn open_stream(caller: &mut Caller<'_, Guest>, path: &str, mode: &str) -> wasmtime::Result<u32> {
+    let instance = caller.data().exports()?.instance;
+    let current = instance.get_typed_func::<(), u32>(&mut *caller, "emscripten_stack_get_current")?;
+    let allocate = instance.get_typed_func::<u32, u32>(&mut *caller, "_emscripten_stack_alloc")?;
+    let restore = instance.get_typed_func::<u32, ()>(&mut *caller, "_emscripten_stack_restore")?;
+    let open = instance.get_typed_func::<(u32, u32), u32>(&mut *caller, "fopen")?;
+    let stack = current.call(&mut *caller, ())?;
+    let mut addresses = [0; 2];
+    for (address, text) in addresses.iter_mut().zip([path, mode]) {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.push(0);
+        *address = allocate.call(&mut *caller, u32::try_from(bytes.len())?)?;
+        memory::write_bytes(memory::of(caller)?.0, *address, &bytes)?;
+    }
+    let stream = open.call(&mut *caller, addresses.into())?;
+    restore.call(&mut *caller, stack)?;
+    Ok(stream)
+}

@@ -1,0 +1,449 @@
+//! Dynamic linking: `dlopen` and `dlsym` for Emscripten's side modules.
+//!
+//! PL/pgSQL, Snowball, the encoding conversions and every extension are side modules. A loaded one has its data in memory that the
+//! guest allocated, its functions in the shared table from a base on, and a *global offset table*: imported mutable globals that hold
+//! addresses (`GOT.mem`) and table slots (`GOT.func`). The reference is Emscripten's `src/lib/libdylink.js`.
+//!
+//! Two things differ from it. Symbols are looked up in the main module, then in the library itself, then in the libraries loaded before,
+//! where Emscripten lets a library loaded earlier override a later one's own symbols. And a function that nobody defines raises an SQL error
+//! that names it when it is called, where Emscripten's glue throws a `TypeError` that ends the session.
+
+mod object;
+mod store;
+
+use std::{collections::HashMap, sync::Arc};
+
+use anyhow::{Context, anyhow};
+use wasmtime::{
+    AsContext, AsContextMut, Caller, Extern, ExternType, Func, Global, GlobalType, Instance, Linker, Mutability, Ref,
+    Val, ValType,
+};
+
+use super::{Guest, memory, report};
+use crate::instrument::SIDE_MODULE_START;
+use object::Symbol;
+pub(crate) use store::{Library, LibraryStore};
+
+/// Who defines a symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+enum Owner {
+    Main,
+    /// The library of this number, in the order of loading.
+    Library(usize),
+}
+
+/// A side module in one guest.
+struct Loaded {
+    library: Arc<Library>,
+    place: Place,
+    instance: Option<Instance>,
+}
+
+/// Where a side module is in memory and in the table.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+struct Place {
+    /// Its path in the guest's files.
+    path: String,
+    /// The SHA-256 of its file.
+    hash: String,
+    memory_base: u32,
+    table_base: u32,
+    /// Its own mutable globals as its start function left them.
+    globals: Vec<(String, i32)>,
+}
+
+/// A table slot beyond those of the modules' own elements, which `GOT.func` or `dlsym` asked for.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+struct Claim {
+    slot: u32,
+    owner: Owner,
+    name: String,
+}
+
+/// The libraries of one guest.
+pub(crate) struct Libraries {
+    loaded: Vec<Loaded>,
+    /// The library behind each handle that the guest's `dlopen` made.
+    handles: HashMap<u32, usize>,
+    claims: Vec<Claim>,
+    slots: HashMap<(Owner, String), u32>,
+    /// The first table slot that nobody has.
+    free_slot: u32,
+}
+
+/// What has to be known to load the same libraries at the same places into another guest.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub(crate) struct LibrariesImage {
+    places: Vec<Place>,
+    handles: Vec<(u32, usize)>,
+    claims: Vec<Claim>,
+    free_slot: u32,
+}
+
+/// Names under which the C library of the main module knows what side modules ask for (Emscripten, `src/lib/libcore.js`).
+const ALIASES: [(&str, &str); 2] =
+    [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get")];
+
+/// Offsets in `struct dso` (Emscripten, `system/lib/libc/dynlink.c`).
+mod dso {
+    pub(super) const MEM_ALLOCATED: u32 = 8;
+    pub(super) const MEM_ADDR: u32 = 12;
+    pub(super) const MEM_SIZE: u32 = 16;
+    pub(super) const TABLE_ADDR: u32 = 20;
+    pub(super) const TABLE_SIZE: u32 = 24;
+    pub(super) const NAME: u32 = 36;
+}
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap("env", "_dlopen_js", |mut caller: Caller<'_, Guest>, handle: u32| -> wasmtime::Result<i32> {
+        let name = memory::read_c_string(memory::of(&mut caller)?.0, handle.wrapping_add(dso::NAME))?;
+        let name = String::from_utf8_lossy(name).into_owned();
+        match open(&mut caller, &name, Some(handle)) {
+            Ok(()) => Ok(1),
+            // A trap or an exit in the library's constructors is not a failure to load it.
+            Err(error) if error.is::<wasmtime::Trap>() || error.is::<wasmtime_wasi::I32Exit>() => {
+                Err(wasmtime::Error::from_anyhow(error))
+            }
+            Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
+        }
+    })?;
+    linker.func_wrap(
+        "env",
+        "_dlsym_js",
+        |mut caller: Caller<'_, Guest>, handle: u32, symbol: u32, _index: u32| -> wasmtime::Result<u32> {
+            let name = memory::read_c_string(memory::of(&mut caller)?.0, symbol)?;
+            let name = String::from_utf8_lossy(name).into_owned();
+            let owner = match caller.data().libraries.handles.get(&handle) {
+                Some(&library) => Owner::Library(library),
+                None => Owner::Main,
+            };
+            match address(&mut caller, owner, &name) {
+                Ok(Some(address)) => Ok(address),
+                Ok(None) => set_error(&mut caller, &format!("undefined symbol: {name}")).map(|()| 0),
+                Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
+            }
+        },
+    )?;
+    Ok(())
+}
+
+/// Makes `dlerror` answer `message`.
+fn set_error(caller: &mut Caller<'_, Guest>, message: &str) -> wasmtime::Result<()> {
+    let exports = caller.data().exports()?;
+    let (instance, malloc) = (exports.instance, exports.malloc.clone());
+    let mut text = message.replace('\0', "").into_bytes();
+    text.push(0);
+    let address = malloc.call(&mut *caller, u32::try_from(text.len())?)?;
+    if address == 0 {
+        return Ok(());
+    }
+    memory::write_bytes(memory::of(caller)?.0, address, &text)?;
+    // The C side formats and copies the message.
+    let set = instance.get_typed_func::<(u32, u32), ()>(&mut *caller, "__dl_seterr")?;
+    set.call(&mut *caller, (address, 0))?;
+    let free = instance.get_typed_func::<u32, ()>(&mut *caller, "free")?;
+    free.call(&mut *caller, address)
+}
+
+/// Loads the library of that name, and those that it needs, unless it is loaded already.
+fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: Option<u32>) -> anyhow::Result<()> {
+    let path = name.to_owned();
+    let libraries = &mut caller.data_mut().libraries;
+    let number = match libraries.loaded.iter().position(|loaded| loaded.place.path == path) {
+        Some(number) => number,
+        None => load(caller, path)?,
+    };
+    let Some(handle) = handle else { return Ok(()) };
+    let loaded = &caller.data().libraries.loaded[number];
+    let layout = loaded.library.layout();
+    let fields = [
+        (dso::MEM_ADDR, loaded.place.memory_base),
+        (dso::MEM_SIZE, layout.memory_size),
+        (dso::TABLE_ADDR, loaded.place.table_base),
+        (dso::TABLE_SIZE, layout.table_size),
+    ];
+    let memory = memory::of(caller)?.0;
+    memory::write_bytes(memory, handle.wrapping_add(dso::MEM_ALLOCATED), &[1])?;
+    for (offset, value) in fields {
+        memory::write_u32(memory, handle.wrapping_add(offset), value)?;
+    }
+    caller.data_mut().libraries.handles.insert(handle, number);
+    Ok(())
+}
+
+fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
+    let wasm =
+        caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
+    let library = caller.data().library_store.library(&path, &wasm)?;
+    for needed in &library.layout().needed {
+        open(caller, needed, None).with_context(|| format!("{needed}, which it needs"))?;
+    }
+    let layout = library.layout();
+    let exports = caller.data().exports()?;
+    let instance = exports.instance;
+    let memory_base = if layout.memory_size == 0 {
+        0
+    } else {
+        let calloc = instance.get_typed_func::<(u32, u32), u32>(&mut *caller, "calloc")?;
+        let size = layout.memory_size.checked_add(layout.memory_alignment).context("it wants too much memory")?;
+        let address = calloc.call(&mut *caller, (size, 1))?;
+        anyhow::ensure!(address != 0, "out of memory");
+        address.next_multiple_of(layout.memory_alignment)
+    };
+    let table_base = reserve(caller, layout.table_size)?;
+    let memory = memory::of(caller)?.0;
+    for (offset, bytes) in &layout.data {
+        memory::write_bytes(memory, memory_base.wrapping_add(*offset), bytes)?;
+    }
+    let place = Place { path, hash: library.hash().to_owned(), memory_base, table_base, globals: Vec::new() };
+    let instance = instantiate(caller, library.clone(), place)?;
+    // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in its clones.
+    for initializer in [SIDE_MODULE_START, "__wasm_apply_data_relocs", "__wasm_call_ctors"] {
+        if let Some(function) = instance.get_func(&mut *caller, initializer) {
+            function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ())?;
+        }
+    }
+    let mut globals = Vec::new();
+    for name in &library.layout().mutable_globals {
+        let global = instance.get_global(&mut *caller, name).with_context(|| format!("it has no global {name}"))?;
+        globals.extend(global.get(&mut *caller).i32().map(|value| (name.clone(), value)));
+    }
+    let loaded = &mut caller.data_mut().libraries.loaded;
+    let number = loaded.len() - 1;
+    loaded[number].place.globals = globals;
+    Ok(number)
+}
+
+/// Links `library` at `place`, as the last of the loaded libraries; its data must be in memory already.
+fn instantiate(
+    store: &mut impl AsContextMut<Data = Guest>,
+    library: Arc<Library>,
+    place: Place,
+) -> anyhow::Result<Instance> {
+    let number = store.as_context().data().libraries.loaded.len();
+    let (memory_base, table_base) = (place.memory_base, place.table_base);
+    let mut imports = Vec::new();
+    let mut offset_table = Vec::new();
+    let module = library.module().clone();
+    store.as_context_mut().data_mut().libraries.loaded.push(Loaded { library, place, instance: None });
+    for import in module.imports() {
+        let (space, name) = (import.module(), import.name());
+        imports.push(match (space, import.ty()) {
+            ("env", ExternType::Global(ty)) if name == "__memory_base" => constant(store, ty, memory_base)?.into(),
+            ("env", ExternType::Global(ty)) if name == "__table_base" => constant(store, ty, table_base)?.into(),
+            ("GOT.mem" | "GOT.func", ExternType::Global(ty)) => {
+                let global = constant(store, ty, 0)?;
+                offset_table.push((global, space == "GOT.func", name.to_owned()));
+                global.into()
+            }
+            (_, ExternType::Func(ty)) => match function(store, space, name)? {
+                Some(function) => function.into(),
+                None => report::undefined(&mut *store, ty, name).into(),
+            },
+            _ => {
+                let main = store.as_context().data().exports()?.instance;
+                main.get_export(&mut *store, name).with_context(|| format!("undefined symbol: {name}"))?
+            }
+        });
+    }
+    let instance = Instance::new(&mut *store, &module, &imports)?;
+    store.as_context_mut().data_mut().libraries.loaded[number].instance = Some(instance);
+    for (global, is_function, name) in offset_table {
+        let owner = Owner::Library(number);
+        let mut value = address(store, Owner::Main, &name)?;
+        if value.is_none() {
+            value = address(store, owner, &name)?;
+        }
+        for earlier in (0..number).rev().map(Owner::Library) {
+            if value.is_some() {
+                break;
+            }
+            value = address(store, earlier, &name)?;
+        }
+        if value.is_none() {
+            // Weak data is null when nobody defines it; so is a function pointer, which a caller has to test.
+            tracing::debug!("nobody defines {} {name}", if is_function { "function" } else { "datum" });
+        }
+        global.set(&mut *store, Val::I32(value.unwrap_or(0).cast_signed()))?;
+    }
+    Ok(instance)
+}
+
+fn constant(store: &mut impl AsContextMut<Data = Guest>, ty: GlobalType, value: u32) -> anyhow::Result<Global> {
+    debug_assert!(
+        matches!(ty.content(), ValType::I32) && matches!(ty.mutability(), Mutability::Var | Mutability::Const)
+    );
+    Ok(Global::new(store, ty, Val::I32(value.cast_signed()))?)
+}
+
+/// The function that an import of a library stands for.
+fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str) -> anyhow::Result<Option<Func>> {
+    let guest = store.as_context().data();
+    let main = guest.exports()?.instance;
+    let library_store = guest.library_store.clone();
+    let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| *name);
+    if let Some(function) = main.get_func(&mut *store, name) {
+        return Ok(Some(function));
+    }
+    let instances: Vec<Instance> =
+        store.as_context().data().libraries.loaded.iter().filter_map(|loaded| loaded.instance).collect();
+    for instance in instances {
+        if let Some(function) = instance.get_func(&mut *store, name) {
+            return Ok(Some(function));
+        }
+    }
+    if let Ok(Extern::Func(function)) = library_store.linker().get(&mut *store, space, name) {
+        return Ok(Some(function));
+    }
+    if name.starts_with("invoke_") {
+        return library_store.invoke(store, name).map(Some);
+    }
+    Ok(None)
+}
+
+/// The address of a datum, or the table slot of a function, that `owner` defines.
+fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str) -> anyhow::Result<Option<u32>> {
+    let guest = store.as_context().data();
+    let (instance, symbol) = match owner {
+        Owner::Main => {
+            if let Some(address) = guest.facts.symbol(name) {
+                return Ok(Some(address));
+            }
+            (Some(guest.exports()?.instance), Symbol::Function(None))
+        }
+        Owner::Library(number) => {
+            let loaded = &guest.libraries.loaded[number];
+            match loaded.library.layout().symbol(name) {
+                None => return Ok(None),
+                Some((_, Symbol::Data(offset))) => return Ok(Some(loaded.place.memory_base.wrapping_add(offset))),
+                Some((_, Symbol::Function(Some(offset)))) => {
+                    return Ok(Some(loaded.place.table_base.wrapping_add(offset)));
+                }
+                Some((_, symbol)) => (loaded.instance, symbol),
+            }
+        }
+    };
+    debug_assert_eq!(symbol, Symbol::Function(None));
+    if let Some(&slot) = guest.libraries.slots.get(&(owner, name.to_owned())) {
+        return Ok(Some(slot));
+    }
+    let table = guest.exports()?.table;
+    let Some(function) = instance.and_then(|instance| instance.get_func(&mut *store, name)) else { return Ok(None) };
+    let slot = reserve(store, 1)?;
+    table.set(&mut *store, slot.into(), Ref::Func(Some(function)))?;
+    let mut context = store.as_context_mut();
+    let libraries = &mut context.data_mut().libraries;
+    libraries.slots.insert((owner, name.to_owned()), slot);
+    libraries.claims.push(Claim { slot, owner, name: name.to_owned() });
+    Ok(Some(slot))
+}
+
+/// Takes `count` table slots that nobody has, and returns the first; the table grows when its spare ones are used up.
+fn reserve(store: &mut impl AsContextMut<Data = Guest>, count: u32) -> anyhow::Result<u32> {
+    let table = store.as_context().data().exports()?.table;
+    let mut context = store.as_context_mut();
+    let libraries = &mut context.data_mut().libraries;
+    let first = libraries.free_slot;
+    libraries.free_slot = first.checked_add(count).context("the table is full")?;
+    let missing = u64::from(libraries.free_slot).saturating_sub(table.size(&*store));
+    if missing > 0 {
+        table.grow(&mut *store, missing, Ref::Func(None))?;
+    }
+    Ok(first)
+}
+
+impl Libraries {
+    /// None yet; table slots are theirs from `free_slot` on.
+    pub(super) fn new(free_slot: u32) -> Self {
+        Self { loaded: Vec::new(), handles: HashMap::new(), claims: Vec::new(), slots: HashMap::new(), free_slot }
+    }
+
+    /// How many are loaded.
+    pub(crate) fn count(&self) -> usize {
+        self.loaded.len()
+    }
+
+    /// Those that are loaded, in the order of loading.
+    pub(crate) fn loaded(&self) -> Vec<Arc<Library>> {
+        self.loaded.iter().map(|loaded| loaded.library.clone()).collect()
+    }
+
+    fn set(&mut self, image: &LibrariesImage) {
+        self.handles = image.handles.iter().copied().collect();
+        self.claims.clone_from(&image.claims);
+        self.slots = image.claims.iter().map(|claim| ((claim.owner, claim.name.clone()), claim.slot)).collect();
+    }
+
+    /// What another guest with a copy of this one's memory needs.
+    pub(crate) fn image(&self) -> LibrariesImage {
+        LibrariesImage {
+            places: self.loaded.iter().map(|loaded| loaded.place.clone()).collect(),
+            handles: self.handles.iter().map(|(&handle, &number)| (handle, number)).collect(),
+            claims: self.claims.clone(),
+            free_slot: self.free_slot,
+        }
+    }
+}
+
+impl LibrariesImage {
+    /// The path and the hash of every library in it.
+    pub(crate) fn libraries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.places.iter().map(|place| (place.path.as_str(), place.hash.as_str()))
+    }
+}
+
+/// Puts a guest that had the libraries of `image`, and has loaded no others since, back to where it was then.
+///
+/// # Errors
+/// When the table cannot be written.
+pub(crate) fn rewind(store: &mut impl AsContextMut<Data = Guest>, image: &LibrariesImage) -> anyhow::Result<()> {
+    let table = store.as_context().data().exports()?.table;
+    let mut context = store.as_context_mut();
+    let state = &mut context.data_mut().libraries;
+    let claimed_since = image.free_slot..state.free_slot;
+    // Without new libraries, handles come and go only with claims: nothing to do, almost always.
+    if claimed_since.is_empty() && state.handles.len() == image.handles.len() {
+        return Ok(());
+    }
+    state.set(image);
+    state.free_slot = image.free_slot;
+    for slot in claimed_since {
+        table.set(&mut *store, slot.into(), Ref::Func(None))?;
+    }
+    Ok(())
+}
+
+/// Puts the libraries of `image` into a guest whose memory holds their data already.
+///
+/// # Errors
+/// When a library is not the one that `image` was made with.
+pub(crate) fn restore(
+    store: &mut impl AsContextMut<Data = Guest>,
+    image: &LibrariesImage,
+    libraries: &[Arc<Library>],
+) -> anyhow::Result<()> {
+    let table = store.as_context().data().exports()?.table;
+    let used = store.as_context().data().libraries.free_slot;
+    reserve(store, image.free_slot.checked_sub(used).context("the table is larger than in the image")?)?;
+    let mut context = store.as_context_mut();
+    let state = &mut context.data_mut().libraries;
+    state.set(image);
+    for (place, library) in image.places.iter().zip(libraries) {
+        let instance = instantiate(store, library.clone(), place.clone()).with_context(|| place.path.clone())?;
+        for (name, value) in &place.globals {
+            let global = instance.get_global(&mut *store, name).with_context(|| format!("it has no global {name}"))?;
+            global.set(&mut *store, Val::I32(*value))?;
+        }
+    }
+    for claim in &image.claims {
+        let instance = match claim.owner {
+            Owner::Main => Some(store.as_context().data().exports()?.instance),
+            Owner::Library(number) => store.as_context().data().libraries.loaded[number].instance,
+        };
+        let function = instance
+            .and_then(|instance| instance.get_func(&mut *store, &claim.name))
+            .with_context(|| format!("the function {} of table slot {} is gone", claim.name, claim.slot))?;
+        table.set(&mut *store, claim.slot.into(), Ref::Func(Some(function)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Side modules of the whole program: each is taken apart and compiled once, whoever loads it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module};
+
+use super::{
+    super::Guest,
+    object::{Layout, Object},
+};
+use crate::{artefact::hex_digest, engine::Compiler, instrument};
+
+/// A compiled side module, the same for every guest.
+pub(crate) struct Library {
+    hash: String,
+    layout: Layout,
+    module: Module,
+}
+
+impl Library {
+    /// The SHA-256 of its file.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn module(&self) -> &Module {
+        &self.module
+    }
+}
+
+/// Compiles side modules and remembers them.
+pub(crate) struct LibraryStore {
+    compiler: Compiler,
+    linker: Linker<Guest>,
+    libraries: Mutex<HashMap<String, Arc<Library>>>,
+    invokes: Mutex<HashMap<String, Module>>,
+}
+
+impl LibraryStore {
+    /// A store that links against the host functions of `linker`.
+    pub(crate) fn new(compiler: Compiler, linker: Linker<Guest>) -> Self {
+        Self { compiler, linker, libraries: Mutex::default(), invokes: Mutex::default() }
+    }
+
+    /// The host functions.
+    pub(crate) fn linker(&self) -> &Linker<Guest> {
+        &self.linker
+    }
+
+    /// The host function `name` of the rewriter's own imports, as a function of that store.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn host_function(
+        &self,
+        store: &mut impl AsContextMut<Data = Guest>,
+        name: &str,
+    ) -> anyhow::Result<Func> {
+        match self.linker.get(store, instrument::HOOK_MODULE, name) {
+            Ok(Extern::Func(function)) => Ok(function),
+            _ => anyhow::bail!("there is no host function {name}"),
+        }
+    }
+
+    /// The library whose file `path` holds the bytes `wasm`.
+    ///
+    /// # Errors
+    /// When they are not a side module, or cannot be compiled.
+    pub(crate) fn library(&self, path: &str, wasm: &[u8]) -> anyhow::Result<Arc<Library>> {
+        let hash = hex_digest(&[wasm]);
+        if let Some(library) = self.libraries.lock().get(&hash) {
+            return Ok(library.clone());
+        }
+        // Taken apart and compiled without the lock: other guests load other libraries meanwhile.
+        let object = Object::parse(wasm)?;
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let module = self.compiler.module(name, &hash, || Ok(object.code))?;
+        let library = Arc::new(Library { hash: hash.clone(), layout: object.layout, module });
+        Ok(self.libraries.lock().entry(hash).or_insert(library).clone())
+    }
+
+    /// The function `invoke_*` for a signature that the main module does not need itself.
+    pub(super) fn invoke(&self, store: &mut impl AsContextMut<Data = Guest>, name: &str) -> anyhow::Result<Func> {
+        let known = self.invokes.lock().get(name).cloned();
+        let module = match known {
+            Some(module) => module,
+            None => {
+                let module = self.compiler.module(name, name, || {
+                    instrument::invoke_module(name)
+                        .with_context(|| format!("the signature of {name} is not one of Emscripten's"))
+                })?;
+                self.invokes.lock().entry(name.to_owned()).or_insert(module).clone()
+            }
+        };
+        let main = store.as_context().data().exports()?.instance;
+        let imports = module
+            .imports()
+            .map(|import| {
+                main.get_export(&mut *store, import.name())
+                    .with_context(|| format!("the main module exports no {}", import.name()))
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let instance = Instance::new(&mut *store, &module, &imports)?;
+        instance.get_func(store, name).with_context(|| format!("{name} was not made"))
+    }
+}

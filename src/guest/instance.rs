@@ -1,0 +1,36 @@
+//! One wasm instance: linked, its memory filled from an image, its exports looked up.
+
+use anyhow::Context;
+use wasmtime::{AsContextMut, Instance, Memory, Table, TypedFunc};
+
+use super::Guest;
+
+/// What host functions and the backend call in the guest.
+pub(crate) struct Exports {
+    pub(crate) instance: Instance,
+    pub(crate) memory: Memory,
+    pub(crate) table: Table,
+    pub(crate) malloc: TypedFunc<u32, u32>,
+    pub(crate) memalign: TypedFunc<(u32, u32), u32>,
+    pub(crate) errno_location: TypedFunc<(), u32>,
+    pub(crate) timeout: TypedFunc<(u32, f64), ()>,
+    /// Only the backend has it: what it raises in itself, `initdb` has no use for.
+    pub(crate) raise: Option<TypedFunc<i32, i32>>,
+}
+
+impl Exports {
+    pub(crate) fn find(store: &mut impl AsContextMut<Data = Guest>, instance: Instance) -> anyhow::Result<Self> {
+        Ok(Self {
+            instance,
+            memory: instance.get_memory(&mut *store, "memory").context("the module exports no memory")?,
+            table: instance
+                .get_table(&mut *store, "__indirect_function_table")
+                .context("the module exports no table")?,
+            malloc: instance.get_typed_func(&mut *store, "malloc")?,
+            memalign: instance.get_typed_func(&mut *store, "emscripten_builtin_memalign")?,
+            errno_location: instance.get_typed_func(&mut *store, "__errno_location")?,
+            timeout: instance.get_typed_func(&mut *store, "_emscripten_timeout")?,
+            raise: instance.get_typed_func(&mut *store, "raise").ok(),
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! `mmap` and `munmap` of files: WebAssembly's memory cannot be mapped, so the file is copied in, and back at the end.
+
+use wasmtime::{Caller, Linker};
+
+use super::{Guest, memory};
+use crate::fs::Errno;
+
+const PROT_WRITE: u32 = 2;
+const MAP_PRIVATE: u32 = 2;
+/// What mappings are aligned to: a page of WebAssembly's memory.
+const PAGE: u32 = 1 << 16;
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap("env", "_mmap_js", map)?;
+    linker.func_wrap("env", "_munmap_js", unmap)?;
+    Ok(())
+}
+
+/// Maps `length` bytes of `fd` from `offset` on, into memory of the guest's own `malloc`. Stores the address at `address`, and at `allocated` that the
+/// C library has to free it (Emscripten, `system/lib/libc/emscripten_mmap.c`; it handles anonymous mappings itself).
+#[expect(clippy::too_many_arguments, reason = "the C library's signature")]
+fn map(
+    mut caller: Caller<'_, Guest>,
+    length: u32,
+    protection: u32,
+    flags: u32,
+    fd: i32,
+    offset: i64,
+    allocated: u32,
+    address: u32,
+) -> wasmtime::Result<i32> {
+    let write_back = protection & PROT_WRITE != 0 && flags & MAP_PRIVATE == 0;
+    let prepared = u64::try_from(offset).map_err(|_| Errno::EINVAL).and_then(|offset| {
+        let size = length.checked_next_multiple_of(PAGE).filter(|size| *size > 0).ok_or(Errno::EINVAL)?;
+        Ok((size, caller.data().files.prepare_mapping(fd, 0, offset, write_back)?))
+    });
+    let (size, mut mapping) = match prepared {
+        Ok(prepared) => prepared,
+        Err(errno) => return Ok(-errno.number()),
+    };
+    let allocate = caller.data().exports()?.memalign.clone();
+    mapping.address = allocate.call(&mut caller, (PAGE, size))?;
+    if mapping.address == 0 {
+        return Ok(-Errno::ENOMEM.number());
+    }
+    let (memory, guest) = memory::of(&mut caller)?;
+    let start = mapping.address;
+    // To the end of the last page, which POSIX wants to be zeros after the end of the file.
+    let bytes = memory::bytes_mut(memory, start, size)?;
+    let (mapped, rest) = bytes.split_at_mut(length as usize);
+    rest.fill(0);
+    if let Err(errno) = guest.files.map(mapping, mapped) {
+        return Ok(-errno.number());
+    }
+    memory::write_u32(memory, allocated, 1)?;
+    memory::write_u32(memory, address, start)?;
+    Ok(0)
+}
+
+/// Ends the mapping at `address`. The descriptor that the C library passes may have been closed since, or be another file's; it is not needed. The C
+/// library frees the memory, and ignores the answer.
+fn unmap(
+    mut caller: Caller<'_, Guest>,
+    address: u32,
+    length: u32,
+    _protection: u32,
+    _flags: u32,
+    _fd: i32,
+    _offset: i64,
+) -> wasmtime::Result<i32> {
+    let (memory, guest) = memory::of(&mut caller)?;
+    let bytes = memory::read_bytes(memory, address, length).map_err(Errno::from);
+    let result = bytes.and_then(|bytes| guest.files.unmap(address, bytes));
+    Ok(result.map_or_else(|errno| -errno.number(), |()| 0))
+}

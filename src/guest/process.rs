@@ -1,0 +1,63 @@
+//! The life of the guest as a process: exit, abort, its heap.
+
+use std::sync::atomic::Ordering;
+
+use wasmtime::{Caller, Linker, bail};
+use wasmtime_wasi::I32Exit;
+
+use super::{Guest, memory};
+
+/// 2 GiB, the maximum of PGlite's memory (`getHeapMax` in its glue).
+const HEAP_MAX: u64 = 1 << 31;
+const PAGE: u64 = 1 << 16;
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    // An exit unwinds everything up to the host's call into the guest, as `proc_exit` of wasmtime-wasi does.
+    linker.func_wrap("env", "exit", |status: i32| -> wasmtime::Result<()> { Err(I32Exit(status).into()) })?;
+    // What keeps a JavaScript runtime alive after `main` has no meaning here.
+    linker.func_wrap("env", "_emscripten_runtime_keepalive_clear", || {})?;
+    linker.func_wrap("env", "_abort_js", || -> wasmtime::Result<()> { bail!("the guest called abort()") })?;
+    linker.func_wrap(
+        "env",
+        "__assert_fail",
+        |mut caller: Caller<'_, Guest>, condition: u32, file: u32, line: i32, function: u32| -> wasmtime::Result<()> {
+            let memory = memory::of(&mut caller)?.0;
+            let text =
+                |address| memory::read_c_string(memory, address).map_or_else(|_| "?".into(), String::from_utf8_lossy);
+            bail!("assertion failed in the guest: {}, at {}:{line}, {}", text(condition), text(file), text(function))
+        },
+    )?;
+    linker.func_wrap("env", "emscripten_get_heap_max", || HEAP_MAX as u32)?;
+    linker.func_wrap(
+        "env",
+        "emscripten_resize_heap",
+        |mut caller: Caller<'_, Guest>, requested: u32| -> wasmtime::Result<i32> {
+            let memory = caller.data().memory()?;
+            let current = memory.data_size(&caller) as u64;
+            let requested = u64::from(requested);
+            if requested > HEAP_MAX {
+                return Ok(0);
+            }
+            // A fifth more than there is, but not more than 96 MiB beyond what is asked for; less when that much is not to be had.
+            for cut_down in [1, 2, 4] {
+                let overgrown = (current + current / (5 * cut_down)).min(requested + (96 << 20));
+                let size = requested.max(overgrown).next_multiple_of(PAGE).min(HEAP_MAX);
+                if memory.grow(&mut caller, (size.saturating_sub(current)).div_ceil(PAGE)).is_ok() {
+                    caller.data().memory_size.store(memory.data_size(&caller), Ordering::Relaxed);
+                    return Ok(1);
+                }
+            }
+            Ok(0)
+        },
+    )?;
+    // An indirect call with the signature of a signal handler.
+    linker.func_wrap(
+        "env",
+        "__call_sighandler",
+        |mut caller: Caller<'_, Guest>, handler: u32, signal: i32| -> wasmtime::Result<()> {
+            let handler = super::table_function::<i32, ()>(&mut caller, handler)?;
+            handler.call(&mut caller, signal)
+        },
+    )?;
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! SQL errors raised by the host, with the functions behind `ereport` (`PostgreSQL`, `src/backend/utils/error/elog.c`).
+
+use wasmtime::{AsContextMut, Caller, Func, FuncType, bail};
+
+use super::{Guest, memory};
+
+/// `elog` level of an error (`src/include/utils/elog.h`).
+const ERROR: i32 = 21;
+
+/// Raises an SQL error with that SQLSTATE and message: the exception that it throws is the error returned, and has to be passed on.
+pub(super) fn error(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Error {
+    match raise(store, sqlstate, message) {
+        Err(thrown) => thrown,
+        Ok(()) => wasmtime::format_err!("errfinish returned after an error ({sqlstate}: {message})"),
+    }
+}
+
+fn raise(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Result<()> {
+    let instance = store.as_context().data().exports()?.instance;
+    let start = instance.get_typed_func::<(i32, u32), i32>(&mut *store, "errstart")?;
+    let code = instance.get_typed_func::<i32, i32>(&mut *store, "errcode")?;
+    let text = instance.get_typed_func::<(u32, u32), i32>(&mut *store, "errmsg_internal")?;
+    let finish = instance.get_typed_func::<(u32, i32, u32), ()>(&mut *store, "errfinish")?;
+    let allocate = instance.get_typed_func::<u32, u32>(&mut *store, "_emscripten_stack_alloc")?;
+    // The message is a format; it has no arguments.
+    let mut bytes = message.replace('\0', "").replace('%', "%%").into_bytes();
+    bytes.push(0);
+    // Unwinding restores the guest's stack pointer.
+    let address = allocate.call(&mut *store, u32::try_from(bytes.len())?)?;
+    let memory = store.as_context().data().memory()?;
+    memory::write_bytes(memory.data_mut(&mut *store), address, &bytes)?;
+    if start.call(&mut *store, (ERROR, 0))? == 0 {
+        bail!("PostgreSQL ignored an error ({sqlstate}: {message})");
+    }
+    code.call(&mut *store, encode(sqlstate))?;
+    text.call(&mut *store, (address, 0))?;
+    finish.call(&mut *store, (0, 0, 0))
+}
+
+/// `MAKE_SQLSTATE` (`src/include/utils/elog.h`): six bits a character, the first lowest.
+fn encode(sqlstate: &str) -> i32 {
+    sqlstate.bytes().rev().fold(0, |code, character| (code << 6) | i32::from(character.wrapping_sub(b'0') & 0x3f))
+}
+
+/// A function that a side module imports and nobody defines: calling it is an SQL error that names it.
+pub(super) fn undefined(store: &mut impl AsContextMut<Data = Guest>, ty: FuncType, name: &str) -> Func {
+    let message = format!("the function {name}, which this library needs, is not part of PGlite");
+    Func::new(store, ty, move |mut caller: Caller<'_, Guest>, _, _| Err(error(&mut caller, "0A000", &message)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlstates_are_encoded_as_postgresql_does() {
+        // ERRCODE_FEATURE_NOT_SUPPORTED and ERRCODE_CONNECTION_FAILURE as numbers in compiled PostgreSQL.
+        assert_eq!(encode("00000"), 0);
+        assert_eq!(encode("0A000"), 17 << 6);
+        assert_eq!(encode("57P01"), 5 | (7 << 6) | (32 << 12) | (1 << 24));
+    }
+}

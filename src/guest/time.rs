@@ -1,0 +1,156 @@
+//! Time as Emscripten's C library asks for it. The guest's zone is UTC (`TZ=UTC`), so that no host's zone gets into a cluster.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use jiff::{Timestamp, civil, tz::TimeZone};
+use wasmtime::{Caller, Linker};
+
+use super::{Guest, memory};
+
+/// Offsets in `struct tm` of musl for wasm32 (Emscripten, `system/lib/libc/musl/include/time.h`).
+mod tm {
+    pub(super) const SEC: u32 = 0;
+    pub(super) const MIN: u32 = 4;
+    pub(super) const HOUR: u32 = 8;
+    pub(super) const MDAY: u32 = 12;
+    pub(super) const MON: u32 = 16;
+    pub(super) const YEAR: u32 = 20;
+    pub(super) const WDAY: u32 = 24;
+    pub(super) const YDAY: u32 = 28;
+    pub(super) const ISDST: u32 = 32;
+    pub(super) const GMTOFF: u32 = 36;
+}
+
+/// The longest zone name that `_tzset_js` may write, with its terminator (Emscripten, `src/lib/libcore.js`).
+const ZONE_NAME: &[u8] = b"UTC-0000\0";
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap("env", "emscripten_date_now", || milliseconds_since_epoch())?;
+    let start = Instant::now();
+    linker.func_wrap("env", "emscripten_get_now", move || start.elapsed().as_secs_f64() * 1e3)?;
+    linker.func_wrap(
+        "env",
+        "_gmtime_js",
+        |mut caller: Caller<'_, Guest>, time: i64, tm: u32| -> wasmtime::Result<i32> {
+            write_tm(memory::of(&mut caller)?.0, time, tm, false)
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "_localtime_js",
+        |mut caller: Caller<'_, Guest>, time: i64, tm: u32| -> wasmtime::Result<i32> {
+            write_tm(memory::of(&mut caller)?.0, time, tm, true)
+        },
+    )?;
+    linker.func_wrap("env", "_mktime_js", |mut caller: Caller<'_, Guest>, tm: u32| -> wasmtime::Result<i64> {
+        make_time(memory::of(&mut caller)?.0, tm)
+    })?;
+    linker.func_wrap(
+        "env",
+        "_tzset_js",
+        |mut caller: Caller<'_, Guest>,
+         timezone: u32,
+         daylight: u32,
+         standard: u32,
+         summer: u32|
+         -> wasmtime::Result<()> {
+            let memory = memory::of(&mut caller)?.0;
+            memory::write_u32(memory, timezone, 0)?;
+            memory::write_u32(memory, daylight, 0)?;
+            memory::write_bytes(memory, standard, ZONE_NAME)?;
+            memory::write_bytes(memory, summer, ZONE_NAME)?;
+            Ok(())
+        },
+    )?;
+    Ok(())
+}
+
+/// `Date.now()`, but with the fraction of a millisecond, which `gettimeofday` turns into microseconds.
+fn milliseconds_since_epoch() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
+}
+
+/// `gmtime` and `localtime`: 0, or 1 when the time is out of range (the C library then reports `EOVERFLOW`).
+fn write_tm(memory: &mut [u8], time: i64, address: u32, local: bool) -> wasmtime::Result<i32> {
+    let Ok(timestamp) = Timestamp::from_second(time) else { return Ok(1) };
+    let time = timestamp.to_zoned(TimeZone::UTC);
+    let mut fields = vec![
+        (tm::SEC, i32::from(time.second())),
+        (tm::MIN, i32::from(time.minute())),
+        (tm::HOUR, i32::from(time.hour())),
+        (tm::MDAY, i32::from(time.day())),
+        (tm::MON, i32::from(time.month()) - 1),
+        (tm::YEAR, i32::from(time.year()) - 1900),
+        (tm::WDAY, i32::from(time.weekday().to_sunday_zero_offset())),
+        (tm::YDAY, i32::from(time.day_of_year()) - 1),
+    ];
+    if local {
+        fields.extend([(tm::ISDST, 0), (tm::GMTOFF, 0)]);
+    }
+    for (offset, value) in fields {
+        memory::write_u32(memory, address.wrapping_add(offset), value.cast_unsigned())?;
+    }
+    Ok(0)
+}
+
+/// `mktime`: seconds since the epoch, and the fields of `struct tm` brought into their ranges; -1 when the time is out of range.
+fn make_time(memory: &mut [u8], address: u32) -> wasmtime::Result<i64> {
+    let mut fields = [0_i64; 6];
+    for (field, offset) in fields.iter_mut().zip([tm::YEAR, tm::MON, tm::MDAY, tm::HOUR, tm::MIN, tm::SEC]) {
+        *field = i64::from(memory::read_u32(memory, address.wrapping_add(offset))?.cast_signed());
+    }
+    let [year, month, day, hour, minute, second] = fields;
+    // Months and all smaller fields may lie outside their ranges, in both directions.
+    let first = i16::try_from(1900 + year + month.div_euclid(12)).ok().and_then(|year| {
+        let month = i8::try_from(month.rem_euclid(12) + 1).ok()?;
+        civil::date(1970, 1, 1).with().year(year).month(month).build().ok()?.to_zoned(TimeZone::UTC).ok()
+    });
+    let Some(first) = first else { return Ok(-1) };
+    let seconds = first.timestamp().as_second() + (day - 1) * 86_400 + hour * 3_600 + minute * 60 + second;
+    if write_tm(memory, seconds, address, true)? != 0 {
+        return Ok(-1);
+    }
+    Ok(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(memory: &[u8], offset: u32) -> i32 {
+        memory::read_u32(memory, offset).unwrap().cast_signed()
+    }
+
+    #[test]
+    fn a_leap_day_has_its_fields() {
+        let mut memory = vec![0xff; 64];
+        assert_eq!(write_tm(&mut memory, 951_827_696, 0, true).unwrap(), 0); // 2000-02-29 12:34:56 UTC, a Tuesday
+        let fields: Vec<i32> = (0..10).map(|n| field(&memory, n * 4)).collect();
+        assert_eq!(fields, [56, 34, 12, 29, 1, 100, 2, 59, 0, 0]);
+    }
+
+    #[test]
+    fn mktime_brings_fields_into_their_ranges() {
+        let mut memory = vec![0; 64];
+        // The 0th of March 2000, 36 o'clock, is the 1st of March at noon minus a day.
+        for (offset, value) in [(tm::YEAR, 100), (tm::MON, 2), (tm::MDAY, 0), (tm::HOUR, 36)] {
+            memory::write_u32(&mut memory, offset, value).unwrap();
+        }
+        assert_eq!(make_time(&mut memory, 0).unwrap(), 951_912_000);
+        assert_eq!((field(&memory, tm::MON), field(&memory, tm::MDAY), field(&memory, tm::HOUR)), (2, 1, 12));
+    }
+
+    #[test]
+    fn times_beyond_the_calendar_are_refused() {
+        let mut memory = vec![0; 64];
+        assert_eq!(write_tm(&mut memory, i64::MAX, 0, false).unwrap(), 1);
+        memory::write_u32(&mut memory, tm::YEAR, i32::MAX.cast_unsigned()).unwrap();
+        assert_eq!(make_time(&mut memory, 0).unwrap(), -1);
+    }
+
+    #[test]
+    fn an_address_outside_the_memory_is_an_error() {
+        assert!(write_tm(&mut [0; 16], 0, 8, false).is_err());
+        assert!(write_tm(&mut [0; 16], 0, u32::MAX - 2, false).is_err());
+    }
+}

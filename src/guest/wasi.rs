@@ -1,0 +1,166 @@
+//! The functions of WASI preview 1 that take descriptors, on the same table as the system calls.
+//!
+//! They answer 0 or an errno that is not negative, and results go where a pointer says (Emscripten, `src/lib/libwasi.js`).
+
+use wasmtime::{Caller, Linker};
+
+use super::{Guest, memory};
+use crate::fs::{Errno, Files, Whence};
+
+/// The size of an `iovec`: address and length of a buffer.
+const IOVEC: u32 = 8;
+/// As many buffers as Linux takes in one call (`UIO_MAXIOV`).
+const IOVEC_MAX: u32 = 1024;
+/// The size of `__wasi_fdstat_t`, of which Emscripten's C library reads the type of the file only.
+const FDSTAT: u32 = 24;
+
+/// What a function answers.
+type Answer = Result<(), Errno>;
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    const MODULE: &str = "wasi_snapshot_preview1";
+    linker.func_wrap(MODULE, "fd_close", |mut caller: Caller<'_, Guest>, fd: i32| {
+        answer(&mut caller, |_, files| files.close(fd))
+    })?;
+    linker.func_wrap(MODULE, "fd_sync", |mut caller: Caller<'_, Guest>, fd: i32| {
+        answer(&mut caller, |_, files| sync(files, fd))
+    })?;
+    linker.func_wrap(MODULE, "fd_fdstat_get", |mut caller: Caller<'_, Guest>, fd: i32, buffer: u32| {
+        answer(&mut caller, |memory, files| fdstat_get(memory, files, fd, buffer))
+    })?;
+    linker.func_wrap(
+        MODULE,
+        "fd_seek",
+        |mut caller: Caller<'_, Guest>, fd: i32, offset: i64, whence: u32, position: u32| {
+            answer(&mut caller, |memory, files| seek(memory, files, fd, offset, whence, position))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "fd_read",
+        |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, count: u32| {
+            answer(&mut caller, |memory, files| read(memory, files, fd, (buffers, number), None, count))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "fd_write",
+        |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, count: u32| {
+            answer(&mut caller, |memory, files| write(memory, files, fd, (buffers, number), None, count))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "fd_pread",
+        |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, offset: i64, count: u32| {
+            answer(&mut caller, |memory, files| read(memory, files, fd, (buffers, number), Some(offset), count))
+        },
+    )?;
+    linker.func_wrap(
+        MODULE,
+        "fd_pwrite",
+        |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, offset: i64, count: u32| {
+            answer(&mut caller, |memory, files| write(memory, files, fd, (buffers, number), Some(offset), count))
+        },
+    )?;
+    Ok(())
+}
+
+fn answer(caller: &mut Caller<'_, Guest>, call: impl FnOnce(&mut [u8], &mut Files) -> Answer) -> wasmtime::Result<i32> {
+    let (memory, guest) = memory::of(caller)?;
+    Ok(call(memory, &mut guest.files).map_or_else(Errno::number, |()| 0))
+}
+
+/// Memory is as durable as it gets; a pipe has nothing to sync, which POSIX calls an error.
+fn sync(files: &mut Files, fd: i32) -> Answer {
+    if files.bytes_in_pipe(fd)?.is_some() { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+fn fdstat_get(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> Answer {
+    const CHARACTER_DEVICE: u8 = 2;
+    const DIRECTORY: u8 = 3;
+    const REGULAR_FILE: u8 = 4;
+    let is_terminal = files.device(fd)?.is_some_and(crate::fs::Device::is_terminal);
+    let kind = if is_terminal {
+        CHARACTER_DEVICE
+    } else if files.fstat(fd)?.mode & crate::fs::S_IFMT == crate::fs::S_IFDIR {
+        DIRECTORY
+    } else {
+        REGULAR_FILE
+    };
+    let fields = memory::bytes_mut(memory, buffer, FDSTAT)?;
+    fields.fill(0);
+    memory::write_bytes(fields, 0, &[kind])?;
+    Ok(())
+}
+
+fn seek(memory: &mut [u8], files: &mut Files, fd: i32, offset: i64, whence: u32, position: u32) -> Answer {
+    let whence = match whence {
+        0 => Whence::Start,
+        1 => Whence::Current,
+        2 => Whence::End,
+        _ => return Err(Errno::EINVAL),
+    };
+    let new = files.seek(fd, offset, whence)?;
+    memory::write_u64(memory, position, new)?;
+    Ok(())
+}
+
+/// Address and length of the buffer that the `index`th `iovec` describes.
+fn buffer(memory: &[u8], buffers: u32, index: u32) -> Result<(u32, u32), Errno> {
+    let iovec = buffers.checked_add(index * IOVEC).ok_or(Errno::EFAULT)?;
+    Ok((memory::read_u32(memory, iovec)?, memory::read_u32(memory, iovec.saturating_add(4))?))
+}
+
+/// Calls `transfer` with memory, position, address and length of each buffer until one is not transferred whole, and stores at `count` how many bytes
+/// were. An error counts only if nothing has been transferred before it.
+fn transfer(
+    memory: &mut [u8],
+    (buffers, number): (u32, u32),
+    offset: Option<i64>,
+    count: u32,
+    mut transfer: impl FnMut(&mut [u8], Option<u64>, u32, u32) -> Result<usize, Errno>,
+) -> Answer {
+    if number > IOVEC_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let mut position = offset.map(u64::try_from).transpose().map_err(|_| Errno::EINVAL)?;
+    let mut total = 0_u32;
+    for index in 0..number {
+        let (address, length) = buffer(memory, buffers, index)?;
+        let transferred = match transfer(memory, position, address, length) {
+            Ok(transferred) => transferred,
+            Err(_) if total > 0 => break,
+            Err(errno) => return Err(errno),
+        };
+        position = position.map(|position| position.saturating_add(transferred as u64));
+        total = u32::try_from(transferred).ok().and_then(|more| total.checked_add(more)).ok_or(Errno::EINVAL)?;
+        if transferred < length as usize {
+            break;
+        }
+    }
+    memory::write_u32(memory, count, total)?;
+    Ok(())
+}
+
+fn read(memory: &mut [u8], files: &mut Files, fd: i32, buffers: (u32, u32), offset: Option<i64>, count: u32) -> Answer {
+    transfer(memory, buffers, offset, count, |memory, position, address, length| {
+        files.read(fd, position, memory::bytes_mut(memory, address, length)?)
+    })
+}
+
+fn write(
+    memory: &mut [u8],
+    files: &mut Files,
+    fd: i32,
+    buffers: (u32, u32),
+    offset: Option<i64>,
+    count: u32,
+) -> Answer {
+    transfer(memory, buffers, offset, count, |memory, position, address, length| {
+        files.write(fd, position, memory::read_bytes(memory, address, length)?)
+    })
+}
+
+#[cfg(test)]
+mod tests;

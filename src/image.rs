@@ -1,0 +1,194 @@
+//! The contents of a linear memory on disk, mapped copy-on-write over the memories of instances.
+//!
+//! Nothing is copied when an instance gets its contents, and the pages that it does not write are shared with every other instance of
+//! every process. What an image does not cover is zero. This is done over Wasmtime's own mapping rather than with data segments in a module
+//! (which Wasmtime maps in the same way), because nothing has to be compiled for it, and because putting a memory back
+//! to its image is then one call of `madvise`.
+
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path};
+
+use anyhow::{Context, ensure};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    mm::{Advice, MapFlags, ProtFlags},
+    param::page_size,
+};
+use serde::{Deserialize, Serialize};
+use wasmtime::{AsContextMut, Memory};
+
+/// Bytes in a page of WebAssembly memory.
+const WASM_PAGE: u64 = 1 << 16;
+
+/// Zeros of at least this many bytes are left out of an image. Every gap costs one more mapping for each instance; smaller
+/// gaps cost nothing but address space, because they are holes in the file.
+const GAP: usize = 1 << 20;
+
+/// The contents of a memory.
+#[derive(Debug)]
+pub(crate) struct Image {
+    file: File,
+    shape: Shape,
+}
+
+/// Where an image's contents belong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Shape {
+    /// The memory's size in pages of 64 KiB.
+    wasm_pages: u64,
+    /// Contents that are not zero, by address; in the file they follow each other.
+    extents: Vec<Range<u64>>,
+}
+
+impl Shape {
+    fn file_len(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.end - extent.start).sum()
+    }
+
+    /// Each extent with its place in the file.
+    fn placed(&self) -> impl Iterator<Item = (&Range<u64>, u64)> {
+        self.extents.iter().scan(0, |end, extent| {
+            let start = *end;
+            *end += extent.end - extent.start;
+            Some((extent, start))
+        })
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let page = page_size() as u64;
+        let mut end = 0;
+        for extent in &self.extents {
+            let aligned = extent.start.is_multiple_of(page) && extent.end.is_multiple_of(page);
+            ensure!(aligned && extent.start >= end && extent.end > extent.start, "its extents are not in order");
+            end = extent.end;
+        }
+        ensure!(Some(end) <= self.wasm_pages.checked_mul(WASM_PAGE), "it is larger than its memory");
+        Ok(())
+    }
+}
+
+impl Image {
+    /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns what [`Image::open`] needs besides.
+    pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Shape> {
+        let file = File::create(path).with_context(|| format!("{} cannot be made", path.display()))?;
+        Ok(Self::capture(file, bytes).with_context(|| format!("{} cannot be written", path.display()))?.shape)
+    }
+
+    /// The contents of a memory of `bytes.len()` bytes, in `file`, which is empty.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(crate) fn capture(file: File, bytes: &[u8]) -> io::Result<Self> {
+        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
+        write_extents(&file, bytes, &shape)?;
+        Ok(Self { file, shape })
+    }
+
+    /// An image of `bytes` without what is in `excluded`, kept in memory of the operating system's rather than in a file.
+    pub(crate) fn in_memory(bytes: &[u8], excluded: &[Range<u32>]) -> anyhow::Result<Self> {
+        let mut extents = extents(bytes);
+        for excluded in excluded {
+            let excluded = excluded.start.into()..excluded.end.into();
+            extents = extents.into_iter().flat_map(|extent| without(&extent, &excluded)).collect();
+        }
+        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents };
+        shape.check()?;
+        let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no memory for an image")?);
+        write_extents(&file, bytes, &shape).context("no memory for an image")?;
+        Ok(Self { file, shape })
+    }
+
+    /// Opens the image at `path`, which must not be changed while instances use it.
+    pub(crate) fn open(path: &Path, shape: Shape) -> anyhow::Result<Self> {
+        let open = || {
+            shape.check()?;
+            let file = File::open(path)?;
+            let (found, expected) = (file.metadata()?.len(), shape.file_len());
+            ensure!(found == expected, "it has {found} bytes, expected {expected}");
+            Ok(file)
+        };
+        let file = open().with_context(|| format!("the memory image {} cannot be used", path.display()))?;
+        Ok(Self { file, shape })
+    }
+
+    /// Gives `memory`, which was never written, these contents, and grows it to their size.
+    pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
+        let missing = self.shape.wasm_pages.saturating_sub(memory.size(&*store));
+        memory.grow(&mut *store, missing)?;
+        let base = memory.data_ptr(&*store);
+        for (extent, offset) in self.shape.placed() {
+            let length = usize::try_from(extent.end - extent.start)?;
+            // SAFETY: `check` found the extent page-aligned and inside the memory, which was just grown to the image's size, does not move
+            // (`memory_may_move(false)`) and is unmapped as a whole when the store is dropped. Nobody holds a reference into it while `store` is
+            // borrowed. Every byte value is valid, and the mapping is private, so that later changes of the file's name or owner do not matter.
+            unsafe {
+                rustix::mm::mmap(
+                    base.add(usize::try_from(extent.start)?).cast(),
+                    length,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    MapFlags::PRIVATE | MapFlags::FIXED,
+                    &self.file,
+                    offset,
+                )
+            }
+            .context("a memory image cannot be mapped")?;
+        }
+        Ok(())
+    }
+
+    /// Puts `memory`, over which this image was mapped, back to these contents, by dropping the pages that were written since.
+    ///
+    /// A memory that has grown since keeps its size; what lies beyond the image is zero.
+    pub(crate) fn reset(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
+        let base = memory.data_ptr(&*store);
+        let size = memory.data_size(&*store);
+        // SAFETY: the whole linear memory is dropped; its mappings are private, so its pages become those of the image's file or zero.
+        // Nobody holds a reference into it while `store` is borrowed.
+        unsafe { rustix::mm::madvise(base.cast(), size, Advice::LinuxDontNeed) }
+            .context("a memory cannot be put back")?;
+        Ok(())
+    }
+}
+
+/// The parts of `bytes` that are not zero, in whole pages, joined where the zeros between them are few.
+fn extents(bytes: &[u8]) -> Vec<Range<u64>> {
+    let page = page_size();
+    let mut extents: Vec<Range<usize>> = Vec::new();
+    for (start, content) in (0..).step_by(page).zip(bytes.chunks(page)) {
+        if is_zero(content) {
+            continue;
+        }
+        match extents.last_mut() {
+            Some(last) if start - last.end < GAP => last.end = start + page,
+            _ => extents.push(start..start + page),
+        }
+    }
+    extents.into_iter().map(|extent| extent.start as u64..extent.end as u64).collect()
+}
+
+/// What is left of `extent` without `excluded`.
+fn without(extent: &Range<u64>, excluded: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let before = extent.start..extent.end.min(excluded.start);
+    let after = extent.start.max(excluded.end)..extent.end;
+    [before, after].into_iter().filter(|part| part.start < part.end)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // By blocks, which the compiler compares with wide registers: 160 MB of mostly zeros take milliseconds.
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    blocks.iter().all(|block| *block == [0; 64]) && rest.iter().all(|&byte| byte == 0)
+}
+
+fn write_extents(file: &File, bytes: &[u8], shape: &Shape) -> io::Result<()> {
+    let page = page_size();
+    file.set_len(shape.file_len())?;
+    for (extent, offset) in shape.placed() {
+        let (start, end) = (extent.start as usize, extent.end as usize);
+        for (at, content) in (offset..).step_by(page).zip(bytes[start..end.min(bytes.len())].chunks(page)) {
+            // Zeros stay holes.
+            if !is_zero(content) {
+                file.write_all_at(content, at)?;
+            }
+        }
+    }
+    file.sync_all()
+}

@@ -1,0 +1,130 @@
+//! What each [`Change`] does to the instructions of a function.
+
+use std::ops::Range;
+
+use wasm_encoder::{BlockType, Instruction, MemArg};
+
+use super::InstrumentError;
+use super::bodies::{CancelKey, Kill, own_process_id, stack_measure, wait_site};
+use super::evidence::Found;
+use super::hooks::Hook;
+use super::module::Module;
+use super::targets::{Change, Target};
+
+/// Instructions put in place of some of a function's. Indices in them are those of the rewritten module.
+pub(super) struct Edit {
+    /// Which of the original instructions are left out, counted from the body's first; empty to insert before one.
+    pub(super) at: Range<usize>,
+    pub(super) with: Vec<Instruction<'static>>,
+}
+
+/// What the changes have to know of the module.
+pub(super) struct Surroundings<'a> {
+    pub(super) found: &'a Found,
+    /// Address of `MyProcPid`.
+    pub(super) my_proc_pid: u32,
+    /// Index of the added global [`super::FURTHER_SESSION`].
+    pub(super) further_session: u32,
+    /// Index of the first hook.
+    pub(super) first_hook: u32,
+}
+
+impl Surroundings<'_> {
+    /// The edits that make the change in a function of the table; none if it changes no instructions.
+    ///
+    /// # Errors
+    /// If the function's body does not have, exactly once, what is to be changed.
+    pub(super) fn edits(&self, module: &Module, target: &Target, change: Change) -> Result<Vec<Edit>, InstrumentError> {
+        let operators = module.operators(self.found.function(target.name)?)?;
+        let whole = 0..operators.len().saturating_sub(1);
+        let process_id = self.found.process_id;
+        let edit = match change {
+            Change::Export => return Ok(Vec::new()),
+            Change::Enter(hook) => Edit { at: 0..0, with: vec![self.call(hook)] },
+            Change::Replace(hook) => {
+                let parameters = (0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet);
+                Edit { at: whole, with: parameters.chain([self.call(hook)]).collect() }
+            }
+            Change::SkipInFurtherSession => Edit {
+                at: 0..0,
+                with: vec![
+                    Instruction::GlobalGet(self.further_session),
+                    Instruction::If(BlockType::Empty),
+                    Instruction::Return,
+                    Instruction::End,
+                ],
+            },
+            Change::LeaveToFirstBackend(hook) => {
+                let mut with = vec![Instruction::GlobalGet(self.further_session), Instruction::If(BlockType::Empty)];
+                with.extend((0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet));
+                with.extend([self.call(hook), Instruction::I32Const(1), Instruction::Return, Instruction::End]);
+                Edit { at: 0..0, with }
+            }
+            Change::OwnProcessId => {
+                let at = own_process_id(target, &operators, process_id)?;
+                Edit { at: at..at + 1, with: load(self.my_proc_pid, 2).to_vec() }
+            }
+            Change::AnswerProcessId => {
+                let [address, value] = load(self.my_proc_pid, 2);
+                let own = [address.clone(), value.clone(), Instruction::I32Const(process_id)];
+                Edit { at: whole, with: own.into_iter().chain([address, value, Instruction::Select]).collect() }
+            }
+            Change::StackDepth => {
+                let at = stack_measure(target, &operators)?.compared_at;
+                Edit { at: at..at, with: vec![self.call(Hook::StackDepth)] }
+            }
+            Change::Wait => {
+                let (at, latch) = wait_site(target, &operators)?;
+                let with = vec![
+                    Instruction::LocalGet(1),
+                    Instruction::LocalGet(0),
+                    Instruction::I32Load(word(latch, 2)),
+                    self.call(Hook::WaitEventSetWait),
+                ];
+                Edit { at: at..at, with }
+            }
+            Change::Kill => {
+                let kill = Kill::read(target, &operators, process_id)?;
+                Edit { at: whole, with: self.kill(kill.errno) }
+            }
+            Change::CancelKey => {
+                let key = CancelKey::read(target, &operators)?;
+                Edit { at: key.sent_at..key.sent_at + 1, with: load(key.address, 0).to_vec() }
+            }
+        };
+        Ok(vec![edit])
+    }
+
+    fn call(&self, hook: Hook) -> Instruction<'static> {
+        Instruction::Call(self.first_hook + hook.position())
+    }
+
+    fn kill(&self, errno: i32) -> Vec<Instruction<'static>> {
+        vec![
+            Instruction::LocalGet(0),
+            Instruction::LocalGet(1),
+            self.call(Hook::Kill),
+            Instruction::LocalTee(0),
+            Instruction::I32Const(0),
+            Instruction::I32GeS,
+            Instruction::If(BlockType::Empty),
+            Instruction::I32Const(0),
+            Instruction::Return,
+            Instruction::End,
+            Instruction::I32Const(errno),
+            Instruction::I32Const(0),
+            Instruction::LocalGet(0),
+            Instruction::I32Sub,
+            Instruction::I32Store(word(0, 2)),
+            Instruction::I32Const(-1),
+        ]
+    }
+}
+
+fn load(address: u32, align: u32) -> [Instruction<'static>; 2] {
+    [Instruction::I32Const(address.cast_signed()), Instruction::I32Load(word(0, align))]
+}
+
+fn word(offset: u64, align: u32) -> MemArg {
+    MemArg { offset, align, memory_index: 0 }
+}

@@ -1,0 +1,253 @@
+//! Finds the functions of the table in [`super::targets`].
+
+use std::collections::{BTreeMap, HashMap};
+
+use wasmparser::{ExternalKind, Operator, ValType};
+
+use super::InstrumentError;
+use super::bodies::{Kill, stack_measure};
+use super::module::Module;
+use super::targets::{Evidence, Shape, TARGETS, Target};
+
+/// Where the functions of the table are, by name.
+pub(super) struct Found {
+    functions: BTreeMap<&'static str, (u32, &'static Target)>,
+    /// What the exported `getpid` returns: the number that the compiler put wherever C calls it.
+    pub(super) process_id: i32,
+}
+
+impl Found {
+    /// Looks for every function of the table.
+    ///
+    /// `memory` is the module's memory after its data segments were written, for the string constants.
+    ///
+    /// # Errors
+    /// If one of them is not found exactly once: the error names it.
+    pub(super) fn search(module: &Module, memory: &[u8]) -> Result<Self, InstrumentError> {
+        let mut found = Self { functions: BTreeMap::new(), process_id: process_id(module)? };
+        let mentions = Mentions::scan(module, memory)?;
+        for target in TARGETS {
+            let candidates = found.candidates(module, &mentions, target)?;
+            let [function] = candidates[..] else {
+                return Err(refusal(target, &describe(&candidates)));
+            };
+            if !target.shape.is_that_of(module, function) {
+                return Err(refusal(target, &format!("function {function}, which takes or returns something else")));
+            }
+            found.functions.insert(target.name, (function, target));
+        }
+        Ok(found)
+    }
+
+    /// The index of a function of the table.
+    ///
+    /// # Errors
+    /// If it is not in the table above what refers to it.
+    pub(super) fn function(&self, name: &str) -> Result<u32, InstrumentError> {
+        Ok(self.entry(name)?.0)
+    }
+
+    /// Reads something out of the body of a function of the table.
+    pub(super) fn read<T>(
+        &self,
+        module: &Module,
+        name: &str,
+        reader: impl FnOnce(&Target, &[Operator]) -> Result<T, InstrumentError>,
+    ) -> Result<T, InstrumentError> {
+        let (function, target) = self.entry(name)?;
+        reader(target, &module.operators(function)?)
+    }
+
+    fn entry(&self, name: &str) -> Result<(u32, &'static Target), InstrumentError> {
+        self.functions.get(name).copied().ok_or_else(|| InstrumentError::Evidence {
+            function: name.to_owned(),
+            expected: "it in the table of functions, above what refers to it".to_owned(),
+            found: "it not there".to_owned(),
+        })
+    }
+
+    /// Every function of the table with its index.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.functions.iter().map(|(&name, &(function, _))| (name, function))
+    }
+
+    fn candidates(&self, module: &Module, mentions: &Mentions, target: &Target) -> Result<Vec<u32>, InstrumentError> {
+        let of_shape = || module.defined_functions().filter(|&function| target.shape.is_that_of(module, function));
+        match &target.evidence {
+            Evidence::Exported => Ok(module.exported(ExternalKind::Func, target.name).into_iter().collect()),
+            Evidence::Mentions(strings) => Ok(of_shape().filter(|&it| mentions.all_in(module, it, strings)).collect()),
+            Evidence::Between { caller, callee } => {
+                let callee = self.function(callee)?;
+                let mut reached = calls(&module.operators(self.function(caller)?)?);
+                reached.sort_unstable();
+                reached.dedup();
+                keep(reached.into_iter().filter(|&it| target.shape.is_that_of(module, it)), |it| {
+                    Ok(calls(&module.operators(it)?).contains(&callee))
+                })
+            }
+            Evidence::KillItself => keep(small(module, of_shape()), |it| {
+                Ok(Kill::read(target, &module.operators(it)?, self.process_id).is_ok())
+            }),
+            Evidence::CalledByKill => {
+                let kill = self.read(module, "kill", |kill, body| Kill::read(kill, body, self.process_id))?;
+                Ok(vec![kill.raise])
+            }
+            Evidence::MeasuresStack => {
+                let check = self.read(module, "check_stack_depth", stack_measure)?;
+                keep(small(module, of_shape()), |it| {
+                    let measure = stack_measure(target, &module.operators(it)?);
+                    Ok(measure.is_ok_and(|measure| measure.variables == check.variables))
+                })
+            }
+            Evidence::ChecksProcessIdOfSignal => {
+                let raise = self.function("raise")?;
+                let pqsignal = module.exported(ExternalKind::Func, "pqsignal_be");
+                let my_proc_pid = module.data_symbols().get("MyProcPid").copied();
+                keep(small(module, of_shape()), |it| {
+                    let operators = module.operators(it)?;
+                    let called = calls(&operators);
+                    let compares = operators.windows(4).any(|window| match *window {
+                        [
+                            Operator::I32Const { value: address },
+                            Operator::I32Load { .. },
+                            Operator::I32Const { value },
+                            Operator::I32Ne,
+                        ] => value == self.process_id && Some(address.cast_unsigned()) == my_proc_pid,
+                        _ => false,
+                    });
+                    Ok(compares && called.contains(&raise) && pqsignal.is_some_and(|it| called.contains(&it)))
+                })
+            }
+        }
+    }
+}
+
+impl Shape {
+    fn is_that_of(self, module: &Module, function: u32) -> bool {
+        let all_i32 = |types: &[ValType], count| types.len() == count && types.iter().all(|&ty| ty == ValType::I32);
+        module
+            .function_type(function)
+            .is_some_and(|ty| all_i32(ty.params(), self.parameters) && all_i32(ty.results(), self.results))
+    }
+}
+
+/// What the exported `getpid` returns, if it does nothing else.
+fn process_id(module: &Module) -> Result<i32, InstrumentError> {
+    let function = module.exported(ExternalKind::Func, "getpid");
+    match function.map(|function| module.operators(function)).transpose()?.as_deref() {
+        Some(&[Operator::I32Const { value }, Operator::End]) => Ok(value),
+        other => Err(InstrumentError::Evidence {
+            function: "getpid".to_owned(),
+            expected: "an exported function that only returns a number".to_owned(),
+            found: other.map_or("no such export".to_owned(), |body| format!("{} instructions", body.len())),
+        }),
+    }
+}
+
+/// Functions of at most as many bytes as the ones without a name string that we look for have.
+fn small(module: &Module, functions: impl Iterator<Item = u32>) -> impl Iterator<Item = u32> {
+    functions.filter(|&function| module.body(function).is_some_and(|body| body.range().len() < 128))
+}
+
+fn keep(
+    functions: impl Iterator<Item = u32>,
+    matches: impl Fn(u32) -> Result<bool, InstrumentError>,
+) -> Result<Vec<u32>, InstrumentError> {
+    functions.filter_map(|function| matches(function).map(|yes| yes.then_some(function)).transpose()).collect()
+}
+
+/// The functions that a body calls directly.
+fn calls(operators: &[Operator]) -> Vec<u32> {
+    let call = |operator: &Operator| match operator {
+        Operator::Call { function_index } => Some(*function_index),
+        _ => None,
+    };
+    operators.iter().filter_map(call).collect()
+}
+
+/// Which function refers to which of the strings in the table.
+struct Mentions {
+    /// One bit for each string.
+    bits: HashMap<&'static str, u64>,
+    /// The bits of every function that is not imported.
+    functions: Vec<u64>,
+}
+
+impl Mentions {
+    fn scan(module: &Module, memory: &[u8]) -> Result<Self, InstrumentError> {
+        let mut bits: HashMap<&'static str, u64> = HashMap::new();
+        for target in TARGETS {
+            if let Evidence::Mentions(strings) = target.evidence {
+                for string in strings {
+                    let next = 1 << bits.len();
+                    bits.entry(string).or_insert(next);
+                }
+            }
+        }
+        let addresses = addresses(memory, &bits);
+        let mut functions = Vec::with_capacity(module.bodies.len());
+        for body in &module.bodies {
+            let mut mentioned = 0;
+            for operator in body.get_operators_reader()? {
+                if let Operator::I32Const { value } = operator? {
+                    mentioned |= addresses.get(&value).copied().unwrap_or(0);
+                }
+            }
+            functions.push(mentioned);
+        }
+        Ok(Self { bits, functions })
+    }
+
+    fn all_in(&self, module: &Module, function: u32, strings: &[&str]) -> bool {
+        let wanted = strings.iter().fold(0, |wanted, string| wanted | self.bits.get(string).copied().unwrap_or(0));
+        let defined = function.checked_sub(module.imported_functions);
+        let mentioned = defined.and_then(|defined| self.functions.get(defined as usize));
+        mentioned.is_some_and(|mentioned| mentioned & wanted == wanted)
+    }
+}
+
+/// Where in memory these strings begin. One may begin inside another that ends alike: the linker joins those.
+fn addresses(memory: &[u8], strings: &HashMap<&'static str, u64>) -> HashMap<i32, u64> {
+    let mut addresses = HashMap::new();
+    let mut end = 0;
+    for string in memory.split(|&byte| byte == 0) {
+        end += string.len();
+        for (wanted, bit) in strings {
+            if string.ends_with(wanted.as_bytes())
+                && let Ok(address) = i32::try_from(end - wanted.len())
+            {
+                addresses.insert(address, *bit);
+            }
+        }
+        end += 1;
+    }
+    addresses
+}
+
+/// The error for a function that was not found, or whose body is not what it was.
+pub(super) fn refusal(target: &Target, found: &str) -> InstrumentError {
+    let Shape { parameters, results } = target.shape;
+    let evidence = match &target.evidence {
+        Evidence::Exported => "that is exported under this name".to_owned(),
+        Evidence::Mentions(strings) => format!("that mentions {strings:?}"),
+        Evidence::Between { caller, callee } => {
+            format!("that {caller} calls and that calls {callee}")
+        }
+        Evidence::KillItself => "that raises a signal in its own process and fails for any other".to_owned(),
+        Evidence::CalledByKill => "that kill calls".to_owned(),
+        Evidence::MeasuresStack => "that measures the stack as check_stack_depth does".to_owned(),
+        Evidence::ChecksProcessIdOfSignal => "that compares MyProcPid and calls pqsignal_be and raise".to_owned(),
+    };
+    InstrumentError::Evidence {
+        function: target.name.to_owned(),
+        expected: format!("one function with {parameters} parameters and {results} results {evidence}"),
+        found: found.to_owned(),
+    }
+}
+
+fn describe(candidates: &[u32]) -> String {
+    match candidates {
+        [] => "none".to_owned(),
+        several => format!("functions {several:?}"),
+    }
+}

@@ -1,0 +1,156 @@
+//! What a host has to know of PGlite's backend besides its code.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use wasmparser::{ExternalKind, MemInfo};
+
+use super::bodies::{
+    CancelKey, Checkpointer, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable,
+    signal_handlers,
+};
+use super::evidence::Found;
+use super::module::Module;
+use super::{FURTHER_SESSION, InstrumentError};
+
+/// Size of a page of WebAssembly memory, in bytes.
+const WASM_PAGE: u64 = 65_536;
+
+/// Size of a memory in pages of 64 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageLimits {
+    /// At first.
+    pub minimum: u64,
+    /// At most, if there is a limit.
+    pub maximum: Option<u64>,
+}
+
+impl PageLimits {
+    pub(super) fn of(module: &Module) -> Result<Self, InstrumentError> {
+        let memory = module.memory.ok_or_else(|| InstrumentError::Unsupported("it has no memory".into()))?;
+        if memory.memory64 || memory.shared || memory.page_size_log2.is_some() {
+            return Err(InstrumentError::Unsupported("its memory is 64-bit, shared, or has another page size".into()));
+        }
+        Ok(Self { minimum: memory.initial, maximum: memory.maximum })
+    }
+
+    /// The size at first, in bytes.
+    pub(super) fn minimum_bytes(self) -> u64 {
+        self.minimum.saturating_mul(WASM_PAGE)
+    }
+}
+
+/// What a module's section `dylink.0` says about the memory and the table that it takes up.
+///
+/// Its format is `DynamicLinking.md` of the WebAssembly tool conventions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DynamicLinking {
+    /// Bytes of memory.
+    pub memory_size: u32,
+    /// Alignment of that memory, as a power of two.
+    pub memory_alignment: u32,
+    /// Elements of the table.
+    pub table_size: u32,
+    /// Alignment of those elements, as a power of two.
+    pub table_alignment: u32,
+}
+
+impl From<MemInfo> for DynamicLinking {
+    fn from(info: MemInfo) -> Self {
+        Self {
+            memory_size: info.memory_size,
+            memory_alignment: info.memory_alignment,
+            table_size: info.table_size,
+            table_alignment: info.table_alignment,
+        }
+    }
+}
+
+/// What was learned about a backend's module while it was instrumented.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Facts {
+    /// The size of its memory.
+    pub memory: PageLimits,
+    /// How many elements its table has at first; further ones are for callbacks and side modules.
+    pub table_elements: u64,
+    /// What its section `dylink.0` says.
+    pub dynamic_linking: Option<DynamicLinking>,
+    /// Initial value of `__stack_pointer`: the stack grows down from here.
+    pub stack_pointer: u32,
+    /// Export names of all its mutable globals, [`FURTHER_SESSION`] included: a snapshot has to keep every one.
+    pub mutable_globals: Vec<String>,
+    /// Addresses of exported variables, by their names in C.
+    pub data_symbols: BTreeMap<String, u32>,
+    /// The first table slot of every exported function that has one, by its name.
+    pub table_slots: BTreeMap<String, u32>,
+    /// Address of `errno`.
+    pub errno: u32,
+    /// Address of `MyCancelKey` (`src/backend/utils/init/globals.c`), whose first four bytes `pgl_sendConnData` sends.
+    pub my_cancel_key: u32,
+    /// Address of `MyCancelKeyLength`, an `int`.
+    pub my_cancel_key_length: u32,
+    /// Address of `pqsignal_handlers` (`src/port/pqsignal.c`): the table index of each signal's handler, by its number.
+    pub signal_handlers: u32,
+    /// Addresses of the numbers of callbacks that `proc_exit` runs: what `on_exit_reset` sets to zero (`src/backend/storage/ipc/ipc.c`).
+    pub exit_callbacks: [u32; 3],
+    /// Address of `send_ready_for_query`, a byte, which PGlite has made a variable of `src/backend/tcop/postgres.c`.
+    pub send_ready_for_query: u32,
+    /// What makes a backend the checkpointer.
+    pub checkpointer: Checkpointer,
+    /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
+    pub encoding_names: u32,
+    /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
+    pub encoding_functions: u32,
+}
+
+impl Facts {
+    pub(super) fn gather(module: &Module, found: &Found, limits: PageLimits) -> Result<Self, InstrumentError> {
+        let lacking = |what: &str| InstrumentError::Unsupported(format!("it has no {what}"));
+        let stack_pointer = module.exported(ExternalKind::Global, "__stack_pointer");
+        let stack_pointer = stack_pointer.and_then(|index| module.globals.get(index as usize)?.initial);
+        let exported = module.mutable_globals().into_iter().map(|global| global.name);
+        let kill = found.read(module, "kill", |target, body| Kill::read(target, body, found.process_id))?;
+        let my_cancel_key = found.read(module, "pgl_sendConnData", CancelKey::read)?.address;
+        Ok(Self {
+            memory: limits,
+            table_elements: module.table_elements.ok_or_else(|| lacking("table"))?,
+            dynamic_linking: module.dylink.map(Into::into),
+            stack_pointer: stack_pointer.ok_or_else(|| lacking("exported __stack_pointer"))?.cast_unsigned(),
+            mutable_globals: exported.chain([FURTHER_SESSION.to_owned()]).collect(),
+            data_symbols: module.data_symbols(),
+            table_slots: module.exported_table_slots()?,
+            errno: kill.errno.cast_unsigned(),
+            my_cancel_key,
+            my_cancel_key_length: found
+                .read(module, "InitPostgres", |target, body| cancel_key_length(target, body, my_cancel_key))?,
+            signal_handlers: found.read(module, "wrapper_handler", signal_handlers)?,
+            exit_callbacks: [
+                found.read(module, "before_shmem_exit", first_variable)?,
+                found.read(module, "on_shmem_exit", first_variable)?,
+                found.read(module, "on_proc_exit", first_variable)?,
+            ],
+            send_ready_for_query: found.read(module, "PostgresSendReadyForQueryIfNecessary", first_variable)?,
+            checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
+            encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
+            encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
+        })
+    }
+
+    /// What C calls the address of an exported name: a variable's address in memory, a function's slot in the table if it has one.
+    #[must_use]
+    pub fn symbol(&self, name: &str) -> Option<u32> {
+        self.data_symbols.get(name).or_else(|| self.table_slots.get(name)).copied()
+    }
+
+    /// The address of an exported variable.
+    ///
+    /// # Errors
+    /// If the module exports no variable of this name.
+    pub fn address(&self, symbol: &str) -> Result<u32, InstrumentError> {
+        self.data_symbols.get(symbol).copied().ok_or_else(|| InstrumentError::Evidence {
+            function: symbol.to_owned(),
+            expected: "an exported variable".to_owned(),
+            found: "none of this name".to_owned(),
+        })
+    }
+}

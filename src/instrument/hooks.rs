@@ -1,0 +1,84 @@
+//! The host functions that an instrumented module imports from [`HOOK_MODULE`].
+
+use wasm_encoder::ValType;
+
+/// Name of the module that an instrumented module imports its hooks from.
+pub const HOOK_MODULE: &str = "pglite_port";
+
+/// A host function that an instrumented module calls. All parameters and results are `i32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// `init_process()`: the backend is about to take its slot in shared memory. Linear memory now is what a
+    /// postmaster's is before it forks.
+    InitProcess,
+    /// `wait_event_set_wait(timeout_ms, latch)`: the backend has nothing to do until something happens.
+    ///
+    /// It is called where `WaitEventSetWait` called `poll()`: the latch has been looked at and was not set, and
+    /// `maybe_sleeping` in it is 1, so that whoever sets it calls `kill(owner, SIGURG)`. `timeout_ms` is the caller's
+    /// whole timeout (-1 for none, 0 to return at once); `latch` is the address of a `struct Latch`, or 0. The host
+    /// returns when the latch is set, when `timeout_ms` have fully passed on the monotonic clock (otherwise it is called
+    /// again with the same timeout), or when it has run a signal handler.
+    WaitEventSetWait,
+    /// `pg_usleep(microseconds)`: sleep; not at all if the number is not positive.
+    PgUsleep,
+    /// `process_interrupts()`: `InterruptPending` was set and the backend came past a `CHECK_FOR_INTERRUPTS()`, also
+    /// where `InterruptHoldoffCount` or `CritSectionCount` are not zero.
+    ProcessInterrupts,
+    /// `kill(pid, signal) -> 0 or -errno`: send a signal, also to the caller itself; signal 0 only asks whether `pid`
+    /// exists; a negative `pid` is that of a process group, which here is one process. Numbers of errors are WASI's.
+    Kill,
+    /// `request_checkpoint(flags)`: a further session wants a checkpoint, which the first backend is to make before the
+    /// host returns. `flags` are those of `RequestCheckpoint` (`src/include/access/xlog.h`).
+    RequestCheckpoint,
+    /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in linear memory.
+    StackDepth,
+}
+
+impl Hook {
+    /// All hooks, in the order in which they are imported.
+    pub const ALL: [Self; 7] = [
+        Self::InitProcess,
+        Self::WaitEventSetWait,
+        Self::PgUsleep,
+        Self::ProcessInterrupts,
+        Self::Kill,
+        Self::RequestCheckpoint,
+        Self::StackDepth,
+    ];
+
+    /// The name under which it is imported.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InitProcess => "init_process",
+            Self::WaitEventSetWait => "wait_event_set_wait",
+            Self::PgUsleep => "pg_usleep",
+            Self::ProcessInterrupts => "process_interrupts",
+            Self::Kill => "kill",
+            Self::RequestCheckpoint => "request_checkpoint",
+            Self::StackDepth => "stack_depth",
+        }
+    }
+
+    /// Its parameters.
+    pub(super) fn parameters(self) -> &'static [ValType] {
+        match self {
+            Self::InitProcess | Self::ProcessInterrupts => &[],
+            Self::PgUsleep | Self::RequestCheckpoint | Self::StackDepth => &[ValType::I32],
+            Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
+        }
+    }
+
+    /// Its results.
+    pub(super) fn results(self) -> &'static [ValType] {
+        match self {
+            Self::Kill | Self::StackDepth => &[ValType::I32],
+            _ => &[],
+        }
+    }
+
+    /// Its place among the hooks.
+    pub(super) fn position(self) -> u32 {
+        self as u32
+    }
+}

@@ -1,0 +1,425 @@
+//! Replaces Emscripten's `longjmp`, which unwinds through JavaScript, by WebAssembly exceptions.
+//!
+//! Emscripten compiles a call under `setjmp` to `invoke_X(index, arguments…)`, an import that calls the table entry and catches what
+//! `_emscripten_throw_longjmp`, another import, throws (Emscripten, `src/lib/libcore.js` and `libdylink.js`, `createInvokeFunction`).
+//! `PostgreSQL` passes there several times in every statement (`PG_TRY`). Here both become functions of the module itself:
+//!
+//! ```wat
+//! (func $invoke_iii (param $index i32) (param $a i32) (param $b i32) (result i32) (local $stack i32)
+//!   (local.set $stack (call $emscripten_stack_get_current))
+//!   (block $caught
+//!     (try_table (catch $longjmp $caught)
+//!       (return (call_indirect (type …) (local.get $a) (local.get $b) (local.get $index)))))
+//!   (call $_emscripten_stack_restore (local.get $stack))
+//!   (call $setThrew (i32.const 1) (i32.const 0))
+//!   (i32.const 0))
+//! (func $_emscripten_throw_longjmp (throw $longjmp))
+//! ```
+//!
+//! No host call is left, entering such a call costs nothing, and the native stack holds only wasm however deep the calls nest.
+//! The functions are exported under their names, so that side modules, which import them, share one tag with the main module.
+
+use std::collections::HashMap;
+
+use wasm_encoder::{
+    BlockType, Catch, CodeSection, EntityType, ExportKind, ExportSection, Function, FunctionSection, ImportSection,
+    Instruction, RefType, SectionId, TableType, TagKind, TagSection, TagType, TypeSection, ValType,
+    reencode::{self, Reencode, utils},
+};
+use wasmparser::{CompositeInnerType, FuncType, Parser, Payload, TypeRef};
+
+use super::InstrumentError;
+
+const THROW: &str = "_emscripten_throw_longjmp";
+
+/// The name under which the main module exports the tag of the exception, as Emscripten's own wasm longjmp calls it.
+const TAG: &str = "__c_longjmp";
+
+/// Replaces every `env.invoke_*` import and `env._emscripten_throw_longjmp` of `wasm` by functions of its own.
+///
+/// A module without such imports, or without the exports that they are built on, is returned as it is.
+///
+/// # Errors
+/// When `wasm` is not a valid module.
+pub(super) fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+    let module = Module::read(wasm)?;
+    if module.lowered.is_empty() {
+        return Ok(wasm.to_vec());
+    }
+    let mut output = wasm_encoder::Module::new();
+    let mut lowering = Lowering { module };
+    match lowering.parse_core_module(&mut output, Parser::new(0), wasm) {
+        Ok(()) => Ok(output.finish()),
+        Err(reencode::Error::UserError(error)) => Err(error),
+        Err(error) => Err(InstrumentError::Unsupported(format!("it cannot be written out again: {error}"))),
+    }
+}
+
+/// One import that becomes a function.
+struct Lowered {
+    name: String,
+    type_index: u32,
+}
+
+/// What has to be known of a module before it is written anew.
+struct Module {
+    types: Vec<FuncType>,
+    /// Index of every function of the module, by the index that it had.
+    functions: Vec<u32>,
+    /// The imports that become functions, which get the last indices in this order.
+    lowered: Vec<Lowered>,
+    /// The first index of those functions.
+    first_lowered: u32,
+    /// The indices that the functions called by the new ones had.
+    stack_get_current: u32,
+    stack_restore: u32,
+    set_threw: u32,
+    /// The index of the tag, and whether it is the module's own: one that is imported belongs to the main module.
+    tag: u32,
+    tag_is_own: bool,
+}
+
+impl Module {
+    fn read(wasm: &[u8]) -> Result<Self, InstrumentError> {
+        let mut types = Vec::new();
+        let mut lowered = Vec::new();
+        // For every function import whether it stays, in order.
+        let mut imports: Vec<bool> = Vec::new();
+        let mut defined = 0;
+        let (mut tags, mut imported_tag) = (0, None);
+        let mut exports = HashMap::new();
+        for payload in Parser::new(0).parse_all(wasm) {
+            match payload? {
+                Payload::TypeSection(section) => {
+                    for group in section {
+                        for ty in group?.into_types() {
+                            match ty.composite_type.inner {
+                                CompositeInnerType::Func(ty) => types.push(ty),
+                                _ => types.push(FuncType::new([], [])),
+                            }
+                        }
+                    }
+                }
+                Payload::ImportSection(section) => {
+                    for import in section.into_imports() {
+                        let import = import?;
+                        match import.ty {
+                            TypeRef::Func(type_index) => {
+                                let stays = import.module != "env"
+                                    || !(import.name.starts_with("invoke_") || import.name == THROW);
+                                if !stays {
+                                    lowered.push(Lowered { name: import.name.to_owned(), type_index });
+                                }
+                                imports.push(stays);
+                            }
+                            TypeRef::Tag(_) => {
+                                if import.name == TAG {
+                                    imported_tag = Some(tags);
+                                }
+                                tags += 1;
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                Payload::FunctionSection(section) => defined = section.count(),
+                Payload::TagSection(section) => tags += section.count(),
+                Payload::ExportSection(section) => {
+                    for export in section {
+                        let export = export?;
+                        exports.insert(export.name.to_owned(), export.index);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let find = |name: &str| {
+            exports.get(name).copied().ok_or_else(|| InstrumentError::Evidence {
+                function: name.to_owned(),
+                expected: "an exported function".to_owned(),
+                found: "none of this name".to_owned(),
+            })
+        };
+        let kept = u32::try_from(imports.iter().filter(|stays| **stays).count()).unwrap_or(u32::MAX);
+        let first_lowered = kept + defined;
+        let (mut next_kept, mut next_lowered) = (0, first_lowered);
+        let mut functions: Vec<u32> = imports
+            .iter()
+            .map(|stays| {
+                let next = if *stays { &mut next_kept } else { &mut next_lowered };
+                *next += 1;
+                *next - 1
+            })
+            .collect();
+        functions.extend(kept..first_lowered);
+        let needed = !lowered.is_empty();
+        let index = |name| if needed { find(name) } else { Ok(0) };
+        Ok(Self {
+            stack_get_current: index("emscripten_stack_get_current")?,
+            stack_restore: index("_emscripten_stack_restore")?,
+            set_threw: index("setThrew")?,
+            types,
+            functions,
+            lowered,
+            first_lowered,
+            tag: imported_tag.unwrap_or(tags),
+            tag_is_own: imported_tag.is_none(),
+        })
+    }
+
+    /// The index of the type of a function without parameters and results, of which the first new one is put behind the module's types.
+    fn tag_type(&self) -> u32 {
+        u32::try_from(self.types.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The type of the table entry that the `n`th new function calls follows the tag's.
+    fn callee_type(&self, n: usize) -> u32 {
+        self.tag_type() + 1 + u32::try_from(n).unwrap_or(u32::MAX)
+    }
+
+    fn body(&self, n: usize) -> Result<Function, reencode::Error<InstrumentError>> {
+        let lowered = &self.lowered[n];
+        if lowered.name == THROW {
+            let mut body = Function::new([]);
+            body.instruction(&Instruction::Throw(self.tag)).instruction(&Instruction::End);
+            return Ok(body);
+        }
+        let ty = self.type_of(lowered)?;
+        let parameters = u32::try_from(ty.params().len()).unwrap_or(u32::MAX);
+        let stack = parameters;
+        let call = |old: u32| Instruction::Call(self.functions[old as usize]);
+        let mut body = Function::new([(1, ValType::I32)]);
+        body.instruction(&call(self.stack_get_current))
+            .instruction(&Instruction::LocalSet(stack))
+            .instruction(&Instruction::Block(BlockType::Empty))
+            .instruction(&Instruction::TryTable(
+                BlockType::Empty,
+                // The label counts from outside the try_table: 0 is the block around it.
+                vec![Catch::One { tag: self.tag, label: 0 }].into(),
+            ));
+        for parameter in 1..parameters {
+            body.instruction(&Instruction::LocalGet(parameter));
+        }
+        body.instruction(&Instruction::LocalGet(0))
+            .instruction(&Instruction::CallIndirect { type_index: self.callee_type(n), table_index: 0 })
+            .instruction(&Instruction::Return)
+            .instruction(&Instruction::End)
+            .instruction(&Instruction::End)
+            .instruction(&Instruction::LocalGet(stack))
+            .instruction(&call(self.stack_restore))
+            .instruction(&Instruction::I32Const(1))
+            .instruction(&Instruction::I32Const(0))
+            .instruction(&call(self.set_threw));
+        for result in ty.results() {
+            body.instruction(&zero(*result)?);
+        }
+        body.instruction(&Instruction::End);
+        Ok(body)
+    }
+
+    fn type_of(&self, lowered: &Lowered) -> Result<&FuncType, reencode::Error<InstrumentError>> {
+        let ty = self.types.get(lowered.type_index as usize);
+        ty.filter(|ty| ty.params().first() == Some(&wasmparser::ValType::I32) || lowered.name == THROW)
+            .ok_or_else(|| unsupported(format!("the first parameter of {} is not a table index (i32)", lowered.name)))
+    }
+}
+
+fn zero(ty: wasmparser::ValType) -> Result<Instruction<'static>, reencode::Error<InstrumentError>> {
+    Ok(match ty {
+        wasmparser::ValType::I32 => Instruction::I32Const(0),
+        wasmparser::ValType::I64 => Instruction::I64Const(0),
+        wasmparser::ValType::F32 => Instruction::F32Const(0.0.into()),
+        wasmparser::ValType::F64 => Instruction::F64Const(0.0.into()),
+        other => return Err(unsupported(format!("an invoke_* function returns {other}, for which there is no zero"))),
+    })
+}
+
+fn unsupported(problem: String) -> reencode::Error<InstrumentError> {
+    reencode::Error::UserError(InstrumentError::Unsupported(problem))
+}
+
+struct Lowering {
+    module: Module,
+}
+
+type Reencoded = Result<(), reencode::Error<InstrumentError>>;
+
+impl Reencode for Lowering {
+    type Error = InstrumentError;
+
+    fn function_index(&mut self, function: u32) -> Result<u32, reencode::Error<InstrumentError>> {
+        // The parser does not validate, so an index may be anything.
+        let index = self.module.functions.get(function as usize);
+        index.copied().ok_or_else(|| unsupported(format!("it refers to function {function}, which it does not have")))
+    }
+
+    fn parse_type_section(&mut self, types: &mut TypeSection, section: wasmparser::TypeSectionReader<'_>) -> Reencoded {
+        utils::parse_type_section(self, types, section)?;
+        types.ty().function([], []);
+        for lowered in &self.module.lowered {
+            let ty = self.module.type_of(lowered)?;
+            let parameters = ty.params().iter().skip(1).map(|ty| reencode::RoundtripReencoder.val_type(*ty));
+            let results = ty.results().iter().map(|ty| reencode::RoundtripReencoder.val_type(*ty));
+            let convert =
+                |_| unsupported(format!("the type of {} is not of WebAssembly's first version", lowered.name));
+            types.ty().function(
+                parameters.collect::<Result<Vec<_>, _>>().map_err(convert)?,
+                results.collect::<Result<Vec<_>, _>>().map_err(convert)?,
+            );
+        }
+        Ok(())
+    }
+
+    fn parse_import_section(
+        &mut self,
+        imports: &mut ImportSection,
+        section: wasmparser::ImportSectionReader<'_>,
+    ) -> Reencoded {
+        for import in section.into_imports() {
+            let import = import?;
+            let lowered = import.module == "env" && (import.name.starts_with("invoke_") || import.name == THROW);
+            if !(lowered && matches!(import.ty, TypeRef::Func(_))) {
+                utils::parse_import(self, imports, import)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn parse_function_section(
+        &mut self,
+        functions: &mut FunctionSection,
+        section: wasmparser::FunctionSectionReader<'_>,
+    ) -> Reencoded {
+        utils::parse_function_section(self, functions, section)?;
+        for lowered in &self.module.lowered {
+            functions.function(lowered.type_index);
+        }
+        Ok(())
+    }
+
+    fn parse_tag_section(&mut self, tags: &mut TagSection, section: wasmparser::TagSectionReader<'_>) -> Reencoded {
+        utils::parse_tag_section(self, tags, section)?;
+        tags.tag(self.own_tag());
+        Ok(())
+    }
+
+    fn intersperse_section_hook(
+        &mut self,
+        module: &mut wasm_encoder::Module,
+        _after: Option<SectionId>,
+        before: Option<SectionId>,
+    ) -> Reencoded {
+        // Tags stand between memories and globals. Emscripten's modules have no tags of their own yet, and all have globals.
+        if self.module.tag_is_own && matches!(before, Some(SectionId::Global)) {
+            let mut tags = TagSection::new();
+            tags.tag(self.own_tag());
+            module.section(&tags);
+        }
+        Ok(())
+    }
+
+    fn parse_export_section(
+        &mut self,
+        exports: &mut ExportSection,
+        section: wasmparser::ExportSectionReader<'_>,
+    ) -> Reencoded {
+        utils::parse_export_section(self, exports, section)?;
+        for (n, lowered) in (0..).zip(&self.module.lowered) {
+            exports.export(&lowered.name, ExportKind::Func, self.module.first_lowered + n);
+        }
+        if self.module.tag_is_own {
+            exports.export(TAG, ExportKind::Tag, self.module.tag);
+        }
+        Ok(())
+    }
+
+    fn parse_code_section(&mut self, code: &mut CodeSection, section: wasmparser::CodeSectionReader<'_>) -> Reencoded {
+        utils::parse_code_section(self, code, section)?;
+        for n in 0..self.module.lowered.len() {
+            code.function(&self.module.body(n)?);
+        }
+        Ok(())
+    }
+}
+
+impl Lowering {
+    fn own_tag(&self) -> TagType {
+        TagType { kind: TagKind::Exception, func_type_idx: self.module.tag_type() }
+    }
+}
+
+/// A module with the function `name` alone, an `invoke_*` of a signature that the main module does not have: `invoke_` and then
+/// the result and the parameters of the function called, each as `v` (none), `i`, `j`, `f` or `d`. Its imports are exports of the main module.
+///
+/// Returns `None` when that is not how `name` is made.
+#[must_use]
+pub fn invoke_module(name: &str) -> Option<Vec<u8>> {
+    let value = |letter| match letter {
+        'i' => Some(ValType::I32),
+        'j' => Some(ValType::I64),
+        'f' => Some(ValType::F32),
+        'd' => Some(ValType::F64),
+        _ => None,
+    };
+    let mut letters = name.strip_prefix("invoke_")?.chars();
+    let results: Vec<ValType> = match letters.next()? {
+        'v' => Vec::new(),
+        letter => vec![value(letter)?],
+    };
+    let parameters = std::iter::once(Some(ValType::I32)).chain(letters.map(value)).collect::<Option<Vec<_>>>()?;
+    let mut types = TypeSection::new();
+    types.ty().function(parameters, results);
+    types.ty().function([], [ValType::I32]);
+    types.ty().function([ValType::I32], []);
+    types.ty().function([ValType::I32, ValType::I32], []);
+    types.ty().function([], []);
+    let mut imports = ImportSection::new();
+    let table = TableType { element_type: RefType::FUNCREF, minimum: 0, maximum: None, table64: false, shared: false };
+    imports
+        .import("env", "emscripten_stack_get_current", EntityType::Function(1))
+        .import("env", "_emscripten_stack_restore", EntityType::Function(2))
+        .import("env", "setThrew", EntityType::Function(3))
+        .import("env", name, EntityType::Function(0))
+        .import("env", "__indirect_function_table", table)
+        .import("env", TAG, TagType { kind: TagKind::Exception, func_type_idx: 4 });
+    // What `lower_longjmp` looks for, and a function section, to which it adds.
+    let mut exports = ExportSection::new();
+    exports
+        .export("emscripten_stack_get_current", ExportKind::Func, 0)
+        .export("_emscripten_stack_restore", ExportKind::Func, 1)
+        .export("setThrew", ExportKind::Func, 2);
+    let mut module = wasm_encoder::Module::new();
+    module
+        .section(&types)
+        .section(&imports)
+        .section(&FunctionSection::new())
+        .section(&exports)
+        .section(&CodeSection::new());
+    lower_longjmp(&module.finish()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invoke_function_can_be_made_for_any_signature() {
+        for name in ["invoke_v", "invoke_vijiiidjiiiiii", "invoke_d", "invoke_fjd"] {
+            wasmparser::validate(&invoke_module(name).unwrap()).unwrap();
+        }
+        for name in ["invoke_", "invoke_x", "invoke_iv", "dynCall_ii"] {
+            assert_eq!(invoke_module(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_module_without_longjmp_stays_as_it_is() {
+        let empty = wasm_encoder::Module::new().finish();
+        assert_eq!(lower_longjmp(&empty).unwrap(), empty);
+    }
+
+    #[test]
+    fn bytes_that_are_no_module_are_refused() {
+        assert!(lower_longjmp(b"longjmp").is_err());
+    }
+}

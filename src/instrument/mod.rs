@@ -1,0 +1,209 @@
+//! Rewrites PGlite's WebAssembly before it is compiled.
+//!
+//! PGlite's file is used as it is published. Four things it cannot do as it is are added here:
+//!
+//! * **Code and memory contents are separated.** One module holds the code ([`Instrumented::code`]), whatever it is
+//!   used for; its memory is empty. What a fresh backend's memory holds ([`Instrumented::memory`]) is as little a part
+//!   of it as what a running one's holds, so that a clone is the same compiled code with other memory contents.
+//! * **The host is called** where PostgreSQL would leave the processor to other processes: [`Hook`].
+//! * **Several sessions** can be made from one memory, as `fork()` does: the process id is a variable, and recovery is
+//!   skipped where [`FURTHER_SESSION`] is set.
+//! * **What a host needs to see is exported**: functions, and every mutable global.
+//!
+//! # How functions are found
+//! PGlite exports a part of PostgreSQL's functions. The others are recognised by the string constants that their error
+//! reports refer to (`__func__`, `__FILE__`, messages) or by their instructions: `targets` is the table. A function
+//! that is not found exactly once, or whose body is not what is expected, makes the whole file refused, with an error
+//! that names the function. Nothing here depends on indices or addresses of one version.
+//!
+//! # Reading order
+//! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` (what is
+//! read out of what was found), `hooks` (what is called), `changes` (what is changed), `rewrite` (writing), `longjmp`
+//! (exceptions instead of host calls), `facts` (what else was learned).
+
+mod bodies;
+mod changes;
+mod evidence;
+mod facts;
+mod hooks;
+mod image;
+mod longjmp;
+mod module;
+mod rewrite;
+mod targets;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use wasm_encoder::ExportKind;
+use wasmparser::{BinaryReaderError, ExternalKind};
+
+use changes::Surroundings;
+use evidence::Found;
+use module::Module;
+use rewrite::Rewrite;
+use targets::{Change, TARGETS};
+
+pub use bodies::Checkpointer;
+pub use facts::{DynamicLinking, Facts, PageLimits};
+pub use hooks::{HOOK_MODULE, Hook};
+pub use longjmp::invoke_module;
+
+/// The rewriter's own source: what it makes of a module is cached under a key that this is part of.
+pub const SOURCE: &str = concat!(
+    include_str!("bodies.rs"),
+    include_str!("changes.rs"),
+    include_str!("evidence.rs"),
+    include_str!("facts.rs"),
+    include_str!("hooks.rs"),
+    include_str!("image.rs"),
+    include_str!("longjmp.rs"),
+    include_str!("mod.rs"),
+    include_str!("module.rs"),
+    include_str!("rewrite.rs"),
+    include_str!("targets.rs"),
+);
+
+/// Name of an exported mutable `i32` global: where it is not zero, `StartupXLOG` and `ShutdownXLOG` do nothing.
+///
+/// For a session that joins a cluster which another session started and will shut down.
+pub const FURTHER_SESSION: &str = "pglite_port.further_session";
+
+/// PGlite's backend, ready to be compiled.
+pub struct Instrumented {
+    /// All code, no data: it defines an empty memory and exports it as `memory`, and imports the hooks from [`HOOK_MODULE`].
+    pub code: Vec<u8>,
+    /// The contents of a fresh backend's memory.
+    pub memory: Vec<u8>,
+    /// What a host has to know of the two.
+    pub facts: Facts,
+}
+
+/// Name under which a side module's start function is exported, if it has one.
+///
+/// It zeroes memory and works out globals. So it is for a loader to call, once in the life of a memory: where the memory
+/// of a clone already holds the side module's variables, it would reset them.
+pub const SIDE_MODULE_START: &str = "pglite_port.start";
+
+/// A side module (an extension's or PL/pgSQL's `.so`), ready to be compiled.
+pub struct SideModule {
+    /// Its code without data segments; nothing runs when it is instantiated.
+    pub code: Vec<u8>,
+    /// Export names of its own mutable globals: a clone has to set them to what they were, as it does not call
+    /// [`SIDE_MODULE_START`].
+    pub mutable_globals: Vec<String>,
+}
+
+/// Why a module was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum InstrumentError {
+    /// It is no WebAssembly module.
+    #[error("not a well-formed WebAssembly module: {0}")]
+    Malformed(#[from] BinaryReaderError),
+    /// It uses a feature of WebAssembly that the encoder does not have.
+    #[error("the WebAssembly module cannot be written out again: {0}")]
+    Encode(#[from] wasm_encoder::reencode::Error<Infallible>),
+    /// It is not built in the way that is relied upon.
+    #[error("this WebAssembly module is not built as PGlite's are: {0}")]
+    Unsupported(String),
+    /// A function is not there, is there more than once, or does something else than it should.
+    #[error(
+        "{function}: expected {expected}, found {found}. This file is another version of PGlite than the supported one: \
+         install that, or see \"Moving to a new PGlite version\" in ARCHITECTURE.md"
+    )]
+    Evidence {
+        /// Its name in C.
+        function: String,
+        /// By what it is recognised.
+        expected: String,
+        /// What was found instead.
+        found: String,
+    },
+}
+
+/// Prepares `pglite.wasm` for compilation.
+///
+/// # Errors
+/// If the file is not a version of PGlite in which everything that is needed is found exactly once.
+pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
+    let module = Module::parse(wasm)?;
+    module.refuse_passive_data()?;
+    let limits = PageLimits::of(&module)?;
+    let (data, zeroed) = (module.static_data()?, image::zeroed_by_start(&module)?);
+    let memory = image::initial_memory(limits, &data, &zeroed)?;
+    let found = Found::search(&module, &memory)?;
+    let facts = Facts::gather(&module, &found, limits)?;
+
+    let around = Surroundings {
+        found: &found,
+        my_proc_pid: facts.address("MyProcPid")?,
+        further_session: u32::try_from(module.globals.len()).unwrap_or(u32::MAX),
+        first_hook: module.imported_functions,
+    };
+    let mut rewrite = Rewrite {
+        hooks: &Hook::ALL,
+        globals: &[FURTHER_SESSION],
+        exports: hidden_globals(&module),
+        without_data: true,
+        own_memory: true,
+        names: names(&module, &found),
+        ..Rewrite::default()
+    };
+    rewrite.exports.push(("memory".to_owned(), ExportKind::Memory, 0));
+    for target in TARGETS {
+        let function = found.function(target.name)?;
+        for &change in target.changes {
+            rewrite.edits.entry(function).or_default().extend(around.edits(&module, target, change)?);
+            if matches!(change, Change::Export) {
+                rewrite.exports.push((target.name.to_owned(), ExportKind::Func, function));
+            }
+        }
+    }
+    Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts })
+}
+
+/// Prepares a module that runs in one instance only and needs no changes but those of [`longjmp`]: `initdb.wasm`.
+///
+/// # Errors
+/// If the bytes are no module, or one whose `longjmp` is not Emscripten's.
+pub fn instrument_plain(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+    longjmp::lower_longjmp(wasm)
+}
+
+/// Prepares a side module for being loaded, and for being there already in the memory of a clone.
+///
+/// Its data segments are left out: they are for the loader to write.
+///
+/// # Errors
+/// If the bytes are no module, or it uses its data segments other than by writing them when it is instantiated.
+pub fn instrument_side_module(wasm: &[u8]) -> Result<SideModule, InstrumentError> {
+    let module = Module::parse(wasm)?;
+    module.refuse_passive_data()?;
+    let start = module.start.map(|start| (SIDE_MODULE_START.to_owned(), ExportKind::Func, start));
+    let exports = hidden_globals(&module).into_iter().chain(start).collect();
+    let rewrite = Rewrite { exports, without_data: true, ..Rewrite::default() };
+    let mutable_globals = module.mutable_globals().into_iter().map(|global| global.name).collect();
+    Ok(SideModule { code: rewrite.apply(&module)?, mutable_globals })
+}
+
+/// Exports for the mutable globals that have none.
+fn hidden_globals(module: &Module) -> Vec<(String, ExportKind, u32)> {
+    let hidden = module.mutable_globals().into_iter().filter(|global| !global.is_exported);
+    hidden.map(|global| (global.name, ExportKind::Global, global.index)).collect()
+}
+
+/// Names for backtraces: those that the module has, those of exports, and those that were found.
+fn names(module: &Module, found: &Found) -> BTreeMap<u32, String> {
+    let mut names: BTreeMap<u32, String> =
+        module.names.iter().map(|(&index, &name)| (index, name.to_owned())).collect();
+    for export in module.exports.iter().filter(|export| export.kind == ExternalKind::Func) {
+        names.entry(export.index).or_insert_with(|| export.name.to_owned());
+    }
+    for (name, function) in found.all() {
+        names.insert(function, name.to_owned());
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! Writes a module out again with imports, globals, exports and instructions added, and every index moved along.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use wasm_encoder::reencode::{self, Reencode};
+use wasm_encoder::{
+    CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection,
+    FunctionSection, GlobalSection, GlobalType, ImportSection, MemorySection, NameMap, NameSection, RawSection,
+    StartSection, TableSection, TagSection, TypeSection, ValType,
+};
+use wasmparser::{
+    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, KnownCustom, Parser, Payload, TypeRef,
+};
+
+use super::InstrumentError;
+use super::changes::Edit;
+use super::hooks::{HOOK_MODULE, Hook};
+use super::module::Module;
+
+/// What a rewritten module has that the original has not, and the other way round.
+#[derive(Default)]
+pub(super) struct Rewrite {
+    /// Functions imported from [`HOOK_MODULE`], after the original's.
+    pub(super) hooks: &'static [Hook],
+    /// Mutable `i32` globals, zero at first, exported under these names; after the original's.
+    pub(super) globals: &'static [&'static str],
+    /// Names for things of the original, by its indices.
+    pub(super) exports: Vec<(String, ExportKind, u32)>,
+    /// Edits of a function's body, in ascending order.
+    pub(super) edits: BTreeMap<u32, Vec<Edit>>,
+    /// Whether data segments and the start function, which set memory up, are left out.
+    pub(super) without_data: bool,
+    /// Whether an imported memory becomes the module's own, and its table gets room for [`SPARE_TABLE_ELEMENTS`] more.
+    pub(super) own_memory: bool,
+    /// Names of functions for backtraces, by the original's indices.
+    pub(super) names: BTreeMap<u32, String>,
+}
+
+/// Elements that are added to the table, so that callbacks and the usual side modules find room without the table being copied.
+const SPARE_TABLE_ELEMENTS: u64 = 1024;
+
+impl Rewrite {
+    /// Writes `module` out with these changes.
+    pub(super) fn apply(&self, module: &Module) -> Result<Vec<u8>, InstrumentError> {
+        let added_functions = u32::try_from(self.hooks.len()).unwrap_or(u32::MAX);
+        let mut writer =
+            Writer { rewrite: self, original: module, added_functions, function: module.imported_functions };
+        let mut output = wasm_encoder::Module::new();
+        for payload in Parser::new(0).parse_all(module.wasm) {
+            writer.section(&mut output, payload?)?;
+        }
+        if !self.names.is_empty() {
+            output.section(&writer.names());
+        }
+        Ok(output.finish())
+    }
+}
+
+struct Writer<'a> {
+    rewrite: &'a Rewrite,
+    original: &'a Module<'a>,
+    added_functions: u32,
+    /// Index of the function whose body comes next.
+    function: u32,
+}
+
+impl Reencode for Writer<'_> {
+    type Error = Infallible;
+
+    fn function_index(&mut self, index: u32) -> Result<u32, reencode::Error<Infallible>> {
+        Ok(if index < self.original.imported_functions { index } else { index + self.added_functions })
+    }
+
+    fn parse_function_body(
+        &mut self,
+        code: &mut CodeSection,
+        body: FunctionBody<'_>,
+    ) -> Result<(), reencode::Error<Infallible>> {
+        let function = self.function;
+        self.function += 1;
+        let Some(edits) = self.rewrite.edits.get(&function) else {
+            return reencode::utils::parse_function_body(self, code, body);
+        };
+        let mut output = self.new_function_with_parsed_locals(&body)?;
+        let mut edits = edits.iter().peekable();
+        let mut skipped_until = 0;
+        for (at, operator) in body.get_operators_reader()?.into_iter().enumerate() {
+            while let Some(edit) = edits.next_if(|edit| edit.at.start == at) {
+                edit.with.iter().for_each(|instruction| {
+                    output.instruction(instruction);
+                });
+                skipped_until = edit.at.end;
+            }
+            let operator = operator?;
+            if at >= skipped_until {
+                output.instruction(&self.instruction(operator)?);
+            }
+        }
+        code.function(&output);
+        Ok(())
+    }
+}
+
+impl Writer<'_> {
+    fn section(&mut self, output: &mut wasm_encoder::Module, payload: Payload) -> Result<(), InstrumentError> {
+        match payload {
+            Payload::TypeSection(section) => {
+                let mut types = TypeSection::new();
+                self.parse_type_section(&mut types, section)?;
+                for hook in self.rewrite.hooks {
+                    types.ty().function(hook.parameters().iter().copied(), hook.results().iter().copied());
+                }
+                output.section(&types);
+            }
+            Payload::ImportSection(section) => {
+                let mut imports = ImportSection::new();
+                for import in section.into_imports() {
+                    let import = import?;
+                    if !(self.rewrite.own_memory && matches!(import.ty, TypeRef::Memory(_))) {
+                        self.parse_import(&mut imports, import)?;
+                    }
+                }
+                let first_type = u32::try_from(self.original.types.len()).unwrap_or(u32::MAX);
+                for (ty, hook) in (first_type..).zip(self.rewrite.hooks) {
+                    imports.import(HOOK_MODULE, hook.name(), EntityType::Function(ty));
+                }
+                output.section(&imports);
+            }
+            Payload::FunctionSection(section) => {
+                let mut functions = FunctionSection::new();
+                self.parse_function_section(&mut functions, section)?;
+                output.section(&functions);
+            }
+            Payload::TableSection(section) => {
+                let mut tables = TableSection::new();
+                for table in section {
+                    let table = table?;
+                    let mut ty = self.table_type(table.ty)?;
+                    if self.rewrite.own_memory {
+                        ty.minimum += SPARE_TABLE_ELEMENTS;
+                        ty.maximum = ty.maximum.map(|maximum| maximum.max(ty.minimum));
+                    }
+                    tables.table(ty);
+                }
+                output.section(&tables);
+                if let (true, Some(memory)) = (self.rewrite.own_memory, self.original.memory) {
+                    let mut memories = MemorySection::new();
+                    memories.memory(self.memory_type(memory)?);
+                    output.section(&memories);
+                }
+            }
+            Payload::MemorySection(section) => {
+                let mut memories = MemorySection::new();
+                self.parse_memory_section(&mut memories, section)?;
+                output.section(&memories);
+            }
+            Payload::GlobalSection(section) => {
+                let mut globals = GlobalSection::new();
+                self.parse_global_section(&mut globals, section)?;
+                for _ in self.rewrite.globals {
+                    let ty = GlobalType { val_type: ValType::I32, mutable: true, shared: false };
+                    globals.global(ty, &ConstExpr::i32_const(0));
+                }
+                output.section(&globals);
+            }
+            Payload::ExportSection(section) => {
+                let mut exports = ExportSection::new();
+                self.parse_export_section(&mut exports, section)?;
+                self.add_exports(&mut exports)?;
+                output.section(&exports);
+            }
+            Payload::StartSection { func, .. } if !self.rewrite.without_data => {
+                output.section(&StartSection { function_index: self.function_index(func)? });
+            }
+            Payload::ElementSection(section) => {
+                let mut elements = ElementSection::new();
+                self.parse_element_section(&mut elements, section)?;
+                output.section(&elements);
+            }
+            Payload::DataCountSection { count, .. } if !self.rewrite.without_data => {
+                output.section(&DataCountSection { count });
+            }
+            Payload::CodeSectionStart { range, .. } => {
+                let reader = BinaryReader::new(&self.original.wasm[range.clone()], range.start);
+                let mut code = CodeSection::new();
+                self.parse_code_section(&mut code, CodeSectionReader::new(reader)?)?;
+                output.section(&code);
+            }
+            Payload::DataSection(section) if !self.rewrite.without_data => {
+                let mut data = DataSection::new();
+                self.parse_data_section(&mut data, section)?;
+                output.section(&data);
+            }
+            Payload::CustomSection(section) => self.copy_custom_section(output, &section),
+            Payload::TagSection(section) => {
+                let mut tags = TagSection::new();
+                self.parse_tag_section(&mut tags, section)?;
+                output.section(&tags);
+            }
+            Payload::UnknownSection { id, .. } => {
+                return Err(InstrumentError::Unsupported(format!("it has a section of unknown kind {id}")));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Copies a custom section; that of names is written anew instead.
+    fn copy_custom_section(&self, output: &mut wasm_encoder::Module, section: &CustomSectionReader) {
+        if self.rewrite.names.is_empty() || !matches!(section.as_known(), KnownCustom::Name(_)) {
+            output.section(&RawSection { id: 0, data: &self.original.wasm[section.range()] });
+        }
+    }
+
+    fn add_exports(&mut self, exports: &mut ExportSection) -> Result<(), InstrumentError> {
+        for (name, kind, index) in &self.rewrite.exports {
+            let index = if *kind == ExportKind::Func { self.function_index(*index)? } else { *index };
+            exports.export(name, *kind, index);
+        }
+        let first_global = u32::try_from(self.original.globals.len()).unwrap_or(u32::MAX);
+        for (index, name) in (first_global..).zip(self.rewrite.globals) {
+            exports.export(name, ExportKind::Global, index);
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> NameSection {
+        let imported = self.original.imported_functions;
+        let (imports, defined) = (self.rewrite.names.range(..imported), self.rewrite.names.range(imported..));
+        let mut functions = NameMap::new();
+        for (&index, name) in imports {
+            functions.append(index, name);
+        }
+        for (index, hook) in (imported..).zip(self.rewrite.hooks) {
+            functions.append(index, hook.name());
+        }
+        for (&index, name) in defined {
+            functions.append(index + self.added_functions, name);
+        }
+        let mut names = NameSection::new();
+        names.functions(&functions);
+        names
+    }
+}

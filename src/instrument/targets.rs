@@ -1,0 +1,229 @@
+//! The functions of PGlite that we call or change: by what each is recognised, and what is done with it.
+//!
+//! This table is what has to be looked at when a new PGlite version is refused.
+
+use super::hooks::Hook;
+
+/// A function of PGlite.
+pub(super) struct Target {
+    /// Its name in C; a function that is exported under this name by us, or refused by this name.
+    pub(super) name: &'static str,
+    pub(super) shape: Shape,
+    pub(super) evidence: Evidence,
+    pub(super) changes: &'static [Change],
+}
+
+/// Numbers of parameters and results. All are `i32`: what C's `int`, `long` and pointers are in wasm32.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) parameters: usize,
+    pub(super) results: usize,
+}
+
+/// What exactly one function of the module must answer to.
+pub(super) enum Evidence {
+    /// It is exported under its name.
+    Exported,
+    /// Its body refers to all of these string constants: `__func__` and `__FILE__` of its error reports, and messages.
+    Mentions(&'static [&'static str]),
+    /// The function `caller` calls it, and it calls `callee`; both are targets above it in the table.
+    Between { caller: &'static str, callee: &'static str },
+    /// It compares its first parameter with the process id, calls `raise` if they are equal, else sets `errno`:
+    /// Emscripten's `system/lib/libc/musl/src/signal/kill.c` as one whole body.
+    KillItself,
+    /// The function that the body found by [`Evidence::KillItself`] calls.
+    CalledByKill,
+    /// It compares `MyProcPid` with the process id and calls the exported `pqsignal_be` and `raise`:
+    /// `wrapper_handler` in PostgreSQL's `src/port/pqsignal.c`, which has no name string.
+    ChecksProcessIdOfSignal,
+    /// It measures the stack with the variables that [`Evidence::Exported`] `check_stack_depth`, above it in the table, uses.
+    MeasuresStack,
+}
+
+/// What is done with a function.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// It is exported under its name.
+    Export,
+    /// It calls the host first.
+    Enter(Hook),
+    /// The host does its work: its body passes its parameters on.
+    Replace(Hook),
+    /// It does nothing where the global [`super::FURTHER_SESSION`] is not zero.
+    SkipInFurtherSession,
+    /// Where the global [`super::FURTHER_SESSION`] is not zero it passes its parameters to the host and returns true.
+    LeaveToFirstBackend(Hook),
+    /// A process id that the compiler put in place of `getpid()` becomes a load of `MyProcPid`.
+    OwnProcessId,
+    /// It returns `MyProcPid` once that is set.
+    AnswerProcessId,
+    /// The host has a say in how deep the stack is.
+    StackDepth,
+    /// It calls the host where it called `poll()`.
+    Wait,
+    /// It calls the host, and turns a negative answer into `errno` and -1.
+    Kill,
+    /// It sends the bytes of `MyCancelKey` where it sent the low half of its address.
+    CancelKey,
+}
+
+const fn shape(parameters: usize, results: usize) -> Shape {
+    Shape { parameters, results }
+}
+
+/// Every function that [`super::instrument`] looks for.
+pub(super) const TARGETS: &[Target] = &[
+    Target { name: "getpid", shape: shape(0, 1), evidence: Evidence::Exported, changes: &[Change::AnswerProcessId] },
+    Target { name: "kill", shape: shape(2, 1), evidence: Evidence::KillItself, changes: &[Change::Kill] },
+    // Runs the handler of a signal as the C library does: blocked signals stay pending. For the host to deliver one.
+    Target { name: "raise", shape: shape(1, 1), evidence: Evidence::CalledByKill, changes: &[Change::Export] },
+    Target {
+        name: "wrapper_handler",
+        shape: shape(1, 0),
+        evidence: Evidence::ChecksProcessIdOfSignal,
+        changes: &[Change::OwnProcessId],
+    },
+    Target {
+        name: "proc_exit",
+        shape: shape(1, 0),
+        evidence: Evidence::Mentions(&["proc_exit", "ipc.c", "proc_exit() called in child process"]),
+        changes: &[Change::OwnProcessId, Change::Export],
+    },
+    Target {
+        name: "ProcKill",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["ProcKill", "proc.c", "ProcKill() called in child process"]),
+        changes: &[Change::OwnProcessId],
+    },
+    Target {
+        name: "AuxiliaryProcKill",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["AuxiliaryProcKill", "proc.c", "AuxiliaryProcKill() called in child process"]),
+        changes: &[Change::OwnProcessId],
+    },
+    // The moment before a postmaster's child takes a slot in shared memory.
+    Target {
+        name: "InitProcess",
+        shape: shape(0, 0),
+        evidence: Evidence::Mentions(&["InitProcess", "proc.c", "proc header uninitialized"]),
+        changes: &[Change::Enter(Hook::InitProcess), Change::Export],
+    },
+    Target {
+        name: "PostgresMain",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["PostgresMain", "postgres.c", "could not generate random cancel key"]),
+        changes: &[Change::Export],
+    },
+    // BackendInitialize is inlined into it.
+    Target {
+        name: "BackendMain",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["BackendInitialize", "backend_startup.c", "connection received: host=%s"]),
+        changes: &[Change::Export],
+    },
+    Target {
+        name: "InitPostgres",
+        shape: shape(6, 0),
+        evidence: Evidence::Mentions(&["InitPostgres", "postinit.c"]),
+        changes: &[Change::Export],
+    },
+    Target {
+        name: "InitializeSessionUserId",
+        shape: shape(3, 0),
+        evidence: Evidence::Mentions(&["InitializeSessionUserId", "miscinit.c"]),
+        changes: &[Change::Export],
+    },
+    Target {
+        name: "process_postgres_switches",
+        shape: shape(4, 0),
+        evidence: Evidence::Mentions(&["process_postgres_switches", "postgres.c"]),
+        changes: &[],
+    },
+    Target {
+        name: "process_startup_options",
+        shape: shape(2, 0),
+        evidence: Evidence::Between { caller: "InitPostgres", callee: "process_postgres_switches" },
+        changes: &[Change::Export],
+    },
+    Target {
+        name: "StartupXLOG",
+        shape: shape(0, 0),
+        evidence: Evidence::Mentions(&["StartupXLOG", "xlog.c"]),
+        changes: &[Change::SkipInFurtherSession],
+    },
+    Target {
+        name: "ShutdownXLOG",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["ShutdownXLOG", "xlog.c"]),
+        changes: &[Change::SkipInFurtherSession],
+    },
+    // WaitEventSetWaitBlock, which carries the name, is inlined into it.
+    Target {
+        name: "WaitEventSetWait",
+        shape: shape(5, 1),
+        evidence: Evidence::Mentions(&["WaitEventSetWaitBlock", "waiteventset.c"]),
+        changes: &[Change::Wait],
+    },
+    Target {
+        name: "pg_usleep",
+        shape: shape(1, 0),
+        evidence: Evidence::Exported,
+        changes: &[Change::Replace(Hook::PgUsleep)],
+    },
+    Target {
+        name: "ProcessInterrupts",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[Change::Enter(Hook::ProcessInterrupts)],
+    },
+    // One backend of a cluster makes the checkpoints, because it knows which files are to be synced and removed then.
+    Target {
+        name: "CreateCheckPoint",
+        shape: shape(1, 1),
+        evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
+        changes: &[Change::LeaveToFirstBackend(Hook::RequestCheckpoint)],
+    },
+    // Puts such requests into a queue for it.
+    Target {
+        name: "ForwardSyncRequest",
+        shape: shape(2, 1),
+        evidence: Evidence::Mentions(&["ForwardSyncRequest", "ForwardSyncRequest must not be called in checkpointer"]),
+        changes: &[],
+    },
+    // The three lists of callbacks that proc_exit runs. A further session must not run those of the first backend.
+    Target { name: "before_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "on_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "on_proc_exit",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["on_proc_exit", "ipc.c", "out of on_proc_exit slots"]),
+        changes: &[],
+    },
+    Target {
+        name: "PostgresSendReadyForQueryIfNecessary",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[],
+    },
+    Target {
+        name: "pgl_sendConnData",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[Change::CancelKey],
+    },
+    Target {
+        name: "check_stack_depth",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[Change::StackDepth],
+    },
+    Target {
+        name: "stack_is_too_deep",
+        shape: shape(0, 1),
+        evidence: Evidence::MeasuresStack,
+        changes: &[Change::StackDepth],
+    },
+    // For the two tables of encodings that they read; see `Facts`.
+    Target { name: "check_encoding_conversion_args", shape: shape(5, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "pg_encoding_max_length", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
+];

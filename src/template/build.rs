@@ -1,0 +1,100 @@
+//! Building a template: a cluster with its database, prepared by SQL, and a backend on it that is booted and warm.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context;
+use indicatif::ProgressBar;
+use parking_lot::Mutex;
+
+use super::{console::LineConsole, recipe::Recipe, snapshot::Snapshot};
+use crate::{
+    answer::SqlError,
+    backend::{BOOTSTRAP_USER, Backend},
+    fs::{Console, Files, FrozenTree, Tree},
+    guest::Setup,
+    log::LogSink,
+    program::Program,
+};
+
+/// Databases that `initdb` has made and that take connections.
+const INITIAL_DATABASES: [&str; 2] = ["postgres", "template1"];
+
+/// Queries that load what almost every session uses, so that clones have it: PL/pgSQL, catalog caches, the plan of a first query.
+/// They leave nothing behind in the database, and no event trigger of its owner's sees them.
+const WARM_UP: [&str; 5] = [
+    "SET event_triggers = off",
+    "DO $$ DECLARE n int := 0; BEGIN FOR i IN 1..3 LOOP BEGIN n := n / (i - 2); EXCEPTION WHEN division_by_zero THEN n := i; END; END LOOP; END $$",
+    "SELECT 1",
+    "CREATE TEMPORARY TABLE pglite_port_warm_up (id serial PRIMARY KEY, t text); INSERT INTO pglite_port_warm_up (t) VALUES ('a'), ('b'); \
+     UPDATE pglite_port_warm_up SET t = 'c' WHERE id = 1; SELECT t, count(*) FROM pglite_port_warm_up GROUP BY t ORDER BY t; DROP TABLE pglite_port_warm_up",
+    "DISCARD ALL",
+];
+
+/// Makes templates.
+pub(super) struct Builder<'a> {
+    pub(super) program: &'a Program,
+    pub(super) log: &'a LogSink,
+    /// Shows what is being done.
+    pub(super) progress: &'a ProgressBar,
+}
+
+impl Builder<'_> {
+    /// The files of `cluster`, shut down, after everything in `recipe` has been done.
+    ///
+    /// # Errors
+    /// When its SQL fails, with `PostgreSQL`'s message and the place in the SQL.
+    pub(super) fn follow(&self, recipe: &Recipe, cluster: &Arc<FrozenTree>) -> anyhow::Result<Arc<FrozenTree>> {
+        let tree = Arc::new(Mutex::new(Tree::from_frozen(cluster.clone())));
+        let exists = INITIAL_DATABASES.contains(&recipe.database.as_str());
+        if !exists || recipe.user != BOOTSTRAP_USER {
+            let mut backend = self.boot(&tree, INITIAL_DATABASES[0])?;
+            recipe.make_database(&mut backend, exists)?;
+            backend.shut_down()?;
+        }
+        if !recipe.scripts.is_empty() {
+            let mut backend = self.boot(&tree, &recipe.database)?;
+            recipe.run_scripts(&mut backend, self.progress)?;
+            backend.shut_down()?;
+        }
+        Ok(tree.lock().freeze())
+    }
+
+    /// Boots and warms a backend on the cluster in `files`, connected to `database`, and captures it into `directory`.
+    ///
+    /// # Errors
+    /// When it does not start, or the directory cannot be written.
+    pub(super) fn capture(&self, files: &Arc<FrozenTree>, database: &str, directory: &Path) -> anyhow::Result<()> {
+        let tree = Arc::new(Mutex::new(Tree::from_frozen(files.clone())));
+        let mut backend = self.boot(&tree, database)?;
+        for sql in WARM_UP {
+            match backend.execute(sql).map_err(anyhow::Error::downcast::<SqlError>) {
+                Ok(()) => {}
+                // Its owner may have dropped PL/pgSQL, say: clones will be less warm.
+                Err(Ok(error)) => tracing::info!("a warm-up query of database {database:?} failed: {error}"),
+                Err(Err(trapped)) => return Err(trapped.context("a warm-up query failed")),
+            }
+        }
+        backend.execute("CHECKPOINT").context("no checkpoint can be made")?;
+        Snapshot::capture(&mut backend, directory)
+    }
+
+    fn boot(&self, tree: &Arc<Mutex<Tree>>, database: &str) -> anyhow::Result<Backend> {
+        boot(self.program, tree, database, Box::new(LineConsole::new(self.log.clone(), "postgres")))
+    }
+}
+
+/// A new backend on the cluster in the files of `tree`, connected to `database`.
+///
+/// # Errors
+/// When it does not start.
+pub(super) fn boot(
+    program: &Program,
+    tree: &Arc<Mutex<Tree>>,
+    database: &str,
+    console: Box<dyn Console>,
+) -> anyhow::Result<Backend> {
+    let files = Files::new(tree.clone(), console)?;
+    let mut backend = Backend::new(program, Setup::backend(program, files))?;
+    backend.boot(database, &[])?;
+    Ok(backend)
+}

@@ -1,0 +1,209 @@
+//! A new cluster: `initdb` runs in a guest of its own, and runs the backend in others, over the same files.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use parking_lot::Mutex;
+use wasmtime::{InstancePre, Ref, Store};
+use wasmtime_wasi::I32Exit;
+
+use crate::{
+    artefact::Artefact,
+    backend::{Backend, EXECUTABLE},
+    fs::{At, Files, FrozenTree, OpenFlags, Tree},
+    guest::{Commands, Exports, Guest, Setup, environment, memory::write_bytes},
+    log::LogSink,
+    program::Program,
+};
+
+use super::console::LineConsole;
+
+/// PGlite's arguments (`initdb.ts`), and WAL segments of a size that suits clusters in memory.
+const ARGUMENTS: &[&str] = &[
+    "--allow-group-access",
+    "--encoding=UTF8",
+    "--locale=C.UTF-8",
+    "--locale-provider=libc",
+    "--auth=trust",
+    "--username=postgres",
+    "--wal-segsize=1",
+    "--no-sync",
+    "--no-instructions",
+];
+
+/// Files that stand in for the pipes of `popen`, which PGlite's bundle has for this purpose.
+const FROM_BACKEND: &str = "/pglite/pgstdout";
+const TO_BACKEND: &str = "/pglite/pgstdin";
+
+/// Makes a new cluster in the files of `bundle`, and returns all files as they are then.
+///
+/// # Errors
+/// When `initdb` or a backend that it runs fails; their messages are in the log.
+pub(super) fn make_cluster(
+    program: &Arc<Program>,
+    artefact: &Artefact,
+    bundle: Arc<FrozenTree>,
+    log: &LogSink,
+) -> anyhow::Result<Arc<FrozenTree>> {
+    let tree = Arc::new(Mutex::new(Tree::from_frozen(bundle)));
+    let commands =
+        BackendRunner { program: program.clone(), tree: tree.clone(), log: log.clone(), on_close: Pending::Nothing };
+    let setup = Setup {
+        files: Files::new(tree.clone(), Box::new(LineConsole::new(log.clone(), "initdb")))?,
+        environment: environment(),
+        commands: Box::new(commands),
+        library_store: program.libraries().clone(),
+        facts: program.facts().clone(),
+        seat: None,
+        before_fork: None,
+    };
+    let initdb = program.initdb(artefact)?;
+    let status = run(&initdb, setup).context("initdb did not run to its end")?;
+    ensure!(status == 0, "initdb ended with exit status {status}; what it said is in the log");
+    for file in [FROM_BACKEND, TO_BACKEND] {
+        tree_truncate(&tree, file)?;
+    }
+    Ok(tree.lock().freeze())
+}
+
+/// Runs `initdb` until it exits.
+fn run(initdb: &InstancePre<Guest>, setup: Setup) -> anyhow::Result<i32> {
+    let mut store = Store::new(initdb.module().engine(), Guest::new(setup)?);
+    let instance = initdb.instantiate(&mut store)?;
+    let exports = Exports::find(&mut store, instance)?;
+    let (memory, table) = (exports.memory, exports.table);
+    store.data_mut().exports = Some(exports);
+    instance.get_typed_func::<(), ()>(&mut store, "__wasm_call_ctors")?.call(&mut store, ())?;
+    for name in ["system", "popen", "pclose"] {
+        let function = store.data().library_store.clone().host_function(&mut store, name)?;
+        let slot = u32::try_from(table.grow(&mut store, 1, Ref::Func(Some(function)))?)?;
+        let set = instance.get_typed_func::<u32, ()>(&mut store, &format!("pgl_set_{name}_fn"))?;
+        set.call(&mut store, slot)?;
+    }
+    let allocate = instance.get_typed_func::<u32, u32>(&mut store, "_emscripten_stack_alloc")?;
+    let push = |store: &mut Store<Guest>, bytes: &[u8]| -> anyhow::Result<u32> {
+        let address = allocate.call(&mut *store, u32::try_from(bytes.len())?)?;
+        write_bytes(memory.data_mut(store), address, bytes)?;
+        Ok(address)
+    };
+    let mut argv = Vec::new();
+    for argument in std::iter::once(&"/pglite/bin/initdb").chain(ARGUMENTS) {
+        argv.extend(push(&mut store, &[argument.as_bytes(), b"\0"].concat())?.to_le_bytes());
+    }
+    let argc = i32::try_from(argv.len() / size_of::<u32>())?;
+    argv.extend([0; size_of::<u32>()]);
+    let argv = push(&mut store, &argv)?;
+    let main = instance.get_typed_func::<(i32, u32), i32>(&mut store, "__main_argc_argv")?;
+    let status = match main.call(&mut store, (argc, argv)) {
+        Ok(status) => status,
+        Err(error) => error.downcast::<I32Exit>()?.0,
+    };
+    instance.get_typed_func::<u32, i32>(&mut store, "fflush")?.call(&mut store, 0)?;
+    store.data_mut().files.close_all();
+    Ok(status)
+}
+
+fn tree_truncate(tree: &Arc<Mutex<Tree>>, path: &str) -> anyhow::Result<()> {
+    let mut files = Files::new(tree.clone(), Box::new(LineConsole::new(LogSink::to_own_log(), "host")))?;
+    let truncated = files.truncate(path.as_bytes(), 0);
+    files.close_all();
+    truncated.with_context(|| format!("{path} cannot be emptied"))
+}
+
+/// Runs the backend for `initdb`'s `system` and `popen`.
+struct BackendRunner {
+    program: Arc<Program>,
+    tree: Arc<Mutex<Tree>>,
+    log: LogSink,
+    on_close: Pending,
+}
+
+/// What closing the pipe that is open means.
+enum Pending {
+    Nothing,
+    /// The command has run already, with this status.
+    Status(i32),
+    /// The command runs now, with what was written as its input.
+    Run(Vec<String>),
+}
+
+impl BackendRunner {
+    /// Runs the backend with these arguments in a new guest, and returns its exit status.
+    fn run(&self, arguments: &[String]) -> anyhow::Result<i32> {
+        let Some((executable, arguments)) = arguments.split_first() else { bail!("the command is empty") };
+        ensure!(executable == EXECUTABLE, "there is no program {executable}");
+        let console = Box::new(LineConsole::new(self.log.clone(), "postgres"));
+        let mut files = Files::new(self.tree.clone(), console)?;
+        for (path, flags, descriptor) in
+            [(TO_BACKEND, OpenFlags::READ_ONLY, 0), (FROM_BACKEND, OpenFlags::WRITE_ONLY.with(OpenFlags::TRUNCATE), 1)]
+        {
+            let opened = files.open(At::WorkingDirectory, path.as_bytes(), flags, 0)?;
+            files.dup_to(opened, descriptor)?;
+            files.close(opened)?;
+        }
+        let mut backend = Backend::new(&self.program, Setup::backend(&self.program, files))?;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let status = backend.main(EXECUTABLE, &arguments)?;
+        backend.flush()?;
+        Ok(status)
+    }
+
+    fn run_or_log(&self, arguments: &[String]) -> i32 {
+        self.run(arguments).unwrap_or_else(|error| {
+            tracing::error!("{arguments:?}, run by initdb, failed: {error:#}");
+            1
+        })
+    }
+}
+
+impl Commands for BackendRunner {
+    fn system(&mut self, command: &str) -> i32 {
+        match words(command) {
+            Some(words) => self.run_or_log(&words),
+            None => 1,
+        }
+    }
+
+    fn read_from(&mut self, command: &str) -> Option<String> {
+        let words = words(command)?;
+        self.on_close = Pending::Status(self.run_or_log(&words));
+        Some(FROM_BACKEND.to_owned())
+    }
+
+    fn write_to(&mut self, command: &str) -> Option<String> {
+        self.on_close = Pending::Run(words(command)?);
+        Some(TO_BACKEND.to_owned())
+    }
+
+    fn close(&mut self) -> i32 {
+        match std::mem::replace(&mut self.on_close, Pending::Nothing) {
+            Pending::Nothing => 0,
+            Pending::Status(status) => status,
+            Pending::Run(words) => self.run_or_log(&words),
+        }
+    }
+}
+
+/// The words of a shell command up to its redirections, which all lead to `/dev/null` or join stderr to stdout.
+fn words(command: &str) -> Option<Vec<String>> {
+    let words = shell_words::split(command).ok()?;
+    Some(
+        words
+            .into_iter()
+            .take_while(|word| !word.starts_with(['<', '>', '|', '&', ';']) && !word.starts_with("2>"))
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_split_up_to_its_redirections() {
+        let command =
+            r#""/pglite/bin/postgres" --check -c max_connections=100 -c name='a b' < "/dev/null" > "/dev/null" 2>&1"#;
+        let expected = ["/pglite/bin/postgres", "--check", "-c", "max_connections=100", "-c", "name=a b"];
+        assert_eq!(words(command).unwrap(), expected);
+    }
+}

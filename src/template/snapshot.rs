@@ -1,0 +1,172 @@
+//! A backend's state, captured between two messages, and backends that go on from it.
+//!
+//! Captured are
+//! * linear memory, by page, as an image that clones map copy-on-write ([`Image`]);
+//! * every mutable global of the module, also those that the published file does not export, `__stack_pointer` among them;
+//! * the table: the side modules that were loaded, their bases, and the slots that `GOT.func` and `dlsym` claimed. The slots of the
+//!   modules' own elements and of the callbacks are filled alike in every instance;
+//! * the files, and what the process had of them: descriptors with their positions, working directory, file mode mask, mappings.
+//!
+//! Not captured, because it is the same in every guest: the environment, which `PostgreSQL` has read into its memory by then.
+//! Not captured, because it must not be: the client, signals and timers. A snapshot is only taken where no client is connected and no timer is of use.
+//!
+//! What clones must not share is made anew in each: see [`Snapshot::make_distinct`].
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::{Context, ensure};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::record;
+use crate::{
+    backend::{Backend, Registers},
+    fs::{Files, FrozenTree, ProcessState, Silent, Tree},
+    guest::{Library, Setup},
+    image::{Image, Shape},
+    program::Program,
+};
+
+/// Microseconds between the epochs of Unix and of `PostgreSQL` (2000-01-01; `src/include/datatype/timestamp.h`).
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+const MEMORY: &str = "memory";
+const FILES: &str = "files";
+const STATE: &str = "state";
+
+/// A captured backend.
+pub(crate) struct Snapshot {
+    state: State,
+    image: Image,
+    files: Arc<FrozenTree>,
+    libraries: Vec<Arc<Library>>,
+}
+
+/// Everything of it but memory and files.
+#[derive(Serialize, Deserialize)]
+struct State {
+    memory: Shape,
+    registers: Registers,
+    process: ProcessState,
+    /// Where in memory the backend's start time stands: `MyStartTimestamp` and its copies in shared memory.
+    start_timestamps: Vec<u32>,
+}
+
+impl Snapshot {
+    /// Captures `backend` into the directory `directory`, which [`Snapshot::open`] can open.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(crate) fn capture(backend: &mut Backend, directory: &Path) -> anyhow::Result<()> {
+        let registers = backend.registers()?;
+        let start_timestamps = find_start_timestamps(backend)?;
+        let memory = Image::write(&directory.join(MEMORY), backend.memory()?)?;
+        let guest = backend.guest();
+        let state = State { memory, registers, process: guest.files.state(), start_timestamps };
+        let files = guest.files.tree().lock().freeze();
+        files.write_to(&directory.join(FILES)).with_context(|| format!("{} cannot be written", directory.display()))?;
+        record::write(&directory.join(STATE), &state)
+    }
+
+    /// Opens what [`Snapshot::capture`] has written: maps files, compiles nothing that the cache has.
+    ///
+    /// # Errors
+    /// When anything of it is missing or damaged.
+    pub(crate) fn open(program: &Program, directory: &Path) -> anyhow::Result<Self> {
+        let state: State = record::read(&directory.join(STATE))?;
+        let image = Image::open(&directory.join(MEMORY), state.memory.clone())?;
+        let files = Self::open_files(directory)?;
+        let mut reader = Files::resume(tree(&files), &state.process, Box::new(Silent));
+        let mut libraries = Vec::new();
+        for (path, hash) in state.registers.libraries() {
+            let wasm = reader.read_file(path.as_bytes()).with_context(|| path.to_owned())?;
+            let library = program.libraries().library(path, &wasm)?;
+            ensure!(library.hash() == hash, "{path} is not the library that was loaded");
+            libraries.push(library);
+        }
+        reader.close_all();
+        Ok(Self { state, image, files, libraries })
+    }
+
+    /// The files in `directory` alone: those of a cluster that has made a checkpoint and runs.
+    ///
+    /// # Errors
+    /// When they are missing or damaged.
+    pub(super) fn open_files(directory: &Path) -> anyhow::Result<Arc<FrozenTree>> {
+        Ok(FrozenTree::open(&directory.join(FILES))?)
+    }
+
+    /// The files, which backends that go on from here begin with.
+    pub(crate) fn files(&self) -> &Arc<FrozenTree> {
+        &self.files
+    }
+
+    /// A backend that goes on from here, in files of its own, and is the same as every other one until [`Snapshot::make_distinct`].
+    ///
+    /// # Errors
+    /// When the system has no more memory mappings to give.
+    pub(super) fn make(&self, program: &Program) -> anyhow::Result<Backend> {
+        let files = Files::resume(tree(&self.files), &self.state.process, Box::new(Silent));
+        Backend::resume(program, Setup::backend(program, files), &self.image, &self.state.registers, &self.libraries)
+    }
+
+    /// Makes `backend`, which was made from here, differ from every other clone in what must not be shared: the state of `random()`
+    /// (`pg_global_prng_state`; what needs unpredictable bytes reads `/dev/urandom`) and its start time. Its cancel key is made when a client connects.
+    ///
+    /// # Errors
+    /// When the system has no random bytes.
+    pub(super) fn make_distinct(&self, backend: &mut Backend) -> anyhow::Result<()> {
+        let facts = backend.facts().clone();
+        let mut seed = [0; 16];
+        crate::random::fill(&mut seed)?;
+        // xoroshiro128** must not start from zero (src/common/pg_prng.c).
+        seed[0] |= 1;
+        backend.write(facts.address("pg_global_prng_state")?, &seed)?;
+        let now = jiff::Timestamp::now();
+        let timestamp = now.as_microsecond() - POSTGRES_EPOCH;
+        backend.write(facts.address("MyStartTime")?, &now.as_second().to_le_bytes())?;
+        for &address in &self.state.start_timestamps {
+            backend.write(address, &timestamp.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Puts `backend`, which was made from here, back to how it was made: memory, files, registers. Its client stays, and so do signals that have arrived.
+    ///
+    /// # Errors
+    /// As [`Snapshot::make`] and [`Snapshot::make_distinct`].
+    pub(crate) fn reset(&self, program: &Program, backend: &mut Backend) -> anyhow::Result<()> {
+        if backend.has_loaded_more_than(&self.state.registers) {
+            // What an instance has loaded stays in it until its end: this one's has come.
+            backend.succeed_to(self.make(program)?)?;
+        } else {
+            let files = tree(&self.files);
+            backend.rewind(&self.image, &self.state.registers, files, &self.state.process)?;
+        }
+        self.make_distinct(backend)
+    }
+}
+
+fn tree(files: &Arc<FrozenTree>) -> Arc<Mutex<Tree>> {
+    Arc::new(Mutex::new(Tree::from_frozen(files.clone())))
+}
+
+/// Where the start time of the backend stands. `MyStartTimestamp` follows `MyStartTime` in `src/backend/utils/init/globals.c`, and is the same
+/// moment in microseconds; `pgstat_bestart` copies it into the backend's status entry, which is found by its value.
+fn find_start_timestamps(backend: &Backend) -> anyhow::Result<Vec<u32>> {
+    let memory = backend.memory()?;
+    let word = |address: usize| {
+        let bytes = memory.get(address..)?.first_chunk()?;
+        Some(i64::from_le_bytes(*bytes))
+    };
+    let seconds_at = backend.facts().address("MyStartTime")? as usize;
+    let (seconds, timestamp) =
+        word(seconds_at).zip(word(seconds_at + 8)).context("MyStartTime is outside the memory")?;
+    ensure!(
+        (timestamp + POSTGRES_EPOCH).div_euclid(1_000_000) == seconds,
+        "MyStartTimestamp ({timestamp}) does not follow MyStartTime ({seconds}) in this version of PGlite"
+    );
+    let words = memory.as_chunks::<8>().0;
+    let found = (0_u32..).step_by(8).zip(words).filter(|(_, word)| i64::from_le_bytes(**word) == timestamp);
+    Ok(found.map(|(address, _)| address).collect())
+}

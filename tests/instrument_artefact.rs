@@ -1,0 +1,342 @@
+//! The rewriter on the real `pglite.wasm`, `initdb.wasm` and side modules.
+//!
+//! They are looked for in `$PGLITE_DIR`, or where `npm ci` in `pglite/` puts them.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::PathBuf;
+
+use pglite_port::instrument::{
+    FURTHER_SESSION, HOOK_MODULE, Hook, InstrumentError, Instrumented, SIDE_MODULE_START, instrument, instrument_plain,
+    instrument_side_module,
+};
+use wasmparser::{ExternalKind, FunctionBody, KnownCustom, Name, Operator, Parser, Payload, TypeRef, Validator};
+
+/// What Emscripten's `getpid()` answers.
+const PROCESS_ID: u32 = 42;
+
+fn artefact(name: &str) -> Vec<u8> {
+    let installed = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("pglite/node_modules/@electric-sql/pglite/dist");
+    let path = std::env::var_os("PGLITE_DIR").map_or(installed, PathBuf::from).join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}; install PGlite first", path.display()))
+}
+
+fn backend() -> Instrumented {
+    instrument(&artefact("pglite.wasm")).expect("the supported version is accepted")
+}
+
+/// Exports by name and bodies by function index.
+struct Code<'a> {
+    exports: BTreeMap<&'a str, (ExternalKind, u32)>,
+    imports: Vec<(&'a str, &'a str)>,
+    imported_functions: u32,
+    bodies: Vec<FunctionBody<'a>>,
+    mutable_globals: Vec<u32>,
+    custom_sections: Vec<&'a str>,
+    names: BTreeMap<&'a str, u32>,
+    /// Function indices of the hooks.
+    hooks: BTreeMap<&'a str, u32>,
+}
+
+impl<'a> Code<'a> {
+    fn read(wasm: &'a [u8]) -> Self {
+        let mut code = Code {
+            exports: BTreeMap::new(),
+            imports: Vec::new(),
+            imported_functions: 0,
+            bodies: Vec::new(),
+            mutable_globals: Vec::new(),
+            custom_sections: Vec::new(),
+            names: BTreeMap::new(),
+            hooks: BTreeMap::new(),
+        };
+        for payload in Parser::new(0).parse_all(wasm) {
+            match payload.unwrap() {
+                Payload::ImportSection(section) => {
+                    for import in section.into_imports() {
+                        let import = import.unwrap();
+                        code.imports.push((import.module, import.name));
+                        if import.module == HOOK_MODULE {
+                            code.hooks.insert(import.name, code.imported_functions);
+                        }
+                        code.imported_functions += u32::from(matches!(import.ty, TypeRef::Func(_)));
+                    }
+                }
+                Payload::GlobalSection(section) => {
+                    for (index, global) in (0..).zip(section) {
+                        if global.unwrap().ty.mutable {
+                            code.mutable_globals.push(index);
+                        }
+                    }
+                }
+                Payload::ExportSection(section) => {
+                    for export in section {
+                        let export = export.unwrap();
+                        code.exports.insert(export.name, (export.kind, export.index));
+                    }
+                }
+                Payload::CodeSectionEntry(body) => code.bodies.push(body),
+                Payload::CustomSection(section) => {
+                    code.custom_sections.push(section.name());
+                    if let KnownCustom::Name(subsections) = section.as_known() {
+                        for subsection in subsections {
+                            if let Name::Function(names) = subsection.unwrap() {
+                                code.names.extend(names.into_iter().map(Result::unwrap).map(|it| (it.name, it.index)));
+                            }
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        code
+    }
+
+    fn exported_body(&self, name: &str) -> Vec<Operator<'a>> {
+        self.body(self.exports[name].1)
+    }
+
+    fn body(&self, index: u32) -> Vec<Operator<'a>> {
+        let body = &self.bodies[(index - self.imported_functions) as usize];
+        body.get_operators_reader().unwrap().into_iter().collect::<Result<_, _>>().unwrap()
+    }
+}
+
+fn sections(wasm: &[u8]) -> Vec<&'static str> {
+    let name = |payload| match payload {
+        Payload::StartSection { .. } => Some("start"),
+        Payload::DataCountSection { .. } => Some("data count"),
+        Payload::DataSection(_) => Some("data"),
+        _ => None,
+    };
+    Parser::new(0).parse_all(wasm).filter_map(|payload| name(payload.unwrap())).collect()
+}
+
+fn constants_of(body: &[Operator], wanted: u32) -> usize {
+    body.iter().filter(|it| matches!(it, Operator::I32Const { value } if value.cast_unsigned() == wanted)).count()
+}
+
+#[test]
+fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
+    let Instrumented { code, facts, .. } = backend();
+    Validator::new().validate_all(&code).unwrap();
+    assert_eq!(sections(&code), [""; 0], "no start function, no data");
+    let code = Code::read(&code);
+    for name in [
+        "InitProcess",
+        "PostgresMain",
+        "BackendMain",
+        "InitPostgres",
+        "InitializeSessionUserId",
+        "process_startup_options",
+        "proc_exit",
+        "raise",
+    ] {
+        assert_eq!(code.exports[name], (ExternalKind::Func, code.names[name]), "{name}");
+    }
+    assert_eq!(code.exports["memory"], (ExternalKind::Memory, 0));
+    assert!(!code.imports.contains(&("env", "memory")), "the memory is its own");
+    let hooks = code.imports.iter().filter(|(module, _)| *module == HOOK_MODULE).map(|(_, name)| *name);
+    assert_eq!(hooks.collect::<Vec<_>>(), Hook::ALL.map(Hook::name));
+    assert_eq!(code.custom_sections, ["dylink.0", "name"]);
+    assert_eq!((facts.memory.minimum, facts.memory.maximum), (2048, Some(32768)));
+}
+
+#[test]
+fn memory_holds_the_string_constants_where_the_code_looks_for_them() {
+    let Instrumented { code, memory, .. } = backend();
+    let body = Code::read(&code).exported_body("InitProcess");
+    let string = b"\0sorry, too many clients already\0";
+    let at = memory.windows(string.len()).position(|window| window == string).expect("the message is in memory") + 1;
+    assert_eq!(constants_of(&body, u32::try_from(at).unwrap()), 1);
+}
+
+/// Which hooks a function calls, in order.
+fn hooks_called(code: &Code, body: &[Operator]) -> Vec<&'static str> {
+    let hook = |operator: &Operator| match operator {
+        Operator::Call { function_index } => {
+            Hook::ALL.map(Hook::name).into_iter().find(|name| code.hooks.get(name) == Some(function_index))
+        }
+        _ => None,
+    };
+    body.iter().filter_map(hook).collect()
+}
+
+#[test]
+fn each_hook_is_called_by_one_function_where_it_belongs() {
+    let Instrumented { code, .. } = backend();
+    let code = Code::read(&code);
+    let mut callers = Vec::new();
+    for (index, _) in (code.imported_functions..).zip(&code.bodies) {
+        let called = hooks_called(&code, &code.body(index));
+        if !called.is_empty() {
+            let (name, _) = code.names.iter().find(|(_, it)| **it == index).expect("it has a name");
+            callers.push((called, *name));
+        }
+    }
+    callers.sort_unstable();
+    let expected = [
+        (vec!["init_process"], "InitProcess"),
+        (vec!["kill"], "kill"),
+        (vec!["pg_usleep"], "pg_usleep"),
+        (vec!["process_interrupts"], "ProcessInterrupts"),
+        (vec!["wait_event_set_wait"], "WaitEventSetWait"),
+    ];
+    assert_eq!(callers, expected);
+
+    for (name, hook) in [("InitProcess", "init_process"), ("ProcessInterrupts", "process_interrupts")] {
+        let first = &code.exported_body(name)[..1];
+        assert_eq!(hooks_called(&code, first), [hook], "{name} calls it first");
+    }
+    let wait = code.body(code.names["WaitEventSetWait"]);
+    let at = wait.iter().position(|it| !hooks_called(&code, std::slice::from_ref(it)).is_empty()).unwrap();
+    let looped = wait[..at].iter().position(|it| matches!(it, Operator::Loop { .. })).expect("it waits in a loop");
+    let slept_on = |it: &Operator| matches!(it, Operator::I32Store { memarg } if memarg.offset == 4);
+    assert!(wait[looped..at].iter().any(slept_on), "the latch is marked as being slept on before the host is called");
+}
+
+#[test]
+fn the_cancel_key_is_read_from_memory_when_it_is_sent() {
+    let Instrumented { code, facts, .. } = backend();
+    let body = Code::read(&code).exported_body("pgl_sendConnData");
+    assert_eq!(constants_of(&body, facts.my_cancel_key.swap_bytes()), 0, "its address is not sent");
+    let read = body.windows(2).any(|pair| match pair {
+        [Operator::I32Const { value }, Operator::I32Load { .. }] => value.cast_unsigned() == facts.my_cancel_key,
+        _ => false,
+    });
+    assert!(read);
+}
+
+#[test]
+fn recovery_and_shutdown_begin_with_a_look_at_whether_the_session_is_a_further_one() {
+    let Instrumented { code, .. } = backend();
+    let code = Code::read(&code);
+    let (_, further_session) = code.exports[FURTHER_SESSION];
+    for name in ["StartupXLOG", "ShutdownXLOG"] {
+        let body = code.body(code.names[name]);
+        let skips = matches!(
+            body[..4],
+            [Operator::GlobalGet { global_index }, Operator::If { .. }, Operator::Return, Operator::End]
+                if global_index == further_session
+        );
+        assert!(skips, "{name}");
+    }
+}
+
+#[test]
+fn every_mutable_global_is_exported_under_the_name_that_the_facts_give() {
+    let Instrumented { code, facts, .. } = backend();
+    let code = Code::read(&code);
+    let mut exported: Vec<u32> = facts.mutable_globals.iter().map(|name| code.exports[name.as_str()].1).collect();
+    exported.sort_unstable();
+    assert_eq!(exported, code.mutable_globals);
+    assert!(facts.mutable_globals.iter().any(|name| name == "__stack_pointer"));
+    assert!(facts.mutable_globals.iter().any(|name| name == FURTHER_SESSION));
+}
+
+#[test]
+fn no_process_id_is_left_that_the_compiler_put_in_place_of_getpid() {
+    let Instrumented { code, facts, .. } = backend();
+    let code = Code::read(&code);
+    let my_proc_pid = facts.address("MyProcPid").unwrap();
+    for name in ["proc_exit", "ProcKill", "AuxiliaryProcKill", "wrapper_handler", "kill"] {
+        let body = code.body(code.names[name]);
+        assert_eq!(constants_of(&body, PROCESS_ID), 0, "{name}");
+        assert_eq!(constants_of(&body, my_proc_pid) > 0, name != "kill", "{name}");
+    }
+}
+
+#[test]
+fn addresses_are_those_of_the_variables_named() {
+    let facts = backend().facts;
+    for symbol in [
+        "InterruptPending",
+        "QueryCancelPending",
+        "ProcDiePending",
+        "MyProcPid",
+        "MyLatch",
+        "MyProcPort",
+        "MyStartTime",
+        "InterruptHoldoffCount",
+        "CritSectionCount",
+        "pg_global_prng_state",
+        "IsUnderPostmaster",
+    ] {
+        let address = facts.address(symbol).unwrap();
+        assert!(u64::from(address) < facts.memory.minimum * 65_536, "{symbol} at {address}");
+    }
+    assert!(matches!(facts.address("NoSuchVariable"), Err(InstrumentError::Evidence { .. })));
+    for address in [
+        facts.errno,
+        facts.my_cancel_key,
+        facts.my_cancel_key_length,
+        facts.signal_handlers,
+        facts.encoding_names,
+        facts.encoding_functions,
+    ] {
+        assert!(address % 4 == 0 && address < facts.stack_pointer, "{address}");
+    }
+}
+
+#[test]
+fn a_file_in_which_a_function_has_another_name_is_refused_by_that_name() {
+    let wasm = artefact("pglite.wasm");
+    for (string, function) in [
+        ("WaitEventSetWaitBlock", "WaitEventSetWait"),
+        ("proc header uninitialized", "InitProcess"),
+        ("ShutdownXLOG", "ShutdownXLOG"),
+        ("could not generate random cancel key", "PostgresMain"),
+        ("AuxiliaryProcKill() called in child process", "ProcKill"),
+    ] {
+        let mut altered = wasm.clone();
+        let terminated = [string.as_bytes(), b"\0"].concat();
+        let mut places = 0;
+        for at in 0..altered.len() - terminated.len() {
+            if altered[at..].starts_with(&terminated) {
+                altered[at + string.len() - 1] ^= 1;
+                places += 1;
+            }
+        }
+        assert!(places > 0, "{string} is in the file");
+        let Err(error) = instrument(&altered) else { panic!("{string} was altered and not missed") };
+        let message = error.to_string();
+        assert!(message.starts_with(function) && message.contains("found none"), "{message}");
+    }
+}
+
+#[test]
+fn initdb_keeps_its_data() {
+    let wasm = artefact("initdb.wasm");
+    let plain = instrument_plain(&wasm).unwrap();
+    Validator::new().validate_all(&plain).unwrap();
+    assert_eq!(sections(&plain), sections(&wasm));
+    assert_eq!(Code::read(&plain).exports["memory"].0, ExternalKind::Memory);
+}
+
+/// The bytes of a library in an extension's bundle.
+fn library(bundle: &str, path: &str) -> Vec<u8> {
+    let bundle = artefact(bundle);
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&bundle[..]));
+    let mut entries = archive.entries().unwrap().map(Result::unwrap);
+    let mut entry = entries.find(|entry| entry.path().unwrap().ends_with(path)).expect("it is in the bundle");
+    let mut wasm = Vec::new();
+    entry.read_to_end(&mut wasm).unwrap();
+    wasm
+}
+
+#[test]
+fn side_modules_do_nothing_by_themselves_and_show_their_globals() {
+    for (bundle, path, globals) in [
+        ("pgcrypto.tar.gz", "lib/postgresql/pgcrypto.so", 2),
+        ("bloom.tar.gz", "lib/postgresql/bloom.so", 11),
+        ("citext.tar.gz", "lib/postgresql/citext.so", 0),
+    ] {
+        let side = instrument_side_module(&library(bundle, path)).unwrap();
+        Validator::new().validate_all(&side.code).unwrap();
+        assert_eq!(sections(&side.code), [""; 0], "{path}");
+        assert_eq!(side.mutable_globals.len(), globals, "{path}");
+        let code = Code::read(&side.code);
+        assert_eq!(code.exports.contains_key(SIDE_MODULE_START), globals > 0, "{path}");
+        assert!(side.mutable_globals.iter().all(|name| code.exports[name.as_str()].0 == ExternalKind::Global));
+    }
+}

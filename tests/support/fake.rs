@@ -1,0 +1,61 @@
+//! Sessions without PostgreSQL, for tests of what lies around a session.
+
+use std::io::{self, ErrorKind};
+
+use pglite_port::{
+    connection::{SessionEnd, SessionRequest, Sessions},
+    guest::client::{Client, Interest},
+};
+
+/// Sessions that are a function.
+pub struct Fake<F>(pub F);
+
+impl<F> Sessions for Fake<F>
+where
+    F: Fn(&SessionRequest<'_>, &mut dyn Client) -> SessionEnd + Send + Sync + 'static,
+{
+    fn serve(&self, request: SessionRequest<'_>, mut client: Box<dyn Client>) -> SessionEnd {
+        (self.0)(&request, &mut *client)
+    }
+}
+
+/// Sends back whatever comes, until the client is gone.
+pub fn echo(client: &mut dyn Client) -> SessionEnd {
+    loop {
+        let bytes = read_some(client);
+        if bytes.is_empty() || write_all(client, &bytes).is_err() {
+            return SessionEnd::ClientGone;
+        }
+    }
+}
+
+/// Waits for bytes and returns them; none if the client is gone.
+pub fn read_some(client: &mut dyn Client) -> Vec<u8> {
+    let mut buffer = vec![0; 8192];
+    loop {
+        match client.read(&mut buffer) {
+            Ok(read) => {
+                buffer.truncate(read);
+                return buffer;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                client.wait(Interest::Read, None);
+            }
+            Err(error) => panic!("a client's read fails only with WouldBlock: {error}"),
+        }
+    }
+}
+
+/// Writes all of `bytes`, waiting for the window.
+pub fn write_all(client: &mut dyn Client, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match client.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                client.wait(Interest::Write, None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

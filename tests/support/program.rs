@@ -1,0 +1,113 @@
+//! The built program, run as a child that does not outlive its test.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+
+use super::PATIENCE;
+
+/// A running `pglite-port`; dropping it kills it.
+pub struct Program {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    stderr: Receiver<String>,
+}
+
+impl Program {
+    /// Runs it with these arguments.
+    pub fn spawn(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pglite-port"))
+            .args(arguments)
+            .env("PGLITE_PORT_LOG", "info")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let (lines, stderr) = channel();
+        let reader = BufReader::new(child.stderr.take().expect("piped"));
+        thread::spawn(move || reader.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        Self { child, stdin, stdout, stderr }
+    }
+
+    /// Its stdin, once.
+    pub fn take_stdin(&mut self) -> ChildStdin {
+        self.stdin.take().expect("taken once")
+    }
+
+    /// Its stdout, once.
+    pub fn take_stdout(&mut self) -> ChildStdout {
+        self.stdout.take().expect("taken once")
+    }
+
+    /// The first line on its stdout, without its line feed.
+    pub fn first_line(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.take_stdout()).read_line(&mut line).expect("a line");
+        line.trim_end_matches('\n').to_owned()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+    }
+
+    /// Gives it another limit.
+    pub fn limit(&self, resource: Resource, limit: Rlimit) {
+        prlimit(Some(Pid::from_child(&self.child)), resource, limit).expect("it runs");
+    }
+
+    /// The next line that it writes to stderr.
+    pub fn stderr_line(&self) -> String {
+        self.stderr.recv_timeout(PATIENCE).expect("a line")
+    }
+
+    /// Waits for its end; its status and how long it took.
+    pub fn wait(&mut self) -> (ExitStatus, Duration) {
+        let started = Instant::now();
+        // The standard library waits for a child either without a deadline or not at all.
+        while started.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return (status, started.elapsed());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the program did not end");
+    }
+
+    /// Waits for its end and answers with what it wrote to stderr, by line.
+    pub fn wait_for_stderr(&mut self) -> Vec<String> {
+        self.wait();
+        self.stderr.iter().collect()
+    }
+
+    /// Waits for its end and answers with exit status, stdout and stderr.
+    pub fn output(&mut self) -> (Option<i32>, String, String) {
+        drop(self.stdin.take());
+        let mut stdout = String::new();
+        self.take_stdout().read_to_string(&mut stdout).expect("text");
+        let (status, _) = self.wait();
+        (status.code(), stdout, self.stderr.iter().collect::<Vec<_>>().join("\n"))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Fails if it has ended already, which is as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,91 @@
+//! The Postgres wire protocol as far as tests need it: packets and messages to send, messages received.
+
+use std::collections::HashMap;
+
+/// A startup packet of any version or request code.
+pub fn packet(code: u32, rest: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(8 + rest.len()).expect("a short packet");
+    [&length.to_be_bytes(), &code.to_be_bytes(), rest].concat()
+}
+
+/// The startup message of protocol 3.0 with these parameters.
+pub fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
+    let mut rest: Vec<u8> =
+        parameters.iter().flat_map(|(k, v)| [k.as_bytes(), b"\0", v.as_bytes(), b"\0"].concat()).collect();
+    rest.push(0);
+    packet(3 << 16, &rest)
+}
+
+/// The request for TLS.
+pub fn ssl_request() -> Vec<u8> {
+    packet(80_877_103, b"")
+}
+
+/// The request for GSSAPI encryption.
+pub fn gssenc_request() -> Vec<u8> {
+    packet(80_877_104, b"")
+}
+
+/// The request to cancel what a session is doing.
+pub fn cancel_request(process_id: i32, secret_key: &[u8]) -> Vec<u8> {
+    packet(80_877_102, &[&process_id.to_be_bytes(), secret_key].concat())
+}
+
+/// A message with its type and its length in front.
+pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).expect("a short message");
+    [&[kind][..], &length.to_be_bytes(), body].concat()
+}
+
+/// A simple query.
+pub fn query(sql: &str) -> Vec<u8> {
+    message(b'Q', &[sql.as_bytes(), b"\0"].concat())
+}
+
+/// The end of a session.
+pub fn terminate() -> Vec<u8> {
+    message(b'X', b"")
+}
+
+/// A message from the backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Its type.
+    pub kind: u8,
+    /// What follows the length.
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    /// Takes the first message off `bytes`, if it is whole.
+    pub fn take(bytes: &mut Vec<u8>) -> Option<Self> {
+        let length = u32::from_be_bytes(bytes.get(1..5)?.try_into().expect("four bytes"));
+        let end = 1 + usize::try_from(length).expect("it fits");
+        let body = bytes.get(5..end)?.to_vec();
+        let kind = bytes[0];
+        bytes.drain(..end);
+        Some(Self { kind, body })
+    }
+
+    /// All messages that `bytes` are made of.
+    pub fn all(mut bytes: Vec<u8>) -> Vec<Self> {
+        let messages = std::iter::from_fn(|| Self::take(&mut bytes)).collect();
+        assert!(bytes.is_empty(), "half a message: {bytes:?}");
+        messages
+    }
+
+    /// The fields of an `ErrorResponse` or `NoticeResponse`, by their letter.
+    pub fn fields(&self) -> HashMap<char, String> {
+        assert!(matches!(self.kind, b'E' | b'N'), "no error or notice: {self:?}");
+        let fields = self.body.split(|byte| *byte == 0).filter(|field| !field.is_empty());
+        fields.map(|field| (char::from(field[0]), String::from_utf8_lossy(&field[1..]).into_owned())).collect()
+    }
+}
+
+/// Severity, code and message of the single `ErrorResponse` that `bytes` are.
+pub fn error(bytes: Vec<u8>) -> [String; 3] {
+    let messages = Message::all(bytes);
+    let [message] = &messages[..] else { panic!("not one message: {messages:?}") };
+    let mut fields = message.fields();
+    ['S', 'C', 'M'].map(|field| fields.remove(&field).expect("the field is always there"))
+}
