@@ -14,7 +14,7 @@ defmodule PgliteEx.MixProject do
       # The binary is looked for after the modules, because the task that does it is one of them.
       compilers: Mix.compilers() ++ [:pglite_port],
       deps: [],
-      # Called when it is loaded, and not needed.
+      # Called when it is loaded.
       xref: [exclude: [:telemetry]],
       name: "PgliteEx",
       description: "PostgreSQL inside an OTP supervision tree: no Docker, no Node, no server",
@@ -25,7 +25,8 @@ defmodule PgliteEx.MixProject do
   end
 
   def application do
-    [extra_applications: [:logger, :crypto]]
+    # Telemetry is used when the host application has it, and is no dependency.
+    [extra_applications: [:logger, :crypto, telemetry: :optional]]
   end
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]

@@ -85,19 +85,23 @@ defmodule PgliteEx.DriversTest do
 
     test "prepares a statement and executes it again", %{connection: connection} do
       assert {:ok, :idle, [:int4], _columns} =
-               :pgsql.prepare(connection, 'double', "select $1::int * 2")
+               :pgsql.prepare(connection, ~c"double", "select $1::int * 2")
 
       for n <- 1..3 do
         answer = "#{2 * n}"
-        assert {:ok, {"SELECT 1", [[int4: ^answer]]}} = :pgsql.execute(connection, 'double', [n])
+
+        assert {:ok, {"SELECT 1", [[int4: ^answer]]}} =
+                 :pgsql.execute(connection, ~c"double", [n])
       end
     end
 
     test "gets an error and goes on", %{connection: connection} do
-      {:ok, :idle, _types, _columns} = :pgsql.prepare(connection, 'divide', "select 1 / $1::int")
-      assert {:error, fields} = :pgsql.execute(connection, 'divide', [0])
+      {:ok, :idle, _types, _columns} =
+        :pgsql.prepare(connection, ~c"divide", "select 1 / $1::int")
+
+      assert {:error, fields} = :pgsql.execute(connection, ~c"divide", [0])
       assert fields[:code] == "22012"
-      assert {:ok, {"SELECT 1", [[int4: "1"]]}} = :pgsql.execute(connection, 'divide', [1])
+      assert {:ok, {"SELECT 1", [[int4: "1"]]}} = :pgsql.execute(connection, ~c"divide", [1])
     end
   end
 end

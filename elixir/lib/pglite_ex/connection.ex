@@ -31,9 +31,17 @@ defmodule PgliteEx.Connection do
   @spec serve(pid, :gen_tcp.socket()) :: :ok
   def serve(connection, socket), do: GenServer.cast(connection, {:serve, socket})
 
-  @doc "The program that serves the connection, and the connection's number in it; `nil` before."
+  @doc """
+  The program that serves the connection, and the connection's number in it.
+
+  `nil` before it has one, and when it is gone or held up by a client that does not read.
+  """
   @spec identity(pid) :: {wasm_port :: pid, PgliteEx.Frame.id()} | nil
-  def identity(connection), do: GenServer.call(connection, :identity)
+  def identity(connection) do
+    GenServer.call(connection, :identity)
+  catch
+    :exit, _gone_or_held_up -> nil
+  end
 
   @impl GenServer
   def init({wasm_port, options}) do

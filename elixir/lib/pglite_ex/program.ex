@@ -124,8 +124,8 @@ defmodule PgliteEx.Program do
   end
 
   defp environment(options, stderr_path) do
-    log = for level <- List.wrap(options.log_level), do: {'PGLITE_PORT_LOG', to_charlist(level)}
-    [{'PGLITE_EX_STDERR', String.to_charlist(stderr_path)} | log]
+    log = for level <- List.wrap(options.log_level), do: {~c"PGLITE_PORT_LOG", to_charlist(level)}
+    [{~c"PGLITE_EX_STDERR", String.to_charlist(stderr_path)} | log]
   end
 
   defp open_stderr do

@@ -17,7 +17,7 @@ defmodule PgliteEx.ProgramTest do
       settings = settings(settings: [work_mem: "16MB", jit: false], log_level: :debug)
       assert ["--set", "work_mem=16MB"] = after_word(settings[:args], "--set")
       assert "jit=false" in settings[:args]
-      assert {'PGLITE_PORT_LOG', 'debug'} in settings[:env]
+      assert {~c"PGLITE_PORT_LOG", ~c"debug"} in settings[:env]
     end
 
     test "limit what the VM queues for a program that does not read" do

@@ -99,7 +99,7 @@ defmodule PgliteEx.TemplateTest do
         send(test, :prepared)
 
         {:ok, socket} =
-          :gen_tcp.connect('127.0.0.1', connection_opts[:port], [:binary, active: false])
+          :gen_tcp.connect(~c"127.0.0.1", connection_opts[:port], [:binary, active: false])
 
         packet = WireClient.startup_packet(database: connection_opts[:database])
         :ok = :gen_tcp.send(socket, packet)
