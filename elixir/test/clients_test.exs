@@ -4,46 +4,95 @@ defmodule PgliteEx.ClientsTest do
 
   alias PgliteEx.{Connection, Server, Servers, WireClient}
 
-  setup do
-    %{server: Servers.start!(mode: :isolated)}
+  setup context do
+    # Tests of both modes start their own.
+    if context[:describe], do: :ok, else: %{server: Servers.start!(mode: :isolated)}
   end
 
-  describe "a client that vanishes" do
-    test "in the middle of a startup packet leaves nothing behind", %{server: server} do
-      client = WireClient.connect!(server)
-      :ok = :gen_tcp.send(client, binary_part(WireClient.startup_packet(), 0, 10))
-      vanish(client)
-      assert :ok = Servers.await_connections(server, 0)
-    end
+  for mode <- [:shared, :isolated] do
+    describe "#{mode}:" do
+      setup do
+        %{server: Servers.start!(mode: unquote(mode))}
+      end
 
-    test "in the middle of a result leaves nothing behind", %{server: server} do
-      {client, _key} = WireClient.start_session!(server)
-      sql = "select repeat('x', 1000) from generate_series(1, 100000)"
-      :ok = :gen_tcp.send(client, WireClient.query_message(sql))
-      assert {:ok, {?T, _columns}} = WireClient.receive_message(client)
-      vanish(client)
-      assert :ok = Servers.await_connections(server, 0)
-    end
+      test "a client that vanishes in the middle of a startup packet leaves nothing behind",
+           %{server: server} do
+        client = WireClient.connect!(server)
+        :ok = :gen_tcp.send(client, binary_part(WireClient.startup_packet(), 0, 10))
+        vanish(client)
+        assert :ok = Servers.await_connections(server, 0)
+      end
 
-    test "in the middle of a COPY leaves nothing behind", %{server: server} do
-      {client, _key} = WireClient.start_session!(server)
-      {:ok, []} = WireClient.query(client, "create table copied (line text)")
-      :ok = :gen_tcp.send(client, WireClient.query_message("copy copied from stdin"))
-      assert {:ok, {?G, _format}} = WireClient.receive_message(client)
-      line = String.duplicate("x", 999) <> "\n"
-      :ok = :gen_tcp.send(client, for(_ <- 1..1_000, do: [<<?d, 1_004::32>>, line]))
-      vanish(client)
-      assert :ok = Servers.await_connections(server, 0)
-    end
+      test "a client that vanishes in the middle of a result leaves nothing behind",
+           %{server: server} do
+        {client, _key} = WireClient.start_session!(server)
+        sql = "select repeat('x', 1000) from generate_series(1, 100000)"
+        :ok = :gen_tcp.send(client, WireClient.query_message(sql))
+        assert {:ok, {?T, _columns}} = WireClient.receive_message(client)
+        vanish(client)
+        assert :ok = Servers.await_connections(server, 0)
+      end
 
-    @tag :cancel
-    test "while its query computes leaves nothing behind", %{server: server} do
-      {client, _key} = WireClient.start_session!(server)
-      sql = "select count(*) from generate_series(1, 1e12)"
-      :ok = :gen_tcp.send(client, WireClient.query_message(sql))
-      vanish(client)
-      assert :ok = Servers.await_connections(server, 0)
+      test "a client that vanishes in the middle of a COPY leaves nothing behind",
+           %{server: server} do
+        {client, _key} = WireClient.start_session!(server)
+        {:ok, []} = WireClient.query(client, "create table copied (line text)")
+        :ok = :gen_tcp.send(client, WireClient.query_message("copy copied from stdin"))
+        assert {:ok, {?G, _format}} = WireClient.receive_message(client)
+        line = String.duplicate("x", 999) <> "\n"
+        :ok = :gen_tcp.send(client, for(_ <- 1..1_000, do: [<<?d, 1_004::32>>, line]))
+        vanish(client)
+        assert :ok = Servers.await_connections(server, 0)
+      end
+
+      test "500 connections opened and closed by 50 processes leave nothing behind",
+           %{server: server} do
+        1..50
+        |> Enum.map(fn _ ->
+          Task.async(fn ->
+            for _ <- 1..10 do
+              {client, _key} = WireClient.start_session!(server)
+              assert {:ok, [["1"]]} = WireClient.query(client, "select 1")
+              :gen_tcp.close(client)
+            end
+          end)
+        end)
+        |> Task.await_many(60_000)
+
+        assert :ok = Servers.await_connections(server, 0)
+        assert connections(server) == []
+      end
+
+      @tag :cancel
+      test "a cancel request on a socket of its own cancels the query and makes no session",
+           %{server: server} do
+        {client, key} = WireClient.start_session!(server)
+        sql = "do $$ begin raise notice 'running'; perform pg_sleep(60); end $$"
+        :ok = :gen_tcp.send(client, WireClient.query_message(sql))
+        # A notice is flushed at once: the query runs, and there is something to cancel.
+        assert {:ok, {?N, _fields}} = WireClient.receive_message(client)
+
+        canceler = WireClient.connect!(server)
+        :ok = :gen_tcp.send(canceler, WireClient.cancel_request(key))
+        assert {:error, :closed} = :gen_tcp.recv(canceler, 0, 10_000)
+
+        assert {:ok, messages} = WireClient.receive_answer(client)
+        assert {?E, fields} = List.keyfind(messages, ?E, 0)
+        assert WireClient.sqlstate(fields) == "57014"
+        assert :ok = Servers.await_connections(server, 1)
+      end
     end
+  end
+
+  # A shared session does what its client has sent to the end, as in PostgreSQL.
+  @tag :cancel
+  test "an isolated client that vanishes while its query computes leaves nothing behind",
+       %{server: server} do
+    {client, _key} = WireClient.start_session!(server)
+    sql = "select count(*) from generate_series(1, 1e12)"
+    :ok = :gen_tcp.send(client, WireClient.query_message(sql))
+    vanish(client)
+    assert :ok = Servers.await_connections(server, 0)
   end
 
   test "a client that never reads takes one window of memory and stalls nobody",
@@ -89,43 +138,6 @@ defmodule PgliteEx.ClientsTest do
     end
 
     assert :ok = Task.await(sender)
-  end
-
-  test "500 connections opened and closed by 50 processes leave nothing behind",
-       %{server: server} do
-    1..50
-    |> Enum.map(fn _ ->
-      Task.async(fn ->
-        for _ <- 1..10 do
-          {client, _key} = WireClient.start_session!(server)
-          assert {:ok, [["1"]]} = WireClient.query(client, "select 1")
-          :gen_tcp.close(client)
-        end
-      end)
-    end)
-    |> Task.await_many(60_000)
-
-    assert :ok = Servers.await_connections(server, 0)
-    assert connections(server) == []
-  end
-
-  @tag :cancel
-  test "a cancel request on a socket of its own cancels the query and makes no session",
-       %{server: server} do
-    {client, key} = WireClient.start_session!(server)
-    sql = "do $$ begin raise notice 'running'; perform pg_sleep(60); end $$"
-    :ok = :gen_tcp.send(client, WireClient.query_message(sql))
-    # A notice is flushed at once: the query runs, and there is something to cancel.
-    assert {:ok, {?N, _fields}} = WireClient.receive_message(client)
-
-    canceler = WireClient.connect!(server)
-    :ok = :gen_tcp.send(canceler, WireClient.cancel_request(key))
-    assert {:error, :closed} = :gen_tcp.recv(canceler, 0, 10_000)
-
-    assert {:ok, messages} = WireClient.receive_answer(client)
-    assert {?E, fields} = List.keyfind(messages, ?E, 0)
-    assert WireClient.sqlstate(fields) == "57014"
-    assert :ok = Servers.await_connections(server, 1)
   end
 
   @tag :max_connections
