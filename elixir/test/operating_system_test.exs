@@ -1,6 +1,7 @@
 defmodule PgliteEx.OperatingSystemTest do
   @moduledoc "Processes that are killed, as the operating system sees it."
-  use ExUnit.Case, async: true
+  # Not beside a thousand connections of other tests, because seconds are counted here.
+  use ExUnit.Case, async: false
 
   alias PgliteEx.{OperatingSystem, Server, Servers, WasmPort, WireClient}
 

@@ -15,14 +15,15 @@ defmodule PgliteEx.WasmPort do
   reason, the port closes, and a `pglite-port` whose standard input has ended stops by itself.
   """
 
-  use GenServer, shutdown: 5_000
+  use GenServer, shutdown: 8_000
 
   require Logger
 
   alias PgliteEx.{Channel, Error, Frame, Options, Program, Stderr, Telemetry}
 
-  # How long the program may take to stop by itself, in milliseconds.
-  @stop_timeout 2_000
+  # How long the program may take to stop by itself, in milliseconds. It gives its sessions up to
+  # five seconds.
+  @stop_timeout 6_000
   # How often a write is tried again while the port is busy, in milliseconds.
   @outbox_retry 5
   @stderr_trim_interval 60_000
@@ -154,7 +155,7 @@ defmodule PgliteEx.WasmPort do
 
   @impl GenServer
   def terminate(reason, state) do
-    if state.port, do: stop_program(state)
+    stop_program(reason, state)
     duration = System.monotonic_time() - state.started_at
     metadata = Map.put(telemetry_metadata(state.options, state.program), :reason, reason)
     Telemetry.execute([:server, :stop], %{duration: duration}, metadata)
@@ -242,7 +243,13 @@ defmodule PgliteEx.WasmPort do
     ArgumentError -> %{state | outbox: :queue.new()}
   end
 
-  defp stop_program(%{port: port} = state) do
+  defp stop_program(_reason, %{port: nil}), do: :ok
+
+  # A program that does not keep to the protocol cannot be asked.
+  defp stop_program({%Error{code: :protocol_violation}, _stacktrace}, state),
+    do: Program.kill(state.program)
+
+  defp stop_program(_reason, %{port: port} = state) do
     {id, state} = take_id(state)
     write(%{state | outbox: :queue.new()}, {:request, id, "shutdown", []})
 
