@@ -249,15 +249,27 @@ defmodule PgliteEx.WasmPort do
   defp stop_program({%Error{code: :protocol_violation}, _stacktrace}, state),
     do: Program.kill(state.program)
 
-  defp stop_program(_reason, %{port: port} = state) do
+  defp stop_program(_reason, state) do
     {id, state} = take_id(state)
-    write(%{state | outbox: :queue.new()}, {:request, id, "shutdown", []})
+    timer = Process.send_after(self(), :stop_timeout, @stop_timeout)
+    state |> write({:request, id, "shutdown", []}) |> await_end()
+    Process.cancel_timer(timer)
+  end
 
+  defp await_end(%{port: port} = state) do
     receive do
-      {^port, {:exit_status, _status}} -> :ok
-      {:EXIT, ^port, _reason} -> :ok
-    after
-      @stop_timeout -> Program.kill(state.program)
+      {^port, {:exit_status, _status}} ->
+        :ok
+
+      {:EXIT, ^port, _reason} ->
+        :ok
+
+      :write_outbox ->
+        await_end(write_outbox(%{state | retrying?: false}))
+
+      :stop_timeout ->
+        Logger.warning("pglite-port has not stopped within #{@stop_timeout} ms and is killed")
+        Program.kill(state.program)
     end
   end
 
