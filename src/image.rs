@@ -69,10 +69,18 @@ impl Shape {
 impl Image {
     /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns what [`Image::open`] needs besides.
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Shape> {
-        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
         let file = File::create(path).with_context(|| format!("{} cannot be made", path.display()))?;
-        write_extents(&file, bytes, &shape).with_context(|| format!("{} cannot be written", path.display()))?;
-        Ok(shape)
+        Ok(Self::capture(file, bytes).with_context(|| format!("{} cannot be written", path.display()))?.shape)
+    }
+
+    /// The contents of a memory of `bytes.len()` bytes, in `file`, which is empty.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(crate) fn capture(file: File, bytes: &[u8]) -> io::Result<Self> {
+        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
+        write_extents(&file, bytes, &shape)?;
+        Ok(Self { file, shape })
     }
 
     /// An image of `bytes` without what is in `excluded`, kept in memory of the operating system's rather than in a file.

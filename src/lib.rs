@@ -20,7 +20,10 @@
 //! * [`databases`]: which cluster a connection gets.
 //! * `postmaster`: the shared cluster and its sessions.
 //! * `cluster`: what the sessions of a cluster share besides its files.
-//! * `template`: clusters prepared and frozen, and their clones.
+//! * `isolated`: connections with a cluster of their own.
+//! * [`template`]: clusters prepared and frozen, and their clones.
+//! * `footprint`: how much memory a backend has for itself.
+//! * `answer`: what PostgreSQL answers, as far as the host reads it.
 //! * `backend`: one wasm instance of PostgreSQL, from its start to its end.
 //! * `program`: the wasm, instrumented, compiled and linked.
 //! * [`engine`]: Wasmtime's configuration, compiled code in the cache.
@@ -32,6 +35,7 @@
 //! * `random`: bytes that nobody can guess.
 //! * [`artefact`]: the pinned PGlite files.
 
+mod answer;
 pub mod artefact;
 mod backend;
 pub mod cache;
@@ -41,11 +45,13 @@ pub mod connection;
 pub mod databases;
 pub mod engine;
 pub mod error_response;
+mod footprint;
 pub mod frame;
 pub mod fs;
 pub mod guest;
 mod image;
 pub mod instrument;
+mod isolated;
 pub mod log;
 mod outbox;
 pub mod port;
@@ -57,4 +63,4 @@ mod router;
 pub mod serve;
 mod socket;
 pub mod startup;
-mod template;
+pub mod template;

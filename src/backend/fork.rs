@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use parking_lot::Mutex;
 use wasmtime::{Caller, Val};
 use wasmtime_wasi::I32Exit;
@@ -22,7 +22,6 @@ use crate::{
     instrument::FURTHER_SESSION,
     program::Program,
     random,
-    startup::StartupMessage,
     template::LineConsole,
 };
 
@@ -31,6 +30,29 @@ const LATCH_OWNER: u32 = 12;
 
 /// Bytes of a name that `PostgreSQL` looks at (`NAMEDATALEN` - 1).
 const NAME_LENGTH: usize = 63;
+
+/// What a further session is to be.
+pub(crate) struct Child<'a> {
+    database: &'a [u8],
+    user: &'a [u8],
+    is_autovacuum_worker: bool,
+}
+
+impl<'a> Child<'a> {
+    /// A client's session.
+    pub(crate) fn client(database: &'a [u8], user: &'a [u8]) -> Self {
+        Self { database, user, is_autovacuum_worker: false }
+    }
+
+    /// A session of the bootstrap superuser that has one of the places reserved for autovacuum workers, and is cancelled when others wait for it.
+    pub(crate) fn autovacuum_worker(database: &'a [u8], user: &'a [u8]) -> Self {
+        Self { database, user, is_autovacuum_worker: true }
+    }
+}
+
+/// `B_AUTOVAC_WORKER` of `BackendType` (`src/include/miscadmin.h`), where `B_CHECKPOINTER` is 11, which the rewriter reads out of the file.
+const AUTOVACUUM_WORKER: u32 = 4;
+const CHECKPOINTER: u32 = 11;
 
 /// What further sessions of one cluster begin with.
 pub(crate) struct Fork {
@@ -81,13 +103,9 @@ impl Backend {
     ///
     /// # Errors
     /// When the guest traps.
-    pub(crate) fn serve_forked(
-        &mut self,
-        client: ClientStream,
-        startup: &StartupMessage,
-    ) -> anyhow::Result<Ended> {
+    pub(crate) fn serve_forked(&mut self, client: ClientStream, child: &Child<'_>) -> anyhow::Result<Ended> {
         self.set_client(client);
-        let ended = self.run_forked(startup);
+        let ended = self.run_forked(child);
         self.set_client(ClientStream::default());
         match ended {
             Ok(()) => Ok(Ended::Client),
@@ -100,7 +118,7 @@ impl Backend {
         }
     }
 
-    fn run_forked(&mut self, startup: &StartupMessage) -> anyhow::Result<()> {
+    fn run_forked(&mut self, child: &Child<'_>) -> anyhow::Result<()> {
         self.become_child()?;
         // From here on the client is told what goes wrong.
         self.call::<(), ()>("pgl_startPGlite", ())?;
@@ -109,13 +127,18 @@ impl Backend {
         if status != 0 {
             return Ok(());
         }
+        if child.is_autovacuum_worker {
+            let types = self.facts().checkpointer;
+            ensure!(types.backend_type == CHECKPOINTER, "the backend types of this version of PGlite are not known");
+            self.write_u32(types.my_backend_type, AUTOVACUUM_WORKER)?;
+        }
         // Under a postmaster it would look for the slot that the postmaster keeps for each child.
         let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
         self.write(is_under_postmaster, &[0])?;
         self.call::<(), ()>("InitProcess", ())?;
         self.write(is_under_postmaster, &[1])?;
         let mut name = |name: &[u8]| self.push(&[&name[..name.len().min(NAME_LENGTH)], b"\0"].concat());
-        let (database, user) = (name(&startup.database)?, name(&startup.user)?);
+        let (database, user) = (name(child.database)?, name(child.user)?);
         self.call::<(u32, u32), ()>("PostgresMain", (database, user))
     }
 
@@ -135,7 +158,8 @@ impl Backend {
         // Its end of the session is proc_exit, not a return to the host.
         self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
         let instance = self.exports()?.instance;
-        let further = instance.get_global(&mut self.store, FURTHER_SESSION).context("the module was not instrumented")?;
+        let further =
+            instance.get_global(&mut self.store, FURTHER_SESSION).context("the module was not instrumented")?;
         further.set(&mut self.store, Val::I32(1))?;
         let guest = self.store.data();
         let process_id = guest.seat.as_ref().context("a further session has no seat")?.process_id();

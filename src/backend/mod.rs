@@ -2,16 +2,23 @@
 //!
 //! * `mod`: making one, fresh or as the copy of another, and calling it
 //! * `boot`: starting `PostgreSQL` in it
+//! * `sql`: having it run SQL of the host's own
+//! * `copies`: going back, and making copies
 //! * `session`: one client's session in a backend of its own
 //! * `fork`: further sessions of a running cluster
 //! * `registers`: its state outside memory and files
 
 mod boot;
+mod copies;
 mod fork;
 mod registers;
 mod session;
+mod sql;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use anyhow::{Context, ensure};
 use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
@@ -19,18 +26,16 @@ use wasmtime_wasi::I32Exit;
 
 use crate::{
     cluster::{Crashed, Seat, Signals},
-    guest::{
-        CALLBACKS, ClientStream, Exports, Guest, Library, Setup, memory, restore_libraries,
-    },
+    guest::{CALLBACKS, ClientStream, Exports, Guest, Library, Setup, memory, restore_libraries},
     image::Image,
     instrument::Facts,
     program::Program,
 };
 
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
-pub(crate) use fork::Fork;
+pub(crate) use fork::{Child, Fork};
 pub(crate) use registers::Registers;
-pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended};
+pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended, Requests, Session};
 
 /// A running backend, on whatever thread has it.
 pub(crate) struct Backend {
@@ -81,11 +86,7 @@ impl Backend {
         let exports = Exports::find(&mut store, instance)?;
         let table = exports.table;
         image.map_over(&mut store, exports.memory)?;
-        let flag: *mut i32 =
-            exports.memory.data_ptr(&store).wrapping_add(program.facts().address("InterruptPending")? as usize).cast();
-        ensure!(flag.is_aligned(), "InterruptPending is not aligned");
-        // SAFETY: the address is aligned and inside a memory that does not move; `Drop` detaches it before the memory goes.
-        unsafe { store.data().signals.attach(flag) };
+        store.data().memory_size.store(exports.memory.data_size(&store), Ordering::Relaxed);
         let hot = Hot {
             pending_input: instance.get_typed_func(&mut store, "pq_buffer_remaining_data")?,
             main_loop_once: instance.get_typed_func(&mut store, "PostgresMainLoopOnce")?,
@@ -97,7 +98,28 @@ impl Backend {
             let function = program.libraries().host_function(&mut store, name)?;
             table.set(&mut store, slot, Ref::Func(Some(function)))?;
         }
-        Ok(Self { store, hot })
+        let mut backend = Self { store, hot };
+        backend.attach(backend.signals())?;
+        Ok(backend)
+    }
+
+    /// From now on `signals` interrupt this backend.
+    fn attach(&mut self, signals: Arc<Signals>) -> anyhow::Result<()> {
+        let address = self.facts().address("InterruptPending")? as usize;
+        let flag: *mut i32 = self.exports()?.memory.data_ptr(&self.store).wrapping_add(address).cast();
+        ensure!(flag.is_aligned(), "InterruptPending is not aligned");
+        // SAFETY: the address is aligned and inside a memory that does not move; `Drop` detaches it before the memory goes.
+        unsafe { signals.attach(flag) };
+        self.store.data_mut().set_signals(signals);
+        Ok(())
+    }
+
+    /// Where its linear memory is: the first address, and the size in bytes, which follows its growth.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn memory_range(&self) -> anyhow::Result<(usize, Arc<AtomicUsize>)> {
+        Ok((self.exports()?.memory.data_ptr(&self.store).addr(), self.store.data().memory_size.clone()))
     }
 
     /// Tells PGlite where in the table its callbacks are.
@@ -166,6 +188,8 @@ impl Backend {
         let guest = self.store.data_mut();
         guest.signals.set_waker(client.waker());
         guest.client = client;
+        // What came while nobody could be woken.
+        guest.signals.repeat();
     }
 
     pub(crate) fn facts(&self) -> &Arc<Facts> {
@@ -180,6 +204,7 @@ impl Backend {
     fn call<P: WasmParams, R: WasmResults>(&mut self, name: &str, parameters: P) -> anyhow::Result<R> {
         let instance = self.exports()?.instance;
         let function = instance.get_typed_func::<P, R>(&mut self.store, name)?;
+        self.store.data_mut().native_stack.begin();
         Ok(function.call(&mut self.store, parameters)?)
     }
 
@@ -234,6 +259,7 @@ fn exit_status(error: anyhow::Error) -> anyhow::Result<i32> {
 
 impl Drop for Backend {
     fn drop(&mut self) {
+        self.store.data().memory_size.store(0, Ordering::Relaxed);
         self.store.data().signals.detach();
         self.store.data_mut().files.close_all();
     }

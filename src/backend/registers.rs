@@ -29,7 +29,8 @@ impl Registers {
         let (instance, facts) = (guest.exports()?.instance, guest.facts.clone());
         let mut globals = Vec::new();
         for name in &facts.mutable_globals {
-            let global = instance.get_global(&mut *store, name).with_context(|| format!("there is no global {name}"))?;
+            let global =
+                instance.get_global(&mut *store, name).with_context(|| format!("there is no global {name}"))?;
             let value = match global.get(&mut *store) {
                 Val::I32(value) => value.into(),
                 Val::I64(value) => value,
@@ -47,7 +48,8 @@ impl Registers {
     pub(super) fn set_globals(&self, store: &mut impl AsContextMut<Data = Guest>) -> anyhow::Result<()> {
         let instance = store.as_context().data().exports()?.instance;
         for (name, value) in &self.globals {
-            let global = instance.get_global(&mut *store, name).with_context(|| format!("there is no global {name}"))?;
+            let global =
+                instance.get_global(&mut *store, name).with_context(|| format!("there is no global {name}"))?;
             let value = match global.ty(&*store).content() {
                 ValType::I64 => Val::I64(*value),
                 _ => Val::I32(i32::try_from(*value)?),

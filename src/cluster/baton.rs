@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,7 @@ pub(crate) struct Baton {
     state: Mutex<State>,
     /// How many wait, for a look without the lock.
     waiting: AtomicUsize,
+    turns: AtomicU64,
 }
 
 #[derive(Default)]
@@ -79,6 +80,7 @@ impl Baton {
     /// # Errors
     /// [`Crashed`] when another session of the cluster has crashed: nobody runs any more.
     pub(super) fn take(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
+        self.turns.fetch_add(1, Ordering::Relaxed);
         let holder = Holder { signals: signals.clone(), priority };
         let place = {
             let mut state = self.state.lock();
@@ -126,6 +128,11 @@ impl Baton {
             }
             None => state.holder = None,
         }
+    }
+
+    /// How often it was taken.
+    pub(super) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     /// Whether anybody waits.

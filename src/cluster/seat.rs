@@ -61,6 +61,11 @@ impl Seats {
         let _ = self.checkpointer.set(Box::new(request));
     }
 
+    /// How often a session has taken its turn.
+    pub(crate) fn turns(&self) -> u64 {
+        self.baton.turns()
+    }
+
     /// How many sessions there are.
     pub(crate) fn count(&self) -> usize {
         self.taken.lock().by_process_id.len()
@@ -180,9 +185,9 @@ mod tests {
     fn a_signal_reaches_the_session_that_it_is_for() {
         let seats = Arc::new(Seats::default());
         let (first, second) = (seats.join(Priority::Client), seats.join(Priority::Client));
-        assert!(first.send(second.process_id(), Some(Signal::USR1)));
+        assert!(first.send(second.process_id(), Some(Signal::TERM)));
         assert!(first.send(second.process_id(), None));
-        assert_eq!(second.signals().take().collect::<Vec<_>>(), [Signal::USR1]);
+        assert_eq!(second.signals().take().collect::<Vec<_>>(), [Signal::TERM]);
         assert!(!first.signals().any());
     }
 

@@ -37,15 +37,12 @@ impl SharedMemory {
     ///
     /// # Errors
     /// When a range is not made of whole pages inside the memory, or the system has no memory.
-    pub(crate) fn share(
-        store: &mut impl AsContextMut,
-        memory: Memory,
-        ranges: &[Range<u32>],
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn share(store: &mut impl AsContextMut, memory: Memory, ranges: &[Range<u32>]) -> anyhow::Result<Self> {
         let mut regions = Vec::new();
         for range in ranges {
             let content = memory.data(&*store).get(range.start as usize..range.end as usize);
-            let content = content.with_context(|| format!("the shared memory {range:x?} is outside of linear memory"))?;
+            let content =
+                content.with_context(|| format!("the shared memory {range:x?} is outside of linear memory"))?;
             let whole = range.start as usize % page_size() == 0 && content.len() % page_size() == 0;
             ensure!(whole && !content.is_empty(), "the shared memory {range:x?} is not made of whole pages");
             let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no shared memory")?);

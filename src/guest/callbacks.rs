@@ -35,6 +35,7 @@ pub(crate) struct ClientStream {
     before: VecDeque<u8>,
     blocked_on: Option<Interest>,
     on_key: Option<OnKey>,
+    sent: u64,
 }
 
 /// Is told the secret key of the session before the client is.
@@ -43,7 +44,7 @@ type OnKey = Box<dyn FnOnce(&[u8]) + Send>;
 impl ClientStream {
     /// A stream that gives `before` first.
     pub(crate) fn new(client: Box<dyn Client>, before: &[u8]) -> Self {
-        Self { client: Some(client), before: before.iter().copied().collect(), blocked_on: None, on_key: None }
+        Self { client: Some(client), before: before.iter().copied().collect(), blocked_on: None, on_key: None, sent: 0 }
     }
 
     /// `tell` is told the secret key that `PostgreSQL` has made for the session, before the client is.
@@ -85,9 +86,30 @@ impl ClientStream {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.client {
-            Some(client) => client.write(bytes),
-            None => Ok(bytes.len()),
+        let written = match &mut self.client {
+            Some(client) => client.write(bytes)?,
+            None => bytes.len(),
+        };
+        self.sent += written as u64;
+        Ok(written)
+    }
+
+    /// How many bytes the backend has sent to its client.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Sends all of `bytes` in the backend's stead, between two of its messages, waiting where it has to. A client that is gone gets nothing.
+    pub(crate) fn write_all(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(Interest::Write, None);
+                }
+                // Its next read will tell the backend.
+                Err(_) => return,
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 mod callbacks;
 pub mod client;
 mod commands;
+mod conversion;
 mod dylink;
 mod hooks;
 mod instance;
@@ -15,12 +16,16 @@ pub(crate) mod memory;
 mod net;
 mod process;
 mod report;
+mod stack;
 mod syscalls;
 mod time;
 mod timers;
 mod wasi;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 
 use anyhow::Context;
 use wasmtime::{AsContextMut, Caller, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
@@ -37,9 +42,12 @@ use client::{Interest, Readiness};
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands};
-pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
+pub(crate) use dylink::{
+    Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries, rewind as rewind_libraries,
+};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
+pub(crate) use stack::NativeStack;
 pub(crate) use timers::Timers;
 
 /// The state that host functions find in the store of one wasm instance.
@@ -70,6 +78,10 @@ pub(crate) struct Guest {
     /// Its part in a cluster that it shares with other sessions.
     pub(crate) seat: Option<Seat>,
     before_fork: Option<BeforeFork>,
+    /// The size of the linear memory in bytes, for other threads; 0 while there is none.
+    pub(crate) memory_size: Arc<AtomicUsize>,
+    /// Where the host's last call into it began.
+    pub(crate) native_stack: NativeStack,
 }
 
 /// Runs once where a postmaster would begin to fork: when the guest is about to take its place in shared memory.
@@ -123,10 +135,18 @@ impl Guest {
             client: ClientStream::default(),
             commands: setup.commands,
             timers: Timers::new(signals.clone()),
+            native_stack: NativeStack::default(),
             signals,
             seat: setup.seat,
             before_fork: setup.before_fork,
+            memory_size: Arc::default(),
         })
+    }
+
+    /// From now on those are the signals that it receives.
+    pub(crate) fn set_signals(&mut self, signals: Arc<Signals>) {
+        self.timers.set_signals(signals.clone());
+        self.signals = signals;
     }
 
     /// Waits as [`Client::wait`](client::Client::wait) does; meanwhile the other sessions of its cluster have their turns.
@@ -190,11 +210,13 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     linker.allow_shadowing(false);
     for add in [
         callbacks::add_to_linker,
+        conversion::add_to_linker,
         dylink::add_to_linker,
         hooks::add_to_linker,
         mapping::add_to_linker,
         net::add_to_linker,
         process::add_to_linker,
+        stack::add_to_linker,
         syscalls::add_to_linker,
         time::add_to_linker,
         timers::add_to_linker,

@@ -31,6 +31,16 @@ impl Timers {
         Self { deadlines: [None; TIMERS], signals, start: Instant::now() }
     }
 
+    /// From now on those signals interrupt the guest when a timer is due.
+    pub(super) fn set_signals(&mut self, signals: Arc<Signals>) {
+        self.signals = signals;
+    }
+
+    /// Forgets every deadline.
+    pub(crate) fn disarm(&mut self) {
+        self.deadlines = [None; TIMERS];
+    }
+
     /// The earliest deadline.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.deadlines.iter().flatten().min().copied()

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wasmparser::{ExternalKind, MemInfo};
 
-use super::bodies::{CancelKey, Checkpointer, Kill, cancel_key_length, first_variable, signal_handlers};
+use super::bodies::{
+    CancelKey, Checkpointer, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable,
+    signal_handlers,
+};
 use super::evidence::Found;
 use super::module::Module;
 use super::{FURTHER_SESSION, InstrumentError};
@@ -94,6 +97,10 @@ pub struct Facts {
     pub send_ready_for_query: u32,
     /// What makes a backend the checkpointer.
     pub checkpointer: Checkpointer,
+    /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
+    pub encoding_names: u32,
+    /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
+    pub encoding_functions: u32,
 }
 
 impl Facts {
@@ -124,6 +131,8 @@ impl Facts {
             ],
             send_ready_for_query: found.read(module, "PostgresSendReadyForQueryIfNecessary", first_variable)?,
             checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
+            encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
+            encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
         })
     }
 

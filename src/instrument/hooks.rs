@@ -30,17 +30,20 @@ pub enum Hook {
     /// `request_checkpoint(flags)`: a further session wants a checkpoint, which the first backend is to make before the
     /// host returns. `flags` are those of `RequestCheckpoint` (`src/include/access/xlog.h`).
     RequestCheckpoint,
+    /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in linear memory.
+    StackDepth,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
         Self::ProcessInterrupts,
         Self::Kill,
         Self::RequestCheckpoint,
+        Self::StackDepth,
     ];
 
     /// The name under which it is imported.
@@ -53,6 +56,7 @@ impl Hook {
             Self::ProcessInterrupts => "process_interrupts",
             Self::Kill => "kill",
             Self::RequestCheckpoint => "request_checkpoint",
+            Self::StackDepth => "stack_depth",
         }
     }
 
@@ -60,7 +64,7 @@ impl Hook {
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
             Self::InitProcess | Self::ProcessInterrupts => &[],
-            Self::PgUsleep | Self::RequestCheckpoint => &[ValType::I32],
+            Self::PgUsleep | Self::RequestCheckpoint | Self::StackDepth => &[ValType::I32],
             Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
         }
     }
@@ -68,7 +72,7 @@ impl Hook {
     /// Its results.
     pub(super) fn results(self) -> &'static [ValType] {
         match self {
-            Self::Kill => &[ValType::I32],
+            Self::Kill | Self::StackDepth => &[ValType::I32],
             _ => &[],
         }
     }

@@ -36,6 +36,8 @@ pub(super) enum Evidence {
     /// It compares `MyProcPid` with the process id and calls the exported `pqsignal_be` and `raise`:
     /// `wrapper_handler` in PostgreSQL's `src/port/pqsignal.c`, which has no name string.
     ChecksProcessIdOfSignal,
+    /// It measures the stack with the variables that [`Evidence::Exported`] `check_stack_depth`, above it in the table, uses.
+    MeasuresStack,
 }
 
 /// What is done with a function.
@@ -55,6 +57,8 @@ pub(super) enum Change {
     OwnProcessId,
     /// It returns `MyProcPid` once that is set.
     AnswerProcessId,
+    /// The host has a say in how deep the stack is.
+    StackDepth,
     /// It calls the host where it called `poll()`.
     Wait,
     /// It calls the host, and turns a negative answer into `errno` and -1.
@@ -207,4 +211,19 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
     },
+    Target {
+        name: "check_stack_depth",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[Change::StackDepth],
+    },
+    Target {
+        name: "stack_is_too_deep",
+        shape: shape(0, 1),
+        evidence: Evidence::MeasuresStack,
+        changes: &[Change::StackDepth],
+    },
+    // For the two tables of encodings that they read; see `Facts`.
+    Target { name: "check_encoding_conversion_args", shape: shape(5, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "pg_encoding_max_length", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
 ];

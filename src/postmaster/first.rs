@@ -1,20 +1,21 @@
-//! The first backend of a cluster: it recovers it, keeps house for it, and shuts it down. No client ever talks to it.
+//! The first backend of a cluster: it recovers it, makes its checkpoints, and shuts it down. No client ever talks to it.
 
 use std::{
     sync::Arc,
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
-use super::Settings;
+use super::SharedSettings;
 use crate::{
     backend::{Backend, Fork},
     cluster::{Priority, Seats},
     engine::THREAD_STACK,
-    fs::{Files, Tree},
+    fs::{Files, FrozenTree, Tree},
     guest::{Setup, client::Waker},
     log::LogSink,
     program::Program,
@@ -23,6 +24,16 @@ use crate::{
 
 /// The process id that is compiled into PGlite.
 const PROCESS_ID: i32 = 42;
+
+/// How often it looks whether a checkpoint is due, if anything has happened since.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Whether a checkpoint is due: enough WAL has been written, or time has passed, since the last one (`max_wal_size`, `checkpoint_completion_target`
+/// and `checkpoint_timeout`; `PostgreSQL`, `src/backend/postmaster/checkpointer.c`).
+const IS_CHECKPOINT_DUE: &str = "SELECT written > pg_size_bytes(current_setting('max_wal_size')) \
+        / (1 + current_setting('checkpoint_completion_target')::float8) \
+    OR (written > 0 AND now() - checkpoint_time > current_setting('checkpoint_timeout')::interval) \
+    FROM (SELECT pg_current_wal_insert_lsn() - redo_lsn AS written, checkpoint_time FROM pg_control_checkpoint()) AS last";
 
 /// The first backend's thread.
 pub(super) struct FirstBackend {
@@ -38,7 +49,7 @@ impl FirstBackend {
     pub(super) fn start(
         program: &Arc<Program>,
         files: &Arc<Mutex<Tree>>,
-        settings: &Settings,
+        settings: &SharedSettings,
         seats: &Arc<Seats>,
         log: &LogSink,
     ) -> anyhow::Result<(Self, Fork)> {
@@ -46,22 +57,32 @@ impl FirstBackend {
         let checkpoint = bell.clone();
         seats.set_checkpointer(move |done| checkpoint.ring(|news| news.checkpoints.push(done)));
         let (started, start) = bounded(1);
-        let boot = {
+        let run = {
             let (program, files, settings) = (program.clone(), files.clone(), settings.clone());
             let (seats, log, bell) = (seats.clone(), log.clone(), bell.clone());
             move || match boot(&program, files, &settings, &seats, log) {
                 Ok((backend, fork)) => {
                     let _ = started.send(Ok(fork));
-                    keep_house(backend, &bell);
+                    keep_house(backend, &seats, &bell);
                 }
                 Err(error) => {
                     let _ = started.send(Err(error));
                 }
             }
         };
-        let thread = thread::Builder::new().name("first backend".into()).stack_size(THREAD_STACK).spawn(boot)?;
+        let thread = thread::Builder::new().name("first backend".into()).stack_size(THREAD_STACK).spawn(run)?;
         let fork = start.recv().context("the first backend's thread is gone")??;
         Ok((Self { thread: Mutex::new(Some(thread)), bell }, fork))
+    }
+
+    /// The cluster's files after a checkpoint.
+    ///
+    /// # Errors
+    /// When the cluster crashes meanwhile.
+    pub(super) fn freeze(&self) -> anyhow::Result<Arc<FrozenTree>> {
+        let (frozen, answer) = bounded(1);
+        self.bell.ring(|news| news.freezes.push(frozen));
+        answer.recv().context("the cluster has crashed")
     }
 
     /// Shuts the cluster down, and waits until that is done.
@@ -78,7 +99,7 @@ impl FirstBackend {
 fn boot(
     program: &Program,
     files: Arc<Mutex<Tree>>,
-    settings: &Settings,
+    settings: &SharedSettings,
     seats: &Arc<Seats>,
     log: LogSink,
 ) -> anyhow::Result<(Backend, Fork)> {
@@ -103,10 +124,15 @@ fn boot(
 }
 
 /// Runs until the cluster is to be shut down, or has crashed.
-fn keep_house(mut backend: Backend, bell: &Arc<Bell>) {
+fn keep_house(mut backend: Backend, seats: &Seats, bell: &Arc<Bell>) {
     backend.signals().set_waker(Some(bell.waker()));
+    let mut turns = 0;
     loop {
-        let news = bell.wait();
+        let news = bell.wait(Instant::now() + LOOK);
+        let has_happened = seats.turns() != turns;
+        if news.is_nothing() && !has_happened {
+            continue;
+        }
         if backend.take_turn().is_err() {
             // Another session has crashed: there is nothing to put in order, recovery will.
             return;
@@ -117,26 +143,39 @@ fn keep_house(mut backend: Backend, bell: &Arc<Bell>) {
             }
             return;
         }
-        if let Err(error) = attend(&mut backend, &news) {
+        if let Err(error) = attend(&mut backend, news, has_happened) {
             tracing::error!("the first backend has crashed: {error:#}");
             backend.crash();
             return;
         }
         backend.signals().set_waker(Some(bell.waker()));
         backend.end_turn();
+        turns = seats.turns();
     }
 }
 
-/// Does what the news ask for. Those who wait for a checkpoint learn of its end when `news` are dropped.
+/// Does what the news ask for, and what is due. Those who wait for a checkpoint learn of its end when `news` are dropped.
 ///
 /// # Errors
 /// When the backend traps.
-fn attend(backend: &mut Backend, news: &News) -> anyhow::Result<()> {
+fn attend(backend: &mut Backend, news: News, has_happened: bool) -> anyhow::Result<()> {
     backend.handle_idle_interrupts()?;
-    if !news.checkpoints.is_empty() {
+    let is_asked_for = !news.checkpoints.is_empty() || !news.freezes.is_empty();
+    if is_asked_for || (has_happened && is_checkpoint_due(backend)?) {
         backend.execute("CHECKPOINT")?;
     }
+    if !news.freezes.is_empty() {
+        let frozen = backend.guest().files.tree().lock().freeze();
+        for freeze in news.freezes {
+            let _ = freeze.send(frozen.clone());
+        }
+    }
     Ok(())
+}
+
+fn is_checkpoint_due(backend: &mut Backend) -> anyhow::Result<bool> {
+    let rows = backend.query(IS_CHECKPOINT_DUE)?;
+    Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
 }
 
 /// What wakes the first backend.
@@ -152,6 +191,14 @@ struct News {
     signal: bool,
     /// Who waits for a checkpoint.
     checkpoints: Vec<Sender<()>>,
+    /// Who waits for the cluster's files.
+    freezes: Vec<Sender<Arc<FrozenTree>>>,
+}
+
+impl News {
+    fn is_nothing(&self) -> bool {
+        !self.stop && !self.signal && self.checkpoints.is_empty() && self.freezes.is_empty()
+    }
 }
 
 impl Bell {
@@ -160,10 +207,10 @@ impl Bell {
         self.rung.notify_one();
     }
 
-    /// Waits for news, and takes them.
-    fn wait(&self) -> News {
+    /// Waits for news until `deadline`, and takes them.
+    fn wait(&self, deadline: Instant) -> News {
         let mut news = self.news.lock();
-        self.rung.wait_while(&mut news, |news| !news.stop && !news.signal && news.checkpoints.is_empty());
+        self.rung.wait_while_until(&mut news, |news| news.is_nothing(), deadline);
         std::mem::take(&mut news)
     }
 
