@@ -24,7 +24,7 @@ impl LineConsole {
 
     /// The terminal of a client's session: what is only about the session is told to the client, and to the log for those who look for details.
     pub(crate) fn of_session(log: LogSink) -> Self {
-        Self { has_client: true, ..Self::new(log, "postgres") }
+        Self { log, target: "postgres", has_client: true, lines: [Vec::new(), Vec::new()] }
     }
 
     fn line(&self, line: &[u8]) {
