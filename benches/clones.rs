@@ -14,7 +14,7 @@ use std::{
 };
 
 use pglite_port::{
-    connection::{Connections, Request, Sessions, Task},
+    connection::{Connections, Mode, Request, Sessions, Task},
     databases::{Databases, Places, Settings},
     frame::{Kind, Options},
     log::LogSink,
@@ -52,7 +52,8 @@ fn main() -> ExitCode {
 
 fn open(warm: usize) -> Arc<Databases> {
     let settings = Settings { warm, ..Settings::default() };
-    Arc::new(Databases::open(&Places::default(), settings, LogSink::new(|_, _, _, _| {})).expect("databases"))
+    let log = LogSink::new(|_, _, _, _| {});
+    Arc::new(Databases::open(&Places::default(), Mode::Isolated, settings, log).expect("databases"))
 }
 
 fn connect(connections: &Arc<Connections>, id: u32) -> Local {

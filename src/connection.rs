@@ -29,9 +29,6 @@ use boundary::Followed;
 #[cfg(test)]
 mod tests;
 
-/// The stack of a connection's thread, in bytes: the guest recurses on it. Only what is touched takes memory.
-pub const STACK_SIZE: usize = 64 << 20;
-
 /// How long a client may take over its startup packet (PostgreSQL's default `authentication_timeout`).
 pub const STARTUP_TIMEOUT: Duration = Duration::from_mins(1);
 

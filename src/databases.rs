@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context;
+use parking_lot::Mutex;
 
 use crate::{
     connection::{Answer, Mode, SessionEnd, SessionRequest, Sessions},
@@ -10,10 +11,11 @@ use crate::{
     guest::client::Client,
     isolated::Isolated,
     log::LogSink,
+    postmaster::Postmaster,
     template::Templates,
 };
 
-pub use crate::isolated::Start;
+pub use crate::{isolated::Start, postmaster::SharedSettings};
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]
@@ -25,31 +27,52 @@ pub struct Places {
 }
 
 /// How clusters are made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// How many clones of each template in use are kept ready.
     pub warm: usize,
     /// How the cluster of an isolated connection starts.
     pub start: Start,
+    /// The shared cluster's.
+    pub shared: SharedSettings,
 }
 
 /// Every cluster of this program.
 pub struct Databases {
     templates: Arc<Templates>,
     isolated: Isolated,
+    settings: SharedSettings,
+    log: LogSink,
+    /// The shared cluster, started when somebody first wants it.
+    postmaster: Mutex<Option<Arc<Postmaster>>>,
 }
 
 impl Databases {
-    /// Loads everything that a first connection needs, or makes it, which takes some seconds once.
+    /// Loads everything that a first connection of that mode needs, or makes it, which takes some seconds once.
     ///
     /// # Errors
     /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
-    pub fn open(places: &Places, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
-        let templates = Templates::open(places.pglite.as_deref(), places.cache.as_deref(), settings.warm, log)?;
+    pub fn open(places: &Places, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
+        let (pglite, cache) = (places.pglite.as_deref(), places.cache.as_deref());
+        let templates = Templates::open(pglite, cache, settings.warm, log.clone())?;
         let templates = Arc::new(templates);
         let isolated = Isolated::new(templates.clone(), settings.start);
-        isolated.warm_up().context("the first database cannot be prepared")?;
-        Ok(Self { templates, isolated })
+        let databases = Self { templates, isolated, settings: settings.shared, log, postmaster: Mutex::default() };
+        match mode {
+            Mode::Shared => drop(databases.postmaster()?),
+            Mode::Isolated => databases.isolated.warm_up().context("the first database cannot be prepared")?,
+        }
+        Ok(databases)
+    }
+
+    /// What runs the shared cluster.
+    fn postmaster(&self) -> anyhow::Result<Arc<Postmaster>> {
+        let mut postmaster = self.postmaster.lock();
+        if let Some(postmaster) = &*postmaster {
+            return Ok(postmaster.clone());
+        }
+        let started = Postmaster::start(&self.templates, self.settings.clone(), self.log.clone())?;
+        Ok(postmaster.insert(started).clone())
     }
 
     /// The templates that connections can get a clone of.
@@ -63,10 +86,7 @@ impl Sessions for Databases {
     fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd {
         let served = match request.mode {
             Mode::Isolated => self.isolated.serve(&request, client),
-            Mode::Shared => {
-                let message = "shared clusters are not available yet; use --mode isolated";
-                return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
-            }
+            Mode::Shared => self.postmaster().and_then(|postmaster| postmaster.serve(&request, client)),
         };
         served.unwrap_or_else(|error| {
             tracing::error!("a session could not be started: {error:#}");
@@ -74,8 +94,17 @@ impl Sessions for Databases {
         })
     }
 
+    fn shut_down(&self) {
+        if let Some(postmaster) = self.postmaster.lock().take() {
+            postmaster.shut_down();
+        }
+    }
+
     fn stats(&self) -> Vec<(&'static str, String)> {
-        self.isolated.stats()
+        let mut stats = self.isolated.stats();
+        let sessions = self.postmaster.lock().as_ref().map_or(0, |postmaster| postmaster.sessions());
+        stats.push(("shared_sessions", sessions.to_string()));
+        stats
     }
 
     fn memory(&self) -> Answer {

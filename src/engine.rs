@@ -1,6 +1,12 @@
 //! Wasmtime's configuration, and compiled code that is kept in the cache.
 
-use std::{io::IsTerminal, num::NonZeroUsize, time::Duration};
+use std::{
+    io::{self, IsTerminal},
+    num::NonZeroUsize,
+    panic::resume_unwind,
+    thread,
+    time::Duration,
+};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,12 +16,26 @@ use crate::{artefact::hex_digest, cache::Cache};
 
 /// The bytes of native stack that wasm may use in one thread before it traps.
 ///
-/// `PostgreSQL` stops recursion by itself at `max_stack_depth`, which it measures on the stack in linear memory; the native
-/// stack has to be so much larger that this happens first, whatever the ratio of the two in one function.
-pub const WASM_STACK: usize = 48 << 20;
+/// `PostgreSQL` stops recursion by itself before that: see `guest::stack`.
+pub const WASM_STACK: usize = 34 << 20;
 
 /// The stack of a thread that runs wasm: [`WASM_STACK`] and room for the host functions at its end. Untouched pages cost nothing.
 pub const THREAD_STACK: usize = WASM_STACK + (4 << 20);
+
+/// Runs `work`, which runs wasm, on a thread with a stack of [`THREAD_STACK`], and waits for it.
+///
+/// # Errors
+/// When the operating system has no thread to spare.
+///
+/// # Panics
+/// If `work` does.
+pub(crate) fn on_wasm_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread =
+            thread::Builder::new().name("wasm".to_owned()).stack_size(THREAD_STACK).spawn_scoped(scope, work)?;
+        Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
 
 /// Compiles wasm once and keeps the result.
 #[derive(Clone)]

@@ -7,10 +7,11 @@ use parking_lot::Mutex;
 use crate::{
     backend::{Backend, BackendKey, Ended, Requests, Session},
     cancel::Interrupt,
+    cluster::Signal,
     connection::{Answer, Request, SessionEnd, SessionRequest, Task},
     error_response::{ErrorResponse, sqlstate},
     footprint::{Footprint, PageMap, PrivateBytes},
-    guest::{Signal, client::Client},
+    guest::client::Client,
     log::LogSink,
     random,
     template::{DEFAULT, LineConsole, Template, TemplateError, Templates},
@@ -65,10 +66,8 @@ impl Isolated {
             Err(TemplateError::Broken(error)) => return Err(error),
             Err(TemplateError::Unknown(name)) => {
                 let what = if request.template.is_some() { "template" } else { "database" };
-                let report = ErrorResponse::fatal(
-                    sqlstate::INVALID_CATALOG_NAME,
-                    format!("{what} \"{name}\" does not exist"),
-                );
+                let report =
+                    ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, format!("{what} \"{name}\" does not exist"));
                 return Ok(SessionEnd::Refused(report.with_hint("Prepare it: pglite-port prepare NAME --sql FILE")));
             }
         };
@@ -95,7 +94,7 @@ impl Isolated {
     }
 
     fn start(&self, template: &Arc<Template>, log: &LogSink) -> anyhow::Result<Backend> {
-        let console = Box::new(LineConsole::new(log.clone(), "postgres"));
+        let console = Box::new(LineConsole::of_session(log.clone()));
         match self.start {
             Start::Clone => self.templates.pool().take(template, console),
             Start::Boot => template.boot(self.templates.program(), console),
@@ -244,7 +243,7 @@ impl ClusterRequests<'_> {
             let message = "the database cannot be frozen while a transaction is open on its connection; end it first";
             return Err(ErrorResponse::error(sqlstate::OBJECT_IN_USE, message));
         }
-        let console = Box::new(LineConsole::new(self.request.log.clone(), "postgres"));
+        let console = Box::new(LineConsole::of_session(self.request.log.clone()));
         let files = backend.copy(self.isolated.templates.program(), console).and_then(|mut copy| {
             let tree = copy.guest().files.tree().clone();
             copy.shut_down()?;

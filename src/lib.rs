@@ -18,9 +18,12 @@
 //!
 //! From a session to the wasm:
 //! * [`databases`]: which cluster a connection gets.
+//! * `postmaster`: the shared cluster and its sessions.
+//! * `cluster`: what the sessions of a cluster share besides its files.
 //! * `isolated`: connections with a cluster of their own.
 //! * [`template`]: clusters prepared and frozen, and their clones.
 //! * `footprint`: how much memory a backend has for itself.
+//! * `answer`: what PostgreSQL answers, as far as the host reads it.
 //! * `backend`: one wasm instance of PostgreSQL, from its start to its end.
 //! * `program`: the wasm, instrumented, compiled and linked.
 //! * [`engine`]: Wasmtime's configuration, compiled code in the cache.
@@ -32,10 +35,12 @@
 //! * `random`: bytes that nobody can guess.
 //! * [`artefact`]: the pinned PGlite files.
 
+mod answer;
 pub mod artefact;
 mod backend;
 pub mod cache;
 pub mod cancel;
+mod cluster;
 pub mod connection;
 pub mod databases;
 pub mod engine;
@@ -50,6 +55,7 @@ mod isolated;
 pub mod log;
 mod outbox;
 pub mod port;
+mod postmaster;
 mod program;
 mod random;
 mod relay;

@@ -14,11 +14,11 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, unbounded};
 use pglite_port::{
     connection::Mode,
-    databases::{Databases, Places, Settings},
+    databases::{Databases, Places, Settings, SharedSettings},
     log::LogSink,
     port::{self, Ending},
     serve,
@@ -59,6 +59,8 @@ enum Command {
     Port {
         #[command(flatten)]
         clones: CloneOptions,
+        #[command(flatten)]
+        shared: SharedOptions,
     },
     /// Listen on a socket for psql and every other client, and print the URL when ready
     Serve {
@@ -67,6 +69,8 @@ enum Command {
         listen: String,
         #[command(flatten)]
         clones: CloneOptions,
+        #[command(flatten)]
+        shared: SharedOptions,
     },
     /// Prepare a template, of which connections in mode `isolated` get clones: a database, filled by SQL files
     Prepare {
@@ -96,6 +100,52 @@ struct CloneOptions {
     /// Keep this many clones of each template in use ready, refilled in the background
     #[arg(long, value_name = "N", default_value_t = 0)]
     warm: usize,
+}
+
+/// The shared cluster.
+#[derive(Args)]
+struct SharedOptions {
+    /// How many clients can be connected to the shared cluster at once
+    #[arg(long, value_name = "N", default_value_t = SharedSettings::default().max_connections)]
+    max_connections: u16,
+    /// Size of the shared cluster's shared_buffers in MB
+    #[arg(long, value_name = "MB", default_value_t = SharedSettings::default().shared_buffers)]
+    shared_buffers: u32,
+    /// Whether tables of the shared cluster are vacuumed and analyzed without being asked: on or off
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_or_off)]
+    autovacuum: bool,
+    /// Another setting of the shared cluster, as in postgresql.conf; may be given several times
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+}
+
+impl SharedOptions {
+    fn settings(&self) -> SharedSettings {
+        SharedSettings {
+            max_connections: self.max_connections,
+            shared_buffers: self.shared_buffers,
+            autovacuum: self.autovacuum,
+            further: self.settings.clone(),
+        }
+    }
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("use on or off".to_owned()),
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("use NAME=VALUE")?;
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
+    if is_name {
+        Ok((name.to_owned(), value.to_owned()))
+    } else {
+        Err(format!("{name:?} is not the name of a setting"))
+    }
 }
 
 /// Where the engine finds and keeps its files.
@@ -133,8 +183,8 @@ fn main() -> ExitCode {
 fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
-        Command::Port { clones } => {
-            let sessions = command_line.open_databases(clones)?;
+        Command::Port { clones, shared } => {
+            let sessions = command_line.open_databases(clones, shared)?;
             // A terminal's Ctrl-C reaches the whole job; whether it is over is the parent's decision.
             flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
             let signals = receive_signals(&[SIGTERM])?;
@@ -145,8 +195,8 @@ fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(2));
             }
         }
-        Command::Serve { listen, clones } => {
-            let sessions = command_line.open_databases(clones)?;
+        Command::Serve { listen, clones, shared } => {
+            let sessions = command_line.open_databases(clones, shared)?;
             let signals = receive_signals(&[SIGINT, SIGTERM])?;
             serve::run(listen, sessions, mode, &signals, print_url)?;
         }
@@ -168,11 +218,11 @@ fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
 }
 
 impl CommandLine {
-    fn open_databases(&self, clones: &CloneOptions) -> anyhow::Result<Arc<Databases>> {
+    fn open_databases(&self, clones: &CloneOptions, shared: &SharedOptions) -> anyhow::Result<Arc<Databases>> {
         let engine = &self.engine;
         let places = Places { pglite: engine.pglite_dir.clone(), cache: engine.cache_dir.clone() };
-        let settings = Settings { warm: clones.warm, ..Settings::default() };
-        Ok(Arc::new(Databases::open(&places, settings, LogSink::to_own_log())?))
+        let settings = Settings { warm: clones.warm, shared: shared.settings(), ..Settings::default() };
+        Ok(Arc::new(Databases::open(&places, self.mode, settings, LogSink::to_own_log())?))
     }
 }
 

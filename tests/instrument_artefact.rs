@@ -266,7 +266,14 @@ fn addresses_are_those_of_the_variables_named() {
         assert!(u64::from(address) < facts.memory.minimum * 65_536, "{symbol} at {address}");
     }
     assert!(matches!(facts.address("NoSuchVariable"), Err(InstrumentError::Evidence { .. })));
-    for address in [facts.errno, facts.my_cancel_key, facts.my_cancel_key_length, facts.signal_handlers] {
+    for address in [
+        facts.errno,
+        facts.my_cancel_key,
+        facts.my_cancel_key_length,
+        facts.signal_handlers,
+        facts.encoding_names,
+        facts.encoding_functions,
+    ] {
         assert!(address % 4 == 0 && address < facts.stack_pointer, "{address}");
     }
 }

@@ -28,13 +28,14 @@ pub(crate) const START_PARAMETERS: &[&str] = &[
 ];
 
 impl Backend {
-    /// Starts `PostgreSQL` on the cluster in the backend's files, connected to `database` as the bootstrap superuser.
+    /// Starts `PostgreSQL` on the cluster in the backend's files, connected to `database` as the bootstrap superuser, with further arguments.
     ///
     /// # Errors
     /// When it does not start; its own messages are in the log.
-    pub(crate) fn boot(&mut self, database: &str) -> anyhow::Result<()> {
+    pub(crate) fn boot(&mut self, database: &str, settings: &[String]) -> anyhow::Result<()> {
         self.call::<i32, i32>("pgl_setPGliteActive", 1)?;
-        let arguments = [START_PARAMETERS, &["-D", DATA_DIRECTORY, database]].concat();
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let arguments = [START_PARAMETERS, &settings, &["-D", DATA_DIRECTORY, database]].concat();
         let status = self.main(EXECUTABLE, &arguments)?;
         ensure!(status == EXIT_ALIVE, "PostgreSQL did not start on database \"{database}\" (exit status {status})");
         self.call::<(), ()>("pgl_startPGlite", ()).context("PostgreSQL cannot be made to listen")

@@ -35,7 +35,7 @@ impl Backend {
     ) -> anyhow::Result<()> {
         let memory = self.exports()?.memory;
         image.reset(&mut self.store, memory)?;
-        self.set_registers(registers)?;
+        registers.set_globals(&mut self.store)?;
         rewind_libraries(&mut self.store, &registers.libraries)?;
         let guest = self.store.data_mut();
         guest.files.restart(tree, process);

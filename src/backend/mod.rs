@@ -4,10 +4,14 @@
 //! * `boot`: starting `PostgreSQL` in it
 //! * `sql`: having it run SQL of the host's own
 //! * `copies`: going back, and making copies
-//! * `session`: one client's session in it
+//! * `session`: one client's session in a backend of its own
+//! * `fork`: further sessions of a running cluster
+//! * `registers`: its state outside memory and files
 
 mod boot;
 mod copies;
+mod fork;
+mod registers;
 mod session;
 mod sql;
 
@@ -17,21 +21,21 @@ use std::sync::{
 };
 
 use anyhow::{Context, ensure};
-use wasmtime::{Global, Ref, Store, TypedFunc, Val, ValType, WasmParams, WasmResults};
+use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
 use wasmtime_wasi::I32Exit;
 
 use crate::{
-    guest::{
-        CALLBACKS, ClientStream, Exports, Guest, LibrariesImage, Library, Setup, Signals, memory, restore_libraries,
-    },
+    cluster::{Crashed, Seat, Signals},
+    guest::{CALLBACKS, ClientStream, Exports, Guest, Library, Setup, memory, restore_libraries},
     image::Image,
     instrument::Facts,
     program::Program,
 };
 
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
+pub(crate) use fork::{Child, Fork};
+pub(crate) use registers::Registers;
 pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended, Requests, Session};
-pub(crate) use sql::SqlError;
 
 /// A running backend, on whatever thread has it.
 pub(crate) struct Backend {
@@ -44,21 +48,6 @@ struct Hot {
     pending_input: TypedFunc<(), i32>,
     main_loop_once: TypedFunc<(), ()>,
     stack_pointer: Global,
-}
-
-/// The state of a backend outside its linear memory and its files.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Registers {
-    /// Every mutable global by its export's name; an `i32` is kept as an `i64`.
-    globals: Vec<(String, i64)>,
-    libraries: LibrariesImage,
-}
-
-impl Registers {
-    /// The side modules that the backend had loaded: path in the guest's files, and hash.
-    pub(crate) fn libraries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.libraries.libraries()
-    }
 }
 
 impl Backend {
@@ -86,7 +75,7 @@ impl Backend {
         libraries: &[Arc<Library>],
     ) -> anyhow::Result<Self> {
         let mut backend = Self::instantiate(program, setup, image)?;
-        backend.set_registers(registers)?;
+        registers.set_globals(&mut backend.store)?;
         restore_libraries(&mut backend.store, &registers.libraries, libraries)?;
         Ok(backend)
     }
@@ -149,37 +138,9 @@ impl Backend {
     /// What is to be kept of this backend besides its memory and its files.
     ///
     /// # Errors
-    /// When it is not a backend of the instrumented program.
+    /// As [`Registers::capture`].
     pub(crate) fn registers(&mut self) -> anyhow::Result<Registers> {
-        let instance = self.exports()?.instance;
-        let facts = self.facts().clone();
-        let mut globals = Vec::new();
-        for name in &facts.mutable_globals {
-            let global =
-                instance.get_global(&mut self.store, name).with_context(|| format!("there is no global {name}"))?;
-            let value = match global.get(&mut self.store) {
-                Val::I32(value) => value.into(),
-                Val::I64(value) => value,
-                other => anyhow::bail!("the global {name} is a {other:?}"),
-            };
-            globals.push((name.clone(), value));
-        }
-        let guest = self.store.data();
-        Ok(Registers { globals, libraries: guest.libraries.image() })
-    }
-
-    fn set_registers(&mut self, registers: &Registers) -> anyhow::Result<()> {
-        let instance = self.exports()?.instance;
-        for (name, value) in &registers.globals {
-            let global =
-                instance.get_global(&mut self.store, name).with_context(|| format!("there is no global {name}"))?;
-            let value = match global.ty(&self.store).content() {
-                ValType::I64 => Val::I64(*value),
-                _ => Val::I32(i32::try_from(*value)?),
-            };
-            global.set(&mut self.store, value)?;
-        }
-        Ok(())
+        Registers::capture(&mut self.store)
     }
 
     /// The linear memory.
@@ -193,6 +154,28 @@ impl Backend {
     /// The guest's files and the rest of its state.
     pub(crate) fn guest(&mut self) -> &mut Guest {
         self.store.data_mut()
+    }
+
+    /// Waits for its turn in the cluster that it shares with others.
+    ///
+    /// # Errors
+    /// [`Crashed`]
+    pub(crate) fn take_turn(&mut self) -> Result<(), Crashed> {
+        self.store.data_mut().seat.as_mut().map_or(Ok(()), Seat::take_turn)
+    }
+
+    /// Ends its turn.
+    pub(crate) fn end_turn(&mut self) {
+        if let Some(seat) = &mut self.store.data_mut().seat {
+            seat.end_turn();
+        }
+    }
+
+    /// It has trapped during its turn: its whole cluster ends.
+    pub(crate) fn crash(&mut self) {
+        if let Some(seat) = &mut self.store.data_mut().seat {
+            seat.crash();
+        }
     }
 
     /// How other threads interrupt it.
@@ -221,6 +204,7 @@ impl Backend {
     fn call<P: WasmParams, R: WasmResults>(&mut self, name: &str, parameters: P) -> anyhow::Result<R> {
         let instance = self.exports()?.instance;
         let function = instance.get_typed_func::<P, R>(&mut self.store, name)?;
+        self.store.data_mut().native_stack.begin();
         Ok(function.call(&mut self.store, parameters)?)
     }
 

@@ -4,12 +4,9 @@ use std::time::Instant;
 
 use wasmtime_wasi::I32Exit;
 
-use super::{
-    Backend,
-    boot::EXIT_ALIVE,
-    sql::{message, messages},
-};
+use super::{Backend, boot::EXIT_ALIVE};
 use crate::{
+    answer::{message, messages},
     guest::{
         ClientStream,
         client::{Client, Interest, Readiness},
@@ -170,6 +167,7 @@ impl Backend {
     pub(super) fn run_message(&mut self) -> anyhow::Result<()> {
         let (run, stack) = (self.hot.main_loop_once.clone(), self.hot.stack_pointer);
         let stack_pointer = stack.get(&mut self.store);
+        self.store.data_mut().native_stack.begin();
         let Err(error) = run.call(&mut self.store, ()) else { return Ok(()) };
         match error.downcast_ref::<I32Exit>() {
             Some(I32Exit(EXIT_LONGJMP)) => {
@@ -187,7 +185,7 @@ impl Backend {
             let guest = self.store.data_mut();
             // What the client has sent by now comes first, so that requests are in order with it.
             let deadline = if asked.is_some() { Some(Instant::now()) } else { guest.timers.next() };
-            match (guest.client.wait(Interest::Read, deadline), asked) {
+            match (guest.wait(Interest::Read, deadline)?, asked) {
                 (Readiness::Ready, _) => return Ok(()),
                 (Readiness::TimedOut, Some(requests)) => requests.handle(self)?,
                 (Readiness::Woken | Readiness::TimedOut, _) => self.handle_idle_interrupts()?,
@@ -196,7 +194,7 @@ impl Backend {
     }
 
     /// Signals and timers between two messages: a cancel has nothing to cancel, everything else may end the session.
-    fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
         deliver(&mut self.store)?;
         let facts = self.facts();
         let (cancel, interrupt) = (facts.address("QueryCancelPending")?, facts.address("InterruptPending")?);

@@ -31,7 +31,11 @@ struct State {
     interrupter: Option<Interrupter>,
     /// What the session is to do between two of its client's commands.
     requests: VecDeque<Request>,
+    attendant: Option<Attendant>,
 }
+
+/// Handles requests in the place of a session.
+type Attendant = Arc<dyn Fn(Request) + Send + Sync>;
 
 /// Keeps a session registered; dropping it ends that.
 #[must_use = "dropping it at once unregisters the session"]
@@ -89,8 +93,27 @@ impl Control {
     /// Asks something of the session, or of the one that is to come. It is told when it waits for its client; a request that it
     /// does not get to any more answers for itself.
     pub fn ask(&self, request: Request) {
-        self.0.state.lock().requests.push_back(request);
-        self.0.waker.wake();
+        let attendant = {
+            let mut state = self.0.state.lock();
+            let Some(attendant) = &state.attendant else {
+                state.requests.push_back(request);
+                drop(state);
+                return self.0.waker.wake();
+            };
+            attendant.clone()
+        };
+        attendant(request);
+    }
+
+    /// From now on requests go to `attendant` rather than to the session, which has no moment between two commands for them. It must not block.
+    pub fn attend_requests(&self, attendant: impl Fn(Request) + Send + Sync + 'static) {
+        let attendant: Attendant = Arc::new(attendant);
+        let waiting = {
+            let mut state = self.0.state.lock();
+            state.attendant = Some(attendant.clone());
+            std::mem::take(&mut state.requests)
+        };
+        waiting.into_iter().for_each(|request| attendant(request));
     }
 
     /// Whether something is asked of the session. For the session itself, as is [`Control::take_request`].

@@ -11,9 +11,10 @@ use std::{
 use crossbeam_channel::{Receiver, at, bounded, select};
 use parking_lot::{Condvar, Mutex};
 
-use super::{Control, Opening, STACK_SIZE, STARTUP_TIMEOUT, Sessions, attend};
+use super::{Control, Opening, STARTUP_TIMEOUT, Sessions, attend};
 use crate::{
     cancel::{CancelRegistry, Interrupt},
+    engine::THREAD_STACK,
     error_response::ErrorResponse,
     guest::client::Client,
 };
@@ -68,11 +69,13 @@ impl Connections {
         // Dropped with the closure if the thread does not start.
         let leave = Leave { connections: self.clone(), number };
         let on_thread = control.clone();
-        thread::Builder::new().name(format!("connection-{}", opening.id)).stack_size(STACK_SIZE).spawn(move || {
-            let _span = tracing::info_span!("connection", id = opening.id).entered();
-            let report = attend(&leave.connections, client.clone(), &opening, &on_thread);
-            on_end(client, report);
-        })?;
+        thread::Builder::new().name(format!("connection-{}", opening.id)).stack_size(THREAD_STACK).spawn(
+            move || {
+                let _span = tracing::info_span!("connection", id = opening.id).entered();
+                let report = attend(&leave.connections, client.clone(), &opening, &on_thread);
+                on_end(client, report);
+            },
+        )?;
         Ok(control)
     }
 

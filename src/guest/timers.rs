@@ -13,7 +13,8 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use wasmtime::{AsContextMut, Caller, Linker};
 
-use super::{Guest, Signals};
+use super::Guest;
+use crate::cluster::Signals;
 
 /// `ITIMER_REAL`, `ITIMER_VIRTUAL` and `ITIMER_PROF`; Emscripten runs all three on real time.
 const TIMERS: usize = 3;

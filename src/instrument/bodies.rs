@@ -1,5 +1,6 @@
 //! What is read out of the bodies of found functions: places to change, and addresses.
 
+use serde::{Deserialize, Serialize};
 use wasmparser::Operator;
 
 use super::InstrumentError;
@@ -138,12 +139,143 @@ pub(super) fn cancel_key_length(target: &Target, operators: &[Operator], key: u3
         ] if value.cast_unsigned() == key && memarg.offset == 0 => Some(length.cast_unsigned()),
         _ => None,
     };
-    let mut lengths: Vec<u32> = operators.windows(4).filter_map(argument).collect();
-    lengths.dedup();
-    match lengths[..] {
-        [length] => Ok(length),
-        _ => Err(refusal(target, &format!("one that passes the cancel key with {} lengths", lengths.len()))),
+    same(target, "a length of the cancel key", operators, 4, argument)
+}
+
+/// Where `check_stack_depth` or `stack_is_too_deep` measures the stack.
+pub(super) struct StackMeasure {
+    /// Addresses of `stack_base_ptr` and `max_stack_depth_bytes`, the lower first.
+    pub(super) variables: [u32; 2],
+    /// The instruction that compares the depth, which is on top of the stack there, with its limit.
+    pub(super) compared_at: usize,
+}
+
+/// Finds `labs(stack_base_ptr - &here) > max_stack_depth_bytes`.
+pub(super) fn stack_measure(target: &Target, operators: &[Operator]) -> Result<StackMeasure, InstrumentError> {
+    let absolute = |window: &[Operator]| match *window {
+        [
+            Operator::I32Const { value: 31 },
+            Operator::I32ShrS,
+            Operator::LocalTee { local_index: sign },
+            Operator::I32Xor,
+            Operator::LocalGet { local_index: subtracted },
+            Operator::I32Sub,
+            Operator::I32GeS | Operator::I32LtS,
+        ] if sign == subtracted => Some(()),
+        _ => None,
+    };
+    let variable = |pair: &[Operator]| match *pair {
+        [Operator::I32Const { value: address }, Operator::I32Load { memarg }] if memarg.offset == 0 => {
+            Some(address.cast_unsigned())
+        }
+        _ => None,
+    };
+    let (at, ()) = once(target, "an absolute difference compared", operators, 7, absolute)?;
+    let mut variables: Vec<u32> = operators[..at].windows(2).filter_map(variable).collect();
+    variables.sort_unstable();
+    match variables[..] {
+        [first, second] => Ok(StackMeasure { variables: [first, second], compared_at: at + 6 }),
+        _ => Err(refusal(target, &format!("one that measures with {} variables", variables.len()))),
     }
+}
+
+/// The address of `pg_enc2name_tbl`, entries of eight bytes that begin with a name, which error messages name four times.
+pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let name = |window: &[Operator]| match *window {
+        [
+            Operator::I32Const { value: 3 },
+            Operator::I32Shl,
+            Operator::I32Const { value: table },
+            Operator::I32Add,
+            Operator::I32Load { memarg },
+        ] if memarg.offset == 0 => Some(table.cast_unsigned()),
+        _ => None,
+    };
+    same(target, "a name of an encoding", operators, 5, name)
+}
+
+/// The address of `pg_wchar_table`, whose entries are seven words, the last of them `maxmblen`.
+pub(super) fn encoding_functions(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let longest = |window: &[Operator]| match *window {
+        [
+            Operator::LocalGet { local_index: 0 },
+            Operator::I32Const { value: 28 },
+            Operator::I32Mul,
+            Operator::I32Const { value: table },
+            Operator::I32Add,
+            Operator::I32Load { memarg },
+        ] if memarg.offset == 24 => Some(table.cast_unsigned()),
+        _ => None,
+    };
+    Ok(once(target, "a look at the table of encodings", operators, 6, longest)?.1)
+}
+
+/// What every place in a body gave where `length` instructions match: they must agree.
+fn same(
+    target: &Target,
+    what: &str,
+    operators: &[Operator],
+    length: usize,
+    matches: impl Fn(&[Operator]) -> Option<u32>,
+) -> Result<u32, InstrumentError> {
+    let mut found: Vec<u32> = operators.windows(length).filter_map(matches).collect();
+    found.dedup();
+    match found[..] {
+        [address] => Ok(address),
+        _ => Err(refusal(target, &format!("one where {what} is at {} addresses", found.len()))),
+    }
+}
+
+/// What makes a backend the one that makes the checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointer {
+    /// Address of `MyBackendType` (`src/backend/utils/init/miscinit.c`).
+    pub my_backend_type: u32,
+    /// The value `B_CHECKPOINTER` of it.
+    pub backend_type: u32,
+    /// Address of `CheckpointerShmem` (`src/backend/postmaster/checkpointer.c`), a pointer to a structure that begins with the checkpointer's process id.
+    pub shared: u32,
+}
+
+impl Checkpointer {
+    /// Reads it out of `ForwardSyncRequest`: `if (AmCheckpointerProcess()) …`, `if (CheckpointerShmem->checkpointer_pid == 0 …`.
+    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
+        let is_checkpointer = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: address },
+                Operator::I32Load { memarg },
+                Operator::I32Const { value },
+                Operator::I32Eq | Operator::I32Ne,
+            ] if memarg.offset == 0 => Some((address.cast_unsigned(), value.cast_unsigned())),
+            _ => None,
+        };
+        let process_id = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: address },
+                Operator::I32Load { memarg: pointer },
+                Operator::LocalTee { .. },
+                Operator::I32Load { memarg: process_id },
+                Operator::I32Eqz,
+            ] if pointer.offset == 0 && process_id.offset == 0 => Some(address.cast_unsigned()),
+            _ => None,
+        };
+        let (_, (my_backend_type, backend_type)) =
+            once(target, "a comparison of MyBackendType", operators, 4, is_checkpointer)?;
+        let (_, shared) = once(target, "a look for the checkpointer's process id", operators, 5, process_id)?;
+        Ok(Self { my_backend_type, backend_type, shared })
+    }
+}
+
+/// The address of the variable that a function looks at before anything else.
+pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let load = |pair: &[Operator]| match *pair {
+        [Operator::I32Const { value: address }, Operator::I32Load { memarg } | Operator::I32Load8U { memarg }] => {
+            address.cast_unsigned().checked_add(u32::try_from(memarg.offset).ok()?)
+        }
+        _ => None,
+    };
+    let first = operators.windows(2).next().and_then(load);
+    first.ok_or_else(|| refusal(target, "one that does not begin with a look at a variable"))
 }
 
 /// The one place in a body where `length` instructions match, and what the match gave.

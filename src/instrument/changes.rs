@@ -5,7 +5,7 @@ use std::ops::Range;
 use wasm_encoder::{BlockType, Instruction, MemArg};
 
 use super::InstrumentError;
-use super::bodies::{CancelKey, Kill, own_process_id, wait_site};
+use super::bodies::{CancelKey, Kill, own_process_id, stack_measure, wait_site};
 use super::evidence::Found;
 use super::hooks::Hook;
 use super::module::Module;
@@ -54,6 +54,12 @@ impl Surroundings<'_> {
                     Instruction::End,
                 ],
             },
+            Change::LeaveToFirstBackend(hook) => {
+                let mut with = vec![Instruction::GlobalGet(self.further_session), Instruction::If(BlockType::Empty)];
+                with.extend((0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet));
+                with.extend([self.call(hook), Instruction::I32Const(1), Instruction::Return, Instruction::End]);
+                Edit { at: 0..0, with }
+            }
             Change::OwnProcessId => {
                 let at = own_process_id(target, &operators, process_id)?;
                 Edit { at: at..at + 1, with: load(self.my_proc_pid, 2).to_vec() }
@@ -62,6 +68,10 @@ impl Surroundings<'_> {
                 let [address, value] = load(self.my_proc_pid, 2);
                 let own = [address.clone(), value.clone(), Instruction::I32Const(process_id)];
                 Edit { at: whole, with: own.into_iter().chain([address, value, Instruction::Select]).collect() }
+            }
+            Change::StackDepth => {
+                let at = stack_measure(target, &operators)?.compared_at;
+                Edit { at: at..at, with: vec![self.call(Hook::StackDepth)] }
             }
             Change::Wait => {
                 let (at, latch) = wait_site(target, &operators)?;

@@ -36,6 +36,8 @@ pub(super) enum Evidence {
     /// It compares `MyProcPid` with the process id and calls the exported `pqsignal_be` and `raise`:
     /// `wrapper_handler` in PostgreSQL's `src/port/pqsignal.c`, which has no name string.
     ChecksProcessIdOfSignal,
+    /// It measures the stack with the variables that [`Evidence::Exported`] `check_stack_depth`, above it in the table, uses.
+    MeasuresStack,
 }
 
 /// What is done with a function.
@@ -49,10 +51,14 @@ pub(super) enum Change {
     Replace(Hook),
     /// It does nothing where the global [`super::FURTHER_SESSION`] is not zero.
     SkipInFurtherSession,
+    /// Where the global [`super::FURTHER_SESSION`] is not zero it passes its parameters to the host and returns true.
+    LeaveToFirstBackend(Hook),
     /// A process id that the compiler put in place of `getpid()` becomes a load of `MyProcPid`.
     OwnProcessId,
     /// It returns `MyProcPid` once that is set.
     AnswerProcessId,
+    /// The host has a say in how deep the stack is.
+    StackDepth,
     /// It calls the host where it called `poll()`.
     Wait,
     /// It calls the host, and turns a negative answer into `errno` and -1.
@@ -170,10 +176,54 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
+    // One backend of a cluster makes the checkpoints, because it knows which files are to be synced and removed then.
+    Target {
+        name: "CreateCheckPoint",
+        shape: shape(1, 1),
+        evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
+        changes: &[Change::LeaveToFirstBackend(Hook::RequestCheckpoint)],
+    },
+    // Puts such requests into a queue for it.
+    Target {
+        name: "ForwardSyncRequest",
+        shape: shape(2, 1),
+        evidence: Evidence::Mentions(&["ForwardSyncRequest", "ForwardSyncRequest must not be called in checkpointer"]),
+        changes: &[],
+    },
+    // The three lists of callbacks that proc_exit runs. A further session must not run those of the first backend.
+    Target { name: "before_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "on_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "on_proc_exit",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["on_proc_exit", "ipc.c", "out of on_proc_exit slots"]),
+        changes: &[],
+    },
+    Target {
+        name: "PostgresSendReadyForQueryIfNecessary",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[],
+    },
     Target {
         name: "pgl_sendConnData",
         shape: shape(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
     },
+    Target {
+        name: "check_stack_depth",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[Change::StackDepth],
+    },
+    Target {
+        name: "stack_is_too_deep",
+        shape: shape(0, 1),
+        evidence: Evidence::MeasuresStack,
+        changes: &[Change::StackDepth],
+    },
+    // For the two tables of encodings that they read; see `Facts`.
+    Target { name: "check_encoding_conversion_args", shape: shape(5, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "pg_encoding_max_length", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
 ];

@@ -110,8 +110,10 @@ impl Shared {
 
     fn lacks(&self, template: &Arc<Template>) -> bool {
         let mut ready = self.ready.lock();
-        let outdated: Vec<Ready> = ready.extract_if(|_, ready| ready.template.strong_count() == 0).map(|(_, ready)| ready).collect();
-        let lacks = ready.get(&template.name).is_none_or(|ready| !ready.is_of(template) || ready.clones.len() < self.wanted);
+        let outdated: Vec<Ready> =
+            ready.extract_if(|_, ready| ready.template.strong_count() == 0).map(|(_, ready)| ready).collect();
+        let lacks =
+            ready.get(&template.name).is_none_or(|ready| !ready.is_of(template) || ready.clones.len() < self.wanted);
         drop(ready);
         // Unmapping memory takes a while.
         drop(outdated);

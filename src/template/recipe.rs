@@ -9,7 +9,10 @@ use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{BOOTSTRAP_USER, Backend, SqlError};
+use crate::{
+    answer::SqlError,
+    backend::{BOOTSTRAP_USER, Backend},
+};
 
 /// What a template is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,10 +169,7 @@ mod tests {
             position: Some(11),
             ..SqlError::default()
         };
-        assert_eq!(
-            explained("SELECT\n   x", error),
-            "a.sql:2:4: column \"x\" does not exist (SQLSTATE 42703)"
-        );
+        assert_eq!(explained("SELECT\n   x", error), "a.sql:2:4: column \"x\" does not exist (SQLSTATE 42703)");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
     backend::{BOOTSTRAP_USER, Backend, START_PARAMETERS},
     cache::{Cache, Lock},
-    engine::spinner,
+    engine::{on_wasm_stack, spinner},
     fs::{Console, FrozenTree, Tree, open_bundle},
     log::LogSink,
     program::Program,
@@ -195,18 +195,13 @@ impl Templates {
     }
 
     fn label(&self, name: &str, database: &str, key: Option<&str>) -> Label {
-        Label {
-            name: name.to_owned(),
-            database: database.to_owned(),
-            key: key.map(str::to_owned),
-            program: self.key(),
-        }
+        Label { name: name.to_owned(), database: database.to_owned(), key: key.map(str::to_owned), program: self.key() }
     }
 
     fn build(&self, lock: &Lock, name: &str, recipe: &Recipe) -> anyhow::Result<Template> {
         let cluster = self.cluster()?;
         let progress = spinner(&format!("preparing the template {name}"));
-        let files = self.builder(&progress).follow(recipe, &cluster);
+        let files = on_wasm_stack(|| self.builder(&progress).follow(recipe, &cluster))?;
         let built = files.and_then(|files| {
             self.build_from_files(lock, &self.label(name, &recipe.database, None), Some(recipe), &files, &progress)
         });
@@ -215,7 +210,8 @@ impl Templates {
     }
 
     fn build_from_own_files(&self, lock: &Lock, label: Label) -> anyhow::Result<Template> {
-        let files = Snapshot::open_files(&self.shelf.path(&label.name)).map_err(|error| unusable(&label.name, error))?;
+        let files =
+            Snapshot::open_files(&self.shelf.path(&label.name)).map_err(|error| unusable(&label.name, error))?;
         let label = Label { program: self.key(), ..label };
         self.build_from_files(lock, &label, None, &files, &ProgressBar::hidden())
     }
@@ -231,9 +227,7 @@ impl Templates {
         progress.set_message(format!("starting the template {}", label.name));
         let directory = self
             .shelf
-            .publish(lock, label, recipe, |directory| {
-                self.builder(progress).capture(files, &label.database, directory)
-            })
+            .publish(lock, label, recipe, |directory| self.builder(progress).capture(files, &label.database, directory))
             .with_context(|| format!("the template {:?} cannot be built", label.name))?;
         let snapshot = Snapshot::open(&self.program, &directory)?;
         Ok(Template { name: label.name.clone(), database: label.database.clone(), snapshot })
@@ -244,7 +238,7 @@ impl Templates {
     }
 
     /// The files of a new cluster, made once.
-    fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
+    pub(crate) fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
         let entry = format!("cluster-{}", &self.key()[..32]);
         let directory = self.cache.path(&entry);
         let lock = self.cache.lock(&entry)?;
@@ -255,7 +249,7 @@ impl Templates {
         }
         let progress = spinner("running initdb (once)");
         let bundle = open_bundle(&self.artefact.path(PGLITE_DATA), &self.artefact.path(PGLITE_JS))?;
-        let cluster = initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log)?;
+        let cluster = on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log))??;
         self.cache.publish_directory(&lock, |directory| Ok(cluster.write_to(directory)?))?;
         progress.finish_and_clear();
         Ok(FrozenTree::open(&directory)?)
@@ -267,6 +261,7 @@ impl Templates {
             self.program.key().as_bytes(),
             env!("CARGO_PKG_VERSION").as_bytes(),
             START_PARAMETERS.join(" ").as_bytes(),
+            build::SETTINGS.join(" ").as_bytes(),
             BOOTSTRAP_USER.as_bytes(),
         ])
     }

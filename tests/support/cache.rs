@@ -7,7 +7,7 @@ use std::{
 };
 
 use pglite_port::{
-    connection::Connections,
+    connection::{Connections, Mode},
     databases::{Databases, Places, Settings},
     log::LogSink,
 };
@@ -28,7 +28,7 @@ pub fn shared() -> PathBuf {
 /// Databases in that cache.
 pub fn open_at(cache: &Path, settings: Settings) -> Arc<Databases> {
     let places = Places { cache: Some(cache.to_owned()), ..Places::default() };
-    Arc::new(Databases::open(&places, settings, LogSink::to_own_log()).expect("databases"))
+    Arc::new(Databases::open(&places, Mode::Isolated, settings, LogSink::to_own_log()).expect("databases"))
 }
 
 /// Connections to databases in the shared cache.

@@ -7,8 +7,12 @@
 pub mod cache;
 pub mod fake;
 pub mod local;
+pub mod peer;
 pub mod port;
+pub mod process;
 pub mod program;
+pub mod server;
+pub mod session;
 pub mod wire;
 
 use std::time::Duration;

@@ -1,0 +1,314 @@
+//! Conversions between character encodings, as far as `pglite.wasm` lacks them.
+//!
+//! `PostgreSQL`'s conversions are side modules that consist of tables and of calls into the server
+//! (`src/backend/utils/mb/conv.c`, `mbutils.c`, `src/common/wchar.c`). PGlite was linked without those functions, because nothing in
+//! its main module needs them: here they are, under the names by which the side modules import them.
+//!
+//! * `mod`: the functions, with the arguments of their C declarations (`src/include/mb/pg_wchar.h`)
+//! * `encoding`: what the main module knows of an encoding
+//! * `map`: the tables of the side modules, read in the guest's memory
+//! * `unicode`: conversions from and to UTF-8
+//! * `bytes`: conversions between single bytes, and from and to the "Mule internal code"
+
+mod bytes;
+mod encoding;
+mod map;
+mod unicode;
+
+use wasmtime::{Caller, Linker};
+
+use super::{Guest, memory, report};
+use bytes::{ByteMap, from_mule, from_single_bytes};
+use encoding::{Encoding, MULE_INTERNAL, UTF8};
+use map::{Combined, RadixTree};
+use unicode::Maps;
+
+/// SQLSTATE `character_not_in_repertoire`.
+const INVALID: &str = "22021";
+/// SQLSTATE `untranslatable_character`.
+const UNTRANSLATABLE: &str = "22P05";
+
+/// Why a conversion stopped before the end of its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// The bytes are no character of the encoding that they are in.
+    Invalid,
+    /// The character does not exist in the other encoding.
+    Untranslatable,
+}
+
+/// The text that a conversion is given, and where its result goes.
+#[derive(Clone, Copy)]
+struct Passage {
+    source: u32,
+    length: i32,
+    destination: u32,
+    /// Numbers of the encodings.
+    from: i32,
+    to: i32,
+    /// Whether to stop silently where an error would be raised.
+    no_error: bool,
+}
+
+/// A result, and where and why the conversion stopped early.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Converted {
+    bytes: Vec<u8>,
+    /// Offset in the text, and the reason.
+    stopped: Option<(usize, Reason)>,
+}
+
+impl Converted {
+    fn stop(&mut self, at: usize, reason: Reason) {
+        self.stopped = Some((at, reason));
+    }
+}
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    add_unicode(linker)?;
+    add_bytes(linker)?;
+    linker.func_wrap(
+        "env",
+        "pg_encoding_verifymbchar",
+        |mut caller: Caller<'_, Guest>, encoding: i32, text: u32, length: i32| -> wasmtime::Result<i32> {
+            let encoding = Encoding::find(&mut caller, encoding)?;
+            Ok(encoding.verify(&mut caller, text, length)?.map_or(Ok(-1), i32::try_from)?)
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "pg_utf8_islegal",
+        |mut caller: Caller<'_, Guest>, text: u32, length: i32| -> wasmtime::Result<i32> {
+            // The length is that which the first byte announces, so that what is valid is one character.
+            let text = memory::read_bytes(memory::of(&mut caller)?.0, text, u32::try_from(length)?)?;
+            Ok(i32::from(std::str::from_utf8(text).is_ok()))
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "report_invalid_encoding",
+        |mut caller: Caller<'_, Guest>, encoding: i32, text: u32, length: i32| -> wasmtime::Result<()> {
+            Err(error(&mut caller, Reason::Invalid, (encoding, encoding), text, length))
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "report_untranslatable_char",
+        |mut caller: Caller<'_, Guest>, from: i32, to: i32, text: u32, length: i32| -> wasmtime::Result<()> {
+            Err(error(&mut caller, Reason::Untranslatable, (from, to), text, length))
+        },
+    )?;
+    Ok(())
+}
+
+fn add_unicode(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        "env",
+        "UtfToLocal",
+        |mut caller: Caller<'_, Guest>,
+         source: u32,
+         length: i32,
+         destination: u32,
+         tree: u32,
+         combined: u32,
+         combined_count: i32,
+         function: u32,
+         encoding: i32,
+         no_error: i32|
+         -> wasmtime::Result<i32> {
+            let passage = Passage { source, length, destination, from: UTF8, to: encoding, no_error: no_error != 0 };
+            convert(&mut caller, passage, |caller, text| {
+                let maps = Maps::find(caller, tree, Combined::new(combined, combined_count)?, function)?;
+                maps.from_utf8(caller, text)
+            })
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "LocalToUtf",
+        |mut caller: Caller<'_, Guest>,
+         source: u32,
+         length: i32,
+         destination: u32,
+         tree: u32,
+         combined: u32,
+         combined_count: i32,
+         function: u32,
+         encoding: i32,
+         no_error: i32|
+         -> wasmtime::Result<i32> {
+            let passage = Passage { source, length, destination, from: encoding, to: UTF8, no_error: no_error != 0 };
+            convert(&mut caller, passage, |caller, text| {
+                let maps = Maps::find(caller, tree, Combined::new(combined, combined_count)?, function)?;
+                let encoding = Encoding::find(caller, encoding)?;
+                maps.to_utf8(caller, &encoding, source, text)
+            })
+        },
+    )?;
+    Ok(())
+}
+
+fn add_bytes(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        "env",
+        "local2local",
+        |mut caller: Caller<'_, Guest>,
+         source: u32,
+         destination: u32,
+         length: i32,
+         from: i32,
+         to: i32,
+         table: u32,
+         no_error: i32|
+         -> wasmtime::Result<i32> {
+            let passage = Passage { source, length, destination, from, to, no_error: no_error != 0 };
+            convert(&mut caller, passage, |caller, text| {
+                Ok(from_single_bytes(text, None, &ByteMap::read(memory::of(caller)?.0, table)?))
+            })
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "latin2mic",
+        |mut caller: Caller<'_, Guest>,
+         source: u32,
+         destination: u32,
+         length: i32,
+         leading: i32,
+         encoding: i32,
+         no_error: i32|
+         -> wasmtime::Result<i32> {
+            let leading = Some(u8::try_from(leading)?);
+            let passage =
+                Passage { source, length, destination, from: encoding, to: MULE_INTERNAL, no_error: no_error != 0 };
+            convert(&mut caller, passage, |_, text| Ok(from_single_bytes(text, leading, &ByteMap::IDENTITY)))
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "latin2mic_with_table",
+        |mut caller: Caller<'_, Guest>,
+         source: u32,
+         destination: u32,
+         length: i32,
+         leading: i32,
+         encoding: i32,
+         table: u32,
+         no_error: i32|
+         -> wasmtime::Result<i32> {
+            let leading = Some(u8::try_from(leading)?);
+            let passage =
+                Passage { source, length, destination, from: encoding, to: MULE_INTERNAL, no_error: no_error != 0 };
+            convert(&mut caller, passage, |caller, text| {
+                Ok(from_single_bytes(text, leading, &ByteMap::read(memory::of(caller)?.0, table)?))
+            })
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "mic2latin",
+        |mut caller: Caller<'_, Guest>,
+         source: u32,
+         destination: u32,
+         length: i32,
+         leading: i32,
+         encoding: i32,
+         no_error: i32|
+         -> wasmtime::Result<i32> {
+            let leading = u8::try_from(leading)?;
+            let passage =
+                Passage { source, length, destination, from: MULE_INTERNAL, to: encoding, no_error: no_error != 0 };
+            convert(&mut caller, passage, |_, text| Ok(from_mule(text, leading, &ByteMap::IDENTITY)))
+        },
+    )?;
+    linker.func_wrap(
+        "env",
+        "mic2latin_with_table",
+        |mut caller: Caller<'_, Guest>,
+         source: u32,
+         destination: u32,
+         length: i32,
+         leading: i32,
+         encoding: i32,
+         table: u32,
+         no_error: i32|
+         -> wasmtime::Result<i32> {
+            let leading = u8::try_from(leading)?;
+            let passage =
+                Passage { source, length, destination, from: MULE_INTERNAL, to: encoding, no_error: no_error != 0 };
+            convert(&mut caller, passage, |caller, text| {
+                Ok(from_mule(text, leading, &ByteMap::read(memory::of(caller)?.0, table)?))
+            })
+        },
+    )?;
+    Ok(())
+}
+
+/// Converts the text of `passage` with `conversion`, writes the result with a NUL behind it, and returns how many bytes of the text were
+/// converted. A conversion that stopped early is an SQL error, unless the passage wants none.
+fn convert(
+    caller: &mut Caller<'_, Guest>,
+    passage: Passage,
+    conversion: impl FnOnce(&mut Caller<'_, Guest>, &[u8]) -> wasmtime::Result<Converted>,
+) -> wasmtime::Result<i32> {
+    let Passage { source, length, destination, from, to, no_error } = passage;
+    let text = memory::read_bytes(memory::of(caller)?.0, source, u32::try_from(length)?)?.to_vec();
+    let mut converted = conversion(caller, &text)?;
+    let consumed = match converted.stopped {
+        Some((at, reason)) if !no_error => {
+            let at = u32::try_from(at)?;
+            return Err(error(caller, reason, (from, to), source.wrapping_add(at), length - i32::try_from(at)?));
+        }
+        Some((at, _)) => at,
+        None => text.len(),
+    };
+    converted.bytes.push(0);
+    memory::write_bytes(memory::of(caller)?.0, destination, &converted.bytes)?;
+    Ok(i32::try_from(consumed)?)
+}
+
+/// The SQL error for the character at `text`, of which `length` bytes are there.
+fn error(
+    caller: &mut Caller<'_, Guest>,
+    reason: Reason,
+    encodings: (i32, i32),
+    text: u32,
+    length: i32,
+) -> wasmtime::Error {
+    let message = match describe(caller, reason, encodings, text, length) {
+        Ok(message) => message,
+        Err(error) => return error,
+    };
+    let sqlstate = match reason {
+        Reason::Invalid => INVALID,
+        Reason::Untranslatable => UNTRANSLATABLE,
+    };
+    report::error(caller, sqlstate, &message)
+}
+
+/// The message of `report_invalid_encoding` or `report_untranslatable_char`.
+fn describe(
+    caller: &mut Caller<'_, Guest>,
+    reason: Reason,
+    (from, to): (i32, i32),
+    text: u32,
+    length: i32,
+) -> wasmtime::Result<String> {
+    let from = Encoding::find(caller, from)?;
+    // As many bytes as the character has, but no more than there are, and never more than eight.
+    let length = from.length(caller, text)?.min(u32::try_from(length)?).min(8);
+    let memory = memory::of(caller)?.0;
+    let bytes: Vec<String> =
+        memory::read_bytes(memory, text, length)?.iter().map(|byte| format!("0x{byte:02x}")).collect();
+    let (bytes, name) = (bytes.join(" "), from.name(memory)?);
+    Ok(match reason {
+        Reason::Invalid => format!("invalid byte sequence for encoding \"{name}\": {bytes}"),
+        Reason::Untranslatable => {
+            let to = Encoding::find(caller, to)?;
+            let to = to.name(memory::of(caller)?.0)?;
+            format!(
+                "character with byte sequence {bytes} in encoding \"{name}\" has no equivalent in encoding \"{to}\""
+            )
+        }
+    })
+}
