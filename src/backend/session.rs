@@ -1,5 +1,7 @@
 //! One client's session in a backend of its own (`isolated` mode): startup, messages, end.
 
+use std::mem;
+
 use wasmtime_wasi::I32Exit;
 
 use super::{Backend, boot::EXIT_ALIVE};
@@ -14,6 +16,9 @@ use crate::{
 
 /// With this status an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
 const EXIT_LONGJMP: i32 = 100;
+
+/// The message `Sync`, with which a client ends a series of messages.
+const SYNC: [u8; 5] = [b'S', 0, 0, 0, 4];
 
 /// The bootstrap superuser, as whom a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
@@ -73,18 +78,39 @@ impl Backend {
         }
         self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(key.secret))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;
+        // Without a handler an error is fatal, as it is to a session that is not there yet (`errstart` in `src/backend/utils/error/elog.c`).
+        let handler = self.facts().address("PG_exception_stack")?;
+        let main_loop = self.read_u32(handler)?;
+        self.write_u32(handler, 0)?;
         let stack: u32 = self.call("emscripten_stack_get_current", ())?;
         self.call::<(), ()>("StartTransactionCommand", ())?;
-        if startup.user != BOOTSTRAP_USER.as_bytes() {
-            let user = self.push(&[&startup.user, &b"\0"[..]].concat())?;
-            self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
-        }
+        let user = self.push(&[&startup.user, &b"\0"[..]].concat())?;
+        self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
         let is_superuser: i32 = self.call("superuser", ())?;
         self.call::<(u32, i32), ()>("process_startup_options", (port, is_superuser))?;
         self.call::<(), ()>("CommitTransactionCommand", ())?;
         self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
+        self.write_u32(handler, main_loop)?;
+        self.forget_changed_settings()?;
         self.call::<(), ()>("pgl_sendConnData", ())?;
         self.call::<(), ()>("pgl_pq_flush", ())
+    }
+
+    /// Takes the settings that have changed off the list of those that the client has to be told of: it is about to be told of all.
+    ///
+    /// `PostgreSQL` remembers what it has told last and tells nothing twice; PGlite has lost that memory (`ReportGUCOption` in
+    /// `src/backend/utils/misc/guc.c`).
+    fn forget_changed_settings(&mut self) -> anyhow::Result<()> {
+        // What was said already, about the version of the protocol, is for the client.
+        self.call::<(), ()>("pgl_pq_flush", ())?;
+        let client = mem::replace(&mut self.guest().client, ClientStream::silent(&SYNC));
+        // Nothing is reported at all before this has been called once.
+        self.call::<(), ()>("pgl_sendConnData", ())?;
+        self.run_message()?;
+        self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
+        self.call::<(), ()>("pgl_pq_flush", ())?;
+        self.guest().client = client;
+        Ok(())
     }
 
     fn run_session(&mut self) -> anyhow::Result<Ended> {

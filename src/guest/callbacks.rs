@@ -42,6 +42,11 @@ impl ClientStream {
         Self { client: Some(client), before: before.iter().copied().collect(), blocked_on: None }
     }
 
+    /// A stream that gives these bytes and ends, and whose reader is not interested.
+    pub(crate) fn silent(bytes: &[u8]) -> Self {
+        Self { client: None, before: bytes.iter().copied().collect(), blocked_on: None }
+    }
+
     /// How other threads end its waits.
     pub(crate) fn waker(&self) -> Option<Waker> {
         self.client.as_ref().map(|client| client.waker())

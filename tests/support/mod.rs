@@ -7,6 +7,8 @@
 pub mod fake;
 pub mod port;
 pub mod program;
+pub mod server;
+pub mod session;
 pub mod wire;
 
 use std::time::Duration;
