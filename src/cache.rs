@@ -14,6 +14,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use etcetera::{BaseStrategy, choose_base_strategy};
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 
 /// A directory of the user's own, opened and checked.
 #[derive(Clone, Debug)]
@@ -63,7 +67,7 @@ impl Cache {
         let file = File::create(&path)
             .and_then(|file| file.lock().map(|()| file))
             .with_context(|| format!("the lock file {} cannot be taken", path.display()))?;
-        Ok(Lock { _file: file })
+        Ok(Lock { name: name.to_owned(), _file: file })
     }
 
     /// Writes the file `name` whole: beside its place first, then renamed.
@@ -79,27 +83,50 @@ impl Cache {
         Ok(place)
     }
 
-    /// Makes the directory `name` whole: `fill` writes into a directory beside it, which is then renamed into place.
-    /// A directory of that name that is there already is replaced.
+    /// Makes the directory whose lock that is whole: `fill` writes into a directory beside it, which is then renamed into place.
+    /// A directory of that name that is there already is replaced; whoever has files of it open keeps them.
     ///
     /// # Errors
     /// Those of `fill`, and when the cache cannot be written; what was there stays unless the last step failed.
     pub fn publish_directory(
         &self,
-        name: &str,
+        lock: &Lock,
         fill: impl FnOnce(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<PathBuf> {
-        let place = self.path(name);
-        let beside =
-            tempfile::Builder::new().prefix(".new-").tempdir_in(&self.directory).with_context(|| self.unwritable())?;
-        fill(beside.path())?;
-        if place.exists() {
-            // Whoever has the old one open keeps it: its files are mapped, not read again.
-            let old = tempfile::Builder::new().prefix(".old-").tempdir_in(&self.directory)?;
-            fs::rename(&place, old.path().join("replaced")).with_context(|| self.unwritable())?;
+        let place = self.path(&lock.name);
+        // Nobody else uses these names while the caller holds the lock: what is there was left behind by a process that died.
+        let (new, old) = (self.path(&format!(".new-{}", lock.name)), self.path(&format!(".old-{}", lock.name)));
+        for left_behind in [&new, &old] {
+            remove_if_there(left_behind).with_context(|| self.unwritable())?;
         }
-        fs::rename(beside.keep(), &place).with_context(|| self.unwritable())?;
-        Ok(place)
+        let _removed = RemovedAtTheEnd(&new);
+        fs::create_dir(&new).with_context(|| self.unwritable())?;
+        fill(&new)?;
+        match renameat_with(CWD, &new, CWD, &place, RenameFlags::EXCHANGE) {
+            // The old one is at `new` now.
+            Ok(()) => return Ok(place),
+            Err(Errno::NOENT) => {}
+            // This filesystem cannot exchange two names.
+            Err(_) => fs::rename(&place, &old).with_context(|| self.unwritable())?,
+        }
+        let renamed = fs::rename(&new, &place).with_context(|| self.unwritable());
+        remove_if_there(&old).with_context(|| self.unwritable())?;
+        renamed.map(|()| place)
+    }
+
+    /// Removes the directory whose lock that is, in whole; whoever has files of it open keeps them. Says whether it was there.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn remove_directory(&self, lock: &Lock) -> anyhow::Result<bool> {
+        let old = self.path(&format!(".old-{}", lock.name));
+        remove_if_there(&old).with_context(|| self.unwritable())?;
+        match fs::rename(self.path(&lock.name), &old) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            renamed => renamed.with_context(|| self.unwritable())?,
+        }
+        remove_if_there(&old).with_context(|| self.unwritable())?;
+        Ok(true)
     }
 
     fn unwritable(&self) -> String {
@@ -110,7 +137,26 @@ impl Cache {
 /// Holds a lock of [`Cache::lock`]; the operating system frees it when the process dies.
 #[derive(Debug)]
 pub struct Lock {
+    name: String,
     _file: File,
+}
+
+fn remove_if_there(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory when it is dropped, if it is still there.
+struct RemovedAtTheEnd<'a>(&'a Path);
+
+impl Drop for RemovedAtTheEnd<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = remove_if_there(self.0) {
+            tracing::warn!("{} is not needed any more but stays: {error}", self.0.display());
+        }
+    }
 }
 
 fn make_private(directory: &Path) -> anyhow::Result<()> {
@@ -159,20 +205,46 @@ mod tests {
         let outer = tempfile::tempdir().unwrap();
         let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();
         for content in ["one", "two"] {
-            cache.publish_directory("entry", |directory| Ok(fs::write(directory.join(content), content)?)).unwrap();
+            let lock = cache.lock("entry").unwrap();
+            cache.publish_directory(&lock, |directory| Ok(fs::write(directory.join(content), content)?)).unwrap();
         }
         assert!(!cache.path("entry").join("one").exists());
         assert_eq!(fs::read_to_string(cache.path("entry").join("two")).unwrap(), "two");
-        assert_eq!(fs::read_dir(cache.path("")).unwrap().count(), 1, "nothing else is left behind");
+        assert_eq!(names(&cache), ["entry", "entry.lock"], "nothing else is left behind");
     }
 
     #[test]
     fn a_failed_fill_leaves_what_was_there() {
         let outer = tempfile::tempdir().unwrap();
         let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();
-        cache.publish_directory("entry", |directory| Ok(fs::write(directory.join("x"), "1")?)).unwrap();
-        cache.publish_directory("entry", |_| bail!("no")).unwrap_err();
+        let lock = cache.lock("entry").unwrap();
+        cache.publish_directory(&lock, |directory| Ok(fs::write(directory.join("x"), "1")?)).unwrap();
+        cache.publish_directory(&lock, |_| bail!("no")).unwrap_err();
         assert!(cache.path("entry").join("x").exists());
-        assert_eq!(fs::read_dir(cache.path("")).unwrap().count(), 1);
+        assert_eq!(names(&cache), ["entry", "entry.lock"]);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_half_done_is_swept_away_by_the_next_one() {
+        let outer = tempfile::tempdir().unwrap();
+        let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();
+        for name in [".new-entry", ".old-entry", ".new-other"] {
+            fs::create_dir(cache.path(name)).unwrap();
+            fs::write(cache.path(name).join("half"), "1").unwrap();
+        }
+        let lock = cache.lock("entry").unwrap();
+        cache.publish_directory(&lock, |directory| Ok(fs::write(directory.join("x"), "1")?)).unwrap();
+        assert_eq!(names(&cache), [".new-other", "entry", "entry.lock"]);
+        assert!(!cache.path("entry").join("half").exists());
+        assert!(cache.remove_directory(&lock).unwrap());
+        assert!(!cache.remove_directory(&lock).unwrap());
+        assert_eq!(names(&cache), [".new-other", "entry.lock"]);
+    }
+
+    fn names(cache: &Cache) -> Vec<String> {
+        let entries = fs::read_dir(cache.path("")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 }

@@ -18,9 +18,11 @@ use crate::{
 mod boundary;
 mod control;
 mod live;
+mod request;
 
 pub use control::{Control, Registration};
 pub use live::Connections;
+pub use request::{Answer, Request, Task};
 
 use boundary::Followed;
 
@@ -82,17 +84,51 @@ pub trait Sessions: Send + Sync + 'static {
     fn stats(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
+
+    /// The private memory of the connections that have a cluster of their own: for each `connection`, `memory`, `files` and `sum`, in bytes, then
+    /// the totals of all of them.
+    ///
+    /// # Errors
+    /// When there is no such accounting here.
+    fn memory(&self) -> Answer {
+        Err(not_available("memory"))
+    }
+
+    /// The templates: for each `name`, `database`, `key`, and `size` on disk in bytes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or these sessions have no templates.
+    fn templates(&self) -> Answer {
+        Err(not_available("templates"))
+    }
+
+    /// Removes the template `name`; clones of it live on.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be removed.
+    fn drop_template(&self, name: &str) -> Answer {
+        let _ = name;
+        Err(not_available("drop_template"))
+    }
+}
+
+fn not_available(what: &str) -> ErrorResponse {
+    ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, format!("{what} is not available for these sessions"))
 }
 
 /// What a session is made from.
 #[non_exhaustive]
 pub struct SessionRequest<'a> {
+    /// The connection's number.
+    pub id: u32,
     /// The startup message, parsed.
     pub startup: &'a StartupMessage,
     /// The same as it came, length word included; it is no longer in the client's stream.
     pub packet: &'a [u8],
     /// Which kind of database is asked for.
     pub mode: Mode,
+    /// The template to clone, if it is not to be found by the database's name.
+    pub template: Option<&'a str>,
     /// Where the guest's own output goes.
     pub log: &'a LogSink,
     /// Where the session registers to be interrupted.
@@ -120,6 +156,8 @@ pub struct Opening {
     pub id: u32,
     /// Which kind of database it gets.
     pub mode: Mode,
+    /// The template to clone, if it is not to be found by the database's name.
+    pub template: Option<String>,
     /// Where the guest's own output goes.
     pub log: LogSink,
 }
@@ -139,8 +177,15 @@ fn attend<C: Client + Clone + 'static>(
             Ok(start) => start,
             Err(end) => return end,
         };
-        let request =
-            SessionRequest { startup: &startup, packet: &packet, mode: opening.mode, log: &opening.log, control };
+        let request = SessionRequest {
+            id: opening.id,
+            startup: &startup,
+            packet: &packet,
+            mode: opening.mode,
+            template: opening.template.as_deref(),
+            log: &opening.log,
+            control,
+        };
         connections.sessions().serve(request, Box::new(followed.clone()))
     }));
     let report = match end {

@@ -31,7 +31,8 @@ pub const THREAD_STACK: usize = WASM_STACK + (4 << 20);
 /// If `work` does.
 pub(crate) fn on_wasm_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("wasm".to_owned()).stack_size(THREAD_STACK).spawn_scoped(scope, work)?;
+        let thread =
+            thread::Builder::new().name("wasm".to_owned()).stack_size(THREAD_STACK).spawn_scoped(scope, work)?;
         Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }

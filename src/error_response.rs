@@ -22,6 +22,12 @@ pub mod sqlstate {
     pub const INVALID_CATALOG_NAME: &str = "3D000";
     /// `query_canceled`, which PostgreSQL also reports when `authentication_timeout` has passed
     pub const QUERY_CANCELED: &str = "57014";
+    /// `object_in_use`
+    pub const OBJECT_IN_USE: &str = "55006";
+    /// `undefined_object`
+    pub const UNDEFINED_OBJECT: &str = "42704";
+    /// `io_error`
+    pub const IO_ERROR: &str = "58030";
     /// `admin_shutdown`
     pub const ADMIN_SHUTDOWN: &str = "57P01";
     /// `crash_shutdown`

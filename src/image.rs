@@ -9,6 +9,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, ensure};
 use rustix::{
+    fs::{MemfdFlags, memfd_create},
     mm::{Advice, MapFlags, ProtFlags},
     param::page_size,
 };
@@ -68,10 +69,32 @@ impl Shape {
 impl Image {
     /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns what [`Image::open`] needs besides.
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Shape> {
-        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
         let file = File::create(path).with_context(|| format!("{} cannot be made", path.display()))?;
-        write_extents(&file, bytes, &shape).with_context(|| format!("{} cannot be written", path.display()))?;
-        Ok(shape)
+        Ok(Self::capture(file, bytes).with_context(|| format!("{} cannot be written", path.display()))?.shape)
+    }
+
+    /// The contents of a memory of `bytes.len()` bytes, in `file`, which is empty.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(crate) fn capture(file: File, bytes: &[u8]) -> io::Result<Self> {
+        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
+        write_extents(&file, bytes, &shape)?;
+        Ok(Self { file, shape })
+    }
+
+    /// An image of `bytes` without what is in `excluded`, kept in memory of the operating system's rather than in a file.
+    pub(crate) fn in_memory(bytes: &[u8], excluded: &[Range<u32>]) -> anyhow::Result<Self> {
+        let mut extents = extents(bytes);
+        for excluded in excluded {
+            let excluded = excluded.start.into()..excluded.end.into();
+            extents = extents.into_iter().flat_map(|extent| without(&extent, &excluded)).collect();
+        }
+        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents };
+        shape.check()?;
+        let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no memory for an image")?);
+        write_extents(&file, bytes, &shape).context("no memory for an image")?;
+        Ok(Self { file, shape })
     }
 
     /// Opens the image at `path`, which must not be changed while instances use it.
@@ -140,6 +163,13 @@ fn extents(bytes: &[u8]) -> Vec<Range<u64>> {
         }
     }
     extents.into_iter().map(|extent| extent.start as u64..extent.end as u64).collect()
+}
+
+/// What is left of `extent` without `excluded`.
+fn without(extent: &Range<u64>, excluded: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let before = extent.start..extent.end.min(excluded.start);
+    let after = extent.start.max(excluded.end)..extent.end;
+    [before, after].into_iter().filter(|part| part.start < part.end)
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

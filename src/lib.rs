@@ -18,7 +18,12 @@
 //!
 //! From a session to the wasm:
 //! * [`databases`]: which cluster a connection gets.
-//! * `template`: clusters prepared and frozen, and their clones.
+//! * `postmaster`: the shared cluster and its sessions.
+//! * `cluster`: what the sessions of a cluster share besides its files.
+//! * `isolated`: connections with a cluster of their own.
+//! * [`template`]: clusters prepared and frozen, and their clones.
+//! * `footprint`: how much memory a backend has for itself.
+//! * `answer`: what PostgreSQL answers, as far as the host reads it.
 //! * `backend`: one wasm instance of PostgreSQL, from its start to its end.
 //! * `program`: the wasm, instrumented, compiled and linked.
 //! * [`engine`]: Wasmtime's configuration, compiled code in the cache.
@@ -30,22 +35,27 @@
 //! * `random`: bytes that nobody can guess.
 //! * [`artefact`]: the pinned PGlite files.
 
+mod answer;
 pub mod artefact;
 mod backend;
 pub mod cache;
 pub mod cancel;
+mod cluster;
 pub mod connection;
 pub mod databases;
 pub mod engine;
 pub mod error_response;
+mod footprint;
 pub mod frame;
 pub mod fs;
 pub mod guest;
 mod image;
 pub mod instrument;
+mod isolated;
 pub mod log;
 mod outbox;
 pub mod port;
+mod postmaster;
 mod program;
 mod random;
 mod relay;
@@ -53,4 +63,4 @@ mod router;
 pub mod serve;
 mod socket;
 pub mod startup;
-mod template;
+pub mod template;

@@ -13,15 +13,16 @@ use std::{
     thread,
 };
 
-use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, ensure};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, unbounded};
 use pglite_port::{
     connection::Mode,
-    databases::{Databases, Places},
+    databases::{Databases, Places, Settings, SharedSettings},
     log::LogSink,
     port::{self, Ending},
     serve,
+    template::{Recipe, Script, Shelf, Templates},
 };
 use signal_hook::{
     consts::signal::{SIGINT, SIGTERM},
@@ -29,6 +30,8 @@ use signal_hook::{
     iterator::Signals,
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+mod list;
 
 /// The environment variable with the filter of the program's own log.
 const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
@@ -53,13 +56,96 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     /// Speak frames on stdin and stdout, as a child of the program that owns the connections
-    Port,
+    Port {
+        #[command(flatten)]
+        clones: CloneOptions,
+        #[command(flatten)]
+        shared: SharedOptions,
+    },
     /// Listen on a socket for psql and every other client, and print the URL when ready
     Serve {
         /// Where to listen: HOST:PORT (port 0 for any free one) or unix:PATH (in a directory, `.s.PGSQL.5432`)
         #[arg(long, value_name = "ADDRESS", default_value = serve::DEFAULT_LISTEN)]
         listen: String,
+        #[command(flatten)]
+        clones: CloneOptions,
+        #[command(flatten)]
+        shared: SharedOptions,
     },
+    /// Prepare a template, of which connections in mode `isolated` get clones: a database, filled by SQL files
+    Prepare {
+        /// The template's name: a client that asks for a database of this name gets a clone
+        name: String,
+        /// An SQL file to run in the database, as one transaction unless it says otherwise; several run in this order
+        #[arg(long, value_name = "FILE")]
+        sql: Vec<PathBuf>,
+        /// The database in it, by whose name clients may ask for it too [default: NAME]
+        #[arg(long)]
+        database: Option<String>,
+        /// The role that owns the database and runs the SQL: a superuser, made unless it is postgres
+        #[arg(long, value_name = "ROLE", default_value = "postgres")]
+        user: String,
+    },
+    /// List the templates, or remove one
+    Templates {
+        /// Remove this one; connections that have a clone of it keep that
+        #[arg(long, value_name = "NAME")]
+        remove: Option<String>,
+    },
+}
+
+/// How connections in mode `isolated` get their clones.
+#[derive(Args)]
+struct CloneOptions {
+    /// Keep this many clones of each template in use ready, refilled in the background
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    warm: usize,
+}
+
+/// The shared cluster.
+#[derive(Args)]
+struct SharedOptions {
+    /// How many clients can be connected to the shared cluster at once
+    #[arg(long, value_name = "N", default_value_t = SharedSettings::default().max_connections)]
+    max_connections: u16,
+    /// Size of the shared cluster's shared_buffers in MB
+    #[arg(long, value_name = "MB", default_value_t = SharedSettings::default().shared_buffers)]
+    shared_buffers: u32,
+    /// Whether tables of the shared cluster are vacuumed and analyzed without being asked: on or off
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_or_off)]
+    autovacuum: bool,
+    /// Another setting of the shared cluster, as in postgresql.conf; may be given several times
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+}
+
+impl SharedOptions {
+    fn settings(&self) -> SharedSettings {
+        SharedSettings {
+            max_connections: self.max_connections,
+            shared_buffers: self.shared_buffers,
+            autovacuum: self.autovacuum,
+            further: self.settings.clone(),
+        }
+    }
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("use on or off".to_owned()),
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("use NAME=VALUE")?;
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
+    if is_name {
+        Ok((name.to_owned(), value.to_owned()))
+    } else {
+        Err(format!("{name:?} is not the name of a setting"))
+    }
 }
 
 /// Where the engine finds and keeps its files.
@@ -95,12 +181,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
-    let engine = &command_line.engine;
-    let places = Places { pglite: engine.pglite_dir.clone(), cache: engine.cache_dir.clone() };
-    let sessions = Arc::new(Databases::open(&places, LogSink::to_own_log())?);
     let mode = command_line.mode;
     match &command_line.command {
-        Command::Port => {
+        Command::Port { clones, shared } => {
+            let sessions = command_line.open_databases(clones, shared)?;
             // A terminal's Ctrl-C reaches the whole job; whether it is over is the parent's decision.
             flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
             let signals = receive_signals(&[SIGTERM])?;
@@ -111,12 +195,45 @@ fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(2));
             }
         }
-        Command::Serve { listen } => {
+        Command::Serve { listen, clones, shared } => {
+            let sessions = command_line.open_databases(clones, shared)?;
             let signals = receive_signals(&[SIGINT, SIGTERM])?;
             serve::run(listen, sessions, mode, &signals, print_url)?;
         }
+        Command::Prepare { name, sql, database, user } => {
+            let database = database.clone().unwrap_or_else(|| name.clone());
+            // Read before anything that takes time.
+            let recipe = Recipe { database, user: user.clone(), scripts: Script::read_all(sql)? };
+            command_line.engine.open_templates()?.prepare(name, &recipe)?;
+        }
+        Command::Templates { remove: Some(name) } => {
+            let removed = command_line.engine.open_shelf()?.remove(name)?;
+            ensure!(removed, "there is no template {name:?}; pglite-port templates lists those there are");
+        }
+        Command::Templates { remove: None } => {
+            list::print(&command_line.engine.open_shelf()?.list()?).context("the list cannot be written")?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl CommandLine {
+    fn open_databases(&self, clones: &CloneOptions, shared: &SharedOptions) -> anyhow::Result<Arc<Databases>> {
+        let engine = &self.engine;
+        let places = Places { pglite: engine.pglite_dir.clone(), cache: engine.cache_dir.clone() };
+        let settings = Settings { warm: clones.warm, shared: shared.settings(), ..Settings::default() };
+        Ok(Arc::new(Databases::open(&places, self.mode, settings, LogSink::to_own_log())?))
+    }
+}
+
+impl EngineOptions {
+    fn open_templates(&self) -> anyhow::Result<Templates> {
+        Templates::open(self.pglite_dir.as_deref(), self.cache_dir.as_deref(), 0, LogSink::to_own_log())
+    }
+
+    fn open_shelf(&self) -> anyhow::Result<Shelf> {
+        Shelf::open(self.cache_dir.as_deref())
+    }
 }
 
 fn print_url(url: &str) {

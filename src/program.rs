@@ -8,7 +8,7 @@ use wasmtime::{Engine, Instance, InstancePre, Module, Store};
 
 use crate::{
     artefact::{Artefact, INITDB_WASM, PGLITE_WASM, hex_digest},
-    cache::Cache,
+    cache::{Cache, Lock},
     engine::Compiler,
     guest::{self, Guest, LibraryStore},
     image::{Image, Shape},
@@ -42,9 +42,9 @@ impl Program {
         let key = hex_digest(&[PGLITE_WASM.sha256.as_bytes(), instrument::SOURCE.as_bytes()]);
         let parts_name = format!("pglite-{}", &key[..32]);
         if !cache.path(&parts_name).exists() {
-            let _lock = cache.lock(&parts_name)?;
+            let lock = cache.lock(&parts_name)?;
             if !cache.path(&parts_name).exists() {
-                write_parts(artefact, cache, &parts_name)?;
+                write_parts(artefact, cache, &lock)?;
             }
         }
         let directory = cache.path(&parts_name);
@@ -99,9 +99,9 @@ impl Program {
     }
 }
 
-fn write_parts(artefact: &Artefact, cache: &Cache, name: &str) -> anyhow::Result<()> {
+fn write_parts(artefact: &Artefact, cache: &Cache, lock: &Lock) -> anyhow::Result<()> {
     let instrumented = instrument::instrument(&artefact.read(PGLITE_WASM)?)?;
-    cache.publish_directory(name, |directory| {
+    cache.publish_directory(lock, |directory| {
         fs::write(directory.join("code.wasm"), &instrumented.code)?;
         let image = Image::write(&directory.join("image"), &instrumented.memory)?;
         let parts = Parts { facts: instrumented.facts, image };

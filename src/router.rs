@@ -5,13 +5,14 @@ use std::{
     ffi::CStr,
     fs,
     sync::Arc,
+    thread,
 };
 
 use parking_lot::Mutex;
 
 use crate::{
     cancel::Interrupt,
-    connection::{Connections, Control, Mode, Opening},
+    connection::{Answer, Connections, Control, Mode, Opening, Request, Sessions, Task},
     error_response::{ErrorResponse, sqlstate},
     frame::{Frame, Kind, Options},
     log::LogSink,
@@ -24,10 +25,18 @@ const REMEMBERED: usize = 1024;
 
 /// What answers a verb: it is given the request's id and options, and replies with [`Router::reply`], at
 /// once or later.
-type Verb = fn(&Router, u32, &Options);
+type Verb = fn(&Arc<Router>, u32, &Options);
 
 /// Every verb of a request frame: the one place to add another.
-const VERBS: [(&str, Verb); 2] = [("stats", stats), ("shutdown", shut_down)];
+const VERBS: [(&str, Verb); 7] = [
+    ("stats", stats),
+    ("shutdown", shut_down),
+    ("memory", memory),
+    ("templates", templates),
+    ("drop_template", drop_template),
+    ("reset", reset),
+    ("freeze", freeze),
+];
 
 /// Knows the connections that the parent has opened.
 pub(crate) struct Router {
@@ -101,24 +110,30 @@ impl Router {
         if self.table.lock().open.contains_key(&id) {
             return self.violated(id, format!("connection {id} was opened a second time"));
         }
-        if let Err(report) = self.mode_of(payload).and_then(|mode| self.start(id, mode)) {
+        if let Err(report) = self.parse_opening(payload).and_then(|(mode, template)| self.start(id, mode, template)) {
             self.refuse(id, &report);
         }
     }
 
-    /// Which kind of database the options of an open frame ask for.
-    fn mode_of(&self, payload: &[u8]) -> Result<Mode, ErrorResponse> {
+    /// Which kind of database the options of an open frame ask for, and of which template.
+    fn parse_opening(&self, payload: &[u8]) -> Result<(Mode, Option<String>), ErrorResponse> {
+        let invalid = |message: String| ErrorResponse::fatal(sqlstate::INVALID_PARAMETER_VALUE, message);
         let options = Options::parse(payload).map_err(|error| violation(error.to_string()))?;
-        let Some(text) = options.get("mode") else {
-            return Ok(self.mode);
+        let mode = match options.get("mode") {
+            Some(text) => text.parse().map_err(|error| invalid(format!("{error}")))?,
+            None => self.mode,
         };
-        text.parse().map_err(|error| ErrorResponse::fatal(sqlstate::INVALID_PARAMETER_VALUE, format!("{error}")))
+        let template = options.get("template").map(str::to_owned);
+        if template.is_some() && mode == Mode::Shared {
+            return Err(invalid("a template is for mode isolated; open the connection with that".to_owned()));
+        }
+        Ok((mode, template))
     }
 
-    fn start(self: &Arc<Self>, id: u32, mode: Mode) -> Result<(), ErrorResponse> {
+    fn start(self: &Arc<Self>, id: u32, mode: Mode, template: Option<String>) -> Result<(), ErrorResponse> {
         let outbox = self.outbox.clone();
         let log = LogSink::new(move |id, level, target, text| outbox.push_log(id, level, target, text));
-        let opening = Opening { id, mode, log: log.of_connection(id) };
+        let opening = Opening { id, mode, template, log: log.of_connection(id) };
         let router = self.clone();
         // Held until the entry is in, so that a connection that ends at once finds itself.
         let mut table = self.table.lock();
@@ -164,7 +179,7 @@ impl Router {
                 }
             }
         };
-        let Entry { relay, control } = entry;
+        let Entry { relay, control, .. } = entry;
         let result = match (frame.kind, <[u8; 4]>::try_from(frame.payload)) {
             (Kind::Data, _) => relay.data(frame.payload).map_err(|error| error.to_string()),
             (Kind::Window, Ok(credit)) => relay.window(u32::from_be_bytes(credit)).map_err(|error| error.to_string()),
@@ -183,7 +198,7 @@ impl Router {
     /// Closes a connection whose parent has broken the protocol.
     fn violated(&self, id: u32, message: String) {
         let entry = self.table.lock().close(id);
-        if let Some(Entry { relay, control }) = entry {
+        if let Some(Entry { relay, control, .. }) = entry {
             relay.close(&violation(message));
             control.interrupt(Interrupt::Terminate);
         }
@@ -194,7 +209,7 @@ impl Router {
         self.outbox.push_options(Kind::Close, id, &close_options(report));
     }
 
-    fn request(&self, id: u32, payload: &[u8]) {
+    fn request(self: &Arc<Self>, id: u32, payload: &[u8]) {
         self.outbox.wait_for_room();
         let (verb, options) = match parse_request(payload) {
             Ok(request) => request,
@@ -207,6 +222,44 @@ impl Router {
             self.reply(id, Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message)));
         }
     }
+}
+
+impl Router {
+    /// Replies to the request `id` with what `answer` finds out, which may take a while.
+    fn answer_on_thread(self: &Arc<Self>, id: u32, answer: impl FnOnce(&dyn Sessions) -> Answer + Send + 'static) {
+        let router = self.clone();
+        let work = move || router.reply(id, answer(router.connections.sessions()).map(to_options));
+        if let Err(error) = thread::Builder::new().name("request".to_owned()).spawn(work) {
+            let message = format!("no thread for the request: {error}");
+            self.reply(id, Err(ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message)));
+        }
+    }
+
+    /// Has the connection that the options name do `task`, and replies to the request `id` when it has.
+    fn ask_connection(self: &Arc<Self>, id: u32, options: &Options, task: Result<Task, ErrorResponse>) {
+        let asked = task.and_then(|task| Ok((task, self.asked_connection(options)?)));
+        match asked {
+            Ok((task, control)) => {
+                let router = self.clone();
+                control.ask(Request::new(task, move |answer| router.reply(id, answer.map(to_options))));
+            }
+            Err(report) => self.reply(id, Err(report)),
+        }
+    }
+
+    /// The connection that the option `connection` names.
+    fn asked_connection(&self, options: &Options) -> Result<Control, ErrorResponse> {
+        let text = required(options, "connection")?;
+        let entry = text.parse().ok().and_then(|connection| self.table.lock().open.get(&connection).cloned());
+        entry.map(|entry| entry.control).ok_or_else(|| {
+            let message = format!("connection {text} does not exist");
+            ErrorResponse::error(sqlstate::CONNECTION_DOES_NOT_EXIST, message)
+        })
+    }
+}
+
+fn to_options(figures: Vec<(&'static str, String)>) -> Options {
+    figures.into_iter().fold(Options::new(), |options, (key, value)| options.with(key, value))
 }
 
 impl Table {
@@ -234,20 +287,56 @@ fn violation(message: impl Into<String>) -> ErrorResponse {
 
 /// `stats`: `connections` there are, resident `memory` of the program in bytes where the system tells,
 /// and the sessions' own figures.
-fn stats(router: &Router, id: u32, _: &Options) {
-    let mut options = Options::new().with("connections", router.connections.count());
-    if let Some(memory) = resident_memory() {
-        options = options.with("memory", memory);
-    }
-    let figures = router.connections.sessions().stats();
-    let options = figures.into_iter().fold(options, |options, (key, value)| options.with(key, value));
-    router.reply(id, Ok(options));
+fn stats(router: &Arc<Router>, id: u32, _: &Options) {
+    let mut figures = vec![("connections", router.connections.count().to_string())];
+    figures.extend(resident_memory().map(|memory| ("memory", memory.to_string())));
+    router.answer_on_thread(id, |sessions| {
+        figures.extend(sessions.stats());
+        Ok(figures)
+    });
 }
 
 /// `shutdown`: sessions end with `57P01`, then the program exits.
-fn shut_down(router: &Router, id: u32, _: &Options) {
+fn shut_down(router: &Arc<Router>, id: u32, _: &Options) {
     router.reply(id, Ok(Options::new()));
     (router.on_shut_down)();
+}
+
+/// `memory`: private bytes of the connections that have a cluster of their own, see [`Sessions::memory`].
+fn memory(router: &Arc<Router>, id: u32, _: &Options) {
+    router.answer_on_thread(id, Sessions::memory);
+}
+
+/// `templates`: what templates there are, see [`Sessions::templates`].
+fn templates(router: &Arc<Router>, id: u32, _: &Options) {
+    router.answer_on_thread(id, Sessions::templates);
+}
+
+/// `drop_template`: removes the template `name`.
+fn drop_template(router: &Arc<Router>, id: u32, options: &Options) {
+    match required(options, "name") {
+        Ok(name) => router.answer_on_thread(id, move |sessions| sessions.drop_template(&name)),
+        Err(report) => router.reply(id, Err(report)),
+    }
+}
+
+/// `reset`: puts the cluster of `connection` back to its template, see [`Task::Reset`].
+fn reset(router: &Arc<Router>, id: u32, options: &Options) {
+    router.ask_connection(id, options, Ok(Task::Reset));
+}
+
+/// `freeze`: makes the template `name` from the cluster of `connection` and keeps `key` with it, see [`Task::Freeze`].
+fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
+    let key = options.get("key").map(str::to_owned);
+    router.ask_connection(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
+}
+
+/// The value of an option that has to be there.
+fn required(options: &Options, key: &str) -> Result<String, ErrorResponse> {
+    let value = options.get(key).filter(|value| !value.is_empty());
+    value.map(str::to_owned).ok_or_else(|| {
+        ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, format!("the option {key} is missing or empty"))
+    })
 }
 
 /// Resident memory of this process in bytes: the second figure of Linux' `/proc/self/statm`, which

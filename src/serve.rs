@@ -66,7 +66,9 @@ fn accept_all(listener: &Listener, connections: &Arc<Connections>, mode: Mode) {
     let log = LogSink::to_own_log();
     for id in 1.. {
         let log = log.of_connection(id);
-        if let Err(error) = listener.accept().and_then(|client| start(client, connections, Opening { id, mode, log })) {
+        if let Err(error) =
+            listener.accept().and_then(|client| start(client, connections, Opening { id, mode, template: None, log }))
+        {
             tracing::warn!(%error, "a client could not be accepted");
             // Out of files or threads: trying again at once would fail again at once.
             thread::sleep(PAUSE);

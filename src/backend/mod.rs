@@ -2,28 +2,40 @@
 //!
 //! * `mod`: making one, fresh or as the copy of another, and calling it
 //! * `boot`: starting `PostgreSQL` in it
-//! * `session`: one client's session in it
+//! * `sql`: having it run SQL of the host's own
+//! * `copies`: going back, and making copies
+//! * `session`: one client's session in a backend of its own
+//! * `fork`: further sessions of a running cluster
+//! * `registers`: its state outside memory and files
 
 mod boot;
+mod copies;
+mod fork;
+mod registers;
 mod session;
+mod sql;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use anyhow::{Context, ensure};
-use wasmtime::{Global, Ref, Store, TypedFunc, Val, ValType, WasmParams, WasmResults};
+use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
 use wasmtime_wasi::I32Exit;
 
 use crate::{
-    guest::{
-        CALLBACKS, ClientStream, Exports, Guest, LibrariesImage, Library, Setup, Signals, memory, restore_libraries,
-    },
+    cluster::{Crashed, Seat, Signals},
+    guest::{CALLBACKS, ClientStream, Exports, Guest, Library, Setup, memory, restore_libraries},
     image::Image,
     instrument::Facts,
     program::Program,
 };
 
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
-pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended};
+pub(crate) use fork::{Child, Fork};
+pub(crate) use registers::Registers;
+pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended, Requests, Session};
 
 /// A running backend, on whatever thread has it.
 pub(crate) struct Backend {
@@ -36,21 +48,6 @@ struct Hot {
     pending_input: TypedFunc<(), i32>,
     main_loop_once: TypedFunc<(), ()>,
     stack_pointer: Global,
-}
-
-/// The state of a backend outside its linear memory and its files.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Registers {
-    /// Every mutable global by its export's name; an `i32` is kept as an `i64`.
-    globals: Vec<(String, i64)>,
-    libraries: LibrariesImage,
-}
-
-impl Registers {
-    /// The side modules that the backend had loaded: path in the guest's files, and hash.
-    pub(crate) fn libraries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.libraries.libraries()
-    }
 }
 
 impl Backend {
@@ -78,7 +75,7 @@ impl Backend {
         libraries: &[Arc<Library>],
     ) -> anyhow::Result<Self> {
         let mut backend = Self::instantiate(program, setup, image)?;
-        backend.set_registers(registers)?;
+        registers.set_globals(&mut backend.store)?;
         restore_libraries(&mut backend.store, &registers.libraries, libraries)?;
         Ok(backend)
     }
@@ -89,11 +86,7 @@ impl Backend {
         let exports = Exports::find(&mut store, instance)?;
         let table = exports.table;
         image.map_over(&mut store, exports.memory)?;
-        let flag: *mut i32 =
-            exports.memory.data_ptr(&store).wrapping_add(program.facts().address("InterruptPending")? as usize).cast();
-        ensure!(flag.is_aligned(), "InterruptPending is not aligned");
-        // SAFETY: the address is aligned and inside a memory that does not move; `Drop` detaches it before the memory goes.
-        unsafe { store.data().signals.attach(flag) };
+        store.data().memory_size.store(exports.memory.data_size(&store), Ordering::Relaxed);
         let hot = Hot {
             pending_input: instance.get_typed_func(&mut store, "pq_buffer_remaining_data")?,
             main_loop_once: instance.get_typed_func(&mut store, "PostgresMainLoopOnce")?,
@@ -105,7 +98,28 @@ impl Backend {
             let function = program.libraries().host_function(&mut store, name)?;
             table.set(&mut store, slot, Ref::Func(Some(function)))?;
         }
-        Ok(Self { store, hot })
+        let mut backend = Self { store, hot };
+        backend.attach(backend.signals())?;
+        Ok(backend)
+    }
+
+    /// From now on `signals` interrupt this backend.
+    fn attach(&mut self, signals: Arc<Signals>) -> anyhow::Result<()> {
+        let address = self.facts().address("InterruptPending")? as usize;
+        let flag: *mut i32 = self.exports()?.memory.data_ptr(&self.store).wrapping_add(address).cast();
+        ensure!(flag.is_aligned(), "InterruptPending is not aligned");
+        // SAFETY: the address is aligned and inside a memory that does not move; `Drop` detaches it before the memory goes.
+        unsafe { signals.attach(flag) };
+        self.store.data_mut().set_signals(signals);
+        Ok(())
+    }
+
+    /// Where its linear memory is: the first address, and the size in bytes, which follows its growth.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn memory_range(&self) -> anyhow::Result<(usize, Arc<AtomicUsize>)> {
+        Ok((self.exports()?.memory.data_ptr(&self.store).addr(), self.store.data().memory_size.clone()))
     }
 
     /// Tells PGlite where in the table its callbacks are.
@@ -124,37 +138,9 @@ impl Backend {
     /// What is to be kept of this backend besides its memory and its files.
     ///
     /// # Errors
-    /// When it is not a backend of the instrumented program.
+    /// As [`Registers::capture`].
     pub(crate) fn registers(&mut self) -> anyhow::Result<Registers> {
-        let instance = self.exports()?.instance;
-        let facts = self.facts().clone();
-        let mut globals = Vec::new();
-        for name in &facts.mutable_globals {
-            let global =
-                instance.get_global(&mut self.store, name).with_context(|| format!("there is no global {name}"))?;
-            let value = match global.get(&mut self.store) {
-                Val::I32(value) => value.into(),
-                Val::I64(value) => value,
-                other => anyhow::bail!("the global {name} is a {other:?}"),
-            };
-            globals.push((name.clone(), value));
-        }
-        let guest = self.store.data();
-        Ok(Registers { globals, libraries: guest.libraries.image() })
-    }
-
-    fn set_registers(&mut self, registers: &Registers) -> anyhow::Result<()> {
-        let instance = self.exports()?.instance;
-        for (name, value) in &registers.globals {
-            let global =
-                instance.get_global(&mut self.store, name).with_context(|| format!("there is no global {name}"))?;
-            let value = match global.ty(&self.store).content() {
-                ValType::I64 => Val::I64(*value),
-                _ => Val::I32(i32::try_from(*value)?),
-            };
-            global.set(&mut self.store, value)?;
-        }
-        Ok(())
+        Registers::capture(&mut self.store)
     }
 
     /// The linear memory.
@@ -170,6 +156,28 @@ impl Backend {
         self.store.data_mut()
     }
 
+    /// Waits for its turn in the cluster that it shares with others.
+    ///
+    /// # Errors
+    /// [`Crashed`]
+    pub(crate) fn take_turn(&mut self) -> Result<(), Crashed> {
+        self.store.data_mut().seat.as_mut().map_or(Ok(()), Seat::take_turn)
+    }
+
+    /// Ends its turn.
+    pub(crate) fn end_turn(&mut self) {
+        if let Some(seat) = &mut self.store.data_mut().seat {
+            seat.end_turn();
+        }
+    }
+
+    /// It has trapped during its turn: its whole cluster ends.
+    pub(crate) fn crash(&mut self) {
+        if let Some(seat) = &mut self.store.data_mut().seat {
+            seat.crash();
+        }
+    }
+
     /// How other threads interrupt it.
     pub(crate) fn signals(&self) -> Arc<Signals> {
         self.store.data().signals.clone()
@@ -180,6 +188,8 @@ impl Backend {
         let guest = self.store.data_mut();
         guest.signals.set_waker(client.waker());
         guest.client = client;
+        // What came while nobody could be woken.
+        guest.signals.repeat();
     }
 
     pub(crate) fn facts(&self) -> &Arc<Facts> {
@@ -249,6 +259,7 @@ fn exit_status(error: anyhow::Error) -> anyhow::Result<i32> {
 
 impl Drop for Backend {
     fn drop(&mut self) {
+        self.store.data().memory_size.store(0, Ordering::Relaxed);
         self.store.data().signals.detach();
         self.store.data_mut().files.close_all();
     }

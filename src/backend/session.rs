@@ -1,11 +1,12 @@
 //! One client's session in a backend of its own (`isolated` mode): startup, messages, end.
 
-use std::mem;
+use std::time::Instant;
 
 use wasmtime_wasi::I32Exit;
 
 use super::{Backend, boot::EXIT_ALIVE};
 use crate::{
+    answer::{message, messages},
     guest::{
         ClientStream,
         client::{Client, Interest, Readiness},
@@ -17,8 +18,8 @@ use crate::{
 /// With this status an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
 const EXIT_LONGJMP: i32 = 100;
 
-/// The message `Sync`, with which a client ends a series of messages.
-const SYNC: [u8; 5] = [b'S', 0, 0, 0, 4];
+/// The type of the message that tells a run-time parameter's value.
+const PARAMETER_STATUS: u8 = b'S';
 
 /// The bootstrap superuser, as whom a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
@@ -38,21 +39,41 @@ pub(crate) struct BackendKey {
     pub(crate) secret: [u8; 4],
 }
 
+/// How a client has introduced itself, and the key it was given.
+#[derive(Clone, Copy)]
+pub(crate) struct Session<'a> {
+    pub(crate) startup: &'a StartupMessage,
+    /// The startup packet as it came.
+    pub(crate) packet: &'a [u8],
+    pub(crate) key: BackendKey,
+}
+
+/// What others ask of a session. It is handled between two commands of its client, when everything that the client had sent before has been answered.
+pub(crate) trait Requests {
+    /// Whether there is anything to handle.
+    fn any(&self) -> bool;
+
+    /// Handles everything there is.
+    ///
+    /// # Errors
+    /// What ends the session.
+    fn handle(&mut self, backend: &mut Backend) -> anyhow::Result<()>;
+}
+
 impl Backend {
-    /// Serves `client`, whose startup packet was `packet`, until the session ends.
+    /// Serves `client` until the session ends.
     ///
     /// # Errors
     /// When the guest traps.
     pub(crate) fn serve(
         &mut self,
         client: Box<dyn Client>,
-        startup: &StartupMessage,
-        packet: &[u8],
-        key: BackendKey,
+        session: &Session<'_>,
+        requests: &mut dyn Requests,
     ) -> anyhow::Result<Ended> {
-        self.set_client(ClientStream::new(client, packet));
-        let ended = match self.start_session(startup, key) {
-            Ok(()) => self.run_session(),
+        self.set_client(ClientStream::new(client, session.packet));
+        let ended = match self.start_session(session) {
+            Ok(()) => self.run_session(requests),
             Err(error) => Err(error),
         };
         let ended = match ended {
@@ -70,7 +91,8 @@ impl Backend {
 
     /// What `BackendInitialize`, `PerformAuthentication` and `InitPostgres` do with a startup packet
     /// (`PostgreSQL`, `src/backend/tcop/backend_startup.c`, `src/backend/utils/init/postinit.c`), for a backend that is in its database already.
-    fn start_session(&mut self, startup: &StartupMessage, key: BackendKey) -> anyhow::Result<()> {
+    fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
+        let Session { startup, key, .. } = session;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
@@ -91,34 +113,48 @@ impl Backend {
         self.call::<(), ()>("CommitTransactionCommand", ())?;
         self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
         self.write_u32(handler, main_loop)?;
-        self.forget_changed_settings()?;
         self.call::<(), ()>("pgl_sendConnData", ())?;
         self.call::<(), ()>("pgl_pq_flush", ())
     }
 
-    /// Takes the settings that have changed off the list of those that the client has to be told of: it is about to be told of all.
+    /// Begins the session of the client anew, after `rewind` has put the backend back to where no client was there.
     ///
-    /// `PostgreSQL` remembers what it has told last and tells nothing twice; PGlite has lost that memory (`ReportGUCOption` in
-    /// `src/backend/utils/misc/guc.c`).
-    fn forget_changed_settings(&mut self) -> anyhow::Result<()> {
-        // What was said already, about the version of the protocol, is for the client.
-        self.call::<(), ()>("pgl_pq_flush", ())?;
-        let client = mem::replace(&mut self.guest().client, ClientStream::silent(&SYNC));
-        // Nothing is reported at all before this has been called once.
-        self.call::<(), ()>("pgl_sendConnData", ())?;
-        self.run_message()?;
-        self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
-        self.call::<(), ()>("pgl_pq_flush", ())?;
-        self.guest().client = client;
+    /// To its client it is as after the startup: user, database and options are those of its startup packet, its cancel key stays valid. What was reported
+    /// of run-time parameters and is no longer true is reported again (`ParameterStatus` may come at any time; "Asynchronous Operations" in
+    /// `PostgreSQL`'s manual). That an open transaction is gone, the client finds out from the next `ReadyForQuery`.
+    ///
+    /// # Errors
+    /// Those of `rewind`, and when the guest traps.
+    pub(crate) fn restart_session(
+        &mut self,
+        session: &Session<'_>,
+        rewind: impl FnOnce(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let client = std::mem::take(&mut self.guest().client);
+        let ((), before) = self.record(&[], |backend| backend.call("pgl_sendConnData", ()))?;
+        rewind(self)?;
+        let ((), after) = self.record(session.packet, |backend| backend.start_session(session))?;
+        self.set_client(client);
+        let reported: Vec<_> = messages(&before).filter(|(kind, _)| *kind == PARAMETER_STATUS).collect();
+        for (kind, body) in messages(&after).filter(|message| message.0 == PARAMETER_STATUS) {
+            if !reported.contains(&(kind, body)) {
+                self.guest().client.write_all(&message(kind, body)?);
+            }
+        }
         Ok(())
     }
 
-    fn run_session(&mut self) -> anyhow::Result<Ended> {
+    fn run_session(&mut self, requests: &mut dyn Requests) -> anyhow::Result<Ended> {
+        // The startup has ended with ReadyForQuery.
+        let mut is_ready = true;
         loop {
             if !self.has_pending_input()? {
                 // ReadyForQuery, unless a message of the extended protocol is still to come.
+                let sent = self.guest().client.bytes_sent();
                 self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
-                self.wait_for_input()?;
+                is_ready |= self.guest().client.bytes_sent() > sent;
+                self.wait_for_input(is_ready.then_some(&mut *requests))?;
+                is_ready = false;
             }
             self.run_message()?;
         }
@@ -145,20 +181,23 @@ impl Backend {
         }
     }
 
-    /// Waits for the client between two messages, where the guest is not on the stack.
-    fn wait_for_input(&mut self) -> anyhow::Result<()> {
+    /// Waits for the client between two messages, where the guest is not on the stack. Between two commands, `requests` are handled meanwhile.
+    fn wait_for_input(&mut self, mut requests: Option<&mut dyn Requests>) -> anyhow::Result<()> {
         loop {
+            let asked = requests.as_deref_mut().filter(|requests| requests.any());
             let guest = self.store.data_mut();
-            let deadline = guest.timers.next();
-            match guest.client.wait(Interest::Read, deadline) {
-                Readiness::Ready => return Ok(()),
-                Readiness::Woken | Readiness::TimedOut => self.handle_idle_interrupts()?,
+            // What the client has sent by now comes first, so that requests are in order with it.
+            let deadline = if asked.is_some() { Some(Instant::now()) } else { guest.timers.next() };
+            match (guest.wait(Interest::Read, deadline)?, asked) {
+                (Readiness::Ready, _) => return Ok(()),
+                (Readiness::TimedOut, Some(requests)) => requests.handle(self)?,
+                (Readiness::Woken | Readiness::TimedOut, _) => self.handle_idle_interrupts()?,
             }
         }
     }
 
     /// Signals and timers between two messages: a cancel has nothing to cancel, everything else may end the session.
-    fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
         deliver(&mut self.store)?;
         let facts = self.facts();
         let (cancel, interrupt) = (facts.address("QueryCancelPending")?, facts.address("InterruptPending")?);

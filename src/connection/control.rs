@@ -1,9 +1,10 @@
-//! The outside's hold on one connection: interrupts for its session, an order to end.
+//! The outside's hold on one connection: interrupts for its session, requests, an order to end.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 
+use super::Request;
 use crate::{
     cancel::{CancelRegistry, Interrupt, Interrupter, Registered},
     error_response::{ErrorResponse, sqlstate},
@@ -28,7 +29,13 @@ struct State {
     terminate: bool,
     client_gone: bool,
     interrupter: Option<Interrupter>,
+    /// What the session is to do between two of its client's commands.
+    requests: VecDeque<Request>,
+    attendant: Option<Attendant>,
 }
+
+/// Handles requests in the place of a session.
+type Attendant = Arc<dyn Fn(Request) + Send + Sync>;
 
 /// Keeps a session registered; dropping it ends that.
 #[must_use = "dropping it at once unregisters the session"]
@@ -81,6 +88,44 @@ impl Control {
             interrupt(kind);
         }
         self.0.waker.wake();
+    }
+
+    /// Asks something of the session, or of the one that is to come. It is told when it waits for its client; a request that it
+    /// does not get to any more answers for itself.
+    pub fn ask(&self, request: Request) {
+        let attendant = {
+            let mut state = self.0.state.lock();
+            let Some(attendant) = &state.attendant else {
+                state.requests.push_back(request);
+                drop(state);
+                return self.0.waker.wake();
+            };
+            attendant.clone()
+        };
+        attendant(request);
+    }
+
+    /// From now on requests go to `attendant` rather than to the session, which has no moment between two commands for them. It must not block.
+    pub fn attend_requests(&self, attendant: impl Fn(Request) + Send + Sync + 'static) {
+        let attendant: Attendant = Arc::new(attendant);
+        let waiting = {
+            let mut state = self.0.state.lock();
+            state.attendant = Some(attendant.clone());
+            std::mem::take(&mut state.requests)
+        };
+        waiting.into_iter().for_each(|request| attendant(request));
+    }
+
+    /// Whether something is asked of the session. For the session itself, as is [`Control::take_request`].
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        !self.0.state.lock().requests.is_empty()
+    }
+
+    /// Takes what was asked of the session first.
+    #[must_use]
+    pub fn take_request(&self) -> Option<Request> {
+        self.0.state.lock().requests.pop_front()
     }
 
     /// What to tell a client that has no session yet if it is not to get one any more.

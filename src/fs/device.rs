@@ -19,6 +19,13 @@ pub trait Console: Send {
     fn write(&mut self, stream: Stream, bytes: &[u8]);
 }
 
+/// The console of a process that has nothing to say to anybody.
+pub struct Silent;
+
+impl Console for Silent {
+    fn write(&mut self, _stream: Stream, _bytes: &[u8]) {}
+}
+
 /// The devices below `/dev`; device numbers are those of Emscripten's `FS.createDefaultDevices` (`libfs.js`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Device {

@@ -31,7 +31,7 @@ mod tree;
 pub use bundle::{BundleError, open_bundle, unpack_extension};
 pub use content::{CHUNK, Content};
 pub use descriptors::{Descriptors, MAX_DESCRIPTORS, Object, OpenFile, OpenFlags};
-pub use device::{Console, Device, Stream};
+pub use device::{Console, Device, Silent, Stream};
 pub use directory::{Directory, Entry, Name};
 pub use errno::Errno;
 pub use extent::{Extent, Source};

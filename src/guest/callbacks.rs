@@ -34,17 +34,23 @@ pub(crate) struct ClientStream {
     /// What is read before anything from the client: the startup packet.
     before: VecDeque<u8>,
     blocked_on: Option<Interest>,
+    on_key: Option<OnKey>,
+    sent: u64,
 }
+
+/// Is told the secret key of the session before the client is.
+type OnKey = Box<dyn FnOnce(&[u8]) + Send>;
 
 impl ClientStream {
     /// A stream that gives `before` first.
     pub(crate) fn new(client: Box<dyn Client>, before: &[u8]) -> Self {
-        Self { client: Some(client), before: before.iter().copied().collect(), blocked_on: None }
+        Self { client: Some(client), before: before.iter().copied().collect(), blocked_on: None, on_key: None, sent: 0 }
     }
 
-    /// A stream that gives these bytes and ends, and whose reader is not interested.
-    pub(crate) fn silent(bytes: &[u8]) -> Self {
-        Self { client: None, before: bytes.iter().copied().collect(), blocked_on: None }
+    /// `tell` is told the secret key that `PostgreSQL` has made for the session, before the client is.
+    pub(crate) fn on_key(mut self, tell: impl FnOnce(&[u8]) + Send + 'static) -> Self {
+        self.on_key = Some(Box::new(tell));
+        self
     }
 
     /// How other threads end its waits.
@@ -58,7 +64,7 @@ impl ClientStream {
     }
 
     /// As [`Client::wait`]; without a client only the deadline ends it, and without either it ends at once.
-    pub(crate) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+    pub(super) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
         match &mut self.client {
             Some(client) => client.wait(interest, deadline),
             None => {
@@ -80,9 +86,30 @@ impl ClientStream {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.client {
-            Some(client) => client.write(bytes),
-            None => Ok(bytes.len()),
+        let written = match &mut self.client {
+            Some(client) => client.write(bytes)?,
+            None => bytes.len(),
+        };
+        self.sent += written as u64;
+        Ok(written)
+    }
+
+    /// How many bytes the backend has sent to its client.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Sends all of `bytes` in the backend's stead, between two of its messages, waiting where it has to. A client that is gone gets nothing.
+    pub(crate) fn write_all(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(Interest::Write, None);
+                }
+                // Its next read will tell the backend.
+                Err(_) => return,
+            }
         }
     }
 }
@@ -101,12 +128,27 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "pglite_port",
         "write",
         |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
+            announce_key(&mut caller)?;
             transfer(&mut caller, Interest::Write, |client, memory| {
                 client.write(memory::read_bytes(memory, address, length)?)
             })
         },
     )?;
     super::commands::add_to_linker(linker)
+}
+
+/// Passes the session's secret key on, as soon as there is one.
+fn announce_key(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    let (memory, guest) = memory::of(caller)?;
+    if guest.client.on_key.is_some() {
+        let length = memory::read_u32(memory, guest.facts.my_cancel_key_length)?;
+        if length != 0
+            && let Some(tell) = guest.client.on_key.take()
+        {
+            tell(memory::read_bytes(memory, guest.facts.my_cancel_key, length)?);
+        }
+    }
+    Ok(())
 }
 
 /// Reads or writes. When that is not possible at once, it waits here if nothing else has to be done meanwhile, and otherwise lets `PostgreSQL` do its
@@ -125,7 +167,7 @@ fn transfer(
                 if guest.signals.any() {
                     break EAGAIN;
                 }
-                match guest.client.wait(interest, guest.timers.next()) {
+                match guest.wait(interest, guest.timers.next())? {
                     Readiness::Ready => {}
                     Readiness::Woken | Readiness::TimedOut => break EAGAIN,
                 }

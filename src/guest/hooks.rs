@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{AsContextMut, Caller, Linker};
 
+use crate::cluster::Signal;
+
 use super::{
-    Guest, Signal,
+    Guest,
     client::{Interest, Readiness},
     memory, timers,
 };
@@ -16,9 +18,14 @@ const ESRCH: i32 = 71;
 const EINVAL: i32 = 28;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap("pglite_port", "init_process", |_: Caller<'_, Guest>| {})?;
+    linker.func_wrap("pglite_port", "init_process", |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
+        match caller.data_mut().before_fork.take() {
+            Some(before_fork) => before_fork(&mut caller).map_err(wasmtime::Error::from_anyhow),
+            None => Ok(()),
+        }
+    })?;
     linker.func_wrap("pglite_port", "process_interrupts", |mut caller: Caller<'_, Guest>| {
-        deliver(&mut caller).map(drop)
+        process_interrupts(&mut caller)
     })?;
     linker.func_wrap(
         "pglite_port",
@@ -36,10 +43,17 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         }
     })?;
     linker.func_wrap("pglite_port", "kill", kill)?;
+    linker.func_wrap("pglite_port", "request_checkpoint", |mut caller: Caller<'_, Guest>, _flags: i32| {
+        // The first backend makes every checkpoint at once, whatever is asked for.
+        match &mut caller.data_mut().seat {
+            Some(seat) => Ok(seat.request_checkpoint()?),
+            None => Ok::<_, wasmtime::Error>(()),
+        }
+    })?;
     Ok(())
 }
 
-/// Runs the handlers of signals that have arrived and of timers that are due; says whether any signal did.
+/// Runs the handlers of signals that have arrived and of timers that are due; says whether a signal's did.
 ///
 /// # Errors
 /// When a handler traps or exits.
@@ -48,16 +62,36 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     while store.as_context().data().signals.any() {
         let arrived = store.as_context().data().signals.take();
         for signal in arrived {
-            delivered = true;
-            if signal != Signal::URG {
-                if let Some(raise) = store.as_context().data().exports()?.raise.clone() {
-                    raise.call(&mut *store, signal.number())?;
-                }
+            // Its only purpose is to end a wait, which it has done.
+            if signal == Signal::URG {
+                continue;
             }
+            if let Some(raise) = store.as_context().data().exports()?.raise.clone() {
+                raise.call(&mut *store, signal.number())?;
+            }
+            delivered = true;
         }
     }
     timers::run_due(store)?;
     Ok(delivered)
+}
+
+/// At a `CHECK_FOR_INTERRUPTS`: signals, timers, and the other sessions' turns where `PostgreSQL` would handle interrupts, that is where
+/// it holds no lightweight lock and is in no critical section (`ProcessInterrupts` in `src/backend/tcop/postgres.c`).
+fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    deliver(caller)?;
+    let (memory, guest) = memory::of(caller)?;
+    let Some(seat) = guest.seat.as_mut().filter(|seat| seat.others_wait()) else { return Ok(()) };
+    for counter in ["InterruptHoldoffCount", "CritSectionCount"] {
+        let address = guest.facts.address(counter)?;
+        if memory::read_u32(memory, address)? != 0 {
+            return Ok(());
+        }
+    }
+    seat.end_turn();
+    seat.take_turn()?;
+    deliver(caller)?;
+    Ok(())
 }
 
 /// Waits as `poll` would in `WaitEventSetWait`, until the latch at `latch` (if any) is set, the timeout has passed, a signal has been
@@ -78,7 +112,7 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
         let guest = caller.data_mut();
         let interest = guest.client.blocked_on().unwrap_or(Interest::Nothing);
         let until = [deadline, guest.timers.next()].into_iter().flatten().min();
-        match guest.client.wait(interest, until) {
+        match guest.wait(interest, until)? {
             Readiness::Ready => {
                 if latch != 0 {
                     memory::write_u32(memory::of(caller)?.0, latch, 1)?;
@@ -94,14 +128,17 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
 fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(&mut caller)?;
     let own = memory::read_u32(memory, guest.my_proc_pid)?.cast_signed();
-    if pid.checked_abs() != Some(own) {
-        return Ok(-ESRCH);
-    }
+    let target = pid.wrapping_abs();
     let signal = match (signal, Signal::from_number(signal)) {
-        (0, _) => return Ok(0),
-        (_, Some(signal)) => signal,
+        (0, _) => None,
+        (_, Some(signal)) => Some(signal),
         (_, None) => return Ok(-EINVAL),
     };
+    if target != own {
+        let is_there = guest.seat.as_ref().is_some_and(|seat| seat.send(target, signal));
+        return Ok(if is_there { 0 } else { -ESRCH });
+    }
+    let Some(signal) = signal else { return Ok(0) };
     // A signal that a process sends to itself is handled before kill returns.
     caller.data().signals.send(signal);
     deliver(&mut caller)?;

@@ -16,27 +16,37 @@ pub(crate) mod memory;
 mod net;
 mod process;
 mod report;
-mod signals;
 mod stack;
 mod syscalls;
 mod time;
 mod timers;
 mod wasi;
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 
 use anyhow::Context;
-use wasmtime::{AsContextMut, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{AsContextMut, Caller, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
-use crate::{fs::Files, instrument::Facts, program::Program};
+use crate::{
+    cluster::{Seat, Signals},
+    fs::Files,
+    instrument::Facts,
+    program::Program,
+};
+
+use client::{Interest, Readiness};
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands};
-pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
+pub(crate) use dylink::{
+    Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries, rewind as rewind_libraries,
+};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
-pub use signals::{Signal, Signals};
 pub(crate) use stack::NativeStack;
 pub(crate) use timers::Timers;
 
@@ -65,9 +75,17 @@ pub(crate) struct Guest {
     pub(crate) signals: Arc<Signals>,
     /// Interval timers (`setitimer`).
     pub(crate) timers: Timers,
+    /// Its part in a cluster that it shares with other sessions.
+    pub(crate) seat: Option<Seat>,
+    before_fork: Option<BeforeFork>,
+    /// The size of the linear memory in bytes, for other threads; 0 while there is none.
+    pub(crate) memory_size: Arc<AtomicUsize>,
     /// Where the host's last call into it began.
     pub(crate) native_stack: NativeStack,
 }
+
+/// Runs once where a postmaster would begin to fork: when the guest is about to take its place in shared memory.
+pub(crate) type BeforeFork = Box<dyn FnOnce(&mut Caller<'_, Guest>) -> anyhow::Result<()> + Send>;
 
 /// What one guest is made of besides its wasm.
 pub(crate) struct Setup {
@@ -76,6 +94,10 @@ pub(crate) struct Setup {
     pub(crate) commands: Box<dyn Commands>,
     pub(crate) library_store: Arc<LibraryStore>,
     pub(crate) facts: Arc<Facts>,
+    /// Its part in a cluster that it shares with other sessions.
+    pub(crate) seat: Option<Seat>,
+    /// What happens where a postmaster would begin to fork.
+    pub(crate) before_fork: Option<BeforeFork>,
 }
 
 impl Setup {
@@ -87,6 +109,8 @@ impl Setup {
             commands: Box::new(BackendCommands),
             library_store: program.libraries().clone(),
             facts: program.facts().clone(),
+            seat: None,
+            before_fork: None,
         }
     }
 }
@@ -99,7 +123,7 @@ impl Guest {
         for (name, value) in &setup.environment {
             wasi.env(name, value);
         }
-        let signals = Arc::new(Signals::default());
+        let signals = setup.seat.as_ref().map_or_else(Arc::default, |seat| seat.signals().clone());
         Ok(Self {
             wasi: wasi.build_p1(),
             my_proc_pid: setup.facts.address("MyProcPid")?,
@@ -113,7 +137,31 @@ impl Guest {
             timers: Timers::new(signals.clone()),
             native_stack: NativeStack::default(),
             signals,
+            seat: setup.seat,
+            before_fork: setup.before_fork,
+            memory_size: Arc::default(),
         })
+    }
+
+    /// From now on those are the signals that it receives.
+    pub(crate) fn set_signals(&mut self, signals: Arc<Signals>) {
+        self.timers.set_signals(signals.clone());
+        self.signals = signals;
+    }
+
+    /// Waits as [`Client::wait`](client::Client::wait) does; meanwhile the other sessions of its cluster have their turns.
+    ///
+    /// # Errors
+    /// When another session of the cluster has crashed.
+    pub(crate) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> wasmtime::Result<Readiness> {
+        if let Some(seat) = &mut self.seat {
+            seat.end_turn();
+        }
+        let readiness = self.client.wait(interest, deadline);
+        if let Some(seat) = &mut self.seat {
+            seat.take_turn()?;
+        }
+        Ok(readiness)
     }
 
     /// What host functions may call.

@@ -1,5 +1,7 @@
 //! The life of the guest as a process: exit, abort, its heap.
 
+use std::sync::atomic::Ordering;
+
 use wasmtime::{Caller, Linker, bail};
 use wasmtime_wasi::I32Exit;
 
@@ -41,6 +43,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                 let overgrown = (current + current / (5 * cut_down)).min(requested + (96 << 20));
                 let size = requested.max(overgrown).next_multiple_of(PAGE).min(HEAP_MAX);
                 if memory.grow(&mut caller, (size.saturating_sub(current)).div_ceil(PAGE)).is_ok() {
+                    caller.data().memory_size.store(memory.data_size(&caller), Ordering::Relaxed);
                     return Ok(1);
                 }
             }

@@ -13,7 +13,8 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use wasmtime::{AsContextMut, Caller, Linker};
 
-use super::{Guest, Signals};
+use super::Guest;
+use crate::cluster::Signals;
 
 /// `ITIMER_REAL`, `ITIMER_VIRTUAL` and `ITIMER_PROF`; Emscripten runs all three on real time.
 const TIMERS: usize = 3;
@@ -28,6 +29,16 @@ pub(crate) struct Timers {
 impl Timers {
     pub(super) fn new(signals: Arc<Signals>) -> Self {
         Self { deadlines: [None; TIMERS], signals, start: Instant::now() }
+    }
+
+    /// From now on those signals interrupt the guest when a timer is due.
+    pub(super) fn set_signals(&mut self, signals: Arc<Signals>) {
+        self.signals = signals;
+    }
+
+    /// Forgets every deadline.
+    pub(crate) fn disarm(&mut self) {
+        self.deadlines = [None; TIMERS];
     }
 
     /// The earliest deadline.

@@ -1,5 +1,6 @@
 //! What is read out of the bodies of found functions: places to change, and addresses.
 
+use serde::{Deserialize, Serialize};
 use wasmparser::Operator;
 
 use super::InstrumentError;
@@ -178,6 +179,56 @@ pub(super) fn stack_measure(target: &Target, operators: &[Operator]) -> Result<S
     }
 }
 
+/// Where `ReportGUCOption` reports a setting (`src/backend/utils/misc/guc.c`).
+pub(super) struct Report {
+    /// Offset of `last_reported` in `struct config_generic`.
+    pub(super) last_reported: u64,
+    /// Locals with what was reported before and with the value to report.
+    pub(super) before: u32,
+    pub(super) value: u32,
+    /// The instruction after the message was sent, where PostgreSQL remembers the value.
+    pub(super) sent_at: usize,
+}
+
+impl Report {
+    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
+        let compared = |window: &[Operator]| match *window {
+            [
+                Operator::LocalGet { local_index: 0 },
+                Operator::I32Load { memarg },
+                Operator::LocalTee { local_index: before },
+                Operator::If { .. },
+            ] => Some((memarg.offset, before)),
+            _ => None,
+        };
+        // pq_endmessage(), the end of the condition, pfree(value).
+        let sent = |window: &[Operator]| match *window {
+            [Operator::Call { .. }, Operator::End, Operator::LocalGet { local_index: value }, Operator::Call { .. }] => {
+                Some(value)
+            }
+            _ => None,
+        };
+        let (_, (last_reported, before)) = once(target, "a look at last_reported", operators, 4, compared)?;
+        let (at, value) = once(target, "a value sent and freed", operators, 4, sent)?;
+        Ok(Self { last_reported, before, value, sent_at: at + 1 })
+    }
+}
+
+/// Where `BeginReportingGUCOptions` calls `report`, the function of that index, and the local with the setting that it passes.
+pub(super) fn reported_all(
+    target: &Target,
+    operators: &[Operator],
+    report: u32,
+) -> Result<(usize, u32), InstrumentError> {
+    let call = |pair: &[Operator]| match *pair {
+        [Operator::LocalGet { local_index }, Operator::Call { function_index }] => {
+            (function_index == report).then_some(local_index)
+        }
+        _ => None,
+    };
+    once(target, "a setting reported", operators, 2, call)
+}
+
 /// The address of `pg_enc2name_tbl`, entries of eight bytes that begin with a name, which error messages name four times.
 pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let name = |window: &[Operator]| match *window {
@@ -223,6 +274,58 @@ fn same(
         [address] => Ok(address),
         _ => Err(refusal(target, &format!("one where {what} is at {} addresses", found.len()))),
     }
+}
+
+/// What makes a backend the one that makes the checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointer {
+    /// Address of `MyBackendType` (`src/backend/utils/init/miscinit.c`).
+    pub my_backend_type: u32,
+    /// The value `B_CHECKPOINTER` of it.
+    pub backend_type: u32,
+    /// Address of `CheckpointerShmem` (`src/backend/postmaster/checkpointer.c`), a pointer to a structure that begins with the checkpointer's process id.
+    pub shared: u32,
+}
+
+impl Checkpointer {
+    /// Reads it out of `ForwardSyncRequest`: `if (AmCheckpointerProcess()) …`, `if (CheckpointerShmem->checkpointer_pid == 0 …`.
+    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
+        let is_checkpointer = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: address },
+                Operator::I32Load { memarg },
+                Operator::I32Const { value },
+                Operator::I32Eq | Operator::I32Ne,
+            ] if memarg.offset == 0 => Some((address.cast_unsigned(), value.cast_unsigned())),
+            _ => None,
+        };
+        let process_id = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: address },
+                Operator::I32Load { memarg: pointer },
+                Operator::LocalTee { .. },
+                Operator::I32Load { memarg: process_id },
+                Operator::I32Eqz,
+            ] if pointer.offset == 0 && process_id.offset == 0 => Some(address.cast_unsigned()),
+            _ => None,
+        };
+        let (_, (my_backend_type, backend_type)) =
+            once(target, "a comparison of MyBackendType", operators, 4, is_checkpointer)?;
+        let (_, shared) = once(target, "a look for the checkpointer's process id", operators, 5, process_id)?;
+        Ok(Self { my_backend_type, backend_type, shared })
+    }
+}
+
+/// The address of the variable that a function looks at before anything else.
+pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let load = |pair: &[Operator]| match *pair {
+        [Operator::I32Const { value: address }, Operator::I32Load { memarg } | Operator::I32Load8U { memarg }] => {
+            address.cast_unsigned().checked_add(u32::try_from(memarg.offset).ok()?)
+        }
+        _ => None,
+    };
+    let first = operators.windows(2).next().and_then(load);
+    first.ok_or_else(|| refusal(target, "one that does not begin with a look at a variable"))
 }
 
 /// The one place in a body where `length` instructions match, and what the match gave.

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wasmparser::{ExternalKind, MemInfo};
 
-use super::bodies::{CancelKey, Kill, cancel_key_length, encoding_functions, encoding_names, signal_handlers};
+use super::bodies::{
+    CancelKey, Checkpointer, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable,
+    signal_handlers,
+};
 use super::evidence::Found;
 use super::module::Module;
 use super::{FURTHER_SESSION, InstrumentError};
@@ -88,6 +91,12 @@ pub struct Facts {
     pub my_cancel_key_length: u32,
     /// Address of `pqsignal_handlers` (`src/port/pqsignal.c`): the table index of each signal's handler, by its number.
     pub signal_handlers: u32,
+    /// Addresses of the numbers of callbacks that `proc_exit` runs: what `on_exit_reset` sets to zero (`src/backend/storage/ipc/ipc.c`).
+    pub exit_callbacks: [u32; 3],
+    /// Address of `send_ready_for_query`, a byte, which PGlite has made a variable of `src/backend/tcop/postgres.c`.
+    pub send_ready_for_query: u32,
+    /// What makes a backend the checkpointer.
+    pub checkpointer: Checkpointer,
     /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
     pub encoding_names: u32,
     /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
@@ -115,6 +124,13 @@ impl Facts {
             my_cancel_key_length: found
                 .read(module, "InitPostgres", |target, body| cancel_key_length(target, body, my_cancel_key))?,
             signal_handlers: found.read(module, "wrapper_handler", signal_handlers)?,
+            exit_callbacks: [
+                found.read(module, "before_shmem_exit", first_variable)?,
+                found.read(module, "on_shmem_exit", first_variable)?,
+                found.read(module, "on_proc_exit", first_variable)?,
+            ],
+            send_ready_for_query: found.read(module, "PostgresSendReadyForQueryIfNecessary", first_variable)?,
+            checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
             encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
             encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
         })

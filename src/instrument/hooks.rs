@@ -27,18 +27,22 @@ pub enum Hook {
     /// `kill(pid, signal) -> 0 or -errno`: send a signal, also to the caller itself; signal 0 only asks whether `pid`
     /// exists; a negative `pid` is that of a process group, which here is one process. Numbers of errors are WASI's.
     Kill,
+    /// `request_checkpoint(flags)`: a further session wants a checkpoint, which the first backend is to make before the
+    /// host returns. `flags` are those of `RequestCheckpoint` (`src/include/access/xlog.h`).
+    RequestCheckpoint,
     /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in linear memory.
     StackDepth,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
         Self::ProcessInterrupts,
         Self::Kill,
+        Self::RequestCheckpoint,
         Self::StackDepth,
     ];
 
@@ -51,6 +55,7 @@ impl Hook {
             Self::PgUsleep => "pg_usleep",
             Self::ProcessInterrupts => "process_interrupts",
             Self::Kill => "kill",
+            Self::RequestCheckpoint => "request_checkpoint",
             Self::StackDepth => "stack_depth",
         }
     }
@@ -59,7 +64,7 @@ impl Hook {
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
             Self::InitProcess | Self::ProcessInterrupts => &[],
-            Self::PgUsleep | Self::StackDepth => &[ValType::I32],
+            Self::PgUsleep | Self::RequestCheckpoint | Self::StackDepth => &[ValType::I32],
             Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
         }
     }

@@ -51,12 +51,18 @@ pub(super) enum Change {
     Replace(Hook),
     /// It does nothing where the global [`super::FURTHER_SESSION`] is not zero.
     SkipInFurtherSession,
+    /// Where the global [`super::FURTHER_SESSION`] is not zero it passes its parameters to the host and returns true.
+    LeaveToFirstBackend(Hook),
     /// A process id that the compiler put in place of `getpid()` becomes a load of `MyProcPid`.
     OwnProcessId,
     /// It returns `MyProcPid` once that is set.
     AnswerProcessId,
     /// The host has a say in how deep the stack is.
     StackDepth,
+    /// It remembers what it has reported.
+    RememberReport,
+    /// It forgets what was reported before it reports everything.
+    ForgetReports,
     /// It calls the host where it called `poll()`.
     Wait,
     /// It calls the host, and turns a negative answer into `errno` and -1.
@@ -174,11 +180,57 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
+    // One backend of a cluster makes the checkpoints, because it knows which files are to be synced and removed then.
+    Target {
+        name: "CreateCheckPoint",
+        shape: shape(1, 1),
+        evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
+        changes: &[Change::LeaveToFirstBackend(Hook::RequestCheckpoint)],
+    },
+    // Puts such requests into a queue for it.
+    Target {
+        name: "ForwardSyncRequest",
+        shape: shape(2, 1),
+        evidence: Evidence::Mentions(&["ForwardSyncRequest", "ForwardSyncRequest must not be called in checkpointer"]),
+        changes: &[],
+    },
+    // The three lists of callbacks that proc_exit runs. A further session must not run those of the first backend.
+    Target { name: "before_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "on_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "on_proc_exit",
+        shape: shape(2, 0),
+        evidence: Evidence::Mentions(&["on_proc_exit", "ipc.c", "out of on_proc_exit slots"]),
+        changes: &[],
+    },
+    Target {
+        name: "PostgresSendReadyForQueryIfNecessary",
+        shape: shape(0, 0),
+        evidence: Evidence::Exported,
+        changes: &[],
+    },
     Target {
         name: "pgl_sendConnData",
         shape: shape(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
+    },
+    // ParameterStatus: PGlite does not remember what it has told the client, and would tell it again.
+    Target { name: "strcmp", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "strdup", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "free", shape: shape(1, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "hash_seq_init", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "BeginReportingGUCOptions",
+        shape: shape(0, 0),
+        evidence: Evidence::Between { caller: "pgl_sendConnData", callee: "hash_seq_init" },
+        changes: &[Change::ForgetReports],
+    },
+    Target {
+        name: "ReportGUCOption",
+        shape: shape(1, 0),
+        evidence: Evidence::Between { caller: "BeginReportingGUCOptions", callee: "strcmp" },
+        changes: &[Change::RememberReport],
     },
     Target {
         name: "check_stack_depth",

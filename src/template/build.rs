@@ -1,45 +1,28 @@
-//! Building a template: a cluster with its database, prepared by SQL, and a backend that is booted and warm.
+//! Building a template: a cluster with its database, prepared by SQL, and a backend on it that is booted and warm.
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+use indicatif::ProgressBar;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
+use super::{console::LineConsole, recipe::Recipe, snapshot::Snapshot};
 use crate::{
+    answer::SqlError,
     backend::{BOOTSTRAP_USER, Backend},
-    fs::{Files, FrozenTree, Tree},
+    fs::{Console, Files, FrozenTree, Tree},
     guest::Setup,
     log::LogSink,
     program::Program,
 };
 
-use super::{console::LineConsole, snapshot::Snapshot};
-
-/// What a template is made from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Recipe {
-    /// The database in it, which clients ask for.
-    pub(crate) database: String,
-    /// The role that owns the database, made with `LOGIN` and `SUPERUSER` unless it is the bootstrap superuser.
-    pub(crate) user: String,
-    /// SQL to run in the database as that role, each as one simple query, with a name for error messages.
-    pub(crate) sql: Vec<(String, String)>,
-}
-
-impl Recipe {
-    /// A database of that name with nothing in it.
-    pub(crate) fn empty(database: &str) -> Self {
-        Self { database: database.to_owned(), user: BOOTSTRAP_USER.to_owned(), sql: Vec::new() }
-    }
-}
-
-/// Databases that `initdb` has made.
+/// Databases that `initdb` has made and that take connections.
 const INITIAL_DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// Queries that load what almost every session uses, so that clones have it: PL/pgSQL, catalog caches, the plan of a first query.
-/// They leave nothing behind in the database.
-const WARM_UP: [&str; 4] = [
+/// They leave nothing behind in the database, and no event trigger of its owner's sees them.
+const WARM_UP: [&str; 5] = [
+    "SET event_triggers = off",
     "DO $$ DECLARE n int := 0; BEGIN FOR i IN 1..3 LOOP BEGIN n := n / (i - 2); EXCEPTION WHEN division_by_zero THEN n := i; END; END LOOP; END $$",
     "SELECT 1",
     "CREATE TEMPORARY TABLE pglite_port_warm_up (id serial PRIMARY KEY, t text); INSERT INTO pglite_port_warm_up (t) VALUES ('a'), ('b'); \
@@ -47,69 +30,71 @@ const WARM_UP: [&str; 4] = [
     "DISCARD ALL",
 ];
 
-/// Builds the template of `recipe` on the cluster in `cluster` into `directory`.
+/// Makes templates.
+pub(super) struct Builder<'a> {
+    pub(super) program: &'a Program,
+    pub(super) log: &'a LogSink,
+    /// Shows what is being done.
+    pub(super) progress: &'a ProgressBar,
+}
+
+impl Builder<'_> {
+    /// The files of `cluster`, shut down, after everything in `recipe` has been done.
+    ///
+    /// # Errors
+    /// When its SQL fails, with `PostgreSQL`'s message and the place in the SQL.
+    pub(super) fn follow(&self, recipe: &Recipe, cluster: &Arc<FrozenTree>) -> anyhow::Result<Arc<FrozenTree>> {
+        let tree = Arc::new(Mutex::new(Tree::from_frozen(cluster.clone())));
+        let exists = INITIAL_DATABASES.contains(&recipe.database.as_str());
+        if !exists || recipe.user != BOOTSTRAP_USER {
+            let mut backend = self.boot(&tree, INITIAL_DATABASES[0])?;
+            recipe.make_database(&mut backend, exists)?;
+            backend.shut_down()?;
+        }
+        if !recipe.scripts.is_empty() {
+            let mut backend = self.boot(&tree, &recipe.database)?;
+            recipe.run_scripts(&mut backend, self.progress)?;
+            backend.shut_down()?;
+        }
+        Ok(tree.lock().freeze())
+    }
+
+    /// Boots and warms a backend on the cluster in `files`, connected to `database`, and captures it into `directory`.
+    ///
+    /// # Errors
+    /// When it does not start, or the directory cannot be written.
+    pub(super) fn capture(&self, files: &Arc<FrozenTree>, database: &str, directory: &Path) -> anyhow::Result<()> {
+        let tree = Arc::new(Mutex::new(Tree::from_frozen(files.clone())));
+        let mut backend = self.boot(&tree, database)?;
+        for sql in WARM_UP {
+            match backend.execute(sql).map_err(anyhow::Error::downcast::<SqlError>) {
+                Ok(()) => {}
+                // Its owner may have dropped PL/pgSQL, say: clones will be less warm.
+                Err(Ok(error)) => tracing::info!("a warm-up query of database {database:?} failed: {error}"),
+                Err(Err(trapped)) => return Err(trapped.context("a warm-up query failed")),
+            }
+        }
+        backend.execute("CHECKPOINT").context("no checkpoint can be made")?;
+        Snapshot::capture(&mut backend, directory)
+    }
+
+    fn boot(&self, tree: &Arc<Mutex<Tree>>, database: &str) -> anyhow::Result<Backend> {
+        boot(self.program, tree, database, Box::new(LineConsole::new(self.log.clone(), "postgres")))
+    }
+}
+
+/// A new backend on the cluster in the files of `tree`, connected to `database`.
 ///
 /// # Errors
-/// When its SQL fails, with `PostgreSQL`'s message and the name of the SQL, or when the directory cannot be written.
-pub(super) fn build(
+/// When it does not start.
+pub(super) fn boot(
     program: &Program,
-    cluster: &Arc<FrozenTree>,
-    recipe: &Recipe,
-    log: &LogSink,
-    directory: &Path,
-) -> anyhow::Result<()> {
-    let tree = Arc::new(Mutex::new(Tree::from_frozen(cluster.clone())));
-    let start = |database: &str| -> anyhow::Result<Backend> {
-        let files = Files::new(tree.clone(), Box::new(LineConsole::new(log.clone(), "postgres")))?;
-        let mut backend = Backend::new(program, Setup::backend(program, files))?;
-        backend.boot(database)?;
-        Ok(backend)
-    };
-    let is_new = !INITIAL_DATABASES.contains(&recipe.database.as_str());
-    if is_new || recipe.user != BOOTSTRAP_USER {
-        let mut backend = start(INITIAL_DATABASES[0])?;
-        let user = quote_identifier(&recipe.user)?;
-        if recipe.user != BOOTSTRAP_USER {
-            backend.execute(&format!("CREATE ROLE {user} LOGIN SUPERUSER")).context("the role cannot be made")?;
-        }
-        if is_new {
-            let database = quote_identifier(&recipe.database)?;
-            backend
-                .execute(&format!("CREATE DATABASE {database} OWNER {user}"))
-                .context("the database cannot be made")?;
-        }
-        backend.shut_down()?;
-    }
-    let mut backend = start(&recipe.database)?;
-    if !recipe.sql.is_empty() {
-        backend.execute(&format!("SET SESSION AUTHORIZATION {}", quote_identifier(&recipe.user)?))?;
-        for (name, sql) in &recipe.sql {
-            backend.execute(sql).with_context(|| name.clone())?;
-        }
-        backend.execute("RESET SESSION AUTHORIZATION")?;
-    }
-    for sql in WARM_UP {
-        backend.execute(sql).context("a warm-up query failed")?;
-    }
-    backend.execute("CHECKPOINT")?;
-    Snapshot::capture(&mut backend, directory)
-}
-
-/// An identifier as SQL has it, whatever characters are in it.
-fn quote_identifier(name: &str) -> anyhow::Result<String> {
-    ensure!(!name.is_empty() && !name.contains('\0'), "{name:?} cannot be the name of a database or role");
-    ensure!(name.len() < 64, "{name:?} is too long for the name of a database or role, the longest has 63 bytes");
-    Ok(format!("\"{}\"", name.replace('"', "\"\"")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn identifiers_are_quoted() {
-        assert_eq!(quote_identifier(r#"a "b""#).unwrap(), r#""a ""b""""#);
-        assert!(quote_identifier("").is_err());
-        assert!(quote_identifier(&"x".repeat(64)).is_err());
-    }
+    tree: &Arc<Mutex<Tree>>,
+    database: &str,
+    console: Box<dyn Console>,
+) -> anyhow::Result<Backend> {
+    let files = Files::new(tree.clone(), console)?;
+    let mut backend = Backend::new(program, Setup::backend(program, files))?;
+    backend.boot(database, &[])?;
+    Ok(backend)
 }

@@ -54,6 +54,8 @@ pub(super) fn make_cluster(
         commands: Box::new(commands),
         library_store: program.libraries().clone(),
         facts: program.facts().clone(),
+        seat: None,
+        before_fork: None,
     };
     let initdb = program.initdb(artefact)?;
     let status = run(&initdb, setup).context("initdb did not run to its end")?;

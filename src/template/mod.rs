@@ -2,15 +2,26 @@
 //!
 //! * `console`: a guest's terminal as log lines
 //! * `initdb`: a new cluster
-//! * `build`: a template from a cluster and SQL
+//! * `recipe`: what a template is made from
+//! * `build`: from a cluster and a recipe to a backend that is booted and warm
 //! * `snapshot`: a backend captured, and started again
-//! * `store`: templates on disk, and those in use
+//! * `shelf`: templates on disk
+//! * `record`: small values in files
+//! * `store`: the templates of one program, and those in use
+//! * `pool`: clones that are kept ready
 
 mod build;
 mod console;
 mod initdb;
+mod pool;
+mod recipe;
+mod record;
+mod shelf;
 mod snapshot;
 mod store;
 
 pub(crate) use console::LineConsole;
-pub(crate) use store::{TemplateError, Templates};
+pub use recipe::{Recipe, Script};
+pub use shelf::{Shelf, Summary};
+pub use store::Templates;
+pub(crate) use store::{DEFAULT, Template, TemplateError};

@@ -10,17 +10,18 @@
 //! Not captured, because it is the same in every guest: the environment, which `PostgreSQL` has read into its memory by then.
 //! Not captured, because it must not be: the client, signals and timers. A snapshot is only taken where no client is connected and no timer is of use.
 //!
-//! What clones must not share is made anew in each: see [`Snapshot::start`].
+//! What clones must not share is made anew in each: see [`Snapshot::make_distinct`].
 
-use std::{fs, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, ensure};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::record;
 use crate::{
     backend::{Backend, Registers},
-    fs::{Console, Files, FrozenTree, ProcessState, Tree},
+    fs::{Files, FrozenTree, ProcessState, Silent, Tree},
     guest::{Library, Setup},
     image::{Image, Shape},
     program::Program,
@@ -64,7 +65,7 @@ impl Snapshot {
         let state = State { memory, registers, process: guest.files.state(), start_timestamps };
         let files = guest.files.tree().lock().freeze();
         files.write_to(&directory.join(FILES)).with_context(|| format!("{} cannot be written", directory.display()))?;
-        Ok(fs::write(directory.join(STATE), postcard::to_allocvec(&state)?)?)
+        record::write(&directory.join(STATE), &state)
     }
 
     /// Opens what [`Snapshot::capture`] has written: maps files, compiles nothing that the cache has.
@@ -72,9 +73,9 @@ impl Snapshot {
     /// # Errors
     /// When anything of it is missing or damaged.
     pub(crate) fn open(program: &Program, directory: &Path) -> anyhow::Result<Self> {
-        let state: State = postcard::from_bytes(&fs::read(directory.join(STATE))?).context("its state is damaged")?;
+        let state: State = record::read(&directory.join(STATE))?;
         let image = Image::open(&directory.join(MEMORY), state.memory.clone())?;
-        let files = FrozenTree::open(&directory.join(FILES))?;
+        let files = Self::open_files(directory)?;
         let mut reader = Files::resume(tree(&files), &state.process, Box::new(Silent));
         let mut libraries = Vec::new();
         for (path, hash) in state.registers.libraries() {
@@ -87,23 +88,35 @@ impl Snapshot {
         Ok(Self { state, image, files, libraries })
     }
 
-    /// A backend that goes on from here, in files of its own.
+    /// The files in `directory` alone: those of a cluster that has made a checkpoint and runs.
     ///
-    /// It differs from every other clone in what must not be shared: the state of `random()` (`pg_global_prng_state`; what needs
-    /// unpredictable bytes reads `/dev/urandom`) and its start time. Its cancel key is made when a client connects.
+    /// # Errors
+    /// When they are missing or damaged.
+    pub(super) fn open_files(directory: &Path) -> anyhow::Result<Arc<FrozenTree>> {
+        Ok(FrozenTree::open(&directory.join(FILES))?)
+    }
+
+    /// The files, which backends that go on from here begin with.
+    pub(crate) fn files(&self) -> &Arc<FrozenTree> {
+        &self.files
+    }
+
+    /// A backend that goes on from here, in files of its own, and is the same as every other one until [`Snapshot::make_distinct`].
     ///
     /// # Errors
     /// When the system has no more memory mappings to give.
-    pub(crate) fn start(&self, program: &Program, console: Box<dyn Console>) -> anyhow::Result<Backend> {
-        let files = Files::resume(tree(&self.files), &self.state.process, console);
-        let setup = Setup::backend(program, files);
-        let mut backend = Backend::resume(program, setup, &self.image, &self.state.registers, &self.libraries)?;
-        self.make_distinct(program, &mut backend)?;
-        Ok(backend)
+    pub(super) fn make(&self, program: &Program) -> anyhow::Result<Backend> {
+        let files = Files::resume(tree(&self.files), &self.state.process, Box::new(Silent));
+        Backend::resume(program, Setup::backend(program, files), &self.image, &self.state.registers, &self.libraries)
     }
 
-    fn make_distinct(&self, program: &Program, backend: &mut Backend) -> anyhow::Result<()> {
-        let facts = program.facts();
+    /// Makes `backend`, which was made from here, differ from every other clone in what must not be shared: the state of `random()`
+    /// (`pg_global_prng_state`; what needs unpredictable bytes reads `/dev/urandom`) and its start time. Its cancel key is made when a client connects.
+    ///
+    /// # Errors
+    /// When the system has no random bytes.
+    pub(super) fn make_distinct(&self, backend: &mut Backend) -> anyhow::Result<()> {
+        let facts = backend.facts().clone();
         let mut seed = [0; 16];
         crate::random::fill(&mut seed)?;
         // xoroshiro128** must not start from zero (src/common/pg_prng.c).
@@ -118,12 +131,19 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Puts a backend that was started from here back to the beginning: memory, files, registers.
+    /// Puts `backend`, which was made from here, back to how it was made: memory, files, registers. Its client stays, and so do signals that have arrived.
     ///
     /// # Errors
-    /// As [`Snapshot::start`].
-    pub(crate) fn image(&self) -> &Image {
-        &self.image
+    /// As [`Snapshot::make`] and [`Snapshot::make_distinct`].
+    pub(crate) fn reset(&self, program: &Program, backend: &mut Backend) -> anyhow::Result<()> {
+        if backend.has_loaded_more_than(&self.state.registers) {
+            // What an instance has loaded stays in it until its end: this one's has come.
+            backend.succeed_to(self.make(program)?)?;
+        } else {
+            let files = tree(&self.files);
+            backend.rewind(&self.image, &self.state.registers, files, &self.state.process)?;
+        }
+        self.make_distinct(backend)
     }
 }
 
@@ -149,11 +169,4 @@ fn find_start_timestamps(backend: &Backend) -> anyhow::Result<Vec<u32>> {
     let words = memory.as_chunks::<8>().0;
     let found = (0_u32..).step_by(8).zip(words).filter(|(_, word)| i64::from_le_bytes(**word) == timestamp);
     Ok(found.map(|(address, _)| address).collect())
-}
-
-/// The console of a process that only reads files.
-struct Silent;
-
-impl Console for Silent {
-    fn write(&mut self, _stream: crate::fs::Stream, _bytes: &[u8]) {}
 }

@@ -1,39 +1,64 @@
-//! Templates on disk, and those in use.
+//! The templates of one program: found, built when they have to be, and kept open for all their clones.
 //!
-//! A template is one directory of the cache, built beside its place and renamed in whole. Its recipe is kept with it, and a key of everything
-//! that went into it; when the program, `PostgreSQL` or the start parameters have changed since, or a file of it is damaged, it is built again from the recipe.
+//! A template is labelled with the program that built it; when the program, `PostgreSQL` or the start parameters have changed since, or a file of it is
+//! damaged, it is built again: from its recipe, or, if it was frozen from a running database, from its files (a database started from them
+//! recovers as after a crash, so unlogged tables are empty then).
 
-use std::{collections::HashMap, fs, path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use anyhow::Context;
+use indicatif::ProgressBar;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
-use super::{build, build::Recipe, initdb, snapshot::Snapshot};
+use super::{
+    build::{self, Builder},
+    initdb,
+    pool::Pool,
+    recipe::Recipe,
+    shelf::{Edition, Label, Shelf},
+    snapshot::Snapshot,
+};
 use crate::{
     artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
-    backend::{BOOTSTRAP_USER, START_PARAMETERS},
-    cache::Cache,
+    backend::{BOOTSTRAP_USER, Backend, START_PARAMETERS},
+    cache::{Cache, Lock},
     engine::{on_wasm_stack, spinner},
-    fs::{FrozenTree, open_bundle},
+    fs::{Console, FrozenTree, Tree, open_bundle},
     log::LogSink,
     program::Program,
 };
 
-/// What is kept beside a snapshot.
-const LABEL: &str = "label";
-
 /// The template that is there without being prepared.
-const DEFAULT: &str = "postgres";
+pub(crate) const DEFAULT: &str = "postgres";
 
 /// The templates of one program.
-pub(crate) struct Templates {
+pub struct Templates {
     program: Arc<Program>,
     artefact: Artefact,
     cache: Cache,
-    directory: Cache,
+    shelf: Shelf,
     log: LogSink,
-    in_use: Mutex<HashMap<String, Arc<Snapshot>>>,
+    pool: Pool,
+    in_use: Mutex<HashMap<String, (Edition, Arc<Template>)>>,
+}
+
+/// A template, opened.
+pub(crate) struct Template {
+    pub(crate) name: String,
+    /// The database in it, which its clones are connected to.
+    pub(crate) database: String,
+    pub(crate) snapshot: Snapshot,
+}
+
+impl Template {
+    /// A backend that boots on the template's files, as no clone has to.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn boot(&self, program: &Program, console: Box<dyn Console>) -> anyhow::Result<Backend> {
+        let tree = Tree::from_frozen(self.snapshot.files().clone());
+        build::boot(program, &Arc::new(Mutex::new(tree)), &self.database, console)
+    }
 }
 
 /// Why there is no template to clone.
@@ -47,91 +72,176 @@ pub(crate) enum TemplateError {
     Broken(#[from] anyhow::Error),
 }
 
-/// What a template is, without its contents.
-#[derive(Serialize, Deserialize)]
-struct Label {
-    key: String,
-    recipe: Option<Recipe>,
-}
-
 impl Templates {
-    pub(crate) fn new(program: Arc<Program>, artefact: Artefact, cache: Cache, log: LogSink) -> anyhow::Result<Self> {
-        let directory = cache.subdirectory("templates")?;
-        Ok(Self { program, artefact, cache, directory, log, in_use: Mutex::default() })
+    /// The templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found). A clone of each template in use is
+    /// kept ready `warm` times.
+    ///
+    /// # Errors
+    /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
+    pub fn open(pglite: Option<&Path>, cache: Option<&Path>, warm: usize, log: LogSink) -> anyhow::Result<Self> {
+        let cache = Cache::open(cache)?;
+        let artefact = Artefact::find(pglite, &cache)?;
+        let program = Arc::new(Program::load(&artefact, &cache)?);
+        let pool = Pool::new(program.clone(), warm)?;
+        let shelf = Shelf::of(&cache)?;
+        Ok(Self { program, artefact, cache, shelf, log, pool, in_use: Mutex::default() })
     }
 
-    /// The template `name`, opened once for all its clones.
+    pub(crate) fn program(&self) -> &Arc<Program> {
+        &self.program
+    }
+
+    /// The clones that are kept ready.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The templates on disk.
+    #[must_use]
+    pub fn shelf(&self) -> &Shelf {
+        &self.shelf
+    }
+
+    /// The template for a client that asks for `database`: that of this name, else the one made last whose database that is.
     ///
     /// # Errors
     /// [`TemplateError`]
-    pub(crate) fn find(&self, name: &str) -> Result<Arc<Snapshot>, TemplateError> {
-        if let Some(snapshot) = self.in_use.lock().get(name) {
-            return Ok(snapshot.clone());
+    pub(crate) fn find_for_database(&self, database: &str) -> Result<Arc<Template>, TemplateError> {
+        match self.find(database) {
+            Err(TemplateError::Unknown(_)) => match self.shelf.with_database(database)? {
+                Some(name) => self.find(&name),
+                None => Err(TemplateError::Unknown(database.to_owned())),
+            },
+            found => found,
         }
-        let snapshot = Arc::new(self.open_or_build(name)?);
-        Ok(self.in_use.lock().entry(name.to_owned()).or_insert(snapshot).clone())
     }
 
-    fn open_or_build(&self, name: &str) -> Result<Snapshot, TemplateError> {
-        let entry = entry(name);
-        let _lock = self.directory.lock(&entry)?;
-        let directory = self.directory.path(&entry);
-        let label = read_label(&directory);
-        let recipe = match &label {
-            Ok(label) if label.key == self.key() => match Snapshot::open(&self.program, &directory) {
-                Ok(snapshot) => return Ok(snapshot),
-                Err(error) => {
-                    tracing::warn!("building the template {name:?} again, because {error:#}");
-                    label.recipe.clone()
-                }
-            },
-            Ok(label) => {
-                tracing::info!("building the template {name:?} again, because the program has changed since");
-                label.recipe.clone()
+    /// The template `name`, opened once for all its clones. When it has been replaced or removed since, by this or another process, that counts.
+    ///
+    /// # Errors
+    /// [`TemplateError`]
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<Template>, TemplateError> {
+        let edition = self.shelf.edition(name);
+        match self.in_use.lock().get(name) {
+            Some((opened, template)) if Some(*opened) == edition => return Ok(template.clone()),
+            None if edition.is_none() && name != DEFAULT => return Err(TemplateError::Unknown(name.to_owned())),
+            _ => {}
+        }
+        let lock = self.shelf.lock(name)?;
+        let template = self.open_or_build(name, &lock).map(Arc::new);
+        // Nobody can have replaced it since, because of the lock.
+        let edition = self.shelf.edition(name);
+        let mut in_use = self.in_use.lock();
+        match (template, edition) {
+            (Ok(template), Some(edition)) => {
+                in_use.insert(name.to_owned(), (edition, template.clone()));
+                Ok(template)
             }
-            Err(error) => {
-                if directory.exists() {
-                    tracing::warn!("building the template {name:?} again, because {error:#}");
-                }
-                None
+            (result, _) => {
+                in_use.remove(name);
+                result
             }
+        }
+    }
+
+    fn open_or_build(&self, name: &str, lock: &Lock) -> Result<Template, TemplateError> {
+        let label = match self.shelf.label(name) {
+            Ok(Some(label)) => label,
+            Ok(None) if name == DEFAULT => return Ok(self.build(lock, name, &Recipe::empty(DEFAULT))?),
+            Ok(None) => return Err(TemplateError::Unknown(name.to_owned())),
+            Err(error) if name == DEFAULT => {
+                tracing::warn!("building the template {name:?} again, because {error:#}");
+                return Ok(self.build(lock, name, &Recipe::empty(DEFAULT))?);
+            }
+            Err(error) => return Err(unusable(name, error).into()),
         };
-        let recipe = match recipe {
-            Some(recipe) => recipe,
-            None if name == DEFAULT => Recipe::empty(DEFAULT),
-            None => return Err(TemplateError::Unknown(name.to_owned())),
-        };
-        Ok(self.build(name, recipe)?)
+        if label.program == self.key() {
+            match Snapshot::open(&self.program, &self.shelf.path(name)) {
+                Ok(snapshot) => return Ok(Template { name: label.name, database: label.database, snapshot }),
+                Err(error) => tracing::warn!("building the template {name:?} again, because {error:#}"),
+            }
+        } else {
+            tracing::info!("building the template {name:?} again, because the program has changed since");
+        }
+        match self.shelf.recipe(name) {
+            Ok(Some(recipe)) => Ok(self.build(lock, name, &recipe)?),
+            Ok(None) => Ok(self.build_from_own_files(lock, label)?),
+            Err(error) => Err(unusable(name, error).into()),
+        }
     }
 
     /// Builds the template `name` from `recipe`, replacing one of the same name.
     ///
     /// # Errors
     /// Those of its SQL, and when the cache cannot be written.
-    pub(crate) fn prepare(&self, name: &str, recipe: Recipe) -> anyhow::Result<()> {
-        let _lock = self.directory.lock(&entry(name))?;
-        let snapshot = self.build(name, recipe)?;
-        self.in_use.lock().insert(name.to_owned(), Arc::new(snapshot));
-        Ok(())
+    pub fn prepare(&self, name: &str, recipe: &Recipe) -> anyhow::Result<()> {
+        self.build(&self.shelf.lock(name)?, name, recipe).map(drop)
     }
 
-    fn build(&self, name: &str, recipe: Recipe) -> anyhow::Result<Snapshot> {
+    /// Makes the template `name` from the files of a cluster that has `database`, replacing one of the same name. `key` is kept for whoever asks.
+    /// The cluster should have been shut down; otherwise it recovers as after a crash.
+    ///
+    /// # Errors
+    /// When `PostgreSQL` does not start on it, or the cache cannot be written.
+    pub(crate) fn freeze(
+        &self,
+        name: &str,
+        database: &str,
+        key: Option<&str>,
+        files: &Arc<FrozenTree>,
+    ) -> anyhow::Result<()> {
+        let label = self.label(name, database, key);
+        self.build_from_files(&self.shelf.lock(name)?, &label, None, files, &ProgressBar::hidden()).map(drop)
+    }
+
+    fn label(&self, name: &str, database: &str, key: Option<&str>) -> Label {
+        Label { name: name.to_owned(), database: database.to_owned(), key: key.map(str::to_owned), program: self.key() }
+    }
+
+    fn build(&self, lock: &Lock, name: &str, recipe: &Recipe) -> anyhow::Result<Template> {
         let cluster = self.cluster()?;
-        let progress = spinner(&format!("preparing the database {name}"));
-        let label = Label { key: self.key(), recipe: Some(recipe.clone()) };
-        let directory = self.directory.publish_directory(&entry(name), |directory| {
-            on_wasm_stack(|| build::build(&self.program, &cluster, &recipe, &self.log, directory))??;
-            Ok(fs::write(directory.join(LABEL), postcard::to_allocvec(&label)?)?)
+        let progress = spinner(&format!("preparing the template {name}"));
+        let files = on_wasm_stack(|| self.builder(&progress).follow(recipe, &cluster))?;
+        let built = files.and_then(|files| {
+            self.build_from_files(lock, &self.label(name, &recipe.database, None), Some(recipe), &files, &progress)
         });
         progress.finish_and_clear();
-        Snapshot::open(&self.program, &directory.with_context(|| format!("the template {name:?} cannot be built"))?)
+        built
+    }
+
+    fn build_from_own_files(&self, lock: &Lock, label: Label) -> anyhow::Result<Template> {
+        let files =
+            Snapshot::open_files(&self.shelf.path(&label.name)).map_err(|error| unusable(&label.name, error))?;
+        let label = Label { program: self.key(), ..label };
+        self.build_from_files(lock, &label, None, &files, &ProgressBar::hidden())
+    }
+
+    fn build_from_files(
+        &self,
+        lock: &Lock,
+        label: &Label,
+        recipe: Option<&Recipe>,
+        files: &Arc<FrozenTree>,
+        progress: &ProgressBar,
+    ) -> anyhow::Result<Template> {
+        progress.set_message(format!("starting the template {}", label.name));
+        let directory = self
+            .shelf
+            .publish(lock, label, recipe, |directory| self.builder(progress).capture(files, &label.database, directory))
+            .with_context(|| format!("the template {:?} cannot be built", label.name))?;
+        let snapshot = Snapshot::open(&self.program, &directory)?;
+        Ok(Template { name: label.name.clone(), database: label.database.clone(), snapshot })
+    }
+
+    fn builder<'a>(&'a self, progress: &'a ProgressBar) -> Builder<'a> {
+        Builder { program: &self.program, log: &self.log, progress }
     }
 
     /// The files of a new cluster, made once.
-    fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
+    pub(crate) fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
         let entry = format!("cluster-{}", &self.key()[..32]);
         let directory = self.cache.path(&entry);
-        let _lock = self.cache.lock(&entry)?;
+        let lock = self.cache.lock(&entry)?;
         match FrozenTree::open(&directory) {
             Ok(cluster) => return Ok(cluster),
             Err(error) if directory.exists() => tracing::warn!("running initdb again, because {error}"),
@@ -140,12 +250,12 @@ impl Templates {
         let progress = spinner("running initdb (once)");
         let bundle = open_bundle(&self.artefact.path(PGLITE_DATA), &self.artefact.path(PGLITE_JS))?;
         let cluster = on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log))??;
-        self.cache.publish_directory(&entry, |directory| Ok(cluster.write_to(directory)?))?;
+        self.cache.publish_directory(&lock, |directory| Ok(cluster.write_to(directory)?))?;
         progress.finish_and_clear();
         Ok(FrozenTree::open(&directory)?)
     }
 
-    /// Everything besides its recipe that decides how a template looks.
+    /// Everything besides its recipe or files that decides how a template looks.
     fn key(&self) -> String {
         hex_digest(&[
             self.program.key().as_bytes(),
@@ -156,13 +266,7 @@ impl Templates {
     }
 }
 
-/// The name of a template's directory: a template may have any name that a database may have.
-fn entry(name: &str) -> String {
-    let readable: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(32).collect();
-    format!("{readable}-{}", &hex_digest(&[name.as_bytes()])[..16])
-}
-
-fn read_label(directory: &Path) -> anyhow::Result<Label> {
-    let bytes = fs::read(directory.join(LABEL)).context("its label cannot be read")?;
-    postcard::from_bytes(&bytes).context("its label is damaged")
+/// The error about a template that cannot even be built again.
+fn unusable(name: &str, error: anyhow::Error) -> anyhow::Error {
+    error.context(format!("the template {name:?} cannot be used; prepare or freeze it again"))
 }

@@ -5,7 +5,9 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod fake;
+pub mod peer;
 pub mod port;
+pub mod process;
 pub mod program;
 pub mod server;
 pub mod session;

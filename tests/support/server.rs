@@ -13,7 +13,7 @@ use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use super::{PATIENCE, program::Program, session::Session, wire};
 
-/// `pglite-port serve --mode isolated` on a free port; dropping it kills it.
+/// `pglite-port serve` on a free port; dropping it kills it.
 ///
 /// With its caches filled it starts in milliseconds, so that every test has one of its own.
 pub struct Server {
@@ -25,9 +25,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one.
+    /// Starts one in `isolated` mode.
     pub fn start() -> Self {
-        let mut program = Program::spawn(&["serve", "--mode", "isolated", "--listen", "127.0.0.1:0"]);
+        Self::with(&["--mode", "isolated"])
+    }
+
+    /// Starts one in `shared` mode.
+    pub fn shared() -> Self {
+        Self::with(&["--mode", "shared"])
+    }
+
+    /// Starts one with these arguments.
+    pub fn with(arguments: &[&str]) -> Self {
+        let mut program = Program::spawn(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
         let url = program.first_line();
         let address = url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
         let address = address.unwrap_or_else(|| panic!("no URL: {url:?} {:?}", program.wait_for_stderr())).to_owned();

@@ -94,6 +94,20 @@ impl Files {
         Ok(())
     }
 
+    /// The parts of memory that hold mapped files whose changes are the file's (`MAP_SHARED`), in whole pages of 4 KiB.
+    #[must_use]
+    pub fn shared_mappings(&self) -> Vec<std::ops::Range<u32>> {
+        let tree = self.tree.lock();
+        let range = |mapping: &Mapping| match &tree.node(mapping.ino?)?.kind {
+            Kind::File(content) if mapping.write_back => {
+                let length = content.len().checked_sub(mapping.offset)?.next_multiple_of(4096);
+                Some(mapping.address..mapping.address.checked_add(u32::try_from(length).ok()?)?)
+            }
+            _ => None,
+        };
+        self.state.mappings.iter().filter_map(range).collect()
+    }
+
     /// The files that are mapped.
     #[must_use]
     pub fn mappings(&self) -> &[Mapping] {

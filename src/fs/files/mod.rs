@@ -18,7 +18,7 @@ pub use paths::{At, NewTime};
 
 use super::{
     descriptors::{Descriptors, OpenFlags},
-    device::{Console, Device},
+    device::{Console, Device, Silent},
     errno::Errno,
     frozen::ROOT,
     node::{Ino, Kind},
@@ -101,9 +101,15 @@ impl Files {
         &self.tree
     }
 
-    /// Sends the process' terminal output elsewhere from now on.
-    pub fn set_console(&mut self, console: Box<dyn Console>) {
-        self.console = console;
+    /// Becomes what [`Files::resume`] makes, with the console that it has.
+    pub fn restart(&mut self, tree: Arc<Mutex<Tree>>, state: &ProcessState) {
+        let console = self.set_console(Box::new(Silent));
+        *self = Self::resume(tree, state, console);
+    }
+
+    /// Sends the process' terminal output elsewhere from now on, and returns where it went before.
+    pub fn set_console(&mut self, console: Box<dyn Console>) -> Box<dyn Console> {
+        std::mem::replace(&mut self.console, console)
     }
 
     /// Closes all descriptors and forgets all mappings, as the end of a process does.

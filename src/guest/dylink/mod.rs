@@ -358,6 +358,22 @@ impl Libraries {
         Self { loaded: Vec::new(), handles: HashMap::new(), claims: Vec::new(), slots: HashMap::new(), free_slot }
     }
 
+    /// How many are loaded.
+    pub(crate) fn count(&self) -> usize {
+        self.loaded.len()
+    }
+
+    /// Those that are loaded, in the order of loading.
+    pub(crate) fn loaded(&self) -> Vec<Arc<Library>> {
+        self.loaded.iter().map(|loaded| loaded.library.clone()).collect()
+    }
+
+    fn set(&mut self, image: &LibrariesImage) {
+        self.handles = image.handles.iter().copied().collect();
+        self.claims.clone_from(&image.claims);
+        self.slots = image.claims.iter().map(|claim| ((claim.owner, claim.name.clone()), claim.slot)).collect();
+    }
+
     /// What another guest with a copy of this one's memory needs.
     pub(crate) fn image(&self) -> LibrariesImage {
         LibrariesImage {
@@ -376,6 +392,27 @@ impl LibrariesImage {
     }
 }
 
+/// Puts a guest that had the libraries of `image`, and has loaded no others since, back to where it was then.
+///
+/// # Errors
+/// When the table cannot be written.
+pub(crate) fn rewind(store: &mut impl AsContextMut<Data = Guest>, image: &LibrariesImage) -> anyhow::Result<()> {
+    let table = store.as_context().data().exports()?.table;
+    let mut context = store.as_context_mut();
+    let state = &mut context.data_mut().libraries;
+    let claimed_since = image.free_slot..state.free_slot;
+    // Without new libraries, handles come and go only with claims: nothing to do, almost always.
+    if claimed_since.is_empty() && state.handles.len() == image.handles.len() {
+        return Ok(());
+    }
+    state.set(image);
+    state.free_slot = image.free_slot;
+    for slot in claimed_since {
+        table.set(&mut *store, slot.into(), Ref::Func(None))?;
+    }
+    Ok(())
+}
+
 /// Puts the libraries of `image` into a guest whose memory holds their data already.
 ///
 /// # Errors
@@ -390,9 +427,7 @@ pub(crate) fn restore(
     reserve(store, image.free_slot.checked_sub(used).context("the table is larger than in the image")?)?;
     let mut context = store.as_context_mut();
     let state = &mut context.data_mut().libraries;
-    state.handles = image.handles.iter().copied().collect();
-    state.claims.clone_from(&image.claims);
-    state.slots = image.claims.iter().map(|claim| ((claim.owner, claim.name.clone()), claim.slot)).collect();
+    state.set(image);
     for (place, library) in image.places.iter().zip(libraries) {
         let instance = instantiate(store, library.clone(), place.clone()).with_context(|| place.path.clone())?;
         for (name, value) in &place.globals {

@@ -2,13 +2,13 @@
 //!
 //! A signal is remembered here, `InterruptPending` in the guest's memory is set so that its next `CHECK_FOR_INTERRUPTS` calls the hook in
 //! `ProcessInterrupts`, and a waiting backend is woken. Its handler then runs on the backend's own thread, at one of the
-//! places where the guest is in a host function (`hooks`).
+//! places where the guest is in a host function (`guest::hooks`).
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::client::Waker;
+use crate::guest::client::Waker;
 
 /// A signal, by its number on Linux and in musl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,8 +17,6 @@ pub struct Signal(u32);
 impl Signal {
     /// Cancel the running query (`StatementCancelHandler`).
     pub const INT: Self = Self(2);
-    /// Inter-process signals of `PostgreSQL` (`procsignal_sigusr1_handler`).
-    pub const USR1: Self = Self(10);
     /// End the session (`die`).
     pub const TERM: Self = Self(15);
     /// Wake up from a latch's wait; there is nothing else to do.
@@ -77,6 +75,13 @@ impl Signals {
         }
     }
 
+    /// Makes the backend look for the signals that have arrived, if any, once more: its memory or its client is another one now.
+    pub(crate) fn repeat(&self) {
+        if self.any() {
+            self.interrupt();
+        }
+    }
+
     /// From now on signals set the flag at `interrupt_pending`.
     ///
     /// # Safety
@@ -96,13 +101,13 @@ impl Signals {
     }
 
     /// Takes every signal that has arrived, lowest number first.
-    pub(super) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
+    pub(crate) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
         let pending = if self.any() { self.pending.swap(0, Ordering::SeqCst) } else { 0 };
         (1..32).filter(move |number| pending & (1 << number) != 0).map(Signal)
     }
 
     /// Whether a signal has arrived that was not taken yet.
-    pub(super) fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.pending.load(Ordering::SeqCst) != 0
     }
 }
@@ -127,10 +132,10 @@ mod tests {
         let mut flag = 0_i32;
         // SAFETY: `flag` outlives the attachment.
         unsafe { signals.attach(&raw mut flag) };
-        signals.send(Signal::USR1);
+        signals.send(Signal::TERM);
         signals.detach();
         assert_eq!(std::mem::take(&mut flag), 1);
-        signals.send(Signal::USR1);
+        signals.send(Signal::TERM);
         assert_eq!(flag, 0);
     }
 

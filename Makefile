@@ -1,0 +1,84 @@
+# The doors: `make run`, `make test`, `make bench`, `make lint`. Everything they need and cannot install themselves is a
+# Rust toolchain (rust-version in Cargo.toml), Node.js with npm, gcc and make.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# What `make run` serves, and where.
+LISTEN ?= 127.0.0.1:5433
+MODE ?= shared
+
+CARGO ?= cargo
+RELEASE := target/release/pglite-port
+# npm writes this file last.
+PGLITE := pglite/node_modules/.package-lock.json
+HAVE_ELIXIR := $(wildcard elixir/mix.exs)
+HAVE_INTEGRATION := $(wildcard elixir/integration/mix.exs)
+
+# Tests leave the user's cache alone, and share one, because compiling PostgreSQL takes seconds.
+TEST_CACHE := $(CURDIR)/target/cache
+FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
+# Elixir's tests run the program that was built with the Rust tests, not one that lies about.
+FOR_ELIXIR_TESTS := $(FOR_TESTS) PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist"
+
+.PHONY: help
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: run
+run: build ## install what is missing, prepare the cluster, serve it and print its URL (LISTEN=127.0.0.1:5433 MODE=shared|isolated)
+	exec $(RELEASE) serve --mode $(MODE) --listen $(LISTEN)
+
+.PHONY: build
+build: toolchain $(PGLITE) ## the optimised program, and the PGlite files that it hosts
+	$(CARGO) build --release --locked
+
+.PHONY: test
+test: lint test-rust test-elixir ## everything: formatting, lints, documentation, tests of both languages
+
+.PHONY: lint
+lint: toolchain ## formatting, clippy and rustdoc without a warning
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+ifneq ($(HAVE_ELIXIR),)
+	.ci/require mix=elixir
+	cd elixir && mix format --check-formatted
+endif
+
+.PHONY: test-rust
+test-rust: toolchain $(PGLITE) ## the Rust tests
+	.ci/require psql=postgresql-client pgbench=postgresql
+	mkdir -p $(TEST_CACHE)
+	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
+
+.PHONY: test-elixir
+test-elixir: toolchain $(PGLITE) ## the Elixir tests, and those with Postgrex and Ecto where Hex can be reached
+ifneq ($(HAVE_ELIXIR),)
+	.ci/require mix=elixir psql=postgresql-client '/usr/lib/erlang/lib/p1_pgsql-*=erlang-p1-pgsql'
+	$(CARGO) build --locked
+	mkdir -p $(TEST_CACHE)
+	cd elixir && $(FOR_ELIXIR_TESTS) MIX_ENV=test mix compile --warnings-as-errors
+	cd elixir && $(FOR_ELIXIR_TESTS) mix test
+endif
+ifneq ($(HAVE_INTEGRATION),)
+	$(FOR_ELIXIR_TESTS) .ci/elixir-integration
+endif
+
+.PHONY: bench
+bench: build ## the figures of README.md, as one table (needs a quiet machine and some minutes)
+	.ci/require pgbench=postgresql
+	rm -rf target/bench
+	$(CARGO) bench --locked
+	@$(CARGO) run --quiet --release --locked --example figures
+
+.PHONY: toolchain
+toolchain:
+	@command -v $(firstword $(CARGO)) > /dev/null || { echo "cargo is missing: install Rust, see https://rustup.rs" >&2; exit 1; }
+	@command -v cc > /dev/null || .ci/require cc=gcc
+
+$(PGLITE): pglite/package-lock.json pglite/package.json
+	.ci/require npm=npm
+	npm ci --prefix pglite
+	touch $@

@@ -1,0 +1,137 @@
+//! What `PostgreSQL` answers, as far as the host itself reads it (`PostgreSQL` manual, "Message Formats").
+
+use std::fmt;
+
+/// The rows of a result, with their values as text; `None` is null.
+pub(crate) type Rows = Vec<Vec<Option<String>>>;
+
+/// An error that `PostgreSQL` has reported (`PostgreSQL` manual, "Error and Notice Message Fields").
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SqlError {
+    /// The SQLSTATE.
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) hint: Option<String>,
+    /// Where in the SQL it was found, in characters; the first one is 1.
+    pub(crate) position: Option<usize>,
+    /// How many statements of the query had been completed before.
+    pub(crate) completed: usize,
+}
+
+impl fmt::Display for SqlError {
+    /// All on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (SQLSTATE {})", one_line(&self.message), self.code)?;
+        for (label, text) in [("detail", &self.detail), ("hint", &self.hint)] {
+            if let Some(text) = text {
+                write!(f, "; {label}: {}", one_line(text))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SqlError {}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A message with its type and its length.
+pub(crate) fn message(kind: u8, body: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let length = u32::try_from(body.len() + 4)?;
+    Ok([&[kind][..], &length.to_be_bytes(), body].concat())
+}
+
+/// The backend messages that `bytes` begin with, by type and body, up to the first that is not whole.
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (head, rest) = bytes.split_first_chunk::<5>()?;
+        let [kind, length @ ..] = *head;
+        let body = usize::try_from(u32::from_be_bytes(length)).ok()?.checked_sub(4)?;
+        let (body, rest) = rest.split_at_checked(body)?;
+        bytes = rest;
+        Some((kind, body))
+    })
+}
+
+/// The first `ErrorResponse` among backend messages.
+pub(crate) fn first_error(answer: &[u8]) -> Option<SqlError> {
+    let mut completed = 0;
+    for (kind, body) in messages(answer) {
+        match kind {
+            b'C' => completed += 1,
+            b'E' => {
+                let field = |code: u8| {
+                    let text = body.split(|&byte| byte == 0).find(|field| field.first() == Some(&code))?;
+                    Some(String::from_utf8_lossy(&text[1..]).into_owned())
+                };
+                return Some(SqlError {
+                    code: field(b'C').unwrap_or_default(),
+                    message: field(b'M').unwrap_or_default(),
+                    detail: field(b'D'),
+                    hint: field(b'H'),
+                    position: field(b'P').and_then(|position| position.parse().ok()),
+                    completed,
+                });
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The rows among backend messages.
+pub(crate) fn rows(answer: &[u8]) -> Rows {
+    messages(answer).filter(|(kind, _)| *kind == b'D').filter_map(|(_, body)| data_row(body)).collect()
+}
+
+/// The values of a `DataRow`; `None` when it is not one.
+fn data_row(body: &[u8]) -> Option<Vec<Option<String>>> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut values = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, value) = rest.split_first_chunk::<4>()?;
+        rest = value;
+        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+            values.push(None);
+            continue;
+        };
+        let (value, after) = rest.split_at_checked(length)?;
+        rest = after;
+        values.push(Some(String::from_utf8_lossy(value).into_owned()));
+    }
+    Some(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(messages: &[(u8, &[u8])]) -> Vec<u8> {
+        messages.iter().flat_map(|(kind, body)| message(*kind, body).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_first_error_is_found_behind_other_messages() {
+        let error = b"SERROR\0C42601\0Msyntax\nerror\0P7\0Htry\0\0";
+        let error = first_error(&answer(&[(b'C', b"SELECT 1\0"), (b'E', error), (b'Z', b"I")])).unwrap();
+        assert_eq!((error.position, error.completed), (Some(7), 1));
+        assert_eq!(error.to_string(), "syntax error (SQLSTATE 42601); hint: try");
+        assert_eq!(first_error(&answer(&[(b'Z', b"I")])), None);
+    }
+
+    #[test]
+    fn half_a_message_is_no_message() {
+        assert_eq!(first_error(b"E\0\0"), None);
+        assert_eq!(first_error(b"E\0\0\0\x03"), None);
+        assert_eq!(first_error(b"E\0\0\0\x40SERROR\0"), None);
+    }
+
+    #[test]
+    fn a_row_has_values_and_nulls() {
+        let answer = answer(&[(b'D', b"\0\x02\xff\xff\xff\xff\0\0\0\x02ab"), (b'D', b"\0\x01\0\0\0\x09ab")]);
+        assert_eq!(rows(&answer), [[None, Some("ab".to_owned())]]);
+    }
+}

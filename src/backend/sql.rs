@@ -1,0 +1,102 @@
+//! Having `PostgreSQL` run SQL, and startups, whose answers the host itself reads.
+
+use std::{io, sync::mpsc, time::Instant};
+
+use anyhow::{Context, ensure};
+
+use super::Backend;
+use crate::{
+    answer::{Rows, first_error, message, rows},
+    guest::{
+        ClientStream,
+        client::{Client, Interest, Readiness, Waker},
+    },
+};
+
+/// What ends a `COPY FROM STDIN` of SQL that has no client to send the rows: `CopyFail`.
+const NO_ROWS: &[u8] = b"there is nobody to send the rows of COPY FROM STDIN; use INSERT\0";
+
+impl Backend {
+    /// Runs `sql` as one simple query.
+    ///
+    /// # Errors
+    /// A [`SqlError`], the first that `PostgreSQL` reports; anything else when the guest traps.
+    pub(crate) fn execute(&mut self, sql: &str) -> anyhow::Result<()> {
+        self.query(sql).map(drop)
+    }
+
+    /// Runs `sql` as one simple query, and returns the rows of all its results.
+    ///
+    /// # Errors
+    /// As [`Backend::execute`].
+    pub(crate) fn query(&mut self, sql: &str) -> anyhow::Result<Rows> {
+        ensure!(!sql.contains('\0'), "the SQL contains a NUL character");
+        let message = message(b'Q', &[sql.as_bytes(), b"\0"].concat()).context("the SQL is too long")?;
+        let ((), answer) = self.record(&message, Self::run_pending_messages)?;
+        match first_error(&answer) {
+            Some(error) => Err(error.into()),
+            None => Ok(rows(&answer)),
+        }
+    }
+
+    /// Whether a transaction block is open, be it a failed one.
+    ///
+    /// # Errors
+    /// When the guest traps.
+    pub(crate) fn is_in_transaction(&mut self) -> anyhow::Result<bool> {
+        Ok(self.call::<(), i32>("IsTransactionBlock", ())? != 0)
+    }
+
+    /// Calls `run` with a client that has sent `input` and whose answers are returned; then there is no client.
+    pub(super) fn record<T>(
+        &mut self,
+        input: &[u8],
+        run: impl FnOnce(&mut Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(T, Vec<u8>)> {
+        let (sent, answers) = mpsc::channel();
+        self.set_client(ClientStream::new(Box::new(Recorder(sent)), input));
+        let ran = run(self);
+        self.set_client(ClientStream::default());
+        Ok((ran?, answers.try_iter().flatten().collect()))
+    }
+
+    /// Runs the messages that are in the client's stream already, up to the last one's `ReadyForQuery`.
+    fn run_pending_messages(&mut self) -> anyhow::Result<()> {
+        loop {
+            self.run_message()?;
+            if !self.has_pending_input()? {
+                break;
+            }
+        }
+        self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
+        self.call::<(), ()>("pgl_pq_flush", ())
+    }
+}
+
+/// The client of SQL that the host itself runs: what is sent to it is kept. More than it has sent is only wanted of it by `COPY FROM STDIN`.
+struct Recorder(mpsc::Sender<Vec<u8>>);
+
+impl Client for Recorder {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let fail = message(b'f', NO_ROWS).map_err(io::Error::other)?;
+        // PostgreSQL's buffer has 8 KiB (`PQ_RECV_BUFFER_SIZE`).
+        let target = buffer.get_mut(..fail.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        target.copy_from_slice(&fail);
+        Ok(fail.len())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.send(bytes.to_vec()).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn wait(&mut self, _interest: Interest, deadline: Option<Instant>) -> Readiness {
+        let Some(deadline) = deadline else { return Readiness::Ready };
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        Readiness::TimedOut
+    }
+
+    fn waker(&self) -> Waker {
+        Waker::new(|| {})
+    }
+}

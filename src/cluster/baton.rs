@@ -1,0 +1,222 @@
+//! Whose turn it is: exactly one session of a cluster runs wasm at a time.
+//!
+//! The guest's code has no atomic operations, so `PostgreSQL`'s spinlocks and lightweight locks are only right when sessions change places where
+//! `PostgreSQL` itself holds none: waiting for the client, for a latch, asleep, or where it would handle interrupts. Sessions come in the order
+//! in which they asked. One that waits longer than a slice has the holder interrupted, whose hook in `ProcessInterrupts` then hands over;
+//! so nobody has to watch the clock when nobody waits.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::{Crashed, Signals};
+
+/// How long a session may run on while another one waits.
+const SLICE: Duration = Duration::from_millis(5);
+
+/// How soon a session gives way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// A client's session: after a slice.
+    Client,
+    /// Housekeeping: as soon as anybody waits.
+    Background,
+}
+
+/// The right to run wasm in one cluster.
+#[derive(Default)]
+pub(crate) struct Baton {
+    state: Mutex<State>,
+    /// How many wait, for a look without the lock.
+    waiting: AtomicUsize,
+    turns: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    holder: Option<Holder>,
+    queue: VecDeque<Arc<Place>>,
+    crashed: bool,
+}
+
+struct Holder {
+    signals: Arc<Signals>,
+    priority: Priority,
+}
+
+/// A place in the queue.
+#[derive(Default)]
+struct Place {
+    called: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Place {
+    fn call(&self) {
+        *self.called.lock() = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits to be called, at most a slice long.
+    fn wait(&self) -> bool {
+        let mut called = self.called.lock();
+        if !*called {
+            self.changed.wait_for(&mut called, SLICE);
+        }
+        *called
+    }
+}
+
+impl Baton {
+    /// Waits for the turn of the session behind `signals`, and takes it.
+    ///
+    /// # Errors
+    /// [`Crashed`] when another session of the cluster has crashed: nobody runs any more.
+    pub(super) fn take(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        let holder = Holder { signals: signals.clone(), priority };
+        let place = {
+            let mut state = self.state.lock();
+            if state.crashed {
+                return Err(Crashed);
+            }
+            let Some(current) = &state.holder else {
+                state.holder = Some(holder);
+                return Ok(());
+            };
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            if current.priority == Priority::Background {
+                current.signals.interrupt();
+            }
+            let place = Arc::new(Place::default());
+            state.queue.push_back(place.clone());
+            place
+        };
+        loop {
+            let called = place.wait();
+            let mut state = self.state.lock();
+            if state.crashed {
+                return Err(Crashed);
+            }
+            if called {
+                // Whoever called took the place out of the queue, and left the baton to nobody else.
+                state.holder = Some(holder);
+                return Ok(());
+            }
+            if let (Some(front), Some(current)) = (state.queue.front(), &state.holder)
+                && Arc::ptr_eq(front, &place)
+            {
+                current.signals.interrupt();
+            }
+        }
+    }
+
+    /// Gives the baton to the one who has waited longest. The caller must have it.
+    pub(super) fn give(&self) {
+        let mut state = self.state.lock();
+        match state.queue.pop_front() {
+            Some(next) => {
+                self.waiting.fetch_sub(1, Ordering::SeqCst);
+                next.call();
+            }
+            None => state.holder = None,
+        }
+    }
+
+    /// How often it was taken.
+    pub(super) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether anybody waits.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// The holder has crashed, and leaves shared memory as it is: nobody runs any more.
+    pub(super) fn crash(&self) {
+        let mut state = self.state.lock();
+        state.crashed = true;
+        state.holder = None;
+        self.waiting.store(0, Ordering::SeqCst);
+        for place in state.queue.drain(..) {
+            place.call();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    fn wait_until_queued(baton: &Baton, count: usize) {
+        while baton.waiting.load(Ordering::SeqCst) != count {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn sessions_come_in_the_order_in_which_they_asked() {
+        let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
+        baton.take(&signals, Priority::Client).unwrap();
+        let (came, order) = mpsc::channel();
+        let threads: Vec<_> = (0..4)
+            .map(|number| {
+                let (baton, came) = (baton.clone(), came.clone());
+                let thread = thread::spawn(move || {
+                    baton.take(&Arc::default(), Priority::Client).unwrap();
+                    came.send(number).unwrap();
+                    baton.give();
+                });
+                thread
+            })
+            .collect();
+        wait_until_queued(&baton, 4);
+        baton.give();
+        let mut arrived: Vec<i32> = order.iter().take(4).collect();
+        arrived.sort_unstable();
+        assert_eq!(arrived, [0, 1, 2, 3]);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(!baton.is_wanted());
+    }
+
+    #[test]
+    fn a_holder_is_interrupted_when_somebody_waits_longer_than_a_slice() {
+        let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
+        let (interrupted, interrupts) = mpsc::channel();
+        signals.set_waker(Some(crate::guest::client::Waker::new(move || {
+            let _ = interrupted.send(());
+        })));
+        baton.take(&signals, Priority::Client).unwrap();
+        let waiter = {
+            let baton = baton.clone();
+            thread::spawn(move || baton.take(&Arc::default(), Priority::Client).map(|()| baton.give()))
+        };
+        interrupts.recv().unwrap();
+        baton.give();
+        waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn after_a_crash_nobody_gets_a_turn() {
+        let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
+        baton.take(&signals, Priority::Client).unwrap();
+        let waiter = {
+            let baton = baton.clone();
+            thread::spawn(move || baton.take(&Arc::default(), Priority::Client))
+        };
+        wait_until_queued(&baton, 1);
+        baton.crash();
+        assert_eq!(waiter.join().unwrap(), Err(Crashed));
+        assert_eq!(baton.take(&signals, Priority::Client), Err(Crashed));
+    }
+}

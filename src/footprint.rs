@@ -1,0 +1,157 @@
+//! How much memory a backend has for itself, counted without disturbing it.
+
+use std::{
+    fs::File,
+    io,
+    ops::AddAssign,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use rustix::param::page_size;
+
+use crate::{backend::Backend, fs::Tree};
+
+/// Bytes that a backend shares with no other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PrivateBytes {
+    /// Pages of linear memory that it has written.
+    pub(crate) memory: u64,
+    /// Parts of files that it has written.
+    pub(crate) files: u64,
+}
+
+impl PrivateBytes {
+    /// Memory, files and their sum, under these names.
+    pub(crate) fn figures(self, names: [&'static str; 3]) -> [(&'static str, String); 3] {
+        let [memory, files, sum] = names;
+        let Self { memory: in_memory, files: in_files } = self;
+        [(memory, in_memory.to_string()), (files, in_files.to_string()), (sum, (in_memory + in_files).to_string())]
+    }
+}
+
+impl AddAssign for PrivateBytes {
+    fn add_assign(&mut self, other: Self) {
+        self.memory += other.memory;
+        self.files += other.files;
+    }
+}
+
+/// Where a backend's memory and files are.
+pub(crate) struct Footprint(Mutex<Places>);
+
+struct Places {
+    /// The first address of the linear memory, which does not move.
+    memory: usize,
+    size: Arc<AtomicUsize>,
+    tree: Arc<Mutex<Tree>>,
+}
+
+impl Places {
+    fn of(backend: &mut Backend) -> anyhow::Result<Self> {
+        let (memory, size) = backend.memory_range()?;
+        Ok(Self { memory, size, tree: backend.guest().files.tree().clone() })
+    }
+}
+
+impl Footprint {
+    /// That of `backend`.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn of(backend: &mut Backend) -> anyhow::Result<Self> {
+        Ok(Self(Mutex::new(Places::of(backend)?)))
+    }
+
+    /// Follows `backend` to where its memory and its files are now.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn follow(&self, backend: &mut Backend) -> anyhow::Result<()> {
+        *self.0.lock() = Places::of(backend)?;
+        Ok(())
+    }
+
+    /// Counts, from any thread.
+    ///
+    /// # Errors
+    /// When `/proc` is not there or too old.
+    pub(crate) fn count(&self, pages: &PageMap) -> io::Result<PrivateBytes> {
+        let places = self.0.lock();
+        let memory = pages.private_bytes(places.memory, places.size.load(Ordering::Relaxed))?;
+        let files = places.tree.lock().private_bytes() as u64;
+        Ok(PrivateBytes { memory, files })
+    }
+}
+
+/// Linux' `/proc/self/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`): a word of flags for every page of this process.
+pub(crate) struct PageMap(File);
+
+/// The page is in memory.
+const PRESENT: u64 = 1 << 63;
+/// The page is in swap space.
+const SWAPPED: u64 = 1 << 62;
+/// The page belongs to a file or is shared, so it was not copied on a write.
+const FILE: u64 = 1 << 61;
+/// Nobody else has the page mapped, which tells it from the page of zeros that everybody reads.
+const EXCLUSIVE: u64 = 1 << 56;
+
+impl PageMap {
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn open() -> io::Result<Self> {
+        File::open("/proc/self/pagemap").map(Self)
+    }
+
+    /// The bytes of the `size` bytes at address `start` in pages that this process has written in private mappings.
+    fn private_bytes(&self, start: usize, size: usize) -> io::Result<u64> {
+        /// Pages whose words are read at once.
+        const BATCH: usize = 8192;
+        const WORD: usize = size_of::<u64>();
+        let page = page_size();
+        let mut words = vec![0; BATCH * WORD];
+        let (mut next, end) = (start / page, (start + size).div_ceil(page));
+        let mut private = 0;
+        while next < end {
+            let count = BATCH.min(end - next);
+            let words = &mut words[..count * WORD];
+            self.0.read_exact_at(words, (next * WORD) as u64)?;
+            let written = words.as_chunks::<WORD>().0.iter().map(|word| u64::from_le_bytes(*word)).filter(|word| {
+                word & FILE == 0 && (word & SWAPPED != 0 || word & (PRESENT | EXCLUSIVE) == PRESENT | EXCLUSIVE)
+            });
+            private += written.count() as u64;
+            next += count;
+        }
+        Ok(private * page as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memmap2::MmapMut;
+
+    use super::*;
+
+    #[test]
+    fn only_pages_that_were_written_count() {
+        let page = page_size();
+        let pages = PageMap::open().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&vec![1; 8 * page], 0).unwrap();
+        // SAFETY: nobody else has the file.
+        let mut map = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
+        let mut nothing = MmapMut::map_anon(4 * page).unwrap();
+        let count = |map: &MmapMut| pages.private_bytes(map.as_ptr().addr(), map.len()).unwrap();
+        assert_eq!(map.iter().map(|byte| usize::from(*byte)).sum::<usize>(), 8 * page);
+        assert_eq!(nothing.iter().filter(|byte| **byte != 0).count(), 0);
+        assert_eq!((count(&map), count(&nothing)), (0, 0), "reading makes nothing private");
+        map[0] = 2;
+        map[5 * page] = 2;
+        nothing[page] = 2;
+        assert_eq!((count(&map), count(&nothing)), (2 * page as u64, page as u64));
+    }
+}

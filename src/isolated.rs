@@ -1,0 +1,256 @@
+//! Connections that have a cluster of their own: a clone of a template, gone when the connection closes.
+
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{
+    backend::{Backend, BackendKey, Ended, Requests, Session},
+    cancel::Interrupt,
+    cluster::Signal,
+    connection::{Answer, Request, SessionEnd, SessionRequest, Task},
+    error_response::{ErrorResponse, sqlstate},
+    footprint::{Footprint, PageMap, PrivateBytes},
+    guest::client::Client,
+    log::LogSink,
+    random,
+    template::{DEFAULT, LineConsole, Template, TemplateError, Templates},
+};
+
+/// The process id that every backend with a cluster of its own has.
+const PROCESS_ID: i32 = 42;
+
+/// How clusters of connections are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// From a backend that is booted already.
+    #[default]
+    Clone,
+    /// By booting `PostgreSQL` on the template's files: slow, and the same to its client, which tests make sure of.
+    Boot,
+}
+
+/// All connections that have a cluster of their own.
+pub(crate) struct Isolated {
+    templates: Arc<Templates>,
+    start: Start,
+    live: Mutex<BTreeMap<u32, Arc<Footprint>>>,
+}
+
+impl Isolated {
+    pub(crate) fn new(templates: Arc<Templates>, start: Start) -> Self {
+        Self { templates, start, live: Mutex::default() }
+    }
+
+    /// Prepares what the first connection most likely needs.
+    ///
+    /// # Errors
+    /// When the default template cannot be built.
+    pub(crate) fn warm_up(&self) -> Result<(), TemplateError> {
+        self.templates.pool().announce(&self.templates.find(DEFAULT)?);
+        Ok(())
+    }
+
+    /// Serves `client` until its session ends.
+    ///
+    /// # Errors
+    /// When its cluster cannot be made.
+    pub(crate) fn serve(&self, request: &SessionRequest<'_>, client: Box<dyn Client>) -> anyhow::Result<SessionEnd> {
+        let database = String::from_utf8_lossy(&request.startup.database);
+        let found = match request.template {
+            Some(name) => self.templates.find(name),
+            None => self.templates.find_for_database(&database),
+        };
+        let template = match found {
+            Ok(template) => template,
+            Err(TemplateError::Broken(error)) => return Err(error),
+            Err(TemplateError::Unknown(name)) => {
+                let what = if request.template.is_some() { "template" } else { "database" };
+                let report =
+                    ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, format!("{what} \"{name}\" does not exist"));
+                return Ok(SessionEnd::Refused(report.with_hint("Prepare it: pglite-port prepare NAME --sql FILE")));
+            }
+        };
+        let mut backend = self.start(&template, request.log)?;
+        let mut secret = [0; 4];
+        random::fill(&mut secret)?;
+        let signals = backend.signals();
+        let _registration = request.control.register(PROCESS_ID, &secret, move |interrupt| {
+            signals.send(match interrupt {
+                Interrupt::Cancel => Signal::INT,
+                // Nobody else has this cluster: what its client left unfinished need not be finished.
+                Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
+            });
+        });
+        let footprint = Arc::new(Footprint::of(&mut backend)?);
+        let _counted = Counted::new(self, request.id, footprint.clone());
+        let session = Session { startup: request.startup, packet: request.packet, key: BackendKey { secret } };
+        let mut requests = ClusterRequests { isolated: self, template, footprint, session, request };
+        Ok(match backend.serve(client, &session, &mut requests) {
+            Ok(Ended::Client) => SessionEnd::ClientGone,
+            Ok(Ended::Fatal) => SessionEnd::Orderly,
+            Err(error) => SessionEnd::Trapped(error),
+        })
+    }
+
+    fn start(&self, template: &Arc<Template>, log: &LogSink) -> anyhow::Result<Backend> {
+        let console = Box::new(LineConsole::new(log.clone(), "postgres"));
+        match self.start {
+            Start::Clone => self.templates.pool().take(template, console),
+            Start::Boot => template.boot(self.templates.program(), console),
+        }
+    }
+
+    /// For the verb `memory`, see [`Sessions::memory`](crate::connection::Sessions::memory).
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub(crate) fn memory(&self) -> Answer {
+        let (connections, total) = self.private_bytes().map_err(|error| {
+            ErrorResponse::error(sqlstate::IO_ERROR, format!("private memory cannot be counted: {error}"))
+        })?;
+        let mut figures = Vec::new();
+        for (id, bytes) in connections {
+            figures.push(("connection", id.to_string()));
+            figures.extend(bytes.figures(["memory", "files", "sum"]));
+        }
+        figures.extend(total.figures(["total_memory", "total_files", "total"]));
+        Ok(figures)
+    }
+
+    /// For the verb `stats`: what all isolated connections have for themselves, and how many clones are ready.
+    pub(crate) fn stats(&self) -> Vec<(&'static str, String)> {
+        let mut figures = vec![("warm", self.templates.pool().ready().to_string())];
+        if let Ok((_, total)) = self.private_bytes() {
+            figures.extend(total.figures(["private_memory", "private_files", "private"]));
+        }
+        figures
+    }
+
+    /// For the verb `templates`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(crate) fn templates(&self) -> Answer {
+        let summaries = self.templates.shelf().list().map_err(unwritable)?;
+        let figures = summaries.into_iter().flat_map(|summary| {
+            [
+                ("name", summary.name),
+                ("database", summary.database),
+                ("key", summary.key.unwrap_or_default()),
+                ("size", summary.size.to_string()),
+            ]
+        });
+        Ok(figures.collect())
+    }
+
+    /// For the verb `drop_template`.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it cannot be removed.
+    pub(crate) fn drop_template(&self, name: &str) -> Answer {
+        if self.templates.shelf().remove(name).map_err(unwritable)? {
+            return Ok(Vec::new());
+        }
+        Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
+    }
+
+    /// Private bytes by connection, and of all together.
+    fn private_bytes(&self) -> io::Result<(Vec<(u32, PrivateBytes)>, PrivateBytes)> {
+        let live: Vec<_> = self.live.lock().iter().map(|(id, footprint)| (*id, footprint.clone())).collect();
+        let pages = PageMap::open()?;
+        let mut total = PrivateBytes::default();
+        let mut connections = Vec::with_capacity(live.len());
+        for (id, footprint) in live {
+            let bytes = footprint.count(&pages)?;
+            total += bytes;
+            connections.push((id, bytes));
+        }
+        Ok((connections, total))
+    }
+}
+
+fn unwritable(error: anyhow::Error) -> ErrorResponse {
+    ErrorResponse::error(sqlstate::IO_ERROR, format!("{error:#}"))
+}
+
+/// Keeps a connection in the list of those whose memory is counted.
+struct Counted<'a> {
+    isolated: &'a Isolated,
+    id: u32,
+}
+
+impl<'a> Counted<'a> {
+    fn new(isolated: &'a Isolated, id: u32, footprint: Arc<Footprint>) -> Self {
+        isolated.live.lock().insert(id, footprint);
+        Self { isolated, id }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.isolated.live.lock().remove(&self.id);
+    }
+}
+
+/// What is asked of one connection.
+struct ClusterRequests<'a> {
+    isolated: &'a Isolated,
+    template: Arc<Template>,
+    footprint: Arc<Footprint>,
+    session: Session<'a>,
+    request: &'a SessionRequest<'a>,
+}
+
+impl Requests for ClusterRequests<'_> {
+    fn any(&self) -> bool {
+        self.request.control.has_requests()
+    }
+
+    fn handle(&mut self, backend: &mut Backend) -> anyhow::Result<()> {
+        while let Some(request) = self.request.control.take_request() {
+            match &request.task {
+                Task::Reset => self.reset(backend, request)?,
+                Task::Freeze { name, key } => {
+                    let answer = self.freeze(backend, name, key.as_deref());
+                    request.answer(answer);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ClusterRequests<'_> {
+    /// An error here ends the session: nobody knows what state it is in.
+    fn reset(&self, backend: &mut Backend, request: Request) -> anyhow::Result<()> {
+        let program = self.isolated.templates.program();
+        let reset = backend.restart_session(&self.session, |backend| self.template.snapshot.reset(program, backend));
+        if let Err(error) = reset {
+            let message = format!("the cluster cannot be put back, its connection ends: {error:#}");
+            request.answer(Err(ErrorResponse::error(sqlstate::INTERNAL_ERROR, message)));
+            return Err(error);
+        }
+        self.footprint.follow(backend)?;
+        request.answer(Ok(Vec::new()));
+        Ok(())
+    }
+
+    /// Shuts a copy of the backend down and makes a template of its files; the session itself goes on as if nothing had been.
+    fn freeze(&self, backend: &mut Backend, name: &str, key: Option<&str>) -> Answer {
+        let failed = |error: anyhow::Error| ErrorResponse::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"));
+        if backend.is_in_transaction().map_err(failed)? {
+            let message = "the database cannot be frozen while a transaction is open on its connection; end it first";
+            return Err(ErrorResponse::error(sqlstate::OBJECT_IN_USE, message));
+        }
+        let console = Box::new(LineConsole::new(self.request.log.clone(), "postgres"));
+        let files = backend.copy(self.isolated.templates.program(), console).and_then(|mut copy| {
+            let tree = copy.guest().files.tree().clone();
+            copy.shut_down()?;
+            Ok(tree.lock().freeze())
+        });
+        let database = &self.template.database;
+        files.and_then(|files| self.isolated.templates.freeze(name, database, key, &files)).map_err(failed)?;
+        Ok(Vec::new())
+    }
+}

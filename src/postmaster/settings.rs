@@ -1,0 +1,39 @@
+//! What can be chosen for a shared cluster.
+
+/// Settings of a shared cluster, with defaults fit for an embedded database.
+#[derive(Clone, Debug)]
+pub struct SharedSettings {
+    /// How many clients can be connected at once (`max_connections`).
+    pub max_connections: u16,
+    /// The size of `shared_buffers` in MiB.
+    pub shared_buffers: u32,
+    /// Further settings of `PostgreSQL`, by their names (`postgresql.conf`).
+    pub further: Vec<(String, String)>,
+    /// Whether tables are vacuumed and analyzed without being asked.
+    pub autovacuum: bool,
+}
+
+impl Default for SharedSettings {
+    fn default() -> Self {
+        Self { max_connections: 100, shared_buffers: 64, further: Vec::new(), autovacuum: true }
+    }
+}
+
+impl SharedSettings {
+    /// As arguments of `postgres`.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            // The first backend has a place of its own.
+            format!("-cmax_connections={}", u32::from(self.max_connections) + 1),
+            format!("-cshared_buffers={}MB", self.shared_buffers),
+            // Segments outside of the main one would be private to each session.
+            "-cmin_dynamic_shared_memory=16MB".to_owned(),
+            "-cwal_init_zero=off".to_owned(),
+            "-cwal_recycle=off".to_owned(),
+            "-cmax_wal_size=128MB".to_owned(),
+            format!("-cautovacuum={}", self.autovacuum),
+        ];
+        arguments.extend(self.further.iter().map(|(name, value)| format!("-c{name}={value}")));
+        arguments
+    }
+}

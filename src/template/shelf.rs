@@ -1,0 +1,272 @@
+//! The directory of templates: one subdirectory for each, with a label that says what it is.
+//!
+//! A subdirectory is built beside its place and renamed in whole, so that it is there whole or not at all; who has one open keeps it when it is
+//! replaced or removed. Its name is made from the template's name, which may be any that a database may have.
+
+use std::{
+    fs::{self, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::{recipe::Recipe, record};
+use crate::{
+    artefact::hex_digest,
+    cache::{Cache, Lock},
+};
+
+const LABEL: &str = "label";
+const RECIPE: &str = "recipe";
+
+/// What a template is, without its contents.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Label {
+    pub(super) name: String,
+    /// The database in it.
+    pub(super) database: String,
+    /// What the one who froze it said about it.
+    pub(super) key: Option<String>,
+    /// The program that built it: another one has to build it again.
+    pub(super) program: String,
+}
+
+/// What is told of a template.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Its name.
+    pub name: String,
+    /// The database in it.
+    pub database: String,
+    /// What the one who froze it said about it: a hash of what it was made from, say.
+    pub key: Option<String>,
+    /// Bytes that it takes on disk.
+    pub size: u64,
+    /// When it was built.
+    pub made: SystemTime,
+    /// Whether it was prepared from SQL, which is kept, and not frozen from a running database.
+    pub has_recipe: bool,
+}
+
+/// Tells one edition of a template from those that replace it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Edition {
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Edition {
+    fn of(metadata: &Metadata) -> Self {
+        Self { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) }
+    }
+}
+
+/// The templates on disk.
+pub struct Shelf {
+    directory: Cache,
+}
+
+impl Shelf {
+    /// The templates of the cache in `cache`, or of the user's cache.
+    ///
+    /// # Errors
+    /// When it cannot be used; the message says what to do.
+    pub fn open(cache: Option<&Path>) -> anyhow::Result<Self> {
+        Self::of(&Cache::open(cache)?)
+    }
+
+    pub(super) fn of(cache: &Cache) -> anyhow::Result<Self> {
+        Ok(Self { directory: cache.subdirectory("templates")? })
+    }
+
+    /// All templates that can be read, by name.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn list(&self) -> anyhow::Result<Vec<Summary>> {
+        let mut summaries = Vec::new();
+        for directory in self.directories()? {
+            // What is not a template, or is just being replaced, is not listed.
+            if let Ok(label) = read_label(&directory)
+                && let Ok(metadata) = fs::metadata(directory.join(LABEL))
+            {
+                summaries.push(Summary {
+                    name: label.name,
+                    database: label.database,
+                    key: label.key,
+                    size: size_on_disk(&directory).unwrap_or_default(),
+                    made: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                    has_recipe: directory.join(RECIPE).exists(),
+                });
+            }
+        }
+        summaries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(summaries)
+    }
+
+    /// Removes the template `name`; its clones live on. Says whether there was one.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn remove(&self, name: &str) -> anyhow::Result<bool> {
+        let lock = self.lock(name)?;
+        self.directory.remove_directory(&lock)
+    }
+
+    /// The name of the template that was made last among those whose database is `database`.
+    pub(super) fn with_database(&self, database: &str) -> anyhow::Result<Option<String>> {
+        let mut found: Option<(SystemTime, String)> = None;
+        for directory in self.directories()? {
+            if let Ok(label) = read_label(&directory)
+                && label.database == database
+                && let Ok(made) = fs::metadata(directory.join(LABEL)).and_then(|metadata| metadata.modified())
+            {
+                found = found.max(Some((made, label.name)));
+            }
+        }
+        Ok(found.map(|(_, name)| name))
+    }
+
+    /// Keeps other processes from building or removing the template `name`.
+    pub(super) fn lock(&self, name: &str) -> anyhow::Result<Lock> {
+        self.directory.lock(&entry(name))
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path(&entry(name))
+    }
+
+    /// Which edition of the template `name` there is now, if any.
+    pub(super) fn edition(&self, name: &str) -> Option<Edition> {
+        fs::metadata(self.path(name).join(LABEL)).ok().map(|metadata| Edition::of(&metadata))
+    }
+
+    /// The label of the template `name`; `None` when there is none, an error when it cannot be read.
+    pub(super) fn label(&self, name: &str) -> anyhow::Result<Option<Label>> {
+        let directory = self.path(name);
+        if directory.exists() { read_label(&directory).map(Some) } else { Ok(None) }
+    }
+
+    /// What the template `name` was prepared from; `None` when it was frozen.
+    pub(super) fn recipe(&self, name: &str) -> anyhow::Result<Option<Recipe>> {
+        let path = self.path(name).join(RECIPE);
+        if path.exists() { record::read(&path).map(Some) } else { Ok(None) }
+    }
+
+    /// Puts the template of that label in place, whose contents `fill` writes.
+    ///
+    /// # Errors
+    /// Those of `fill`, and when the directory cannot be written.
+    pub(super) fn publish(
+        &self,
+        lock: &Lock,
+        label: &Label,
+        recipe: Option<&Recipe>,
+        fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<PathBuf> {
+        self.directory.publish_directory(lock, |directory| {
+            fill(directory)?;
+            if let Some(recipe) = recipe {
+                record::write(&directory.join(RECIPE), recipe)?;
+            }
+            record::write(&directory.join(LABEL), label)
+        })
+    }
+
+    fn directories(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let directory = self.directory.path("");
+        let entries = fs::read_dir(&directory).with_context(|| format!("{} cannot be read", directory.display()))?;
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        Ok(paths.filter(|path| !is_hidden(path) && path.is_dir()).collect())
+    }
+}
+
+/// The name of a template's directory.
+fn entry(name: &str) -> String {
+    let readable: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(32).collect();
+    format!("{readable}-{}", &hex_digest(&[name.as_bytes()])[..16])
+}
+
+fn read_label(directory: &Path) -> anyhow::Result<Label> {
+    record::read(&directory.join(LABEL))
+}
+
+/// Bytes on disk of everything in `directory`, which holes are not.
+fn size_on_disk(directory: &Path) -> io::Result<u64> {
+    /// What `st_blocks` counts, in bytes (POSIX leaves it open; Linux, stat(2)).
+    const BLOCK: u64 = 512;
+    let mut size = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        size += metadata.blocks() * BLOCK;
+        if metadata.is_dir() {
+            size += size_on_disk(&entry.path())?;
+        }
+    }
+    Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shelf() -> (tempfile::TempDir, Shelf) {
+        let outer = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(Some(&outer.path().join("cache"))).unwrap();
+        (outer, shelf)
+    }
+
+    fn put(shelf: &Shelf, name: &str, database: &str, recipe: Option<&Recipe>) {
+        let label = Label { name: name.into(), database: database.into(), key: None, program: "p".into() };
+        let lock = shelf.lock(name).unwrap();
+        shelf.publish(&lock, &label, recipe, |directory| Ok(fs::write(directory.join("x"), [1; 5000])?)).unwrap();
+    }
+
+    #[test]
+    fn templates_are_listed_by_name_with_what_there_is_to_know() {
+        let (_outer, shelf) = shelf();
+        put(&shelf, "b/ä", "one", Some(&Recipe::empty("one")));
+        put(&shelf, "a", "two", None);
+        let list = shelf.list().unwrap();
+        let told: Vec<_> = list.iter().map(|s| (s.name.as_str(), s.database.as_str(), s.has_recipe)).collect();
+        assert_eq!(told, [("a", "two", false), ("b/ä", "one", true)]);
+        assert!(list[0].size >= 5000);
+        assert_eq!(shelf.recipe("b/ä").unwrap(), Some(Recipe::empty("one")));
+    }
+
+    #[test]
+    fn a_removed_template_is_gone_and_another_edition_is_another() {
+        let (_outer, shelf) = shelf();
+        put(&shelf, "a", "one", None);
+        let first = shelf.edition("a").unwrap();
+        put(&shelf, "a", "one", None);
+        assert_ne!(shelf.edition("a").unwrap(), first);
+        assert!(shelf.remove("a").unwrap());
+        assert!(!shelf.remove("a").unwrap());
+        assert!(shelf.edition("a").is_none() && shelf.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_template_made_last_answers_to_its_database() {
+        let (_outer, shelf) = shelf();
+        put(&shelf, "a", "app", None);
+        put(&shelf, "b", "app", None);
+        assert_eq!(shelf.with_database("app").unwrap().as_deref(), Some("b"));
+        assert_eq!(shelf.with_database("b").unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_label_is_an_error_and_not_listed() {
+        let (_outer, shelf) = shelf();
+        put(&shelf, "a", "app", None);
+        fs::write(shelf.path("a").join(LABEL), b"what is this").unwrap();
+        assert!(shelf.label("a").unwrap_err().to_string().contains("damaged"));
+        assert!(shelf.list().unwrap().is_empty());
+    }
+}
