@@ -94,7 +94,7 @@ impl Isolated {
     }
 
     fn start(&self, template: &Arc<Template>, log: &LogSink) -> anyhow::Result<Backend> {
-        let console = Box::new(LineConsole::new(log.clone(), "postgres"));
+        let console = Box::new(LineConsole::of_session(log.clone()));
         match self.start {
             Start::Clone => self.templates.pool().take(template, console),
             Start::Boot => template.boot(self.templates.program(), console),
@@ -243,7 +243,7 @@ impl ClusterRequests<'_> {
             let message = "the database cannot be frozen while a transaction is open on its connection; end it first";
             return Err(ErrorResponse::error(sqlstate::OBJECT_IN_USE, message));
         }
-        let console = Box::new(LineConsole::new(self.request.log.clone(), "postgres"));
+        let console = Box::new(LineConsole::of_session(self.request.log.clone()));
         let files = backend.copy(self.isolated.templates.program(), console).and_then(|mut copy| {
             let tree = copy.guest().files.tree().clone();
             copy.shut_down()?;

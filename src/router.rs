@@ -59,7 +59,6 @@ struct Table {
 struct Entry {
     relay: Relay,
     control: Control,
-    mode: Mode,
 }
 
 impl Router {
@@ -150,7 +149,7 @@ impl Router {
                     .with_hint("Close some connections, or raise the limits on processes and memory.")
             })?;
         table.closed.retain(|closed| *closed != id);
-        table.open.insert(id, Entry { relay, control, mode });
+        table.open.insert(id, Entry { relay, control });
         Ok(())
     }
 
@@ -238,7 +237,7 @@ impl Router {
 
     /// Has the connection that the options name do `task`, and replies to the request `id` when it has.
     fn ask_connection(self: &Arc<Self>, id: u32, options: &Options, task: Result<Task, ErrorResponse>) {
-        let asked = task.and_then(|task| Ok((task, self.isolated_connection(options)?)));
+        let asked = task.and_then(|task| Ok((task, self.asked_connection(options)?)));
         match asked {
             Ok((task, control)) => {
                 let router = self.clone();
@@ -249,20 +248,13 @@ impl Router {
     }
 
     /// The connection that the option `connection` names.
-    fn isolated_connection(&self, options: &Options) -> Result<Control, ErrorResponse> {
+    fn asked_connection(&self, options: &Options) -> Result<Control, ErrorResponse> {
         let text = required(options, "connection")?;
         let entry = text.parse().ok().and_then(|connection| self.table.lock().open.get(&connection).cloned());
-        match entry {
-            Some(Entry { control, mode: Mode::Isolated, .. }) => Ok(control),
-            Some(_) => {
-                let message = format!("connection {text} shares its cluster with others; only mode isolated has this");
-                Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message))
-            }
-            None => {
-                let message = format!("connection {text} does not exist");
-                Err(ErrorResponse::error(sqlstate::CONNECTION_DOES_NOT_EXIST, message))
-            }
-        }
+        entry.map(|entry| entry.control).ok_or_else(|| {
+            let message = format!("connection {text} does not exist");
+            ErrorResponse::error(sqlstate::CONNECTION_DOES_NOT_EXIST, message)
+        })
     }
 }
 

@@ -13,4 +13,4 @@ mod signals;
 pub(crate) use baton::{Baton, Priority};
 pub(crate) use seat::{Crashed, Seat, Seats};
 pub(crate) use shared_memory::{SharedMemory, find_main_segment};
-pub use signals::{Signal, Signals};
+pub(crate) use signals::{Signal, Signals};

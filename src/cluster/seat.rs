@@ -185,9 +185,9 @@ mod tests {
     fn a_signal_reaches_the_session_that_it_is_for() {
         let seats = Arc::new(Seats::default());
         let (first, second) = (seats.join(Priority::Client), seats.join(Priority::Client));
-        assert!(first.send(second.process_id(), Some(Signal::USR1)));
+        assert!(first.send(second.process_id(), Some(Signal::TERM)));
         assert!(first.send(second.process_id(), None));
-        assert_eq!(second.signals().take().collect::<Vec<_>>(), [Signal::USR1]);
+        assert_eq!(second.signals().take().collect::<Vec<_>>(), [Signal::TERM]);
         assert!(!first.signals().any());
     }
 

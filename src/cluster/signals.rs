@@ -17,8 +17,6 @@ pub struct Signal(u32);
 impl Signal {
     /// Cancel the running query (`StatementCancelHandler`).
     pub const INT: Self = Self(2);
-    /// Inter-process signals of `PostgreSQL` (`procsignal_sigusr1_handler`).
-    pub const USR1: Self = Self(10);
     /// End the session (`die`).
     pub const TERM: Self = Self(15);
     /// Wake up from a latch's wait; there is nothing else to do.
@@ -134,10 +132,10 @@ mod tests {
         let mut flag = 0_i32;
         // SAFETY: `flag` outlives the attachment.
         unsafe { signals.attach(&raw mut flag) };
-        signals.send(Signal::USR1);
+        signals.send(Signal::TERM);
         signals.detach();
         assert_eq!(std::mem::take(&mut flag), 1);
-        signals.send(Signal::USR1);
+        signals.send(Signal::TERM);
         assert_eq!(flag, 0);
     }
 

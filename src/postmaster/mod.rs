@@ -150,7 +150,7 @@ impl Postmaster {
         client: ClientStream,
         child: &Child<'_>,
     ) -> anyhow::Result<Ended> {
-        let console = LineConsole::new(log.clone(), "postgres");
+        let console = LineConsole::of_session(log.clone());
         let setup = |files| Setup { seat: Some(seat), ..Setup::backend(&self.program, files) };
         let mut backend = running.fork.start(&self.program, console, setup)?;
         backend.take_turn()?;

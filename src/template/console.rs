@@ -12,26 +12,37 @@ const LONGEST_LINE: usize = 16 << 10;
 pub(crate) struct LineConsole {
     log: LogSink,
     target: &'static str,
+    has_client: bool,
     lines: [Vec<u8>; 2],
 }
 
 impl LineConsole {
+    /// The terminal of a guest that nobody else hears of.
     pub(crate) fn new(log: LogSink, target: &'static str) -> Self {
-        Self { log, target, lines: [Vec::new(), Vec::new()] }
+        Self { log, target, has_client: false, lines: [Vec::new(), Vec::new()] }
+    }
+
+    /// The terminal of a client's session: what is only about the session is told to the client, and to the log for those who look for details.
+    pub(crate) fn of_session(log: LogSink) -> Self {
+        Self { log, target: "postgres", has_client: true, lines: [Vec::new(), Vec::new()] }
     }
 
     fn line(&self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
-        self.log.line(level(&text), self.target, &text);
+        self.log.line(level(&text, self.has_client), self.target, &text);
     }
 }
 
-/// The level of a line by `PostgreSQL`'s own word for it (`error_severity` in `src/backend/utils/error/elog.c`).
-/// An SQL error is news for the client, not for us.
-fn level(line: &str) -> Level {
-    let severities =
-        [("WARNING:", Level::WARN), ("FATAL:", Level::WARN), ("PANIC:", Level::ERROR), ("LOG:", Level::INFO)];
-    severities.into_iter().find(|(severity, _)| line.contains(severity)).map_or(Level::DEBUG, |(_, level)| level)
+/// The level of a line by `PostgreSQL`'s own word for it (`error_severity` in `src/backend/utils/error/elog.c`), which follows the process id.
+fn level(line: &str, has_client: bool) -> Level {
+    let text = line.split_once("] ").map_or(line, |(_, text)| text);
+    match text.split_once(':').map_or("", |(severity, _)| severity) {
+        "PANIC" => Level::ERROR,
+        "FATAL" | "LOG" if has_client => Level::DEBUG,
+        "WARNING" | "FATAL" => Level::WARN,
+        "LOG" => Level::INFO,
+        _ => Level::DEBUG,
+    }
 }
 
 impl Console for LineConsole {
@@ -54,5 +65,23 @@ impl Drop for LineConsole {
         for line in std::mem::take(&mut self.lines).iter().filter(|line| !line.is_empty()) {
             self.line(line);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_session_is_no_news_for_the_log() {
+        let line = "2026-11-20 07:00:00.000 UTC [42] FATAL:  terminating connection due to administrator command";
+        assert_eq!((level(line, true), level(line, false)), (Level::DEBUG, Level::WARN));
+        assert_eq!(level("2026-11-20 07:00:00.000 UTC [42] PANIC:  no", true), Level::ERROR);
+    }
+
+    #[test]
+    fn what_a_statement_contains_does_not_make_it_important() {
+        let line = "2026-11-20 07:00:00.000 UTC [42] STATEMENT:  SELECT 'x] PANIC:  y'";
+        assert_eq!(level(line, true), Level::DEBUG);
     }
 }

@@ -5,8 +5,12 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod fake;
+pub mod peer;
 pub mod port;
+pub mod process;
 pub mod program;
+pub mod server;
+pub mod session;
 pub mod wire;
 
 use std::time::Duration;

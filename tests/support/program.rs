@@ -25,6 +25,8 @@ impl Program {
     pub fn spawn(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_pglite-port"))
             .args(arguments)
+            // One cache for all tests, so that only the first of them compiles.
+            .args(["--cache-dir", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache")])
             .env("PGLITE_PORT_LOG", "info")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -42,6 +42,49 @@ pub fn query(sql: &str) -> Vec<u8> {
     message(b'Q', &[sql.as_bytes(), b"\0"].concat())
 }
 
+/// `Parse`: prepares a statement; the types of its parameters are left to the server.
+pub fn parse(statement: &str, sql: &str) -> Vec<u8> {
+    message(b'P', &[statement.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat())
+}
+
+/// `Bind`: a portal of a statement with these parameters as text, for results as text.
+pub fn bind(portal: &str, statement: &str, parameters: &[Option<&str>]) -> Vec<u8> {
+    let mut body = [portal.as_bytes(), b"\0", statement.as_bytes(), b"\0\0\0"].concat();
+    body.extend(u16::try_from(parameters.len()).expect("a few").to_be_bytes());
+    for parameter in parameters {
+        let length = parameter.map_or(-1, |text| i32::try_from(text.len()).expect("it fits"));
+        body.extend(length.to_be_bytes());
+        body.extend(parameter.unwrap_or_default().as_bytes());
+    }
+    body.extend([0, 0]);
+    message(b'B', &body)
+}
+
+/// `Describe` of a portal (`P`) or a statement (`S`).
+pub fn describe(what: u8, name: &str) -> Vec<u8> {
+    message(b'D', &[&[what], name.as_bytes(), b"\0"].concat())
+}
+
+/// `Execute`: up to so many rows of a portal; 0 for all.
+pub fn execute(portal: &str, rows: i32) -> Vec<u8> {
+    message(b'E', &[portal.as_bytes(), b"\0", &rows.to_be_bytes()].concat())
+}
+
+/// `Close` of a portal (`P`) or a statement (`S`).
+pub fn close(what: u8, name: &str) -> Vec<u8> {
+    message(b'C', &[&[what], name.as_bytes(), b"\0"].concat())
+}
+
+/// `Sync`
+pub fn sync() -> Vec<u8> {
+    message(b'S', b"")
+}
+
+/// `Flush`
+pub fn flush() -> Vec<u8> {
+    message(b'H', b"")
+}
+
 /// The end of a session.
 pub fn terminate() -> Vec<u8> {
     message(b'X', b"")

@@ -1,0 +1,43 @@
+Code.require_file("offline_packages.exs", __DIR__)
+
+defmodule Integration.MixProject do
+  use Mix.Project
+
+  def project do
+    [
+      app: :integration,
+      version: "0.1.0",
+      elixir: "~> 1.14",
+      elixirc_paths: ["lib"],
+      deps: deps(),
+      lockfile: lockfile()
+    ]
+  end
+
+  def application, do: [extra_applications: [:logger]]
+
+  defp deps do
+    [
+      {:pglite_ex, path: ".."},
+      {:postgrex, "~> 0.19"},
+      {:ecto_sql, "~> 3.12"},
+      {:jason, "~> 1.4"}
+    ] ++ unpackaged()
+  end
+
+  # Sources of telemetry need rebar3; a compiler call does as well.
+  defp unpackaged do
+    if System.get_env("MIX_DEPS_PATH") do
+      compile =
+        "mkdir -p ebin && erlc -o ebin src/*.erl && cp src/telemetry.app.src ebin/telemetry.app"
+
+      [{:telemetry, "~> 1.0", override: true, compile: compile}]
+    else
+      []
+    end
+  end
+
+  # What was found offline says nothing about what Hex would resolve.
+  defp lockfile,
+    do: if(System.get_env("MIX_DEPS_PATH"), do: "_build/offline.lock", else: "mix.lock")
+end

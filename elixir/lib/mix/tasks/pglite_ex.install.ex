@@ -1,0 +1,134 @@
+defmodule Mix.Tasks.PgliteEx.Install do
+  @shortdoc "Puts pglite-port and PGlite's files in place"
+  @moduledoc """
+  Puts the program `pglite-port` and PGlite's files into `priv/` of this library.
+
+      mix pglite_ex.install
+
+  It needs a checkout of the project around the library, a Rust toolchain for the program and
+  `npm` for PGlite's files, which come from the package that `pglite/package-lock.json` pins by
+  hash. What is there already is left alone.
+
+  ## Options
+
+    * `--program PATH` – takes this program instead of building one
+    * `--pglite-dir PATH` – takes PGlite's files from this directory instead of installing them
+    * `--force` – replaces what is there
+  """
+
+  use Mix.Task
+
+  alias PgliteEx.Executable
+
+  @pglite_package "node_modules/@electric-sql/pglite/dist"
+
+  @impl Mix.Task
+  def run(arguments) do
+    {options, [], []} =
+      OptionParser.parse(arguments,
+        strict: [program: :string, pglite_dir: :string, force: :boolean]
+      )
+
+    install_program(options)
+    install_pglite(options)
+  end
+
+  @doc false
+  @spec build(Path.t(), Path.t()) :: {:ok | :error, [Mix.Task.Compiler.Diagnostic.t()]}
+  def build(source, cargo) do
+    command = ["build", "--release", "--bin", "pglite-port"]
+
+    case run_command(cargo, command, source) do
+      :ok ->
+        copy_program(Path.join(source, "target/release/pglite-port"))
+        {:ok, []}
+
+      {:failed, status} ->
+        Mix.shell().error("cargo #{Enum.join(command, " ")} failed with status #{status}")
+        {:error, []}
+    end
+  end
+
+  defp install_program(options) do
+    target = Executable.installed_path()
+
+    cond do
+      File.exists?(target) and not Keyword.get(options, :force, false) ->
+        say("#{target} is there; --force replaces it")
+
+      options[:program] ->
+        copy_program(options[:program])
+
+      true ->
+        with {:error, _} <- build(checkout!("pglite-port"), tool!("cargo", "the Rust toolchain")),
+             do: Mix.raise("pglite-port could not be built; cargo said why above")
+    end
+  end
+
+  defp install_pglite(options) do
+    target = Path.join(Path.dirname(Executable.installed_path()), "pglite")
+
+    if Executable.installed_pglite_dir() && not Keyword.get(options, :force, false) do
+      say("#{target} is there; --force replaces it")
+    else
+      copy_pglite(options[:pglite_dir] || install_package(), target)
+    end
+  end
+
+  defp install_package do
+    directory = Path.join(checkout!("PGlite's files"), "pglite")
+    say("Installing PGlite's files with npm ci")
+
+    case run_command(tool!("npm", "Node.js"), ["ci"], directory) do
+      :ok -> Path.join(directory, @pglite_package)
+      {:failed, status} -> Mix.raise("npm ci in #{directory} failed with status #{status}")
+    end
+  end
+
+  # Copied whole and renamed, so that a task that is killed leaves nothing half done.
+  defp copy_pglite(source, target) do
+    unless File.regular?(Path.join(source, "pglite.wasm")) do
+      Mix.raise("#{source} holds no pglite.wasm; --pglite-dir takes the dist directory of PGlite")
+    end
+
+    File.mkdir_p!(Path.dirname(target))
+    beside = "#{target}.#{System.pid()}"
+    File.cp_r!(source, beside)
+    File.rm_rf!(target)
+    File.rename!(beside, target)
+    say("PGlite's files are in #{target}")
+  end
+
+  defp copy_program(source) do
+    target = Executable.installed_path()
+    File.mkdir_p!(Path.dirname(target))
+    beside = "#{target}.#{System.pid()}"
+    File.cp!(source, beside)
+    # Renamed, because a program that runs cannot be overwritten.
+    File.rename!(beside, target)
+    say("pglite-port is in #{target}")
+  end
+
+  defp checkout!(what) do
+    Executable.checkout() ||
+      Mix.raise("#{what} can only be made in a checkout of the project; see --program")
+  end
+
+  defp tool!(name, package) do
+    System.find_executable(name) ||
+      Mix.raise("#{name} is not in the PATH; install #{package} and run this again")
+  end
+
+  defp run_command(command, arguments, directory) do
+    case System.cmd(command, arguments,
+           cd: directory,
+           into: IO.stream(),
+           stderr_to_stdout: true
+         ) do
+      {_output, 0} -> :ok
+      {_output, status} -> {:failed, status}
+    end
+  end
+
+  defp say(text), do: Mix.shell().info(text)
+end

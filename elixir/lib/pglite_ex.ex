@@ -1,0 +1,276 @@
+defmodule PgliteEx do
+  @moduledoc """
+  PostgreSQL inside an OTP supervision tree.
+
+  A server is a supervisor that runs the program `pglite-port`, which hosts PostgreSQL 18, and a
+  socket that every Postgres client can connect to. Add it in front of what uses it:
+
+      children = [
+        {PgliteEx, name: MyApp.Postgres, listen: {"127.0.0.1", 5433}},
+        MyApp.Repo
+      ]
+
+  and point `MyApp.Repo` at `postgresql://postgres@127.0.0.1:5433/postgres`, or pass on what
+  `connection_opts/2` returns:
+
+      {:ok, server} = PgliteEx.start_link([])
+      {:ok, conn} = Postgrex.start_link(PgliteEx.connection_opts(server))
+      Postgrex.query!(conn, "select version()", [])
+
+  When the VM goes, however it goes, Postgres goes with it.
+
+  ## Two modes
+
+    * `:shared` (default): all connections are sessions of one database cluster, as with any
+      PostgreSQL.
+    * `:isolated`: every connection gets a cluster of its own, cloned from a template; nobody
+      else sees it, and it is gone when the connection closes. A pool of ten connections sees
+      ten databases, so `connection_opts/2` asks for a pool of one.
+
+  All options are described in `PgliteEx.Options`. Any number of servers can run beside each
+  other. A `server` below is the pid that `start_link/1` returned, or the server's `:name`.
+
+  ## Without a socket
+
+  Those who bring an implementation of the Postgres protocol along can talk to a session as they
+  would to a port, by messages: `open/2`, `send/2`, `close/1`.
+  """
+
+  alias PgliteEx.{
+    Channel,
+    Connection,
+    Error,
+    Listener,
+    Options,
+    RawConnection,
+    Server,
+    Template,
+    WasmPort
+  }
+
+  @type server :: Supervisor.supervisor()
+
+  @typedoc "A connection without a socket."
+  @type connection :: pid
+
+  @doc """
+  Starts a server; see `PgliteEx.Options` for the options.
+
+  Returns when the program runs and the socket listens. Raises `ArgumentError` for an option that
+  is not allowed, and returns `{:error, reason}` when the program cannot be started or the
+  address is taken; `Exception.format_exit/1` makes a sentence of the reason.
+
+      {:ok, server} = PgliteEx.start_link(mode: :isolated, template: "my_app")
+  """
+  @spec start_link(keyword) :: Supervisor.on_start()
+  def start_link(options \\ []), do: options |> Options.new!() |> Server.start_link()
+
+  @doc """
+  The child specification with which a server takes its place in a supervisor.
+
+  Servers with different names can be children of one supervisor.
+
+      iex> PgliteEx.child_spec(name: MyApp.Postgres).id
+      {PgliteEx, MyApp.Postgres}
+  """
+  @spec child_spec(keyword) :: Supervisor.child_spec()
+  def child_spec(options) do
+    %{
+      id: {__MODULE__, options[:name]},
+      start: {__MODULE__, :start_link, [options]},
+      type: :supervisor
+    }
+  end
+
+  @doc """
+  Stops a server that no supervisor is in charge of.
+
+  Clients are told that the server stops, and the program has gone when this returns.
+  """
+  @spec stop(server) :: :ok
+  def stop(server), do: Supervisor.stop(server)
+
+  @doc """
+  The options with which Postgrex and Ecto connect, changed and completed by `overrides`.
+
+      {:ok, server} = PgliteEx.start_link(listen: {"127.0.0.1", 5433})
+      PgliteEx.connection_opts(server, pool_size: 10)
+      #=> [hostname: "127.0.0.1", port: 5433, username: "postgres", database: "postgres",
+      #=>  pool_size: 10]
+  """
+  @spec connection_opts(server, keyword) :: keyword
+  def connection_opts(server, overrides \\ []) do
+    options = Server.options(server)
+
+    place =
+      case address(server) do
+        {:local, path} -> [socket: path]
+        {host, port} -> [hostname: host |> :inet.ntoa() |> List.to_string(), port: port]
+      end
+
+    pool = if options.mode == :isolated, do: [pool_size: 1], else: []
+
+    place
+    |> Keyword.merge(username: options.username, database: options.database)
+    |> Keyword.merge(pool)
+    |> Keyword.merge(overrides)
+  end
+
+  @doc """
+  The URL with which psql and everything else that is built on libpq connects.
+
+  `database` is the server's, if no other is given.
+
+      {:ok, server} = PgliteEx.start_link(listen: {"127.0.0.1", 5433})
+      PgliteEx.url(server)
+      #=> "postgresql://postgres@127.0.0.1:5433/postgres"
+  """
+  @spec url(server, String.t() | nil) :: String.t()
+  def url(server, database \\ nil) do
+    options = Server.options(server)
+    user = encode(options.username)
+    database = encode(database || options.database)
+
+    case address(server) do
+      {:local, path} ->
+        ".s.PGSQL." <> port = Path.basename(path)
+        "postgresql://#{user}@/#{database}?host=#{encode(Path.dirname(path))}&port=#{port}"
+
+      {host, port} ->
+        "postgresql://#{user}@#{url_host(host)}:#{port}/#{database}"
+    end
+  end
+
+  @doc """
+  Where the server listens: `{ip, port}` with the real port, or `{:local, path}`.
+  """
+  @spec address(server) :: Options.listen()
+  def address(server), do: server |> Server.child(Listener) |> Listener.address()
+
+  @doc """
+  What the program says of itself now: numbers of connections, memory in bytes, …
+
+  Integers where the program reports numbers, strings otherwise.
+
+      {:ok, %{"connections" => 2}} = PgliteEx.stats(server)
+  """
+  @spec stats(server) :: {:ok, %{String.t() => integer | String.t()}} | {:error, Error.t()}
+  def stats(server) do
+    with {:ok, stats} <- request(server, "stats") do
+      {:ok, Map.new(stats, fn {key, value} -> {key, number_or_string(value)} end)}
+    end
+  end
+
+  @doc """
+  Sends a request to the program and waits for its reply, for at most `timeout` milliseconds.
+
+  For verbs that have no function of their own; ARCHITECTURE.md lists them. The options of the
+  reply come in their order, and keys may repeat.
+
+      {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
+  """
+  @spec request(server, String.t(), [{String.t(), String.t()}], timeout) ::
+          {:ok, [{String.t(), String.t()}]} | {:error, Error.t()}
+  def request(server, verb, options \\ [], timeout \\ 5_000) do
+    with {:ok, wasm_port} <- wasm_port(server),
+         do: WasmPort.request(wasm_port, verb, options, timeout)
+  end
+
+  @doc """
+  Makes a template for isolated servers, unless it is there: see `PgliteEx.Template.prepare/4`.
+  """
+  @spec prepare(server, String.t(), (keyword -> term), keyword) ::
+          {:ok, :built | :reused} | {:error, Error.t()}
+  defdelegate prepare(server, name, fun, options \\ []), to: Template
+
+  @doc """
+  Makes a template of the cluster of a raw connection: see `PgliteEx.Template.freeze/3`.
+  """
+  @spec freeze(connection, String.t(), keyword) :: :ok | {:error, Error.t()}
+  defdelegate freeze(connection, name, options \\ []), to: Template
+
+  @doc """
+  Opens a connection without a socket, which belongs to the calling process and ends with it.
+
+  As with a port, what Postgres sends arrives as messages, split anywhere:
+
+    * `{:pglite_ex, connection, {:data, bytes}}`
+    * `{:pglite_ex, connection, {:closed, reason}}`, the last one, with a map of `"severity"`,
+      `"code"` (SQLSTATE) and `"message"`.
+
+  Options:
+
+    * `:active` – `true` (default): everything is delivered as it comes; `:once`: one message,
+      and the next after `activate/2`; `false`: nothing before `activate/2`. With `:once`, a
+      result of any size takes no more of the VM's memory than one window (256 KiB).
+    * `:mode` – `:shared` or `:isolated`, if it is not to be the server's.
+
+  The first bytes to send are a startup packet:
+
+      {:ok, conn} = PgliteEx.open(server)
+      startup = <<3::16, 0::16, "user", 0, "postgres", 0, "database", 0, "postgres", 0, 0>>
+      :ok = PgliteEx.send(conn, [<<byte_size(startup) + 4::32>>, startup])
+
+      receive do
+        {:pglite_ex, ^conn, {:data, <<"R", _::binary>>}} -> :authentication_ok
+      end
+  """
+  @spec open(server, active: RawConnection.active(), mode: :shared | :isolated) ::
+          {:ok, connection} | {:error, Error.t()}
+  def open(server, options \\ []) do
+    options = Keyword.validate!(options, active: true, mode: nil)
+    frame_options = for mode <- List.wrap(options[:mode]), do: {"mode", Atom.to_string(mode)}
+
+    with {:ok, wasm_port} <- wasm_port(server),
+         connections when connections != nil <- Server.child(server, Connection) do
+      argument = {wasm_port, self(), frame_options, options[:active]}
+      DynamicSupervisor.start_child(connections, {RawConnection, argument})
+    else
+      nil -> {:error, program_gone()}
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  @doc """
+  Sends bytes of the Postgres protocol on a raw connection, split anywhere.
+
+  Returns when the connection's window has admitted them, so a sender goes as fast as Postgres
+  reads.
+  """
+  @spec send(connection, iodata) :: :ok | {:error, :closed}
+  defdelegate send(connection, bytes), to: RawConnection
+
+  @doc """
+  Sets how a raw connection delivers from now on: `true`, `:once` or `false`; see `open/2`.
+  """
+  @spec activate(connection, RawConnection.active()) :: :ok | {:error, :closed}
+  defdelegate activate(connection, active \\ :once), to: RawConnection
+
+  @doc "Closes a raw connection; nothing more is delivered from it."
+  @spec close(connection) :: :ok
+  defdelegate close(connection), to: RawConnection
+
+  defp wasm_port(server) do
+    case Server.child(server, WasmPort) do
+      nil -> {:error, program_gone()}
+      wasm_port -> {:ok, wasm_port}
+    end
+  end
+
+  defp program_gone do
+    %{"code" => code, "message" => message} = Channel.program_gone()
+    %Error{code: code, message: message}
+  end
+
+  defp number_or_string(value) do
+    case Integer.parse(value) do
+      {number, ""} -> number
+      _text -> value
+    end
+  end
+
+  defp url_host(host) when tuple_size(host) == 8, do: "[#{:inet.ntoa(host)}]"
+  defp url_host(host), do: :inet.ntoa(host)
+
+  defp encode(text), do: URI.encode(text, &URI.char_unreserved?/1)
+end

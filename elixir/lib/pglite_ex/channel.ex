@@ -1,0 +1,167 @@
+defmodule PgliteEx.Channel do
+  @moduledoc """
+  One connection to the program as its owner process sees it: frames and the windows of both
+  directions, without a socket.
+
+  A plain value, kept in the owner's state. Whoever opens a channel owns it: the program's
+  frames arrive in the owner's mailbox, and the connection is closed when the owner is gone.
+
+    * To the program: `send/2` writes as much as the program's window admits and keeps the rest,
+      until more window arrives; `writable?/1` says whether anything is being kept. The owner
+      takes no more input while it is.
+    * From the program: `consumed/2` tells the program that bytes have been dealt with, in
+      portions of half a window. What is not consumed is not replaced, so at most one window of
+      bytes is ever in the owner's mailbox.
+  """
+
+  alias PgliteEx.{Error, Frame, WasmPort}
+
+  @enforce_keys [:id, :port, :monitor, :window, :max_payload, :credit, :allowance]
+  defstruct [
+    :id,
+    :port,
+    :monitor,
+    :window,
+    :max_payload,
+    :credit,
+    :allowance,
+    consumed: 0,
+    kept: <<>>
+  ]
+
+  @type t :: %__MODULE__{
+          id: Frame.id(),
+          port: port,
+          monitor: reference,
+          window: pos_integer,
+          max_payload: pos_integer,
+          # Bytes that may be sent to the program now.
+          credit: non_neg_integer,
+          # Bytes that the program may send now.
+          allowance: non_neg_integer,
+          # Bytes dealt with that the program has not been told of.
+          consumed: non_neg_integer,
+          # Input that waits for window.
+          kept: binary
+        }
+
+  @typedoc "Why a connection ended: `severity`, `code` (SQLSTATE) and `message`."
+  @type reason :: %{String.t() => String.t()}
+
+  @doc "Opens a connection that belongs to the calling process."
+  @spec open(pid, Frame.options()) :: {:ok, t} | {:error, Error.t()}
+  def open(wasm_port, options \\ []) do
+    {:ok, registration} = WasmPort.register(wasm_port)
+
+    channel = %__MODULE__{
+      id: registration.id,
+      port: registration.port,
+      monitor: Process.monitor(wasm_port),
+      window: registration.window,
+      max_payload: registration.max_payload,
+      credit: registration.window,
+      allowance: registration.window
+    }
+
+    write(channel, {:open, channel.id, options})
+    {:ok, channel}
+  catch
+    :exit, _reason -> {:error, %Error{code: :program_exited, message: program_gone()["message"]}}
+  end
+
+  @doc "Sends bytes of the Postgres protocol, or keeps what the window does not admit yet."
+  @spec send(t, binary) :: t
+  def send(%__MODULE__{kept: <<>>} = channel, bytes), do: push(channel, bytes)
+  def send(%__MODULE__{kept: kept} = channel, bytes), do: %{channel | kept: kept <> bytes}
+
+  @doc "Whether everything sent so far is on its way."
+  @spec writable?(t) :: boolean
+  def writable?(%__MODULE__{kept: kept}), do: kept == <<>>
+
+  @doc "Says that `bytes` bytes of received data have been dealt with."
+  @spec consumed(t, non_neg_integer) :: t
+  def consumed(%__MODULE__{} = channel, bytes) do
+    consumed = channel.consumed + bytes
+
+    if consumed >= div(channel.window, 2) do
+      write(channel, {:window, channel.id, consumed})
+      %{channel | consumed: 0, allowance: channel.allowance + consumed}
+    else
+      %{channel | consumed: consumed}
+    end
+  end
+
+  @doc """
+  Makes an event of a message in the owner's mailbox, or `:unknown` when it is not the channel's.
+
+  Data comes with all the data that waits behind it in the mailbox, the newest chunk first.
+  """
+  @spec handle(t, term) ::
+          {:data, newest_first :: [binary, ...], size :: non_neg_integer, t}
+          | {:window, t}
+          | {:closed, reason}
+          | :unknown
+  def handle(%__MODULE__{id: id} = channel, {__MODULE__, id, {:data, bytes}}) do
+    {chunks, size} = gather(id, [bytes], byte_size(bytes))
+
+    if size <= channel.allowance,
+      do: {:data, chunks, size, %{channel | allowance: channel.allowance - size}},
+      else: {:closed, window_overrun(size - channel.allowance)}
+  end
+
+  def handle(%__MODULE__{id: id} = channel, {__MODULE__, id, {:window, bytes}}) do
+    {:window, push(%{channel | credit: channel.credit + bytes, kept: <<>>}, channel.kept)}
+  end
+
+  def handle(%__MODULE__{id: id}, {__MODULE__, id, {:closed, reason}}), do: {:closed, reason}
+
+  def handle(%__MODULE__{monitor: monitor}, {:DOWN, monitor, :process, _pid, _reason}),
+    do: {:closed, program_gone()}
+
+  def handle(%__MODULE__{}, _message), do: :unknown
+
+  @doc "The reason of a connection whose program has gone: SQLSTATE `57P01`, `admin_shutdown`."
+  @spec program_gone() :: reason
+  def program_gone do
+    %{
+      "severity" => "FATAL",
+      "code" => "57P01",
+      "message" => "terminating connection because the database program has ended"
+    }
+  end
+
+  defp window_overrun(bytes) do
+    %{
+      "severity" => "FATAL",
+      "code" => "08P01",
+      "message" => "pglite-port sent #{bytes} bytes more than its window admits"
+    }
+  end
+
+  defp gather(id, chunks, size) do
+    receive do
+      {__MODULE__, ^id, {:data, bytes}} -> gather(id, [bytes | chunks], size + byte_size(bytes))
+    after
+      0 -> {chunks, size}
+    end
+  end
+
+  defp push(channel, <<>>), do: channel
+  defp push(%{credit: 0} = channel, bytes), do: %{channel | kept: bytes}
+
+  defp push(channel, bytes) do
+    size = bytes |> byte_size() |> min(channel.credit) |> min(channel.max_payload)
+    <<now::binary-size(size), later::binary>> = bytes
+    write(channel, {:data, channel.id, now})
+    push(%{channel | credit: channel.credit - size}, later)
+  end
+
+  # Suspends this process, and nobody else, while the program does not read.
+  defp write(channel, frame) do
+    Port.command(channel.port, Frame.encode(frame))
+    :ok
+  rescue
+    # The port has closed; the monitor's message says so to the owner.
+    ArgumentError -> :ok
+  end
+end

@@ -1,0 +1,72 @@
+defmodule PgliteEx.Gate do
+  @moduledoc """
+  A further listening socket of a running server, with connections of its own.
+
+  Whoever has clients that it did not write itself, but wants to know their connections from all
+  others, gives them a gate: `PgliteEx.Case` opens one for every test. It takes a fraction of a
+  millisecond, listens on a free port of the loopback interface, and ends with its
+  connections.
+  """
+
+  use Supervisor
+
+  alias PgliteEx.{Connection, Listener, Options, Server, SocketServer, Template}
+
+  @doc """
+  Opens a gate.
+
+    * `:server` – the server (required).
+  """
+  @spec start_link(server: PgliteEx.server()) :: Supervisor.on_start()
+  def start_link(arguments) do
+    server = Keyword.fetch!(arguments, :server)
+    # Resolved now: a name must not lead to another server later.
+    server = GenServer.whereis(server) || exit({:noproc, {__MODULE__, :start_link, [arguments]}})
+    Supervisor.start_link(__MODULE__, server)
+  end
+
+  @doc "As `PgliteEx.connection_opts/2`, through the gate."
+  @spec connection_opts(pid, PgliteEx.server(), keyword) :: keyword
+  def connection_opts(gate, server, overrides \\ []) do
+    {host, port} = gate |> Server.child(Listener) |> Listener.address()
+
+    server
+    |> PgliteEx.connection_opts()
+    |> Keyword.drop([:socket])
+    |> Keyword.merge(hostname: host |> :inet.ntoa() |> List.to_string(), port: port)
+    |> Keyword.merge(overrides)
+  end
+
+  @doc """
+  Freezes the cluster of the gate's oldest connection as the template `name`.
+
+  `{:error, %PgliteEx.Error{code: "08003"}}` when there is none.
+  """
+  @spec freeze(pid, String.t()) :: :ok | {:error, PgliteEx.Error.t()}
+  def freeze(gate, name) do
+    identities =
+      for {_id, pid, _type, _modules} <-
+            DynamicSupervisor.which_children(Server.child(gate, Connection)),
+          identity = Connection.identity(pid),
+          do: identity
+
+    case Enum.sort_by(identities, fn {_wasm_port, id} -> id end) do
+      [] -> {:error, %PgliteEx.Error{code: "08003", message: "no connection to freeze is open"}}
+      [oldest | _] -> Template.freeze_identity(oldest, name, nil)
+    end
+  end
+
+  @impl Supervisor
+  def init(server) do
+    options = %Options{Server.options(server) | listen: {{127, 0, 0, 1}, 0}}
+    context = %{supervisor: self(), server: server, options: options}
+
+    children = [
+      {Listener, options},
+      Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: Connection),
+      {SocketServer, context}
+    ]
+
+    Supervisor.init(children, strategy: :rest_for_one)
+  end
+end

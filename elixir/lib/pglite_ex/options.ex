@@ -1,0 +1,202 @@
+defmodule PgliteEx.Options do
+  @moduledoc """
+  The options of a server, validated once, before anything is started.
+
+    * `:name` – how the server is registered: an atom, `{:global, term}` or `{:via, module, term}`.
+      Default: not registered, use the pid.
+    * `:mode` – `:shared` (default): all connections are sessions of one database cluster;
+      `:isolated`: every connection gets a cluster of its own, which is gone when it closes.
+    * `:database` – the database that `PgliteEx.connection_opts/2` names. Default: the template
+      where one is given, otherwise `"postgres"`.
+    * `:username` – the role that `PgliteEx.connection_opts/2` names. Default `"postgres"`.
+    * `:listen` – `{host, port}`, where port 0 asks the system for a free one, or
+      `{:local, path}` for a unix socket. libpq accepts only sockets called
+      `.s.PGSQL.PORT`; a path that is not called so is taken as a directory and gets
+      `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. There are no passwords: whoever
+      reaches the socket is the superuser.
+    * `:template` – in `:isolated` mode, the template that connections clone
+      (see `PgliteEx.Template`).
+    * `:warm` – how many clones of a template in use are kept ready in advance.
+    * `:max_connections` – how many sessions a shared cluster takes at once; one more gets
+      SQLSTATE `53300`.
+    * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
+      list: `[work_mem: "16MB", jit: "off"]`.
+    * `:executable` – the path of `pglite-port`. Default: see `PgliteEx.Executable`.
+    * `:pglite_dir` – the directory of PGlite's files.
+    * `:cache_dir` – where compiled code and templates are kept.
+    * `:log_level` – the least level of what the program writes to its standard error: `:error`,
+      `:warn`, `:info`, `:debug` or `:trace`.
+
+  Where no default is named, the program has one: see `pglite-port port --help`.
+  """
+
+  @enforce_keys [:listen]
+  defstruct name: nil,
+            mode: :shared,
+            database: nil,
+            username: "postgres",
+            listen: nil,
+            template: nil,
+            warm: nil,
+            max_connections: nil,
+            settings: [],
+            executable: nil,
+            pglite_dir: nil,
+            cache_dir: nil,
+            log_level: nil
+
+  @type listen :: {:inet.ip_address(), :inet.port_number()} | {:local, Path.t()}
+
+  @type t :: %__MODULE__{
+          name: nil | GenServer.name(),
+          mode: :shared | :isolated,
+          database: String.t(),
+          username: String.t(),
+          listen: listen,
+          template: nil | String.t(),
+          warm: nil | non_neg_integer,
+          max_connections: nil | pos_integer,
+          settings: [{atom, String.t() | number | boolean}],
+          executable: nil | Path.t(),
+          pglite_dir: nil | Path.t(),
+          cache_dir: nil | Path.t(),
+          log_level: nil | :error | :warn | :info | :debug | :trace
+        }
+
+  @log_levels [:error, :warn, :info, :debug, :trace]
+
+  # `sun_path` of a unix socket's address holds 108 bytes on Linux, 104 on macOS and the BSDs,
+  # with a NUL at the end.
+  @longest_local_path 103
+
+  @doc """
+  Validates options and fills in the defaults.
+
+      iex> PgliteEx.Options.new!(listen: {"localhost", 5433}).listen
+      {{127, 0, 0, 1}, 5433}
+
+      iex> PgliteEx.Options.new!(mode: :isolated, template: "my_app").database
+      "my_app"
+
+      iex> PgliteEx.Options.new!(mode: :fast)
+      ** (ArgumentError) PgliteEx option mode: :fast is not allowed; it takes :shared or :isolated
+  """
+  @spec new!(keyword) :: t
+  def new!(options) do
+    unless Keyword.keyword?(options) do
+      raise ArgumentError,
+            "PgliteEx takes its options as a keyword list, and got #{inspect(options)}"
+    end
+
+    fields =
+      [listen: {"127.0.0.1", 0}]
+      |> Keyword.merge(options)
+      |> Enum.map(fn {key, value} -> {key, validate!(key, value)} end)
+
+    fill_in(struct!(__MODULE__, fields))
+  end
+
+  defp fill_in(%{template: template, mode: :shared}) when template != nil do
+    refuse!(:template, template, "none in mode :shared; clones exist in mode: :isolated")
+  end
+
+  defp fill_in(options),
+    do: %{options | database: options.database || options.template || "postgres"}
+
+  defp validate!(:name, name) when is_atom(name), do: name
+  defp validate!(:name, {:global, _term} = name), do: name
+  defp validate!(:name, {:via, module, _term} = name) when is_atom(module), do: name
+
+  defp validate!(:name, name),
+    do: refuse!(:name, name, "an atom, {:global, term} or {:via, module, term}")
+
+  defp validate!(:mode, mode) when mode in [:shared, :isolated], do: mode
+  defp validate!(:mode, mode), do: refuse!(:mode, mode, ":shared or :isolated")
+
+  defp validate!(key, nil)
+       when key not in [:mode, :listen, :username, :settings],
+       do: nil
+
+  defp validate!(key, value) when key in [:database, :username, :template] do
+    if is_binary(value) and value != "" and String.valid?(value) and not (value =~ <<0>>),
+      do: value,
+      else: refuse!(key, value, "a string that is not empty and has no NUL in it")
+  end
+
+  defp validate!(:listen, {:local, path}) when is_binary(path) and path != "" do
+    path = path |> socket_path() |> Path.expand()
+
+    if byte_size(path) <= @longest_local_path,
+      do: {:local, path},
+      else:
+        refuse!(:listen, {:local, path}, "a socket path of at most #{@longest_local_path} bytes")
+  end
+
+  defp validate!(:listen, {host, port} = listen) when is_integer(port) and port in 0..65_535 do
+    case address(host) do
+      {:ok, address} ->
+        {address, port}
+
+      {:error, _posix} ->
+        refuse!(:listen, listen, "a host that has an address, such as \"127.0.0.1\"")
+    end
+  end
+
+  defp validate!(:listen, listen),
+    do: refuse!(:listen, listen, "{host, port} with a port of 0 to 65535, or {:local, path}")
+
+  defp validate!(:warm, count) when is_integer(count) and count >= 0, do: count
+  defp validate!(:warm, count), do: refuse!(:warm, count, "a number of clones, 0 or more")
+
+  defp validate!(:max_connections, count) when is_integer(count) and count > 0, do: count
+
+  defp validate!(:max_connections, count),
+    do: refuse!(:max_connections, count, "a number of connections, 1 or more")
+
+  defp validate!(:settings, settings) do
+    if Keyword.keyword?(settings) and Enum.all?(Keyword.values(settings), &setting?/1),
+      do: settings,
+      else: refuse!(:settings, settings, "a keyword list of strings, numbers and booleans")
+  end
+
+  defp validate!(key, path) when key in [:executable, :pglite_dir, :cache_dir] do
+    if is_binary(path) and path != "",
+      do: Path.expand(path),
+      else: refuse!(key, path, "a path as a string")
+  end
+
+  defp validate!(:log_level, level) when level in @log_levels, do: level
+
+  defp validate!(:log_level, level),
+    do: refuse!(:log_level, level, Enum.map_join(@log_levels, ", ", &inspect/1))
+
+  defp validate!(key, _value) do
+    known = __struct__() |> Map.from_struct() |> Map.keys() |> Enum.map_join(", ", &inspect/1)
+    raise ArgumentError, "PgliteEx has no option #{inspect(key)}; it has #{known}"
+  end
+
+  defp setting?(value) when is_binary(value), do: String.valid?(value) and not (value =~ <<0>>)
+  defp setting?(value), do: is_number(value) or is_boolean(value)
+
+  defp address(host) when is_tuple(host), do: :inet.getaddr(host, family(host))
+
+  defp address(host) when is_binary(host) do
+    host = String.to_charlist(host)
+    with {:error, _posix} <- :inet.getaddr(host, :inet), do: :inet.getaddr(host, :inet6)
+  end
+
+  defp address(_host), do: {:error, :einval}
+
+  defp family(address), do: if(tuple_size(address) == 8, do: :inet6, else: :inet)
+
+  defp socket_path(path) do
+    if Path.basename(path) =~ ~r/^\.s\.PGSQL\.\d+$/,
+      do: path,
+      else: Path.join(path, ".s.PGSQL.5432")
+  end
+
+  defp refuse!(key, value, allowed) do
+    raise ArgumentError,
+          "PgliteEx option #{key}: #{inspect(value)} is not allowed; it takes #{allowed}"
+  end
+end

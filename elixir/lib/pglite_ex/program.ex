@@ -1,0 +1,182 @@
+defmodule PgliteEx.Program do
+  @moduledoc """
+  Starts `pglite-port` as a port of the calling process, and ends it by force.
+
+  What happens between the two is the business of `PgliteEx.WasmPort`.
+  """
+
+  alias PgliteEx.{Error, Executable, Frame, Options, Stderr}
+
+  @protocol "1"
+  # How long the program may take to its hello, in milliseconds: the first time ever it compiles
+  # PGlite, which takes seconds, or a minute on a small machine.
+  @start_timeout 180_000
+  # How many lines of its standard error an error message shows.
+  @stderr_lines 20
+  # Bytes that the port queues for a program that does not read, before writers are held up.
+  @busy_limits {262_144, 524_288}
+
+  @enforce_keys [:port, :stderr, :hello]
+  defstruct [:port, :stderr, :hello]
+
+  @type t :: %__MODULE__{port: port, stderr: Stderr.t(), hello: %{String.t() => String.t()}}
+
+  @doc "Starts the program and waits for its hello."
+  @spec start(Options.t()) :: {:ok, t} | {:error, Error.t()}
+  def start(%Options{} = options) do
+    with {:ok, executable} <- Executable.find(options.executable),
+         {:ok, stderr} <- open_stderr() do
+      {name, settings} = port_settings(options, executable, stderr.path)
+      program = %__MODULE__{port: Port.open(name, settings), stderr: stderr, hello: %{}}
+      hello = await_hello(program)
+      # The program has opened the file by now, or has ended.
+      Stderr.unlink(stderr)
+
+      case hello do
+        {:ok, hello} ->
+          {:ok, %{program | hello: hello}}
+
+        {:error, error} ->
+          kill(program)
+          {:error, error}
+      end
+    end
+  end
+
+  @doc """
+  The name and the options with which `Port.open/2` starts the program.
+
+  The program gets those options that were given; it has its own defaults for the rest.
+
+  ## Examples
+
+      iex> options = PgliteEx.Options.new!(mode: :isolated, max_connections: 5)
+      iex> {{:spawn_executable, "/bin/sh"}, settings} =
+      ...>   PgliteEx.Program.port_settings(options, "/opt/pglite-port", "/tmp/stderr")
+      iex> Enum.take(settings[:args], 4)
+      ["-c", ~S(exec "$0" "$@" 2>>"$PGLITE_EX_STDERR"), "/opt/pglite-port", "port"]
+      iex> Enum.drop(settings[:args], 4)
+      ["--mode", "isolated", "--max-connections", "5"]
+  """
+  @spec port_settings(Options.t(), Path.t(), Path.t()) ::
+          {{:spawn_executable, Path.t()}, list}
+  def port_settings(%Options{} = options, executable, stderr_path) do
+    {{:spawn_executable, "/bin/sh"},
+     [
+       :binary,
+       :exit_status,
+       :use_stdio,
+       :hide,
+       packet: 4,
+       busy_limits_port: @busy_limits,
+       env: environment(options, stderr_path),
+       args:
+         ["-c", ~S(exec "$0" "$@" 2>>"$PGLITE_EX_STDERR"), executable, "port"] ++
+           arguments(options)
+     ]}
+  end
+
+  @doc "Ends the program at once, if it is still there."
+  @spec kill(t) :: :ok
+  def kill(%__MODULE__{port: port}) do
+    # While the port is open its program has not been reaped, so the number is not another's.
+    with {:os_pid, os_pid} <- Port.info(port, :os_pid) do
+      System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true)
+      Port.close(port)
+    end
+
+    :ok
+  rescue
+    # The port has closed by itself meanwhile.
+    ArgumentError -> :ok
+  end
+
+  @doc "The error of a program that has ended: its exit status, or why its port closed."
+  @spec ended(t, non_neg_integer | term) :: Error.t()
+  def ended(%__MODULE__{stderr: stderr}, how) do
+    %Error{
+      code: :program_exited,
+      message: "pglite-port ended: #{describe_end(how)}" <> last_words(stderr)
+    }
+  end
+
+  @doc "The error of a program that has sent what it must not send."
+  @spec broke_protocol(String.t()) :: Error.t()
+  def broke_protocol(reason) do
+    %Error{code: :protocol_violation, message: "pglite-port broke the frame protocol: #{reason}"}
+  end
+
+  defp arguments(options) do
+    flags = [
+      {"--mode", options.mode},
+      {"--max-connections", options.max_connections},
+      {"--warm", options.warm},
+      {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},
+      {"--cache-dir", options.cache_dir}
+    ]
+
+    settings = for {name, value} <- options.settings, do: {"--set", "#{name}=#{value}"}
+
+    for {flag, value} <- flags ++ settings,
+        value != nil,
+        word <- [flag, to_string(value)],
+        do: word
+  end
+
+  defp environment(options, stderr_path) do
+    log = for level <- List.wrap(options.log_level), do: {~c"PGLITE_PORT_LOG", to_charlist(level)}
+    [{~c"PGLITE_EX_STDERR", String.to_charlist(stderr_path)} | log]
+  end
+
+  defp open_stderr do
+    with {:error, posix} <- Stderr.open() do
+      message = "cannot create a file in #{System.tmp_dir()}: #{:file.format_error(posix)}"
+      {:error, %Error{code: posix, message: message}}
+    end
+  end
+
+  defp await_hello(%{port: port} = program) do
+    receive do
+      {^port, {:data, bytes}} -> bytes |> Frame.decode() |> check_hello()
+      {^port, {:exit_status, status}} -> {:error, ended(program, status)}
+      {:EXIT, ^port, reason} -> {:error, ended(program, reason)}
+    after
+      @start_timeout ->
+        message = "pglite-port said nothing for #{@start_timeout} ms"
+        {:error, %Error{code: :timeout, message: message <> last_words(program.stderr)}}
+    end
+  end
+
+  defp check_hello({:ok, {:hello, 0, options}}) do
+    case Map.new(options) do
+      %{"protocol" => @protocol, "window" => _, "max_frame" => _, "pid" => _} = hello ->
+        {:ok, hello}
+
+      hello ->
+        {:error,
+         broke_protocol("""
+         it speaks protocol #{inspect(hello["protocol"])} and this library speaks #{@protocol}; \
+         run `mix pglite_ex.install` to get the program of this library's version\
+         """)}
+    end
+  end
+
+  defp check_hello({:ok, frame}),
+    do: {:error, broke_protocol("#{inspect(frame)} instead of hello")}
+
+  defp check_hello({:error, reason}), do: {:error, broke_protocol(reason)}
+
+  # The shell's convention, which Erlang follows too: 128 + signal.
+  defp describe_end(status) when is_integer(status) and status > 128,
+    do: "killed by signal #{status - 128}"
+
+  defp describe_end(status) when is_integer(status), do: "exit status #{status}"
+  defp describe_end(reason), do: inspect(reason)
+
+  defp last_words(stderr) do
+    case Stderr.last_lines(stderr, @stderr_lines) do
+      [] -> "; it wrote nothing to its standard error"
+      lines -> "; its last lines on standard error:\n" <> Enum.map_join(lines, "\n", &"  #{&1}")
+    end
+  end
+end

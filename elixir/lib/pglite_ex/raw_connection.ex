@@ -1,0 +1,156 @@
+defmodule PgliteEx.RawConnection do
+  @moduledoc """
+  A connection without a socket: the bytes of the Postgres protocol as messages.
+
+  The process behind `PgliteEx.open/2`. It belongs to the process that opened it and ends with
+  it. One delivery at a time is on its way to an owner with `active: :once`; with
+  `active: true` everything is delivered as it comes, as a port does.
+  """
+
+  use GenServer, restart: :temporary, shutdown: 300
+
+  alias PgliteEx.{Channel, Error}
+
+  @type active :: true | :once | false
+
+  @doc false
+  @spec start_link({wasm_port :: pid, owner :: pid, PgliteEx.Frame.options(), active}) ::
+          GenServer.on_start()
+  def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
+
+  @doc "Sends bytes; returns when the program's window has admitted them."
+  @spec send(pid, iodata) :: :ok | {:error, :closed}
+  def send(connection, bytes), do: call(connection, {:send, IO.iodata_to_binary(bytes)})
+
+  @doc "Sets how data is delivered from now on."
+  @spec activate(pid, active) :: :ok | {:error, :closed}
+  def activate(connection, active), do: call(connection, {:activate, active})
+
+  @doc "The program that serves the connection, and the connection's number in it."
+  @spec identity(pid) :: {:ok, {wasm_port :: pid, PgliteEx.Frame.id()}} | {:error, :closed}
+  def identity(connection), do: call(connection, :identity)
+
+  @doc "Closes the connection."
+  @spec close(pid) :: :ok
+  def close(connection) do
+    GenServer.stop(connection)
+  catch
+    :exit, _already_closed -> :ok
+  end
+
+  @impl GenServer
+  def init({wasm_port, owner, options, active}) do
+    # So that `terminate/2` runs and the owner hears why its connection ends.
+    Process.flag(:trap_exit, true)
+
+    case Channel.open(wasm_port, options) do
+      {:ok, channel} ->
+        {:ok,
+         %{
+           wasm_port: wasm_port,
+           channel: channel,
+           owner: owner,
+           owner_monitor: Process.monitor(owner),
+           active: active,
+           # What has not been delivered, newest first, and its size.
+           undelivered: {[], 0},
+           # The caller whose bytes wait for window, and those behind it.
+           senders: :queue.new()
+         }}
+
+      {:error, %Error{} = error} ->
+        {:stop, error}
+    end
+  end
+
+  @impl GenServer
+  def handle_call({:send, bytes}, from, state) do
+    {:noreply, admit(%{state | senders: :queue.in({from, bytes}, state.senders)})}
+  end
+
+  def handle_call({:activate, active}, _from, state),
+    do: {:reply, :ok, deliver(%{state | active: active})}
+
+  def handle_call(:identity, _from, state),
+    do: {:reply, {:ok, {state.wasm_port, state.channel.id}}, state}
+
+  @impl GenServer
+  def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{owner_monitor: monitor} = state),
+    do: {:stop, :normal, %{state | owner: nil}}
+
+  def handle_info(message, state) do
+    case Channel.handle(state.channel, message) do
+      {:data, chunks, size, channel} ->
+        {waiting, waiting_size} = state.undelivered
+        undelivered = {chunks ++ waiting, waiting_size + size}
+        {:noreply, deliver(%{state | channel: channel, undelivered: undelivered})}
+
+      {:window, channel} ->
+        {:noreply, admit(%{state | channel: channel})}
+
+      {:closed, reason} ->
+        {:stop, {:shutdown, {:closed, reason}}, state}
+
+      :unknown ->
+        {:noreply, state}
+    end
+  end
+
+  @impl GenServer
+  # Closed by its owner, who needs no message about it.
+  def terminate(:normal, _state), do: :ok
+
+  def terminate(reason, state) do
+    state = deliver(%{state | active: true})
+
+    closed =
+      case reason do
+        {:shutdown, {:closed, reason}} -> reason
+        _server_stops -> Channel.program_gone()
+      end
+
+    Kernel.send(state.owner, {:pglite_ex, self(), {:closed, closed}})
+  end
+
+  # Lets senders go on, one after the other, as far as the window reaches.
+  defp admit(state) do
+    with true <- Channel.writable?(state.channel),
+         {{:value, {from, bytes}}, senders} <- :queue.out(state.senders) do
+      admit_next(%{state | channel: Channel.send(state.channel, bytes)}, from, senders)
+    else
+      _nobody_or_no_window -> state
+    end
+  end
+
+  # A caller whose bytes did not fit stays at the head of the queue, with nothing left to send.
+  defp admit_next(state, from, senders) do
+    if Channel.writable?(state.channel) do
+      GenServer.reply(from, :ok)
+      admit(%{state | senders: senders})
+    else
+      %{state | senders: :queue.in_r({from, <<>>}, senders)}
+    end
+  end
+
+  defp deliver(%{undelivered: {_chunks, size}, active: active} = state)
+       when size == 0 or active == false,
+       do: state
+
+  defp deliver(%{undelivered: {newest_first, size}} = state) do
+    bytes = newest_first |> Enum.reverse() |> IO.iodata_to_binary()
+    Kernel.send(state.owner, {:pglite_ex, self(), {:data, bytes}})
+
+    %{
+      state
+      | undelivered: {[], 0},
+        channel: Channel.consumed(state.channel, size),
+        active: if(state.active == :once, do: false, else: state.active)
+    }
+  end
+
+  defp call(connection, request) do
+    GenServer.call(connection, request, :infinity)
+  catch
+    :exit, _closed -> {:error, :closed}
+  end
+end

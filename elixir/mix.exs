@@ -1,0 +1,68 @@
+defmodule PgliteEx.MixProject do
+  use Mix.Project
+
+  @version "0.1.0"
+  @source "https://github.com/pglite-port/pglite-port"
+
+  def project do
+    [
+      app: :pglite_ex,
+      version: @version,
+      elixir: "~> 1.14",
+      start_permanent: Mix.env() == :prod,
+      elixirc_paths: elixirc_paths(Mix.env()),
+      # The binary is looked for after the modules, because the task that does it is one of them.
+      compilers: Mix.compilers() ++ [:pglite_port],
+      deps: [],
+      # Called when it is loaded.
+      xref: [exclude: [:telemetry]],
+      name: "PgliteEx",
+      description: "PostgreSQL inside an OTP supervision tree: no Docker, no Node, no server",
+      source_url: @source,
+      package: [licenses: ["Apache-2.0"], links: %{"Source" => @source}],
+      docs: docs()
+    ]
+  end
+
+  def application do
+    # Telemetry is used when the host application has it, and is no dependency.
+    [extra_applications: [:logger, :crypto, telemetry: :optional]]
+  end
+
+  defp elixirc_paths(:test), do: ["lib", "test/support"]
+  defp elixirc_paths(_env), do: ["lib"]
+
+  defp docs do
+    [
+      main: "readme",
+      extras: [
+        "README.md",
+        "guides/ecto_in_five_minutes.md",
+        "guides/tests_without_a_sandbox.md",
+        "guides/modes.md",
+        "guides/limits.md",
+        "CHANGELOG.md"
+      ],
+      groups_for_extras: [Guides: ~r{guides/}],
+      groups_for_modules: [
+        "For tests": [PgliteEx.Template, PgliteEx.Case],
+        Observing: [PgliteEx.Telemetry],
+        Inside: [
+          PgliteEx.Server,
+          PgliteEx.Listener,
+          PgliteEx.Gate,
+          PgliteEx.SocketServer,
+          PgliteEx.Connection,
+          PgliteEx.RawConnection,
+          PgliteEx.Channel,
+          PgliteEx.WasmPort,
+          PgliteEx.Program,
+          PgliteEx.Frame,
+          PgliteEx.Stderr,
+          PgliteEx.Executable,
+          PgliteEx.Options
+        ]
+      ]
+    ]
+  end
+end

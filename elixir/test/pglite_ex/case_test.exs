@@ -1,0 +1,101 @@
+defmodule PgliteEx.CaseTest do
+  use PgliteEx.Case, async: true, server: :case_test_server
+
+  alias PgliteEx.WireClient
+
+  # Before the setup of the case template, which uses it.
+  setup_all do
+    %{server: start_supervised!({PgliteEx, name: :case_test_server, mode: :isolated})}
+  end
+
+  for n <- 1..3 do
+    test "test #{n} has a database of its own", %{connection_opts: options} do
+      {:ok, client} = connect(options)
+      assert {:ok, []} = WireClient.query(client, "create table mine (n int)")
+      assert {:ok, []} = WireClient.query(client, "select * from mine")
+    end
+  end
+
+  test "a gate has a port of its own, and lives no longer than its test",
+       %{connection_opts: options, server: server, pglite_gate: gate} do
+    {_host, port} = PgliteEx.address(server)
+    assert options[:port] != port
+    {:ok, client} = connect(options)
+    :ok = stop_supervised(PgliteEx.Gate)
+    refute Process.alive?(gate)
+    # Told, and closed.
+    assert {:ok, {?E, _fields}} = WireClient.receive_message(client)
+    assert {:error, :closed} = :gen_tcp.recv(client, 0)
+  end
+
+  test "a gate without connections has nothing to freeze", %{pglite_gate: gate} do
+    assert {:error, %PgliteEx.Error{code: "08003"}} = PgliteEx.Gate.freeze(gate, "nothing")
+  end
+
+  test "the test's function is wrapped, and its result and failure are those of the test",
+       context do
+    assert PgliteEx.Case.run(context, fn -> :result end) == :result
+
+    assert_raise ArgumentError, fn ->
+      PgliteEx.Case.run(context, fn -> raise ArgumentError end)
+    end
+  end
+
+  test "a failing test without a database to keep says so, and fails as it did", context do
+    context = put_in(context.pglite_ex, server: :case_test_server, on_failure: :keep)
+
+    output =
+      ExUnit.CaptureIO.capture_io(fn ->
+        assert_raise ArgumentError, fn ->
+          PgliteEx.Case.run(context, fn -> raise ArgumentError end)
+        end
+      end)
+
+    assert output =~ "is not kept: no connection to freeze is open"
+  end
+
+  @tag :freeze
+  test "a failing test's database is kept, with how to connect to it", context do
+    context = put_in(context.pglite_ex, server: :case_test_server, on_failure: :keep)
+    {:ok, client} = connect(context.connection_opts)
+    {:ok, []} = WireClient.query(client, "create table evidence as select 'found' as what")
+
+    output =
+      ExUnit.CaptureIO.capture_io(fn ->
+        catch_throw(PgliteEx.Case.run(context, fn -> throw(:failure) end))
+      end)
+
+    assert [_, url] = Regex.run(~r/is kept: psql (\S+)/, output)
+    assert {"found\n", 0} = System.cmd("psql", [url, "-Atc", "select what from evidence"])
+  end
+
+  test "every test of a module is wrapped", context do
+    defmodule Failing do
+      # As `use PgliteEx.Case` does, without becoming a part of this run.
+      @before_compile PgliteEx.Case
+
+      def unquote(:"test fails")(_context), do: raise(ArgumentError)
+    end
+
+    context = Map.merge(context, %{test: :"test fails", pglite_ex: [on_failure: :keep]})
+
+    output =
+      ExUnit.CaptureIO.capture_io(fn ->
+        assert_raise ArgumentError, fn -> apply(Failing, :"test fails", [context]) end
+      end)
+
+    assert output =~ ~s(The database of "test fails" is not kept)
+  end
+
+  defp connect(options) do
+    {:ok, client} =
+      :gen_tcp.connect(String.to_charlist(options[:hostname]), options[:port], [
+        :binary,
+        active: false
+      ])
+
+    :ok = :gen_tcp.send(client, WireClient.startup_packet(database: options[:database]))
+    {:ok, _messages} = WireClient.receive_answer(client)
+    {:ok, client}
+  end
+end

@@ -1,0 +1,64 @@
+defmodule PgliteEx.OptionsTest do
+  use ExUnit.Case, async: true
+
+  alias PgliteEx.Options
+
+  doctest Options
+
+  test "the defaults are a shared database on a free port of the loopback interface" do
+    assert %Options{mode: :shared, listen: {{127, 0, 0, 1}, 0}, database: "postgres"} =
+             Options.new!([])
+  end
+
+  for {option, value} <- [
+        mode: :fast,
+        name: "a string",
+        database: "",
+        username: "a\0b",
+        listen: 5432,
+        listen: {"127.0.0.1", 70_000},
+        listen: {"no.such.host.invalid", 0},
+        listen: {:local, "/" <> String.duplicate("x", 120)},
+        warm: -1,
+        max_connections: 0,
+        settings: ["work_mem=16MB"],
+        settings: [work_mem: nil],
+        executable: :pglite_port,
+        log_level: :loud
+      ] do
+    test "#{option}: #{inspect(value)} is refused with the option, the value and what is allowed" do
+      error =
+        assert_raise ArgumentError, fn ->
+          Options.new!([{unquote(option), unquote(Macro.escape(value))}])
+        end
+
+      assert error.message =~ "option #{unquote(option)}:"
+      assert error.message =~ "is not allowed; it takes"
+    end
+  end
+
+  test "an unknown option is refused with the ones that there are" do
+    assert_raise ArgumentError, ~r/no option :pool_size; it has .*:max_connections/, fn ->
+      Options.new!(pool_size: 10)
+    end
+  end
+
+  test "a template in shared mode is refused, as nothing would be cloned" do
+    assert_raise ArgumentError, ~r/mode: :isolated/, fn -> Options.new!(template: "app") end
+  end
+
+  test "a directory as unix socket gets the name that libpq looks for" do
+    assert Options.new!(listen: {:local, "/run/app"}).listen ==
+             {:local, "/run/app/.s.PGSQL.5432"}
+
+    assert Options.new!(listen: {:local, "/run/app/.s.PGSQL.5433"}).listen ==
+             {:local, "/run/app/.s.PGSQL.5433"}
+  end
+
+  test "an IPv6 host is taken as address and as text" do
+    assert Options.new!(listen: {"::1", 5432}).listen == {{0, 0, 0, 0, 0, 0, 0, 1}, 5432}
+
+    assert Options.new!(listen: {{0, 0, 0, 0, 0, 0, 0, 1}, 0}).listen ==
+             {{0, 0, 0, 0, 0, 0, 0, 1}, 0}
+  end
+end

@@ -1,0 +1,35 @@
+defmodule PgliteEx.ProgramTest do
+  use ExUnit.Case, async: true
+
+  alias PgliteEx.{Options, Program}
+
+  doctest Program
+
+  describe "the settings of the port" do
+    test "name the directories that were given, and no others" do
+      settings = settings(pglite_dir: "/opt/pglite", cache_dir: "/var/cache/app")
+      assert ["--pglite-dir", "/opt/pglite"] = after_word(settings[:args], "--pglite-dir")
+      assert ["--cache-dir", "/var/cache/app"] = after_word(settings[:args], "--cache-dir")
+      assert [] = after_word(settings([])[:args], "--cache-dir")
+    end
+
+    test "pass on PostgreSQL's own settings, and the level of the log" do
+      settings = settings(settings: [work_mem: "16MB", jit: false], log_level: :debug)
+      assert ["--set", "work_mem=16MB"] = after_word(settings[:args], "--set")
+      assert "jit=false" in settings[:args]
+      assert {~c"PGLITE_PORT_LOG", ~c"debug"} in settings[:env]
+    end
+
+    test "limit what the VM queues for a program that does not read" do
+      assert {low, high} = settings([])[:busy_limits_port]
+      assert low < high and high <= 1_048_576
+    end
+
+    defp settings(options) do
+      {_name, settings} = options |> Options.new!() |> Program.port_settings("/bin/p", "/tmp/e")
+      settings
+    end
+
+    defp after_word(words, word), do: words |> Enum.drop_while(&(&1 != word)) |> Enum.take(2)
+  end
+end

@@ -1,0 +1,158 @@
+defmodule PgliteEx.TemplateTest do
+  use ExUnit.Case, async: true
+
+  alias PgliteEx.{Servers, Template, WireClient}
+
+  @moduletag :tmp_dir
+
+  describe "a key" do
+    test "is the same for the same files, wherever they are", %{tmp_dir: directory} do
+      [one, other] = for name <- ["one", "other"], do: Path.join(directory, name)
+
+      for directory <- [one, other] do
+        File.mkdir_p!(Path.join(directory, "nested"))
+        File.write!(Path.join(directory, "1_create.exs"), "create")
+        File.write!(Path.join(directory, "nested/2_alter.exs"), "alter")
+      end
+
+      assert Template.key(one) == Template.key(other)
+      assert Template.key([one, other]) != Template.key(one)
+      assert Template.key(one, :salt) != Template.key(one)
+    end
+
+    test "changes with a name and with a content", %{tmp_dir: directory} do
+      path = Path.join(directory, "1_create.exs")
+      File.write!(path, "create")
+      before = Template.key(directory)
+
+      File.write!(path, "create more")
+      assert Template.key(directory) != before
+
+      File.write!(path, "create")
+      assert Template.key(directory) == before
+      File.rename!(path, Path.join(directory, "2_create.exs"))
+      assert Template.key(directory) != before
+    end
+  end
+
+  describe "a template" do
+    @describetag :freeze
+
+    setup %{test: test} do
+      # The store is the user's; names of other runs must not meet.
+      name = "pglite_ex_test_#{:erlang.phash2({test, System.pid()})}"
+      server = Servers.start!(mode: :isolated, template: name)
+      on_exit(fn -> drop(name) end)
+      %{server: server, name: name}
+    end
+
+    test "is a raw connection's cluster, frozen: listed, cloned, dropped",
+         %{server: server, name: name} do
+      connection = start_session!(server)
+      query!(connection, "create table kept as select 'kept' as what")
+      assert :ok = PgliteEx.freeze(connection, name, key: "the key")
+      # The frozen connection goes on, and its further changes are its own.
+      query!(connection, "drop table kept")
+
+      assert {:ok, templates} = Template.list(server)
+      assert %{key: "the key", size: size} = Enum.find(templates, &(&1.name == name))
+      assert size > 1_000_000
+
+      {clone, _key} = WireClient.start_session!(server, database: name)
+      assert {:ok, [["kept"]]} = WireClient.query(clone, "select what from kept")
+
+      assert :ok = Template.drop(server, name)
+      assert {:error, %PgliteEx.Error{}} = Template.drop(server, name)
+      assert {:ok, templates} = Template.list(server)
+      refute Enum.any?(templates, &(&1.name == name))
+    end
+
+    test "is what a reset connection goes back to", %{server: server} do
+      connection = start_session!(server)
+      query!(connection, "create table changed (n int)")
+      assert :ok = Template.reset(connection)
+      assert query!(connection, "select to_regclass('changed') is null as gone") =~ <<1::32, "t">>
+      :ok = PgliteEx.close(connection)
+      assert {:error, %PgliteEx.Error{code: "08003"}} = Template.reset(connection)
+    end
+
+    test "is not made when its function fails", %{server: server, name: name} do
+      assert_raise ArgumentError, "no migrations", fn ->
+        PgliteEx.prepare(server, name, fn _ -> raise ArgumentError, "no migrations" end)
+      end
+
+      assert {:ok, templates} = Template.list(server)
+      refute Enum.any?(templates, &(&1.name == name))
+    end
+
+    test "is not made of a cluster with an open transaction", %{server: server, name: name} do
+      connection = start_session!(server)
+      query!(connection, "begin")
+      assert {:error, %PgliteEx.Error{code: "55006"}} = PgliteEx.freeze(connection, name)
+    end
+
+    @tag :prepare
+    test "is built once, and cloned for every connection", %{server: server, name: name} do
+      test = self()
+
+      prepare = fn connection_opts ->
+        send(test, :prepared)
+
+        {:ok, socket} =
+          :gen_tcp.connect(~c"127.0.0.1", connection_opts[:port], [:binary, active: false])
+
+        packet = WireClient.startup_packet(database: connection_opts[:database])
+        :ok = :gen_tcp.send(socket, packet)
+        {:ok, _messages} = WireClient.receive_answer(socket)
+        {:ok, []} = WireClient.query(socket, "create table users as select 1 as id")
+        :gen_tcp.close(socket)
+      end
+
+      assert {:ok, :built} = PgliteEx.prepare(server, name, prepare, key: "1")
+      assert_received :prepared
+      assert {:ok, :reused} = PgliteEx.prepare(server, name, prepare, key: "1")
+      refute_received :prepared
+
+      {one, _key} = WireClient.start_session!(server, database: name)
+      {other, _key} = WireClient.start_session!(server, database: name)
+      assert {:ok, []} = WireClient.query(one, "insert into users values (2)")
+      assert {:ok, [["2"]]} = WireClient.query(one, "select count(*) from users")
+      assert {:ok, [["1"]]} = WireClient.query(other, "select count(*) from users")
+      assert {:ok, [[^name]]} = WireClient.query(other, "select current_database()")
+
+      assert {:ok, :built} = PgliteEx.prepare(server, name, prepare, key: "2")
+      assert_received :prepared
+    end
+
+    defp start_session!(server) do
+      {:ok, connection} = PgliteEx.open(server)
+      :ok = PgliteEx.send(connection, WireClient.startup_packet())
+      await_answer(connection, <<>>)
+      connection
+    end
+
+    defp query!(connection, sql) do
+      :ok = PgliteEx.send(connection, WireClient.query_message(sql))
+      answer = await_answer(connection, <<>>)
+      refute answer =~ "ERROR"
+      answer
+    end
+
+    defp await_answer(connection, bytes) do
+      start = byte_size(bytes) - 6
+
+      if start >= 0 and match?(<<_::binary-size(start), ?Z, 5::32, _status>>, bytes) do
+        bytes
+      else
+        assert_receive {:pglite_ex, ^connection, {:data, more}}, 10_000
+        await_answer(connection, bytes <> more)
+      end
+    end
+
+    defp drop(name) do
+      {:ok, server} = PgliteEx.start_link()
+      PgliteEx.request(server, "drop_template", [{"name", name}])
+      PgliteEx.stop(server)
+    end
+  end
+end

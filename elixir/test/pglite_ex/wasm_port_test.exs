@@ -1,0 +1,142 @@
+defmodule PgliteEx.WasmPortTest do
+  use ExUnit.Case, async: true
+
+  import ExUnit.CaptureLog
+
+  alias PgliteEx.{BadProgram, Channel, Error, OperatingSystem, Options, WasmPort}
+
+  describe "a program that" do
+    @describetag :tmp_dir
+
+    setup do
+      Process.flag(:trap_exit, true)
+      :ok
+    end
+
+    test "fails at once is reported with its status and its last lines", %{tmp_dir: directory} do
+      program = BadProgram.write!(directory, "echo 'cannot write to /cache' >&2; exit 1")
+      assert {:error, {%Error{code: :program_exited} = error, _}} = start(program)
+      assert error.message =~ "exit status 1"
+      assert error.message =~ "cannot write to /cache"
+    end
+
+    test "is killed before its hello is reported with the signal", %{tmp_dir: directory} do
+      program = BadProgram.write!(directory, "kill -KILL $$")
+      assert {:error, {%Error{code: :program_exited} = error, _}} = start(program)
+      assert error.message =~ "killed by signal 9"
+    end
+
+    test "speaks another protocol is refused with both numbers", %{tmp_dir: directory} do
+      hello = {:hello, 0, [{"protocol", "2"}]}
+      program = BadProgram.write!(directory, "frame 1; exec sleep 1000", [hello])
+      assert {:error, {%Error{code: :protocol_violation} = error, _}} = start(program)
+      assert error.message =~ ~s(it speaks protocol "2" and this library speaks 1)
+    end
+
+    test "sends what is no frame is stopped", %{tmp_dir: directory} do
+      program = BadProgram.write!(directory, "hello; frame 1; exec sleep 1000", ["garbage"])
+
+      log =
+        capture_log(fn ->
+          {:ok, wasm_port} = start(program)
+          assert_receive {:EXIT, ^wasm_port, {%Error{code: :protocol_violation}, _}}, 10_000
+        end)
+
+      assert log =~ "unknown kind 103"
+    end
+
+    test "dies takes its last lines into the crash report", %{tmp_dir: directory} do
+      program =
+        BadProgram.write!(directory, "hello; read line; echo 'out of pages' >&2; exit 134")
+
+      log =
+        capture_log(fn ->
+          {:ok, wasm_port} = start(program)
+          {:ok, channel} = Channel.open(wasm_port)
+          Channel.send(channel, "\n")
+          assert_receive {:EXIT, ^wasm_port, {%Error{code: :program_exited}, _}}, 10_000
+          assert_receive down
+          assert {:closed, %{"code" => "57P01"}} = Channel.handle(channel, down)
+        end)
+
+      assert log =~ "killed by signal 6"
+      assert log =~ "out of pages"
+    end
+
+    test "has just exited does not hurt those who still write to it", %{tmp_dir: directory} do
+      program = BadProgram.write!(directory, "hello; exit 0")
+      {:ok, wasm_port} = start(program)
+
+      with {:ok, channel} <- Channel.open(wasm_port) do
+        assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
+        assert %Channel{} = Channel.send(channel, "too late")
+        assert %Channel{} = Channel.consumed(channel, 200_000)
+      end
+    end
+
+    test "does not read its input holds up one writer, and not the port's owner",
+         %{tmp_dir: directory} do
+      program = BadProgram.write!(directory, "hello; exec sleep 1000")
+      {:ok, wasm_port} = start(program)
+
+      writers =
+        for _ <- 1..8 do
+          spawn_link(fn ->
+            {:ok, channel} = Channel.open(wasm_port)
+            Channel.send(channel, :binary.copy(<<0>>, 262_144))
+          end)
+        end
+
+      held_up = await_suspended(writers)
+      # Their `C` frames wait, and the owner goes on answering.
+      for writer <- writers, do: Process.exit(writer, :kill)
+      assert %{"protocol" => "1"} = WasmPort.hello(wasm_port)
+      assert {:ok, %{id: _}} = WasmPort.register(wasm_port)
+      assert {:error, %Error{code: :timeout}} = WasmPort.request(wasm_port, "stats", [], 50)
+      assert held_up != []
+      # A VM that halts waits until what it has queued is read.
+      GenServer.stop(wasm_port)
+    end
+
+    test "ignores the order to stop is killed", %{tmp_dir: directory} do
+      program = BadProgram.write!(directory, "hello; exec sleep 1000")
+      {:ok, wasm_port} = start(program)
+      %{"pid" => os_pid} = WasmPort.hello(wasm_port)
+      GenServer.stop(wasm_port)
+      assert OperatingSystem.ended_within?(os_pid, 1)
+    end
+  end
+
+  describe "a log frame" do
+    @describetag :tmp_dir
+
+    test "becomes a log event with its level, target and connection", %{tmp_dir: directory} do
+      frame = {:log, 7, [{"level", "warn"}, {"target", "guest"}, {"text", "low on pages"}]}
+      program = BadProgram.write!(directory, "hello; frame 1; frame 2", [frame, "the end"])
+      Process.flag(:trap_exit, true)
+
+      log =
+        capture_log([metadata: [:target, :connection]], fn ->
+          {:ok, wasm_port} = start(program)
+          assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
+        end)
+
+      assert log =~ "[warning]"
+      assert log =~ "target=guest"
+      assert log =~ "connection=7"
+      assert log =~ "low on pages"
+    end
+  end
+
+  defp start(program) do
+    WasmPort.start_link(Options.new!(executable: program))
+  end
+
+  # A writer that the port's queue has no room for is suspended by the VM.
+  defp await_suspended(pids) do
+    case Enum.filter(pids, &(Process.info(&1, :status) == {:status, :suspended})) do
+      [] -> await_suspended(pids)
+      suspended -> suspended
+    end
+  end
+end

@@ -1,0 +1,80 @@
+defmodule PgliteExTest do
+  use ExUnit.Case, async: true
+
+  alias PgliteEx.{Servers, WireClient}
+
+  doctest PgliteEx
+  doctest PgliteEx.Template
+
+  test "a server takes its place in a supervisor, and several do" do
+    children = [
+      {PgliteEx, name: :first_of_two, mode: :isolated},
+      {PgliteEx, name: :second_of_two, mode: :isolated}
+    ]
+
+    start_supervised!(%{
+      id: :both,
+      start: {Supervisor, :start_link, [children, [strategy: :one_for_one]]}
+    })
+
+    assert PgliteEx.address(:first_of_two) != PgliteEx.address(:second_of_two)
+  end
+
+  test "connection options name what Postgrex needs, and take overrides" do
+    server = Servers.start!(database: "app", username: "someone")
+    {_host, port} = PgliteEx.address(server)
+
+    assert PgliteEx.connection_opts(server, pool_size: 3) |> Enum.sort() == [
+             database: "app",
+             hostname: "127.0.0.1",
+             pool_size: 3,
+             port: port,
+             username: "someone"
+           ]
+
+    assert PgliteEx.url(server) == "postgresql://someone@127.0.0.1:#{port}/app"
+    assert PgliteEx.url(server, "a b") == "postgresql://someone@127.0.0.1:#{port}/a%20b"
+  end
+
+  test "an isolated server asks for a pool of one" do
+    server = Servers.start!(mode: :isolated)
+    assert PgliteEx.connection_opts(server)[:pool_size] == 1
+    assert PgliteEx.connection_opts(server, pool_size: 2)[:pool_size] == 2
+  end
+
+  test "a unix socket is given as socket, and in the URL as libpq wants it" do
+    directory = Path.join(System.tmp_dir!(), "pglite_ex-#{System.unique_integer([:positive])}")
+    on_exit(fn -> File.rm_rf!(directory) end)
+    server = Servers.start!(listen: {:local, directory})
+    assert PgliteEx.connection_opts(server)[:socket] == Path.join(directory, ".s.PGSQL.5432")
+    assert PgliteEx.url(server) =~ "postgresql://postgres@/postgres?host=%2F"
+  end
+
+  test "stats count the connections and the memory" do
+    server = Servers.start!(mode: :isolated)
+    assert {:ok, %{"connections" => 0}} = PgliteEx.stats(server)
+    {_client, _key} = WireClient.start_session!(server)
+    assert {:ok, %{"connections" => 1, "memory" => memory}} = PgliteEx.stats(server)
+    assert is_integer(memory)
+  end
+
+  test "a verb that the program does not know is answered with an error" do
+    server = Servers.start!()
+    assert {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
+  end
+
+  test "many requests at once get their own replies" do
+    server = Servers.start!()
+
+    1..100
+    |> Enum.map(fn n ->
+      verb = if rem(n, 2) == 0, do: "stats", else: "verb #{n}"
+      Task.async(fn -> {n, PgliteEx.request(server, verb)} end)
+    end)
+    |> Task.await_many()
+    |> Enum.each(fn
+      {n, {:ok, _stats}} -> assert rem(n, 2) == 0
+      {n, {:error, error}} -> assert error.message =~ "verb #{n}"
+    end)
+  end
+end

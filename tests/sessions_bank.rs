@@ -1,0 +1,207 @@
+//! A bank under stress: sixteen sessions that move money and add it up, while sessions are cancelled and killed.
+
+mod support;
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
+
+use postgres::Config;
+use support::{
+    peer::{Peer, code},
+    server::Server,
+};
+
+const ACCOUNTS: u64 = 50;
+const SUM: &str = "5000";
+const SESSIONS: u64 = 16;
+const LEVELS: [&str; 3] = ["serializable", "read committed", "repeatable read"];
+const TRANSACTIONS: usize = 150;
+
+const SCHEMA: &str = "\
+    create table account (id int primary key, balance int not null check (balance >= 0), \
+        owner text not null, tags text[] not null, changed timestamptz default clock_timestamp()); \
+    insert into account select i, 100, 'owner ' || i, array['t' || i % 7, 'u' || i % 3] from generate_series(1, 50) i; \
+    create index account_balance on account (balance); \
+    create index account_owner on account using hash (owner); \
+    create index account_tags on account using gin (tags); \
+    create index account_changed on account using brin (changed); \
+    create index account_rich on account ((balance / 10)) where balance > 100; \
+    create table transfer (id bigserial primary key, source int references account, target int references account, \
+        amount int not null); \
+    create index transfer_source on transfer (source); \
+    create unique index transfer_key on transfer (source, id); \
+    create view total as select sum(balance) as sum from account";
+
+/// Errors after which a transaction may be tried again: serialization, deadlock, an overdrawn account, a cancel; and the end of the session.
+const EXPECTED: [&str; 5] = ["40001", "40P01", "23514", "57014", "57P01"];
+
+/// A session that is replaced when it is killed.
+struct Customer<'a> {
+    config: &'a Config,
+    peer: Peer,
+    /// The state of its random numbers (xorshift64*), which are the same in every run.
+    random: u64,
+}
+
+fn connect(config: &Config) -> Peer {
+    Peer::with(config).expect("a session")
+}
+
+impl Customer<'_> {
+    fn number(&mut self, below: u64) -> u64 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % below
+    }
+
+    /// Runs a transaction; its rows if it was committed.
+    fn transaction(&mut self, level: &str, statements: &[String]) -> Option<Vec<String>> {
+        let mut rows = Vec::new();
+        let begin = format!("begin isolation level {level}");
+        for sql in [&begin].into_iter().chain(statements).chain([&"commit".to_owned()]) {
+            self.peer.send(sql);
+            match self.peer.answer() {
+                Ok(more) => rows.extend(more),
+                Err(error) => {
+                    self.recover(&error);
+                    return None;
+                }
+            }
+        }
+        Some(rows)
+    }
+
+    /// After an error: rolls back, which may fail as well, and comes back if the session has ended.
+    fn recover(&mut self, error: &postgres::Error) {
+        assert!(EXPECTED.contains(&code(error).as_str()), "{error:?}");
+        while let Err(error) = {
+            self.peer.send("rollback");
+            self.peer.answer()
+        } {
+            if error.code().is_none_or(|code| code.code() == "57P01") {
+                self.peer = connect(self.config);
+            }
+        }
+    }
+
+    /// Moves money, in steps between which others have their turns; says whether it did.
+    fn transfer(&mut self, level: &str) -> bool {
+        let (source, target) = (self.number(ACCOUNTS) + 1, self.number(ACCOUNTS) + 1);
+        let amount = self.number(20) + 1;
+        let change = |id, amount: String| {
+            format!("update account set balance = balance + {amount}, changed = clock_timestamp(), \
+                     tags = array['t' || balance % 7, 'u' || balance % 3] where id = {id}")
+        };
+        let record = format!("insert into transfer (source, target, amount) values ({source}, {target}, {amount})");
+        let statements = [change(source, format!("-{amount}")), record, change(target, amount.to_string())];
+        self.transaction(level, &statements).is_some()
+    }
+
+    /// Adds up all money, in one statement and, where one snapshot is promised, account by account.
+    fn audit(&mut self, level: &str) {
+        let mut statements = vec!["select sum from total".to_owned()];
+        if level != "read committed" {
+            statements.push("select sum(balance) from account where id <= 20".to_owned());
+            statements.push("select sum(balance) from account where id > 20".to_owned());
+        }
+        let Some(rows) = self.transaction(level, &statements) else { return };
+        assert_eq!(rows[0], SUM, "{level}: {rows:?}");
+        let parts: i64 = rows[1..].iter().map(|part| part.parse::<i64>().unwrap()).sum();
+        assert!(rows.len() == 1 || parts.to_string() == SUM, "{level}: {rows:?}");
+    }
+
+    fn work(&mut self) -> usize {
+        let mut transfers = 0;
+        for _ in 0..TRANSACTIONS {
+            let level = LEVELS[usize::try_from(self.number(3)).unwrap()];
+            if self.number(4) == 0 {
+                self.audit(level);
+            } else {
+                transfers += usize::from(self.transfer(level));
+            }
+        }
+        transfers
+    }
+}
+
+#[test]
+fn no_money_is_lost_or_made_and_every_index_agrees_with_its_table() {
+    let server = Server::shared();
+    let config = server.config();
+    let admin = connect(&config);
+    admin.run(SCHEMA);
+    admin.run("set application_name = 'spared'");
+    let (done, kills) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let transfers: usize = thread::scope(|scope| {
+        let customers: Vec<_> = (1..=SESSIONS)
+            .map(|number| {
+                let mut customer = Customer { config: &config, peer: connect(&config), random: number };
+                scope.spawn(move || customer.work())
+            })
+            .collect();
+        scope.spawn(|| {
+            let killer = connect(&config);
+            let victim = "from pg_stat_activity where backend_type = 'client backend' and application_name <> 'spared' \
+                          and state <> 'idle' order by random() limit 1";
+            killer.run("set application_name = 'spared'");
+            while !done.load(Ordering::SeqCst) {
+                for function in ["pg_cancel_backend", "pg_cancel_backend", "pg_terminate_backend"] {
+                    kills.fetch_add(killer.run(&format!("select {function}(pid) {victim}")).len(), Ordering::SeqCst);
+                    killer.run("select pg_sleep(0.02)");
+                }
+            }
+        });
+        let transfers = customers.into_iter().map(|customer| customer.join());
+        let transfers: Vec<_> = transfers.collect();
+        done.store(true, Ordering::SeqCst);
+        transfers.into_iter().map(|transfers| transfers.expect("a customer went through")).sum()
+    });
+    assert!(transfers > 500 && kills.load(Ordering::SeqCst) > 10, "{transfers} transfers, {kills:?} kills");
+    check(&admin, transfers);
+}
+
+/// Whether what is in the tables, and what is in the indexes, is right.
+fn check(admin: &Peer, transfers: usize) {
+    assert_eq!(admin.value("select sum from total"), SUM);
+    // A session that is killed may have committed before it said so.
+    let recorded: usize = admin.value("select count(*) from transfer").parse().unwrap();
+    assert!(recorded >= transfers, "{recorded} of {transfers}");
+    let balances = "select count(*) from account a where balance <> 100 \
+                    + coalesce((select sum(amount) from transfer where target = a.id), 0) \
+                    - coalesce((select sum(amount) from transfer where source = a.id), 0)";
+    assert_eq!(admin.value(balances), "0", "every balance is what its transfers make it");
+    let orphans = "select count(*) from transfer t where not exists (select from account where id = t.source) \
+                   or not exists (select from account where id = t.target)";
+    assert_eq!(admin.value(orphans), "0");
+    assert_eq!(admin.value("select count(*) from account where balance < 0"), "0");
+    assert_eq!(admin.value("select count(*) from pg_locks where pid <> pg_backend_pid() and locktype <> 'virtualxid'"), "0");
+
+    for query in [
+        "select id from account where id between 1 and 1000 order by id",
+        "select id from account where balance >= 0 order by balance, id",
+        "select id from account where owner = 'owner 7'",
+        "select id from account where tags @> array['u1'] order by id",
+        "select id from account where changed > '2000-01-01' order by id",
+        "select id from account where balance / 10 >= 0 and balance > 100 order by id",
+        "select id from transfer where source between 1 and 100 order by id",
+        "select id from transfer where id > 0 order by id",
+    ] {
+        let rows = |scans: &str, others: &str| {
+            let set = |scans: &str, on| scans.split(' ').map(|scan| format!("set enable_{scan} = {on};")).collect::<String>();
+            admin.run(&(set(scans, "on") + &set(others, "off")));
+            admin.run(query)
+        };
+        let by_table = rows("seqscan", "indexscan bitmapscan indexonlyscan");
+        assert_eq!(rows("indexscan indexonlyscan bitmapscan", "seqscan"), by_table, "{query}");
+        assert!(admin.run(&format!("explain {query}")).iter().any(|line| line.contains("Index")), "{query}");
+    }
+    admin.run("create extension amcheck");
+    let indexes = "from pg_index join pg_class on pg_class.oid = indexrelid join pg_am on pg_am.oid = relam \
+                   where indrelid in ('account'::regclass, 'transfer'::regclass)";
+    admin.run(&format!("select bt_index_parent_check(indexrelid, true, true, indisunique) {indexes} and amname = 'btree'"));
+    admin.run(&format!("select gin_index_check(indexrelid) {indexes} and amname = 'gin'"));
+    assert!(admin.run("select * from verify_heapam('account'), verify_heapam('transfer')").is_empty());
+}

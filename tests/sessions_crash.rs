@@ -1,0 +1,155 @@
+//! A session that crashes takes its cluster's other sessions with it, and the cluster recovers.
+
+mod support;
+
+use std::collections::HashMap;
+
+use pglite_port::frame::Kind;
+use support::{
+    peer::Peer,
+    port::Port,
+    server::Server,
+    wire::{self, Message},
+};
+
+/// Makes `boom()`, which reads outside of its memory: an internal function that is declared with other types than it has.
+const BOOM: &str = "create function boom(int, int) returns text language internal strict as 'textcat'";
+const CRASH: &str = "select boom(2147483000, -1)";
+
+/// The SQLSTATE of how the session ended, if the client was told.
+fn end_of(peer: &Peer, sql: &str) -> Option<String> {
+    peer.send(sql);
+    peer.answer().expect_err("the session has ended").code().map(|code| code.code().to_owned())
+}
+
+#[test]
+fn after_a_crash_all_sessions_end_and_the_cluster_has_what_was_committed() {
+    let server = Server::shared();
+    let (crashing, idle, waiting, busy) =
+        (Peer::connect(&server), Peer::connect(&server), Peer::connect(&server), Peer::connect(&server));
+    crashing.run(BOOM);
+    crashing.run("create table t (a int primary key, b text); insert into t select i, repeat('x', i) from generate_series(1, 1000) i");
+    crashing.run("create database other");
+    idle.run("begin; insert into t values (5000, 'not committed'); select pg_advisory_xact_lock(1)");
+    waiting.send("select pg_advisory_lock(1)");
+    idle.until_waiting(&waiting, "Lock");
+    busy.send("do $$ begin loop end loop; end $$");
+    idle.until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
+    crashing.run("update t set b = 'committed' where a = 1");
+    assert_eq!(end_of(&crashing, CRASH).as_deref(), Some("XX000"));
+    for peer in [&waiting, &busy] {
+        assert_eq!(peer.error(), "57P02");
+    }
+    assert_eq!(end_of(&idle, "commit").as_deref(), Some("57P02"));
+
+    let after = Peer::connect(&server);
+    assert_eq!(after.value("select concat(count(*), ' ', max(a), ' ', min(b)) from t"), "1000 1000 committed");
+    assert_eq!(after.value("select count(*) from pg_locks where pid <> pg_backend_pid()"), "0");
+    after.run("insert into t values (5000, 'now'); checkpoint");
+    assert_eq!(Peer::of(&server, "postgres", "other").value("select current_database()"), "other");
+}
+
+#[test]
+fn a_cluster_recovers_from_crash_after_crash() {
+    let server = Server::shared();
+    Peer::connect(&server).run(BOOM);
+    Peer::connect(&server).run("create table t (round int); create index on t (round)");
+    for round in 1..=5 {
+        let (peer, other) = (Peer::connect(&server), Peer::connect(&server));
+        other.run("begin; insert into t select 0 from generate_series(1, 1000)");
+        peer.run(&format!("insert into t values ({round})"));
+        if round % 2 == 0 {
+            peer.run("vacuum; checkpoint");
+        }
+        assert_eq!(end_of(&peer, CRASH).as_deref(), Some("XX000"));
+        assert_eq!(end_of(&other, "select 1").as_deref(), Some("57P02"));
+    }
+    let rows = Peer::connect(&server).run("select round from t order by round");
+    assert_eq!(rows, ["1", "2", "3", "4", "5"]);
+}
+
+#[test]
+fn temporary_and_unlogged_tables_are_empty_or_gone_after_a_crash() {
+    let server = Server::shared();
+    let (peer, other) = (Peer::connect(&server), Peer::connect(&server));
+    peer.run(BOOM);
+    peer.run("create unlogged table u as select generate_series(1, 100)");
+    other.run("create temp table mine as select 1");
+    end_of(&peer, CRASH);
+    let after = Peer::connect(&server);
+    assert_eq!(after.value("select count(*) from u"), "0");
+    after.run("create temp table mine as select 2 as a");
+    assert_eq!(after.value("select a from mine"), "2");
+}
+
+#[test]
+fn clusters_of_other_connections_notice_nothing() {
+    let mut framed = Framed::new();
+    framed.open(1, "shared");
+    framed.open(2, "isolated");
+    framed.open(3, "isolated");
+    assert_eq!(framed.run(2, "create table mine as select 7 as a"), "CZ");
+    for id in [1, 3] {
+        assert_eq!(framed.run(id, BOOM), "CZ");
+        framed.port.data(id, &wire::query(CRASH));
+        assert_eq!(framed.until(id, b'E'), "E");
+        assert_eq!(framed.run(2, "select a from mine"), "TDCZ", "{id}");
+    }
+    framed.open(4, "shared");
+    assert_eq!(framed.run(4, "drop function boom"), "CZ");
+}
+
+/// Sessions of one program in different modes, through frames.
+struct Framed {
+    port: Port,
+    received: HashMap<u32, Vec<u8>>,
+}
+
+impl Framed {
+    fn new() -> Self {
+        Self { port: Port::spawn(&[]), received: HashMap::new() }
+    }
+
+    /// Opens a session and waits until it is ready.
+    fn open(&mut self, id: u32, mode: &str) {
+        self.port.send_frame(Kind::Open, id, format!("mode\0{mode}\0\0").as_bytes());
+        self.port.data(id, &wire::startup(&[("user", "postgres")]));
+        assert!(self.until(id, b'Z').starts_with('R'));
+    }
+
+    /// Runs a query; the types of the messages that answer it.
+    fn run(&mut self, id: u32, sql: &str) -> String {
+        self.port.data(id, &wire::query(sql));
+        self.until(id, b'Z')
+    }
+
+    /// The types of the session's messages up to the next one of type `last`.
+    fn until(&mut self, id: u32, last: u8) -> String {
+        let mut kinds = String::new();
+        loop {
+            while let Some(message) = Message::take(self.received.entry(id).or_default()) {
+                kinds.push(message.kind.into());
+                if message.kind == last {
+                    return kinds;
+                }
+            }
+            let frame = self.port.next();
+            if frame.kind == Kind::Data {
+                self.received.entry(frame.id).or_default().extend(frame.payload);
+            } else {
+                assert!(frame.kind != Kind::Close || frame.id != id, "{:?}", frame.reason());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_program_shuts_down_in_order_after_a_crash() {
+    let mut server = Server::shared();
+    let peer = Peer::connect(&server);
+    peer.run(BOOM);
+    end_of(&peer, CRASH);
+    Peer::connect(&server).run("select 1");
+    server.program.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.program.wait().0.code(), Some(0));
+}

@@ -1,0 +1,121 @@
+//! Clients of the driver on threads of their own, so that a test goes on while one of them waits.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread,
+};
+
+use postgres::{Client, Config, Error, NoTls, SimpleQueryMessage};
+
+use super::{PATIENCE, server::Server};
+
+/// The rows of a statement, the values of each joined with `|`, or the error.
+pub type Answer = Result<Vec<String>, Error>;
+
+/// One of several sessions of a test.
+pub struct Peer {
+    /// The process id of its backend.
+    pub process_id: i32,
+    statements: Sender<String>,
+    answers: Receiver<Answer>,
+}
+
+impl Peer {
+    /// A session of the superuser in the database `postgres`.
+    pub fn connect(server: &Server) -> Self {
+        Self::with(&server.config()).expect("a session")
+    }
+
+    /// A session of that user in that database.
+    pub fn of(server: &Server, user: &str, database: &str) -> Self {
+        Self::with(server.config().user(user).dbname(database)).expect("a session")
+    }
+
+    /// A session, or why there is none.
+    pub fn with(config: &Config) -> Result<Self, Error> {
+        let mut client = config.connect(NoTls)?;
+        let process_id = client.query_one("select pg_backend_pid()", &[])?.get(0);
+        let (statements, to_run) = channel::<String>();
+        let (answer, answers) = channel();
+        // The connection closes when this is dropped, or when its statement has ended.
+        thread::spawn(move || to_run.iter().try_for_each(|sql| answer.send(run(&mut client, &sql))));
+        Ok(Self { process_id, statements, answers })
+    }
+
+    /// Starts a statement (or several, as one simple query) and does not wait for it.
+    pub fn send(&self, sql: &str) {
+        self.statements.send(sql.to_owned()).expect("the thread runs");
+    }
+
+    /// Waits for the answer to the oldest statement that was not answered yet.
+    pub fn answer(&self) -> Answer {
+        self.answers.recv_timeout(PATIENCE).expect("an answer in time")
+    }
+
+    /// The rows of the statement that was sent.
+    pub fn rows(&self) -> Vec<String> {
+        self.answer().expect("no error")
+    }
+
+    /// The SQLSTATE of the statement that was sent.
+    pub fn error(&self) -> String {
+        code(&self.answer().expect_err("an error"))
+    }
+
+    /// Runs a statement; its rows.
+    pub fn run(&self, sql: &str) -> Vec<String> {
+        self.send(sql);
+        self.answer().unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// Runs a statement of one row of one value.
+    pub fn value(&self, sql: &str) -> String {
+        let rows = self.run(sql);
+        let [value] = &rows[..] else { panic!("{sql}: {rows:?}") };
+        value.clone()
+    }
+
+    /// Runs a statement that has to fail; its SQLSTATE.
+    pub fn fail(&self, sql: &str) -> String {
+        self.send(sql);
+        match self.answer() {
+            Ok(rows) => panic!("{sql}: {rows:?}"),
+            Err(error) => code(&error),
+        }
+    }
+
+    /// Whether the statement that was sent is still under way.
+    pub fn is_busy(&self) -> bool {
+        self.answers.recv_timeout(std::time::Duration::ZERO).is_err_and(|error| error == RecvTimeoutError::Timeout)
+    }
+
+    /// Waits until `other`'s statement waits for a lock, or another event of that type.
+    pub fn until_waiting(&self, other: &Self, wait_event_type: &str) {
+        let condition = format!("wait_event_type = '{wait_event_type}' from pg_stat_activity");
+        self.until(&format!("select {condition} where pid = {} and state = 'active'", other.process_id));
+    }
+
+    /// Runs the query again and again until it answers true.
+    pub fn until(&self, sql: &str) {
+        let started = std::time::Instant::now();
+        while self.run(sql) != ["t"] {
+            assert!(started.elapsed() < PATIENCE, "never true: {sql}");
+            thread::yield_now();
+        }
+    }
+}
+
+/// The SQLSTATE of an error of the server.
+pub fn code(error: &Error) -> String {
+    error.code().unwrap_or_else(|| panic!("no error of the server: {error:?}")).code().to_owned()
+}
+
+fn run(client: &mut Client, sql: &str) -> Answer {
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|at| row.get(at).unwrap_or("NULL")).collect::<Vec<_>>().join("|"))
+        }
+        _ => None,
+    };
+    Ok(client.simple_query(sql)?.into_iter().filter_map(row).collect())
+}

@@ -1,0 +1,136 @@
+//! The built program as a server, and the ways to it: a driver, psql, raw messages.
+
+use std::{
+    io::Write,
+    net::{Shutdown, TcpStream},
+    process::{Command, Output, Stdio},
+};
+
+use postgres::{Client, Config, NoTls, SimpleQueryMessage};
+
+use super::{PATIENCE, program::Program, session::Session, wire};
+
+/// `pglite-port serve` on a free port; dropping it kills it.
+///
+/// With its caches filled it starts in milliseconds, so that every test has one of its own.
+pub struct Server {
+    /// The program.
+    pub program: Program,
+    /// Its URL.
+    pub url: String,
+    address: String,
+}
+
+impl Server {
+    /// Starts one in `isolated` mode.
+    pub fn start() -> Self {
+        Self::with(&["--mode", "isolated"])
+    }
+
+    /// Starts one in `shared` mode.
+    pub fn shared() -> Self {
+        Self::with(&["--mode", "shared"])
+    }
+
+    /// Starts one with these arguments.
+    pub fn with(arguments: &[&str]) -> Self {
+        let mut program = Program::spawn(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
+        let url = program.first_line();
+        let address = url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
+        let address = address.unwrap_or_else(|| panic!("no URL: {url:?} {:?}", program.wait_for_stderr())).to_owned();
+        Self { program, url, address }
+    }
+
+    /// A client of the driver, in a database of its own.
+    pub fn connect(&self) -> Client {
+        self.config().connect(NoTls).expect("a session")
+    }
+
+    /// What the driver has to know.
+    pub fn config(&self) -> Config {
+        self.url.parse().expect("a URL")
+    }
+
+    /// A connection on which nothing was sent.
+    pub fn stream(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_nodelay(true).expect("an option");
+        stream
+    }
+
+    /// A session of the superuser to speak raw messages in, with further startup parameters.
+    pub fn session(&self, parameters: &[(&str, &str)]) -> Session {
+        let mut session = self.unready_session(&[&[("user", "postgres")], parameters].concat());
+        session.until_ready();
+        session
+    }
+
+    /// A session of which only the startup message was sent.
+    pub fn unready_session(&self, parameters: &[(&str, &str)]) -> Session {
+        let mut session = Session::new(self.stream());
+        session.send(&wire::startup(parameters));
+        session
+    }
+
+    /// Sends a cancel request and waits until it was acted on.
+    pub fn cancel(&self, process_id: i32, secret_key: &[u8]) {
+        let mut stream = self.stream();
+        stream.write_all(&wire::cancel_request(process_id, secret_key)).expect("it listens");
+        assert_eq!(std::io::Read::read(&mut stream, &mut [0]).expect("the end"), 0, "no answer to a cancel request");
+        // The other side has closed already.
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+
+    /// Runs psql with these arguments.
+    pub fn psql(&self, arguments: &[&str]) -> Output {
+        self.psql_with_input(arguments, b"")
+    }
+
+    /// Runs psql with these arguments and this on its stdin.
+    pub fn psql_with_input(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut psql = Command::new("psql")
+            .args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"])
+            .arg(format!("--dbname={}", self.url))
+            .args(arguments)
+            .env_remove("PGOPTIONS")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("psql is installed");
+        let mut stdin = psql.stdin.take().expect("piped");
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // psql may end before it has read everything.
+                let _ = stdin.write_all(input);
+            });
+            psql.wait_with_output().expect("psql runs")
+        })
+    }
+}
+
+/// What a successful psql wrote, without the last line feed.
+pub fn text(output: &Output) -> &str {
+    assert!(output.status.success(), "{output:?}");
+    std::str::from_utf8(&output.stdout).expect("text").trim_end_matches('\n')
+}
+
+/// The SQLSTATE of what has to be an error of the server.
+pub fn sqlstate<T: std::fmt::Debug>(result: Result<T, postgres::Error>) -> String {
+    let error = result.expect_err("an error");
+    let code = error.code().unwrap_or_else(|| panic!("no error of the server: {error:?}"));
+    code.code().to_owned()
+}
+
+/// The rows of a simple query, its values joined with `|`.
+pub fn rows(client: &mut Client, sql: &str) -> Vec<String> {
+    let messages = client.simple_query(sql).expect(sql);
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|at| row.get(at).unwrap_or("NULL")).collect::<Vec<_>>().join("|"))
+        }
+        _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
+}
