@@ -10,6 +10,7 @@ LISTEN ?= 127.0.0.1:5433
 MODE ?= shared
 
 CARGO ?= cargo
+BENCHES := $(filter-out report,$(patsubst benches/%.rs,%,$(wildcard benches/*.rs)))
 RELEASE := target/release/pglite-port
 # npm writes this file last.
 PGLITE := pglite/node_modules/.package-lock.json
@@ -20,7 +21,7 @@ HAVE_INTEGRATION := $(wildcard elixir/integration/mix.exs)
 TEST_CACHE := $(CURDIR)/target/cache
 FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
 # Elixir's tests run the program that was built with the Rust tests, not one that lies about.
-FOR_ELIXIR_TESTS := $(FOR_TESTS) PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist"
+FOR_ELIXIR_TESTS := $(FOR_TESTS) LC_ALL=C.UTF-8 PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist"
 
 .PHONY: help
 help: ## this list
@@ -69,9 +70,9 @@ endif
 .PHONY: bench
 bench: build ## the figures of README.md, as one table (needs a quiet machine and some minutes)
 	.ci/require pgbench=postgresql
-	rm -rf target/bench
-	$(CARGO) bench --locked
-	@$(CARGO) run --quiet --release --locked --example figures
+	rm -rf target/tmp/figures
+	$(CARGO) bench --locked $(addprefix --bench ,$(BENCHES))
+	@$(CARGO) bench --quiet --locked --bench report
 
 .PHONY: toolchain
 toolchain:

@@ -1,0 +1,87 @@
+//! Prints what the other benchmarks have measured, as one table.
+//!
+//! Medians with the quartiles around them. A line whose aim is missed says so.
+
+mod support;
+
+use std::fs;
+
+use support::rows::{Figure, Row, Unit, directory};
+
+fn main() {
+    let mut files: Vec<_> = fs::read_dir(directory())
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default();
+    files.sort();
+    let rows: Vec<Row> = files
+        .iter()
+        .flat_map(|file| {
+            let bytes = fs::read(file).expect("figures can be read");
+            serde_json::from_slice::<Vec<Row>>(&bytes).expect("figures of this version; run `make bench`")
+        })
+        .collect();
+    if rows.is_empty() {
+        eprintln!("nothing has been measured yet: run `make bench`");
+        return;
+    }
+    print(&rows.iter().map(cells).collect::<Vec<_>>());
+}
+
+const HEAD: [&str; 6] = ["what", "here", "compared with", "", "ratio", "aim"];
+
+fn cells(row: &Row) -> [String; 6] {
+    let more_is_better = row.unit == Unit::PerSecond;
+    let (other, figure, ratio) = match &row.other {
+        Some((name, other)) => {
+            (name.clone(), spread(row.unit, other), format!("{:.2}", row.ours.median / other.median))
+        }
+        None => Default::default(),
+    };
+    let aim = row.aim.map_or(String::new(), |aim| {
+        let sign = if more_is_better { '≥' } else { '≤' };
+        let met = if more_is_better { row.ours.median >= aim } else { row.ours.median <= aim };
+        format!("{sign} {}{}", quantity(row.unit, aim), if met { "" } else { " MISSED" })
+    });
+    [row.what.clone(), spread(row.unit, &row.ours), other, figure, ratio, aim]
+}
+
+/// The median, and behind it the quartiles.
+fn spread(unit: Unit, figure: &Figure) -> String {
+    let [median, lower, upper] = [figure.median, figure.lower, figure.upper].map(|value| quantity(unit, value));
+    format!("{median} ({lower} – {upper})")
+}
+
+/// A quantity to three digits with its unit.
+fn quantity(unit: Unit, value: f64) -> String {
+    let scales: &[(f64, &str)] = match unit {
+        Unit::Seconds => &[(1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")],
+        Unit::Bytes => &[(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")],
+        Unit::PerSecond => &[(1.0, "/s")],
+        Unit::Share => &[(1e-2, "%")],
+    };
+    let (scale, name) = scales.iter().find(|(scale, _)| value >= *scale).or(scales.last()).expect("a unit has a scale");
+    let value = value / scale;
+    let decimals = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$} {name}")
+}
+
+/// Prints a table in Markdown, its columns aligned.
+fn print(rows: &[[String; 6]]) {
+    let head = HEAD.map(str::to_owned);
+    let width =
+        |column: usize| rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+    let line = |row: &[String; 6]| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!(" {cell:width$} "));
+        println!("|{}|", cells.collect::<Vec<_>>().join("|"));
+    };
+    line(&head);
+    println!("|{}|", widths.iter().map(|width| "-".repeat(width + 2)).collect::<Vec<_>>().join("|"));
+    rows.iter().for_each(line);
+}

@@ -1,0 +1,10 @@
+//! What the benchmarks share.
+
+// Every benchmark compiles this for itself, and none uses all of it.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+pub mod conversation;
+pub mod node;
+pub mod rows;
+pub mod samples;
+pub mod wire;

@@ -1,0 +1,72 @@
+//! Rows of the one table that `make bench` prints. Benchmarks write theirs to files, and `report` prints them all.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// What a figure counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Time; less is better.
+    Seconds,
+    /// Memory; less is better.
+    Bytes,
+    /// Transactions or other events per second; more is better.
+    PerSecond,
+    /// A share of something, such as a processor; less is better.
+    Share,
+}
+
+/// A figure that was measured several times.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    /// Half of the measurements were below it.
+    pub median: f64,
+    /// A quarter was below it.
+    pub lower: f64,
+    /// A quarter was above it.
+    pub upper: f64,
+}
+
+impl Figure {
+    /// The figure that `measurements`, of which there is at least one, amount to.
+    pub fn of(mut measurements: Vec<f64>) -> Self {
+        measurements.sort_by(f64::total_cmp);
+        let at = |quarters: usize| measurements[(measurements.len() - 1) * quarters / 4];
+        Self { median: at(2), lower: at(1), upper: at(3) }
+    }
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// What was measured.
+    pub what: String,
+    /// Of what kind it is.
+    pub unit: Unit,
+    /// Our figure.
+    pub ours: Figure,
+    /// The figure of what it is compared with, and what that is.
+    pub other: Option<(String, Figure)>,
+    /// What our median should be at most, or at least if more is better.
+    pub aim: Option<f64>,
+}
+
+/// Where benchmarks leave what they have measured.
+pub fn directory() -> PathBuf {
+    // Where cargo puts what the targets of this package make for themselves: target/tmp.
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures")
+}
+
+/// Leaves `rows` for the report, in place of what `benchmark` left before.
+///
+/// # Panics
+/// When they cannot be written.
+pub fn leave(benchmark: &str, rows: &[Row]) {
+    let place = directory().join(format!("{benchmark}.json"));
+    fs::create_dir_all(directory()).expect("a directory for figures");
+    fs::write(&place, serde_json::to_vec_pretty(rows).expect("plain data")).expect("figures can be written");
+}

@@ -1,0 +1,22 @@
+//! What criterion has measured, read back from the file that it keeps.
+
+use std::{fs, path::Path};
+
+use serde::Deserialize;
+
+use super::rows::Figure;
+
+/// `sample.json` of one benchmark: how many iterations each sample had, and how many nanoseconds they took together.
+#[derive(Deserialize)]
+struct Sample {
+    iters: Vec<f64>,
+    times: Vec<f64>,
+}
+
+/// Seconds of one iteration of the benchmark `id` (`group/function`), as last measured into `directory`; nothing if it was not.
+pub fn read(directory: &Path, id: &str) -> Option<Figure> {
+    let file = fs::read(directory.join(id).join("new/sample.json")).ok()?;
+    let sample: Sample = serde_json::from_slice(&file).ok()?;
+    let seconds = sample.times.iter().zip(&sample.iters).map(|(time, iterations)| time / iterations / 1e9);
+    Some(Figure::of(seconds.collect()))
+}

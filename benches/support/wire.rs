@@ -1,0 +1,24 @@
+//! The Postgres wire protocol as far as benchmarks need it.
+
+#[path = "../../tests/support/wire.rs"]
+mod tests_wire;
+
+#[allow(unused_imports, reason = "as in the module around this")]
+pub use tests_wire::{message, query, startup, terminate};
+
+/// Whether `answer` ends with a `ReadyForQuery`, which is then the last thing that the server says.
+pub fn is_ready_for_query(answer: &[u8]) -> bool {
+    matches!(answer, [.., b'Z', 0, 0, 0, 5, _])
+}
+
+/// `Parse` of a named statement without parameters, and `Sync`.
+pub fn prepare(name: &str, sql: &str) -> Vec<u8> {
+    let parse = message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat());
+    [parse, message(b'S', b"")].concat()
+}
+
+/// `Bind` of a named statement without parameters to the unnamed portal, `Execute`, `Sync`.
+pub fn execute(name: &str) -> Vec<u8> {
+    let bind = message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat());
+    [bind, message(b'E', b"\0\0\0\0\0"), message(b'S', b"")].concat()
+}
