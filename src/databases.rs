@@ -84,6 +84,11 @@ impl Databases {
 
 impl Sessions for Databases {
     fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd {
+        if request.startup.asks_for_replication() {
+            // The guest would let it in, and then has no walsender's wake-ups.
+            let message = "this server does not support replication connections";
+            return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
+        }
         let served = match request.mode {
             Mode::Isolated => self.isolated.serve(&request, client),
             Mode::Shared => self.postmaster().and_then(|postmaster| postmaster.serve(&request, client)),

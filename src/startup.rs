@@ -113,6 +113,15 @@ pub enum StartupError {
     NoUser,
 }
 
+impl StartupMessage {
+    /// Whether a walsender is asked for: the parameter is `database`, or a boolean that is true (`parse_bool` in `src/backend/utils/adt/bool.c`).
+    #[must_use]
+    pub fn asks_for_replication(&self) -> bool {
+        let refusals: [&[u8]; 5] = [b"false", b"no", b"off", b"0", b"f"];
+        self.replication.as_ref().is_some_and(|mode| !refusals.contains(&&mode.to_ascii_lowercase()[..]))
+    }
+}
+
 impl StartupError {
     /// The report that the client gets.
     #[must_use]

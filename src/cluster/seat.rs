@@ -8,7 +8,7 @@ use std::{
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
-use super::{Baton, Priority, Signal, Signals};
+use super::{Baton, Priority, Signal, Signals, semaphores::Semaphores};
 
 /// Another session of the cluster has left shared memory in a state that nobody can go on from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +19,7 @@ pub(crate) struct Crashed;
 #[derive(Default)]
 pub(crate) struct Seats {
     baton: Baton,
+    semaphores: Semaphores,
     taken: Mutex<Taken>,
     checkpointer: OnceLock<Checkpointer>,
 }
@@ -79,6 +80,7 @@ impl Seats {
     /// The session that has the turn has crashed: all end without running on.
     pub(crate) fn crash(&self) {
         self.baton.crash();
+        self.semaphores.crash();
         for signals in self.taken.lock().by_process_id.values() {
             signals.interrupt();
         }
@@ -144,6 +146,21 @@ impl Seat {
         self.end_turn();
         // A checkpointer that is gone has crashed, which taking the turn finds out.
         let _ = is_done.recv();
+        self.take_turn()
+    }
+
+    /// Adds one to the semaphore at `address`, on which another session may wait.
+    pub(crate) fn unlock_semaphore(&self, address: u32) {
+        self.seats.semaphores.unlock(address);
+    }
+
+    /// Waits until the semaphore at `address` is not zero, and takes one from it; meanwhile others have their turns.
+    ///
+    /// # Errors
+    /// [`Crashed`]
+    pub(crate) fn lock_semaphore(&mut self, address: u32) -> Result<(), Crashed> {
+        self.end_turn();
+        self.seats.semaphores.lock(address)?;
         self.take_turn()
     }
 

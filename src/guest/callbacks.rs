@@ -152,7 +152,8 @@ fn announce_key(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
 }
 
 /// Reads or writes. When that is not possible at once, it waits here if nothing else has to be done meanwhile, and otherwise lets `PostgreSQL` do its
-/// own waiting (`secure_read` and `secure_write` in `src/backend/libpq/be-secure.c`), in which it handles interrupts.
+/// own waiting (`secure_read` and `secure_write` in `src/backend/libpq/be-secure.c`), in which it handles interrupts and, where others may look, says
+/// what it waits for (`pg_stat_activity`).
 fn transfer(
     caller: &mut Caller<'_, Guest>,
     interest: Interest,
@@ -164,7 +165,7 @@ fn transfer(
         match attempt(&mut guest.client, memory) {
             Ok(count) => return Ok(i32::try_from(count)?),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if guest.signals.any() {
+                if guest.seat.is_some() || guest.signals.any() {
                     break EAGAIN;
                 }
                 match guest.wait(interest, guest.timers.next())? {

@@ -32,11 +32,15 @@ pub enum Hook {
     RequestCheckpoint,
     /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in linear memory.
     StackDepth,
+    /// `semaphore_lock(semaphore)`: wait until the semaphore at that address is not zero, and take one from it.
+    SemaphoreLock,
+    /// `semaphore_unlock(semaphore)`: add one to it.
+    SemaphoreUnlock,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -44,6 +48,8 @@ impl Hook {
         Self::Kill,
         Self::RequestCheckpoint,
         Self::StackDepth,
+        Self::SemaphoreLock,
+        Self::SemaphoreUnlock,
     ];
 
     /// The name under which it is imported.
@@ -57,6 +63,8 @@ impl Hook {
             Self::Kill => "kill",
             Self::RequestCheckpoint => "request_checkpoint",
             Self::StackDepth => "stack_depth",
+            Self::SemaphoreLock => "semaphore_lock",
+            Self::SemaphoreUnlock => "semaphore_unlock",
         }
     }
 
@@ -64,7 +72,11 @@ impl Hook {
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
             Self::InitProcess | Self::ProcessInterrupts => &[],
-            Self::PgUsleep | Self::RequestCheckpoint | Self::StackDepth => &[ValType::I32],
+            Self::PgUsleep
+            | Self::RequestCheckpoint
+            | Self::StackDepth
+            | Self::SemaphoreLock
+            | Self::SemaphoreUnlock => &[ValType::I32],
             Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
         }
     }
