@@ -1,5 +1,7 @@
 //! What an isolated connection costs: time to its first answer, private memory, reset. Prints one table; the aims are those of the project.
 //!
+//! `cargo bench --bench clones -- first|warm|memory|live|process|reset` measures only that.
+//!
 //! Memory is `Private_Dirty` and `Pss` of `/proc/self/smaps_rollup`. Clients are in this process, so that neither sockets nor frames are measured,
 //! but the connection's thread is.
 
@@ -34,18 +36,33 @@ fn main() -> ExitCode {
     // `cargo test --benches` only wants to know whether it runs.
     let is_test = !std::env::args().any(|argument| argument == "--bench");
     let rounds = if is_test { 3 } else { ROUNDS };
+    // As Criterion has it: only what is named like the argument, for a profiler's sake.
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let wanted = |what: &str| what.contains(&only);
     let mut table = Table::default();
     let plain = open(0);
     let connections = Arc::new(Connections::new(plain.clone()));
     // Everything that is made once has been made after this.
     first_answer(&connections, 1);
 
-    table.times("clone to first SELECT 1", "0.5 ms", 0.5, &sample(rounds, || first_answer(&connections, 1)));
-    table.times("clone to first SELECT 1, warm pool", "0.1 ms", 0.1, &warm(rounds));
-    memory(&mut table, &connections);
-    many(&mut table, &connections, if is_test { 10 } else { 1000 });
-    table.times("process start to first answer", "25 ms", 25.0, &sample(rounds.min(20), process_start));
-    table.times("reset with 1 MB changed", "0.2 ms", 0.2, &reset(rounds, &connections));
+    if wanted("first") {
+        table.times("clone to first SELECT 1", "0.5 ms", 0.5, &sample(rounds, || first_answer(&connections, 1)));
+    }
+    if wanted("warm") {
+        table.times("clone to first SELECT 1, warm pool", "0.1 ms", 0.1, &warm(rounds));
+    }
+    if wanted("memory") {
+        memory(&mut table, &connections);
+    }
+    if wanted("live") {
+        many(&mut table, &connections, if is_test { 10 } else { 1000 });
+    }
+    if wanted("process") {
+        table.times("process start to first answer", "25 ms", 25.0, &sample(rounds.min(20), process_start));
+    }
+    if wanted("reset") {
+        table.times("reset with 1 MB changed", "0.2 ms", 0.2, &reset(rounds, &connections));
+    }
     table.print();
     ExitCode::SUCCESS
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    ops::AddAssign,
+    ops::{AddAssign, Range},
     os::unix::fs::FileExt,
     sync::{
         Arc,
@@ -109,24 +109,49 @@ impl PageMap {
 
     /// The bytes of the `size` bytes at address `start` in pages that this process has written in private mappings.
     fn private_bytes(&self, start: usize, size: usize) -> io::Result<u64> {
+        let mut pages = 0;
+        self.each_written(start, size, |_| pages += 1)?;
+        Ok(pages * page_size() as u64)
+    }
+
+    /// The pages that `backend` has written, as ranges of offsets into its linear memory.
+    ///
+    /// # Errors
+    /// When `/proc` is not there or too old.
+    pub(crate) fn written(&self, backend: &Backend) -> anyhow::Result<Vec<Range<usize>>> {
+        let (start, size) = backend.memory_range()?;
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        self.each_written(start, size.load(Ordering::Relaxed), |page| {
+            let (start, end) = (page * page_size() - start, (page + 1) * page_size() - start);
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        })?;
+        Ok(ranges)
+    }
+
+    /// Calls `each` with the number of every such page.
+    fn each_written(&self, start: usize, size: usize, mut each: impl FnMut(usize)) -> io::Result<()> {
         /// Pages whose words are read at once.
         const BATCH: usize = 8192;
         const WORD: usize = size_of::<u64>();
         let page = page_size();
         let mut words = vec![0; BATCH * WORD];
         let (mut next, end) = (start / page, (start + size).div_ceil(page));
-        let mut private = 0;
         while next < end {
             let count = BATCH.min(end - next);
             let words = &mut words[..count * WORD];
             self.0.read_exact_at(words, (next * WORD) as u64)?;
-            let written = words.as_chunks::<WORD>().0.iter().map(|word| u64::from_le_bytes(*word)).filter(|word| {
-                word & FILE == 0 && (word & SWAPPED != 0 || word & (PRESENT | EXCLUSIVE) == PRESENT | EXCLUSIVE)
-            });
-            private += written.count() as u64;
+            for (page, word) in (next..).zip(words.as_chunks::<WORD>().0) {
+                let word = u64::from_le_bytes(*word);
+                if word & FILE == 0 && (word & SWAPPED != 0 || word & (PRESENT | EXCLUSIVE) == PRESENT | EXCLUSIVE) {
+                    each(page);
+                }
+            }
             next += count;
         }
-        Ok(private * page as u64)
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! A backend put back to where it was made from, replaced by another one, or copied as it stands: all between two messages, where the guest
 //! is not on the stack.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -19,6 +19,15 @@ impl Backend {
     /// Whether it has loaded side modules that the backend of `registers` had not.
     pub(crate) fn has_loaded_more_than(&self, registers: &Registers) -> bool {
         self.store.data().libraries.count() > registers.libraries().count()
+    }
+
+    /// Gives it pages of its own where it is about to write.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn populate(&self, image: &Image, pages: &[Range<usize>]) -> anyhow::Result<()> {
+        image.populate(&self.store, self.exports()?.memory, pages);
+        Ok(())
     }
 
     /// Goes back to where it was resumed from, with the files of `tree`, which is as it was then. Client, console and signals that have arrived stay.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use anyhow::bail;
 use wasmtime_wasi::I32Exit;
 
 use super::{Backend, boot::EXIT_ALIVE};
@@ -12,7 +13,7 @@ use crate::{
         client::{Client, Interest, Readiness},
         deliver,
     },
-    startup::StartupMessage,
+    startup::{Negotiation, StartupMessage, Step},
 };
 
 /// With this status an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
@@ -115,6 +116,20 @@ impl Backend {
         self.write_u32(handler, main_loop)?;
         self.call::<(), ()>("pgl_sendConnData", ())?;
         self.call::<(), ()>("pgl_pq_flush", ())
+    }
+
+    /// Serves a session that asks one question of a client that the host plays.
+    ///
+    /// # Errors
+    /// When the session does not start or the guest traps.
+    pub(crate) fn rehearse(&mut self, database: &str) -> anyhow::Result<()> {
+        let body = [&b"\0\x03\0\0user\0"[..], BOOTSTRAP_USER.as_bytes(), b"\0database\0", database.as_bytes(), b"\0\0"];
+        let body = body.concat();
+        let packet = [&u32::try_from(body.len() + 4)?.to_be_bytes()[..], &body].concat();
+        let Step::Start(startup) = Negotiation::default().accept(&packet)? else { bail!("no startup packet") };
+        let session = Session { startup: &startup, packet: &packet, key: BackendKey { secret: [0; 4] } };
+        self.record(&packet, |backend| backend.start_session(&session))?;
+        self.execute("SELECT 1")
     }
 
     /// Begins the session of the client anew, after `rewind` has put the backend back to where no client was there.

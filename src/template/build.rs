@@ -86,7 +86,9 @@ impl Builder<'_> {
             }
         }
         backend.execute("CHECKPOINT").context("no checkpoint can be made")?;
-        Snapshot::capture(&mut backend, directory)
+        Snapshot::capture(&mut backend, directory)?;
+        drop(backend);
+        Snapshot::rehearse(self.program, directory, database)
     }
 
     fn boot(&self, tree: &Arc<Mutex<Tree>>, database: &str) -> anyhow::Result<Backend> {

@@ -12,7 +12,7 @@
 //!
 //! What clones must not share is made anew in each: see [`Snapshot::make_distinct`].
 
-use std::{path::Path, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use anyhow::{Context, ensure};
 use parking_lot::Mutex;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::record;
 use crate::{
     backend::{Backend, Registers},
+    footprint::PageMap,
     fs::{Files, FrozenTree, ProcessState, Silent, Tree},
     guest::{Library, Setup},
     image::{Image, Shape},
@@ -33,6 +34,7 @@ const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 const MEMORY: &str = "memory";
 const FILES: &str = "files";
 const STATE: &str = "state";
+const FIRST_PAGES: &str = "first-pages";
 
 /// A captured backend.
 pub(crate) struct Snapshot {
@@ -40,6 +42,8 @@ pub(crate) struct Snapshot {
     image: Image,
     files: Arc<FrozenTree>,
     libraries: Vec<Arc<Library>>,
+    /// The pages that a session writes before its first answer.
+    first_pages: Vec<Range<usize>>,
 }
 
 /// Everything of it but memory and files.
@@ -85,7 +89,27 @@ impl Snapshot {
             libraries.push(library);
         }
         reader.close_all();
-        Ok(Self { state, image, files, libraries })
+        // Without them everything works, a little slower.
+        let first_pages = record::read(&directory.join(FIRST_PAGES)).unwrap_or_default();
+        Ok(Self { state, image, files, libraries, first_pages })
+    }
+
+    /// Finds out which pages of the snapshot in `directory` a session writes before its first answer, so that its clones have them early.
+    ///
+    /// # Errors
+    /// When a clone cannot answer, or the directory cannot be written.
+    pub(super) fn rehearse(program: &Program, directory: &Path, database: &str) -> anyhow::Result<()> {
+        let snapshot = Self::open(program, directory)?;
+        let mut backend = snapshot.make(program)?;
+        snapshot.make_distinct(&mut backend)?;
+        backend.rehearse(database).context("a first clone does not answer")?;
+        match PageMap::open().map_err(anyhow::Error::from).and_then(|pages| pages.written(&backend)) {
+            Ok(pages) => record::write(&directory.join(FIRST_PAGES), &pages),
+            Err(error) => {
+                tracing::info!("clones will get their first pages one by one, because the system does not tell which: {error:#}");
+                Ok(())
+            }
+        }
     }
 
     /// The files in `directory` alone: those of a cluster that has made a checkpoint and runs.
@@ -107,7 +131,10 @@ impl Snapshot {
     /// When the system has no more memory mappings to give.
     pub(super) fn make(&self, program: &Program) -> anyhow::Result<Backend> {
         let files = Files::resume(tree(&self.files), &self.state.process, Box::new(Silent));
-        Backend::resume(program, Setup::backend(program, files), &self.image, &self.state.registers, &self.libraries)
+        let setup = Setup::backend(program, files);
+        let backend = Backend::resume(program, setup, &self.image, &self.state.registers, &self.libraries)?;
+        backend.populate(&self.image, &self.first_pages)?;
+        Ok(backend)
     }
 
     /// Makes `backend`, which was made from here, differ from every other clone in what must not be shared: the state of `random()`

@@ -225,9 +225,17 @@ fn instantiate(
     let mut imports = Vec::new();
     let mut offset_table = Vec::new();
     let module = library.module().clone();
+    let main = store.as_context().data().exports()?.instance;
+    let main_module = main.module(&*store).clone();
+    let from_main = library.clone();
+    let from_main = from_main.from_main(&main_module);
     store.as_context_mut().data_mut().libraries.loaded.push(Loaded { library, place, instance: None });
-    for import in module.imports() {
+    for (import, export) in module.imports().zip(from_main) {
         let (space, name) = (import.module(), import.name());
+        if let Some(export) = export {
+            imports.push(main.get_module_export(&mut *store, export).with_context(|| format!("{name} is gone"))?);
+            continue;
+        }
         imports.push(match (space, import.ty()) {
             ("env", ExternType::Global(ty)) if name == "__memory_base" => constant(store, ty, memory_base)?.into(),
             ("env", ExternType::Global(ty)) if name == "__table_base" => constant(store, ty, table_base)?.into(),
@@ -240,10 +248,7 @@ fn instantiate(
                 Some(function) => function.into(),
                 None => report::undefined(&mut *store, ty, name).into(),
             },
-            _ => {
-                let main = store.as_context().data().exports()?.instance;
-                main.get_export(&mut *store, name).with_context(|| format!("undefined symbol: {name}"))?
-            }
+            _ => anyhow::bail!("undefined symbol: {name}"),
         });
     }
     let instance = Instance::new(&mut *store, &module, &imports)?;
@@ -276,15 +281,17 @@ fn constant(store: &mut impl AsContextMut<Data = Guest>, ty: GlobalType, value: 
     Ok(Global::new(store, ty, Val::I32(value.cast_signed()))?)
 }
 
-/// The function that an import of a library stands for.
-fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str) -> anyhow::Result<Option<Func>> {
-    let guest = store.as_context().data();
-    let main = guest.exports()?.instance;
-    let library_store = guest.library_store.clone();
-    let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| *name);
-    if let Some(function) = main.get_func(&mut *store, name) {
-        return Ok(Some(function));
+/// The name under which the main module may export what a library imports: none for what is the loader's to make.
+fn main_name<'a>(space: &str, name: &'a str) -> Option<&'a str> {
+    if space.starts_with("GOT.") || name == "__memory_base" || name == "__table_base" {
+        return None;
     }
+    Some(ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| *name))
+}
+
+/// The function that an import of a library stands for which the main module does not export.
+fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str) -> anyhow::Result<Option<Func>> {
+    let library_store = store.as_context().data().library_store.clone();
     let instances: Vec<Instance> =
         store.as_context().data().libraries.loaded.iter().filter_map(|loaded| loaded.instance).collect();
     for instance in instances {

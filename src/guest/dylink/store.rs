@@ -1,13 +1,17 @@
 //! Side modules of the whole program: each is taken apart and compiled once, whoever loads it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module};
+use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
 use super::{
     super::Guest,
+    main_name,
     object::{Layout, Object},
 };
 use crate::{artefact::hex_digest, engine::Compiler, instrument};
@@ -17,6 +21,7 @@ pub(crate) struct Library {
     hash: String,
     layout: Layout,
     module: Module,
+    from_main: OnceLock<Vec<Option<ModuleExport>>>,
 }
 
 impl Library {
@@ -31,6 +36,15 @@ impl Library {
 
     pub(super) fn module(&self) -> &Module {
         &self.module
+    }
+
+    /// For each of its imports, in order, the export of the main module that it stands for, if it is one. There is only one main module
+    /// that loads libraries; looking names up for every clone again would take longer than all else about a library.
+    pub(super) fn from_main(&self, main: &Module) -> &[Option<ModuleExport>] {
+        self.from_main.get_or_init(|| {
+            let imports = self.module.imports();
+            imports.map(|import| main.get_export_index(main_name(import.module(), import.name())?)).collect()
+        })
     }
 }
 
@@ -81,7 +95,7 @@ impl LibraryStore {
         let object = Object::parse(wasm)?;
         let name = path.rsplit('/').next().unwrap_or(path);
         let module = self.compiler.module(name, &hash, || Ok(object.code))?;
-        let library = Arc::new(Library { hash: hash.clone(), layout: object.layout, module });
+        let library = Arc::new(Library { hash: hash.clone(), layout: object.layout, module, from_main: OnceLock::new() });
         Ok(self.libraries.lock().entry(hash).or_insert(library).clone())
     }
 
