@@ -16,10 +16,10 @@ use support::{
 const BOOM: &str = "create function boom(int, int) returns text language internal strict as 'textcat'";
 const CRASH: &str = "select boom(2147483000, -1)";
 
-/// The SQLSTATE of how the session ended, if the client was told.
-fn end_of(peer: &Peer, sql: &str) -> Option<String> {
+/// Runs the statement, which ends the session with that SQLSTATE.
+fn end(peer: &Peer, sql: &str, sqlstate: &str) {
     peer.send(sql);
-    peer.answer().expect_err("the session has ended").code().map(|code| code.code().to_owned())
+    peer.assert_ended(sqlstate);
 }
 
 #[test]
@@ -34,13 +34,13 @@ fn after_a_crash_all_sessions_end_and_the_cluster_has_what_was_committed() {
     waiting.send("select pg_advisory_lock(1)");
     idle.until_waiting(&waiting, "Lock");
     busy.send("do $$ begin loop end loop; end $$");
-    idle.until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
+    Peer::connect(&server).until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
     crashing.run("update t set b = 'committed' where a = 1");
-    assert_eq!(end_of(&crashing, CRASH).as_deref(), Some("XX000"));
+    end(&crashing, CRASH, "XX000");
     for peer in [&waiting, &busy] {
-        assert_eq!(peer.error(), "57P02");
+        peer.assert_ended("57P02");
     }
-    assert_eq!(end_of(&idle, "commit").as_deref(), Some("57P02"));
+    end(&idle, "commit", "57P02");
 
     let after = Peer::connect(&server);
     assert_eq!(after.value("select concat(count(*), ' ', max(a), ' ', min(b)) from t"), "1000 1000 committed");
@@ -59,10 +59,11 @@ fn a_cluster_recovers_from_crash_after_crash() {
         other.run("begin; insert into t select 0 from generate_series(1, 1000)");
         peer.run(&format!("insert into t values ({round})"));
         if round % 2 == 0 {
-            peer.run("vacuum; checkpoint");
+            peer.run("vacuum");
+            peer.run("checkpoint");
         }
-        assert_eq!(end_of(&peer, CRASH).as_deref(), Some("XX000"));
-        assert_eq!(end_of(&other, "select 1").as_deref(), Some("57P02"));
+        end(&peer, CRASH, "XX000");
+        end(&other, "select 1", "57P02");
     }
     let rows = Peer::connect(&server).run("select round from t order by round");
     assert_eq!(rows, ["1", "2", "3", "4", "5"]);
@@ -75,7 +76,7 @@ fn temporary_and_unlogged_tables_are_empty_or_gone_after_a_crash() {
     peer.run(BOOM);
     peer.run("create unlogged table u as select generate_series(1, 100)");
     other.run("create temp table mine as select 1");
-    end_of(&peer, CRASH);
+    end(&peer, CRASH, "XX000");
     let after = Peer::connect(&server);
     assert_eq!(after.value("select count(*) from u"), "0");
     after.run("create temp table mine as select 2 as a");
@@ -93,6 +94,7 @@ fn clusters_of_other_connections_notice_nothing() {
         assert_eq!(framed.run(id, BOOM), "CZ");
         framed.port.data(id, &wire::query(CRASH));
         assert_eq!(framed.until(id, b'E'), "E");
+        framed.until_closed(id, "XX000");
         assert_eq!(framed.run(2, "select a from mine"), "TDCZ", "{id}");
     }
     framed.open(4, "shared");
@@ -117,10 +119,10 @@ impl Framed {
         assert!(self.until(id, b'Z').starts_with('R'));
     }
 
-    /// Runs a query; the types of the messages that answer it.
+    /// Runs a query; the types of the messages that answer it, apart from the status of parameters.
     fn run(&mut self, id: u32, sql: &str) -> String {
         self.port.data(id, &wire::query(sql));
-        self.until(id, b'Z')
+        self.until(id, b'Z').replace('S', "")
     }
 
     /// The types of the session's messages up to the next one of type `last`.
@@ -134,12 +136,18 @@ impl Framed {
                 }
             }
             let frame = self.port.next();
+            assert!(frame.kind != Kind::Close, "{id}: {:?}", frame.reason());
             if frame.kind == Kind::Data {
                 self.received.entry(frame.id).or_default().extend(frame.payload);
-            } else {
-                assert!(frame.kind != Kind::Close || frame.id != id, "{:?}", frame.reason());
             }
         }
+    }
+
+    /// Waits until the program has closed the connection, for that reason.
+    fn until_closed(&mut self, id: u32, sqlstate: &str) {
+        let closed = std::iter::from_fn(|| Some(self.port.next())).find(|frame| frame.kind == Kind::Close);
+        let closed = closed.expect("an endless iterator");
+        assert_eq!((closed.id, &closed.reason()[1][..]), (id, sqlstate));
     }
 }
 
@@ -148,7 +156,7 @@ fn the_program_shuts_down_in_order_after_a_crash() {
     let mut server = Server::shared();
     let peer = Peer::connect(&server);
     peer.run(BOOM);
-    end_of(&peer, CRASH);
+    end(&peer, CRASH, "XX000");
     Peer::connect(&server).run("select 1");
     server.program.signal(rustix::process::Signal::TERM);
     assert_eq!(server.program.wait().0.code(), Some(0));

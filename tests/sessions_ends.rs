@@ -163,7 +163,8 @@ fn the_program_ends_in_order_while_sessions_run() {
     busy.send("do $$ begin loop end loop; end $$");
     idle.until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
     server.program.signal(rustix::process::Signal::TERM);
-    assert_eq!((busy.error(), waiting.error()), ("57P01".into(), "57P01".into()));
+    busy.assert_ended("57P01");
+    waiting.assert_ended("57P01");
     let (status, _) = server.program.wait();
     assert_eq!(status.code(), Some(0));
 }

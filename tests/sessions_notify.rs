@@ -47,7 +47,7 @@ fn an_idle_session_gets_a_thousand_notifications_in_order() {
 fn a_busy_session_gets_its_notifications_when_it_is_idle_again() {
     let server = Server::shared();
     let (mut listener, sender) = (server.connect(), Peer::connect(&server));
-    listener.batch_execute("listen news; select pg_advisory_lock(1)").unwrap();
+    listener.batch_execute("listen news").unwrap();
     sender.run("select pg_notify('news', n::text) from generate_series(1, 500) n");
     // In a transaction nothing is delivered.
     listener.batch_execute("begin; select 1").unwrap();
@@ -96,7 +96,8 @@ fn all_listeners_of_the_database_hear_the_sender_too_and_other_databases_do_not(
 fn a_listener_that_lags_behind_does_not_stop_the_senders_and_loses_nothing() {
     let server = Server::shared();
     let (mut listener, sender) = (server.connect(), Peer::connect(&server));
-    listener.batch_execute("listen news; begin; select 1").unwrap();
+    listener.batch_execute("listen news").unwrap();
+    listener.batch_execute("begin").unwrap();
     // Several segments of the queue in pg_notify.
     for round in 0..20 {
         let payload = "repeat('x', 7000) || n";

@@ -100,7 +100,8 @@ fn a_session_starts_with_what_its_startup_packet_says() {
 fn a_session_starts_with_the_settings_of_its_role_and_its_database() {
     let server = Server::shared();
     let admin = Peer::connect(&server);
-    admin.run("create role app login; create database shop");
+    admin.run("create role app login");
+    admin.run("create database shop");
     admin.run("alter role app set work_mem = '6MB'; alter database shop set statement_timeout = '77s'");
     admin.run("alter role app in database shop set lock_timeout = '5s'");
     let settings = "select concat_ws(' ', current_setting('work_mem'), current_setting('statement_timeout'), \
@@ -117,8 +118,10 @@ fn a_session_starts_with_the_settings_of_its_role_and_its_database() {
 fn no_session_starts_for_a_role_or_a_database_that_is_not_there_or_not_open() {
     let server = Server::shared();
     let admin = Peer::connect(&server);
-    admin.run("create role nobody nologin; create role few login connection limit 1; create database closed allow_connections false");
-    admin.run("create database private; revoke connect on database private from public");
+    admin.run("create role nobody nologin; create role few login connection limit 1");
+    admin.run("create database closed allow_connections false");
+    admin.run("create database private");
+    admin.run("revoke connect on database private from public");
     let refused = |user: &str, database: &str| {
         code(&server.config().user(user).dbname(database).connect(NoTls).err().expect("refused"))
     };

@@ -73,7 +73,8 @@ fn idle_session_timeout_ends_a_session_that_says_nothing() {
 fn lock_timeout_and_deadlock_timeout_run_side_by_side_with_statement_timeout() {
     let server = Server::shared();
     let (peer, other) = (Peer::connect(&server), Peer::connect(&server));
-    other.run("create table t as select 1 as a; begin; lock table t");
+    other.run("create table t as select 1 as a");
+    other.run("begin; lock table t");
     peer.run("set deadlock_timeout = '5ms'; set lock_timeout = '100ms'; set statement_timeout = '20s'");
     assert_eq!(peer.fail("select * from t"), "55P03");
     peer.run("set lock_timeout = '20s'; set statement_timeout = '100ms'");

@@ -100,16 +100,19 @@ impl Backend {
         }
         self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(key.secret))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;
+        // Without a handler an error is fatal, as it is to a session that is not there yet (`errstart` in `src/backend/utils/error/elog.c`).
+        let handler = self.facts().address("PG_exception_stack")?;
+        let main_loop = self.read_u32(handler)?;
+        self.write_u32(handler, 0)?;
         let stack: u32 = self.call("emscripten_stack_get_current", ())?;
         self.call::<(), ()>("StartTransactionCommand", ())?;
-        if startup.user != BOOTSTRAP_USER.as_bytes() {
-            let user = self.push(&[&startup.user, &b"\0"[..]].concat())?;
-            self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
-        }
+        let user = self.push(&[&startup.user, &b"\0"[..]].concat())?;
+        self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
         let is_superuser: i32 = self.call("superuser", ())?;
         self.call::<(u32, i32), ()>("process_startup_options", (port, is_superuser))?;
         self.call::<(), ()>("CommitTransactionCommand", ())?;
         self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
+        self.write_u32(handler, main_loop)?;
         self.call::<(), ()>("pgl_sendConnData", ())?;
         self.call::<(), ()>("pgl_pq_flush", ())
     }

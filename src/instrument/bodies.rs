@@ -179,6 +179,56 @@ pub(super) fn stack_measure(target: &Target, operators: &[Operator]) -> Result<S
     }
 }
 
+/// Where `ReportGUCOption` reports a setting (`src/backend/utils/misc/guc.c`).
+pub(super) struct Report {
+    /// Offset of `last_reported` in `struct config_generic`.
+    pub(super) last_reported: u64,
+    /// Locals with what was reported before and with the value to report.
+    pub(super) before: u32,
+    pub(super) value: u32,
+    /// The instruction after the message was sent, where PostgreSQL remembers the value.
+    pub(super) sent_at: usize,
+}
+
+impl Report {
+    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
+        let compared = |window: &[Operator]| match *window {
+            [
+                Operator::LocalGet { local_index: 0 },
+                Operator::I32Load { memarg },
+                Operator::LocalTee { local_index: before },
+                Operator::If { .. },
+            ] => Some((memarg.offset, before)),
+            _ => None,
+        };
+        // pq_endmessage(), the end of the condition, pfree(value).
+        let sent = |window: &[Operator]| match *window {
+            [Operator::Call { .. }, Operator::End, Operator::LocalGet { local_index: value }, Operator::Call { .. }] => {
+                Some(value)
+            }
+            _ => None,
+        };
+        let (_, (last_reported, before)) = once(target, "a look at last_reported", operators, 4, compared)?;
+        let (at, value) = once(target, "a value sent and freed", operators, 4, sent)?;
+        Ok(Self { last_reported, before, value, sent_at: at + 1 })
+    }
+}
+
+/// Where `BeginReportingGUCOptions` calls `report`, the function of that index, and the local with the setting that it passes.
+pub(super) fn reported_all(
+    target: &Target,
+    operators: &[Operator],
+    report: u32,
+) -> Result<(usize, u32), InstrumentError> {
+    let call = |pair: &[Operator]| match *pair {
+        [Operator::LocalGet { local_index }, Operator::Call { function_index }] => {
+            (function_index == report).then_some(local_index)
+        }
+        _ => None,
+    };
+    once(target, "a setting reported", operators, 2, call)
+}
+
 /// The address of `pg_enc2name_tbl`, entries of eight bytes that begin with a name, which error messages name four times.
 pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let name = |window: &[Operator]| match *window {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use wasm_encoder::{BlockType, Instruction, MemArg};
 
 use super::InstrumentError;
-use super::bodies::{CancelKey, Kill, own_process_id, stack_measure, wait_site};
+use super::bodies::{CancelKey, Kill, Report, own_process_id, reported_all, stack_measure, wait_site};
 use super::evidence::Found;
 use super::hooks::Hook;
 use super::module::Module;
@@ -73,6 +73,29 @@ impl Surroundings<'_> {
                 let at = stack_measure(target, &operators)?.compared_at;
                 Edit { at: at..at, with: vec![self.call(Hook::StackDepth)] }
             }
+            Change::RememberReport => {
+                let report = Report::read(target, &operators)?;
+                let with = vec![
+                    Instruction::LocalGet(report.before),
+                    self.function("free")?,
+                    Instruction::LocalGet(0),
+                    Instruction::LocalGet(report.value),
+                    self.function("strdup")?,
+                    Instruction::I32Store(word(report.last_reported, 2)),
+                ];
+                Edit { at: report.sent_at..report.sent_at, with }
+            }
+            Change::ForgetReports => {
+                let report = self.found.function("ReportGUCOption")?;
+                let (at, setting) = reported_all(target, &operators, report)?;
+                let last_reported = self.found.read(module, "ReportGUCOption", Report::read)?.last_reported;
+                let with = vec![
+                    Instruction::LocalGet(setting),
+                    Instruction::I32Const(0),
+                    Instruction::I32Store(word(last_reported, 2)),
+                ];
+                Edit { at: at..at, with }
+            }
             Change::Wait => {
                 let (at, latch) = wait_site(target, &operators)?;
                 let with = vec![
@@ -97,6 +120,12 @@ impl Surroundings<'_> {
 
     fn call(&self, hook: Hook) -> Instruction<'static> {
         Instruction::Call(self.first_hook + hook.position())
+    }
+
+    /// A call of a function of the table.
+    fn function(&self, name: &str) -> Result<Instruction<'static>, InstrumentError> {
+        let added = u32::try_from(Hook::ALL.len()).unwrap_or(u32::MAX);
+        Ok(Instruction::Call(self.found.function(name)? + added))
     }
 
     fn kill(&self, errno: i32) -> Vec<Instruction<'static>> {

@@ -59,6 +59,10 @@ pub(super) enum Change {
     AnswerProcessId,
     /// The host has a say in how deep the stack is.
     StackDepth,
+    /// It remembers what it has reported.
+    RememberReport,
+    /// It forgets what was reported before it reports everything.
+    ForgetReports,
     /// It calls the host where it called `poll()`.
     Wait,
     /// It calls the host, and turns a negative answer into `errno` and -1.
@@ -210,6 +214,23 @@ pub(super) const TARGETS: &[Target] = &[
         shape: shape(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
+    },
+    // ParameterStatus: PGlite does not remember what it has told the client, and would tell it again.
+    Target { name: "strcmp", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "strdup", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "free", shape: shape(1, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "hash_seq_init", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "BeginReportingGUCOptions",
+        shape: shape(0, 0),
+        evidence: Evidence::Between { caller: "pgl_sendConnData", callee: "hash_seq_init" },
+        changes: &[Change::ForgetReports],
+    },
+    Target {
+        name: "ReportGUCOption",
+        shape: shape(1, 0),
+        evidence: Evidence::Between { caller: "BeginReportingGUCOptions", callee: "strcmp" },
+        changes: &[Change::RememberReport],
     },
     Target {
         name: "check_stack_depth",

@@ -19,6 +19,17 @@ use crate::{
 /// Databases that `initdb` has made and that take connections.
 const INITIAL_DATABASES: [&str; 2] = ["postgres", "template1"];
 
+/// Settings of clusters that exist in memory only and have one session. Values of the cluster's own configuration give way to them.
+pub(super) const SETTINGS: [&str; 4] = [
+    // What does not fit is read from the files in memory, which costs little more.
+    "-cshared_buffers=16MB",
+    // Pages are torn when a machine loses power; this cluster is gone then.
+    "-cfull_page_writes=off",
+    // Zeros and old segments would only take up memory.
+    "-cwal_init_zero=off",
+    "-cwal_recycle=off",
+];
+
 /// Queries that load what almost every session uses, so that clones have it: PL/pgSQL, catalog caches, the plan of a first query.
 /// They leave nothing behind in the database, and no event trigger of its owner's sees them.
 const WARM_UP: [&str; 5] = [
@@ -95,6 +106,6 @@ pub(super) fn boot(
 ) -> anyhow::Result<Backend> {
     let files = Files::new(tree.clone(), console)?;
     let mut backend = Backend::new(program, Setup::backend(program, files))?;
-    backend.boot(database, &[])?;
+    backend.boot(database, &SETTINGS.map(str::to_owned))?;
     Ok(backend)
 }

@@ -261,6 +261,7 @@ impl Templates {
             self.program.key().as_bytes(),
             env!("CARGO_PKG_VERSION").as_bytes(),
             START_PARAMETERS.join(" ").as_bytes(),
+            build::SETTINGS.join(" ").as_bytes(),
             BOOTSTRAP_USER.as_bytes(),
         ])
     }

@@ -4,7 +4,9 @@
 // Every test file compiles this for itself, as a part of itself, and none uses all of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod cache;
 pub mod fake;
+pub mod local;
 pub mod peer;
 pub mod port;
 pub mod process;

@@ -84,6 +84,16 @@ impl Peer {
         }
     }
 
+    /// Asserts that the statement that was sent has ended its session with that SQLSTATE.
+    ///
+    /// The driver loses the last message if the end of the connection comes along with it, so that the raw sessions are where
+    /// the code is really looked at.
+    pub fn assert_ended(&self, sqlstate: &str) {
+        let error = self.answer().expect_err("the session has ended");
+        let code = error.code().map_or(sqlstate, |code| code.code());
+        assert!(code == sqlstate && (error.is_closed() || error.as_db_error().is_some()), "{error:?}");
+    }
+
     /// Whether the statement that was sent is still under way.
     pub fn is_busy(&self) -> bool {
         self.answers.recv_timeout(std::time::Duration::ZERO).is_err_and(|error| error == RecvTimeoutError::Timeout)

@@ -1,9 +1,12 @@
 //! The built program as a server, and the ways to it: a driver, psql, raw messages.
 
 use std::{
-    io::Write,
-    net::{Shutdown, TcpStream},
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
     process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
@@ -77,9 +80,26 @@ impl Server {
     pub fn cancel(&self, process_id: i32, secret_key: &[u8]) {
         let mut stream = self.stream();
         stream.write_all(&wire::cancel_request(process_id, secret_key)).expect("it listens");
-        assert_eq!(std::io::Read::read(&mut stream, &mut [0]).expect("the end"), 0, "no answer to a cancel request");
-        // The other side has closed already.
-        let _ = stream.shutdown(Shutdown::Both);
+        assert_eq!(stream.read(&mut [0]).expect("the end"), 0, "a cancel request has no answer");
+    }
+
+    /// Waits until so many connections are being served.
+    pub fn wait_for_connections(&self, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut threads = self.connection_threads();
+        while threads != count {
+            assert!(Instant::now() < deadline, "{threads} connections instead of {count}");
+            // The operating system tells nobody when another program's thread has ended.
+            thread::sleep(Duration::from_millis(2));
+            threads = self.connection_threads();
+        }
+    }
+
+    /// The threads of the program that serve a connection.
+    fn connection_threads(&self) -> usize {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.program.id())).expect("it runs");
+        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        tasks.filter_map(|task| task.ok().map(name)).filter(|name| name.starts_with("connection-")).count()
     }
 
     /// Runs psql with these arguments.
@@ -100,7 +120,7 @@ impl Server {
             .spawn()
             .expect("psql is installed");
         let mut stdin = psql.stdin.take().expect("piped");
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             scope.spawn(move || {
                 // psql may end before it has read everything.
                 let _ = stdin.write_all(input);

@@ -117,6 +117,21 @@ impl Message {
         messages
     }
 
+    /// The values of a `DataRow` as text, `NULL` for those that are.
+    pub fn values(&self) -> Vec<String> {
+        assert_eq!(self.kind, b'D', "no row: {self:?}");
+        let (mut values, mut rest) = (Vec::new(), &self.body[2..]);
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            let (value, after) = match usize::try_from(i32::from_be_bytes(*length)) {
+                Ok(length) => after.split_at(length),
+                Err(_) => (&b"NULL"[..], after),
+            };
+            values.push(String::from_utf8_lossy(value).into_owned());
+            rest = after;
+        }
+        values
+    }
+
     /// The fields of an `ErrorResponse` or `NoticeResponse`, by their letter.
     pub fn fields(&self) -> HashMap<char, String> {
         assert!(matches!(self.kind, b'E' | b'N'), "no error or notice: {self:?}");

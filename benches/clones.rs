@@ -1,0 +1,207 @@
+//! What an isolated connection costs: time to its first answer, private memory, reset. Prints one table; the aims are those of the project.
+//!
+//! Memory is `Private_Dirty` and `Pss` of `/proc/self/smaps_rollup`. Clients are in this process, so that neither sockets nor frames are measured,
+//! but the connection's thread is.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::{
+    fs,
+    process::ExitCode,
+    sync::{Arc, mpsc::channel},
+    time::{Duration, Instant},
+};
+
+use pglite_port::{
+    connection::{Connections, Mode, Request, Sessions, Task},
+    databases::{Databases, Places, Settings},
+    frame::{Kind, Options},
+    log::LogSink,
+};
+use support::{
+    local::{Connect, Local},
+    port::Port,
+    wire,
+};
+
+/// How often short things are measured.
+const ROUNDS: usize = 300;
+/// How many clones memory is measured on.
+const CLONES: u32 = 50;
+
+fn main() -> ExitCode {
+    // `cargo test --benches` only wants to know whether it runs.
+    let is_test = !std::env::args().any(|argument| argument == "--bench");
+    let rounds = if is_test { 3 } else { ROUNDS };
+    let mut table = Table::default();
+    let plain = open(0);
+    let connections = Arc::new(Connections::new(plain.clone()));
+    // Everything that is made once has been made after this.
+    first_answer(&connections, 1);
+
+    table.times("clone to first SELECT 1", "0.5 ms", 0.5, &sample(rounds, || first_answer(&connections, 1)));
+    table.times("clone to first SELECT 1, warm pool", "0.1 ms", 0.1, &warm(rounds));
+    memory(&mut table, &connections);
+    many(&mut table, &connections, if is_test { 10 } else { 1000 });
+    table.times("process start to first answer", "25 ms", 25.0, &sample(rounds.min(20), process_start));
+    table.times("reset with 1 MB changed", "0.2 ms", 0.2, &reset(rounds, &connections));
+    table.print();
+    ExitCode::SUCCESS
+}
+
+fn open(warm: usize) -> Arc<Databases> {
+    let settings = Settings { warm, ..Settings::default() };
+    let log = LogSink::new(|_, _, _, _| {});
+    Arc::new(Databases::open(&Places::default(), Mode::Isolated, settings, log).expect("databases"))
+}
+
+fn connect(connections: &Arc<Connections>, id: u32) -> Local {
+    let mut local = Local::connect(connections, Connect { id, ..Connect::default() }).0;
+    assert_eq!(local.values("SELECT 1"), ["1"]);
+    local
+}
+
+fn first_answer(connections: &Arc<Connections>, id: u32) -> Duration {
+    let start = Instant::now();
+    let local = connect(connections, id);
+    let took = start.elapsed();
+    drop(local);
+    took
+}
+
+fn sample(rounds: usize, mut measure: impl FnMut() -> Duration) -> Vec<Duration> {
+    (0..rounds).map(|_| measure()).collect()
+}
+
+fn warm(rounds: usize) -> Vec<Duration> {
+    let databases = open(8);
+    let connections = Arc::new(Connections::new(databases.clone()));
+    sample(rounds, || {
+        let ready = || databases.stats().iter().any(|(key, value)| *key == "warm" && value == "8");
+        while !ready() {
+            std::thread::yield_now();
+        }
+        first_answer(&connections, 1)
+    })
+}
+
+fn memory(table: &mut Table, connections: &Arc<Connections>) {
+    let before = smaps();
+    let mut clones: Vec<Local> = (0..CLONES).map(|id| connect(connections, id)).collect();
+    table.bytes("private memory after SELECT 1", "0.8 MB", 0.8, (smaps() - before).private / u64::from(CLONES));
+    table.bytes("  of it linear memory and files, as told by `memory`", "", f64::MAX, told(connections));
+    for clone in &mut clones {
+        clone.values("CREATE TABLE t (id int PRIMARY KEY, name text)");
+        clone.values("INSERT INTO t SELECT n, 'name ' || n FROM generate_series(1, 100) n");
+        assert_eq!(clone.values("SELECT count(*) FROM t"), ["100"]);
+    }
+    let each = (smaps() - before).private / u64::from(CLONES);
+    table.bytes("private memory after CREATE TABLE and 100 rows", "2.5 MB", 2.5, each);
+    table.bytes("  of it linear memory and files, as told by `memory`", "", f64::MAX, told(connections));
+}
+
+/// The median sum that the verb `memory` tells.
+fn told(connections: &Arc<Connections>) -> u64 {
+    let figures = connections.sessions().memory().expect("figures");
+    let mut sums: Vec<u64> =
+        figures.iter().filter(|(key, _)| *key == "sum").map(|(_, value)| value.parse().expect("a number")).collect();
+    sums.sort_unstable();
+    sums[sums.len() / 2]
+}
+
+fn many(table: &mut Table, connections: &Arc<Connections>, count: u32) {
+    let before = smaps();
+    let start = Instant::now();
+    let clones: Vec<Local> = (0..count).map(|id| connect(connections, id)).collect();
+    let took = start.elapsed();
+    let memory = (smaps() - before).pss;
+    let start = Instant::now();
+    drop(clones);
+    let ended = start.elapsed();
+    table.times(&format!("{count} live clones, each answered"), "1 s", 1000.0, &[took]);
+    table.bytes("  in all", "1200 MB", 1200.0, memory);
+    table.times("  until they are gone", "", f64::MAX, &[ended]);
+}
+
+fn process_start() -> Duration {
+    let start = Instant::now();
+    let mut port = Port::spawn(&["--mode", "isolated"]);
+    port.send_frame(Kind::Open, 1, &Options::new().to_bytes());
+    port.data(1, &[wire::startup(&[("user", "postgres")]), wire::query("SELECT 1")].concat());
+    let mut bytes = Vec::new();
+    let is_answered = |bytes: &[u8]| bytes.ends_with(b"Z\0\0\0\x05I") && bytes.windows(8).any(|part| part == b"SELECT 1");
+    while !is_answered(&bytes) {
+        let frame = port.next();
+        assert!(matches!(frame.kind, Kind::Data | Kind::Log), "{frame:?}");
+        if frame.kind == Kind::Data {
+            bytes.extend(frame.payload);
+        }
+    }
+    start.elapsed()
+}
+
+fn reset(rounds: usize, connections: &Arc<Connections>) -> Vec<Duration> {
+    let mut local = connect(connections, 1);
+    sample(rounds, || {
+        // Far more than 1 MB in pages of shared buffers and in files, so that the figure is no better than it says.
+        local.values("CREATE TABLE t AS SELECT n, repeat('x', 1000) FROM generate_series(1, 512) n");
+        let (sender, answer) = channel();
+        let start = Instant::now();
+        local.control.ask(Request::new(Task::Reset, move |answer| sender.send(answer).expect("we wait")));
+        answer.recv().expect("an answer").expect("it is put back");
+        start.elapsed()
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Smaps {
+    private: u64,
+    pss: u64,
+}
+
+impl std::ops::Sub for Smaps {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { private: self.private.saturating_sub(other.private), pss: self.pss.saturating_sub(other.pss) }
+    }
+}
+
+fn smaps() -> Smaps {
+    let text = fs::read_to_string("/proc/self/smaps_rollup").expect("Linux");
+    let bytes = |name: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(name)).expect("the field");
+        line.split_ascii_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
+    };
+    Smaps { private: bytes("Private_Dirty:"), pss: bytes("Pss:") }
+}
+
+#[derive(Default)]
+struct Table(Vec<[String; 5]>);
+
+impl Table {
+    fn times(&mut self, what: &str, aim: &str, limit: f64, sample: &[Duration]) {
+        let mut sample: Vec<f64> = sample.iter().map(|took| took.as_secs_f64() * 1e3).collect();
+        sample.sort_by(f64::total_cmp);
+        let at = |part: usize| sample[(sample.len() - 1) * part / 100];
+        let spread = format!("{:.3} .. {:.3}", at(10), at(90));
+        self.0.push([what.into(), aim.into(), format!("{:.3} ms", at(50)), spread, verdict(at(50), limit)]);
+    }
+
+    fn bytes(&mut self, what: &str, aim: &str, limit: f64, bytes: u64) {
+        let megabytes = Duration::from_micros(bytes).as_secs_f64();
+        self.0.push([what.into(), aim.into(), format!("{megabytes:.2} MB"), String::new(), verdict(megabytes, limit)]);
+    }
+
+    fn print(&self) {
+        let heading = ["what", "aim (at most)", "median", "10 % .. 90 %", ""].map(str::to_owned);
+        for [what, aim, median, spread, verdict] in std::iter::once(&heading).chain(&self.0) {
+            println!("{what:<54} {aim:>13} {median:>12} {spread:>20}  {verdict}");
+        }
+    }
+}
+
+fn verdict(value: f64, limit: f64) -> String {
+    if value > limit { "missed".to_owned() } else { String::new() }
+}

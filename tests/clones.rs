@@ -1,0 +1,151 @@
+//! Clones of a template: what they share with each other, which is nothing that anybody can see, and what becomes of their memory.
+
+mod support;
+
+use std::{collections::HashSet, fs, sync::Arc, thread};
+
+use pglite_port::{
+    connection::{Connections, Sessions},
+    databases::{Databases, Settings},
+};
+use support::{
+    PATIENCE, cache,
+    local::{Connect, Local},
+    wire,
+};
+
+fn connect(connections: &Arc<Connections>, id: u32) -> Local {
+    Local::connect(connections, Connect { id, ..Connect::default() }).0
+}
+
+/// The body of the `BackendKeyData` among the messages of a startup.
+fn backend_key(messages: &[wire::Message]) -> Vec<u8> {
+    messages.iter().find(|message| message.kind == b'K').expect("a key").body.clone()
+}
+
+/// What every clone must have for itself, asked of a new one.
+fn identity(connections: &Arc<Connections>) -> Vec<String> {
+    let (mut clone, startup) = Local::connect(connections, Connect::default());
+    let mut values = clone.values(
+        "SELECT random(), gen_random_uuid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())",
+    );
+    values.push(format!("{:?}", backend_key(&startup)));
+    values
+}
+
+#[test]
+fn random_numbers_start_times_and_cancel_keys_differ_between_clones_whether_they_were_kept_ready_or_not() {
+    for warm in [0, 2] {
+        let connections = cache::connections(Settings { warm, ..Settings::default() });
+        let clones: Vec<Vec<String>> = (0..5).map(|_| identity(&connections)).collect();
+        for kind in 0..clones[0].len() {
+            let distinct: HashSet<&String> = clones.iter().map(|clone| &clone[kind]).collect();
+            assert_eq!(distinct.len(), clones.len(), "{clones:?}");
+        }
+    }
+}
+
+#[test]
+fn a_clone_from_the_pool_has_started_when_it_was_taken_and_not_when_it_was_made() {
+    let databases = cache::open_at(&cache::shared(), Settings { warm: 1, ..Settings::default() });
+    let connections = Arc::new(Connections::new(databases.clone()));
+    wait_until_warm(&databases, 1);
+    let before = connect(&connections, 1).values("SELECT clock_timestamp()").remove(0);
+    wait_until_warm(&databases, 1);
+    let mut clone = connect(&connections, 2);
+    let later =
+        format!("SELECT backend_start > '{before}' FROM pg_stat_activity WHERE pid = pg_backend_pid()");
+    assert_eq!(clone.values(&later), ["t"]);
+}
+
+fn wait_until_warm(databases: &Databases, clones: usize) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let wanted = ("warm", clones.to_string());
+    while !databases.stats().contains(&wanted) {
+        assert!(std::time::Instant::now() < deadline, "{:?}", databases.stats());
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn fifty_clones_that_write_over_the_same_pages_never_see_each_other() {
+    let connections = cache::connections(Settings::default());
+    let threads: Vec<_> = (0..50_u32)
+        .map(|number| {
+            let connections = connections.clone();
+            thread::spawn(move || {
+                let mut clone = connect(&connections, number);
+                // A new table gets the same file, the same blocks and the same catalogue rows in every clone.
+                clone.values("CREATE TABLE t (id int PRIMARY KEY, owner int)");
+                clone.values(&format!("INSERT INTO t SELECT n, {number} FROM generate_series(1, 500) n"));
+                clone.values(&format!("COMMENT ON DATABASE postgres IS 'of {number}'"));
+                for _ in 0..3 {
+                    clone.values("UPDATE t SET id = id + 1000 WHERE id % 7 = 0");
+                    clone.values("VACUUM t");
+                    let expected = ["500".to_owned(), number.to_string(), number.to_string(), format!("of {number}")];
+                    let seen = clone.values(
+                        "SELECT count(*), min(owner), max(owner), (SELECT shobj_description(oid, 'pg_database') \
+                         FROM pg_database WHERE datname = current_database()) FROM t",
+                    );
+                    assert_eq!(seen, expected);
+                }
+                clone
+            })
+        })
+        .collect();
+    // All of them are alive at once until here.
+    let clones: Vec<Local> = threads.into_iter().map(|thread| thread.join().expect("no clone sees another")).collect();
+    let template = connect(&connections, 100).values("SELECT count(*) FROM pg_class WHERE relname = 't'");
+    assert_eq!(template, ["0"], "nor does the template");
+    drop(clones);
+}
+
+#[test]
+fn private_memory_is_told_by_connection_and_grows_with_what_it_writes_and_no_other() {
+    let connections = cache::connections(Settings::default());
+    let (mut writer, _idle) = (connect(&connections, 7), connect(&connections, 8));
+    let told = |id: &str| -> [u64; 3] {
+        let figures = connections.sessions().memory().expect("figures");
+        let at = figures.iter().position(|(key, value)| *key == "connection" && value == id).expect("it is listed");
+        ["memory", "files", "sum"].map(|key| {
+            let (_, value) = figures[at..].iter().find(|figure| figure.0 == key).expect("a figure");
+            value.parse().expect("a number")
+        })
+    };
+    let (before, idle_before) = (told("7"), told("8"));
+    assert!(before[0] > 0);
+    writer.values("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 2000)");
+    let (after, idle_after) = (told("7"), told("8"));
+    assert!(after[0] > before[0] + (1 << 20), "{before:?} {after:?}");
+    assert!(after[1] > before[1] + (2 << 20), "the table has 2 MB: {before:?} {after:?}");
+    assert_eq!(after[2], after[0] + after[1]);
+    assert_eq!(idle_after, idle_before);
+    drop(writer);
+    let figures = connections.sessions().memory().expect("figures");
+    assert!(!figures.contains(&("connection", "7".to_owned())), "a closed connection is not listed: {figures:?}");
+}
+
+/// Opens and closes; `PGLITE_PORT_ROUNDS` says how often, 300 times by default.
+#[test]
+fn resident_memory_stays_where_it_is_when_clones_come_and_go() {
+    let rounds = std::env::var("PGLITE_PORT_ROUNDS").map_or(300, |rounds| rounds.parse().expect("a number"));
+    let connections = cache::connections(Settings::default());
+    let round = |id: u32| {
+        let mut clone = connect(&connections, id);
+        clone.values("CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n");
+    };
+    // The allocator and the page cache have had what they want after these.
+    (0..50).for_each(round);
+    let before = resident();
+    (0..rounds).for_each(round);
+    let grown = resident().saturating_sub(before);
+    // One clone has more than 1 MB for itself: if one in a hundred stayed, it would show.
+    assert!(grown < (8 << 20) + u64::from(rounds) * 1000, "{grown} bytes more after {rounds} rounds");
+}
+
+/// Resident memory of this process that belongs to no file, in bytes.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("the field");
+    line.split_ascii_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
+}

@@ -1,0 +1,114 @@
+//! How sessions end from outside: clients that vanish, signals, a parent that is gone.
+
+mod support;
+
+use pglite_port::frame::Kind;
+use rustix::process::Signal;
+use support::{
+    port::Port,
+    server::{Server, rows},
+    session::errors,
+    wire,
+};
+
+#[test]
+fn a_client_that_vanishes_in_the_middle_of_a_result_takes_its_backend_along() {
+    let server = Server::start();
+    let mut other = server.connect();
+    let mut session = server.session(&[]);
+    session.query("select repeat('x', 1000) from generate_series(1, 1000000000)");
+    session.until(b'D');
+    drop(session);
+    server.wait_for_connections(1);
+    assert_eq!(rows(&mut other, "select 'alive'"), ["alive"]);
+}
+
+#[test]
+fn a_client_that_vanishes_while_its_query_computes_or_sleeps_takes_its_backend_along() {
+    let server = Server::start();
+    for endless in ["loop null; end loop", "perform pg_sleep(1000000)"] {
+        let mut session = server.session(&[]);
+        session.query(&format!("do $$ begin raise notice 'begun'; {endless}; end $$"));
+        session.until(b'N');
+        drop(session);
+        server.wait_for_connections(0);
+    }
+}
+
+#[test]
+fn a_client_that_vanishes_in_the_middle_of_a_message_or_a_transaction_takes_its_backend_along() {
+    let server = Server::start();
+    let mut session = server.session(&[]);
+    session.values("begin; create table t (a int)");
+    session.send(&wire::query("select 1")[..5]);
+    drop(session);
+    server.wait_for_connections(0);
+}
+
+#[test]
+fn sigterm_ends_sessions_that_are_idle_and_sessions_that_compute_and_then_the_program() {
+    let mut server = Server::start();
+    let mut idle = server.session(&[]);
+    let mut in_transaction = server.session(&[]);
+    in_transaction.values("begin");
+    let mut computing = server.session(&[]);
+    computing.query("do $$ begin raise notice 'begun'; loop null; end loop; end $$");
+    computing.until(b'N');
+    let mut sleeping = server.session(&[]);
+    sleeping.query("do $$ begin raise notice 'begun'; perform pg_sleep(1000000); end $$");
+    sleeping.until(b'N');
+    server.program.signal(Signal::TERM);
+    for session in [&mut idle, &mut in_transaction, &mut computing, &mut sleeping] {
+        let messages = session.until_closed();
+        assert_eq!(errors(&messages), ["57P01"]);
+        let message = &messages.last().expect("the error").fields()[&'M'];
+        assert_eq!(message, "terminating connection due to administrator command");
+    }
+    assert_eq!(server.program.wait().0.code(), Some(0));
+}
+
+/// A port with a session that has begun a query without end.
+fn port_with_a_busy_session() -> Port {
+    let mut port = Port::spawn(&["--mode", "isolated"]);
+    port.start(1, "postgres");
+    port.data(1, &wire::query("do $$ begin raise notice 'begun'; loop null; end loop; end $$"));
+    let mut bytes = Vec::new();
+    // The NOTICE comes after everything that a session begins with.
+    while !bytes.windows(5).any(|part| part == b"begun") {
+        let frame = port.next();
+        assert!(matches!((frame.kind, frame.id), (Kind::Data | Kind::Window, 1)), "{frame:?}");
+        if frame.kind == Kind::Data {
+            bytes.extend(frame.payload);
+        }
+    }
+    port
+}
+
+#[test]
+fn the_end_of_stdin_ends_the_program_while_a_query_runs() {
+    let mut port = port_with_a_busy_session();
+    port.end_input();
+    assert_eq!(port.exit_status().0, Some(0));
+}
+
+#[test]
+fn sigterm_ends_the_port_in_order_while_a_query_runs() {
+    let mut port = port_with_a_busy_session();
+    port.signal(Signal::TERM);
+    let (bytes, reason) = port.until_closed(1);
+    assert_eq!(wire::error(bytes)[..2], ["FATAL", "57P01"]);
+    assert_eq!(reason[1], "00000");
+    assert_eq!(port.exit_status().0, Some(0));
+}
+
+#[test]
+fn a_close_frame_ends_a_session_while_its_query_runs_and_is_answered_by_one() {
+    let mut port = port_with_a_busy_session();
+    port.close(1);
+    assert_eq!(port.until_closed(1).1[1], "00000");
+    port.start(2, "postgres");
+    port.data(2, &wire::terminate());
+    assert_eq!(port.until_closed(2).1[1], "00000");
+    port.end_input();
+    assert_eq!(port.exit_status().0, Some(0));
+}

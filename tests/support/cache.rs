@@ -1,0 +1,61 @@
+//! Caches for tests: one that they share, because compiling PostgreSQL takes seconds, and copies of it to do harm to.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use pglite_port::{
+    connection::{Connections, Mode},
+    databases::{Databases, Places, Settings},
+    log::LogSink,
+};
+use tempfile::TempDir;
+
+/// The cache that all tests share, with the default template in it.
+pub fn shared() -> PathBuf {
+    static FILLED: OnceLock<PathBuf> = OnceLock::new();
+    FILLED
+        .get_or_init(|| {
+            let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+            open_at(&directory, Settings::default());
+            directory
+        })
+        .clone()
+}
+
+/// Databases in that cache.
+pub fn open_at(cache: &Path, settings: Settings) -> Arc<Databases> {
+    let places = Places { cache: Some(cache.to_owned()), ..Places::default() };
+    Arc::new(Databases::open(&places, Mode::Isolated, settings, LogSink::to_own_log()).expect("databases"))
+}
+
+/// Connections to databases in the shared cache.
+pub fn connections(settings: Settings) -> Arc<Connections> {
+    Arc::new(Connections::new(open_at(&shared(), settings)))
+}
+
+/// A cache of the test's own, with compiled code but no templates in it.
+pub fn own() -> TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    copy(&shared(), directory.path());
+    directory
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_name() == "templates" || entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        if path.is_dir() {
+            fs::create_dir(&target).expect("a directory");
+            copy(&path, &target);
+        } else if fs::hard_link(&path, &target).is_err() {
+            // Another filesystem.
+            fs::copy(&path, &target).expect("a copy");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Clients in this process, without sockets and frames: the shortest way to a session.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Condvar, Mutex},
+    time::Instant,
+};
+
+use crossbeam_channel::{Receiver, bounded};
+use pglite_port::{
+    connection::{Connections, Control, Mode, Opening},
+    error_response::ErrorResponse,
+    guest::client::{Client, Interest, Readiness, Waker},
+    log::LogSink,
+};
+
+use super::{PATIENCE, wire};
+
+#[derive(Default)]
+struct State {
+    to_backend: VecDeque<u8>,
+    from_backend: Vec<u8>,
+    gone: bool,
+    woken: bool,
+}
+
+/// The backend's end of the connection.
+#[derive(Clone, Default)]
+struct Pipe(Arc<(Mutex<State>, Condvar)>);
+
+impl Pipe {
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.0.0.lock().expect("no panic"));
+        self.0.1.notify_all();
+        result
+    }
+}
+
+impl Client for Pipe {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.0.0.lock().expect("no panic");
+        if state.to_backend.is_empty() && !state.gone {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        io::Read::read(&mut state.to_backend, buffer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.0.lock().expect("no panic").gone {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.change(|state| state.from_backend.extend(bytes));
+        Ok(bytes.len())
+    }
+
+    fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+        let mut state = self.0.0.lock().expect("no panic");
+        loop {
+            if std::mem::take(&mut state.woken) {
+                return Readiness::Woken;
+            }
+            let ready = match interest {
+                Interest::Read => state.gone || !state.to_backend.is_empty(),
+                Interest::Write => true,
+                Interest::Nothing => false,
+            };
+            if ready {
+                return Readiness::Ready;
+            }
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(left) if left.is_zero() => return Readiness::TimedOut,
+                Some(left) => self.0.1.wait_timeout(state, left).expect("no panic").0,
+                None => self.0.1.wait(state).expect("no panic"),
+            };
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        let pipe = self.clone();
+        Waker::new(move || pipe.change(|state| state.woken = true))
+    }
+}
+
+/// The client's end; dropping it hangs up and waits for the session's end.
+pub struct Local {
+    pipe: Pipe,
+    /// The outside's hold on the session.
+    pub control: Control,
+    ended: Receiver<ErrorResponse>,
+}
+
+/// How to connect.
+#[derive(Clone, Copy)]
+pub struct Connect<'a> {
+    pub id: u32,
+    pub mode: Mode,
+    pub template: Option<&'a str>,
+    pub parameters: &'a [(&'a str, &'a str)],
+}
+
+impl Default for Connect<'_> {
+    fn default() -> Self {
+        Self { id: 1, mode: Mode::Isolated, template: None, parameters: &[("user", "postgres")] }
+    }
+}
+
+impl Local {
+    /// Connects and sends the startup packet.
+    pub fn start(connections: &Arc<Connections>, connect: Connect<'_>) -> Self {
+        let pipe = Pipe::default();
+        pipe.change(|state| state.to_backend.extend(wire::startup(connect.parameters)));
+        let opening = Opening {
+            id: connect.id,
+            mode: connect.mode,
+            template: connect.template.map(str::to_owned),
+            log: LogSink::to_own_log(),
+        };
+        let (sender, ended) = bounded(1);
+        let on_end = move |pipe: Pipe, report| {
+            pipe.change(|state| state.gone = true);
+            // The client may have gone without waiting.
+            let _ = sender.send(report);
+        };
+        let control = connections.start(pipe.clone(), opening, on_end).expect("a thread");
+        Self { pipe, control, ended }
+    }
+
+    /// As [`Local::start`], and waits for the first `ReadyForQuery`; what came up to it.
+    pub fn connect(connections: &Arc<Connections>, connect: Connect<'_>) -> (Self, Vec<wire::Message>) {
+        let mut local = Self::start(connections, connect);
+        let messages = local.until_ready();
+        (local, messages)
+    }
+
+    /// Sends bytes.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.pipe.change(|state| state.to_backend.extend(bytes));
+    }
+
+    /// Waits for the next `ReadyForQuery` or the end; all messages up to it.
+    pub fn until_ready(&mut self) -> Vec<wire::Message> {
+        wire::Message::all(self.wait_for(|state| state.gone || is_ready(&state.from_backend)))
+    }
+
+    /// Sends a simple query; everything that is answered.
+    pub fn query(&mut self, sql: &str) -> Vec<wire::Message> {
+        self.send(&wire::query(sql));
+        self.until_ready()
+    }
+
+    /// The values that a simple query's rows consist of, as text; panics if it fails.
+    pub fn values(&mut self, sql: &str) -> Vec<String> {
+        let messages = self.query(sql);
+        if let Some(error) = messages.iter().find(|message| message.kind == b'E') {
+            panic!("{sql}: {:?}", error.fields());
+        }
+        messages.iter().filter(|message| message.kind == b'D').flat_map(wire::Message::values).collect()
+    }
+
+    /// What has been sent by the backend and not been read yet.
+    pub fn unread(&self) -> Vec<wire::Message> {
+        wire::Message::all(self.pipe.change(|state| std::mem::take(&mut state.from_backend)))
+    }
+
+    /// Waits for the session's end; the report of it.
+    pub fn report(&self) -> ErrorResponse {
+        self.ended.recv_timeout(PATIENCE).expect("it ends")
+    }
+
+    fn wait_for(&self, condition: impl Fn(&State) -> bool) -> Vec<u8> {
+        let state = self.pipe.0.0.lock().expect("no panic");
+        let (mut state, waited) =
+            self.pipe.0.1.wait_timeout_while(state, PATIENCE, |state| !condition(state)).expect("no panic");
+        assert!(!waited.timed_out(), "the backend does not answer");
+        std::mem::take(&mut state.from_backend)
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.pipe.change(|state| state.gone = true);
+        // A panicking test need not wait.
+        if !std::thread::panicking() {
+            let _ = self.ended.recv_timeout(PATIENCE);
+        }
+    }
+}
+
+/// Whether the bytes end with a whole `ReadyForQuery`: a byte sequence that no other message of the tests ends with.
+fn is_ready(bytes: &[u8]) -> bool {
+    matches!(bytes, [.., b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E'])
+}

@@ -1,0 +1,125 @@
+//! A trap in one backend ends its session, and nothing else.
+//!
+//! PostgreSQL in wasm does not trap by itself, as far as is known. But a superuser may load libraries, as in any PostgreSQL: these tests bring one
+//! along whose functions do what C programs do when they go wrong.
+
+mod support;
+
+use postgres::Client;
+use support::{
+    server::{Server, rows},
+};
+use wasm_encoder::{
+    CodeSection, ConstExpr, CustomSection, DataSection, EntityType, ExportKind, ExportSection, Function,
+    FunctionSection, GlobalType, ImportSection, Instruction, MemArg, MemoryType, Module, RefType, TableType,
+    TypeSection, ValType,
+};
+
+/// Its functions, each by its name in SQL, and what it does.
+const FUNCTIONS: [(&str, &[Instruction<'static>]); 4] = [
+    ("aborts", &[Instruction::Unreachable]),
+    ("reads_outside", &[
+        Instruction::I32Const(-4),
+        Instruction::I32Load(MemArg { offset: 0, align: 2, memory_index: 0 }),
+    ]),
+    ("divides_by_zero", &[Instruction::I32Const(1), Instruction::I32Const(0), Instruction::I32DivS]),
+    ("recurses", &[Instruction::LocalGet(0), Instruction::Call(RECURSES)]),
+];
+
+/// The index of the last of them, after the two functions about the library.
+const RECURSES: u32 = 5;
+
+/// A library for PostgreSQL with these functions (`src/include/fmgr.h`), as a side module.
+fn library() -> Vec<u8> {
+    let mut module = Module::new();
+    // Subsection 1 (memory information), 4 bytes: size 128, alignment 2^2, no table.
+    module.section(&CustomSection { name: "dylink.0".into(), data: (&[1_u8, 5, 0x80, 0x01, 2, 0, 0][..]).into() });
+    let mut types = TypeSection::new();
+    types.ty().function([], [ValType::I32]);
+    types.ty().function([ValType::I32], [ValType::I32]);
+    module.section(&types);
+    let memory = MemoryType { minimum: 1, maximum: None, memory64: false, shared: false, page_size_log2: None };
+    let table = TableType { element_type: RefType::FUNCREF, minimum: 1, maximum: None, table64: false, shared: false };
+    let base = EntityType::Global(GlobalType { val_type: ValType::I32, mutable: false, shared: false });
+    let mut imports = ImportSection::new();
+    imports.import("env", "memory", memory).import("env", "__indirect_function_table", table);
+    imports.import("env", "__memory_base", base).import("env", "__table_base", base);
+    module.section(&imports);
+    let mut functions = FunctionSection::new();
+    functions.function(0).function(0);
+    let mut exports = ExportSection::new();
+    exports.export("Pg_magic_func", ExportKind::Func, 0);
+    let mut code = CodeSection::new();
+    code.function(&body(&[Instruction::GlobalGet(0)]));
+    code.function(&body(&[Instruction::GlobalGet(0), Instruction::I32Const(64), Instruction::I32Add]));
+    for (index, (name, instructions)) in (2..).zip(FUNCTIONS) {
+        functions.function(1);
+        exports.export(name, ExportKind::Func, index).export(&format!("pg_finfo_{name}"), ExportKind::Func, 1);
+        code.function(&body(instructions));
+    }
+    module.section(&functions).section(&exports).section(&code);
+    // Pg_magic_struct: its size, the version of the ABI, FUNC_MAX_ARGS, INDEX_MAX_KEYS, NAMEDATALEN, no 64-bit Datum,
+    // abi_extra, no name and no version. Behind it Pg_finfo_record: API version 1.
+    let mut bytes: Vec<u8> = [64_u32, 1800, 100, 32, 64, 0].into_iter().flat_map(u32::to_le_bytes).collect();
+    bytes.extend(b"PostgreSQL");
+    bytes.resize(64, 0);
+    bytes.extend(1_u32.to_le_bytes());
+    let mut data = DataSection::new();
+    data.active(0, &ConstExpr::global_get(0), bytes);
+    module.section(&data);
+    module.finish()
+}
+
+fn body(instructions: &[Instruction<'static>]) -> Function {
+    let mut function = Function::new([]);
+    for instruction in instructions {
+        function.instruction(instruction);
+    }
+    function.instruction(&Instruction::End);
+    function
+}
+
+/// A session in whose database those functions are.
+fn with_library(client: &mut Client) {
+    client.execute("select lo_export(lo_from_bytea(0, $1), '/tmp/traps.so')", &[&library()]).expect("a file");
+    for (name, _) in FUNCTIONS {
+        client.batch_execute(&format!("create function {name}() returns int language c as '/tmp/traps.so'")).expect(name);
+    }
+}
+
+#[test]
+fn the_client_is_told_the_log_has_the_backtrace_and_the_others_go_on() {
+    let server = Server::start();
+    let mut other = server.connect();
+    other.batch_execute("create table t (a int); begin; insert into t values (1)").expect("a transaction");
+    for (name, _) in FUNCTIONS {
+        let mut client = server.connect();
+        with_library(&mut client);
+        let error = client.simple_query(&format!("select {name}()")).expect_err("a trap");
+        let error = error.as_db_error().unwrap_or_else(|| panic!("{name} was not reported: {error:?}"));
+        assert_eq!((error.severity(), error.code().code()), ("FATAL", "XX000"), "{name}");
+        assert!(error.message().starts_with("the backend trapped: "), "{name}: {error}");
+        assert!(client.is_closed() || client.simple_query("select 1").is_err(), "{name}");
+        loop {
+            let line = server.program.stderr_line();
+            if line.contains("wasm backtrace") {
+                break;
+            }
+        }
+        server.wait_for_connections(1);
+    }
+    other.batch_execute("commit").expect("nothing has happened to it");
+    assert_eq!(rows(&mut other, "select a from t"), ["1"]);
+}
+
+#[test]
+fn a_library_that_is_none_is_refused_and_the_session_goes_on() {
+    let server = Server::start();
+    let mut client = server.connect();
+    client.execute("select lo_export(lo_from_bytea(0, 'no library'), '/tmp/none.so')", &[]).expect("a file");
+    for path in ["/tmp/none.so", "/tmp/nonexistent.so", "$libdir/nonexistent"] {
+        let error = client.simple_query(&format!("load '{path}'")).expect_err("no library");
+        assert!(["58P01", "42501", "58000"].contains(&error.code().expect("of the server").code()), "{path}: {error}");
+    }
+    assert_eq!(rows(&mut client, "select 'alive'"), ["alive"]);
+}
