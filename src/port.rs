@@ -14,16 +14,13 @@ use crossbeam_channel::{Receiver, select, unbounded};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{
+    artefact::{PGLITE_VERSION, POSTGRES_VERSION},
     connection::{Connections, Mode, Sessions},
     frame::{self, Kind, MAX_FRAME, Malformed, Options, Parsed, WINDOW},
     outbox::Outbox,
     router::Router,
 };
 
-/// The version of PGlite that the hello frame announces.
-const PGLITE_VERSION: &str = "0.5.16";
-/// The version of PostgreSQL in it.
-const POSTGRES_VERSION: &str = "18.6";
 /// How long sessions may take to end when they are asked to in an orderly way.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long they may take when nobody can hear them any more. With [`FLUSH`] it stays below the two
