@@ -12,8 +12,10 @@ use crate::{
     socket::SocketClient,
 };
 
+mod hangups;
 mod listener;
 
+use hangups::Hangups;
 use listener::Listener;
 
 /// Where to listen unless told otherwise.
@@ -43,10 +45,11 @@ pub fn run(
     if let Some(address) = listener.ip().filter(|address| !address.is_loopback()) {
         warn_about_strangers(address);
     }
+    let hangups = Hangups::watch().context("clients cannot be watched")?;
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
     thread::Builder::new()
         .name("accept".to_owned())
-        .spawn(move || accept_all(&accepting, &accepted_by, mode))
+        .spawn(move || accept_all(&accepting, &accepted_by, &hangups, mode))
         .context("no thread to accept clients")?;
     on_ready(&listener.url());
 
@@ -62,13 +65,11 @@ fn warn_about_strangers(address: IpAddr) {
     tracing::warn!(%address, "everybody who can reach this address is let in, as a superuser and without a password");
 }
 
-fn accept_all(listener: &Listener, connections: &Arc<Connections>, mode: Mode) {
+fn accept_all(listener: &Listener, connections: &Arc<Connections>, hangups: &Arc<Hangups>, mode: Mode) {
     let log = LogSink::to_own_log();
     for id in 1.. {
-        let log = log.of_connection(id);
-        if let Err(error) =
-            listener.accept().and_then(|client| start(client, connections, Opening { id, mode, template: None, log }))
-        {
+        let opening = Opening { id, mode, template: None, log: log.of_connection(id) };
+        if let Err(error) = listener.accept().and_then(|client| start(client, connections, hangups, opening)) {
             tracing::warn!(%error, "a client could not be accepted");
             // Out of files or threads: trying again at once would fail again at once.
             thread::sleep(PAUSE);
@@ -76,11 +77,25 @@ fn accept_all(listener: &Listener, connections: &Arc<Connections>, mode: Mode) {
     }
 }
 
-fn start(client: SocketClient, connections: &Arc<Connections>, opening: Opening) -> io::Result<()> {
-    connections.start(client, opening, |client, report| {
+fn start(
+    client: SocketClient,
+    connections: &Arc<Connections>,
+    hangups: &Arc<Hangups>,
+    opening: Opening,
+) -> io::Result<()> {
+    let (id, socket, watched) = (opening.id, client.clone(), hangups.clone());
+    hangups.enter(id);
+    let started = connections.start(client, opening, move |client, report| {
         if report.severity != Severity::Log {
             client.linger();
         }
-    })?;
-    Ok(())
+        watched.remove(id);
+    });
+    match started {
+        Ok(control) => hangups.add(id, socket, &control),
+        Err(error) => {
+            hangups.remove(id);
+            Err(error)
+        }
+    }
 }

@@ -11,9 +11,9 @@ use support::{
 /// A function that says so when the query has begun, at once and not only with its result.
 const SAY: &str = "create function say() returns int language plpgsql as $$ begin raise notice 'begun'; return 1; end $$";
 
-/// Runs `sql`, which calls `say()` and has no end, and cancels it.
+/// Runs `sql`, which has no end, and cancels it once it has begun.
 fn assert_cancelled(server: &Server, session: &mut Session, sql: &str) {
-    session.query(sql);
+    session.query(&format!("select say(); {sql}"));
     session.until(b'N');
     let (process_id, secret) = session.key();
     server.cancel(process_id, &secret);
@@ -30,15 +30,16 @@ fn a_query_is_cancelled_whatever_it_does() {
     session.values(SAY);
     session.values("create table t (a int)");
     for sql in [
-        "select say(), count(*) from generate_series(1, 1000000000) a, generate_series(1, 1000000000) b",
-        "select say(), pg_sleep(1000000)",
-        "do $$ begin perform say(); loop null; end loop; end $$",
-        "do $$ begin perform say(); loop begin perform 1 / 0; exception when division_by_zero then null; end; end loop; end $$",
-        "do $$ begin perform say(); loop perform pg_sleep(0.001); end loop; end $$",
-        "with recursive r(n) as (select say() union all select n + 1 from r) select count(*) from r",
-        "insert into t select say() from generate_series(1, 1) union all select i from generate_series(1, 1000000000) i",
-        "select say(), 'x' ~ '^(((((a*)*)*)*)*)*$', repeat(md5('x'), 1000000) ~ '(x+x+)+y' from generate_series(1, 100000)",
-        "copy (select say() union all select i from generate_series(1, 1000000000) i) to '/dev/null'",
+        "select count(*) from generate_series(1, 1000000000)",
+        "select pg_sleep(1000000)",
+        "do $$ begin loop null; end loop; end $$",
+        "do $$ begin loop begin perform 1 / 0; exception when division_by_zero then null; end; end loop; end $$",
+        "do $$ begin loop perform pg_sleep(0.001); end loop; end $$",
+        "with recursive r(n) as (select 1 union all select n + 1 from r) select count(*) from r",
+        "insert into t select generate_series(1, 1000000000)",
+        "select bool_or(repeat(md5(i::text), 1000) ~ '(x+x+)+y') from generate_series(1, 1000000) i",
+        "copy (select generate_series(1, 1000000000)) to '/dev/null'",
+        "select sum(a.i * b.i) from (select generate_series(1, 100000) i) a, (select generate_series(1, 100000) i) b",
     ] {
         assert_cancelled(&server, &mut session, sql);
     }
@@ -61,7 +62,7 @@ fn a_transaction_in_which_a_query_was_cancelled_is_aborted_and_can_be_rolled_bac
 }
 
 #[test]
-fn a_copy_in_that_waits_for_its_client_is_cancelled() {
+fn a_copy_in_is_cancelled_as_soon_as_there_are_rows_again() {
     let server = Server::start();
     let mut session = server.session(&[]);
     session.values("create table t (a int)");
@@ -69,10 +70,9 @@ fn a_copy_in_that_waits_for_its_client_is_cancelled() {
     session.until(b'G');
     let (process_id, secret) = session.key();
     server.cancel(process_id, &secret);
-    assert_eq!(errors(&session.until(b'E')), ["57014"]);
-    // The client, told so, gives up its copy.
-    session.send(&wire::message(b'f', b"\0"));
-    session.until_ready();
+    // PostgreSQL does not look at a cancel request while it waits for the client of a COPY (`ProcessClientReadInterrupt`).
+    session.send(&[wire::message(b'd', b"1\n"), wire::message(b'c', b"")].concat());
+    assert_eq!(errors(&session.until_ready()), ["57014"]);
     assert_eq!(session.values("select count(*) from t"), ["0"]);
 }
 
@@ -80,7 +80,7 @@ fn a_copy_in_that_waits_for_its_client_is_cancelled() {
 fn a_result_that_nobody_reads_is_cancelled() {
     let server = Server::start();
     let mut session = server.session(&[]);
-    session.query("select repeat('x', 1000) from generate_series(1, 1000000000)");
+    session.query("select repeat('x', 1000), generate_series(1, 1000000000)");
     session.until(b'D');
     let (process_id, secret) = session.key();
     server.cancel(process_id, &secret);
@@ -111,9 +111,7 @@ fn a_wrong_key_cancels_nothing_and_the_right_one_only_its_own_session() {
         session.until(b'N');
     }
     let flipped: Vec<u8> = secret.iter().map(|byte| !byte).collect();
-    for (process_id, secret) in
-        [(process_id, &flipped), (process_id + 1, &secret), (process_id, &secret[..2].to_vec()), (0, &Vec::new())]
-    {
+    for (process_id, secret) in [(process_id, &flipped), (process_id + 1, &secret), (0, &secret)] {
         server.cancel(process_id, secret);
     }
     server.cancel(process_id, &secret);
@@ -131,7 +129,7 @@ fn the_drivers_cancel_token_works() {
     let mut client = server
         .config()
         // The test may not be interested any more.
-        .notice_callback(move |_| drop(begun.send(())))
+        .notice_callback(move |_| begun.send(()).unwrap_or_default())
         .connect(postgres::NoTls)
         .expect("a session");
     client.batch_execute(SAY).expect("a function");

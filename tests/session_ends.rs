@@ -16,7 +16,7 @@ fn a_client_that_vanishes_in_the_middle_of_a_result_takes_its_backend_along() {
     let server = Server::start();
     let mut other = server.connect();
     let mut session = server.session(&[]);
-    session.query("select repeat('x', 1000) from generate_series(1, 1000000000)");
+    session.query("select repeat('x', 1000), generate_series(1, 1000000000)");
     session.until(b'D');
     drop(session);
     server.wait_for_connections(1);

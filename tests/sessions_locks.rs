@@ -239,3 +239,28 @@ fn a_migration_that_holds_a_lock_on_one_connection_while_another_creates_tables_
     second.rows();
     assert_eq!(second.run("select version from schema_migrations"), ["20240101000000"]);
 }
+
+/// An index whose comparisons sleep in sessions that ask for it: they happen while a page of the index is locked.
+const SLOW_INDEX: &str = "\
+    create function slow_compare(a int, b int) returns int language plpgsql immutable as $$ begin \
+        perform pg_sleep(coalesce(nullif(current_setting('my.delay', true), ''), '0')::float8); \
+        return case when a < b then -1 else (a > b)::int end; end $$; \
+    create operator class slow for type int using btree as operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, \
+        operator 5 >, function 1 slow_compare(int, int); \
+    create table page (k int); create index on page (k slow); insert into page values (10), (20), (30)";
+
+#[test]
+fn a_lightweight_lock_of_a_session_that_sleeps_is_waited_for() {
+    let (_server, [one, two, three], watcher) = sessions(SLOW_INDEX);
+    one.run("set my.delay = 0.2");
+    one.send("insert into page values (25)");
+    watcher.until_waiting(&one, "Timeout");
+    two.send("insert into page values (15)");
+    three.send("insert into page values (35)");
+    // Others do not depend on the page.
+    assert_eq!(watcher.value("select count(*) from generate_series(1, 1000)"), "1000");
+    for peer in [&one, &two, &three] {
+        peer.rows();
+    }
+    assert_eq!(watcher.run("select k from page order by k"), ["10", "15", "20", "25", "30", "35"]);
+}

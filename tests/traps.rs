@@ -81,7 +81,8 @@ fn body(instructions: &[Instruction<'static>]) -> Function {
 
 /// A session in whose database those functions are.
 fn with_library(client: &mut Client) {
-    client.execute("select lo_export(lo_from_bytea(0, $1), '/tmp/traps.so')", &[&library()]).expect("a file");
+    client.execute("select lo_from_bytea(7, $1)", &[&library()]).expect("an object");
+    client.execute("select lo_export(7, '/tmp/traps.so')", &[]).expect("a file");
     for (name, _) in FUNCTIONS {
         client.batch_execute(&format!("create function {name}() returns int language c as '/tmp/traps.so'")).expect(name);
     }
@@ -116,10 +117,11 @@ fn the_client_is_told_the_log_has_the_backtrace_and_the_others_go_on() {
 fn a_library_that_is_none_is_refused_and_the_session_goes_on() {
     let server = Server::start();
     let mut client = server.connect();
-    client.execute("select lo_export(lo_from_bytea(0, 'no library'), '/tmp/none.so')", &[]).expect("a file");
+    client.batch_execute("copy (select 'no library') to '/tmp/none.so'").expect("a file");
     for path in ["/tmp/none.so", "/tmp/nonexistent.so", "$libdir/nonexistent"] {
         let error = client.simple_query(&format!("load '{path}'")).expect_err("no library");
-        assert!(["58P01", "42501", "58000"].contains(&error.code().expect("of the server").code()), "{path}: {error}");
+        let error = error.as_db_error().expect("an error of the server");
+        assert_eq!((error.code().code(), error.message()), ("", ""), "{path}: {error}");
     }
     assert_eq!(rows(&mut client, "select 'alive'"), ["alive"]);
 }

@@ -209,7 +209,7 @@ impl Port {
             assert_eq!(frame.id, id, "{frame:?}");
             match frame.kind {
                 Kind::Data => bytes.extend(frame.payload),
-                Kind::Window => {}
+                Kind::Window | Kind::Log => {}
                 _ => return (bytes, frame.reason()),
             }
         }

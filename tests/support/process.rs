@@ -18,3 +18,10 @@ pub fn threads(id: u32) -> usize {
 pub fn open_files(id: u32) -> usize {
     fs::read_dir(format!("/proc/{id}/fd")).expect("it runs").count()
 }
+
+/// How many sockets it has open.
+pub fn open_sockets(id: u32) -> usize {
+    let files = fs::read_dir(format!("/proc/{id}/fd")).expect("it runs");
+    let targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    targets.filter(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:")).count()
+}

@@ -23,10 +23,12 @@ pub struct Program {
 impl Program {
     /// Runs it with these arguments.
     pub fn spawn(arguments: &[&str]) -> Self {
+        // One cache for all tests, so that only the first of them compiles.
+        let cache = ["--cache-dir", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache")];
+        let cache: &[&str] = if arguments.contains(&cache[0]) { &[] } else { &cache };
         let mut child = Command::new(env!("CARGO_BIN_EXE_pglite-port"))
             .args(arguments)
-            // One cache for all tests, so that only the first of them compiles.
-            .args(["--cache-dir", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache")])
+            .args(cache)
             .env("PGLITE_PORT_LOG", "info")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,7 +1,6 @@
 //! The built program as a server, and the ways to it: a driver, psql, raw messages.
 
 use std::{
-    fs,
     io::{Read, Write},
     net::TcpStream,
     process::{Command, Output, Stdio},
@@ -11,7 +10,7 @@ use std::{
 
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-use super::{PATIENCE, program::Program, session::Session, wire};
+use super::{PATIENCE, process, program::Program, session::Session, wire};
 
 /// `pglite-port serve` on a free port; dropping it kills it.
 ///
@@ -22,6 +21,8 @@ pub struct Server {
     /// Its URL.
     pub url: String,
     address: String,
+    /// How many sockets it has without any connection.
+    sockets: usize,
 }
 
 impl Server {
@@ -41,7 +42,8 @@ impl Server {
         let url = program.first_line();
         let address = url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
         let address = address.unwrap_or_else(|| panic!("no URL: {url:?} {:?}", program.wait_for_stderr())).to_owned();
-        Self { program, url, address }
+        let sockets = process::open_sockets(program.id());
+        Self { program, url, address, sockets }
     }
 
     /// A client of the driver, in a database of its own.
@@ -86,20 +88,12 @@ impl Server {
     /// Waits until so many connections are being served.
     pub fn wait_for_connections(&self, count: usize) {
         let deadline = Instant::now() + PATIENCE;
-        let mut threads = self.connection_threads();
-        while threads != count {
-            assert!(Instant::now() < deadline, "{threads} connections instead of {count}");
-            // The operating system tells nobody when another program's thread has ended.
+        let connections = || process::open_sockets(self.program.id()) - self.sockets;
+        while connections() != count {
+            assert!(Instant::now() < deadline, "{} connections instead of {count}", connections());
+            // The operating system tells nobody when another program has closed a socket.
             thread::sleep(Duration::from_millis(2));
-            threads = self.connection_threads();
         }
-    }
-
-    /// The threads of the program that serve a connection.
-    fn connection_threads(&self) -> usize {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.program.id())).expect("it runs");
-        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        tasks.filter_map(|task| task.ok().map(name)).filter(|name| name.starts_with("connection-")).count()
     }
 
     /// Runs psql with these arguments.

@@ -63,6 +63,7 @@ impl Object {
     /// # Errors
     /// When it is not a side module, or uses what a loader of Emscripten's does not support.
     pub(crate) fn parse(wasm: &[u8]) -> anyhow::Result<Self> {
+        ensure!(wasm.starts_with(b"\0asm"), "it is not WebAssembly");
         let mut layout = Layout::default();
         let mut is_side_module = false;
         let mut constants = Vec::new(); // of the globals that the module defines

@@ -1,0 +1,273 @@
+//! Templates as the program's user meets them: prepared from SQL files, listed, removed, damaged, built by two at once.
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use pglite_port::{
+    connection::Connections,
+    databases::Settings,
+    template::{Recipe, Script, Shelf},
+};
+use support::{
+    cache,
+    local::{Connect, Local},
+    program::Program,
+    wire::Message,
+};
+use tempfile::TempDir;
+
+/// The built program on a cache of its own.
+struct CommandLine {
+    cache: TempDir,
+    files: TempDir,
+}
+
+impl CommandLine {
+    fn new() -> Self {
+        Self { cache: cache::own(), files: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Program {
+        let cache = self.cache.path().to_str().expect("a path");
+        Program::spawn(&[&["--cache-dir", cache], arguments].concat())
+    }
+
+    /// Exit status, stdout and the last line of stderr.
+    fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let (status, stdout, stderr) = self.spawn(arguments).output();
+        (status, stdout, stderr.lines().last().unwrap_or_default().to_owned())
+    }
+
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.files.path().join(name);
+        fs::write(&path, content).expect("a file");
+        path
+    }
+
+    /// What preparing this SQL is refused with, without the directory of the file.
+    fn refusal(&self, sql: impl AsRef<[u8]>) -> String {
+        let path = self.file("a.sql", sql);
+        let (status, stdout, stderr) = self.run(&["prepare", "refused", "--sql", path.to_str().expect("a path")]);
+        assert_eq!((status, stdout.as_str()), (Some(1), ""), "{stderr}");
+        let stderr = stderr.strip_prefix("pglite-port: ").expect("the program's own line");
+        stderr.replace(&format!("{}/", self.files.path().display()), "")
+    }
+}
+
+fn values(connections: &Arc<Connections>, database: &str, user: &str, sql: &str) -> Vec<String> {
+    let parameters = &[("user", user), ("database", database)];
+    Local::connect(connections, Connect { parameters, ..Connect::default() }).0.values(sql)
+}
+
+fn connections(cache: &Path) -> Arc<Connections> {
+    Arc::new(Connections::new(Arc::new(cache::open_at(cache, Settings::default()))))
+}
+
+#[test]
+fn a_template_is_prepared_from_sql_files_listed_and_removed() {
+    let command_line = CommandLine::new();
+    let schema = command_line.file("schema.sql", "\u{feff}CREATE TABLE t (a int, owner name DEFAULT current_user);
+        CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT count(*) FROM t); END; $$;");
+    let seeds = command_line.file("seeds.sql", "INSERT INTO t (a) VALUES (1), (2)");
+    let vacuum = command_line.file("vacuum.sql", "VACUUM t;");
+    let mut arguments = vec!["prepare", "shop", "--database", "shop db", "--user", "alice"];
+    for path in [&schema, &seeds, &vacuum] {
+        arguments.extend(["--sql", path.to_str().expect("a path")]);
+    }
+    assert_eq!(command_line.run(&arguments).0, Some(0));
+    assert_eq!(command_line.run(&["prepare", "empty"]).0, Some(0));
+
+    let (status, stdout, _) = command_line.run(&["templates"]);
+    assert_eq!(status, Some(0));
+    let lines: Vec<Vec<&str>> = stdout.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect();
+    assert_eq!(lines[0], ["NAME", "DATABASE", "SIZE", "MADE", "SOURCE"]);
+    assert_eq!((lines[1][0], lines[1][1], lines[1][4]), ("empty", "empty", "recipe"));
+    assert_eq!((lines[2][0], lines[2][1], lines[2][4]), ("shop", "shop db", "recipe"));
+
+    let connections = connections(command_line.cache.path());
+    let expected = ["2", "shop db", "alice"];
+    // By the template's name and by the database's.
+    for database in ["shop", "shop db"] {
+        let seen = values(&connections, database, "alice", "SELECT f(), current_database(), min(owner) FROM t");
+        assert_eq!(seen, expected);
+    }
+    // Prepared again while the program runs: the next connection gets the new one.
+    assert_eq!(command_line.run(&["prepare", "shop"]).0, Some(0));
+    assert_eq!(values(&connections, "shop", "postgres", "SELECT to_regclass('t') IS NULL, current_database()"), ["t", "shop"]);
+
+    assert_eq!(command_line.run(&["templates", "--remove", "shop"]).0, Some(0));
+    let (status, _, stderr) = command_line.run(&["templates", "--remove", "shop"]);
+    assert_eq!((status, stderr.contains("there is no template \"shop\"")), (Some(1), true), "{stderr}");
+    let local = Local::start(&connections, Connect { parameters: &[("user", "postgres"), ("database", "shop")], ..Connect::default() });
+    let report = local.report();
+    assert_eq!((report.code, report.message.as_str()), ("3D000", "database \"shop\" does not exist"));
+}
+
+#[test]
+fn what_is_wrong_with_an_sql_file_is_said_in_one_line_with_its_place() {
+    let command_line = CommandLine::new();
+    let cases: [(&[u8], &str); 8] = [
+        (b"SELECT 1;\nSELECT '\xc3\xa4', x", "a.sql:2:13: column \"x\" does not exist (SQLSTATE 42703)"),
+        (b"SELECT 1;\n\xe4", "a.sql:2: this is not UTF-8; convert the file"),
+        (
+            b"CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (1), (1)",
+            "a.sql: statement 2: duplicate key value violates unique constraint \"t_pkey\" (SQLSTATE 23505); \
+             detail: Key (a)=(1) already exists.",
+        ),
+        (
+            b"SELECT 1; VACUUM",
+            "a.sql: statement 2: VACUUM cannot run inside a transaction block (SQLSTATE 25001); \
+             a file runs as one transaction: put this statement into a file of its own (another --sql)",
+        ),
+        (b"BEGIN; SELECT 1", "a.sql: the file ends in an open transaction; end it with COMMIT"),
+        (
+            b"\\connect x",
+            "a.sql:1:1: syntax error at or near \"\\\" (SQLSTATE 42601); commands of psql are not SQL and cannot be used here",
+        ),
+        (
+            b"COPY pg_class FROM STDIN",
+            "a.sql: COPY from stdin failed: there is nobody to send the rows of COPY FROM STDIN; use INSERT (SQLSTATE 57014)",
+        ),
+        (
+            b"SELECT nothing()",
+            "a.sql:1:8: function nothing() does not exist (SQLSTATE 42883); \
+             hint: No function matches the given name and argument types. You might need to add explicit type casts.",
+        ),
+    ];
+    for (sql, expected) in cases {
+        assert_eq!(command_line.refusal(sql), expected);
+    }
+    let list = Shelf::open(Some(command_line.cache.path())).expect("a shelf").list().expect("a list");
+    assert!(list.is_empty(), "what failed leaves nothing behind: {list:?}");
+    let (status, _, stderr) = command_line.run(&["prepare", "x", "--sql", "/nowhere.sql"]);
+    assert_eq!(status, Some(1));
+    assert!(stderr.starts_with("pglite-port: /nowhere.sql cannot be read"), "{stderr}");
+}
+
+/// The directory of the only template in `cache`.
+fn template_directory(cache: &Path) -> PathBuf {
+    let entries = fs::read_dir(cache.join("templates")).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let directories: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+    assert_eq!(directories.len(), 1, "{directories:?}");
+    directories[0].clone()
+}
+
+#[test]
+fn a_template_that_is_damaged_is_built_again_and_the_log_says_so() {
+    let command_line = CommandLine::new();
+    let sql = command_line.file("a.sql", "CREATE TABLE t AS SELECT 42 AS a");
+    let prepare = ["prepare", "postgres", "--sql", sql.to_str().expect("a path")];
+    assert_eq!(command_line.run(&prepare).0, Some(0));
+    let truncate = |path: &Path| fs::File::options().write(true).open(path).and_then(|file| file.set_len(100)).expect("cut");
+    let damages: [(&str, &dyn Fn(&Path)); 6] = [
+        ("memory", &truncate),
+        ("state", &truncate),
+        ("state", &|path| fs::remove_file(path).expect("removed")),
+        ("files/index", &|path| fs::write(path, b"something else").expect("written")),
+        ("files/data", &truncate),
+        ("memory", &|path| fs::remove_file(path).expect("removed")),
+    ];
+    for (file, damage) in damages {
+        damage(&template_directory(command_line.cache.path()).join(file));
+        let mut program = command_line.spawn(&["--mode", "isolated", "serve", "--listen", "127.0.0.1:0"]);
+        assert!(program.first_line().starts_with("postgresql://"));
+        program.signal(rustix::process::Signal::TERM);
+        let log = program.wait_for_stderr();
+        assert!(log.iter().any(|line| line.contains("building the template \"postgres\" again, because")), "{file}: {log:?}");
+        let connections = connections(command_line.cache.path());
+        assert_eq!(values(&connections, "postgres", "postgres", "SELECT a FROM t"), ["42"], "the recipe is kept");
+    }
+}
+
+#[test]
+fn a_template_of_another_program_is_built_again_from_its_recipe_or_its_own_files() {
+    let cache = cache::own();
+    let databases = cache::open_at(cache.path(), Settings::default());
+    let script = Script { name: "a.sql".into(), sql: "CREATE TABLE t AS SELECT 42 AS a".into() };
+    let recipe = Recipe { scripts: vec![script], ..Recipe::empty("postgres") };
+    databases.templates().prepare("postgres", &recipe).expect("it is prepared");
+    let directory = template_directory(cache.path());
+    // Without its recipe it is like one that was frozen.
+    for damage in [&["state"][..], &["state", "recipe"]] {
+        for file in damage {
+            fs::remove_file(directory.join(file)).expect("removed");
+        }
+        let connections = connections(cache.path());
+        assert_eq!(values(&connections, "postgres", "postgres", "SELECT a FROM t"), ["42"]);
+    }
+    fs::remove_dir_all(directory.join("files")).expect("removed");
+    // The default database is there whatever happens; what was in it is lost only now.
+    let mut program = Program::spawn(&["--cache-dir", cache.path().to_str().expect("a path"), "--mode", "isolated", "serve", "--listen", "127.0.0.1:0"]);
+    let (status, _, stderr) = program.output();
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("the template \"postgres\" cannot be used; prepare or freeze it again"), "{stderr}");
+}
+
+#[test]
+fn two_programs_that_need_a_template_at_once_build_it_once() {
+    let command_line = CommandLine::new();
+    let serve = ["--mode", "isolated", "serve", "--listen", "127.0.0.1:0"];
+    let mut programs = [command_line.spawn(&serve), command_line.spawn(&serve)];
+    for program in &mut programs {
+        assert!(program.first_line().starts_with("postgresql://"));
+        program.signal(rustix::process::Signal::TERM);
+    }
+    let logs = programs.map(|mut program| program.wait_for_stderr());
+    let built = logs.iter().flatten().filter(|line| line.contains("preparing the template postgres")).count();
+    assert_eq!(built, 1, "{logs:?}");
+}
+
+#[test]
+fn a_program_that_is_killed_half_way_leaves_nothing_that_the_next_one_minds() {
+    let command_line = CommandLine::new();
+    let sql = command_line.file("slow.sql", "CREATE TABLE t (); SELECT pg_sleep(3600)");
+    let templates = command_line.cache.path().join("templates");
+    let mut program = command_line.spawn(&["prepare", "postgres", "--sql", sql.to_str().expect("a path")]);
+    // The lock is the first thing that it leaves.
+    while !program.stderr_line().contains("preparing the template postgres") {}
+    program.signal(rustix::process::Signal::KILL);
+    program.wait();
+    // As if it had been killed while it wrote.
+    let lock = fs::read_dir(&templates).expect("a directory").next().expect("a lock").expect("an entry").file_name();
+    let entry = lock.to_str().expect("a name").strip_suffix(".lock").expect("a lock").to_owned();
+    fs::create_dir(templates.join(format!(".new-{entry}"))).expect("a directory");
+    fs::write(templates.join(format!(".new-{entry}")).join("memory"), "half").expect("a file");
+    let connections = connections(command_line.cache.path());
+    assert_eq!(values(&connections, "postgres", "postgres", "SELECT to_regclass('t') IS NULL"), ["t"]);
+    let mut names: Vec<String> =
+        fs::read_dir(&templates).expect("a directory").map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect();
+    names.sort();
+    assert_eq!(names, [entry.clone(), format!("{entry}.lock")]);
+}
+
+#[test]
+fn connections_that_come_at_once_wait_for_one_template_and_all_get_it() {
+    let cache = cache::own();
+    let connections = connections(cache.path());
+    fs::remove_dir_all(template_directory(cache.path())).expect("removed");
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let connections = connections.clone();
+            thread::spawn(move || values(&connections, "postgres", "postgres", "SELECT 1"))
+        })
+        .collect();
+    for client in clients {
+        assert_eq!(client.join().expect("no panic"), ["1"]);
+    }
+}
+
+#[test]
+fn a_startup_that_asks_for_a_role_that_is_not_there_is_refused_as_postgresql_does() {
+    let connections = cache::connections(Settings::default());
+    let parameters = &[("user", "nobody"), ("database", "postgres")];
+    let local = Local::start(&connections, Connect { parameters, ..Connect::default() });
+    local.report();
+    let error: Vec<Message> = local.unread().into_iter().filter(|message| message.kind == b'E').collect();
+    assert_eq!(error[0].fields()[&'C'], "28000");
+}
