@@ -1,10 +1,12 @@
-//! What an isolated connection costs: time to its first answer, private memory, reset. Prints one table; the aims are those of the project.
+//! What an isolated connection costs: time to its first answer, private memory, reset. The aims are those of the project.
 //!
 //! `cargo bench --bench clones -- first|warm|memory|live|process|reset` measures only that.
 //!
 //! Memory is `Private_Dirty` and `Pss` of `/proc/self/smaps_rollup`. Clients are in this process, so that neither sockets nor frames are measured,
 //! but the connection's thread is.
 
+#[path = "support/rows.rs"]
+mod rows;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -21,6 +23,7 @@ use pglite_port::{
     frame::{Kind, Options},
     log::LogSink,
 };
+use rows::{Figure, Row, Unit, leave};
 use support::{
     local::{Connect, Local},
     port::Port,
@@ -46,10 +49,10 @@ fn main() -> ExitCode {
     first_answer(&connections, 1);
 
     if wanted("first") {
-        table.times("clone to first SELECT 1", "0.5 ms", 0.5, &sample(rounds, || first_answer(&connections, 1)));
+        table.times("clone to first SELECT 1", Some(0.5e-3), &sample(rounds, || first_answer(&connections, 1)));
     }
     if wanted("warm") {
-        table.times("clone to first SELECT 1, warm pool", "0.1 ms", 0.1, &warm(rounds));
+        table.times("clone to first SELECT 1, warm pool", Some(0.1e-3), &warm(rounds));
     }
     if wanted("memory") {
         memory(&mut table, &connections);
@@ -58,12 +61,14 @@ fn main() -> ExitCode {
         many(&mut table, &connections, if is_test { 10 } else { 1000 });
     }
     if wanted("process") {
-        table.times("process start to first answer", "25 ms", 25.0, &sample(rounds.min(20), process_start));
+        table.times("process start to first answer", Some(25e-3), &sample(rounds.min(20), process_start));
     }
     if wanted("reset") {
-        table.times("reset with 1 MB changed", "0.2 ms", 0.2, &reset(rounds, &connections));
+        table.times("reset with 1 MB changed", Some(0.2e-3), &reset(rounds, &connections));
     }
-    table.print();
+    if !is_test {
+        leave("clones", &table.0);
+    }
     ExitCode::SUCCESS
 }
 
@@ -106,16 +111,16 @@ fn warm(rounds: usize) -> Vec<Duration> {
 fn memory(table: &mut Table, connections: &Arc<Connections>) {
     let before = smaps();
     let mut clones: Vec<Local> = (0..CLONES).map(|id| connect(connections, id)).collect();
-    table.bytes("private memory after SELECT 1", "0.8 MB", 0.8, (smaps() - before).private / u64::from(CLONES));
-    table.bytes("  of it linear memory and files, as told by `memory`", "", f64::MAX, told(connections));
+    table.bytes("private memory after SELECT 1", Some(0.8e6), (smaps() - before).private / u64::from(CLONES));
+    table.bytes("  of it linear memory and files, as told by `memory`", None, told(connections));
     for clone in &mut clones {
         clone.values("CREATE TABLE t (id int PRIMARY KEY, name text)");
         clone.values("INSERT INTO t SELECT n, 'name ' || n FROM generate_series(1, 100) n");
         assert_eq!(clone.values("SELECT count(*) FROM t"), ["100"]);
     }
     let each = (smaps() - before).private / u64::from(CLONES);
-    table.bytes("private memory after CREATE TABLE and 100 rows", "2.5 MB", 2.5, each);
-    table.bytes("  of it linear memory and files, as told by `memory`", "", f64::MAX, told(connections));
+    table.bytes("private memory after CREATE TABLE and 100 rows", Some(2.5e6), each);
+    table.bytes("  of it linear memory and files, as told by `memory`", None, told(connections));
 }
 
 /// The median sum that the verb `memory` tells.
@@ -136,9 +141,9 @@ fn many(table: &mut Table, connections: &Arc<Connections>, count: u32) {
     let start = Instant::now();
     drop(clones);
     let ended = start.elapsed();
-    table.times(&format!("{count} live clones, each answered"), "1 s", 1000.0, &[took]);
-    table.bytes("  in all", "1200 MB", 1200.0, memory);
-    table.times("  until they are gone", "", f64::MAX, &[ended]);
+    table.times(&format!("{count} live clones, each answered"), Some(1.0), &[took]);
+    table.bytes("  in all", Some(1.2e9), memory);
+    table.times("  until they are gone", None, &[ended]);
 }
 
 fn process_start() -> Duration {
@@ -147,7 +152,8 @@ fn process_start() -> Duration {
     port.send_frame(Kind::Open, 1, &Options::new().to_bytes());
     port.data(1, &[wire::startup(&[("user", "postgres")]), wire::query("SELECT 1")].concat());
     let mut bytes = Vec::new();
-    let is_answered = |bytes: &[u8]| bytes.ends_with(b"Z\0\0\0\x05I") && bytes.windows(8).any(|part| part == b"SELECT 1");
+    let is_answered =
+        |bytes: &[u8]| bytes.ends_with(b"Z\0\0\0\x05I") && bytes.windows(8).any(|part| part == b"SELECT 1");
     while !is_answered(&bytes) {
         let frame = port.next();
         assert!(matches!(frame.kind, Kind::Data | Kind::Log), "{frame:?}");
@@ -195,30 +201,18 @@ fn smaps() -> Smaps {
 }
 
 #[derive(Default)]
-struct Table(Vec<[String; 5]>);
+struct Table(Vec<Row>);
 
 impl Table {
-    fn times(&mut self, what: &str, aim: &str, limit: f64, sample: &[Duration]) {
-        let mut sample: Vec<f64> = sample.iter().map(|took| took.as_secs_f64() * 1e3).collect();
-        sample.sort_by(f64::total_cmp);
-        let at = |part: usize| sample[(sample.len() - 1) * part / 100];
-        let spread = format!("{:.3} .. {:.3}", at(10), at(90));
-        self.0.push([what.into(), aim.into(), format!("{:.3} ms", at(50)), spread, verdict(at(50), limit)]);
+    fn times(&mut self, what: &str, aim: Option<f64>, sample: &[Duration]) {
+        let ours = Figure::of(sample.iter().map(Duration::as_secs_f64).collect());
+        self.0.push(Row { what: what.to_owned(), unit: Unit::Seconds, ours, other: None, aim });
     }
 
-    fn bytes(&mut self, what: &str, aim: &str, limit: f64, bytes: u64) {
-        let megabytes = Duration::from_micros(bytes).as_secs_f64();
-        self.0.push([what.into(), aim.into(), format!("{megabytes:.2} MB"), String::new(), verdict(megabytes, limit)]);
+    fn bytes(&mut self, what: &str, aim: Option<f64>, bytes: u64) {
+        // Far below 2^53.
+        #[expect(clippy::cast_precision_loss)]
+        let ours = Figure::of(vec![bytes as f64]);
+        self.0.push(Row { what: what.to_owned(), unit: Unit::Bytes, ours, other: None, aim });
     }
-
-    fn print(&self) {
-        let heading = ["what", "aim (at most)", "median", "10 % .. 90 %", ""].map(str::to_owned);
-        for [what, aim, median, spread, verdict] in std::iter::once(&heading).chain(&self.0) {
-            println!("{what:<54} {aim:>13} {median:>12} {spread:>20}  {verdict}");
-        }
-    }
-}
-
-fn verdict(value: f64, limit: f64) -> String {
-    if value > limit { "missed".to_owned() } else { String::new() }
 }

@@ -196,8 +196,8 @@ fn write_extents(file: &File, bytes: &[u8], shape: &Shape) -> io::Result<()> {
     let page = page_size();
     file.set_len(shape.file_len())?;
     for (extent, offset) in shape.placed() {
-        let (start, end) = (extent.start as usize, extent.end as usize);
-        for (at, content) in (offset..).step_by(page).zip(bytes[start..end.min(bytes.len())].chunks(page)) {
+        let place = |address: u64| usize::try_from(address).map_or(bytes.len(), |address| address.min(bytes.len()));
+        for (at, content) in (offset..).step_by(page).zip(bytes[place(extent.start)..place(extent.end)].chunks(page)) {
             // Zeros stay holes.
             if !is_zero(content) {
                 file.write_all_at(content, at)?;

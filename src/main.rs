@@ -108,7 +108,7 @@ struct SharedOptions {
     /// How many clients can be connected to the shared cluster at once
     #[arg(long, value_name = "N", default_value_t = SharedSettings::default().max_connections)]
     max_connections: u16,
-    /// Size of the shared cluster's shared_buffers in MB
+    /// Size of the shared cluster's `shared_buffers` in MB
     #[arg(long, value_name = "MB", default_value_t = SharedSettings::default().shared_buffers)]
     shared_buffers: u32,
     /// Whether tables of the shared cluster are vacuumed and analyzed without being asked: on or off

@@ -9,7 +9,8 @@ use support::{
 };
 
 /// A function that says so when the query has begun, at once and not only with its result.
-const SAY: &str = "create function say() returns int language plpgsql as $$ begin raise notice 'begun'; return 1; end $$";
+const SAY: &str =
+    "create function say() returns int language plpgsql as $$ begin raise notice 'begun'; return 1; end $$";
 
 /// Runs `sql`, which has no end, and cancels it once it has begun.
 fn assert_cancelled(server: &Server, session: &mut Session, sql: &str) {

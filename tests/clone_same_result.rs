@@ -69,7 +69,9 @@ fn definition() -> impl Strategy<Value = Step> {
     prop_oneof![
         table().prop_map(|t| sql(format!("CREATE TABLE {t} (a int PRIMARY KEY, b text DEFAULT 'none', c numeric)"))),
         table().prop_map(|t| sql(format!("DROP TABLE IF EXISTS {t} CASCADE"))),
-        (table(), table()).prop_map(|(t, u)| sql(format!("CREATE OR REPLACE VIEW w AS SELECT {t}.a, {u}.b FROM {t} JOIN {u} USING (a)"))),
+        (table(), table()).prop_map(|(t, u)| sql(format!(
+            "CREATE OR REPLACE VIEW w AS SELECT {t}.a, {u}.b FROM {t} JOIN {u} USING (a)"
+        ))),
         table().prop_map(|t| sql(format!("CREATE INDEX ON {t} (b)"))),
         table().prop_map(|t| sql(format!("ALTER TABLE {t} ADD CHECK (a < 1000000)"))),
         table().prop_map(|t| sql(format!("ALTER TABLE {t} ADD COLUMN d int GENERATED ALWAYS AS (a * 2) STORED"))),
@@ -78,16 +80,22 @@ fn definition() -> impl Strategy<Value = Step> {
         Just(sql("CREATE SEQUENCE s START 5; SELECT nextval('s'), currval('s')")),
         Just(sql("DROP EXTENSION IF EXISTS plpgsql CASCADE")),
         Just(sql("CREATE EXTENSION IF NOT EXISTS plpgsql")),
-        Just(sql("SELECT relname, relkind, relnatts FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")),
+        Just(sql(
+            "SELECT relname, relkind, relnatts FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+        )),
     ]
 }
 
 /// Reading and writing rows.
 fn rows() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (table(), number()).prop_map(|(t, n)| sql(format!("INSERT INTO {t} (a, c) VALUES ({n}, {n} / 7.0) RETURNING *"))),
-        (table(), number()).prop_map(|(t, n)| sql(format!("INSERT INTO {t} (a) SELECT {n}::bigint + i FROM generate_series(1, 50) i ON CONFLICT DO NOTHING"))),
-        (table(), number()).prop_map(|(t, n)| sql(format!("UPDATE {t} SET b = b || '{n}', c = c + 1 WHERE a % 3 = {n} % 3"))),
+        (table(), number())
+            .prop_map(|(t, n)| sql(format!("INSERT INTO {t} (a, c) VALUES ({n}, {n} / 7.0) RETURNING *"))),
+        (table(), number()).prop_map(|(t, n)| sql(format!(
+            "INSERT INTO {t} (a) SELECT {n}::bigint + i FROM generate_series(1, 50) i ON CONFLICT DO NOTHING"
+        ))),
+        (table(), number())
+            .prop_map(|(t, n)| sql(format!("UPDATE {t} SET b = b || '{n}', c = c + 1 WHERE a % 3 = {n} % 3"))),
         (table(), number()).prop_map(|(t, n)| sql(format!("DELETE FROM {t} WHERE a > {n}"))),
         table().prop_map(|t| sql(format!("SELECT * FROM {t} ORDER BY a LIMIT 20"))),
         table().prop_map(|t| sql(format!("SELECT count(*), sum(c), string_agg(b, ',' ORDER BY a) FROM {t}"))),
@@ -97,8 +105,12 @@ fn rows() -> impl Strategy<Value = Step> {
         table().prop_map(|t| sql(format!("EXPLAIN (COSTS OFF) SELECT * FROM {t} WHERE a = 1"))),
         table().prop_map(|t| sql(format!("COPY (SELECT a, b FROM {t} ORDER BY a) TO STDOUT"))),
         (table(), number(), number()).prop_map(|(t, m, n)| copy_in(t, &format!("{m}\tcopied\t\\N\n{n}\t\\\\\t1.5\n"))),
-        (table(), number()).prop_map(|(t, n)| extended(&format!("SELECT a, b FROM {t} WHERE a <= $1 ORDER BY a"), &[Some(&n.to_string())])),
-        (table(), number()).prop_map(|(t, n)| extended(&format!("INSERT INTO {t} VALUES ($1, $2)"), &[Some(&n.to_string()), None])),
+        (table(), number()).prop_map(|(t, n)| extended(
+            &format!("SELECT a, b FROM {t} WHERE a <= $1 ORDER BY a"),
+            &[Some(&n.to_string())]
+        )),
+        (table(), number())
+            .prop_map(|(t, n)| extended(&format!("INSERT INTO {t} VALUES ($1, $2)"), &[Some(&n.to_string()), None])),
     ]
 }
 
@@ -119,7 +131,9 @@ fn control() -> impl Strategy<Value = Step> {
         Just(sql("VACUUM")),
         Just(sql("CHECKPOINT")),
         Just(sql(recurse)),
-        Just(sql("CREATE OR REPLACE FUNCTION f(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN IF n < 2 THEN RETURN n; END IF; RETURN f(n - 1) + f(n - 2); END $$")),
+        Just(sql(
+            "CREATE OR REPLACE FUNCTION f(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN IF n < 2 THEN RETURN n; END IF; RETURN f(n - 1) + f(n - 2); END $$"
+        )),
         (0..12).prop_map(|n| sql(format!("SELECT f({n})"))),
         Just(sql("PREPARE p (int) AS SELECT $1 + 1")),
         number().prop_map(|n| sql(format!("EXECUTE p ({n})"))),
@@ -128,10 +142,14 @@ fn control() -> impl Strategy<Value = Step> {
         Just(sql("SET client_encoding = 'LATIN1'; SELECT 'ä'; RESET client_encoding")),
         Just(sql("SELECT to_tsvector('english', 'The quick foxes jumped'), to_tsquery('german', 'Häuser')")),
         Just(sql("SHOW work_mem; SET work_mem = '8MB'; SHOW work_mem")),
-        Just(sql("SELECT name, setting FROM pg_settings WHERE name IN ('shared_buffers', 'fsync', 'max_connections') ORDER BY 1")),
+        Just(sql(
+            "SELECT name, setting FROM pg_settings WHERE name IN ('shared_buffers', 'fsync', 'max_connections') ORDER BY 1"
+        )),
         Just(sql("SELECT current_user, current_database(), version()")),
         Just(sql("LISTEN l; NOTIFY l, 'hello'")),
-        Just(sql("SELECT jsonb_path_query('{\"a\": [1, 2]}', '$.a[*]'), '{1,2}'::int[] || 3, interval '1 day' * 2, 'x'::xml")),
+        Just(sql(
+            "SELECT jsonb_path_query('{\"a\": [1, 2]}', '$.a[*]'), '{1,2}'::int[] || 3, interval '1 day' * 2, 'x'::xml"
+        )),
         Just(extended("SELECT $1::int / $2::int", &[Some("7"), Some("0")])),
     ]
 }
@@ -151,7 +169,8 @@ impl Names {
                     at += message.body[at..].iter().position(|byte| *byte == 0).expect("a name") + 1;
                     // Table at 0, type at 6, of a field of 18 bytes (PostgreSQL manual, "Message Formats", RowDescription).
                     for place in [at, at + 6] {
-                        let number: &mut [u8; 4] = (&mut message.body[place..place + 4]).try_into().expect("four bytes");
+                        let number: &mut [u8; 4] =
+                            (&mut message.body[place..place + 4]).try_into().expect("four bytes");
                         *number = self.name(u32::from_be_bytes(*number)).to_be_bytes();
                     }
                     at += 18;

@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::{
+    fmt::Write as _,
+    io::{Read, Write},
+};
 
 use postgres::{
     binary_copy::{BinaryCopyInWriter, BinaryCopyOutIter},
@@ -23,7 +26,7 @@ fn what_is_copied_in_comes_out_again() {
     let mut writer = client.copy_in("copy t from stdin").expect("it starts");
     let mut lines = String::new();
     for id in 0..100_000 {
-        lines.push_str(&format!("{id}\tname\\t{id} €\n"));
+        writeln!(lines, "{id}\tname\\t{id} €").expect("a string takes everything");
     }
     writer.write_all(lines.as_bytes()).expect("it takes the rows");
     assert_eq!(writer.finish().expect("it ends"), 100_000);
@@ -43,7 +46,9 @@ fn binary_copies_keep_every_bit() {
     let types = [Type::INT8, Type::BYTEA, Type::FLOAT8];
     let sink = client.copy_in("copy t from stdin (format binary)").expect("it starts");
     let mut writer = BinaryCopyInWriter::new(sink, &types);
-    let row = |id: i64| (id * 1_000_003, vec![u8::try_from(id % 256).expect("a byte"); 300], f64::from_bits(id.unsigned_abs()));
+    let row = |id: i64| {
+        (id * 1_000_003, vec![u8::try_from(id % 256).expect("a byte"); 300], f64::from_bits(id.unsigned_abs()))
+    };
     for id in 0..2000 {
         let (id, bytes, number) = row(id);
         writer.write(&[&id, &(id % 2 == 0).then_some(bytes), &number]).expect("it takes the row");
@@ -134,7 +139,8 @@ select count(*), string_agg(name, '/' order by id) from t;
 \\copy (select * from t order by id desc) to pstdout with (format csv, force_quote (name))
 ";
     // psql's own stdin is the script, so that the rows come from it as well.
-    let script = script.replace("from pstdin", "from stdin").replace("match)\n", "match)\nid,name\n1,\"a, b\"\n2,c\n\\.\n");
+    let script =
+        script.replace("from pstdin", "from stdin").replace("match)\n", "match)\nid,name\n1,\"a, b\"\n2,c\n\\.\n");
     let output = server.psql_with_input(&[], script.as_bytes());
     assert_eq!(text(&output), "2|a, b/c\n2,\"c\"\n1,\"a, b\"");
 }
@@ -149,6 +155,8 @@ fn neither_programs_nor_files_of_the_host_are_within_reach() {
     assert!(client.simple_query("copy t from program 'echo from the host'").is_err());
     assert!(client.simple_query("copy t to program 'cat > /tmp/from-the-guest'").is_err());
     assert_eq!(rows(&mut client, "select count(*) from t"), ["0"]);
-    client.batch_execute("insert into t values ('kept'); copy t to '/tmp/t'; copy t from '/tmp/t'").expect("its own files");
+    client
+        .batch_execute("insert into t values ('kept'); copy t to '/tmp/t'; copy t from '/tmp/t'")
+        .expect("its own files");
     assert_eq!(rows(&mut client, "select * from t"), ["kept", "kept"]);
 }

@@ -61,7 +61,10 @@ fn a_query_of_a_megabyte_and_a_row_of_1600_columns_are_nothing_special() {
     let columns: Vec<String> = (0..1600).map(|number| format!("{number}")).collect();
     assert_eq!(rows(&mut client, &format!("select {}", columns.join(","))), [columns.join("|")]);
     let list = (0..50_000).map(|number| number.to_string()).collect::<Vec<_>>().join(",");
-    assert_eq!(rows(&mut client, &format!("select count(*) from generate_series(1, 100) i where i in ({list})")), ["100"]);
+    assert_eq!(
+        rows(&mut client, &format!("select count(*) from generate_series(1, 100) i where i in ({list})")),
+        ["100"]
+    );
 }
 
 #[test]
@@ -74,7 +77,8 @@ fn memory_that_the_guest_does_not_have_is_an_error_and_not_its_end() {
     let failed = sqlstate(client.simple_query(too_much));
     assert!(["53200", "54000"].contains(&failed.as_str()), "{failed}");
     client.batch_execute("set work_mem = '2GB'").expect("a setting");
-    let sets = "select count(*) from (select i, repeat(md5(i::text), 10) t from generate_series(1, 6000000) i order by 2) x";
+    let sets =
+        "select count(*) from (select i, repeat(md5(i::text), 10) t from generate_series(1, 6000000) i order by 2) x";
     match client.simple_query(sets) {
         Ok(_) => {}
         Err(error) => assert_eq!(error.code().map(postgres::error::SqlState::code), Some("53200"), "{error}"),

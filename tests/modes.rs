@@ -26,7 +26,10 @@ const BEHAVIOURS: [(&str, fn(&Server)); 16] = [
     ("every isolation level is what it says", |server| {
         let peer = Peer::connect(server);
         for level in ["read committed", "repeatable read", "serializable"] {
-            assert_eq!(peer.run(&format!("begin isolation level {level}; show transaction_isolation; commit")), [level]);
+            assert_eq!(
+                peer.run(&format!("begin isolation level {level}; show transaction_isolation; commit")),
+                [level]
+            );
         }
     }),
     ("prepared statements and portals are kept", |server| {
@@ -150,7 +153,8 @@ const BEHAVIOURS: [(&str, fn(&Server)); 16] = [
 
 fn all_behaviours_in(mode: &str) {
     let server = Server::with(&["--mode", mode]);
-    let failed = BEHAVIOURS.iter().filter(|(_, behaviour)| catch_unwind(AssertUnwindSafe(|| behaviour(&server))).is_err());
+    let failed =
+        BEHAVIOURS.iter().filter(|(_, behaviour)| catch_unwind(AssertUnwindSafe(|| behaviour(&server))).is_err());
     let failed: Vec<_> = failed.map(|(sentence, _)| sentence).collect();
     assert!(failed.is_empty(), "in {mode} mode it is not so that {failed:#?}");
 }

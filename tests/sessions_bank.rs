@@ -92,8 +92,10 @@ impl Customer<'_> {
         let (source, target) = (self.number(ACCOUNTS) + 1, self.number(ACCOUNTS) + 1);
         let amount = self.number(20) + 1;
         let change = |id, amount: String| {
-            format!("update account set balance = balance + {amount}, changed = clock_timestamp(), \
-                     tags = array['t' || balance % 7, 'u' || balance % 3] where id = {id}")
+            format!(
+                "update account set balance = balance + {amount}, changed = clock_timestamp(), \
+                     tags = array['t' || balance % 7, 'u' || balance % 3] where id = {id}"
+            )
         };
         let record = format!("insert into transfer (source, target, amount) values ({source}, {target}, {amount})");
         let statements = [change(source, format!("-{amount}")), record, change(target, amount.to_string())];
@@ -154,7 +156,7 @@ fn no_money_is_lost_or_made_and_every_index_agrees_with_its_table() {
                 }
             }
         });
-        let transfers = customers.into_iter().map(|customer| customer.join());
+        let transfers = customers.into_iter().map(std::thread::ScopedJoinHandle::join);
         let transfers: Vec<_> = transfers.collect();
         done.store(true, Ordering::SeqCst);
         transfers.into_iter().map(|transfers| transfers.expect("a customer went through")).sum()
@@ -177,7 +179,10 @@ fn check(admin: &Peer, transfers: usize) {
                    or not exists (select from account where id = t.target)";
     assert_eq!(admin.value(orphans), "0");
     assert_eq!(admin.value("select count(*) from account where balance < 0"), "0");
-    assert_eq!(admin.value("select count(*) from pg_locks where pid <> pg_backend_pid() and locktype <> 'virtualxid'"), "0");
+    assert_eq!(
+        admin.value("select count(*) from pg_locks where pid <> pg_backend_pid() and locktype <> 'virtualxid'"),
+        "0"
+    );
 
     for query in [
         "select id from account where id between 1 and 1000 order by id",
@@ -190,7 +195,8 @@ fn check(admin: &Peer, transfers: usize) {
         "select id from transfer where id > 0 order by id",
     ] {
         let rows = |scans: &str, others: &str| {
-            let set = |scans: &str, on| scans.split(' ').map(|scan| format!("set enable_{scan} = {on};")).collect::<String>();
+            let set =
+                |scans: &str, on| scans.split(' ').map(|scan| format!("set enable_{scan} = {on};")).collect::<String>();
             admin.run(&(set(scans, "on") + &set(others, "off")));
             admin.run(query)
         };
@@ -201,7 +207,9 @@ fn check(admin: &Peer, transfers: usize) {
     admin.run("create extension amcheck");
     let indexes = "from pg_index join pg_class on pg_class.oid = indexrelid join pg_am on pg_am.oid = relam \
                    where indrelid in ('account'::regclass, 'transfer'::regclass)";
-    admin.run(&format!("select bt_index_parent_check(indexrelid, true, true, indisunique) {indexes} and amname = 'btree'"));
+    admin.run(&format!(
+        "select bt_index_parent_check(indexrelid, true, true, indisunique) {indexes} and amname = 'btree'"
+    ));
     admin.run(&format!("select gin_index_check(indexrelid) {indexes} and amname = 'gin'"));
     assert!(admin.run("select * from verify_heapam('account'), verify_heapam('transfer')").is_empty());
 }

@@ -34,7 +34,8 @@ fn after_a_crash_all_sessions_end_and_the_cluster_has_what_was_committed() {
     waiting.send("select pg_advisory_lock(1)");
     idle.until_waiting(&waiting, "Lock");
     busy.send("do $$ begin loop end loop; end $$");
-    Peer::connect(&server).until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
+    Peer::connect(&server)
+        .until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
     crashing.run("update t set b = 'committed' where a = 1");
     end(&crashing, CRASH, "XX000");
     for peer in [&waiting, &busy] {

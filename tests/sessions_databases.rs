@@ -39,11 +39,16 @@ fn a_database_is_created_from_another_with_everything_in_it() {
         let source = Peer::of(&server, "postgres", &format!("source_{strategy}"));
         source.run("create table t (id serial primary key, x text); insert into t (x) select repeat('x', i) from generate_series(1, 500) i");
         assert_eq!(
-            admin.fail(&format!("set statement_timeout = '100ms'; create database copy_{strategy} template source_{strategy}")),
+            admin.fail(&format!(
+                "set statement_timeout = '100ms'; create database copy_{strategy} template source_{strategy}"
+            )),
             "25001",
             "a database is not created in a transaction"
         );
-        assert_eq!(admin.fail(&format!("create database copy_{strategy} template source_{strategy} strategy {strategy}")), "55006");
+        assert_eq!(
+            admin.fail(&format!("create database copy_{strategy} template source_{strategy} strategy {strategy}")),
+            "55006"
+        );
         drop(source);
         admin.until("select count(*) = 1 from pg_stat_activity where backend_type = 'client backend'");
         admin.run(&format!("create database copy_{strategy} template source_{strategy} strategy {strategy}"));
@@ -69,7 +74,12 @@ fn a_database_in_use_is_only_dropped_by_force() {
     }
     assert_eq!(code(&server.config().dbname("busy").connect(NoTls).err().unwrap()), "3D000");
     assert_eq!(admin.value("select count(*) from pg_database where datname = 'busy'"), "0");
-    assert_eq!(admin.value("select count(*) from pg_database d join pg_stat_activity a on a.datid = d.oid where d.datname = 'busy'"), "0");
+    assert_eq!(
+        admin.value(
+            "select count(*) from pg_database d join pg_stat_activity a on a.datid = d.oid where d.datname = 'busy'"
+        ),
+        "0"
+    );
 }
 
 #[test]
@@ -108,7 +118,10 @@ fn a_role_can_do_what_it_was_granted_and_nothing_else() {
     let (server, admin) = admin();
     admin.run("create role app login; create table t (a int, secret int); insert into t values (1, 2)");
     let app = Peer::of(&server, "app", "postgres");
-    assert_eq!(app.value("select concat_ws(' ', current_user, session_user, current_setting('is_superuser'))"), "app app off");
+    assert_eq!(
+        app.value("select concat_ws(' ', current_user, session_user, current_setting('is_superuser'))"),
+        "app app off"
+    );
     for forbidden in [
         "select * from t",
         "create table public.mine (a int)",
@@ -145,7 +158,9 @@ fn a_role_can_do_what_it_was_granted_and_nothing_else() {
 #[test]
 fn a_policy_hides_rows_from_a_role() {
     let (server, admin) = admin();
-    admin.run("create role ann login; create role bob login; create table note (owner name default current_user, text text)");
+    admin.run(
+        "create role ann login; create role bob login; create table note (owner name default current_user, text text)",
+    );
     admin.run("grant all on note to public; alter table note enable row level security; create policy own on note using (owner = current_user)");
     let (ann, bob) = (Peer::of(&server, "ann", "postgres"), Peer::of(&server, "bob", "postgres"));
     ann.run("insert into note (text) values ('of ann')");
@@ -159,7 +174,11 @@ fn a_policy_hides_rows_from_a_role() {
 #[test]
 fn system_tables_are_protected_even_from_superusers_unless_a_setting_lets_them() {
     let (server, admin) = admin();
-    for forbidden in ["create table pg_catalog.mine (a int)", "drop table pg_catalog.pg_class", "alter table pg_class add column a int"] {
+    for forbidden in [
+        "create table pg_catalog.mine (a int)",
+        "drop table pg_catalog.pg_class",
+        "alter table pg_class add column a int",
+    ] {
         assert_eq!(admin.fail(forbidden), "42501", "{forbidden}");
     }
     let mut config = server.config();

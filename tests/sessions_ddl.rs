@@ -50,7 +50,9 @@ fn a_session_that_slept_through_thousands_of_changes_knows_them_all() {
     let (_server, one, two) = two_sessions();
     two.run("create table t (a int); select * from t");
     // More messages than the queue of invalidations holds (MAXNUMMESSAGES is 4096): the sleeper is made to catch up, or starts over.
-    one.run("do $$ begin for i in 1..1000 loop execute format('create table s%s (a int primary key)', i); end loop; end $$");
+    one.run(
+        "do $$ begin for i in 1..1000 loop execute format('create table s%s (a int primary key)', i); end loop; end $$",
+    );
     one.run("do $$ begin for i in 1..1000 loop execute format('drop table s%s', i); end loop; end $$; alter table t rename a to b");
     assert_eq!(two.fail("select a from t"), "42703");
     assert_eq!(two.value("select count(b) from t"), "0");
@@ -174,7 +176,9 @@ fn five_thousand_tables_have_statistics_that_every_session_sees() {
     // The entries of the shared statistics outgrow their first segment of dynamic shared memory.
     for from in (0..5000).step_by(500) {
         let create = "create table s%s (a int); insert into s%s values (1)";
-        one.run(&format!("do $$ begin for i in {from}..{from} + 499 loop execute format('{create}', i, i); end loop; end $$"));
+        one.run(&format!(
+            "do $$ begin for i in {from}..{from} + 499 loop execute format('{create}', i, i); end loop; end $$"
+        ));
     }
     one.run("select pg_stat_force_next_flush()");
     one.run("select 1");

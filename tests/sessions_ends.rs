@@ -139,7 +139,10 @@ fn connections_that_come_and_go_leave_neither_memory_nor_slots_behind() {
         (anonymous_memory(id), threads(id), open_files(id))
     };
     let (before, after) = (churn(), churn());
-    assert!(after.0 < before.0 + (8 << 20), "memory, threads and files are {before:?} after 200 sessions, {after:?} after 400");
+    assert!(
+        after.0 < before.0 + (8 << 20),
+        "memory, threads and files are {before:?} after 200 sessions, {after:?} after 400"
+    );
     assert!(after.1 <= before.1 + 2 && after.2 <= before.2 + 2, "{before:?}, then {after:?}");
 }
 

@@ -13,7 +13,8 @@ fn sessions<const N: usize>(setup: &str) -> (Server, [Peer; N], Peer) {
     (server, peers, watcher)
 }
 
-const ROWS: &str = "create table item (id int primary key, n int); insert into item select i, 0 from generate_series(1, 5) i";
+const ROWS: &str =
+    "create table item (id int primary key, n int); insert into item select i, 0 from generate_series(1, 5) i";
 
 #[test]
 fn a_locked_row_is_refused_with_nowait_left_out_with_skip_locked_and_waited_for_otherwise() {
@@ -205,14 +206,13 @@ fn who_waits_for_whom_is_told_by_the_system_views() {
     assert!(blocking(&three).contains(&two.process_id.to_string()), "{}", blocking(&three));
     let waiting = "select pid from pg_locks where not granted order by pid";
     assert_eq!(watcher.run(waiting), [two.process_id.to_string(), three.process_id.to_string()]);
-    let locked = format!(
-        "select mode from pg_locks where pid = {} and relation = 'item'::regclass and granted",
-        one.process_id
-    );
+    let locked =
+        format!("select mode from pg_locks where pid = {} and relation = 'item'::regclass and granted", one.process_id);
     assert_eq!(watcher.run(&locked), ["RowExclusiveLock"]);
     let activity = |peer: &Peer| {
         let columns = "state, wait_event_type, query, datname, usename, backend_type";
-        watcher.value(&format!("select concat_ws('|', {columns}) from pg_stat_activity where pid = {}", peer.process_id))
+        watcher
+            .value(&format!("select concat_ws('|', {columns}) from pg_stat_activity where pid = {}", peer.process_id))
     };
     let update = "begin; update item set n = 1 where id = 1";
     assert_eq!(activity(&one), format!("idle in transaction|Client|{update}|postgres|postgres|client backend"));
@@ -233,7 +233,8 @@ fn a_migration_that_holds_a_lock_on_one_connection_while_another_creates_tables_
     second.send(lock);
     watcher.until_waiting(&second, "Lock");
     worker.run("select version from schema_migrations");
-    worker.run("begin; create table post (id bigserial primary key, title text not null); create index on post (title)");
+    worker
+        .run("begin; create table post (id bigserial primary key, title text not null); create index on post (title)");
     worker.run("insert into schema_migrations values (20240101000000, now()); commit");
     migrator.run("commit");
     second.rows();

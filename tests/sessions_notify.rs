@@ -101,7 +101,9 @@ fn a_listener_that_lags_behind_does_not_stop_the_senders_and_loses_nothing() {
     // Several segments of the queue in pg_notify.
     for round in 0..20 {
         let payload = "repeat('x', 7000) || n";
-        sender.run(&format!("select pg_notify('news', {payload}) from generate_series({round} * 50 + 1, {round} * 50 + 50) n"));
+        sender.run(&format!(
+            "select pg_notify('news', {payload}) from generate_series({round} * 50 + 1, {round} * 50 + 50) n"
+        ));
     }
     assert_ne!(sender.value("select pg_notification_queue_usage()"), "0");
     listener.batch_execute("commit").unwrap();

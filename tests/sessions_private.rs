@@ -34,7 +34,10 @@ fn a_temporary_table_can_be_gone_with_the_transaction_and_hides_a_lasting_one() 
     let (_server, one, two) = two_sessions();
     one.run("create table t as select 'lasting' as kind");
     two.run("begin; create temp table t on commit drop as select 'temporary' as kind");
-    assert_eq!((one.value("select kind from t"), two.value("select kind from t")), ("lasting".into(), "temporary".into()));
+    assert_eq!(
+        (one.value("select kind from t"), two.value("select kind from t")),
+        ("lasting".into(), "temporary".into())
+    );
     two.run("commit");
     assert_eq!(two.value("select kind from t"), "lasting");
 }
@@ -68,7 +71,11 @@ fn a_sequence_is_shared_and_its_last_value_is_not() {
 #[test]
 fn no_two_sessions_draw_the_same_random_numbers() {
     let (_server, one, two) = two_sessions();
-    for random in ["select random()", "select gen_random_uuid()", "select string_agg(random()::text, ' ') from generate_series(1, 5)"] {
+    for random in [
+        "select random()",
+        "select gen_random_uuid()",
+        "select string_agg(random()::text, ' ') from generate_series(1, 5)",
+    ] {
         assert_ne!(one.value(random), two.value(random));
     }
     one.run("select setseed(0.5)");

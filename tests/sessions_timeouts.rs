@@ -4,11 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{
-    peer::Peer,
-    server::Server,
-    session::errors,
-};
+use support::{peer::Peer, server::Server, session::errors};
 
 #[test]
 fn statement_timeout_ends_whatever_takes_too_long() {

@@ -71,9 +71,15 @@ fn errors_carry_their_fields() {
     session.query("insert into t values (-1)");
     let messages = session.until_ready();
     let fields = messages[0].fields();
-    for (field, value) in
-        [('S', "ERROR"), ('V', "ERROR"), ('C', "23514"), ('s', "public"), ('t', "t"), ('n', "positive"), ('F', "execMain.c")]
-    {
+    for (field, value) in [
+        ('S', "ERROR"),
+        ('V', "ERROR"),
+        ('C', "23514"),
+        ('s', "public"),
+        ('t', "t"),
+        ('n', "positive"),
+        ('F', "execMain.c"),
+    ] {
         assert_eq!(fields.get(&field).map(String::as_str), Some(value), "{field}");
     }
     assert_eq!(fields[&'D'], "Failing row contains (-1).");

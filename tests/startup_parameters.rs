@@ -88,9 +88,10 @@ fn settings_in_the_startup_message_are_the_sessions() {
     session.until_ready();
     assert_eq!(session.values("show work_mem"), ["9MB"], "they are the session's defaults");
     let activity = "select application_name, datname from pg_stat_activity where pid = pg_backend_pid()";
-    assert_eq!(rows(&mut server.config().application_name("driver").connect(NoTls).expect("a session"), activity), [
-        "driver|postgres"
-    ]);
+    assert_eq!(
+        rows(&mut server.config().application_name("driver").connect(NoTls).expect("a session"), activity),
+        ["driver|postgres"]
+    );
 }
 
 #[test]
@@ -120,7 +121,11 @@ fn what_cannot_be_is_refused_with_its_sqlstate() {
         (vec![("user", "postgres"), ("client_encoding", "nonsense")], "22023", "invalid value for parameter"),
         (vec![("user", "postgres"), ("shared_buffers", "1MB")], "55P02", "cannot be changed without restarting"),
         (vec![("database", "postgres")], "28000", "no PostgreSQL user name specified"),
-        (vec![("user", "postgres"), ("options", "-c search_path=a\\ b")], "22023", "invalid value for parameter \"search_path\""),
+        (
+            vec![("user", "postgres"), ("options", "-c search_path=a\\ b")],
+            "22023",
+            "invalid value for parameter \"search_path\"",
+        ),
     ] {
         let (_, messages) = start(&server, &parameters);
         let error = messages.iter().find(|message| message.kind == b'E');
@@ -138,7 +143,7 @@ fn what_cannot_be_is_refused_with_its_sqlstate() {
 fn a_newer_minor_protocol_and_its_options_are_negotiated_down() {
     let server = Server::start();
     let mut session = Session::new(server.stream());
-    session.send(&wire::packet(3 << 16 | 9999, b"user\0postgres\0_pq_.no_such_option\x001\0\0"));
+    session.send(&wire::packet(3 << 16 | 0x270f, b"user\0postgres\0_pq_.no_such_option\x001\0\0"));
     let messages = session.until_ready();
     assert_eq!(messages[0].kind, b'v', "{messages:?}");
     assert!(messages[0].body.windows(20).any(|part| part == b"_pq_.no_such_option\0"));

@@ -72,8 +72,11 @@ fn connections(cache: &Path) -> Arc<Connections> {
 #[test]
 fn a_template_is_prepared_from_sql_files_listed_and_removed() {
     let command_line = CommandLine::new();
-    let schema = command_line.file("schema.sql", "\u{feff}CREATE TABLE t (a int, owner name DEFAULT current_user);
-        CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT count(*) FROM t); END; $$;");
+    let schema = command_line.file(
+        "schema.sql",
+        "\u{feff}CREATE TABLE t (a int, owner name DEFAULT current_user);
+        CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT count(*) FROM t); END; $$;",
+    );
     let seeds = command_line.file("seeds.sql", "INSERT INTO t (a) VALUES (1), (2)");
     let vacuum = command_line.file("vacuum.sql", "VACUUM t;");
     let mut arguments = vec!["prepare", "shop", "--database", "shop db", "--user", "alice"];
@@ -85,7 +88,8 @@ fn a_template_is_prepared_from_sql_files_listed_and_removed() {
 
     let (status, stdout, _) = command_line.run(&["templates"]);
     assert_eq!(status, Some(0));
-    let lines: Vec<Vec<&str>> = stdout.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect();
+    let lines: Vec<Vec<&str>> =
+        stdout.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect();
     assert_eq!(lines[0], ["NAME", "DATABASE", "SIZE", "MADE", "SOURCE"]);
     assert_eq!((lines[1][0], lines[1][1], lines[1][4]), ("empty", "empty", "recipe"));
     assert_eq!((lines[2][0], lines[2][1], lines[2][4]), ("shop", "shop db", "recipe"));
@@ -99,12 +103,18 @@ fn a_template_is_prepared_from_sql_files_listed_and_removed() {
     }
     // Prepared again while the program runs: the next connection gets the new one.
     assert_eq!(command_line.run(&["prepare", "shop"]).0, Some(0));
-    assert_eq!(values(&connections, "shop", "postgres", "SELECT to_regclass('t') IS NULL, current_database()"), ["t", "shop"]);
+    assert_eq!(
+        values(&connections, "shop", "postgres", "SELECT to_regclass('t') IS NULL, current_database()"),
+        ["t", "shop"]
+    );
 
     assert_eq!(command_line.run(&["templates", "--remove", "shop"]).0, Some(0));
     let (status, _, stderr) = command_line.run(&["templates", "--remove", "shop"]);
     assert_eq!((status, stderr.contains("there is no template \"shop\"")), (Some(1), true), "{stderr}");
-    let local = Local::start(&connections, Connect { parameters: &[("user", "postgres"), ("database", "shop")], ..Connect::default() });
+    let local = Local::start(
+        &connections,
+        Connect { parameters: &[("user", "postgres"), ("database", "shop")], ..Connect::default() },
+    );
     let report = local.report();
     assert_eq!((report.code, report.message.as_str()), ("3D000", "database \"shop\" does not exist"));
 }
@@ -152,7 +162,8 @@ fn what_is_wrong_with_an_sql_file_is_said_in_one_line_with_its_place() {
 
 /// The directory of the only template in `cache`.
 fn template_directory(cache: &Path) -> PathBuf {
-    let entries = fs::read_dir(cache.join("templates")).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let entries =
+        fs::read_dir(cache.join("templates")).expect("a directory").map(|entry| entry.expect("an entry").path());
     let directories: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
     assert_eq!(directories.len(), 1, "{directories:?}");
     directories[0].clone()
@@ -164,7 +175,8 @@ fn a_template_that_is_damaged_is_built_again_and_the_log_says_so() {
     let sql = command_line.file("a.sql", "CREATE TABLE t AS SELECT 42 AS a");
     let prepare = ["prepare", "postgres", "--sql", sql.to_str().expect("a path")];
     assert_eq!(command_line.run(&prepare).0, Some(0));
-    let truncate = |path: &Path| fs::File::options().write(true).open(path).and_then(|file| file.set_len(100)).expect("cut");
+    let truncate =
+        |path: &Path| fs::File::options().write(true).open(path).and_then(|file| file.set_len(100)).expect("cut");
     let damages: [(&str, &dyn Fn(&Path)); 6] = [
         ("memory", &truncate),
         ("state", &truncate),
@@ -179,7 +191,10 @@ fn a_template_that_is_damaged_is_built_again_and_the_log_says_so() {
         assert!(program.first_line().starts_with("postgresql://"));
         program.signal(rustix::process::Signal::TERM);
         let log = program.wait_for_stderr();
-        assert!(log.iter().any(|line| line.contains("building the template \"postgres\" again, because")), "{file}: {log:?}");
+        assert!(
+            log.iter().any(|line| line.contains("building the template \"postgres\" again, because")),
+            "{file}: {log:?}"
+        );
         let connections = connections(command_line.cache.path());
         assert_eq!(values(&connections, "postgres", "postgres", "SELECT a FROM t"), ["42"], "the recipe is kept");
     }
@@ -203,7 +218,15 @@ fn a_template_of_another_program_is_built_again_from_its_recipe_or_its_own_files
     }
     fs::remove_dir_all(directory.join("files")).expect("removed");
     // The default database is there whatever happens; what was in it is lost only now.
-    let mut program = Program::spawn(&["--cache-dir", cache.path().to_str().expect("a path"), "--mode", "isolated", "serve", "--listen", "127.0.0.1:0"]);
+    let mut program = Program::spawn(&[
+        "--cache-dir",
+        cache.path().to_str().expect("a path"),
+        "--mode",
+        "isolated",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+    ]);
     let (status, _, stderr) = program.output();
     assert_eq!(status, Some(1));
     assert!(stderr.contains("the template \"postgres\" cannot be used; prepare or freeze it again"), "{stderr}");
@@ -240,8 +263,10 @@ fn a_program_that_is_killed_half_way_leaves_nothing_that_the_next_one_minds() {
     fs::write(templates.join(format!(".new-{entry}")).join("memory"), "half").expect("a file");
     let connections = connections(command_line.cache.path());
     assert_eq!(values(&connections, "postgres", "postgres", "SELECT to_regclass('t') IS NULL"), ["t"]);
-    let mut names: Vec<String> =
-        fs::read_dir(&templates).expect("a directory").map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect();
+    let mut names: Vec<String> = fs::read_dir(&templates)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+        .collect();
     names.sort();
     assert_eq!(names, [entry.clone(), format!("{entry}.lock")]);
 }

@@ -69,7 +69,10 @@ fn transaction_timeout_ends_a_transaction_that_computes() {
 fn a_session_that_goes_on_in_time_is_left_alone() {
     let server = Server::start();
     let mut client = server.connect();
-    client.batch_execute("set idle_in_transaction_session_timeout = 60000; set statement_timeout = 60000; set lock_timeout = 60000")
+    client
+        .batch_execute(
+            "set idle_in_transaction_session_timeout = 60000; set statement_timeout = 60000; set lock_timeout = 60000",
+        )
         .expect("settings");
     client.batch_execute("begin; create table t (a int); lock t").expect("a transaction");
     for _ in 0..100 {

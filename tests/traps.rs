@@ -6,9 +6,7 @@
 mod support;
 
 use postgres::Client;
-use support::{
-    server::{Server, rows},
-};
+use support::server::{Server, rows};
 use wasm_encoder::{
     CodeSection, ConstExpr, CustomSection, DataSection, EntityType, ExportKind, ExportSection, Function,
     FunctionSection, GlobalType, ImportSection, Instruction, MemArg, MemoryType, Module, RefType, TableType,
@@ -18,10 +16,10 @@ use wasm_encoder::{
 /// Its functions, each by its name in SQL, and what it does.
 const FUNCTIONS: [(&str, &[Instruction<'static>]); 4] = [
     ("aborts", &[Instruction::Unreachable]),
-    ("reads_outside", &[
-        Instruction::I32Const(-4),
-        Instruction::I32Load(MemArg { offset: 0, align: 2, memory_index: 0 }),
-    ]),
+    (
+        "reads_outside",
+        &[Instruction::I32Const(-4), Instruction::I32Load(MemArg { offset: 0, align: 2, memory_index: 0 })],
+    ),
     ("divides_by_zero", &[Instruction::I32Const(1), Instruction::I32Const(0), Instruction::I32DivS]),
     ("recurses", &[Instruction::LocalGet(0), Instruction::Call(RECURSES)]),
 ];
@@ -84,7 +82,9 @@ fn with_library(client: &mut Client) {
     client.execute("select lo_from_bytea(7, $1)", &[&library()]).expect("an object");
     client.execute("select lo_export(7, '/tmp/traps.so')", &[]).expect("a file");
     for (name, _) in FUNCTIONS {
-        client.batch_execute(&format!("create function {name}() returns int language c as '/tmp/traps.so'")).expect(name);
+        client
+            .batch_execute(&format!("create function {name}() returns int language c as '/tmp/traps.so'"))
+            .expect(name);
     }
 }
 

@@ -1,5 +1,8 @@
 //! Rows of the one table that `make bench` prints. Benchmarks write theirs to files, and `report` prints them all.
 
+// Benchmarks compile this for themselves, and none uses all of it.
+#![allow(dead_code, unreachable_pub)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -172,12 +172,12 @@ mod tests {
         let threads: Vec<_> = (0..4)
             .map(|number| {
                 let (baton, came) = (baton.clone(), came.clone());
-                let thread = thread::spawn(move || {
+
+                thread::spawn(move || {
                     baton.take(&Arc::default(), Priority::Client).unwrap();
                     came.send(number).unwrap();
                     baton.give();
-                });
-                thread
+                })
             })
             .collect();
         wait_until_queued(&baton, 4);

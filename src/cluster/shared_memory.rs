@@ -43,7 +43,7 @@ impl SharedMemory {
             let content = memory.data(&*store).get(range.start as usize..range.end as usize);
             let content =
                 content.with_context(|| format!("the shared memory {range:x?} is outside of linear memory"))?;
-            let whole = range.start as usize % page_size() == 0 && content.len() % page_size() == 0;
+            let whole = (range.start as usize).is_multiple_of(page_size()) && content.len() % page_size() == 0;
             ensure!(whole && !content.is_empty(), "the shared memory {range:x?} is not made of whole pages");
             let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no shared memory")?);
             file.set_len(content.len() as u64)?;

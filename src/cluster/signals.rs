@@ -12,32 +12,32 @@ use crate::guest::client::Waker;
 
 /// A signal, by its number on Linux and in musl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Signal(u32);
+pub(crate) struct Signal(u32);
 
 impl Signal {
     /// Cancel the running query (`StatementCancelHandler`).
-    pub const INT: Self = Self(2);
+    pub(crate) const INT: Self = Self(2);
     /// End the session (`die`).
-    pub const TERM: Self = Self(15);
+    pub(crate) const TERM: Self = Self(15);
     /// Wake up from a latch's wait; there is nothing else to do.
-    pub const URG: Self = Self(23);
+    pub(crate) const URG: Self = Self(23);
 
     /// The signal of that number, if there is one; 0, which only asks whether a process is there, is none.
     #[must_use]
-    pub fn from_number(number: i32) -> Option<Self> {
+    pub(crate) fn from_number(number: i32) -> Option<Self> {
         u32::try_from(number).ok().filter(|number| (1..32).contains(number)).map(Self)
     }
 
     /// Its number.
     #[must_use]
-    pub fn number(self) -> i32 {
+    pub(crate) fn number(self) -> i32 {
         self.0.cast_signed()
     }
 }
 
 /// The signals of one backend that its own thread has not seen yet.
 #[derive(Default)]
-pub struct Signals {
+pub(crate) struct Signals {
     pending: AtomicU32,
     target: Mutex<Target>,
 }
@@ -57,7 +57,7 @@ unsafe impl Send for Flag {}
 
 impl Signals {
     /// Sends `signal`.
-    pub fn send(&self, signal: Signal) {
+    pub(crate) fn send(&self, signal: Signal) {
         self.pending.fetch_or(1 << signal.0, Ordering::SeqCst);
         self.interrupt();
     }

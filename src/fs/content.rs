@@ -78,7 +78,6 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
 }
 
 /// Where in its chunk the byte at `offset` lies.
-#[expect(clippy::cast_possible_truncation, reason = "a remainder below 8192 fits into any usize")]
 fn within_chunk(offset: u64) -> usize {
     (offset % CHUNK_U64) as usize
 }

@@ -167,7 +167,8 @@ impl FrozenTree {
         // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink meanwhile
         // is asked of the caller; its length has just been checked.
         let source = Arc::new(Source::Mapped(unsafe { Mmap::map(&data) }?));
-        let mut nodes = InoMap::with_capacity_and_hasher(stored.nodes.len(), Default::default());
+        let mut nodes = InoMap::default();
+        nodes.reserve(stored.nodes.len());
         for StoredNode { ino, attributes, kind } in stored.nodes {
             let node = Node { attributes, kind: restore(kind, &source)? };
             if nodes.insert(ino, Arc::new(node)).is_some() || ino >= stored.next {

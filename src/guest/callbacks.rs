@@ -65,13 +65,12 @@ impl ClientStream {
 
     /// As [`Client::wait`]; without a client only the deadline ends it, and without either it ends at once.
     pub(super) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
-        match &mut self.client {
-            Some(client) => client.wait(interest, deadline),
-            None => {
-                let Some(deadline) = deadline else { return Readiness::Ready };
-                std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
-                Readiness::TimedOut
-            }
+        if let Some(client) = &mut self.client {
+            client.wait(interest, deadline)
+        } else {
+            let Some(deadline) = deadline else { return Readiness::Ready };
+            std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+            Readiness::TimedOut
         }
     }
 

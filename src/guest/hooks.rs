@@ -43,12 +43,14 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         }
     })?;
     linker.func_wrap("pglite_port", "kill", kill)?;
-    linker.func_wrap("pglite_port", "semaphore_lock", |mut caller: Caller<'_, Guest>, semaphore: u32| {
-        match &mut caller.data_mut().seat {
+    linker.func_wrap(
+        "pglite_port",
+        "semaphore_lock",
+        |mut caller: Caller<'_, Guest>, semaphore: u32| match &mut caller.data_mut().seat {
             Some(seat) => Ok(seat.lock_semaphore(semaphore)?),
             None => Ok::<_, wasmtime::Error>(()),
-        }
-    })?;
+        },
+    )?;
     linker.func_wrap("pglite_port", "semaphore_unlock", |mut caller: Caller<'_, Guest>, semaphore: u32| {
         if let Some(seat) = &mut caller.data_mut().seat {
             seat.unlock_semaphore(semaphore);

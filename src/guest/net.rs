@@ -169,8 +169,9 @@ fn look_up(node: Option<&str>, service: Option<&str>, hint: Hint) -> Result<Addr
 
 fn encode_socket_address(address: IpAddr, port: u16) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(SOCKADDR_IN6 as usize);
-    let family = if address.is_ipv6() { AF_INET6 } else { AF_INET } as u16;
-    bytes.extend(family.to_le_bytes());
+    // Of the two bytes of the family, little-endian, the second is 0.
+    let family = if address.is_ipv6() { AF_INET6 } else { AF_INET };
+    bytes.extend(&family.to_le_bytes()[..2]);
     bytes.extend(port.to_be_bytes());
     match address {
         IpAddr::V4(address) => {

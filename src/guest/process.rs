@@ -8,7 +8,7 @@ use wasmtime_wasi::I32Exit;
 use super::{Guest, memory};
 
 /// 2 GiB, the maximum of PGlite's memory (`getHeapMax` in its glue).
-const HEAP_MAX: u64 = 1 << 31;
+const HEAP_MAX: u32 = 1 << 31;
 const PAGE: u64 = 1 << 16;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -27,7 +27,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             bail!("assertion failed in the guest: {}, at {}:{line}, {}", text(condition), text(file), text(function))
         },
     )?;
-    linker.func_wrap("env", "emscripten_get_heap_max", || HEAP_MAX as u32)?;
+    linker.func_wrap("env", "emscripten_get_heap_max", || HEAP_MAX)?;
     linker.func_wrap(
         "env",
         "emscripten_resize_heap",
@@ -35,13 +35,13 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             let memory = caller.data().memory()?;
             let current = memory.data_size(&caller) as u64;
             let requested = u64::from(requested);
-            if requested > HEAP_MAX {
+            if requested > u64::from(HEAP_MAX) {
                 return Ok(0);
             }
             // A fifth more than there is, but not more than 96 MiB beyond what is asked for; less when that much is not to be had.
             for cut_down in [1, 2, 4] {
                 let overgrown = (current + current / (5 * cut_down)).min(requested + (96 << 20));
-                let size = requested.max(overgrown).next_multiple_of(PAGE).min(HEAP_MAX);
+                let size = requested.max(overgrown).next_multiple_of(PAGE).min(HEAP_MAX.into());
                 if memory.grow(&mut caller, (size.saturating_sub(current)).div_ceil(PAGE)).is_ok() {
                     caller.data().memory_size.store(memory.data_size(&caller), Ordering::Relaxed);
                     return Ok(1);

@@ -25,7 +25,7 @@ mod tm {
 const ZONE_NAME: &[u8] = b"UTC-0000\0";
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap("env", "emscripten_date_now", || milliseconds_since_epoch())?;
+    linker.func_wrap("env", "emscripten_date_now", milliseconds_since_epoch)?;
     let start = Instant::now();
     linker.func_wrap("env", "emscripten_get_now", move || start.elapsed().as_secs_f64() * 1e3)?;
     linker.func_wrap(

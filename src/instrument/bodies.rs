@@ -203,9 +203,12 @@ impl Report {
         };
         // pq_endmessage(), the end of the condition, pfree(value).
         let sent = |window: &[Operator]| match *window {
-            [Operator::Call { .. }, Operator::End, Operator::LocalGet { local_index: value }, Operator::Call { .. }] => {
-                Some(value)
-            }
+            [
+                Operator::Call { .. },
+                Operator::End,
+                Operator::LocalGet { local_index: value },
+                Operator::Call { .. },
+            ] => Some(value),
             _ => None,
         };
         let (_, (last_reported, before)) = once(target, "a look at last_reported", operators, 4, compared)?;

@@ -51,7 +51,8 @@ impl Script {
         let name = path.display().to_string();
         let bytes = fs::read(path).with_context(|| format!("{name} cannot be read"))?;
         let text = String::from_utf8(bytes).map_err(|error| {
-            let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+            let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
+            let line = 1 + valid.matches('\n').count();
             anyhow::anyhow!("{name}:{line}: this is not UTF-8; convert the file")
         })?;
         Ok(Self { name, sql: text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned() })
@@ -143,8 +144,8 @@ fn quote_identifier(name: &str) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    fn explained(sql: &str, error: SqlError) -> String {
-        Script { name: "a.sql".into(), sql: sql.into() }.explain(&error)
+    fn explained(sql: &str, error: &SqlError) -> String {
+        Script { name: "a.sql".into(), sql: sql.into() }.explain(error)
     }
 
     #[test]
@@ -169,20 +170,20 @@ mod tests {
             position: Some(11),
             ..SqlError::default()
         };
-        assert_eq!(explained("SELECT\n   x", error), "a.sql:2:4: column \"x\" does not exist (SQLSTATE 42703)");
+        assert_eq!(explained("SELECT\n   x", &error), "a.sql:2:4: column \"x\" does not exist (SQLSTATE 42703)");
     }
 
     #[test]
     fn an_error_without_a_position_names_its_statement() {
         let error = SqlError { code: "23505".into(), message: "twice".into(), completed: 2, ..SqlError::default() };
-        assert_eq!(explained("", error), "a.sql: statement 3: twice (SQLSTATE 23505)");
+        assert_eq!(explained("", &error), "a.sql: statement 3: twice (SQLSTATE 23505)");
     }
 
     #[test]
     fn what_only_psql_can_do_comes_with_advice() {
         let error = SqlError { code: "42601".into(), message: "no".into(), position: Some(1), ..SqlError::default() };
-        assert!(explained("\\connect x", error).ends_with("commands of psql are not SQL and cannot be used here"));
+        assert!(explained("\\connect x", &error).ends_with("commands of psql are not SQL and cannot be used here"));
         let error = SqlError { code: "25001".into(), message: "no".into(), ..SqlError::default() };
-        assert!(explained("VACUUM; SELECT 1", error).contains("put this statement into a file of its own"));
+        assert!(explained("VACUUM; SELECT 1", &error).contains("put this statement into a file of its own"));
     }
 }

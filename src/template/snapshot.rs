@@ -106,7 +106,9 @@ impl Snapshot {
         match PageMap::open().map_err(anyhow::Error::from).and_then(|pages| pages.written(&backend)) {
             Ok(pages) => record::write(&directory.join(FIRST_PAGES), &pages),
             Err(error) => {
-                tracing::info!("clones will get their first pages one by one, because the system does not tell which: {error:#}");
+                tracing::info!(
+                    "clones will get their first pages one by one, because the system does not tell which: {error:#}"
+                );
                 Ok(())
             }
         }

@@ -26,14 +26,14 @@ pub fn shared() -> PathBuf {
 }
 
 /// Databases in that cache.
-pub fn open_at(cache: &Path, settings: Settings) -> Arc<Databases> {
+pub fn open_at(cache: &Path, settings: Settings) -> Databases {
     let places = Places { cache: Some(cache.to_owned()), ..Places::default() };
-    Arc::new(Databases::open(&places, Mode::Isolated, settings, LogSink::to_own_log()).expect("databases"))
+    Databases::open(&places, Mode::Isolated, settings, LogSink::to_own_log()).expect("databases")
 }
 
 /// Connections to databases in the shared cache.
 pub fn connections(settings: Settings) -> Arc<Connections> {
-    Arc::new(Connections::new(open_at(&shared(), settings)))
+    Arc::new(Connections::new(Arc::new(open_at(&shared(), settings))))
 }
 
 /// A cache of the test's own, with compiled code but no templates in it.

@@ -42,25 +42,22 @@ impl Files {
             name: Name::from(name),
         });
         let dots = dots.filter(|entry| entry.next > position);
-        let entries: Vec<DirectoryEntry> = match &node.kind {
-            Kind::Directory(directory) => {
-                let named = directory.iter_from(position.max(FIRST_COOKIE)).map(|(cookie, entry)| DirectoryEntry {
-                    ino: entry.ino,
-                    next: cookie + 1,
-                    kind: tree.node(entry.ino).map_or(0, |node| node.mode() & S_IFMT),
-                    name: Name::clone(&entry.name),
-                });
-                dots.chain(named).take(limit).collect()
-            }
-            _ => {
-                let open = self.state.descriptors.open().map(|fd| DirectoryEntry {
-                    ino: Ino(u64::from(fd.unsigned_abs()) + 1),
-                    next: FIRST_COOKIE + u64::from(fd.unsigned_abs()) + 1,
-                    kind: S_IFLNK,
-                    name: Name::from(fd.to_string().into_bytes()),
-                });
-                dots.chain(open.filter(|entry| entry.next > position)).take(limit).collect()
-            }
+        let entries: Vec<DirectoryEntry> = if let Kind::Directory(directory) = &node.kind {
+            let named = directory.iter_from(position.max(FIRST_COOKIE)).map(|(cookie, entry)| DirectoryEntry {
+                ino: entry.ino,
+                next: cookie + 1,
+                kind: tree.node(entry.ino).map_or(0, |node| node.mode() & S_IFMT),
+                name: Name::clone(&entry.name),
+            });
+            dots.chain(named).take(limit).collect()
+        } else {
+            let open = self.state.descriptors.open().map(|fd| DirectoryEntry {
+                ino: Ino(u64::from(fd.unsigned_abs()) + 1),
+                next: FIRST_COOKIE + u64::from(fd.unsigned_abs()) + 1,
+                kind: S_IFLNK,
+                name: Name::from(fd.to_string().into_bytes()),
+            });
+            dots.chain(open.filter(|entry| entry.next > position)).take(limit).collect()
         };
         if let Some(last) = entries.last() {
             self.state.descriptors.file_mut(fd)?.position = last.next;

@@ -107,10 +107,10 @@ impl Files {
         let truncate = flags.has(OpenFlags::TRUNCATE);
         match node.kind {
             Kind::Symlink(_) => return Err(Errno::ELOOP),
-            Kind::Directory(_) | Kind::DescriptorDirectory { .. } => {
-                if flags.writable() || truncate || flags.has(OpenFlags::CREATE) {
-                    return Err(Errno::EISDIR);
-                }
+            Kind::Directory(_) | Kind::DescriptorDirectory { .. }
+                if (flags.writable() || truncate || flags.has(OpenFlags::CREATE)) =>
+            {
+                return Err(Errno::EISDIR);
             }
             _ if flags.has(OpenFlags::DIRECTORY) => return Err(Errno::ENOTDIR),
             _ => {}

@@ -64,12 +64,11 @@ impl Maps {
                 Some(tree) => tree.look_up(memory, character)?,
                 None => None,
             };
-            match found.map_or_else(|| self.compute(caller, code(character)), |code| Ok(Some(code)))? {
-                Some(code) => store(&mut converted.bytes, code),
-                None => {
-                    converted.stop(at, Reason::Untranslatable);
-                    return Ok(converted);
-                }
+            if let Some(code) = found.map_or_else(|| self.compute(caller, code(character)), |code| Ok(Some(code)))? {
+                store(&mut converted.bytes, code);
+            } else {
+                converted.stop(at, Reason::Untranslatable);
+                return Ok(converted);
             }
         }
         if valid.len() < text.len() {

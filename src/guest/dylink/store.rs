@@ -95,22 +95,22 @@ impl LibraryStore {
         let object = Object::parse(wasm)?;
         let name = path.rsplit('/').next().unwrap_or(path);
         let module = self.compiler.module(name, &hash, || Ok(object.code))?;
-        let library = Arc::new(Library { hash: hash.clone(), layout: object.layout, module, from_main: OnceLock::new() });
+        let library =
+            Arc::new(Library { hash: hash.clone(), layout: object.layout, module, from_main: OnceLock::new() });
         Ok(self.libraries.lock().entry(hash).or_insert(library).clone())
     }
 
     /// The function `invoke_*` for a signature that the main module does not need itself.
     pub(super) fn invoke(&self, store: &mut impl AsContextMut<Data = Guest>, name: &str) -> anyhow::Result<Func> {
         let known = self.invokes.lock().get(name).cloned();
-        let module = match known {
-            Some(module) => module,
-            None => {
-                let module = self.compiler.module(name, name, || {
-                    instrument::invoke_module(name)
-                        .with_context(|| format!("the signature of {name} is not one of Emscripten's"))
-                })?;
-                self.invokes.lock().entry(name.to_owned()).or_insert(module).clone()
-            }
+        let module = if let Some(module) = known {
+            module
+        } else {
+            let module = self.compiler.module(name, name, || {
+                instrument::invoke_module(name)
+                    .with_context(|| format!("the signature of {name} is not one of Emscripten's"))
+            })?;
+            self.invokes.lock().entry(name.to_owned()).or_insert(module).clone()
         };
         let main = store.as_context().data().exports()?.instance;
         let imports = module

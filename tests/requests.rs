@@ -1,0 +1,313 @@
+//! What the parent asks of connections that have a cluster of their own: reset, freeze, their memory, and the templates there are.
+
+mod support;
+
+use pglite_port::{
+    connection::Mode,
+    databases::Settings,
+    frame::{Kind, Options},
+};
+use support::{
+    cache,
+    port::{Port, Received},
+    wire::{self, Message},
+};
+
+/// A port with real databases and connections that are spoken to in SQL.
+struct Databases {
+    port: Port,
+    next_request: u32,
+}
+
+impl Databases {
+    fn open() -> Self {
+        let databases = cache::open_at(&cache::shared(), Settings::default());
+        Self { port: Port::with_sessions(databases), next_request: 1000 }
+    }
+
+    /// Opens a connection with these options and startup parameters; the messages of its startup.
+    fn connect(&mut self, id: u32, options: &[(&str, &str)], parameters: &[(&str, &str)]) -> Vec<Message> {
+        let mode = Options::new().with("mode", Mode::Isolated);
+        let options = options.iter().fold(mode, |options, (key, value)| options.with(key, value));
+        self.port.send_frame(Kind::Open, id, &options.to_bytes());
+        self.port.data(id, &wire::startup(parameters));
+        self.until_ready(id)
+    }
+
+    fn until_ready(&mut self, id: u32) -> Vec<Message> {
+        let mut bytes = Vec::new();
+        loop {
+            let frame = self.next();
+            assert_eq!((frame.kind, frame.id), (Kind::Data, id), "{frame:?}");
+            bytes.extend(frame.payload);
+            if matches!(bytes[..], [.., b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E']) {
+                return Message::all(bytes);
+            }
+        }
+    }
+
+    /// The next frame that is no log line.
+    fn next(&mut self) -> Received {
+        loop {
+            let frame = self.port.next();
+            if frame.kind != Kind::Log {
+                return frame;
+            }
+        }
+    }
+
+    fn query(&mut self, id: u32, sql: &str) -> Vec<Message> {
+        self.port.data(id, &wire::query(sql));
+        self.until_ready(id)
+    }
+
+    /// The values that the rows of a query consist of.
+    fn values(&mut self, id: u32, sql: &str) -> Vec<String> {
+        let messages = self.query(id, sql);
+        if let Some(error) = messages.iter().find(|message| message.kind == b'E') {
+            panic!("{sql}: {:?}", error.fields());
+        }
+        messages.iter().filter(|message| message.kind == b'D').flat_map(Message::values).collect()
+    }
+
+    fn send_request(&mut self, verb: &str, options: &[(&str, &str)]) -> u32 {
+        let options = options.iter().fold(Options::new(), |options, (key, value)| options.with(key, value));
+        self.next_request += 1;
+        let payload = [verb.as_bytes(), b"\0", &options.to_bytes()].concat();
+        self.port.send_frame(Kind::Request, self.next_request, &payload);
+        self.next_request
+    }
+
+    /// The reply to a request; no other frame may come first.
+    fn request(&mut self, verb: &str, options: &[(&str, &str)]) -> Result<Options, (String, String)> {
+        let id = self.send_request(verb, options);
+        let frame = self.next();
+        assert_eq!((frame.kind, frame.id), (Kind::Reply, id), "{frame:?}");
+        reply(&frame)
+    }
+}
+
+fn reply(frame: &Received) -> Result<Options, (String, String)> {
+    let (word, options) = frame.reply();
+    if word == "ok" {
+        return Ok(options);
+    }
+    let text = |key: &str| options.get(key).expect(key).to_owned();
+    Err((text("code"), text("message")))
+}
+
+const POSTGRES: &[(&str, &str)] = &[("user", "postgres")];
+
+/// Names and values of the `ParameterStatus` among messages.
+fn parameters(messages: &[Message]) -> Vec<(String, String)> {
+    let statuses = messages.iter().filter(|message| message.kind == b'S');
+    let pair = |message: &Message| {
+        let mut parts = message.body.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+        (parts.next().expect("a name"), parts.next().expect("a value"))
+    };
+    statuses.map(pair).collect()
+}
+
+#[test]
+fn a_reset_puts_everything_back_that_the_session_has_done() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    let look = "SELECT (SELECT count(*) FROM pg_class), current_setting('work_mem'), pg_database_size('postgres'), \
+                (SELECT count(*) FROM pg_prepared_statements), (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')";
+    let before = databases.values(1, look);
+    for _ in 0..3 {
+        databases.values(1, "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 2000)");
+        databases.values(1, "CREATE TEMPORARY TABLE u (a int); SET work_mem = '7MB'; PREPARE p AS SELECT 1");
+        databases.values(1, "LISTEN l; SELECT pg_advisory_lock(1); DROP EXTENSION plpgsql");
+        assert_ne!(databases.values(1, look), before);
+        databases.request("reset", &[("connection", "1")]).expect("it is reset");
+        assert_eq!(databases.values(1, look), before);
+        databases.values(1, "DO $$ BEGIN PERFORM 1; END $$");
+    }
+}
+
+#[test]
+fn a_reset_takes_back_libraries_that_were_loaded_since_as_often_as_that_happens() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    for _ in 0..3 {
+        // Snowball and the encoding conversions are libraries.
+        assert_eq!(databases.values(1, "SELECT to_tsvector('english', 'the dogs barked')"), ["'bark':3 'dog':2"]);
+        assert_eq!(databases.values(1, "SELECT convert_to('ä', 'LATIN1')"), ["\\xe4"]);
+        databases.values(1, "CREATE TABLE t (a int)");
+        databases.request("reset", &[("connection", "1")]).expect("it is reset");
+        assert_eq!(databases.values(1, "SELECT count(*) FROM pg_class WHERE relname = 't'"), ["0"]);
+    }
+}
+
+#[test]
+fn after_a_reset_the_session_is_as_after_its_startup_and_the_client_knows_what_changed() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    databases.values(1, "CREATE ROLE alice LOGIN");
+    databases.request("freeze", &[("connection", "1"), ("name", "with_alice")]).expect("it is frozen");
+
+    let startup = &[("user", "alice"), ("application_name", "mine"), ("options", "-c work_mem=5MB")];
+    let messages = databases.connect(2, &[("template", "with_alice")], startup);
+    let key = messages.iter().find(|message| message.kind == b'K').expect("a key").body.clone();
+    let changed = databases.query(2, "SET application_name = 'other'; SET DateStyle = 'German'; SET work_mem = '9MB'");
+    assert!(parameters(&changed).contains(&("application_name".into(), "other".into())));
+    databases.query(2, "BEGIN");
+
+    let request = databases.send_request("reset", &[("connection", "2")]);
+    let (told, answer) = (databases.next(), databases.next());
+    let (told, answer) = if told.kind == Kind::Reply { (answer, told) } else { (told, answer) };
+    assert_eq!((answer.kind, answer.id), (Kind::Reply, request));
+    reply(&answer).expect("it is reset");
+    let mut told = Message::all(told.payload);
+    while parameters(&told).len() < 2 {
+        told.extend(Message::all(databases.next().payload));
+    }
+    assert!(told.iter().all(|message| message.kind == b'S'), "only what changed: {told:?}");
+    let mut told = parameters(&told);
+    told.sort();
+    let expected = [("DateStyle", "ISO, MDY"), ("application_name", "mine")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    assert_eq!(told, expected);
+
+    let now =
+        databases.values(2, "SELECT current_user, current_setting('work_mem'), current_setting('application_name')");
+    assert_eq!(now, ["alice", "5MB", "mine"]);
+    let messages = databases.query(2, "SELECT 1");
+    assert_eq!(messages.last().expect("ReadyForQuery").body, b"I", "the transaction is gone");
+
+    // The cancel key is still the one that the client was given.
+    let (process, secret) = key.split_at(4);
+    let process = i32::from_be_bytes(process.try_into().expect("four bytes"));
+    databases.port.data(2, &wire::query("SELECT pg_sleep(3600)"));
+    databases.port.open(3);
+    databases.port.data(3, &wire::cancel_request(process, secret));
+    let mut cancelled = Vec::new();
+    while cancelled.is_empty() || !cancelled.ends_with(b"Z\0\0\0\x05I") {
+        let frame = databases.next();
+        if frame.id == 2 {
+            cancelled.extend(frame.payload);
+        }
+    }
+    assert_eq!(Message::all(cancelled)[0..].iter().find(|m| m.kind == b'E').expect("an error").fields()[&'C'], "57014");
+    databases.request("drop_template", &[("name", "with_alice")]).expect("it is dropped");
+}
+
+#[test]
+fn random_numbers_go_on_differently_after_every_reset() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    let mut seen = vec![databases.values(1, "SELECT random()")];
+    for _ in 0..3 {
+        databases.request("reset", &[("connection", "1")]).expect("it is reset");
+        let number = databases.values(1, "SELECT random()");
+        assert!(!seen.contains(&number), "{seen:?}");
+        seen.push(number);
+    }
+}
+
+#[test]
+fn a_reset_waits_for_the_command_that_the_client_has_begun() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    databases.values(1, "CREATE TABLE t (a int)");
+    // A command of the extended protocol ends with Sync.
+    databases.port.data(1, &[wire::parse("", "INSERT INTO t VALUES (1)"), wire::flush()].concat());
+    let frame = databases.next();
+    assert_eq!(Message::all(frame.payload)[0].kind, b'1');
+    let request = databases.send_request("reset", &[("connection", "1")]);
+    databases.port.data(1, &[wire::bind("", "", &[]), wire::execute("", 0), wire::sync()].concat());
+    let messages = databases.until_ready(1);
+    assert!(messages.iter().any(|message| message.body == b"INSERT 0 1\0"), "{messages:?}");
+    let frame = databases.next();
+    assert_eq!((frame.kind, frame.id), (Kind::Reply, request));
+    reply(&frame).expect("it is reset");
+    assert_eq!(databases.query(1, "SELECT FROM t")[0].fields()[&'C'], "42P01");
+}
+
+#[test]
+fn a_frozen_database_is_a_template_with_its_key_until_it_is_dropped() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    databases.values(1, "CREATE TABLE t (a int); CREATE UNLOGGED TABLE u AS SELECT 7 AS a; SET search_path = nowhere");
+    databases.values(1, "CREATE TEMPORARY TABLE temporary (a int); PREPARE p AS SELECT 1; LISTEN l");
+    databases.values(1, "INSERT INTO public.t VALUES (1)");
+    let options = [("connection", "1"), ("name", "frozen one"), ("key", "hash of migrations")];
+    databases.request("freeze", &options).expect("it is frozen");
+    // The session goes on as it was, and what it does now is not in the template.
+    assert_eq!(databases.values(1, "EXECUTE p; SHOW search_path"), ["1", "nowhere"]);
+    databases.values(1, "INSERT INTO public.t VALUES (2)");
+
+    databases.connect(2, &[("template", "frozen one")], POSTGRES);
+    assert_eq!(databases.values(2, "SELECT a FROM t"), ["1"]);
+    assert_eq!(databases.values(2, "SELECT a FROM u"), ["7"]);
+    assert_eq!(databases.values(2, "SHOW search_path"), ["\"$user\", public"]);
+    let leftovers = "SELECT (SELECT count(*) FROM pg_prepared_statements), \
+                     (SELECT count(*) FROM pg_class WHERE relname = 'temporary'), (SELECT count(*) FROM pg_listening_channels())";
+    assert_eq!(databases.values(2, leftovers), ["0", "0", "0"]);
+
+    let templates = databases.request("templates", &[]).expect("a list");
+    let listed: Vec<_> = templates.iter().map(|(_, value)| value).collect();
+    let at = listed.iter().position(|value| *value == "frozen one").expect("it is listed");
+    assert_eq!(listed[at..at + 3], ["frozen one", "postgres", "hash of migrations"]);
+
+    databases.request("drop_template", &[("name", "frozen one")]).expect("it is dropped");
+    let (code, _) = databases.request("drop_template", &[("name", "frozen one")]).expect_err("it is gone");
+    assert_eq!(code, "42704");
+    assert_eq!(databases.values(2, "SELECT a FROM t"), ["1"], "its clones live on");
+    databases.port.send_frame(
+        Kind::Open,
+        3,
+        &Options::new().with("mode", "isolated").with("template", "frozen one").to_bytes(),
+    );
+    databases.port.data(3, &wire::startup(POSTGRES));
+    assert_eq!(databases.port.until_closed(3).1[1], "3D000");
+}
+
+#[test]
+fn a_database_is_not_frozen_in_the_middle_of_a_transaction() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    for begin in ["BEGIN", "BEGIN; SELECT 1 / 0"] {
+        databases.query(1, begin);
+        let refused = databases.request("freeze", &[("connection", "1"), ("name", "never")]);
+        assert_eq!(refused.expect_err("it is open").0, "55006");
+        databases.query(1, "ROLLBACK");
+    }
+    let list = databases.request("templates", &[]).expect("a list");
+    assert!(list.iter().all(|(_, value)| value != "never"));
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_with_a_reason() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    let refused = |result: Result<Options, (String, String)>| result.expect_err("it makes no sense").0;
+    assert_eq!(refused(databases.request("reset", &[])), "22023");
+    assert_eq!(refused(databases.request("reset", &[("connection", "2")])), "08003");
+    assert_eq!(refused(databases.request("reset", &[("connection", "one")])), "08003");
+    assert_eq!(refused(databases.request("freeze", &[("connection", "1")])), "22023");
+    assert_eq!(refused(databases.request("drop_template", &[("name", "")])), "22023");
+}
+
+#[test]
+fn memory_is_told_for_each_connection_and_in_all_and_goes_down_with_a_reset() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    databases.connect(2, &[], POSTGRES);
+    let sum = |databases: &mut Databases, key: &str| -> u64 {
+        let memory = databases.request("memory", &[]).expect("figures");
+        let sums: Vec<u64> =
+            memory.iter().filter(|(k, _)| *k == "sum").map(|(_, v)| v.parse().expect("bytes")).collect();
+        let total = memory.get("total").expect("a total").parse().expect("bytes");
+        assert_eq!((sums.len(), sums.iter().sum::<u64>()), (2, total));
+        if key == "1" { sums[0] } else { sums[1] }
+    };
+    databases.values(1, "SELECT 1");
+    let before = sum(&mut databases, "1");
+    databases.values(1, "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 4000)");
+    let full = sum(&mut databases, "1");
+    assert!(full > before + (4 << 20), "{before} {full}");
+    databases.request("reset", &[("connection", "1")]).expect("it is reset");
+    let after = sum(&mut databases, "1");
+    assert!(after < before + (1 << 20), "{before} {after}");
+}
