@@ -37,6 +37,8 @@ pub(crate) struct Baton {
     /// How many wait, for a look without the lock.
     waiting: AtomicUsize,
     turns: AtomicU64,
+    /// Told when a turn begins.
+    begun: Condvar,
 }
 
 #[derive(Default)]
@@ -80,7 +82,31 @@ impl Baton {
     /// # Errors
     /// [`Crashed`] when another session of the cluster has crashed: nobody runs any more.
     pub(super) fn take(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
+        self.queue(signals, priority)?;
+        // Under the lock, so that who looks at the number and then waits misses none.
+        let _state = self.state.lock();
         self.turns.fetch_add(1, Ordering::Relaxed);
+        self.begun.notify_all();
+        Ok(())
+    }
+
+    /// Gives the baton away, waits until another session has taken it, and then for its next turn. The caller must have it.
+    ///
+    /// This does not count as a turn: sessions that only look whether they can go on do not keep each other awake.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub(super) fn pass(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
+        {
+            let mut state = self.state.lock();
+            let turns = self.turns();
+            self.hand_on(&mut state);
+            self.begun.wait_while(&mut state, |state| !state.crashed && self.turns() == turns);
+        }
+        self.queue(signals, priority)
+    }
+
+    fn queue(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
         let holder = Holder { signals: signals.clone(), priority };
         let place = {
             let mut state = self.state.lock();
@@ -120,7 +146,10 @@ impl Baton {
 
     /// Gives the baton to the one who has waited longest. The caller must have it.
     pub(super) fn give(&self) {
-        let mut state = self.state.lock();
+        self.hand_on(&mut self.state.lock());
+    }
+
+    fn hand_on(&self, state: &mut State) {
         match state.queue.pop_front() {
             Some(next) => {
                 self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -149,6 +178,7 @@ impl Baton {
         for place in state.queue.drain(..) {
             place.call();
         }
+        self.begun.notify_all();
     }
 }
 

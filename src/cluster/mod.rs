@@ -3,12 +3,10 @@
 //! * `signals`: what other threads tell a backend
 //! * `baton`: whose turn it is to run wasm
 //! * `shared_memory`: the same memory in every session
-//! * `semaphores`: where they wait for each other's lightweight locks
 //! * `seat`: one session's part in all of this
 
 mod baton;
 mod seat;
-mod semaphores;
 mod shared_memory;
 mod signals;
 

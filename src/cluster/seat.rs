@@ -8,7 +8,7 @@ use std::{
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
-use super::{Baton, Priority, Signal, Signals, semaphores::Semaphores};
+use super::{Baton, Priority, Signal, Signals};
 
 /// Another session of the cluster has left shared memory in a state that nobody can go on from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,7 +19,6 @@ pub(crate) struct Crashed;
 #[derive(Default)]
 pub(crate) struct Seats {
     baton: Baton,
-    semaphores: Semaphores,
     taken: Mutex<Taken>,
     checkpointer: OnceLock<Checkpointer>,
 }
@@ -80,7 +79,6 @@ impl Seats {
     /// The session that has the turn has crashed: all end without running on.
     pub(crate) fn crash(&self) {
         self.baton.crash();
-        self.semaphores.crash();
         for signals in self.taken.lock().by_process_id.values() {
             signals.interrupt();
         }
@@ -149,19 +147,15 @@ impl Seat {
         self.take_turn()
     }
 
-    /// Adds one to the semaphore at `address`, on which another session may wait.
-    pub(crate) fn unlock_semaphore(&self, address: u32) {
-        self.seats.semaphores.unlock(address);
-    }
-
-    /// Waits until the semaphore at `address` is not zero, and takes one from it; meanwhile others have their turns.
+    /// Cannot go on before another session has: lets the others have their turns, and takes the next one after one of them.
     ///
     /// # Errors
     /// [`Crashed`]
-    pub(crate) fn lock_semaphore(&mut self, address: u32) -> Result<(), Crashed> {
-        self.end_turn();
-        self.seats.semaphores.lock(address)?;
-        self.take_turn()
+    pub(crate) fn pass_turn(&mut self) -> Result<(), Crashed> {
+        self.has_turn = false;
+        self.seats.baton.pass(&self.signals, self.priority)?;
+        self.has_turn = true;
+        Ok(())
     }
 
     /// Whether another session waits for its turn.

@@ -43,17 +43,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         }
     })?;
     linker.func_wrap("pglite_port", "kill", kill)?;
-    linker.func_wrap(
-        "pglite_port",
-        "semaphore_lock",
-        |mut caller: Caller<'_, Guest>, semaphore: u32| match &mut caller.data_mut().seat {
-            Some(seat) => Ok(seat.lock_semaphore(semaphore)?),
+    linker.func_wrap("pglite_port", "semaphore_wait", |mut caller: Caller<'_, Guest>, _semaphore: u32| {
+        // What it waits for only another session can do; PostgreSQL looks itself whether it has been done.
+        match &mut caller.data_mut().seat {
+            Some(seat) => Ok(seat.pass_turn()?),
             None => Ok::<_, wasmtime::Error>(()),
-        },
-    )?;
-    linker.func_wrap("pglite_port", "semaphore_unlock", |mut caller: Caller<'_, Guest>, semaphore: u32| {
-        if let Some(seat) = &mut caller.data_mut().seat {
-            seat.unlock_semaphore(semaphore);
         }
     })?;
     linker.func_wrap("pglite_port", "request_checkpoint", |mut caller: Caller<'_, Guest>, _flags: i32| {

@@ -118,7 +118,7 @@ impl Surroundings<'_> {
         Ok(vec![edit])
     }
 
-    fn call(&self, hook: Hook) -> Instruction<'static> {
+    pub(super) fn call(&self, hook: Hook) -> Instruction<'static> {
         Instruction::Call(self.first_hook + hook.position())
     }
 

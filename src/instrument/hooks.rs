@@ -32,15 +32,14 @@ pub enum Hook {
     RequestCheckpoint,
     /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in linear memory.
     StackDepth,
-    /// `semaphore_lock(semaphore)`: wait until the semaphore at that address is not zero, and take one from it.
-    SemaphoreLock,
-    /// `semaphore_unlock(semaphore)`: add one to it.
-    SemaphoreUnlock,
+    /// `semaphore_wait(semaphore)`: another session has to do something first, such as release a lightweight lock. The host
+    /// returns when one may have done it; otherwise it is called again.
+    SemaphoreWait,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -48,8 +47,7 @@ impl Hook {
         Self::Kill,
         Self::RequestCheckpoint,
         Self::StackDepth,
-        Self::SemaphoreLock,
-        Self::SemaphoreUnlock,
+        Self::SemaphoreWait,
     ];
 
     /// The name under which it is imported.
@@ -63,8 +61,7 @@ impl Hook {
             Self::Kill => "kill",
             Self::RequestCheckpoint => "request_checkpoint",
             Self::StackDepth => "stack_depth",
-            Self::SemaphoreLock => "semaphore_lock",
-            Self::SemaphoreUnlock => "semaphore_unlock",
+            Self::SemaphoreWait => "semaphore_wait",
         }
     }
 
@@ -72,11 +69,7 @@ impl Hook {
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
             Self::InitProcess | Self::ProcessInterrupts => &[],
-            Self::PgUsleep
-            | Self::RequestCheckpoint
-            | Self::StackDepth
-            | Self::SemaphoreLock
-            | Self::SemaphoreUnlock => &[ValType::I32],
+            Self::PgUsleep | Self::RequestCheckpoint | Self::StackDepth | Self::SemaphoreWait => &[ValType::I32],
             Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
         }
     }

@@ -18,7 +18,7 @@
 //!
 //! # Reading order
 //! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` (what is
-//! read out of what was found), `hooks` (what is called), `changes` (what is changed), `rewrite` (writing), `longjmp`
+//! read out of what was found), `hooks` (what is called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp`
 //! (exceptions instead of host calls), `facts` (what else was learned).
 
 mod bodies;
@@ -30,6 +30,7 @@ mod image;
 mod longjmp;
 mod module;
 mod rewrite;
+mod semaphores;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,7 @@ pub const SOURCE: &str = concat!(
     include_str!("mod.rs"),
     include_str!("module.rs"),
     include_str!("rewrite.rs"),
+    include_str!("semaphores.rs"),
     include_str!("targets.rs"),
 );
 
@@ -158,6 +160,9 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
                 rewrite.exports.push((target.name.to_owned(), ExportKind::Func, function));
             }
         }
+    }
+    for (function, edit) in semaphores::waits(&module, &around)? {
+        rewrite.edits.entry(function).or_default().push(edit);
     }
     Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts })
 }

@@ -180,19 +180,6 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
-    // On it sessions wait for lightweight locks. What they call, sem_wait and sem_post, does nothing in this build.
-    Target {
-        name: "PGSemaphoreLock",
-        shape: shape(1, 0),
-        evidence: Evidence::Mentions(&["PGSemaphoreLock", "sem_wait failed: %m"]),
-        changes: &[Change::Replace(Hook::SemaphoreLock)],
-    },
-    Target {
-        name: "PGSemaphoreUnlock",
-        shape: shape(1, 0),
-        evidence: Evidence::Mentions(&["PGSemaphoreUnlock", "sem_post failed: %m"]),
-        changes: &[Change::Replace(Hook::SemaphoreUnlock)],
-    },
     // One backend of a cluster makes the checkpoints, because it knows which files are to be synced and removed then.
     Target {
         name: "CreateCheckPoint",

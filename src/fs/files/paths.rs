@@ -107,10 +107,10 @@ impl Files {
         let truncate = flags.has(OpenFlags::TRUNCATE);
         match node.kind {
             Kind::Symlink(_) => return Err(Errno::ELOOP),
-            Kind::Directory(_) | Kind::DescriptorDirectory { .. }
-                if (flags.writable() || truncate || flags.has(OpenFlags::CREATE)) =>
-            {
-                return Err(Errno::EISDIR);
+            // A directory can only be read, and `O_DIRECTORY` is right for it.
+            Kind::Directory(_) | Kind::DescriptorDirectory { .. } => {
+                let is_read = !(flags.writable() || truncate || flags.has(OpenFlags::CREATE));
+                is_read.then_some(()).ok_or(Errno::EISDIR)?;
             }
             _ if flags.has(OpenFlags::DIRECTORY) => return Err(Errno::ENOTDIR),
             _ => {}
