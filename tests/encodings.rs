@@ -71,7 +71,7 @@ fn what_has_no_equivalent_and_what_is_no_character_are_errors_that_show_the_byte
         (
             "select convert('\\x8e', 'WIN1251', 'KOI8R')",
             "22P05",
-            "character with byte sequence 0x8e in encoding \"WIN1251\" has no equivalent in encoding \"MULE_INTERNAL\"",
+            "character with byte sequence 0x8e in encoding \"WIN1251\" has no equivalent in encoding \"KOI8R\"",
         ),
     ] {
         let error = client.simple_query(sql).expect_err(sql);

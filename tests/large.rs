@@ -76,7 +76,7 @@ fn memory_that_the_guest_does_not_have_is_an_error_and_not_its_end() {
     let too_much = "select length(string_agg(repeat(chr(65 + i), 268435455), '')) from generate_series(1, 9) i";
     let failed = sqlstate(client.simple_query(too_much));
     assert!(["53200", "54000"].contains(&failed.as_str()), "{failed}");
-    client.batch_execute("set work_mem = '2GB'").expect("a setting");
+    client.batch_execute("set work_mem = '2000MB'").expect("a setting");
     let sets =
         "select count(*) from (select i, repeat(md5(i::text), 10) t from generate_series(1, 6000000) i order by 2) x";
     match client.simple_query(sets) {

@@ -16,7 +16,8 @@ use support::{
 const BEHAVIOURS: [(&str, fn(&Server)); 16] = [
     ("a transaction is committed or rolled back as a whole", |server| {
         let peer = Peer::connect(server);
-        peer.run("create table whole (a int); begin; insert into whole values (1); rollback");
+        peer.run("create table whole (a int)");
+        peer.run("begin; insert into whole values (1); rollback");
         assert_eq!(peer.fail("begin; insert into whole values (1); select 1 / 0"), "22012");
         assert_eq!(peer.fail("select 1"), "25P02");
         peer.run("rollback; begin; insert into whole values (2); savepoint s; insert into whole values (3); rollback to s; commit");
@@ -113,6 +114,7 @@ const BEHAVIOURS: [(&str, fn(&Server)); 16] = [
     }),
     ("a session that is idle too long is ended", |server| {
         let mut session = server.session(&[("options", "-c idle_session_timeout=30ms")]);
+        session.query("select 1");
         assert_eq!(errors(&session.until_closed()), ["57P05"]);
         let mut session = server.session(&[("options", "-c idle_in_transaction_session_timeout=30ms")]);
         session.query("begin");

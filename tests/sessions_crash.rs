@@ -32,7 +32,8 @@ fn after_a_crash_all_sessions_end_and_the_cluster_has_what_was_committed() {
     crashing.run("create database other");
     idle.run("begin; insert into t values (5000, 'not committed'); select pg_advisory_xact_lock(1)");
     waiting.send("select pg_advisory_lock(1)");
-    idle.until_waiting(&waiting, "Lock");
+    // In a transaction pg_stat_activity stays as it was first looked at.
+    Peer::connect(&server).until_waiting(&waiting, "Lock");
     busy.send("do $$ begin loop end loop; end $$");
     Peer::connect(&server)
         .until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));

@@ -153,6 +153,17 @@ impl Backend {
         self.write_u32(shared, process_id.cast_unsigned())
     }
 
+    /// Whether the queue of files to be synced and removed at the next checkpoint is so full that sessions will soon have to wait for one.
+    ///
+    /// # Errors
+    /// When it has no shared memory.
+    pub(crate) fn is_sync_queue_filling(&self) -> anyhow::Result<bool> {
+        let checkpointer = self.facts().checkpointer;
+        let shared = self.read_u32(checkpointer.shared)?;
+        let requests = self.read_u32(shared.wrapping_add(checkpointer.requests))?;
+        Ok(requests > self.read_u32(shared.wrapping_add(checkpointer.max_requests))? / 2)
+    }
+
     /// What the child of a fork has to change of what it was given.
     fn become_child(&mut self) -> anyhow::Result<()> {
         // Its end of the session is proc_exit, not a return to the host.

@@ -288,6 +288,10 @@ pub struct Checkpointer {
     pub backend_type: u32,
     /// Address of `CheckpointerShmem` (`src/backend/postmaster/checkpointer.c`), a pointer to a structure that begins with the checkpointer's process id.
     pub shared: u32,
+    /// Where in that structure the number of queued requests is, an `int`.
+    pub requests: u32,
+    /// Where the number of requests is that fit into the queue, an `int`.
+    pub max_requests: u32,
 }
 
 impl Checkpointer {
@@ -314,8 +318,20 @@ impl Checkpointer {
         };
         let (_, (my_backend_type, backend_type)) =
             once(target, "a comparison of MyBackendType", operators, 4, is_checkpointer)?;
+        // `CheckpointerShmem->num_requests >= CheckpointerShmem->max_requests`
+        let is_full = |window: &[Operator]| match *window {
+            [
+                Operator::I32Load { memarg: requests },
+                Operator::LocalTee { .. },
+                Operator::LocalGet { .. },
+                Operator::I32Load { memarg: max_requests },
+                Operator::I32GeS,
+            ] => Some((u32::try_from(requests.offset).ok()?, u32::try_from(max_requests.offset).ok()?)),
+            _ => None,
+        };
         let (_, shared) = once(target, "a look for the checkpointer's process id", operators, 5, process_id)?;
-        Ok(Self { my_backend_type, backend_type, shared })
+        let (_, (requests, max_requests)) = once(target, "a comparison with the queue's size", operators, 5, is_full)?;
+        Ok(Self { my_backend_type, backend_type, shared, requests, max_requests })
     }
 }
 

@@ -174,6 +174,9 @@ fn attend(backend: &mut Backend, news: News, has_happened: bool) -> anyhow::Resu
 }
 
 fn is_checkpoint_due(backend: &mut Backend) -> anyhow::Result<bool> {
+    if backend.is_sync_queue_filling()? {
+        return Ok(true);
+    }
     let rows = backend.query(IS_CHECKPOINT_DUE)?;
     Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
 }
