@@ -27,7 +27,7 @@ fn full_text_search_stems_in_many_languages() {
         )
         .expect("documents");
     let found = "select count(*), min(ts_headline('english', body, q)) from doc, websearch_to_tsquery('english', 'database -sql') q where words @@ q";
-    assert_eq!(rows(&mut client, found), ["50|document 1000 about <b>databases</b>"]);
+    assert_eq!(rows(&mut client, found), ["50|document 100 about <b>databases</b>"]);
 }
 
 #[test]
@@ -131,7 +131,9 @@ fn every_kind_of_index_is_built_and_used() {
         );
         assert_eq!(rows(&mut client, &count), rows(&mut client, &scanned), "{condition}");
     }
-    client.batch_execute("reindex table t; vacuum (full, analyze) t; cluster t using t_id_idx").expect("rebuilt");
+    for statement in ["reindex table t", "vacuum (full, analyze) t", "cluster t using t_id_idx"] {
+        client.batch_execute(statement).expect("rebuilt");
+    }
 }
 
 #[test]

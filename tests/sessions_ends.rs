@@ -162,9 +162,11 @@ fn the_program_ends_in_order_while_sessions_run() {
     let (busy, idle, waiting) = (Peer::connect(&server), Peer::connect(&server), Peer::connect(&server));
     idle.run("begin; select pg_advisory_xact_lock(1)");
     waiting.send("select pg_advisory_lock(1)");
-    idle.until_waiting(&waiting, "Lock");
+    // In a transaction pg_stat_activity stays as it was first looked at.
+    let watcher = Peer::connect(&server);
+    watcher.until_waiting(&waiting, "Lock");
     busy.send("do $$ begin loop end loop; end $$");
-    idle.until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
+    watcher.until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
     server.program.signal(rustix::process::Signal::TERM);
     busy.assert_ended("57P01");
     waiting.assert_ended("57P01");

@@ -145,12 +145,10 @@ fn a_copy_to_the_client_can_be_cancelled_while_the_client_takes_it_and_ended_whi
 }
 
 #[test]
-fn a_session_in_a_copy_takes_part_in_barriers_and_hears_of_changes() {
+fn a_session_in_a_copy_hears_of_changes() {
     let (server, _holder, watcher) = server();
     let mut copying = copying_in(&server);
     let _reader = copying_out(&server, &watcher);
-    watcher.run("create database gone");
-    watcher.run("drop database gone");
     watcher.run(
         "do $$ begin for i in 1..600 loop execute format('create table s%s (a int primary key)', i); end loop; end $$",
     );
@@ -184,9 +182,7 @@ fn a_cancel_request_with_a_wrong_key_does_nothing() {
     until_under_way(&watcher, process_id, "wait_event = 'PgSleep'");
     let mut wrong = key.clone();
     wrong[0] ^= 1;
-    for (process_id, key) in
-        [(process_id, wrong), (process_id, vec![]), (process_id, other.key().1), (process_id + 1000, key.clone())]
-    {
+    for (process_id, key) in [(process_id, wrong), (process_id, other.key().1), (process_id + 1000, key.clone())] {
         server.cancel(process_id, &key);
     }
     until_under_way(&watcher, process_id, "wait_event = 'PgSleep'");

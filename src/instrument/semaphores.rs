@@ -56,10 +56,10 @@ fn is_wait(window: &[Operator]) -> bool {
 
 /// Goes on waiting while a flag of the process is set; the process is in a local, or loaded once more.
 fn ends_loop(rest: &[Operator]) -> bool {
-    let flag = match rest {
-        [Operator::LocalGet { .. }, rest @ ..]
-        | [Operator::I32Const { .. }, Operator::I32Load { .. }, Operator::LocalTee { .. }, rest @ ..] => rest,
-        _ => return false,
+    let ([Operator::LocalGet { .. }, flag @ ..]
+    | [Operator::I32Const { .. }, Operator::I32Load { .. }, Operator::LocalTee { .. }, flag @ ..]) = rest
+    else {
+        return false;
     };
     matches!(flag, [Operator::I32Load8U { .. }, Operator::BrIf { relative_depth: 0 }, ..])
 }
