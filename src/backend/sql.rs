@@ -20,7 +20,7 @@ impl Backend {
     /// Runs `sql` as one simple query.
     ///
     /// # Errors
-    /// A [`SqlError`], the first that `PostgreSQL` reports; anything else when the guest traps.
+    /// A [`SqlError`](crate::answer::SqlError), the first that `PostgreSQL` reports; anything else when the guest traps.
     pub(crate) fn execute(&mut self, sql: &str) -> anyhow::Result<()> {
         self.query(sql).map(drop)
     }

@@ -167,7 +167,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts })
 }
 
-/// Prepares a module that runs in one instance only and needs no changes but those of [`longjmp`]: `initdb.wasm`.
+/// Prepares a module that runs in one instance only and needs no changes but those of `longjmp`: `initdb.wasm`.
 ///
 /// # Errors
 /// If the bytes are no module, or one whose `longjmp` is not Emscripten's.

@@ -14,7 +14,7 @@ pub struct DirectoryEntry {
     pub ino: Ino,
     /// The position from which to read on after this entry.
     pub next: u64,
-    /// The type bits of its mode; see [`S_IFMT`](crate::fs::node::S_IFMT).
+    /// The type bits of its mode; see [`S_IFMT`].
     pub kind: u32,
     /// Its name.
     pub name: Name,
