@@ -78,10 +78,13 @@ impl Databases {
         self.next_request
     }
 
-    /// The reply to a request; no other frame may come first.
+    /// The reply to a request; only the end of a connection may come first.
     fn request(&mut self, verb: &str, options: &[(&str, &str)]) -> Result<Options, (String, String)> {
         let id = self.send_request(verb, options);
-        let frame = self.next();
+        let mut frame = self.next();
+        while frame.kind == Kind::Close {
+            frame = self.next();
+        }
         assert_eq!((frame.kind, frame.id), (Kind::Reply, id), "{frame:?}");
         reply(&frame)
     }
