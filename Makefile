@@ -73,6 +73,10 @@ bench: build ## the figures of README.md, as one table (needs a quiet machine an
 	rm -rf target/tmp/figures
 	$(CARGO) bench --locked $(addprefix --bench ,$(BENCHES))
 	@$(CARGO) bench --quiet --locked --bench report
+ifneq ($(HAVE_ELIXIR),)
+	.ci/require mix=elixir
+	cd elixir && PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist" MIX_ENV=test mix run bench/socket_server.exs
+endif
 
 .PHONY: toolchain
 toolchain:
