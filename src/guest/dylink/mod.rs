@@ -13,7 +13,7 @@ mod store;
 
 use std::{collections::HashMap, sync::Arc};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use wasmtime::{
     AsContext, AsContextMut, Caller, Extern, ExternType, Func, Global, GlobalType, Instance, Linker, Mutability, Ref,
     Val, ValType,
@@ -178,6 +178,9 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
     for needed in &library.layout().needed {
         open(caller, needed, None).with_context(|| format!("{needed}, which it needs"))?;
     }
+    if let Some(name) = undefined(caller, &library)? {
+        bail!("undefined symbol: {name}");
+    }
     let layout = library.layout();
     let exports = caller.data().exports()?;
     let instance = exports.instance;
@@ -212,6 +215,22 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
     let number = loaded.len() - 1;
     loaded[number].place.globals = globals;
     Ok(number)
+}
+
+/// A symbol whose address `library` needs and that nobody defines.
+fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Result<Option<String>> {
+    let main = caller.data().exports()?.instance;
+    for import in library.module().imports().filter(|import| import.module().starts_with("GOT.")) {
+        let (name, guest) = (import.name(), caller.data());
+        let is_there = guest.facts.symbol(name).is_some()
+            || library.layout().symbol(name).is_some()
+            || library.layout().weak.contains(name)
+            || guest.libraries.loaded.iter().any(|loaded| loaded.library.layout().symbol(name).is_some());
+        if !is_there && main.get_func(&mut *caller, name).is_none() {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Links `library` at `place`, as the last of the loaded libraries; its data must be in memory already.
@@ -266,7 +285,7 @@ fn instantiate(
             value = address(store, earlier, &name)?;
         }
         if value.is_none() {
-            // Weak data is null when nobody defines it; so is a function pointer, which a caller has to test.
+            // Weak symbols are null when nobody defines them, which the library tests.
             tracing::debug!("nobody defines {} {name}", if is_function { "function" } else { "datum" });
         }
         global.set(&mut *store, Val::I32(value.unwrap_or(0).cast_signed()))?;

@@ -3,12 +3,12 @@
 //! The format is the tool conventions' `dylink.0` section (WebAssembly tool-conventions, `DynamicLinking.md`).
 //! Code and data are kept apart, so that a clone, whose memory already holds the data as it was changed since, can have the code alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, bail, ensure};
 use wasmparser::{
     DataKind, Dylink0Subsection, ElementItems, ElementKind, ExternalKind, KnownCustom, Operator, Parser, Payload,
-    TypeRef,
+    SymbolFlags, TypeRef,
 };
 
 use crate::instrument::{SideModule, instrument_side_module};
@@ -32,6 +32,8 @@ pub(crate) struct Layout {
     pub(crate) table_size: u32,
     /// Names of libraries that have to be loaded before it.
     pub(crate) needed: Vec<String>,
+    /// Symbols that it can do without.
+    pub(crate) weak: HashSet<String>,
     /// Initial data, by offset from its memory base.
     pub(crate) data: Vec<(u32, Vec<u8>)>,
     /// Names of the mutable globals that it defines: its start function works them out, once in the life of a memory.
@@ -144,6 +146,10 @@ fn read_dylink(subsections: wasmparser::Dylink0SectionReader<'_>, layout: &mut L
                 layout.memory_alignment = alignment;
                 layout.table_size = info.table_size;
                 ensure!(info.table_alignment == 0, "it wants its table entries aligned");
+            }
+            Dylink0Subsection::ImportInfo(imports) => {
+                let weak = imports.iter().filter(|import| import.flags.contains(SymbolFlags::BINDING_WEAK));
+                layout.weak = weak.map(|import| import.field.to_owned()).collect();
             }
             Dylink0Subsection::Needed(needed) => layout.needed = needed.iter().map(|&name| name.to_owned()).collect(),
             _ => {}
