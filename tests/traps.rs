@@ -128,3 +128,16 @@ fn a_library_that_is_none_is_refused_and_the_session_goes_on() {
     }
     assert_eq!(rows(&mut client, "select 'alive'"), ["alive"]);
 }
+
+#[test]
+fn a_library_with_a_symbol_that_nobody_defines_is_not_loaded_and_the_session_goes_on() {
+    let server = Server::start();
+    let mut client = server.connect();
+    // PGlite ships the receiver of logical replication, but not the symbols it needs.
+    let error = client
+        .batch_execute("create subscription s connection 'dbname=x' publication p")
+        .expect_err("there is no WAL receiver");
+    let error = error.as_db_error().expect("PostgreSQL's own error");
+    assert!(error.message().contains("undefined symbol: WalReceiverFunctions"), "{error}");
+    assert_eq!(rows(&mut client, "select 1"), ["1"]);
+}
