@@ -6,8 +6,10 @@
 //!
 //! Two things differ from it. Symbols are looked up in the main module, then in the library itself, then in the libraries loaded before,
 //! where Emscripten lets a library loaded earlier override a later one's own symbols. And a function that nobody defines raises an SQL error
-//! that names it when it is called, where Emscripten's glue throws a `TypeError` that ends the session.
+//! that names it when it is called, where Emscripten's glue throws a `TypeError` that ends the session. Data that nobody
+//! defines has no such moment: a library that needs it is not loaded.
 
+mod image;
 mod object;
 mod store;
 
@@ -21,6 +23,7 @@ use wasmtime::{
 
 use super::{Guest, memory, report};
 use crate::instrument::SIDE_MODULE_START;
+pub(crate) use image::{restore, rewind};
 use object::Symbol;
 pub(crate) use store::{Library, LibraryStore};
 
@@ -409,67 +412,4 @@ impl Libraries {
             free_slot: self.free_slot,
         }
     }
-}
-
-impl LibrariesImage {
-    /// The path and the hash of every library in it.
-    pub(crate) fn libraries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.places.iter().map(|place| (place.path.as_str(), place.hash.as_str()))
-    }
-}
-
-/// Puts a guest that had the libraries of `image`, and has loaded no others since, back to where it was then.
-///
-/// # Errors
-/// When the table cannot be written.
-pub(crate) fn rewind(store: &mut impl AsContextMut<Data = Guest>, image: &LibrariesImage) -> anyhow::Result<()> {
-    let table = store.as_context().data().exports()?.table;
-    let mut context = store.as_context_mut();
-    let state = &mut context.data_mut().libraries;
-    let claimed_since = image.free_slot..state.free_slot;
-    // Without new libraries, handles come and go only with claims: nothing to do, almost always.
-    if claimed_since.is_empty() && state.handles.len() == image.handles.len() {
-        return Ok(());
-    }
-    state.set(image);
-    state.free_slot = image.free_slot;
-    for slot in claimed_since {
-        table.set(&mut *store, slot.into(), Ref::Func(None))?;
-    }
-    Ok(())
-}
-
-/// Puts the libraries of `image` into a guest whose memory holds their data already.
-///
-/// # Errors
-/// When a library is not the one that `image` was made with.
-pub(crate) fn restore(
-    store: &mut impl AsContextMut<Data = Guest>,
-    image: &LibrariesImage,
-    libraries: &[Arc<Library>],
-) -> anyhow::Result<()> {
-    let table = store.as_context().data().exports()?.table;
-    let used = store.as_context().data().libraries.free_slot;
-    reserve(store, image.free_slot.checked_sub(used).context("the table is larger than in the image")?)?;
-    let mut context = store.as_context_mut();
-    let state = &mut context.data_mut().libraries;
-    state.set(image);
-    for (place, library) in image.places.iter().zip(libraries) {
-        let instance = instantiate(store, library.clone(), place.clone()).with_context(|| place.path.clone())?;
-        for (name, value) in &place.globals {
-            let global = instance.get_global(&mut *store, name).with_context(|| format!("it has no global {name}"))?;
-            global.set(&mut *store, Val::I32(*value))?;
-        }
-    }
-    for claim in &image.claims {
-        let instance = match claim.owner {
-            Owner::Main => Some(store.as_context().data().exports()?.instance),
-            Owner::Library(number) => store.as_context().data().libraries.loaded[number].instance,
-        };
-        let function = instance
-            .and_then(|instance| instance.get_func(&mut *store, &claim.name))
-            .with_context(|| format!("the function {} of table slot {} is gone", claim.name, claim.slot))?;
-        table.set(&mut *store, claim.slot.into(), Ref::Func(Some(function)))?;
-    }
-    Ok(())
 }

@@ -1,0 +1,72 @@
+//! The libraries of one guest, put into another that has a copy of its memory.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use wasmtime::{AsContext, AsContextMut, Ref, Val};
+
+use super::{LibrariesImage, Library, Owner, instantiate, reserve};
+use crate::guest::Guest;
+
+impl LibrariesImage {
+    /// The path and the hash of every library in it.
+    pub(crate) fn libraries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.places.iter().map(|place| (place.path.as_str(), place.hash.as_str()))
+    }
+}
+
+/// Puts a guest that had the libraries of `image`, and has loaded no others since, back to where it was then.
+///
+/// # Errors
+/// When the table cannot be written.
+pub(crate) fn rewind(store: &mut impl AsContextMut<Data = Guest>, image: &LibrariesImage) -> anyhow::Result<()> {
+    let table = store.as_context().data().exports()?.table;
+    let mut context = store.as_context_mut();
+    let state = &mut context.data_mut().libraries;
+    let claimed_since = image.free_slot..state.free_slot;
+    // Without new libraries, handles come and go only with claims: nothing to do, almost always.
+    if claimed_since.is_empty() && state.handles.len() == image.handles.len() {
+        return Ok(());
+    }
+    state.set(image);
+    state.free_slot = image.free_slot;
+    for slot in claimed_since {
+        table.set(&mut *store, slot.into(), Ref::Func(None))?;
+    }
+    Ok(())
+}
+
+/// Puts the libraries of `image` into a guest whose memory holds their data already.
+///
+/// # Errors
+/// When a library is not the one that `image` was made with.
+pub(crate) fn restore(
+    store: &mut impl AsContextMut<Data = Guest>,
+    image: &LibrariesImage,
+    libraries: &[Arc<Library>],
+) -> anyhow::Result<()> {
+    let table = store.as_context().data().exports()?.table;
+    let used = store.as_context().data().libraries.free_slot;
+    reserve(store, image.free_slot.checked_sub(used).context("the table is larger than in the image")?)?;
+    let mut context = store.as_context_mut();
+    let state = &mut context.data_mut().libraries;
+    state.set(image);
+    for (place, library) in image.places.iter().zip(libraries) {
+        let instance = instantiate(store, library.clone(), place.clone()).with_context(|| place.path.clone())?;
+        for (name, value) in &place.globals {
+            let global = instance.get_global(&mut *store, name).with_context(|| format!("it has no global {name}"))?;
+            global.set(&mut *store, Val::I32(*value))?;
+        }
+    }
+    for claim in &image.claims {
+        let instance = match claim.owner {
+            Owner::Main => Some(store.as_context().data().exports()?.instance),
+            Owner::Library(number) => store.as_context().data().libraries.loaded[number].instance,
+        };
+        let function = instance
+            .and_then(|instance| instance.get_func(&mut *store, &claim.name))
+            .with_context(|| format!("the function {} of table slot {} is gone", claim.name, claim.slot))?;
+        table.set(&mut *store, claim.slot.into(), Ref::Func(Some(function)))?;
+    }
+    Ok(())
+}
