@@ -161,6 +161,3 @@ fn write(
         files.write(fd, position, memory::read_bytes(memory, address, length)?)
     })
 }
-
-#[cfg(test)]
-mod tests;

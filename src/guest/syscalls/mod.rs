@@ -114,6 +114,3 @@ fn not_negative(number: i64) -> Result<u64, Errno> {
 fn count(count: usize) -> Answer {
     i32::try_from(count).map_err(|_| Errno::EINVAL)
 }
-
-#[cfg(test)]
-mod tests;

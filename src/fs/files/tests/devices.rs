@@ -1,0 +1,75 @@
+//! Devices, pipes and `/proc/self/fd`.
+
+use super::*;
+
+#[test]
+fn the_terminal_devices_write_to_the_console() {
+    let transcript = Transcript::default();
+    let mut files = files();
+    files.set_console(Box::new(transcript.clone()));
+    files.write(1, None, b"out").unwrap();
+    files.write(2, None, b"err").unwrap();
+    assert_eq!(files.read(0, None, &mut [0; 4]), Ok(0));
+    assert_eq!(*transcript.0.lock(), [(Stream::Out, b"out".to_vec()), (Stream::Err, b"err".to_vec())]);
+    assert_eq!(mode(&files, "/dev/tty") & S_IFMT, S_IFCHR);
+    assert_eq!(files.device(1), Ok(Some(Device::Terminal)));
+}
+
+#[test]
+fn the_devices_null_zero_and_urandom_do_what_their_names_say() {
+    let mut files = files();
+    let mut read = |path: &str| {
+        let fd = files.open(HERE, path.as_bytes(), OpenFlags::READ_WRITE, 0).unwrap();
+        let mut bytes = [7; 64];
+        let count = files.read(fd, None, &mut bytes).unwrap();
+        assert_eq!(files.write(fd, None, b"gone"), Ok(4));
+        bytes[..count].to_vec()
+    };
+    assert!(read("/dev/null").is_empty());
+    assert_eq!(read("/dev/zero"), [0; 64]);
+    assert_ne!(read("/dev/urandom"), read("/dev/urandom"));
+}
+
+#[test]
+fn a_pipe_hands_bytes_on_and_ends_with_its_last_writer() {
+    let mut files = files();
+    let (read, write) = files.pipe(OpenFlags::NONBLOCKING).unwrap();
+    let mut bytes = [0; 10];
+    assert_eq!(files.read(read, None, &mut bytes), Err(Errno::EAGAIN));
+    assert_eq!(files.poll(read, 1), 0);
+    let second = files.dup(write, 0).unwrap();
+    files.write(write, None, b"abc").unwrap();
+    assert_eq!((files.poll(read, 1), files.bytes_in_pipe(read)), (1, Ok(Some(3))));
+    files.close(write).unwrap();
+    assert_eq!(files.read(read, None, &mut bytes), Ok(3));
+    assert_eq!(files.read(read, None, &mut bytes), Err(Errno::EAGAIN));
+    files.close(second).unwrap();
+    assert_eq!(files.read(read, None, &mut bytes), Ok(0));
+    assert_eq!(files.fstat(read).unwrap().mode & S_IFMT, S_IFIFO);
+    assert_eq!(files.seek(read, 0, Whence::Start), Err(Errno::ESPIPE));
+}
+
+#[test]
+fn writing_to_a_pipe_nobody_reads_fails() {
+    let mut files = files();
+    let (read, write) = files.pipe(OpenFlags::default()).unwrap();
+    files.close(read).unwrap();
+    assert_eq!(files.write(write, None, b"x"), Err(Errno::EPIPE));
+    assert_eq!(files.poll(99, 1), 0x20);
+}
+
+#[test]
+fn proc_self_fd_shows_and_opens_what_the_process_has_open() {
+    let mut files = files();
+    put(&mut files, "/tmp/f", b"x");
+    let fd = files.open(HERE, b"/tmp/f", OpenFlags::READ_ONLY, 0).unwrap();
+    let path = format!("/proc/self/fd/{fd}");
+    assert_eq!(files.readlink(HERE, path.as_bytes()).unwrap(), b"/tmp/f");
+    assert_eq!(get(&mut files, &path).unwrap(), b"x");
+    assert_eq!(mode(&files, &path) & S_IFMT, S_IFLNK);
+    let directory = files.open(HERE, b"/proc/self/fd", OpenFlags::DIRECTORY, 0).unwrap();
+    assert_eq!(names(&mut files, directory, 5), [".", "..", "0", "1", "2"]);
+    assert_eq!(names(&mut files, directory, 5), ["3", "4"]);
+    assert_eq!(get(&mut files, "/proc/self/fd/77"), Err(Errno::ENOENT));
+    assert_eq!(files.open(HERE, b"/proc/self/fd/x", CREATE, 0), Err(Errno::EPERM));
+}
