@@ -11,7 +11,6 @@ mod rows;
 mod support;
 
 use std::{
-    fs,
     process::ExitCode,
     sync::{Arc, mpsc::channel},
     time::{Duration, Instant},
@@ -27,7 +26,7 @@ use rows::{Figure, Row, Unit, leave};
 use support::{
     local::{Connect, Local},
     port::Port,
-    wire,
+    process, wire,
 };
 
 /// How often short things are measured.
@@ -192,12 +191,8 @@ impl std::ops::Sub for Smaps {
 }
 
 fn smaps() -> Smaps {
-    let text = fs::read_to_string("/proc/self/smaps_rollup").expect("Linux");
-    let bytes = |name: &str| -> u64 {
-        let line = text.lines().find(|line| line.starts_with(name)).expect("the field");
-        line.split_ascii_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
-    };
-    Smaps { private: bytes("Private_Dirty:"), pss: bytes("Pss:") }
+    let bytes = |field| process::bytes("/proc/self/smaps_rollup", field);
+    Smaps { private: bytes("Private_Dirty"), pss: bytes("Pss") }
 }
 
 #[derive(Default)]

@@ -10,7 +10,7 @@ mod support;
 use std::{
     fs,
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -26,7 +26,10 @@ use pglite_port::{
     log::LogSink,
 };
 use rows::{Figure, Row, Unit, leave};
-use support::local::{Connect, Local};
+use support::{
+    local::{Connect, Local},
+    process::{self, installed},
+};
 
 /// How often short things are measured.
 const ROUNDS: usize = 200;
@@ -234,14 +237,6 @@ impl Drop for Native {
     }
 }
 
-/// A program of `PostgreSQL`'s, which Debian does not have in the path.
-fn installed(program: &str) -> Command {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = versions.map(|version| version.path().join("bin").join(program)).collect();
-    found.retain(|path| path.exists());
-    Command::new(found.pop().unwrap_or_else(|| program.into()))
-}
-
 /// The same as the user `postgres` if this is root, who may not run a server.
 fn unprivileged(program: &str) -> Command {
     let mut command = installed(program);
@@ -271,9 +266,10 @@ fn substitute() -> Option<(u32, u32)> {
 
 /// `Private_Dirty` of this process, in bytes.
 fn private_memory() -> f64 {
-    let text = fs::read_to_string("/proc/self/smaps_rollup").expect("Linux");
-    let line = text.lines().find(|line| line.starts_with("Private_Dirty:")).expect("the field");
-    line.split_ascii_whitespace().nth(1).and_then(|number| number.parse::<f64>().ok()).expect("a number") * 1024.0
+    // Far below 2^53.
+    #[expect(clippy::cast_precision_loss)]
+    let bytes = process::bytes("/proc/self/smaps_rollup", "Private_Dirty") as f64;
+    bytes
 }
 
 /// Seconds of processor time that this process has used.

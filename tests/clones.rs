@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{collections::HashSet, fs, sync::Arc, thread};
+use std::{collections::HashSet, sync::Arc, thread};
 
 use pglite_port::{
     connection::{Connections, Sessions},
@@ -11,7 +11,7 @@ use pglite_port::{
 use support::{
     PATIENCE, cache,
     local::{Connect, Local},
-    wire,
+    process, wire,
 };
 
 fn connect(connections: &Arc<Connections>, id: u32) -> Local {
@@ -135,16 +135,10 @@ fn resident_memory_stays_where_it_is_when_clones_come_and_go() {
     };
     // The allocator and the page cache have had what they want after these.
     (0..50).for_each(round);
-    let before = resident();
+    let memory = || process::anonymous_memory(std::process::id());
+    let before = memory();
     (0..rounds).for_each(round);
-    let grown = resident().saturating_sub(before);
+    let grown = memory().saturating_sub(before);
     // One clone has more than 1 MB for itself: if one in a hundred stayed, it would show.
     assert!(grown < (8 << 20) + u64::from(rounds) * 1000, "{grown} bytes more after {rounds} rounds");
-}
-
-/// Resident memory of this process that belongs to no file, in bytes.
-fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("the field");
-    line.split_ascii_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use pglite_port::instrument::{
     FURTHER_SESSION, HOOK_MODULE, Hook, InstrumentError, Instrumented, SIDE_MODULE_START, instrument, instrument_plain,
@@ -21,8 +22,11 @@ fn artefact(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}; install PGlite first", path.display()))
 }
 
-fn backend() -> Instrumented {
-    instrument(&artefact("pglite.wasm")).expect("the supported version is accepted")
+/// The instrumented backend, once for all tests of this process.
+fn backend() -> &'static Instrumented {
+    static BACKEND: LazyLock<Instrumented> =
+        LazyLock::new(|| instrument(&artefact("pglite.wasm")).expect("the supported version is accepted"));
+    &BACKEND
 }
 
 /// Exports by name and bodies by function index.
@@ -119,9 +123,9 @@ fn constants_of(body: &[Operator], wanted: u32) -> usize {
 #[test]
 fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
     let Instrumented { code, facts, .. } = backend();
-    Validator::new().validate_all(&code).unwrap();
-    assert_eq!(sections(&code), [""; 0], "no start function, no data");
-    let code = Code::read(&code);
+    Validator::new().validate_all(code).unwrap();
+    assert_eq!(sections(code), [""; 0], "no start function, no data");
+    let code = Code::read(code);
     for name in [
         "InitProcess",
         "PostgresMain",
@@ -145,7 +149,7 @@ fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
 #[test]
 fn memory_holds_the_string_constants_where_the_code_looks_for_them() {
     let Instrumented { code, memory, .. } = backend();
-    let body = Code::read(&code).exported_body("InitProcess");
+    let body = Code::read(code).exported_body("InitProcess");
     let string = b"\0sorry, too many clients already\0";
     let at = memory.windows(string.len()).position(|window| window == string).expect("the message is in memory") + 1;
     assert_eq!(constants_of(&body, u32::try_from(at).unwrap()), 1);
@@ -165,7 +169,7 @@ fn hooks_called(code: &Code, body: &[Operator]) -> Vec<&'static str> {
 #[test]
 fn each_hook_is_called_by_one_function_where_it_belongs() {
     let Instrumented { code, .. } = backend();
-    let code = Code::read(&code);
+    let code = Code::read(code);
     let (mut callers, mut waits) = (Vec::new(), 0);
     for (index, _) in (code.imported_functions..).zip(&code.bodies) {
         let mut called = hooks_called(&code, &code.body(index));
@@ -207,7 +211,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
 #[test]
 fn the_cancel_key_is_read_from_memory_when_it_is_sent() {
     let Instrumented { code, facts, .. } = backend();
-    let body = Code::read(&code).exported_body("pgl_sendConnData");
+    let body = Code::read(code).exported_body("pgl_sendConnData");
     assert_eq!(constants_of(&body, facts.my_cancel_key.swap_bytes()), 0, "its address is not sent");
     let read = body.windows(2).any(|pair| match pair {
         [Operator::I32Const { value }, Operator::I32Load { .. }] => value.cast_unsigned() == facts.my_cancel_key,
@@ -219,7 +223,7 @@ fn the_cancel_key_is_read_from_memory_when_it_is_sent() {
 #[test]
 fn recovery_and_shutdown_begin_with_a_look_at_whether_the_session_is_a_further_one() {
     let Instrumented { code, .. } = backend();
-    let code = Code::read(&code);
+    let code = Code::read(code);
     let (_, further_session) = code.exports[FURTHER_SESSION];
     for name in ["StartupXLOG", "ShutdownXLOG"] {
         let body = code.body(code.names[name]);
@@ -235,7 +239,7 @@ fn recovery_and_shutdown_begin_with_a_look_at_whether_the_session_is_a_further_o
 #[test]
 fn every_mutable_global_is_exported_under_the_name_that_the_facts_give() {
     let Instrumented { code, facts, .. } = backend();
-    let code = Code::read(&code);
+    let code = Code::read(code);
     let mut exported: Vec<u32> = facts.mutable_globals.iter().map(|name| code.exports[name.as_str()].1).collect();
     exported.sort_unstable();
     assert_eq!(exported, code.mutable_globals);
@@ -246,7 +250,7 @@ fn every_mutable_global_is_exported_under_the_name_that_the_facts_give() {
 #[test]
 fn no_process_id_is_left_that_the_compiler_put_in_place_of_getpid() {
     let Instrumented { code, facts, .. } = backend();
-    let code = Code::read(&code);
+    let code = Code::read(code);
     let my_proc_pid = facts.address("MyProcPid").unwrap();
     for name in ["proc_exit", "ProcKill", "AuxiliaryProcKill", "wrapper_handler", "kill"] {
         let body = code.body(code.names[name]);
@@ -257,7 +261,7 @@ fn no_process_id_is_left_that_the_compiler_put_in_place_of_getpid() {
 
 #[test]
 fn addresses_are_those_of_the_variables_named() {
-    let facts = backend().facts;
+    let facts = &backend().facts;
     for symbol in [
         "InterruptPending",
         "QueryCancelPending",

@@ -10,6 +10,7 @@ use pglite_port::{
 use support::{
     cache,
     port::{Port, Received},
+    session::errors,
     wire::{self, Message},
 };
 
@@ -63,11 +64,7 @@ impl Databases {
 
     /// The values that the rows of a query consist of.
     fn values(&mut self, id: u32, sql: &str) -> Vec<String> {
-        let messages = self.query(id, sql);
-        if let Some(error) = messages.iter().find(|message| message.kind == b'E') {
-            panic!("{sql}: {:?}", error.fields());
-        }
-        messages.iter().filter(|message| message.kind == b'D').flat_map(Message::values).collect()
+        wire::values(sql, &self.query(id, sql))
     }
 
     fn send_request(&mut self, verb: &str, options: &[(&str, &str)]) -> u32 {
@@ -100,16 +97,6 @@ fn reply(frame: &Received) -> Result<Options, (String, String)> {
 }
 
 const POSTGRES: &[(&str, &str)] = &[("user", "postgres")];
-
-/// Names and values of the `ParameterStatus` among messages.
-fn parameters(messages: &[Message]) -> Vec<(String, String)> {
-    let statuses = messages.iter().filter(|message| message.kind == b'S');
-    let pair = |message: &Message| {
-        let mut parts = message.body.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
-        (parts.next().expect("a name"), parts.next().expect("a value"))
-    };
-    statuses.map(pair).collect()
-}
 
 #[test]
 fn a_reset_puts_everything_back_that_the_session_has_done() {
@@ -154,12 +141,12 @@ fn after_a_reset_the_session_is_as_after_its_startup_and_the_client_knows_what_c
     let messages = databases.connect(2, &[("template", "with_alice")], startup);
     let key = messages.iter().find(|message| message.kind == b'K').expect("a key").body.clone();
     let changed = databases.query(2, "SET application_name = 'other'; SET DateStyle = 'German'; SET work_mem = '9MB'");
-    assert!(parameters(&changed).contains(&("application_name".into(), "other".into())));
+    assert!(wire::parameters(&changed).contains(&("application_name".into(), "other".into())));
     databases.query(2, "BEGIN");
 
     let request = databases.send_request("reset", &[("connection", "2")]);
     let (mut told, mut answer) = (Vec::new(), None);
-    while answer.is_none() || parameters(&told).len() < 2 {
+    while answer.is_none() || wire::parameters(&told).len() < 2 {
         let next = databases.next();
         if next.kind == Kind::Reply { answer = Some(next) } else { told.extend(Message::all(next.payload)) }
     }
@@ -167,7 +154,7 @@ fn after_a_reset_the_session_is_as_after_its_startup_and_the_client_knows_what_c
     assert_eq!((answer.kind, answer.id), (Kind::Reply, request));
     reply(&answer).expect("it is reset");
     assert!(told.iter().all(|message| message.kind == b'S'), "only what changed: {told:?}");
-    let mut told = parameters(&told);
+    let mut told = wire::parameters(&told);
     told.sort();
     let expected = [("DateStyle", "ISO, MDY"), ("application_name", "mine")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     assert_eq!(told, expected);
@@ -191,7 +178,7 @@ fn after_a_reset_the_session_is_as_after_its_startup_and_the_client_knows_what_c
             cancelled.extend(frame.payload);
         }
     }
-    assert_eq!(Message::all(cancelled)[0..].iter().find(|m| m.kind == b'E').expect("an error").fields()[&'C'], "57014");
+    assert_eq!(errors(&Message::all(cancelled)), ["57014"]);
     databases.request("drop_template", &[("name", "with_alice")]).expect("it is dropped");
 }
 

@@ -61,10 +61,7 @@ impl Server {
     }
 
     fn connect(&self) -> TcpStream {
-        let address = self.url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
-        let stream = TcpStream::connect(address.expect("the form of the URL")).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream
+        connect_to(address(&self.url))
     }
 
     fn stop(&mut self) {
@@ -117,6 +114,12 @@ fn behave(request: &SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
 fn address(url: &str) -> &str {
     let rest = url.strip_prefix("postgresql://postgres@").expect(url);
     rest.strip_suffix("/postgres").expect(url)
+}
+
+fn connect_to(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream
 }
 
 fn read_exactly(stream: &mut impl Read, length: usize) -> Vec<u8> {
@@ -277,8 +280,7 @@ fn the_program_prints_only_the_url_and_a_signal_ends_it_in_order() {
     for signal in [Signal::INT, Signal::TERM] {
         let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0"]);
         let url = program.first_line();
-        let mut stream = TcpStream::connect(address(&url)).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut stream = connect_to(address(&url));
         stream.write_all(&wire::ssl_request()).expect("connected");
         assert_eq!(read_exactly(&mut stream, 1), b"N");
         program.signal(signal);
@@ -300,8 +302,7 @@ fn clients_that_come_while_there_are_no_files_to_spare_are_served_later() {
     // The accept that is under way already has a file for this one, but that is not enough.
     let _turned_away = TcpStream::connect(address).expect("it listens");
     assert!(program.stderr_line().contains("could not be accepted"));
-    let mut stream = TcpStream::connect(address).expect("the backlog has room");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut stream = connect_to(address);
     stream.write_all(&wire::ssl_request()).expect("connected");
     assert!(program.stderr_line().contains("could not be accepted"));
     program.limit(Resource::Nofile, inherited);

@@ -35,8 +35,7 @@ fn after_a_crash_all_sessions_end_and_the_cluster_has_what_was_committed() {
     // In a transaction pg_stat_activity stays as it was first looked at.
     Peer::connect(&server).until_waiting(&waiting, "Lock");
     busy.send("do $$ begin loop end loop; end $$");
-    Peer::connect(&server)
-        .until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
+    Peer::connect(&server).until_active(busy.process_id);
     crashing.run("update t set b = 'committed' where a = 1");
     end(&crashing, CRASH, "XX000");
     for peer in [&waiting, &busy] {

@@ -50,7 +50,7 @@ fn a_database_is_created_from_another_with_everything_in_it() {
             "55006"
         );
         drop(source);
-        admin.until("select count(*) = 1 from pg_stat_activity where backend_type = 'client backend'");
+        admin.until_sessions(1);
         admin.run(&format!("create database copy_{strategy} template source_{strategy} strategy {strategy}"));
         let copy = Peer::of(&server, "postgres", &format!("copy_{strategy}"));
         assert_eq!(copy.value("select concat(count(*), ' ', sum(length(x))) from t"), "500 125250");
@@ -107,9 +107,9 @@ fn an_idle_session_does_not_hold_up_a_barrier() {
     let idle: Vec<Peer> = (0..10).map(|_| Peer::connect(&server)).collect();
     admin.run("create database gone");
     drop(Peer::of(&server, "postgres", "gone"));
-    admin.until("select count(*) = 11 from pg_stat_activity where backend_type = 'client backend'");
-    admin.run("drop database gone");
+    admin.until_sessions(11);
     admin.run("set statement_timeout = '30s'");
+    admin.run("drop database gone");
     idle.iter().for_each(|peer| assert_eq!(peer.value("select 1"), "1"));
 }
 

@@ -9,15 +9,9 @@ use std::{
 
 use support::{peer::Peer, server::Server};
 
-fn two_sessions() -> (Server, Peer, Peer) {
-    let server = Server::shared();
-    let (one, two) = (Peer::connect(&server), Peer::connect(&server));
-    (server, one, two)
-}
-
 #[test]
 fn what_one_session_changes_in_the_schema_the_caches_of_the_other_know() {
-    let (_server, one, two) = two_sessions();
+    let (_server, one, two) = Peer::two();
     one.run("create table t (a int); insert into t values (1)");
     two.run("prepare q as select * from t; prepare w as insert into t (a) values (2)");
     assert_eq!(two.run("execute q"), ["1"]);
@@ -47,7 +41,7 @@ fn what_one_session_changes_in_the_schema_the_caches_of_the_other_know() {
 
 #[test]
 fn a_session_that_slept_through_thousands_of_changes_knows_them_all() {
-    let (_server, one, two) = two_sessions();
+    let (_server, one, two) = Peer::two();
     two.run("create table t (a int); select * from t");
     // More messages than the queue of invalidations holds (MAXNUMMESSAGES is 4096): the sleeper is made to catch up, or starts over.
     one.run(
@@ -60,7 +54,7 @@ fn a_session_that_slept_through_thousands_of_changes_knows_them_all() {
 
 #[test]
 fn ddl_of_a_transaction_is_seen_with_its_commit_and_waits_for_users_of_the_table() {
-    let (server, one, two) = two_sessions();
+    let (server, one, two) = Peer::two();
     one.run("create table t (a int)");
     one.run("begin; create table fresh (a int); alter table t add column b int");
     assert_eq!(two.fail("select * from fresh"), "42P01");
@@ -110,7 +104,7 @@ fn assert_index_agrees(peer: &Peer) {
 
 #[test]
 fn an_index_is_created_and_rebuilt_concurrently_beside_writers() {
-    let (server, one, _) = two_sessions();
+    let (server, one, _) = Peer::two();
     one.run("create table t (id bigserial primary key, k int); insert into t (k) select i from generate_series(2000, 4000) i");
     let written = beside_writers(&server, |peer| {
         peer.run("create index concurrently t_k on t (k)");
@@ -126,7 +120,7 @@ fn an_index_is_created_and_rebuilt_concurrently_beside_writers() {
 
 #[test]
 fn tables_are_vacuumed_rewritten_and_clustered_beside_writers() {
-    let (server, one, _) = two_sessions();
+    let (server, one, _) = Peer::two();
     one.run("create table t (id bigserial primary key, k int); create index t_k on t (k)");
     one.run("insert into t (k) select i from generate_series(2000, 4000) i");
     beside_writers(&server, |peer| {
@@ -141,7 +135,7 @@ fn tables_are_vacuumed_rewritten_and_clustered_beside_writers() {
 
 #[test]
 fn vacuum_removes_what_no_session_can_see_and_nothing_else() {
-    let (_server, one, two) = two_sessions();
+    let (_server, one, two) = Peer::two();
     one.run("create table t with (autovacuum_enabled = false) as select i from generate_series(1, 1000) i");
     two.run("begin isolation level repeatable read; select count(*) from t");
     one.run("delete from t where i > 10");
@@ -155,7 +149,7 @@ fn vacuum_removes_what_no_session_can_see_and_nothing_else() {
 
 #[test]
 fn concurrent_indexes_wait_for_older_transactions_and_an_interrupted_one_stays_invalid() {
-    let (server, one, two) = two_sessions();
+    let (server, one, two) = Peer::two();
     let watcher = Peer::connect(&server);
     one.run("create table t (k int)");
     one.run("begin; insert into t values (1)");
@@ -172,7 +166,7 @@ fn concurrent_indexes_wait_for_older_transactions_and_an_interrupted_one_stays_i
 
 #[test]
 fn five_thousand_tables_have_statistics_that_every_session_sees() {
-    let (_server, one, two) = two_sessions();
+    let (_server, one, two) = Peer::two();
     // The entries of the shared statistics outgrow their first segment of dynamic shared memory.
     for from in (0..5000).step_by(500) {
         let create = "create table s%s (a int); insert into s%s values (1)";

@@ -12,12 +12,6 @@ use support::{
     wire,
 };
 
-const SESSIONS: &str = "select count(*) = {} from pg_stat_activity where backend_type = 'client backend'";
-
-fn until_sessions(watcher: &Peer, count: usize) {
-    watcher.until(&SESSIONS.replace("{}", &count.to_string()));
-}
-
 #[test]
 fn a_session_that_leaves_in_the_middle_of_a_transaction_leaves_no_trace() {
     let server = Server::shared();
@@ -50,7 +44,7 @@ fn a_session_that_leaves_in_the_middle_of_a_transaction_leaves_no_trace() {
         watcher.run("set lock_timeout = '30s'");
         assert_eq!(watcher.run("update t set a = a + 10 returning a - 10"), ["1"]);
         watcher.run("update t set a = 1");
-        until_sessions(&watcher, 1);
+        watcher.until_sessions(1);
         assert_eq!(watcher.value("select count(*) from pg_locks where pid <> pg_backend_pid()"), "0");
         assert_eq!(watcher.value("select pg_try_advisory_lock(7)"), "t");
         watcher.run("select pg_advisory_unlock(7)");
@@ -95,7 +89,7 @@ fn a_fatal_error_ends_its_session_and_no_other() {
     session.send(&wire::message(b'!', b""));
     assert_eq!(support::session::errors(&session.until_closed()), ["08P01"]);
     assert_eq!(watcher.run("update t set a = a + 10 returning a"), ["11"]);
-    until_sessions(&watcher, 1);
+    watcher.until_sessions(1);
 }
 
 #[test]
@@ -113,7 +107,7 @@ fn a_hundred_sessions_work_at_once_and_the_next_one_is_told_that_there_are_too_m
     assert_eq!(peers[99].value("select count(distinct a) from t"), "100");
     assert_eq!(peers[50].value("select count(*) from pg_stat_activity where backend_type = 'client backend'"), "100");
     peers.truncate(1);
-    until_sessions(&peers[0], 1);
+    peers[0].until_sessions(1);
     assert_eq!(Peer::connect(&server).value("select count(*) from t"), "100");
 }
 
@@ -134,7 +128,7 @@ fn connections_that_come_and_go_leave_neither_memory_nor_slots_behind() {
             scope.spawn(visit);
             scope.spawn(visit);
         });
-        until_sessions(&watcher, 1);
+        watcher.until_sessions(1);
         let id = server.program.id();
         (anonymous_memory(id), threads(id), open_files(id))
     };
@@ -147,7 +141,7 @@ fn connections_that_come_and_go_leave_neither_memory_nor_slots_behind() {
 }
 
 #[test]
-fn prepared_transactions_outlive_their_session_where_they_are_allowed() {
+fn prepared_transactions_are_refused_as_by_default() {
     let server = Server::shared();
     let peer = Peer::connect(&server);
     peer.run("create table t (a int)");
@@ -166,7 +160,7 @@ fn the_program_ends_in_order_while_sessions_run() {
     let watcher = Peer::connect(&server);
     watcher.until_waiting(&waiting, "Lock");
     busy.send("do $$ begin loop end loop; end $$");
-    watcher.until(&format!("select state = 'active' from pg_stat_activity where pid = {}", busy.process_id));
+    watcher.until_active(busy.process_id);
     server.program.signal(rustix::process::Signal::TERM);
     busy.assert_ended("57P01");
     waiting.assert_ended("57P01");

@@ -32,17 +32,13 @@ fn server() -> (Server, Peer, Peer) {
     (server, holder, watcher)
 }
 
-fn until_under_way(watcher: &Peer, process_id: i32, condition: &str) {
-    watcher.until(&format!("select state = 'active' and {condition} from pg_stat_activity where pid = {process_id}"));
-}
-
 #[test]
 fn whatever_a_session_does_it_can_be_cancelled_by_function_and_goes_on() {
     let (server, _holder, watcher) = server();
     let victim = Peer::connect(&server);
     for (sql, condition) in ENDLESS {
         victim.send(sql);
-        until_under_way(&watcher, victim.process_id, condition);
+        watcher.until_active_and(victim.process_id, condition);
         assert_eq!(watcher.value(&format!("select pg_cancel_backend({})", victim.process_id)), "t");
         assert_eq!(victim.error(), "57014", "{sql}");
         assert_eq!(victim.value("select 1"), "1", "{sql}");
@@ -56,7 +52,7 @@ fn whatever_a_session_does_it_can_be_cancelled_by_its_key_within_milliseconds() 
     let (process_id, key) = victim.key();
     for (sql, condition) in ENDLESS {
         victim.query(sql);
-        until_under_way(&watcher, process_id, condition);
+        watcher.until_active_and(process_id, condition);
         let started = Instant::now();
         server.cancel(process_id, &key);
         assert_eq!(errors(&victim.until_ready()), ["57014"], "{sql}");
@@ -71,7 +67,7 @@ fn whatever_a_session_does_it_can_be_ended() {
     for (sql, condition) in ENDLESS {
         let victim = Peer::connect(&server);
         victim.send(sql);
-        until_under_way(&watcher, victim.process_id, condition);
+        watcher.until_active_and(victim.process_id, condition);
         assert_eq!(watcher.value(&format!("select pg_terminate_backend({}, 60000)", victim.process_id)), "t", "{sql}");
         victim.assert_ended("57P01");
     }
@@ -105,7 +101,7 @@ fn copying_in(server: &Server) -> Session {
 fn copying_out(server: &Server, watcher: &Peer) -> Session {
     let mut session = server.session(&[]);
     session.query("copy (select repeat('x', 1000) from generate_series(1, 100000000)) to stdout");
-    until_under_way(watcher, session.key().0, "wait_event = 'ClientWrite'");
+    watcher.until_active_and(session.key().0, "wait_event = 'ClientWrite'");
     session
 }
 
@@ -114,7 +110,7 @@ fn a_copy_from_the_client_can_be_cancelled_and_ended_while_it_waits_for_data() {
     let (server, _holder, watcher) = server();
     let mut victim = copying_in(&server);
     let (process_id, key) = victim.key();
-    until_under_way(&watcher, process_id, "wait_event = 'ClientRead'");
+    watcher.until_active_and(process_id, "wait_event = 'ClientRead'");
     server.cancel(process_id, &key);
     // PostgreSQL notices when the client sends the next message (src/backend/tcop/postgres.c, ProcessClientReadInterrupt).
     victim.send(&[wire::message(b'd', b"9\n"), wire::message(b'c', b"")].concat());
@@ -123,7 +119,7 @@ fn a_copy_from_the_client_can_be_cancelled_and_ended_while_it_waits_for_data() {
 
     let mut victim = copying_in(&server);
     let (process_id, _) = victim.key();
-    until_under_way(&watcher, process_id, "wait_event = 'ClientRead'");
+    watcher.until_active_and(process_id, "wait_event = 'ClientRead'");
     assert_eq!(watcher.value(&format!("select pg_terminate_backend({process_id}, 60000)")), "t");
     assert_eq!(errors(&victim.until_closed()), ["57P01"]);
 }
@@ -179,13 +175,13 @@ fn a_cancel_request_with_a_wrong_key_does_nothing() {
     let (process_id, key) = victim.key();
     let other = server.session(&[]);
     victim.query("select pg_sleep(1000)");
-    until_under_way(&watcher, process_id, "wait_event = 'PgSleep'");
+    watcher.until_active_and(process_id, "wait_event = 'PgSleep'");
     let mut wrong = key.clone();
     wrong[0] ^= 1;
     for (process_id, key) in [(process_id, wrong), (process_id, other.key().1), (process_id + 1000, key.clone())] {
         server.cancel(process_id, &key);
     }
-    until_under_way(&watcher, process_id, "wait_event = 'PgSleep'");
+    watcher.until_active_and(process_id, "wait_event = 'PgSleep'");
     server.cancel(process_id, &key);
     assert_eq!(errors(&victim.until_ready()), ["57014"]);
 }
@@ -205,7 +201,7 @@ fn a_long_computation_leaves_the_others_their_turns() {
     let (server, _holder, watcher) = server();
     let victim = Peer::connect(&server);
     victim.send(ENDLESS[0].0);
-    until_under_way(&watcher, victim.process_id, "true");
+    watcher.until_active_and(victim.process_id, "true");
     for _ in 0..100 {
         assert_eq!(watcher.value("select count(*) from generate_series(1, 10000)"), "10000");
     }

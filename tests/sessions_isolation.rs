@@ -6,8 +6,7 @@ use support::{peer::Peer, server::Server};
 
 /// Two sessions, and a table with the accounts 1 and 2, each with a balance of 100.
 fn two_sessions() -> (Server, Peer, Peer) {
-    let server = Server::shared();
-    let (one, two) = (Peer::connect(&server), Peer::connect(&server));
+    let (server, one, two) = Peer::two();
     one.run("create table account (id int primary key, balance int); insert into account values (1, 100), (2, 100)");
     (server, one, two)
 }

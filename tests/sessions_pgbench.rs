@@ -2,20 +2,11 @@
 
 mod support;
 
-use std::process::Command;
-
-use support::{peer::Peer, server::Server};
-
-/// Where Debian puts it, which is not in the path.
-fn pgbench() -> Command {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let found = versions.map(|version| version.path().join("bin/pgbench")).find(|path| path.exists());
-    Command::new(found.unwrap_or_else(|| "pgbench".into()))
-}
+use support::{peer::Peer, process::installed, server::Server};
 
 /// Runs it; what it wrote.
 fn run(server: &Server, arguments: &[&str]) -> String {
-    let output = pgbench().args(arguments).arg(&server.url).output().expect("pgbench is installed");
+    let output = installed("pgbench").args(arguments).arg(&server.url).output().expect("pgbench is installed");
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
     assert!(output.status.success(), "{text}");
@@ -23,7 +14,7 @@ fn run(server: &Server, arguments: &[&str]) -> String {
 }
 
 fn runs_clean(protocol: &str) {
-    if pgbench().arg("--version").output().is_err() {
+    if installed("pgbench").arg("--version").output().is_err() {
         eprintln!("skipped: pgbench is not installed");
         return;
     }

@@ -8,15 +8,9 @@ use support::{
     server::Server,
 };
 
-fn two_sessions() -> (Server, Peer, Peer) {
-    let server = Server::shared();
-    let (one, two) = (Peer::connect(&server), Peer::connect(&server));
-    (server, one, two)
-}
-
 #[test]
 fn temporary_tables_of_the_same_name_are_different_tables() {
-    let (server, one, two) = two_sessions();
+    let (server, one, two) = Peer::two();
     one.run("create temp table mine (a int); insert into mine values (1)");
     assert_eq!(two.fail("select * from mine"), "42P01");
     two.run("create temp table mine (b text); insert into mine values ('two')");
@@ -31,7 +25,7 @@ fn temporary_tables_of_the_same_name_are_different_tables() {
 
 #[test]
 fn a_temporary_table_can_be_gone_with_the_transaction_and_hides_a_lasting_one() {
-    let (_server, one, two) = two_sessions();
+    let (_server, one, two) = Peer::two();
     one.run("create table t as select 'lasting' as kind");
     two.run("begin; create temp table t on commit drop as select 'temporary' as kind");
     assert_eq!(
@@ -44,7 +38,7 @@ fn a_temporary_table_can_be_gone_with_the_transaction_and_hides_a_lasting_one() 
 
 #[test]
 fn prepared_statements_cursors_and_settings_are_private() {
-    let (_server, one, two) = two_sessions();
+    let (_server, one, two) = Peer::two();
     one.run("prepare q as select 'one'; begin; declare c cursor with hold for select generate_series(1, 3); commit");
     one.run("set work_mem = '7MB'; set my.own = 'x'; set time zone 'Asia/Tokyo'");
     assert_eq!(two.fail("execute q"), "26000");
@@ -62,7 +56,7 @@ fn prepared_statements_cursors_and_settings_are_private() {
 
 #[test]
 fn a_sequence_is_shared_and_its_last_value_is_not() {
-    let (_server, one, two) = two_sessions();
+    let (_server, one, two) = Peer::two();
     one.run("create sequence s");
     assert_eq!((one.value("select nextval('s')"), two.value("select nextval('s')")), ("1".into(), "2".into()));
     assert_eq!((one.value("select currval('s')"), two.value("select lastval()")), ("1".into(), "2".into()));
@@ -70,7 +64,7 @@ fn a_sequence_is_shared_and_its_last_value_is_not() {
 
 #[test]
 fn no_two_sessions_draw_the_same_random_numbers() {
-    let (_server, one, two) = two_sessions();
+    let (_server, one, two) = Peer::two();
     for random in [
         "select random()",
         "select gen_random_uuid()",

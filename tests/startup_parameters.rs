@@ -32,11 +32,7 @@ fn a_session_begins_as_every_driver_expects() {
     let kinds = kinds(&messages);
     assert!(kinds.starts_with('R') && kinds.ends_with("KZ"), "{kinds}");
     assert_eq!(messages[0].body, [0, 0, 0, 0], "AuthenticationOk");
-    let status = |message: &wire::Message| {
-        let mut parts = message.body.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
-        (parts.next().expect("a name"), parts.next().expect("a value"))
-    };
-    let told: HashMap<String, String> = messages.iter().filter(|message| message.kind == b'S').map(status).collect();
+    let told: HashMap<String, String> = wire::parameters(&messages).into_iter().collect();
     for (name, value) in [
         ("server_version", "18.6"),
         ("server_encoding", "UTF8"),

@@ -18,7 +18,7 @@ use support::{
     cache,
     local::{Connect, Local},
     program::Program,
-    wire::Message,
+    session::errors,
 };
 use tempfile::TempDir;
 
@@ -293,6 +293,5 @@ fn a_startup_that_asks_for_a_role_that_is_not_there_is_refused_as_postgresql_doe
     let parameters = &[("user", "nobody"), ("database", "postgres")];
     let local = Local::start(&connections, Connect { parameters, ..Connect::default() });
     local.report();
-    let error: Vec<Message> = local.unread().into_iter().filter(|message| message.kind == b'E').collect();
-    assert_eq!(error[0].fields()[&'C'], "28000");
+    assert_eq!(errors(&local.unread()), ["28000"]);
 }

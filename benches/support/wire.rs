@@ -13,12 +13,10 @@ pub fn is_ready_for_query(answer: &[u8]) -> bool {
 
 /// `Parse` of a named statement without parameters, and `Sync`.
 pub fn prepare(name: &str, sql: &str) -> Vec<u8> {
-    let parse = message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat());
-    [parse, message(b'S', b"")].concat()
+    [tests_wire::parse(name, sql), tests_wire::sync()].concat()
 }
 
 /// `Bind` of a named statement without parameters to the unnamed portal, `Execute`, `Sync`.
 pub fn execute(name: &str) -> Vec<u8> {
-    let bind = message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat());
-    [bind, message(b'E', b"\0\0\0\0\0"), message(b'S', b"")].concat()
+    [tests_wire::bind("", name, &[]), tests_wire::execute("", 0), tests_wire::sync()].concat()
 }

@@ -151,11 +151,7 @@ impl Local {
 
     /// The values that a simple query's rows consist of, as text; panics if it fails.
     pub fn values(&mut self, sql: &str) -> Vec<String> {
-        let messages = self.query(sql);
-        if let Some(error) = messages.iter().find(|message| message.kind == b'E') {
-            panic!("{sql}: {:?}", error.fields());
-        }
-        messages.iter().filter(|message| message.kind == b'D').flat_map(wire::Message::values).collect()
+        wire::values(sql, &self.query(sql))
     }
 
     /// What has been sent by the backend and not been read yet.

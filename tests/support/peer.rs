@@ -5,9 +5,12 @@ use std::{
     thread,
 };
 
-use postgres::{Client, Config, Error, NoTls, SimpleQueryMessage};
+use postgres::{Config, Error, NoTls};
 
-use super::{PATIENCE, server::Server};
+use super::{
+    PATIENCE,
+    server::{self, Server},
+};
 
 /// The rows of a statement, the values of each joined with `|`, or the error.
 pub type Answer = Result<Vec<String>, Error>;
@@ -26,6 +29,13 @@ impl Peer {
         Self::with(&server.config()).expect("a session")
     }
 
+    /// A server in `shared` mode, and two sessions of it.
+    pub fn two() -> (Server, Self, Self) {
+        let server = Server::shared();
+        let (one, two) = (Self::connect(&server), Self::connect(&server));
+        (server, one, two)
+    }
+
     /// A session of that user in that database.
     pub fn of(server: &Server, user: &str, database: &str) -> Self {
         Self::with(server.config().user(user).dbname(database)).expect("a session")
@@ -38,7 +48,7 @@ impl Peer {
         let (statements, to_run) = channel::<String>();
         let (answer, answers) = channel();
         // The connection closes when this is dropped, or when its statement has ended.
-        thread::spawn(move || to_run.iter().try_for_each(|sql| answer.send(run(&mut client, &sql))));
+        thread::spawn(move || to_run.iter().try_for_each(|sql| answer.send(server::answer(&mut client, &sql))));
         Ok(Self { process_id, statements, answers })
     }
 
@@ -105,6 +115,22 @@ impl Peer {
         self.until(&format!("select {condition} where pid = {} and state = 'active'", other.process_id));
     }
 
+    /// Waits until the server has so many client backends.
+    pub fn until_sessions(&self, count: usize) {
+        let client_backends = "from pg_stat_activity where backend_type = 'client backend'";
+        self.until(&format!("select count(*) = {count} {client_backends}"));
+    }
+
+    /// Waits until the backend of that process id is running a statement.
+    pub fn until_active(&self, process_id: i32) {
+        self.until_active_and(process_id, "true");
+    }
+
+    /// Waits until the backend of that process id is running a statement and its row in `pg_stat_activity` meets the condition.
+    pub fn until_active_and(&self, process_id: i32, condition: &str) {
+        self.until(&format!("select state = 'active' and {condition} from pg_stat_activity where pid = {process_id}"));
+    }
+
     /// Runs the query again and again until it answers true.
     pub fn until(&self, sql: &str) {
         let started = std::time::Instant::now();
@@ -122,14 +148,4 @@ pub fn code(error: &Error) -> String {
         // The driver may lose what the server said last when the connection ends with it.
         None => String::new(),
     }
-}
-
-fn run(client: &mut Client, sql: &str) -> Answer {
-    let row = |message| match message {
-        SimpleQueryMessage::Row(row) => {
-            Some((0..row.len()).map(|at| row.get(at).unwrap_or("NULL")).collect::<Vec<_>>().join("|"))
-        }
-        _ => None,
-    };
-    Ok(client.simple_query(sql)?.into_iter().filter_map(row).collect())
 }

@@ -1,12 +1,25 @@
 //! What the operating system knows of a running program (proc(5)).
 
-use std::fs;
+use std::{fs, path::PathBuf, process::Command};
 
 /// Bytes of memory that only this process has, without what it has mapped from files.
 pub fn anonymous_memory(id: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux 4.5 or later");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    bytes(&format!("/proc/{id}/status"), "RssAnon")
+}
+
+/// The value of a field in kB (1,024 bytes) of one of proc(5)'s files, in bytes.
+pub fn bytes(file: &str, field: &str) -> u64 {
+    let text = fs::read_to_string(file).expect("it runs, on Linux 4.5 or later");
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).expect(field);
+    value.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+/// A program of `PostgreSQL`'s, which Debian does not have in the path.
+pub fn installed(program: &str) -> Command {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = versions.map(|version| version.path().join("bin").join(program)).collect();
+    found.retain(|path| path.exists());
+    Command::new(found.pop().unwrap_or_else(|| program.into()))
 }
 
 /// How many threads it has.

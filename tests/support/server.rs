@@ -139,12 +139,16 @@ pub fn sqlstate<T: std::fmt::Debug>(result: Result<T, postgres::Error>) -> Strin
 
 /// The rows of a simple query, its values joined with `|`.
 pub fn rows(client: &mut Client, sql: &str) -> Vec<String> {
-    let messages = client.simple_query(sql).expect(sql);
+    answer(client, sql).expect(sql)
+}
+
+/// The rows of a simple query, its values joined with `|`, or the error.
+pub fn answer(client: &mut Client, sql: &str) -> Result<Vec<String>, postgres::Error> {
     let row = |message| match message {
         SimpleQueryMessage::Row(row) => {
             Some((0..row.len()).map(|at| row.get(at).unwrap_or("NULL")).collect::<Vec<_>>().join("|"))
         }
         _ => None,
     };
-    messages.into_iter().filter_map(row).collect()
+    Ok(client.simple_query(sql)?.into_iter().filter_map(row).collect())
 }

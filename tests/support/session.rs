@@ -88,7 +88,7 @@ impl Session {
         self.query(sql);
         let messages = self.until_ready();
         assert!(messages.iter().all(|message| message.kind != b'E'), "{sql}: {messages:?}");
-        messages.iter().filter(|message| message.kind == b'D').map(first_value).collect()
+        messages.iter().filter(|message| message.kind == b'D').map(|row| row.values().swap_remove(0)).collect()
     }
 
     /// Process id and secret key.
@@ -111,11 +111,4 @@ pub fn kinds(messages: &[Message]) -> String {
 pub fn errors(messages: &[Message]) -> Vec<String> {
     let errors = messages.iter().filter(|message| message.kind == b'E');
     errors.map(|message| message.fields().remove(&'C').expect("an SQLSTATE")).collect()
-}
-
-/// The first value of a `DataRow`, as text.
-fn first_value(row: &Message) -> String {
-    let length = i32::from_be_bytes(row.body[2..6].try_into().expect("four bytes"));
-    let Ok(length) = usize::try_from(length) else { return "NULL".to_owned() };
-    String::from_utf8_lossy(&row.body[6..6 + length]).into_owned()
 }

@@ -140,6 +140,27 @@ impl Message {
     }
 }
 
+/// The values that the rows among the answers to `sql` consist of.
+///
+/// # Panics
+/// When one of them is an error.
+pub fn values(sql: &str, answers: &[Message]) -> Vec<String> {
+    if let Some(error) = answers.iter().find(|message| message.kind == b'E') {
+        panic!("{sql}: {:?}", error.fields());
+    }
+    answers.iter().filter(|message| message.kind == b'D').flat_map(Message::values).collect()
+}
+
+/// Names and values of the `ParameterStatus` among messages.
+pub fn parameters(messages: &[Message]) -> Vec<(String, String)> {
+    let statuses = messages.iter().filter(|message| message.kind == b'S');
+    let pair = |message: &Message| {
+        let mut parts = message.body.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+        (parts.next().expect("a name"), parts.next().expect("a value"))
+    };
+    statuses.map(pair).collect()
+}
+
 /// Severity, code and message of the single `ErrorResponse` that `bytes` are.
 pub fn error(bytes: Vec<u8>) -> [String; 3] {
     let messages = Message::all(bytes);
