@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use anyhow::{Context, ensure};
+
 /// The rows of a result, with their values as text; `None` is null.
 pub(crate) type Rows = Vec<Vec<Option<String>>>;
 
@@ -44,6 +46,23 @@ pub(crate) fn message(kind: u8, body: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok([&[kind][..], &length.to_be_bytes(), body].concat())
 }
 
+/// A `Query` message.
+///
+/// # Errors
+/// When `sql` contains a NUL, or is longer than a message can be.
+pub(crate) fn simple_query(sql: &str) -> anyhow::Result<Vec<u8>> {
+    ensure!(!sql.contains('\0'), "the SQL contains a NUL character");
+    message(b'Q', &[sql.as_bytes(), b"\0"].concat()).context("the SQL is too long")
+}
+
+/// The rows of an answer to a `Query`.
+///
+/// # Errors
+/// The first error in it.
+pub(crate) fn result(answer: &[u8]) -> Result<Rows, SqlError> {
+    first_error(answer).map_or_else(|| Ok(rows(answer)), Err)
+}
+
 /// The backend messages that `bytes` begin with, by type and body, up to the first that is not whole.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
@@ -57,7 +76,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
 }
 
 /// The first `ErrorResponse` among backend messages.
-pub(crate) fn first_error(answer: &[u8]) -> Option<SqlError> {
+fn first_error(answer: &[u8]) -> Option<SqlError> {
     let mut completed = 0;
     for (kind, body) in messages(answer) {
         match kind {
@@ -83,8 +102,13 @@ pub(crate) fn first_error(answer: &[u8]) -> Option<SqlError> {
 }
 
 /// The rows among backend messages.
-pub(crate) fn rows(answer: &[u8]) -> Rows {
+fn rows(answer: &[u8]) -> Rows {
     messages(answer).filter(|(kind, _)| *kind == b'D').filter_map(|(_, body)| data_row(body)).collect()
+}
+
+/// The first value of the first row, if there is one that is not null.
+pub(crate) fn first_value(rows: &Rows) -> Option<&str> {
+    rows.first()?.first()?.as_deref()
 }
 
 /// The values of a `DataRow`; `None` when it is not one.

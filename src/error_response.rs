@@ -83,6 +83,19 @@ impl ErrorResponse {
         Self { severity: Severity::Error, code, message: message.into(), hint: None }
     }
 
+    /// A report of something that went wrong in the program itself.
+    #[must_use]
+    pub fn internal(error: &anyhow::Error) -> Self {
+        Self::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"))
+    }
+
+    /// The refusal to make a template of a database while its connection has a transaction open.
+    #[must_use]
+    pub fn freeze_in_transaction() -> Self {
+        let message = "the database cannot be frozen while a transaction is open on its connection; end it first";
+        Self::error(sqlstate::OBJECT_IN_USE, message)
+    }
+
     /// The same report with a hint.
     #[must_use]
     pub fn with_hint(self, hint: impl Into<String>) -> Self {

@@ -69,18 +69,14 @@ impl Shape {
 impl Image {
     /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns what [`Image::open`] needs besides.
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Shape> {
-        let file = File::create(path).with_context(|| format!("{} cannot be made", path.display()))?;
-        Ok(Self::capture(file, bytes).with_context(|| format!("{} cannot be written", path.display()))?.shape)
-    }
-
-    /// The contents of a memory of `bytes.len()` bytes, in `file`, which is empty.
-    ///
-    /// # Errors
-    /// When that cannot be written.
-    pub(crate) fn capture(file: File, bytes: &[u8]) -> io::Result<Self> {
         let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
-        write_extents(&file, bytes, &shape)?;
-        Ok(Self { file, shape })
+        let write = || {
+            let file = File::create(path)?;
+            write_extents(&file, bytes, &shape)?;
+            file.sync_all()
+        };
+        write().with_context(|| format!("{} cannot be written", path.display()))?;
+        Ok(shape)
     }
 
     /// An image of `bytes` without what is in `excluded`, kept in memory of the operating system's rather than in a file.
@@ -186,7 +182,8 @@ fn without(extent: &Range<u64>, excluded: &Range<u64>) -> impl Iterator<Item = R
     [before, after].into_iter().filter(|part| part.start < part.end)
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+/// Whether there are only zeros.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // By blocks, which the compiler compares with wide registers: 160 MB of mostly zeros take milliseconds.
     let (blocks, rest) = bytes.as_chunks::<64>();
     blocks.iter().all(|block| *block == [0; 64]) && rest.iter().all(|&byte| byte == 0)
@@ -204,5 +201,5 @@ fn write_extents(file: &File, bytes: &[u8], shape: &Shape) -> io::Result<()> {
             }
         }
     }
-    file.sync_all()
+    Ok(())
 }

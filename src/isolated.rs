@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use parking_lot::Mutex;
 
 use crate::{
-    backend::{Backend, BackendKey, Ended, Requests, Session},
+    backend::{Backend, Ended, Requests, Session},
     cancel::Interrupt,
     cluster::Signal,
     connection::{Answer, Request, SessionEnd, SessionRequest, Task},
@@ -84,7 +84,7 @@ impl Isolated {
         });
         let footprint = Arc::new(Footprint::of(&mut backend)?);
         let _counted = Counted::new(self, request.id, footprint.clone());
-        let session = Session { startup: request.startup, packet: request.packet, key: BackendKey { secret } };
+        let session = Session { startup: request.startup, packet: request.packet, cancel_key: secret };
         let mut requests = ClusterRequests { isolated: self, template, footprint, session, request };
         Ok(match backend.serve(client, &session, &mut requests) {
             Ok(Ended::Client) => SessionEnd::ClientGone,
@@ -238,10 +238,8 @@ impl ClusterRequests<'_> {
 
     /// Shuts a copy of the backend down and makes a template of its files; the session itself goes on as if nothing had been.
     fn freeze(&self, backend: &mut Backend, name: &str, key: Option<&str>) -> Answer {
-        let failed = |error: anyhow::Error| ErrorResponse::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"));
-        if backend.is_in_transaction().map_err(failed)? {
-            let message = "the database cannot be frozen while a transaction is open on its connection; end it first";
-            return Err(ErrorResponse::error(sqlstate::OBJECT_IN_USE, message));
+        if backend.is_in_transaction().map_err(|error| ErrorResponse::internal(&error))? {
+            return Err(ErrorResponse::freeze_in_transaction());
         }
         let console = Box::new(LineConsole::of_session(self.request.log.clone()));
         let files = backend.copy(self.isolated.templates.program(), console).and_then(|mut copy| {
@@ -250,7 +248,9 @@ impl ClusterRequests<'_> {
             Ok(tree.lock().freeze())
         });
         let database = &self.template.database;
-        files.and_then(|files| self.isolated.templates.freeze(name, database, key, &files)).map_err(failed)?;
+        files
+            .and_then(|files| self.isolated.templates.freeze(name, database, key, &files))
+            .map_err(|error| ErrorResponse::internal(&error))?;
         Ok(Vec::new())
     }
 }

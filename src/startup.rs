@@ -114,6 +114,19 @@ pub enum StartupError {
 }
 
 impl StartupMessage {
+    /// The startup packet of protocol 3.0 with these parameters, length word included.
+    #[must_use]
+    pub fn packet(parameters: &[(&str, &str)]) -> Vec<u8> {
+        let mut body = (u32::from(MAJOR) << 16).to_be_bytes().to_vec();
+        for text in parameters.iter().flat_map(|(name, value)| [name, value]) {
+            body.extend(text.bytes().filter(|&byte| byte != 0));
+            body.push(0);
+        }
+        body.push(0);
+        let length = u32::try_from(body.len() + LENGTH).unwrap_or(u32::MAX);
+        [&length.to_be_bytes()[..], &body].concat()
+    }
+
     /// Whether a walsender is asked for: the parameter is `database`, or a boolean that is true (`parse_bool` in `src/backend/utils/adt/bool.c`).
     #[must_use]
     pub fn asks_for_replication(&self) -> bool {

@@ -27,7 +27,7 @@ fn backend_key(messages: &[wire::Message]) -> Vec<u8> {
 fn identity(connections: &Arc<Connections>) -> Vec<String> {
     let (mut clone, startup) = Local::connect(connections, Connect::default());
     let mut values = clone.values(
-        "SELECT random(), gen_random_uuid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())",
+        "SELECT random(), gen_random_uuid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), pg_postmaster_start_time()",
     );
     values.push(format!("{:?}", backend_key(&startup)));
     values

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, bail, ensure};
 
-use super::{Backend, exit_status};
+use super::Backend;
+use crate::guest::call;
 
 /// With this status the guest leaves `main`, and lives (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
 pub(super) const EXIT_ALIVE: i32 = 99;
@@ -36,7 +37,7 @@ impl Backend {
         self.call::<i32, i32>("pgl_setPGliteActive", 1)?;
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
         let arguments = [START_PARAMETERS, &settings, &["-D", DATA_DIRECTORY, database]].concat();
-        let status = self.main(EXECUTABLE, &arguments)?;
+        let status = call::main(&mut self.store, EXECUTABLE, &arguments)?;
         ensure!(status == EXIT_ALIVE, "PostgreSQL did not start on database \"{database}\" (exit status {status})");
         self.call::<(), ()>("pgl_startPGlite", ()).context("PostgreSQL cannot be made to listen")
     }
@@ -49,7 +50,7 @@ impl Backend {
         self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
         match self.call::<i32, ()>("proc_exit", 0) {
             Ok(()) => bail!("PostgreSQL did not exit"),
-            Err(error) => match exit_status(error)? {
+            Err(error) => match call::exit_status(error)? {
                 0 => Ok(()),
                 status => bail!("PostgreSQL ended with exit status {status}"),
             },

@@ -3,9 +3,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use anyhow::Context;
 use parking_lot::Mutex;
-use rustix::fs::MemfdFlags;
 
 use super::{Backend, Registers};
 use crate::{
@@ -78,8 +76,7 @@ impl Backend {
     pub(crate) fn copy(&mut self, program: &Program, console: Box<dyn Console>) -> anyhow::Result<Self> {
         let registers = self.registers()?;
         let libraries = self.store.data().libraries.loaded();
-        let contents = rustix::fs::memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no memory file")?;
-        let image = Image::capture(contents.into(), self.memory()?).context("the memory cannot be copied")?;
+        let image = Image::in_memory(self.memory()?, &[])?;
         let files = &self.store.data().files;
         let tree = Tree::from_frozen(files.tree().lock().freeze());
         let files = Files::resume(Arc::new(Mutex::new(tree)), &files.state(), console);

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use parking_lot::Mutex;
 use wasmtime::{Caller, Val};
-use wasmtime_wasi::I32Exit;
 
 use super::{Backend, Registers, session::Ended};
 use crate::{
@@ -21,7 +20,6 @@ use crate::{
     image::Image,
     instrument::FURTHER_SESSION,
     program::Program,
-    random,
     template::LineConsole,
 };
 
@@ -109,12 +107,7 @@ impl Backend {
         self.set_client(ClientStream::default());
         match ended {
             Ok(()) => Ok(Ended::Client),
-            Err(error) => match error.downcast_ref::<I32Exit>() {
-                Some(I32Exit(0)) => Ok(Ended::Client),
-                // PostgreSQL reports what is fatal before it exits.
-                Some(I32Exit(_)) => Ok(Ended::Fatal),
-                None => Err(error),
-            },
+            Err(error) => Ended::by_exit(error, 0),
         }
     }
 
@@ -137,7 +130,7 @@ impl Backend {
         self.write(is_under_postmaster, &[0])?;
         self.call::<(), ()>("InitProcess", ())?;
         self.write(is_under_postmaster, &[1])?;
-        let mut name = |name: &[u8]| self.push(&[&name[..name.len().min(NAME_LENGTH)], b"\0"].concat());
+        let mut name = |name: &[u8]| self.push_string(&name[..name.len().min(NAME_LENGTH)]);
         let (database, user) = (name(child.database)?, name(child.user)?);
         self.call::<(u32, u32), ()>("PostgresMain", (database, user))
     }
@@ -184,33 +177,7 @@ impl Backend {
         // PostgresMain sets it where PGlite no longer comes past.
         self.write(self.facts().send_ready_for_query, &[1])?;
         self.reseed()?;
-        self.set_start_time()
-    }
-
-    /// Gives it random numbers of its own (`pg_global_prng_state`).
-    ///
-    /// # Errors
-    /// When the system has no random bytes.
-    pub(crate) fn reseed(&mut self) -> anyhow::Result<()> {
-        let mut seed = [0; 16];
-        random::fill(&mut seed)?;
-        // xoroshiro128** must not start from zero (src/common/pg_prng.c).
-        seed[0] |= 1;
-        self.write(self.facts().address("pg_global_prng_state")?, &seed)
-    }
-
-    /// Sets `MyStartTime` and `MyStartTimestamp`, which follows it in `src/backend/utils/init/globals.c`, to now; returns the timestamp.
-    ///
-    /// # Errors
-    /// When the module's facts lack them.
-    pub(crate) fn set_start_time(&mut self) -> anyhow::Result<()> {
-        let now = jiff::Timestamp::now();
-        let timestamp = now.as_microsecond() - POSTGRES_EPOCH;
-        let address = self.facts().address("MyStartTime")?;
-        self.write(address, &now.as_second().to_le_bytes())?;
-        self.write(address + 8, &timestamp.to_le_bytes())
+        self.set_start_time()?;
+        Ok(())
     }
 }
-
-/// Microseconds between the epochs of Unix and of `PostgreSQL` (2000-01-01; `src/include/datatype/timestamp.h`).
-const POSTGRES_EPOCH: i64 = 946_684_800_000_000;

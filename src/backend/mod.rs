@@ -6,11 +6,13 @@
 //! * `copies`: going back, and making copies
 //! * `session`: one client's session in a backend of its own
 //! * `fork`: further sessions of a running cluster
+//! * `identity`: what no two backends may share
 //! * `registers`: its state outside memory and files
 
 mod boot;
 mod copies;
 mod fork;
+mod identity;
 mod registers;
 mod session;
 mod sql;
@@ -22,11 +24,10 @@ use std::sync::{
 
 use anyhow::{Context, ensure};
 use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
-use wasmtime_wasi::I32Exit;
 
 use crate::{
     cluster::{Crashed, Seat, Signals},
-    guest::{CALLBACKS, ClientStream, Exports, Guest, Library, Setup, memory, restore_libraries},
+    guest::{CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, memory, restore_libraries},
     image::Image,
     instrument::Facts,
     program::Program,
@@ -35,7 +36,7 @@ use crate::{
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
 pub(crate) use fork::{Child, Fork};
 pub(crate) use registers::Registers;
-pub(crate) use session::{BOOTSTRAP_USER, BackendKey, Ended, Requests, Session};
+pub(crate) use session::{BOOTSTRAP_USER, Ended, Requests, Session};
 
 /// A running backend, on whatever thread has it.
 pub(crate) struct Backend {
@@ -221,39 +222,19 @@ impl Backend {
         Ok(memory::write_bytes(memory.data_mut(&mut self.store), address, bytes)?)
     }
 
-    /// Runs `main` with these arguments until it returns or exits, and returns the exit status.
+    /// Runs the program with these arguments from `main` to its exit, and returns the exit status.
     ///
     /// # Errors
     /// When it traps.
-    pub(crate) fn main(&mut self, executable: &str, arguments: &[&str]) -> anyhow::Result<i32> {
-        let mut argv = Vec::new();
-        for argument in std::iter::once(&executable).chain(arguments) {
-            argv.extend(self.push(&[argument.as_bytes(), b"\0"].concat())?.to_le_bytes());
-        }
-        let argc = i32::try_from(argv.len() / size_of::<u32>())?;
-        argv.extend([0; size_of::<u32>()]);
-        let argv = self.push(&argv)?;
-        self.call::<(i32, u32), i32>("__main_argc_argv", (argc, argv)).or_else(exit_status)
+    pub(crate) fn run(mut self, arguments: &[&str]) -> anyhow::Result<i32> {
+        let status = call::main(&mut self.store, EXECUTABLE, arguments)?;
+        call::flush(&mut self.store)?;
+        Ok(status)
     }
 
-    /// Writes out what the C library holds in its streams' buffers, as the end of a process does.
-    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
-        self.call::<u32, i32>("fflush", 0).map(drop)
-    }
-
-    /// Puts bytes on the guest's stack, where they stay.
-    fn push(&mut self, bytes: &[u8]) -> anyhow::Result<u32> {
-        let address = self.call("_emscripten_stack_alloc", u32::try_from(bytes.len())?)?;
-        self.write(address, bytes)?;
-        Ok(address)
-    }
-}
-
-/// The status of an exit; any other error is passed on.
-fn exit_status(error: anyhow::Error) -> anyhow::Result<i32> {
-    match error.downcast_ref::<I32Exit>() {
-        Some(I32Exit(status)) => Ok(*status),
-        None => Err(error),
+    /// Puts a C string on the guest's stack, where it stays until the stack pointer is restored.
+    fn push_string(&mut self, text: &[u8]) -> anyhow::Result<u32> {
+        Ok(call::push_string(&mut self.store, text)?)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Backend, boot::EXIT_ALIVE};
 use crate::{
     answer::{message, messages},
     guest::{
-        ClientStream,
+        ClientStream, call,
         client::{Client, Interest, Readiness},
         deliver,
     },
@@ -34,10 +34,15 @@ pub(crate) enum Ended {
     Fatal,
 }
 
-/// The key with which a session can be cancelled.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BackendKey {
-    pub(crate) secret: [u8; 4],
+impl Ended {
+    /// What an exit of the guest means, where `orderly` is its status when the client has gone; any other error is passed on.
+    pub(super) fn by_exit(error: anyhow::Error, orderly: i32) -> anyhow::Result<Self> {
+        match call::exit_status(error)? {
+            status if status == orderly => Ok(Self::Client),
+            // PostgreSQL reports what is fatal before it exits.
+            _ => Ok(Self::Fatal),
+        }
+    }
 }
 
 /// How a client has introduced itself, and the key it was given.
@@ -46,7 +51,8 @@ pub(crate) struct Session<'a> {
     pub(crate) startup: &'a StartupMessage,
     /// The startup packet as it came.
     pub(crate) packet: &'a [u8],
-    pub(crate) key: BackendKey,
+    /// What cancels it.
+    pub(crate) cancel_key: [u8; 4],
 }
 
 /// What others ask of a session. It is handled between two commands of its client, when everything that the client had sent before has been answered.
@@ -77,29 +83,20 @@ impl Backend {
             Ok(()) => self.run_session(requests),
             Err(error) => Err(error),
         };
-        let ended = match ended {
-            Ok(ended) => Ok(ended),
-            // PostgreSQL reports what is fatal before it exits.
-            Err(error) => match error.downcast_ref::<I32Exit>() {
-                Some(I32Exit(EXIT_ALIVE)) => Ok(Ended::Client),
-                Some(I32Exit(_)) => Ok(Ended::Fatal),
-                None => Err(error),
-            },
-        };
         self.set_client(ClientStream::default());
-        ended
+        ended.or_else(|error| Ended::by_exit(error, EXIT_ALIVE))
     }
 
     /// What `BackendInitialize`, `PerformAuthentication` and `InitPostgres` do with a startup packet
     /// (`PostgreSQL`, `src/backend/tcop/backend_startup.c`, `src/backend/utils/init/postinit.c`), for a backend that is in its database already.
     fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
-        let Session { startup, key, .. } = session;
+        let Session { startup, cancel_key, .. } = session;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
             return Err(I32Exit(EXIT_ALIVE).into());
         }
-        self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(key.secret))?;
+        self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(*cancel_key))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;
         // Without a handler an error is fatal, as it is to a session that is not there yet (`errstart` in `src/backend/utils/error/elog.c`).
         let handler = self.facts().address("PG_exception_stack")?;
@@ -107,7 +104,7 @@ impl Backend {
         self.write_u32(handler, 0)?;
         let stack: u32 = self.call("emscripten_stack_get_current", ())?;
         self.call::<(), ()>("StartTransactionCommand", ())?;
-        let user = self.push(&[&startup.user, &b"\0"[..]].concat())?;
+        let user = self.push_string(&startup.user)?;
         self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
         let is_superuser: i32 = self.call("superuser", ())?;
         self.call::<(u32, i32), ()>("process_startup_options", (port, is_superuser))?;
@@ -123,11 +120,9 @@ impl Backend {
     /// # Errors
     /// When the session does not start or the guest traps.
     pub(crate) fn rehearse(&mut self, database: &str) -> anyhow::Result<()> {
-        let body = [&b"\0\x03\0\0user\0"[..], BOOTSTRAP_USER.as_bytes(), b"\0database\0", database.as_bytes(), b"\0\0"];
-        let body = body.concat();
-        let packet = [&u32::try_from(body.len() + 4)?.to_be_bytes()[..], &body].concat();
+        let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
         let Step::Start(startup) = Negotiation::default().accept(&packet)? else { bail!("no startup packet") };
-        let session = Session { startup: &startup, packet: &packet, key: BackendKey { secret: [0; 4] } };
+        let session = Session { startup: &startup, packet: &packet, cancel_key: [0; 4] };
         self.record(&packet, |backend| backend.start_session(&session))?;
         self.execute("SELECT 1")
     }

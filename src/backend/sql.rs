@@ -2,11 +2,9 @@
 
 use std::{io, sync::mpsc, time::Instant};
 
-use anyhow::{Context, ensure};
-
 use super::Backend;
 use crate::{
-    answer::{Rows, first_error, message, rows},
+    answer::{Rows, message, result, simple_query},
     guest::{
         ClientStream,
         client::{Client, Interest, Readiness, Waker},
@@ -30,13 +28,8 @@ impl Backend {
     /// # Errors
     /// As [`Backend::execute`].
     pub(crate) fn query(&mut self, sql: &str) -> anyhow::Result<Rows> {
-        ensure!(!sql.contains('\0'), "the SQL contains a NUL character");
-        let message = message(b'Q', &[sql.as_bytes(), b"\0"].concat()).context("the SQL is too long")?;
-        let ((), answer) = self.record(&message, Self::run_pending_messages)?;
-        match first_error(&answer) {
-            Some(error) => Err(error.into()),
-            None => Ok(rows(&answer)),
-        }
+        let ((), answer) = self.record(&simple_query(sql)?, Self::run_pending_messages)?;
+        Ok(result(&answer)?)
     }
 
     /// Whether a transaction block is open, be it a failed one.

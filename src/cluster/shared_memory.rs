@@ -13,6 +13,8 @@ use rustix::{
 };
 use wasmtime::{AsContextMut, Memory};
 
+use crate::image::is_zero;
+
 /// `PGShmemMagic` (`PostgreSQL`, `src/include/storage/pg_shmem.h`).
 const MAGIC: u32 = 679_834_894;
 /// Offsets in `PGShmemHeader`: `totalsize` and `freeoffset`, each of 4 bytes in wasm32.
@@ -48,7 +50,7 @@ impl SharedMemory {
             let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no shared memory")?);
             file.set_len(content.len() as u64)?;
             for (at, page) in (0..).step_by(page_size()).zip(content.chunks(page_size())) {
-                if page.iter().any(|&byte| byte != 0) {
+                if !is_zero(page) {
                     file.write_all_at(page, at)?;
                 }
             }

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::extent::Extent;
+use crate::image::is_zero;
 
 /// Bytes in a chunk.
 pub const CHUNK: usize = 8192;
@@ -169,7 +170,7 @@ impl Content {
                 None => *chunk = Chunk::from(bytes),
             }
         // PostgreSQL fills every new WAL segment with zeros (`wal_init_zero`): 16 MiB that need not exist.
-        } else if !(self.is_hole(index) && bytes.iter().all(|byte| *byte == 0)) {
+        } else if !(self.is_hole(index) && is_zero(bytes)) {
             self.changed.insert(index, Chunk::from(bytes));
         }
     }

@@ -23,6 +23,7 @@ use super::{
     frozen::{FrozenTree, InoMap, ROOT},
     node::{Attributes, Ino, Kind, Node},
 };
+use crate::image::is_zero;
 
 const INDEX: &str = "index";
 const DATA: &str = "data";
@@ -213,7 +214,7 @@ fn write_content(content: &Content, data: &File, start: u64) -> io::Result<u64> 
     for index in content.occupied() {
         let offset = index * CHUNK as u64;
         let count = content.read_at(offset, &mut chunk);
-        if chunk[..count].iter().any(|byte| *byte != 0) {
+        if !is_zero(&chunk[..count]) {
             data.write_all_at(&chunk[..count], start + offset)?;
             stored = offset + count as u64;
         }

@@ -2,7 +2,7 @@
 
 use wasmtime::{Caller, Linker};
 
-use super::{Guest, memory};
+use super::{Guest, call, memory};
 
 /// Runs the commands of one guest. Files stand in for pipes: their paths are the guest's.
 pub(crate) trait Commands: Send {
@@ -88,18 +88,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 fn open_stream(caller: &mut Caller<'_, Guest>, path: &str, mode: &str) -> wasmtime::Result<u32> {
     let instance = caller.data().exports()?.instance;
     let current = instance.get_typed_func::<(), u32>(&mut *caller, "emscripten_stack_get_current")?;
-    let allocate = instance.get_typed_func::<u32, u32>(&mut *caller, "_emscripten_stack_alloc")?;
     let restore = instance.get_typed_func::<u32, ()>(&mut *caller, "_emscripten_stack_restore")?;
     let open = instance.get_typed_func::<(u32, u32), u32>(&mut *caller, "fopen")?;
     let stack = current.call(&mut *caller, ())?;
-    let mut addresses = [0; 2];
-    for (address, text) in addresses.iter_mut().zip([path, mode]) {
-        let mut bytes = text.as_bytes().to_vec();
-        bytes.push(0);
-        *address = allocate.call(&mut *caller, u32::try_from(bytes.len())?)?;
-        memory::write_bytes(memory::of(caller)?.0, *address, &bytes)?;
-    }
-    let stream = open.call(&mut *caller, addresses.into())?;
+    let (path, mode) = (call::push_string(caller, path.as_bytes())?, call::push_string(caller, mode.as_bytes())?);
+    let stream = open.call(&mut *caller, (path, mode))?;
     restore.call(&mut *caller, stack)?;
     Ok(stream)
 }

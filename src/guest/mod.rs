@@ -4,6 +4,7 @@
 //! Errors in host functions are of three kinds. What the guest may handle is returned as its errno (`syscalls`, `wasi`).
 //! `I32Exit` unwinds for `exit`. Everything else ends the instance as a trap does.
 
+pub(crate) mod call;
 mod callbacks;
 pub mod client;
 mod commands;

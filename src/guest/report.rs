@@ -2,7 +2,7 @@
 
 use wasmtime::{AsContextMut, Caller, Func, FuncType, bail};
 
-use super::{Guest, memory};
+use super::{Guest, call};
 
 /// `elog` level of an error (`src/include/utils/elog.h`).
 const ERROR: i32 = 21;
@@ -21,14 +21,10 @@ fn raise(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &
     let code = instance.get_typed_func::<i32, i32>(&mut *store, "errcode")?;
     let text = instance.get_typed_func::<(u32, u32), i32>(&mut *store, "errmsg_internal")?;
     let finish = instance.get_typed_func::<(u32, i32, u32), ()>(&mut *store, "errfinish")?;
-    let allocate = instance.get_typed_func::<u32, u32>(&mut *store, "_emscripten_stack_alloc")?;
     // The message is a format; it has no arguments.
-    let mut bytes = message.replace('\0', "").replace('%', "%%").into_bytes();
-    bytes.push(0);
+    let format = message.replace('\0', "").replace('%', "%%");
     // Unwinding restores the guest's stack pointer.
-    let address = allocate.call(&mut *store, u32::try_from(bytes.len())?)?;
-    let memory = store.as_context().data().memory()?;
-    memory::write_bytes(memory.data_mut(&mut *store), address, &bytes)?;
+    let address = call::push_string(store, format.as_bytes())?;
     if start.call(&mut *store, (ERROR, 0))? == 0 {
         bail!("PostgreSQL ignored an error ({sqlstate}: {message})");
     }

@@ -14,6 +14,7 @@ use anyhow::Context;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::{Postmaster, conversation::Conversation};
+use crate::answer::first_value;
 
 /// How long to wait before the first look, when `autovacuum_naptime` is not known yet.
 const FIRST_NAP: Duration = Duration::from_secs(1);
@@ -139,7 +140,7 @@ fn look(postmaster: &Arc<Postmaster>, stopped: &Receiver<()>) -> anyhow::Result<
 /// When the session has ended.
 fn nap_time(session: &Conversation) -> anyhow::Result<Duration> {
     let rows = session.query("SELECT extract(epoch FROM current_setting('autovacuum_naptime')::interval)")?;
-    let seconds = rows.first().and_then(|row| row.first()?.as_ref()?.parse().ok());
+    let seconds = first_value(&rows).and_then(|seconds| seconds.parse().ok());
     Ok(Duration::from_secs_f64(seconds.context("autovacuum_naptime is no interval")?))
 }
 

@@ -2,11 +2,11 @@
 
 use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    answer::{Rows, first_error, message, messages, rows},
+    answer::{Rows, messages, result, simple_query},
     guest::client::{Client, Interest, Readiness, Waker},
 };
 
@@ -52,9 +52,7 @@ impl Conversation {
     /// # Errors
     /// The SQL error, or that the session has ended.
     pub(super) fn query(&self, sql: &str) -> anyhow::Result<Rows> {
-        ensure!(!sql.contains('\0'), "the SQL contains a NUL character");
-        let message = message(b'Q', &[sql.as_bytes(), b"\0"].concat())?;
-        self.0.state.lock().to_session.extend(message);
+        self.0.state.lock().to_session.extend(simple_query(sql)?);
         self.0.changed.notify_all();
         self.answer()
     }
@@ -66,11 +64,9 @@ impl Conversation {
             self.0.changed.wait(&mut state);
         }
         let answer = std::mem::take(&mut state.to_client);
-        match first_error(&answer) {
-            Some(error) => Err(error.into()),
-            None if state.session_is_gone => bail!("the session has ended"),
-            None => Ok(rows(&answer)),
-        }
+        let rows = result(&answer)?;
+        ensure!(!state.session_is_gone, "the session has ended");
+        Ok(rows)
     }
 }
 

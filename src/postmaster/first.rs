@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::SharedSettings;
 use crate::{
+    answer::first_value,
     backend::{Backend, Fork},
     cluster::{Priority, Seats},
     engine::THREAD_STACK,
@@ -177,8 +178,7 @@ fn is_checkpoint_due(backend: &mut Backend) -> anyhow::Result<bool> {
     if backend.is_sync_queue_filling()? {
         return Ok(true);
     }
-    let rows = backend.query(IS_CHECKPOINT_DUE)?;
-    Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
+    Ok(first_value(&backend.query(IS_CHECKPOINT_DUE)?) == Some("t"))
 }
 
 /// What wakes the first backend.

@@ -17,6 +17,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 
 use crate::{
+    answer::first_value,
     backend::{BOOTSTRAP_USER, Child, Ended, Fork},
     cancel::Interrupt,
     cluster::{Crashed, Priority, Seat, Seats, Signal},
@@ -27,6 +28,7 @@ use crate::{
     guest::{ClientStream, Setup, client::Client},
     log::LogSink,
     program::Program,
+    startup::StartupMessage,
     template::{LineConsole, Templates},
 };
 
@@ -49,7 +51,7 @@ pub(crate) struct Postmaster {
 /// A running cluster, from its start to its shutdown or crash.
 struct Running {
     seats: Arc<Seats>,
-    fork: Arc<Fork>,
+    fork: Fork,
     first: FirstBackend,
 }
 
@@ -89,7 +91,7 @@ impl Postmaster {
         let seats = Arc::new(Seats::default());
         let (first, fork) = FirstBackend::start(&self.program, &self.files, &self.settings, &seats, &self.log)
             .context("the cluster does not start")?;
-        let started = Arc::new(Running { seats, fork: Arc::new(fork), first });
+        let started = Arc::new(Running { seats, fork, first });
         *running = Some(started.clone());
         Ok(started)
     }
@@ -187,16 +189,22 @@ impl Postmaster {
 
     /// Makes a template from the cluster as it is now; clones of it are for clients that ask for `database`. Transactions that are open are not part of it.
     fn freeze(self: &Arc<Self>, process_id: i32, database: &str, name: &str, key: Option<&str>) -> Answer {
-        let failed = |error: anyhow::Error| ErrorResponse::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"));
         let is_open = format!("SELECT xact_start IS NOT NULL FROM pg_stat_activity WHERE pid = {process_id}");
-        let rows = self.open_worker(database).and_then(|session| session.query(&is_open)).map_err(failed)?;
-        if rows.first().and_then(|row| row.first()?.as_deref()) == Some("t") {
-            let message = "the database cannot be frozen while a transaction is open on its connection; end it first";
-            return Err(ErrorResponse::error(sqlstate::OBJECT_IN_USE, message));
+        let rows = self
+            .open_worker(database)
+            .and_then(|session| session.query(&is_open))
+            .map_err(|error| ErrorResponse::internal(&error))?;
+        if first_value(&rows) == Some("t") {
+            return Err(ErrorResponse::freeze_in_transaction());
         }
-        let running = self.running.lock().clone().context("the cluster is not running").map_err(failed)?;
-        let files = running.first.freeze().map_err(failed)?;
-        self.templates.freeze(name, database, key, &files).map_err(failed)?;
+        let running = self
+            .running
+            .lock()
+            .clone()
+            .context("the cluster is not running")
+            .map_err(|error| ErrorResponse::internal(&error))?;
+        let files = running.first.freeze().map_err(|error| ErrorResponse::internal(&error))?;
+        self.templates.freeze(name, database, key, &files).map_err(|error| ErrorResponse::internal(&error))?;
         Ok(Vec::new())
     }
 
@@ -210,7 +218,7 @@ impl Postmaster {
         let (postmaster, database) = (self.clone(), database.to_owned());
         let work = move || {
             let child = Child::autovacuum_worker(database.as_bytes(), BOOTSTRAP_USER.as_bytes());
-            let packet = startup_packet(&[("user", BOOTSTRAP_USER), ("database", &database)]);
+            let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", &database)]);
             let client = ClientStream::new(Box::new(theirs), &packet);
             let seat = running.seats.join(Priority::Background);
             if let Err(error) = postmaster.run(&running, seat, &postmaster.log, client, &child) {
@@ -251,16 +259,4 @@ impl Postmaster {
     fn turns(&self) -> u64 {
         self.running.lock().as_ref().map_or(0, |running| running.seats.turns())
     }
-}
-
-/// A startup packet of protocol 3.0 with these parameters (`PostgreSQL` manual, "Message Formats", `StartupMessage`).
-fn startup_packet(parameters: &[(&str, &str)]) -> Vec<u8> {
-    let mut body = 196_608_u32.to_be_bytes().to_vec();
-    for text in parameters.iter().flat_map(|(name, value)| [name, value]) {
-        body.extend(text.bytes().filter(|&byte| byte != 0));
-        body.push(0);
-    }
-    body.push(0);
-    let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
-    [&length.to_be_bytes()[..], &body].concat()
 }

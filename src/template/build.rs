@@ -20,7 +20,7 @@ use crate::{
 const INITIAL_DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// Settings of clusters that exist in memory only and have one session. Values of the cluster's own configuration give way to them.
-pub(super) const SETTINGS: [&str; 4] = [
+const SETTINGS: [&str; 4] = [
     // What does not fit is read from the files in memory, which costs little more.
     "-cshared_buffers=16MB",
     // Pages are torn when a machine loses power; this cluster is gone then.

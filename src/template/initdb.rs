@@ -5,13 +5,12 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use parking_lot::Mutex;
 use wasmtime::{InstancePre, Ref, Store};
-use wasmtime_wasi::I32Exit;
 
 use crate::{
     artefact::Artefact,
     backend::{Backend, EXECUTABLE},
     fs::{At, Files, FrozenTree, OpenFlags, Tree},
-    guest::{Commands, Exports, Guest, Setup, environment, memory::write_bytes},
+    guest::{Commands, Exports, Guest, Setup, call},
     log::LogSink,
     program::Program,
 };
@@ -48,15 +47,8 @@ pub(super) fn make_cluster(
     let tree = Arc::new(Mutex::new(Tree::from_frozen(bundle)));
     let commands =
         BackendRunner { program: program.clone(), tree: tree.clone(), log: log.clone(), on_close: Pending::Nothing };
-    let setup = Setup {
-        files: Files::new(tree.clone(), Box::new(LineConsole::new(log.clone(), "initdb")))?,
-        environment: environment(),
-        commands: Box::new(commands),
-        library_store: program.libraries().clone(),
-        facts: program.facts().clone(),
-        seat: None,
-        before_fork: None,
-    };
+    let files = Files::new(tree.clone(), Box::new(LineConsole::new(log.clone(), "initdb")))?;
+    let setup = Setup { commands: Box::new(commands), ..Setup::backend(program, files) };
     let initdb = program.initdb(artefact)?;
     let status = run(&initdb, setup).context("initdb did not run to its end")?;
     ensure!(status == 0, "initdb ended with exit status {status}; what it said is in the log");
@@ -71,7 +63,7 @@ fn run(initdb: &InstancePre<Guest>, setup: Setup) -> anyhow::Result<i32> {
     let mut store = Store::new(initdb.module().engine(), Guest::new(setup)?);
     let instance = initdb.instantiate(&mut store)?;
     let exports = Exports::find(&mut store, instance)?;
-    let (memory, table) = (exports.memory, exports.table);
+    let table = exports.table;
     store.data_mut().exports = Some(exports);
     instance.get_typed_func::<(), ()>(&mut store, "__wasm_call_ctors")?.call(&mut store, ())?;
     for name in ["system", "popen", "pclose"] {
@@ -80,25 +72,8 @@ fn run(initdb: &InstancePre<Guest>, setup: Setup) -> anyhow::Result<i32> {
         let set = instance.get_typed_func::<u32, ()>(&mut store, &format!("pgl_set_{name}_fn"))?;
         set.call(&mut store, slot)?;
     }
-    let allocate = instance.get_typed_func::<u32, u32>(&mut store, "_emscripten_stack_alloc")?;
-    let push = |store: &mut Store<Guest>, bytes: &[u8]| -> anyhow::Result<u32> {
-        let address = allocate.call(&mut *store, u32::try_from(bytes.len())?)?;
-        write_bytes(memory.data_mut(store), address, bytes)?;
-        Ok(address)
-    };
-    let mut argv = Vec::new();
-    for argument in std::iter::once(&"/pglite/bin/initdb").chain(ARGUMENTS) {
-        argv.extend(push(&mut store, &[argument.as_bytes(), b"\0"].concat())?.to_le_bytes());
-    }
-    let argc = i32::try_from(argv.len() / size_of::<u32>())?;
-    argv.extend([0; size_of::<u32>()]);
-    let argv = push(&mut store, &argv)?;
-    let main = instance.get_typed_func::<(i32, u32), i32>(&mut store, "__main_argc_argv")?;
-    let status = match main.call(&mut store, (argc, argv)) {
-        Ok(status) => status,
-        Err(error) => error.downcast::<I32Exit>()?.0,
-    };
-    instance.get_typed_func::<u32, i32>(&mut store, "fflush")?.call(&mut store, 0)?;
+    let status = call::main(&mut store, "/pglite/bin/initdb", ARGUMENTS)?;
+    call::flush(&mut store)?;
     store.data_mut().files.close_all();
     Ok(status)
 }
@@ -141,11 +116,9 @@ impl BackendRunner {
             files.dup_to(opened, descriptor)?;
             files.close(opened)?;
         }
-        let mut backend = Backend::new(&self.program, Setup::backend(&self.program, files))?;
+        let backend = Backend::new(&self.program, Setup::backend(&self.program, files))?;
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let status = backend.main(EXECUTABLE, &arguments)?;
-        backend.flush()?;
-        Ok(status)
+        backend.run(&arguments)
     }
 
     fn run_or_log(&self, arguments: &[String]) -> i32 {

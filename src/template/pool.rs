@@ -15,7 +15,6 @@ use crate::{backend::Backend, engine::THREAD_STACK, fs::Console, program::Progra
 
 /// Clones of templates, ready to be taken.
 pub(crate) struct Pool {
-    program: Arc<Program>,
     shared: Arc<Shared>,
     /// Tells the thread which template a clone was taken of; `None` when nothing is kept ready.
     taken: Option<Sender<Weak<Template>>>,
@@ -40,9 +39,9 @@ impl Pool {
     /// # Errors
     /// When the system has no thread for it.
     pub(super) fn new(program: Arc<Program>, wanted: usize) -> anyhow::Result<Self> {
-        let shared = Arc::new(Shared { program: program.clone(), wanted, ready: Mutex::default() });
+        let shared = Arc::new(Shared { program, wanted, ready: Mutex::default() });
         if wanted == 0 {
-            return Ok(Self { program, shared, taken: None });
+            return Ok(Self { shared, taken: None });
         }
         let (taken, templates) = unbounded();
         let on_thread = shared.clone();
@@ -51,7 +50,7 @@ impl Pool {
             .stack_size(THREAD_STACK)
             .spawn(move || on_thread.refill(&templates))
             .context("no thread to keep clones ready")?;
-        Ok(Self { program, shared, taken: Some(taken) })
+        Ok(Self { shared, taken: Some(taken) })
     }
 
     /// A clone of `template`: one that is ready, or a new one. What makes a clone different from all others is made now.
@@ -67,7 +66,7 @@ impl Pool {
         });
         let mut clone = match ready {
             Some(clone) => clone,
-            None => template.snapshot.make(&self.program)?,
+            None => template.snapshot.make(&self.shared.program)?,
         };
         template.snapshot.make_distinct(&mut clone)?;
         clone.guest().files.set_console(console);

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record;
 use crate::{
+    answer::first_value,
     backend::{Backend, Registers},
     footprint::PageMap,
     fs::{Files, FrozenTree, ProcessState, Silent, Tree},
@@ -28,8 +29,9 @@ use crate::{
     program::Program,
 };
 
-/// Microseconds between the epochs of Unix and of `PostgreSQL` (2000-01-01; `src/include/datatype/timestamp.h`).
-const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+/// When the server has started, in microseconds since the epoch of `PostgreSQL`.
+const SERVER_START: &str =
+    "SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time() - '2000-01-01 00:00:00+00') * 1000000)::bigint";
 
 const MEMORY: &str = "memory";
 const FILES: &str = "files";
@@ -52,7 +54,7 @@ struct State {
     memory: Shape,
     registers: Registers,
     process: ProcessState,
-    /// Where in memory the backend's start time stands: `MyStartTimestamp` and its copies in shared memory.
+    /// Where in memory the start times of backend and server stand.
     start_timestamps: Vec<u32>,
 }
 
@@ -140,20 +142,13 @@ impl Snapshot {
     }
 
     /// Makes `backend`, which was made from here, differ from every other clone in what must not be shared: the state of `random()`
-    /// (`pg_global_prng_state`; what needs unpredictable bytes reads `/dev/urandom`) and its start time. Its cancel key is made when a client connects.
+    /// and the start times, which are now. Its cancel key is made when a client connects.
     ///
     /// # Errors
     /// When the system has no random bytes.
     pub(super) fn make_distinct(&self, backend: &mut Backend) -> anyhow::Result<()> {
-        let facts = backend.facts().clone();
-        let mut seed = [0; 16];
-        crate::random::fill(&mut seed)?;
-        // xoroshiro128** must not start from zero (src/common/pg_prng.c).
-        seed[0] |= 1;
-        backend.write(facts.address("pg_global_prng_state")?, &seed)?;
-        let now = jiff::Timestamp::now();
-        let timestamp = now.as_microsecond() - POSTGRES_EPOCH;
-        backend.write(facts.address("MyStartTime")?, &now.as_second().to_le_bytes())?;
+        backend.reseed()?;
+        let timestamp = backend.set_start_time()?;
         for &address in &self.state.start_timestamps {
             backend.write(address, &timestamp.to_le_bytes())?;
         }
@@ -180,22 +175,13 @@ fn tree(files: &Arc<FrozenTree>) -> Arc<Mutex<Tree>> {
     Arc::new(Mutex::new(Tree::from_frozen(files.clone())))
 }
 
-/// Where the start time of the backend stands. `MyStartTimestamp` follows `MyStartTime` in `src/backend/utils/init/globals.c`, and is the same
-/// moment in microseconds; `pgstat_bestart` copies it into the backend's status entry, which is found by its value.
-fn find_start_timestamps(backend: &Backend) -> anyhow::Result<Vec<u32>> {
-    let memory = backend.memory()?;
-    let word = |address: usize| {
-        let bytes = memory.get(address..)?.first_chunk()?;
-        Some(i64::from_le_bytes(*bytes))
-    };
-    let seconds_at = backend.facts().address("MyStartTime")? as usize;
-    let (seconds, timestamp) =
-        word(seconds_at).zip(word(seconds_at + 8)).context("MyStartTime is outside the memory")?;
-    ensure!(
-        (timestamp + POSTGRES_EPOCH).div_euclid(1_000_000) == seconds,
-        "MyStartTimestamp ({timestamp}) does not follow MyStartTime ({seconds}) in this version of PGlite"
-    );
-    let words = memory.as_chunks::<8>().0;
-    let found = (0_u32..).step_by(8).zip(words).filter(|(_, word)| i64::from_le_bytes(**word) == timestamp);
+/// Where the start times of the backend and of the server stand: `MyStartTimestamp`, what `pgstat_bestart` copies of it into the backend's status entry
+/// (`PostgreSQL`, `src/backend/utils/activity/backend_status.c`), and `PgStartTime`, all found by their value.
+fn find_start_timestamps(backend: &mut Backend) -> anyhow::Result<Vec<u32>> {
+    let rows = backend.query(SERVER_START).context("PostgreSQL does not tell when it has started")?;
+    let server_start = first_value(&rows).and_then(|microseconds| microseconds.parse::<i64>().ok());
+    let times = [backend.start_timestamp()?, server_start.context("pg_postmaster_start_time is no time")?];
+    let words = backend.memory()?.as_chunks::<8>().0;
+    let found = (0_u32..).step_by(8).zip(words).filter(|(_, word)| times.contains(&i64::from_le_bytes(**word)));
     Ok(found.map(|(address, _)| address).collect())
 }

@@ -31,6 +31,9 @@ use crate::{
 /// The template that is there without being prepared.
 pub(crate) const DEFAULT: &str = "postgres";
 
+/// How clusters are made, booted, warmed and captured; a template that was made in another way is built again.
+const SOURCE: &str = concat!(include_str!("initdb.rs"), include_str!("build.rs"), include_str!("snapshot.rs"));
+
 /// The templates of one program.
 pub struct Templates {
     program: Arc<Program>,
@@ -261,8 +264,8 @@ impl Templates {
             self.program.key().as_bytes(),
             env!("CARGO_PKG_VERSION").as_bytes(),
             START_PARAMETERS.join(" ").as_bytes(),
-            build::SETTINGS.join(" ").as_bytes(),
             BOOTSTRAP_USER.as_bytes(),
+            SOURCE.as_bytes(),
         ])
     }
 }

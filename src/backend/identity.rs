@@ -1,0 +1,56 @@
+//! What no two backends may share, though one is the copy of another: random numbers and start times.
+//!
+//! What needs unpredictable bytes reads `/dev/urandom`; a cancel key is made when a client connects.
+
+use anyhow::ensure;
+
+use super::Backend;
+use crate::{guest::memory, random};
+
+/// Microseconds between the epochs of Unix and of `PostgreSQL` (2000-01-01; `src/include/datatype/timestamp.h`).
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+/// Bytes from `MyStartTime` to `MyStartTimestamp`, which follows it in `src/backend/utils/init/globals.c`.
+const TO_TIMESTAMP: u32 = 8;
+
+impl Backend {
+    /// Gives it random numbers of its own (`pg_global_prng_state`).
+    ///
+    /// # Errors
+    /// When the system has no random bytes.
+    pub(crate) fn reseed(&mut self) -> anyhow::Result<()> {
+        let mut seed = [0; 16];
+        random::fill(&mut seed)?;
+        // xoroshiro128** must not start from zero (src/common/pg_prng.c).
+        seed[0] |= 1;
+        self.write(self.facts().address("pg_global_prng_state")?, &seed)
+    }
+
+    /// Sets `MyStartTime` and `MyStartTimestamp`, which are the same moment in seconds and microseconds, to now; returns the timestamp.
+    ///
+    /// # Errors
+    /// When the module's facts lack them.
+    pub(crate) fn set_start_time(&mut self) -> anyhow::Result<i64> {
+        let now = jiff::Timestamp::now();
+        let timestamp = now.as_microsecond() - POSTGRES_EPOCH;
+        let address = self.facts().address("MyStartTime")?;
+        self.write(address, &now.as_second().to_le_bytes())?;
+        self.write(address + TO_TIMESTAMP, &timestamp.to_le_bytes())?;
+        Ok(timestamp)
+    }
+
+    /// `MyStartTimestamp`: microseconds since the epoch of `PostgreSQL`.
+    ///
+    /// # Errors
+    /// When what follows `MyStartTime` is another moment, so that it cannot be `MyStartTimestamp`.
+    pub(crate) fn start_timestamp(&self) -> anyhow::Result<i64> {
+        let (memory, address) = (self.memory()?, self.facts().address("MyStartTime")?);
+        let seconds = memory::read_u64(memory, address)?.cast_signed();
+        let timestamp = memory::read_u64(memory, address + TO_TIMESTAMP)?.cast_signed();
+        ensure!(
+            (timestamp + POSTGRES_EPOCH).div_euclid(1_000_000) == seconds,
+            "MyStartTimestamp ({timestamp}) does not follow MyStartTime ({seconds}) in this version of PGlite"
+        );
+        Ok(timestamp)
+    }
+}
