@@ -54,7 +54,7 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
 
       %{
         pglite_gate: gate,
-        connection_opts: Gate.connection_opts(gate, server, overrides)
+        connection_opts: PgliteEx.connection_opts(gate, overrides)
       }
     end
 

@@ -5,7 +5,8 @@ defmodule PgliteEx.Gate do
   Whoever has clients that it did not write itself, but wants to know their connections from all
   others, gives them a gate: `PgliteEx.Case` opens one for every test. It takes a fraction of a
   millisecond, listens on a free port of the loopback interface, and ends with its
-  connections.
+  connections. `PgliteEx.connection_opts/2`, `PgliteEx.url/2` and `PgliteEx.address/1` take a
+  gate as they take a server.
   """
 
   use Supervisor
@@ -23,18 +24,6 @@ defmodule PgliteEx.Gate do
     # Resolved now: a name must not lead to another server later.
     server = GenServer.whereis(server) || exit({:noproc, {__MODULE__, :start_link, [arguments]}})
     Supervisor.start_link(__MODULE__, server)
-  end
-
-  @doc "As `PgliteEx.connection_opts/2`, through the gate."
-  @spec connection_opts(pid, PgliteEx.server(), keyword) :: keyword
-  def connection_opts(gate, server, overrides \\ []) do
-    {host, port} = gate |> Server.child(Listener) |> Listener.address()
-
-    server
-    |> PgliteEx.connection_opts()
-    |> Keyword.drop([:socket])
-    |> Keyword.merge(hostname: host |> :inet.ntoa() |> List.to_string(), port: port)
-    |> Keyword.merge(overrides)
   end
 
   @doc """
