@@ -257,10 +257,7 @@ defmodule PgliteEx do
     end
   end
 
-  defp program_gone do
-    %{"code" => code, "message" => message} = Channel.program_gone()
-    %Error{code: code, message: message}
-  end
+  defp program_gone, do: Error.from_reason(Channel.program_gone())
 
   defp number_or_string(value) do
     case Integer.parse(value) do

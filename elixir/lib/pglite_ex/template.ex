@@ -211,7 +211,7 @@ defmodule PgliteEx.Template do
         if ready_for_query?(bytes), do: :ok, else: await_ready(connection)
 
       {:pglite_ex, ^connection, {:closed, reason}} ->
-        {:error, %Error{code: reason["code"], message: reason["message"]}}
+        {:error, Error.from_reason(reason)}
     end
   end
 

@@ -195,11 +195,7 @@ defmodule PgliteEx.WasmPort do
   end
 
   defp reply(:ok, options), do: {:ok, options}
-
-  defp reply(:error, options) do
-    %{"code" => code, "message" => message} = Map.new(options)
-    {:error, %Error{code: code, message: message}}
-  end
+  defp reply(:error, options), do: {:error, options |> Map.new() |> Error.from_reason()}
 
   defp log(id, options, server) do
     metadata = [domain: [:pglite_ex], server: server, connection: id, target: options["target"]]

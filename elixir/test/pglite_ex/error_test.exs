@@ -1,0 +1,5 @@
+defmodule PgliteEx.ErrorTest do
+  use ExUnit.Case, async: true
+
+  doctest PgliteEx.Error
+end
