@@ -130,6 +130,16 @@ defmodule PgliteEx.Channel do
     }
   end
 
+  @doc """
+  The reason that an owner's exit reason stands for.
+
+  An owner whose connection has ended stops with `{:shutdown, {:closed, reason}}`; every other exit
+  reason is the supervisor's order, because the server stops or the program has gone.
+  """
+  @spec closing_reason(exit_reason :: term) :: reason
+  def closing_reason({:shutdown, {:closed, reason}}), do: reason
+  def closing_reason(_shutdown), do: program_gone()
+
   defp window_overrun(bytes) do
     %{
       "severity" => "FATAL",

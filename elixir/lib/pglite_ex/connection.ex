@@ -108,7 +108,7 @@ defmodule PgliteEx.Connection do
 
   @impl GenServer
   def terminate(reason, state) do
-    reason = closing_reason(reason)
+    reason = Channel.closing_reason(reason)
     if state.socket, do: close_socket(reason, state)
 
     if state.channel do
@@ -159,10 +159,6 @@ defmodule PgliteEx.Connection do
   end
 
   defp stop(reason, state), do: {:stop, {:shutdown, {:closed, reason}}, state}
-
-  defp closing_reason({:shutdown, {:closed, reason}}), do: reason
-  # The supervisor's order to stop, because the server stops or the program has gone.
-  defp closing_reason(_shutdown), do: Channel.program_gone()
 
   defp close_socket(reason, state) do
     if last_words?(reason, state) do

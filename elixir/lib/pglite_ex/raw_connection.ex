@@ -76,7 +76,7 @@ defmodule PgliteEx.RawConnection do
 
   @impl GenServer
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{owner_monitor: monitor} = state),
-    do: {:stop, :normal, %{state | owner: nil}}
+    do: {:stop, :normal, state}
 
   def handle_info(message, state) do
     case Channel.handle(state.channel, message) do
@@ -97,19 +97,12 @@ defmodule PgliteEx.RawConnection do
   end
 
   @impl GenServer
-  # Closed by its owner, who needs no message about it.
+  # Closed by its owner, or its owner is gone: nobody needs a message about it.
   def terminate(:normal, _state), do: :ok
 
   def terminate(reason, state) do
     state = deliver(%{state | active: true})
-
-    closed =
-      case reason do
-        {:shutdown, {:closed, reason}} -> reason
-        _server_stops -> Channel.program_gone()
-      end
-
-    Kernel.send(state.owner, {:pglite_ex, self(), {:closed, closed}})
+    Kernel.send(state.owner, {:pglite_ex, self(), {:closed, Channel.closing_reason(reason)}})
   end
 
   # Lets senders go on, one after the other, as far as the window reaches.
