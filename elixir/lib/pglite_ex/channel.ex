@@ -48,7 +48,11 @@ defmodule PgliteEx.Channel do
   @typedoc "Why a connection ended: `severity`, `code` (SQLSTATE) and `message`."
   @type reason :: %{String.t() => String.t()}
 
-  @doc "Opens a connection that belongs to the calling process."
+  @doc """
+  Opens a connection that belongs to the calling process.
+
+  The error is that of `program_gone/0`: nothing else can go wrong before the program answers.
+  """
   @spec open(pid, Frame.options()) :: {:ok, t} | {:error, Error.t()}
   def open(wasm_port, options \\ []) do
     {:ok, registration} = WasmPort.register(wasm_port)
@@ -66,7 +70,7 @@ defmodule PgliteEx.Channel do
     write(channel, {:open, channel.id, options})
     {:ok, channel}
   catch
-    :exit, _reason -> {:error, %Error{code: :program_exited, message: program_gone()["message"]}}
+    :exit, _program_gone -> {:error, Error.from_reason(program_gone())}
   end
 
   @doc "Sends bytes of the Postgres protocol, or keeps what the window does not admit yet."
@@ -120,13 +124,16 @@ defmodule PgliteEx.Channel do
 
   def handle(%__MODULE__{}, _message), do: :unknown
 
-  @doc "The reason of a connection whose program has gone: SQLSTATE `57P01`, `admin_shutdown`."
+  @doc """
+  The reason of whatever cannot be done because the program has gone: SQLSTATE `57P01`,
+  `admin_shutdown`, as when a PostgreSQL server stops.
+  """
   @spec program_gone() :: reason
   def program_gone do
     %{
       "severity" => "FATAL",
       "code" => "57P01",
-      "message" => "terminating connection because the database program has ended"
+      "message" => "the database program has ended"
     }
   end
 

@@ -2,9 +2,21 @@ defmodule PgliteEx.Error do
   @moduledoc """
   What went wrong between the VM and `pglite-port`.
 
-    * `:code` – the SQLSTATE where the program gave one (`"53300"`), otherwise an atom such as
-      `:executable_not_found` or `:program_exited`;
+    * `:code` – a SQLSTATE as a string, or an atom where SQL has no word for it;
     * `:message` – what happened and what to do next.
+
+  A SQLSTATE is the program's own (`"53300"`, too many connections), or one of two that this library
+  gives: `"57P01"` for what cannot be done because the program has gone, whether it is a connection or
+  a request, and `"08003"` for what is asked of a connection that is closed.
+
+  The atoms:
+
+    * `:executable_not_found` – there is no program to start;
+    * `:program_exited` – the program ended, as the process that runs it says in its exit reason, with
+      the exit status and the last lines on standard error;
+    * `:protocol_violation` – the program sent what it must not send, or speaks another version;
+    * `:timeout` – it did not answer in time;
+    * a POSIX code, such as `:eaddrinuse` – the system refused a socket or a file.
   """
 
   @type t :: %__MODULE__{code: String.t() | atom, message: String.t()}

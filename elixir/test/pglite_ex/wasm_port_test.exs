@@ -74,6 +74,14 @@ defmodule PgliteEx.WasmPortTest do
       end
     end
 
+    test "has ended takes no connection more, with the code that its connections end with",
+         %{tmp_dir: directory} do
+      program = BadProgram.write!(directory, "hello; exit 0")
+      {:ok, wasm_port} = start(program)
+      assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
+      assert {:error, %Error{code: "57P01"}} = Channel.open(wasm_port)
+    end
+
     test "does not read its input holds up one writer, and not the port's owner",
          %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exec sleep 1000")
