@@ -165,7 +165,8 @@ defmodule PgliteEx do
   Sends a request to the program and waits for its reply, for at most `timeout` milliseconds.
 
   For verbs that have no function of their own; ARCHITECTURE.md lists them. The options of the
-  reply come in their order, and keys may repeat.
+  reply come in their order, and keys may repeat. The error's code is the program's, `:timeout`, or
+  `"57P01"` when the program is gone before it has replied.
 
       {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
   """

@@ -49,7 +49,12 @@ defmodule PgliteEx.WasmPort do
   @spec register(pid) :: {:ok, registration}
   def register(wasm_port), do: GenServer.call(wasm_port, :register, :infinity)
 
-  @doc "Sends a request to the program and waits for its reply, for at most `timeout` milliseconds."
+  @doc """
+  Sends a request to the program and waits for its reply, for at most `timeout` milliseconds.
+
+  The error's code is the program's, `:timeout`, or `"57P01"` when the program is gone before it has
+  replied.
+  """
   @spec request(pid, String.t(), Frame.options(), timeout) ::
           {:ok, Frame.options()} | {:error, Error.t()}
   def request(wasm_port, verb, options \\ [], timeout \\ 5_000) do
@@ -57,6 +62,9 @@ defmodule PgliteEx.WasmPort do
   catch
     :exit, {:timeout, _call} ->
       {:error, %Error{code: :timeout, message: "no reply to #{verb} within #{timeout} ms"}}
+
+    :exit, _program_gone ->
+      {:error, Error.from_reason(Channel.program_gone())}
   end
 
   @doc "What the program said of itself in its hello: versions, limits, process id."

@@ -82,6 +82,15 @@ defmodule PgliteEx.WasmPortTest do
       assert {:error, %Error{code: "57P01"}} = Channel.open(wasm_port)
     end
 
+    test "dies before its reply answers those who wait, and those who come later, with an error",
+         %{tmp_dir: directory} do
+      program = BadProgram.write!(directory, "hello; head -c 1 > /dev/null; exit 1")
+      {:ok, wasm_port} = start(program)
+      assert {:error, %Error{code: "57P01"}} = WasmPort.request(wasm_port, "stats")
+      assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
+      assert {:error, %Error{code: "57P01"}} = WasmPort.request(wasm_port, "stats")
+    end
+
     test "does not read its input holds up one writer, and not the port's owner",
          %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exec sleep 1000")
