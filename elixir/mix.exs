@@ -55,6 +55,7 @@ defmodule PgliteEx.MixProject do
           PgliteEx.Connection,
           PgliteEx.RawConnection,
           PgliteEx.Channel,
+          PgliteEx.ReadyForQuery,
           PgliteEx.WasmPort,
           PgliteEx.Program,
           PgliteEx.Frame,

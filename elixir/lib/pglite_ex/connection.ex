@@ -14,11 +14,8 @@ defmodule PgliteEx.Connection do
 
   use GenServer, restart: :temporary, shutdown: 300
 
-  alias PgliteEx.{Channel, Options, Telemetry}
+  alias PgliteEx.{Channel, Options, ReadyForQuery, Telemetry}
 
-  # ReadyForQuery, except its last byte, the transaction status (protocol.sgml, "Message Formats").
-  @ready_for_query <<"Z", 5::32>>
-  @tail_size byte_size(@ready_for_query) + 1
   # How long a client that does not read may hold up the last words, in milliseconds.
   @farewell_timeout 100
 
@@ -145,7 +142,7 @@ defmodule PgliteEx.Connection do
            | channel: Channel.consumed(state.channel, size),
              bytes_out: state.bytes_out + size,
              first_answer: state.first_answer || System.monotonic_time() - state.started_at,
-             tail: tail(newest_first, state.tail)
+             tail: ReadyForQuery.tail(state.tail, newest_first)
          }}
 
       {:error, _closed} ->
@@ -177,17 +174,7 @@ defmodule PgliteEx.Connection do
   # row perhaps. Two moments are known to be between messages without parsing any: the client
   # waits for an answer, or the last bytes that it got were a ReadyForQuery.
   defp last_words?(reason, %{tail: tail}) do
-    reason == Channel.program_gone() and
-      (tail == <<>> or match?(<<@ready_for_query, _status>>, tail))
-  end
-
-  defp tail([newest | _older], _before) when byte_size(newest) >= @tail_size,
-    do: newest |> binary_part(byte_size(newest), -@tail_size) |> :binary.copy()
-
-  defp tail(newest_first, before) do
-    bytes = IO.iodata_to_binary([before | Enum.reverse(newest_first)])
-    size = min(byte_size(bytes), @tail_size)
-    bytes |> binary_part(byte_size(bytes), -size) |> :binary.copy()
+    reason == Channel.program_gone() and (tail == <<>> or ReadyForQuery.at_end?(tail))
   end
 
   defp error_response(reason) do

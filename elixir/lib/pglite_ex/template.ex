@@ -14,7 +14,7 @@ defmodule PgliteEx.Template do
   while it stays the same, `prepare/4` finds the template there and does nothing.
   """
 
-  alias PgliteEx.{Error, RawConnection, Server, Telemetry, WasmPort}
+  alias PgliteEx.{Error, RawConnection, ReadyForQuery, Server, Telemetry, WasmPort}
 
   @typedoc "A template: its name, the database in it, the key it was prepared with, its bytes on disk."
   @type t :: %{name: String.t(), database: String.t(), key: String.t(), size: non_neg_integer}
@@ -205,18 +205,14 @@ defmodule PgliteEx.Template do
     await_ready(connection)
   end
 
-  defp await_ready(connection) do
+  defp await_ready(connection, tail \\ <<>>) do
     receive do
       {:pglite_ex, ^connection, {:data, bytes}} ->
-        if ready_for_query?(bytes), do: :ok, else: await_ready(connection)
+        tail = ReadyForQuery.tail(tail, [bytes])
+        if ReadyForQuery.at_end?(tail), do: :ok, else: await_ready(connection, tail)
 
       {:pglite_ex, ^connection, {:closed, reason}} ->
         {:error, Error.from_reason(reason)}
     end
-  end
-
-  defp ready_for_query?(bytes) do
-    start = byte_size(bytes) - 6
-    start >= 0 and match?(<<_::binary-size(start), "Z", 5::32, _status>>, bytes)
   end
 end

@@ -1,7 +1,7 @@
 defmodule PgliteEx.TemplateTest do
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{Servers, Template, WireClient}
+  alias PgliteEx.{BadProgram, Servers, Template, WireClient}
 
   @moduletag :tmp_dir
 
@@ -33,6 +33,38 @@ defmodule PgliteEx.TemplateTest do
       File.rename!(path, Path.join(directory, "2_create.exs"))
       assert Template.key(directory) != before
     end
+  end
+
+  # A program that sends each half of a ReadyForQuery in a frame of its own, the second when the
+  # first has been dealt with: half a window of bytes before it makes the library say so.
+  @half_by_half """
+  hello
+  while set -- $(head -c 9 | od -An -tu1) && [ $# = 9 ]; do
+    head -c $(($3 * 256 + $4 - 5)) > /dev/null
+    case $5:$9 in
+      #{?D}:1) frame 1 ;;
+      #{?W}:1) frame 2 ;;
+      #{?D}:2) frame 3 ;;
+      #{?W}:2) frame 4 ;;
+      # The server has been asked for its templates, the program that makes one to freeze.
+      #{?Q}:1) frame 5 ;;
+      #{?Q}:3) frame 6 ;;
+      #{?Q}:*) exit 0 ;;
+    esac
+  done
+  """
+
+  test "a template is made also when a ReadyForQuery is split over two frames",
+       %{tmp_dir: directory} do
+    answers =
+      for id <- 1..2,
+          half <- [[:binary.copy(<<0>>, 131_072), "Z", 0, 0], [0, 5, "I"]],
+          do: {:data, id, IO.iodata_to_binary(half)}
+
+    frames = answers ++ [{:reply, 1, :ok, []}, {:reply, 3, :ok, []}]
+    server = Servers.start!(executable: BadProgram.write!(directory, @half_by_half, frames))
+    prepared = Task.async(fn -> PgliteEx.prepare(server, "split", fn _ -> :ok end) end)
+    assert {:ok, {:ok, :built}} = Task.yield(prepared, 10_000) || Task.shutdown(prepared)
   end
 
   describe "a template" do
