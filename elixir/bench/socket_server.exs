@@ -92,10 +92,7 @@ defmodule SocketServerBench do
   defp receive_answer(client, bytes) do
     {:ok, more} = :gen_tcp.recv(client, 0)
     bytes = bytes <> more
-    start = byte_size(bytes) - 6
-
-    unless start >= 0 and match?(<<_::binary-size(start), ?Z, 5::32, _>>, bytes),
-      do: receive_answer(client, bytes)
+    unless WireClient.ready?(bytes), do: receive_answer(client, bytes)
   end
 
   defp copy(url) do

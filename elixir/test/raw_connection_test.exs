@@ -113,9 +113,7 @@ defmodule PgliteEx.RawConnectionTest do
   end
 
   defp receive_answer(connection, bytes \\ <<>>) do
-    start = byte_size(bytes) - 6
-
-    if start >= 0 and match?(<<_::binary-size(start), ?Z, 5::32, _status>>, bytes) do
+    if WireClient.ready?(bytes) do
       bytes
     else
       _ = PgliteEx.activate(connection, :once)

@@ -171,9 +171,7 @@ defmodule PgliteEx.TemplateTest do
     end
 
     defp await_answer(connection, bytes) do
-      start = byte_size(bytes) - 6
-
-      if start >= 0 and match?(<<_::binary-size(start), ?Z, 5::32, _status>>, bytes) do
+      if WireClient.ready?(bytes) do
         bytes
       else
         assert_receive {:pglite_ex, ^connection, {:data, more}}, 10_000

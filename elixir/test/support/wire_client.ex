@@ -73,6 +73,12 @@ defmodule PgliteEx.WireClient do
     end
   end
 
+  @doc "Whether bytes end with a ReadyForQuery, when nobody has taken them apart."
+  def ready?(bytes) do
+    start = byte_size(bytes) - 6
+    start >= 0 and match?(<<_::binary-size(start), ?Z, 5::32, _status>>, bytes)
+  end
+
   @doc "One message: its type and its body."
   def receive_message(socket, timeout \\ 30_000) do
     with {:ok, <<type, size::32>>} <- :gen_tcp.recv(socket, 5, timeout),
