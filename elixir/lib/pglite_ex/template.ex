@@ -26,9 +26,9 @@ defmodule PgliteEx.Template do
   Makes the template `name`, unless there is one with the same key.
 
   `fun` gets connection options (`PgliteEx.connection_opts/2`) of a live cluster that takes any
-  number of connections and has nothing in it but an empty database called `name`. It must have closed its connections,
-  or at least its transactions, when it returns; then the cluster is frozen. What `fun` raises is
-  raised here, and nothing is kept.
+  number of connections and has nothing in it but an empty database called `name`. It must have
+  closed its connections, or at least its transactions, when it returns; then the cluster is
+  frozen. What `fun` raises is raised here, and nothing is kept.
 
   Options:
 
@@ -69,9 +69,10 @@ defmodule PgliteEx.Template do
 
     with {:ok, workshop} <- PgliteEx.start_link(workshop_options) do
       try do
-        :ok = create_database(workshop, name)
-        fun.(PgliteEx.connection_opts(workshop, database: name))
-        freeze_cluster_of(workshop, name, key)
+        with :ok <- create_database(workshop, name) do
+          fun.(PgliteEx.connection_opts(workshop, database: name))
+          freeze_cluster_of(workshop, name, key)
+        end
       after
         PgliteEx.stop(workshop)
       end
@@ -80,20 +81,12 @@ defmodule PgliteEx.Template do
 
   # Whether it worked is seen when the session that is to be frozen asks for this database.
   defp create_database(workshop, name) do
-    {:ok, connection} = PgliteEx.open(workshop)
     sql = "create database \"#{String.replace(name, "\"", "\"\"")}\""
-
-    with :ok <- start_session(connection, workshop, "postgres"),
-         :ok <- PgliteEx.send(connection, [<<?Q, byte_size(sql) + 5::32>>, sql, 0]),
-         :ok <- await_ready(connection),
-         do: PgliteEx.close(connection)
+    in_session(workshop, "postgres", &ask(&1, [<<?Q, byte_size(sql) + 5::32>>, sql, 0]))
   end
 
   defp freeze_cluster_of(workshop, name, key) do
-    with {:ok, connection} <- PgliteEx.open(workshop),
-         :ok <- start_session(connection, workshop, name),
-         :ok <- freeze(connection, name, key: key),
-         do: {:ok, :built}
+    with :ok <- in_session(workshop, name, &freeze(&1, name, key: key)), do: {:ok, :built}
   end
 
   @doc """
@@ -192,27 +185,59 @@ defmodule PgliteEx.Template do
   end
 
   defp identity(connection) do
-    with {:error, :closed} <- RawConnection.identity(connection),
-         do: {:error, %Error{code: "08003", message: "the connection is closed"}}
+    with {:error, :closed} <- RawConnection.identity(connection), do: {:error, closed()}
   end
 
-  # A startup packet of protocol 3.0, and then whatever comes until the session waits for input.
-  defp start_session(connection, server, database) do
-    username = Server.options(server).username
-    parameters = ["user", 0, username, 0, "database", 0, database, 0, 0]
-    size = IO.iodata_length(parameters) + 8
-    :ok = PgliteEx.send(connection, [<<size::32, 3::16, 0::16>> | parameters])
-    await_ready(connection)
+  # Gives `fun` a connection whose session waits for input.
+  defp in_session(server, database, fun) do
+    with {:ok, connection} <- PgliteEx.open(server) do
+      try do
+        with :ok <- ask(connection, startup_packet(server, database)), do: fun.(connection)
+      after
+        PgliteEx.close(connection)
+        # The mailbox is the caller's, who knows nothing of this connection.
+        flush(connection)
+      end
+    end
   end
 
-  defp await_ready(connection, tail \\ <<>>) do
+  # A startup packet of protocol 3.0.
+  defp startup_packet(server, database) do
+    parameters = ["user", 0, Server.options(server).username, 0, "database", 0, database, 0, 0]
+    [<<IO.iodata_length(parameters) + 8::32, 3::16, 0::16>> | parameters]
+  end
+
+  # Sends a message, and receives whatever comes until the session waits for input again.
+  defp ask(connection, message) do
+    monitor = Process.monitor(connection)
+    # Why it could not be sent comes as a message.
+    _ = PgliteEx.send(connection, message)
+    answer = await_ready(connection, monitor, <<>>)
+    Process.demonitor(monitor, [:flush])
+    answer
+  end
+
+  defp await_ready(connection, monitor, tail) do
     receive do
       {:pglite_ex, ^connection, {:data, bytes}} ->
         tail = ReadyForQuery.tail(tail, [bytes])
-        if ReadyForQuery.at_end?(tail), do: :ok, else: await_ready(connection, tail)
+        if ReadyForQuery.at_end?(tail), do: :ok, else: await_ready(connection, monitor, tail)
 
       {:pglite_ex, ^connection, {:closed, reason}} ->
         {:error, Error.from_reason(reason)}
+
+      {:DOWN, ^monitor, :process, ^connection, _killed} ->
+        {:error, closed()}
     end
   end
+
+  defp flush(connection) do
+    receive do
+      {:pglite_ex, ^connection, _event} -> flush(connection)
+    after
+      0 -> :ok
+    end
+  end
+
+  defp closed, do: %Error{code: "08003", message: "the connection is closed"}
 end

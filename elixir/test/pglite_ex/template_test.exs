@@ -63,8 +63,16 @@ defmodule PgliteEx.TemplateTest do
 
     frames = answers ++ [{:reply, 1, :ok, []}, {:reply, 3, :ok, []}]
     server = Servers.start!(executable: BadProgram.write!(directory, @half_by_half, frames))
-    prepared = Task.async(fn -> PgliteEx.prepare(server, "split", fn _ -> :ok end) end)
-    assert {:ok, {:ok, :built}} = Task.yield(prepared, 10_000) || Task.shutdown(prepared)
+
+    prepared =
+      Task.async(fn ->
+        result = PgliteEx.prepare(server, "split", fn _ -> :ok end)
+        {result, Process.info(self(), :messages)}
+      end)
+
+    # And nothing of the sessions in which it was made is left in the mailbox.
+    assert {:ok, {{:ok, :built}, {:messages, []}}} =
+             Task.yield(prepared, 10_000) || Task.shutdown(prepared)
   end
 
   describe "a template" do
