@@ -76,6 +76,10 @@ defmodule PgliteEx.Template do
       after
         PgliteEx.stop(workshop)
       end
+    else
+      # The exit reason of a process that did not start, some with a stack trace.
+      {:error, {%Error{} = error, _stacktrace}} -> {:error, error}
+      {:error, %Error{} = error} -> {:error, error}
     end
   end
 

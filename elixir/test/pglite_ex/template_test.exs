@@ -75,6 +75,24 @@ defmodule PgliteEx.TemplateTest do
              Task.yield(prepared, 10_000) || Task.shutdown(prepared)
   end
 
+  test "a template whose server cannot be started is an error with the program's last words",
+       %{tmp_dir: directory} do
+    program = """
+    if mkdir "#{directory}/started" 2> /dev/null; then
+      hello; head -c 20 > /dev/null; frame 1; head -c 1 > /dev/null
+    else
+      echo 'no room for another' >&2; exit 1
+    fi
+    """
+
+    program = BadProgram.write!(directory, program, [{:reply, 1, :ok, []}])
+    server = Servers.start!(executable: program)
+    Process.flag(:trap_exit, true)
+    assert {:error, error} = PgliteEx.prepare(server, "impossible", fn _ -> :ok end)
+    assert %PgliteEx.Error{code: :program_exited} = error
+    assert error.message =~ "no room for another"
+  end
+
   describe "a template" do
     @describetag :freeze
 
