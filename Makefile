@@ -14,14 +14,13 @@ BENCHES := $(filter-out report,$(patsubst benches/%.rs,%,$(wildcard benches/*.rs
 RELEASE := target/release/pglite-port
 # npm writes this file last.
 PGLITE := pglite/node_modules/.package-lock.json
-HAVE_ELIXIR := $(wildcard elixir/mix.exs)
-HAVE_INTEGRATION := $(wildcard elixir/integration/mix.exs)
+PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 
 # Tests leave the user's cache alone, and share one, because compiling PostgreSQL takes seconds.
 TEST_CACHE := $(CURDIR)/target/cache
 FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
 # Elixir's tests run the program that was built with the Rust tests, not one that lies about.
-FOR_ELIXIR_TESTS := $(FOR_TESTS) LC_ALL=C.UTF-8 PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist"
+FOR_ELIXIR_TESTS := $(FOR_TESTS) LC_ALL=C.UTF-8 PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(PGLITE_DIST)"
 
 .PHONY: help
 help: ## this list
@@ -43,10 +42,8 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
-ifneq ($(HAVE_ELIXIR),)
 	.ci/require mix=elixir
 	cd elixir && mix format --check-formatted
-endif
 
 .PHONY: test-rust
 test-rust: toolchain $(PGLITE) ## the Rust tests
@@ -56,16 +53,12 @@ test-rust: toolchain $(PGLITE) ## the Rust tests
 
 .PHONY: test-elixir
 test-elixir: toolchain $(PGLITE) ## the Elixir tests, and those with Postgrex and Ecto where Hex can be reached
-ifneq ($(HAVE_ELIXIR),)
 	.ci/require mix=elixir psql=postgresql-client '/usr/lib/erlang/lib/p1_pgsql-*=erlang-p1-pgsql'
 	$(CARGO) build --locked
 	mkdir -p $(TEST_CACHE)
 	cd elixir && $(FOR_ELIXIR_TESTS) MIX_ENV=test mix compile --warnings-as-errors
 	cd elixir && $(FOR_ELIXIR_TESTS) mix test
-endif
-ifneq ($(HAVE_INTEGRATION),)
 	$(FOR_ELIXIR_TESTS) .ci/elixir-integration
-endif
 
 .PHONY: bench
 bench: build ## the figures of README.md, as one table (needs a quiet machine and some minutes)
@@ -73,10 +66,8 @@ bench: build ## the figures of README.md, as one table (needs a quiet machine an
 	rm -rf target/tmp/figures
 	$(CARGO) bench --locked $(addprefix --bench ,$(BENCHES))
 	@$(CARGO) bench --quiet --locked --bench report
-ifneq ($(HAVE_ELIXIR),)
 	.ci/require mix=elixir
-	cd elixir && PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist" MIX_ENV=test mix run bench/socket_server.exs
-endif
+	cd elixir && PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(PGLITE_DIST)" MIX_ENV=test mix run bench/socket_server.exs
 
 .PHONY: toolchain
 toolchain:
