@@ -173,7 +173,7 @@ defmodule PgliteEx do
   @spec request(server, String.t(), [{String.t(), String.t()}], timeout) ::
           {:ok, [{String.t(), String.t()}]} | {:error, Error.t()}
   def request(server, verb, options \\ [], timeout \\ 5_000) do
-    with {:ok, wasm_port} <- wasm_port(server),
+    with {:ok, wasm_port} <- child(server, WasmPort),
          do: WasmPort.request(wasm_port, verb, options, timeout)
   end
 
@@ -222,13 +222,10 @@ defmodule PgliteEx do
     options = Keyword.validate!(options, active: true, mode: nil)
     frame_options = for mode <- List.wrap(options[:mode]), do: {"mode", Atom.to_string(mode)}
 
-    with {:ok, wasm_port} <- wasm_port(server),
-         connections when connections != nil <- Server.child(server, Connection) do
+    with {:ok, wasm_port} <- child(server, WasmPort),
+         {:ok, connections} <- child(server, Connection) do
       argument = {wasm_port, self(), frame_options, options[:active]}
       DynamicSupervisor.start_child(connections, {RawConnection, argument})
-    else
-      nil -> {:error, program_gone()}
-      {:error, error} -> {:error, error}
     end
   end
 
@@ -251,14 +248,12 @@ defmodule PgliteEx do
   @spec close(connection) :: :ok
   defdelegate close(connection), to: RawConnection
 
-  defp wasm_port(server) do
-    case Server.child(server, WasmPort) do
-      nil -> {:error, program_gone()}
-      wasm_port -> {:ok, wasm_port}
+  defp child(server, id) do
+    case Server.child(server, id) do
+      nil -> {:error, Error.from_reason(Channel.program_gone())}
+      pid -> {:ok, pid}
     end
   end
-
-  defp program_gone, do: Error.from_reason(Channel.program_gone())
 
   defp number_or_string(value) do
     case Integer.parse(value) do
