@@ -16,10 +16,22 @@ defmodule PgliteEx.Program do
   # Bytes that the port queues for a program that does not read, before writers are held up.
   @busy_limits {262_144, 524_288}
 
-  @enforce_keys [:port, :stderr, :hello]
-  defstruct [:port, :stderr, :hello]
+  # Bytes of a frame's length that are not its payload: kind and id.
+  @frame_head 5
 
-  @type t :: %__MODULE__{port: port, stderr: Stderr.t(), hello: %{String.t() => String.t()}}
+  @enforce_keys [:port, :stderr]
+  defstruct [:port, :stderr, :hello, :window, :max_payload]
+
+  @type t :: %__MODULE__{
+          port: port,
+          stderr: Stderr.t(),
+          # What the program says of itself; this and the rest are `nil` until it has.
+          hello: nil | %{String.t() => String.t()},
+          # Its limits, in bytes: of what may be on the way in one direction of a connection, and of
+          # what a frame may carry.
+          window: nil | pos_integer,
+          max_payload: nil | pos_integer
+        }
 
   @doc "Starts the program and waits for its hello."
   @spec start(Options.t()) :: {:ok, t} | {:error, Error.t()}
@@ -27,19 +39,12 @@ defmodule PgliteEx.Program do
     with {:ok, executable} <- Executable.find(options.executable),
          {:ok, stderr} <- open_stderr() do
       {name, settings} = port_settings(options, executable, stderr.path)
-      program = %__MODULE__{port: Port.open(name, settings), stderr: stderr, hello: %{}}
-      hello = await_hello(program)
+      program = %__MODULE__{port: Port.open(name, settings), stderr: stderr}
+      started = await_hello(program)
       # The program has opened the file by now, or has ended.
       Stderr.unlink(stderr)
-
-      case hello do
-        {:ok, hello} ->
-          {:ok, %{program | hello: hello}}
-
-        {:error, error} ->
-          kill(program)
-          {:error, error}
-      end
+      with {:error, _reason} <- started, do: kill(program)
+      started
     end
   end
 
@@ -137,7 +142,7 @@ defmodule PgliteEx.Program do
 
   defp await_hello(%{port: port} = program) do
     receive do
-      {^port, {:data, bytes}} -> bytes |> Frame.decode() |> check_hello()
+      {^port, {:data, bytes}} -> bytes |> Frame.decode() |> check_hello(program)
       {^port, {:exit_status, status}} -> {:error, ended(program, status)}
       {:EXIT, ^port, reason} -> {:error, ended(program, reason)}
     after
@@ -147,24 +152,40 @@ defmodule PgliteEx.Program do
     end
   end
 
-  defp check_hello({:ok, {:hello, 0, options}}) do
-    case Map.new(options) do
-      %{"protocol" => @protocol, "window" => _, "max_frame" => _, "pid" => _} = hello ->
-        {:ok, hello}
+  defp check_hello({:ok, {:hello, 0, options}}, program) do
+    hello = Map.new(options)
 
-      hello ->
-        {:error,
-         broke_protocol("""
-         it speaks protocol #{inspect(hello["protocol"])} and this library speaks #{@protocol}; \
-         run `mix pglite_ex.install` to get the program of this library's version\
-         """)}
-    end
+    with :ok <- check_protocol(hello["protocol"]),
+         {:ok, window} <- limit(hello, "window"),
+         {:ok, max_frame} <- limit(hello, "max_frame"),
+         do:
+           {:ok, %{program | hello: hello, window: window, max_payload: max_frame - @frame_head}}
   end
 
-  defp check_hello({:ok, frame}),
+  defp check_hello({:ok, frame}, _program),
     do: {:error, broke_protocol("#{inspect(frame)} instead of hello")}
 
-  defp check_hello({:error, reason}), do: {:error, broke_protocol(reason)}
+  defp check_hello({:error, reason}, _program), do: {:error, broke_protocol(reason)}
+
+  defp check_protocol(@protocol), do: :ok
+
+  defp check_protocol(other) do
+    {:error,
+     broke_protocol("""
+     it speaks protocol #{inspect(other)} and this library speaks #{@protocol}; \
+     run `mix pglite_ex.install` to get the program of this library's version\
+     """)}
+  end
+
+  defp limit(hello, name) do
+    case Integer.parse(hello[name] || "") do
+      {bytes, ""} when bytes > @frame_head ->
+        {:ok, bytes}
+
+      _nothing_usable ->
+        {:error, broke_protocol("#{name} is #{inspect(hello[name])} in its hello")}
+    end
+  end
 
   # The shell's convention, which Erlang follows too: 128 + signal.
   defp describe_end(status) when is_integer(status) and status > 128,

@@ -110,9 +110,8 @@ defmodule PgliteEx.WasmPort do
     registration = %{
       id: id,
       port: state.port,
-      window: String.to_integer(state.program.hello["window"]),
-      # Of a frame's length, kind and id take five bytes.
-      max_payload: String.to_integer(state.program.hello["max_frame"]) - 5
+      window: state.program.window,
+      max_payload: state.program.max_payload
     }
 
     {:reply, {:ok, registration}, put_in(state.connections[id], owner)}

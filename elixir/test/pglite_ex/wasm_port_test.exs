@@ -33,6 +33,18 @@ defmodule PgliteEx.WasmPortTest do
       assert error.message =~ ~s(it speaks protocol "2" and this library speaks 1)
     end
 
+    for {limit, hello} <- [
+          {"window", [{"protocol", "1"}, {"max_frame", "1048576"}, {"window", "plenty"}]},
+          {"max_frame", [{"protocol", "1"}, {"window", "262144"}, {"max_frame", "5"}]}
+        ] do
+      test "names no #{limit} that bytes can be sent with is refused", %{tmp_dir: directory} do
+        hello = {:hello, 0, unquote(hello)}
+        program = BadProgram.write!(directory, "frame 1; exec sleep 1000", [hello])
+        assert {:error, {%Error{code: :protocol_violation} = error, _}} = start(program)
+        assert error.message =~ unquote(limit)
+      end
+    end
+
     test "sends what is no frame is stopped", %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; frame 1; exec sleep 1000", ["garbage"])
 
