@@ -40,11 +40,14 @@ defmodule PgliteEx.Executable do
   @spec installed_path() :: Path.t()
   def installed_path, do: Path.join(priv_dir(), @name)
 
-  @doc "Where `mix pglite_ex.install` puts PGlite's files; `nil` until it has."
+  @doc "Where this application keeps its own copy of PGlite's files."
+  @spec pglite_path() :: Path.t()
+  def pglite_path, do: Path.join(priv_dir(), "pglite")
+
+  @doc "The same, if they are there; `nil` until `mix pglite_ex.install` has put them there."
   @spec installed_pglite_dir() :: Path.t() | nil
   def installed_pglite_dir do
-    directory = Path.join(priv_dir(), "pglite")
-    if File.regular?(Path.join(directory, "pglite.wasm")), do: directory
+    if File.regular?(Path.join(pglite_path(), "pglite.wasm")), do: pglite_path()
   end
 
   # The application is not loaded yet while its own `mix compile` runs.

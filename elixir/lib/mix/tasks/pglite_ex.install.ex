@@ -66,7 +66,7 @@ defmodule Mix.Tasks.PgliteEx.Install do
   end
 
   defp install_pglite(options) do
-    target = Path.join(Path.dirname(Executable.installed_path()), "pglite")
+    target = Executable.pglite_path()
 
     if Executable.installed_pglite_dir() && not Keyword.get(options, :force, false) do
       say("#{target} is there; --force replaces it")
