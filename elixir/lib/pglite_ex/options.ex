@@ -63,6 +63,18 @@ defmodule PgliteEx.Options do
           log_level: nil | :error | :warn | :info | :debug | :trace
         }
 
+  # Those that may be nil, which is as if they had not been given.
+  @optional [
+    :database,
+    :template,
+    :warm,
+    :max_connections,
+    :executable,
+    :pglite_dir,
+    :cache_dir,
+    :log_level
+  ]
+
   @log_levels [:error, :warn, :info, :debug, :trace]
 
   # `sun_path` of a unix socket's address holds 108 bytes on Linux, 104 on macOS and the BSDs,
@@ -113,9 +125,7 @@ defmodule PgliteEx.Options do
   defp validate!(:mode, mode) when mode in [:shared, :isolated], do: mode
   defp validate!(:mode, mode), do: refuse!(:mode, mode, ":shared or :isolated")
 
-  defp validate!(key, nil)
-       when key not in [:mode, :listen, :username, :settings],
-       do: nil
+  defp validate!(key, nil) when key in @optional, do: nil
 
   defp validate!(key, value) when key in [:database, :username, :template] do
     if is_binary(value) and value != "" and String.valid?(value) and not (value =~ <<0>>),

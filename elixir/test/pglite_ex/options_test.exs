@@ -43,6 +43,18 @@ defmodule PgliteEx.OptionsTest do
     end
   end
 
+  test "an unknown option is refused also when its value is nil" do
+    assert_raise ArgumentError, ~r/no option :pool_size/, fn -> Options.new!(pool_size: nil) end
+  end
+
+  for option <- [:mode, :listen, :username, :settings] do
+    test "#{option}: nil is refused, because there is always one" do
+      assert_raise ArgumentError, ~r/option #{unquote(option)}: nil is not allowed/, fn ->
+        Options.new!([{unquote(option), nil}])
+      end
+    end
+  end
+
   test "a template in shared mode is refused, as nothing would be cloned" do
     assert_raise ArgumentError, ~r/mode: :isolated/, fn -> Options.new!(template: "app") end
   end
