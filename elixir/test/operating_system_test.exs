@@ -3,7 +3,7 @@ defmodule PgliteEx.OperatingSystemTest do
   # Not beside a thousand connections of other tests, because seconds are counted here.
   use ExUnit.Case, async: false
 
-  alias PgliteEx.{OperatingSystem, Server, Servers, WasmPort, WireClient}
+  alias PgliteEx.{Gate, OperatingSystem, Server, Servers, WasmPort, WireClient}
 
   test "when the VM is killed while queries run, the program is gone within two seconds" do
     {vm, program} = start_vm_with_running_query!()
@@ -83,6 +83,19 @@ defmodule PgliteEx.OperatingSystemTest do
       assert PgliteEx.url(server) == url
       assert OperatingSystem.program(server) != program
       refute OperatingSystem.zombie?(program)
+    end
+
+    test "a gate's clients are told, and its next one finds the new program",
+         %{server: server, program: program} do
+      gate = start_supervised!({Gate, server: server})
+      {client, _key} = WireClient.start_session!(gate)
+      OperatingSystem.signal(program, :KILL)
+      assert_terminated(client)
+
+      # Answered by the new program.
+      {_client, _key} = WireClient.start_session!(server)
+      {client, _key} = WireClient.start_session!(gate)
+      assert {:ok, [["1"]]} = WireClient.query(client, "select 1")
     end
 
     test "ten times, the server is still there", %{server: server} do

@@ -49,12 +49,15 @@ defmodule PgliteEx.Channel do
   @type reason :: %{String.t() => String.t()}
 
   @doc """
-  Opens a connection that belongs to the calling process.
+  Opens a connection that belongs to the calling process; `nil` is a program that is not there.
 
   The error is that of `program_gone/0`: nothing else can go wrong before the program answers.
   """
-  @spec open(pid, Frame.options()) :: {:ok, t} | {:error, Error.t()}
-  def open(wasm_port, options \\ []) do
+  @spec open(pid | nil, Frame.options()) :: {:ok, t} | {:error, Error.t()}
+  def open(wasm_port, options \\ [])
+  def open(nil, _options), do: {:error, Error.from_reason(program_gone())}
+
+  def open(wasm_port, options) do
     {:ok, registration} = WasmPort.register(wasm_port)
 
     channel = %__MODULE__{

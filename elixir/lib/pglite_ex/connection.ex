@@ -20,7 +20,7 @@ defmodule PgliteEx.Connection do
   @farewell_timeout 100
 
   @doc false
-  @spec start_link({wasm_port :: pid, Options.t()}) :: GenServer.on_start()
+  @spec start_link({wasm_port :: pid | nil, Options.t()}) :: GenServer.on_start()
   def start_link({wasm_port, %Options{} = options}),
     do: GenServer.start_link(__MODULE__, {wasm_port, options})
 

@@ -2,8 +2,10 @@ defmodule PgliteEx.SocketServer do
   @moduledoc """
   The process that accepts clients and gives each one a `PgliteEx.Connection` of its own.
 
-  It asks its supervisors once for the processes that it needs. They are started before it, and
-  it is restarted whenever one of them is, so the process ids that it holds are never stale.
+  It asks its supervisor once for the processes that it needs. They are started before it, and
+  it is restarted whenever one of them is, so the process ids that it holds are never stale. The
+  program of a `PgliteEx.Gate` is another supervisor's, and restarted without the gate: it is asked
+  for again for every client.
   """
 
   use Task, restart: :permanent
@@ -28,17 +30,29 @@ defmodule PgliteEx.SocketServer do
   def run(%{supervisor: supervisor, server: server, options: options}) do
     listening = supervisor |> Server.child(Listener) |> Listener.socket()
     connections = Server.child(supervisor, Connection)
+    accept(listening, connections, program(supervisor, server), options)
+  end
 
-    case Server.child(server, WasmPort) do
-      nil -> exit(:shutdown)
-      wasm_port -> accept(listening, connections, {wasm_port, options})
+  # A function that finds the program, or `nil` when there is none.
+  defp program(server, server) do
+    wasm_port = Server.child(server, WasmPort)
+    fn -> wasm_port end
+  end
+
+  defp program(_gate, server) do
+    fn ->
+      try do
+        Server.child(server, WasmPort)
+      catch
+        :exit, _server_gone -> nil
+      end
     end
   end
 
-  defp accept(listening, connections, argument) do
+  defp accept(listening, connections, program, options) do
     case :gen_tcp.accept(listening) do
       {:ok, socket} ->
-        hand_over(socket, connections, argument)
+        hand_over(socket, connections, {program.(), options})
 
       {:error, reason} when reason in [:emfile, :enfile] ->
         Process.sleep(@descriptors_exhausted_pause)
@@ -50,7 +64,7 @@ defmodule PgliteEx.SocketServer do
         :ok
     end
 
-    accept(listening, connections, argument)
+    accept(listening, connections, program, options)
   end
 
   defp hand_over(socket, connections, argument) do

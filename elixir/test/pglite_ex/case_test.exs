@@ -28,6 +28,20 @@ defmodule PgliteEx.CaseTest do
     assert {:error, :closed} = :gen_tcp.recv(client, 0)
   end
 
+  test "a client of a gate whose server is gone is told so", %{pglite_gate: gate} do
+    {:ok, server} = PgliteEx.start_link(mode: :isolated)
+    other = start_supervised!({PgliteEx.Gate, server: server}, id: :other_gate)
+    :ok = PgliteEx.stop(server)
+
+    for _ <- 1..5 do
+      client = WireClient.connect!(other)
+      assert {:ok, {?E, fields}} = WireClient.receive_message(client)
+      assert WireClient.sqlstate(fields) == "57P01"
+    end
+
+    assert {_client, _key} = WireClient.start_session!(gate)
+  end
+
   test "a gate without connections has nothing to freeze", %{pglite_gate: gate} do
     assert {:error, %PgliteEx.Error{code: "08003"}} = PgliteEx.Gate.freeze(gate, "nothing")
   end
