@@ -98,7 +98,7 @@ defmodule PgliteEx.OperatingSystemTest do
       assert {:ok, [["1"]]} = WireClient.query(client, "select 1")
     end
 
-    test "ten times, the server is still there", %{server: server} do
+    test "five times, the server is still there", %{server: server} do
       for _ <- 1..5 do
         {client, _key} = WireClient.start_session!(server)
         OperatingSystem.signal(OperatingSystem.program(server), :KILL)
