@@ -32,7 +32,11 @@ defmodule PgliteEx.Executable do
     end
   end
 
-  @doc "The checkout around this library, if the program's source is there."
+  @doc "Where the checkout around this library is, if there is one."
+  @spec checkout_path() :: Path.t()
+  def checkout_path, do: @checkout
+
+  @doc "The same, if the program's source is there; `nil` otherwise."
   @spec checkout() :: Path.t() | nil
   def checkout, do: if(File.regular?(Path.join(@checkout, "Cargo.toml")), do: @checkout)
 

@@ -60,7 +60,9 @@ defmodule Mix.Tasks.PgliteEx.Install do
         copy_program(options[:program])
 
       true ->
-        with {:error, _} <- build(checkout!("pglite-port"), tool!("cargo", "the Rust toolchain")),
+        source = Executable.checkout() || Mix.raise(no_source(target))
+
+        with {:error, _} <- build(source, tool!("cargo", "the Rust toolchain")),
              do: Mix.raise("pglite-port could not be built; cargo said why above")
     end
   end
@@ -71,12 +73,13 @@ defmodule Mix.Tasks.PgliteEx.Install do
     if Executable.installed_pglite_dir() && not Keyword.get(options, :force, false) do
       say("#{target} is there; --force replaces it")
     else
-      copy_pglite(options[:pglite_dir] || install_package(), target)
+      copy_pglite(options[:pglite_dir] || install_package(target), target)
     end
   end
 
-  defp install_package do
-    directory = Path.join(checkout!("PGlite's files"), "pglite")
+  defp install_package(target) do
+    checkout = Executable.checkout() || Mix.raise(no_package_lock(target))
+    directory = Path.join(checkout, "pglite")
     say("Installing PGlite's files with npm ci")
 
     case run_command(tool!("npm", "Node.js"), ["ci"], directory) do
@@ -109,9 +112,15 @@ defmodule Mix.Tasks.PgliteEx.Install do
     say("pglite-port is in #{target}")
   end
 
-  defp checkout!(what) do
-    Executable.checkout() ||
-      Mix.raise("#{what} can only be made in a checkout of the project; see --program")
+  defp no_source(target) do
+    "pglite-port cannot be built for #{target}: #{Executable.checkout_path()} is no checkout of " <>
+      "the project. Name a program that is built already with --program PATH."
+  end
+
+  defp no_package_lock(target) do
+    "PGlite's files cannot be installed in #{target}: #{Executable.checkout_path()} is no " <>
+      "checkout of the project, whose pglite/package-lock.json says which they are. Name the dist " <>
+      "directory of the npm package @electric-sql/pglite with --pglite-dir PATH."
   end
 
   defp tool!(name, package) do

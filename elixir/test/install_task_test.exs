@@ -1,0 +1,45 @@
+defmodule PgliteEx.InstallTaskTest do
+  @moduledoc "`mix pglite_ex.install` in a copy of the library, which has no checkout around it."
+  use ExUnit.Case, async: true
+
+  alias PgliteEx.BadProgram
+
+  @moduletag :tmp_dir
+
+  setup %{tmp_dir: directory} do
+    library = Path.join(directory, "elixir")
+    File.mkdir_p!(Path.join(library, "priv"))
+    for name <- ["lib", "mix.exs", "README.md"], do: File.cp_r!(name, Path.join(library, name))
+    %{library: library, program: BadProgram.write!(directory, "exit 0")}
+  end
+
+  test "what cannot be made is named, with where it was looked for and the option that gives it",
+       %{library: library, program: program, tmp_dir: directory} do
+    assert {output, 1} = install(library, [])
+    assert output =~ "pglite-port cannot be built"
+    assert output =~ "#{directory} is no checkout"
+    assert output =~ "--program PATH"
+    refute output =~ "--pglite-dir"
+
+    assert {output, 1} = install(library, ["--program", program])
+    assert output =~ "pglite-port is in #{library}"
+    assert output =~ "PGlite's files cannot be installed"
+    assert output =~ "#{directory} is no checkout"
+    assert output =~ "--pglite-dir PATH"
+    refute output =~ "--program"
+
+    dist = Path.join(directory, "dist")
+    File.mkdir_p!(dist)
+    File.write!(Path.join(dist, "pglite.wasm"), "")
+    assert {output, 0} = install(library, ["--pglite-dir", dist])
+    assert output =~ "PGlite's files are in #{library}"
+  end
+
+  defp install(library, arguments) do
+    System.cmd("mix", ["pglite_ex.install" | arguments],
+      cd: library,
+      env: [{"MIX_ENV", "prod"}, {"PGLITE_PORT", nil}],
+      stderr_to_stdout: true
+    )
+  end
+end
