@@ -41,6 +41,16 @@ defmodule PgliteEx.MixTasksTest do
              {:local, "/run/app"}
   end
 
+  for task <- [Mix.Tasks.PgliteEx.Install, Mix.Tasks.PgliteEx.Server] do
+    test "#{inspect(task)} names an argument that it does not know" do
+      assert_raise OptionParser.ParseError, ~r/--colour/, fn ->
+        unquote(task).run(["--colour", "blue"])
+      end
+
+      assert_raise Mix.Error, ~r/blue/, fn -> unquote(task).run(["blue"]) end
+    end
+  end
+
   test "the server task prints its URL and runs another task beside the server" do
     Mix.Tasks.PgliteEx.Server.run(["--port", "0", "--and", "pglite_ex.test_task"])
     assert_received {:mix_shell, :info, ["postgresql://postgres@127.0.0.1:" <> _port]}

@@ -20,15 +20,13 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
   alias PgliteEx.Executable
 
+  @switches [program: :string, pglite_dir: :string, force: :boolean]
   @pglite_package "node_modules/@electric-sql/pglite/dist"
 
   @impl Mix.Task
   def run(arguments) do
-    {options, [], []} =
-      OptionParser.parse(arguments,
-        strict: [program: :string, pglite_dir: :string, force: :boolean]
-      )
-
+    {options, rest} = OptionParser.parse!(arguments, strict: @switches)
+    if rest != [], do: Mix.raise("mix pglite_ex.install does not take #{Enum.join(rest, " ")}")
     install_program(options)
     install_pglite(options)
   end

@@ -37,7 +37,8 @@ defmodule Mix.Tasks.PgliteEx.Server do
   @impl Mix.Task
   def run(arguments) do
     {arguments, and_then} = split(arguments)
-    {options, [], []} = OptionParser.parse(arguments, strict: @switches)
+    {options, rest} = OptionParser.parse!(arguments, strict: @switches)
+    if rest != [], do: Mix.raise("mix pglite_ex.server does not take #{Enum.join(rest, " ")}")
     Mix.Task.run("app.config")
     {:ok, _started} = Application.ensure_all_started(:pglite_ex)
     server = start!(server_options(options))
