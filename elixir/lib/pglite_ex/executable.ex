@@ -78,8 +78,12 @@ defmodule PgliteEx.Executable do
     end
   end
 
+  # By anybody, as `System.find_executable/1` has it: whether by this user is seen at the start.
   defp executable?(path) do
-    match?({:ok, %{type: :regular, mode: mode}} when rem(mode, 2) == 1, File.stat(path))
+    case File.stat(path) do
+      {:ok, %{type: :regular, mode: mode}} -> Bitwise.band(mode, 0o111) != 0
+      _no_file -> false
+    end
   end
 
   defp not_found(places) do

@@ -14,6 +14,13 @@ defmodule PgliteEx.ExecutableTest do
     assert Executable.find(path) == {:ok, path}
   end
 
+  test "a program that only its owner may execute is taken", %{tmp_dir: directory} do
+    path = Path.join(directory, "pglite-port")
+    File.write!(path, "")
+    File.chmod!(path, 0o700)
+    assert Executable.find(path) == {:ok, path}
+  end
+
   test "a file that cannot be executed is no program, and the message says what to do",
        %{tmp_dir: directory} do
     path = Path.join(directory, "pglite-port")
