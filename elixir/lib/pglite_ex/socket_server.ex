@@ -12,8 +12,9 @@ defmodule PgliteEx.SocketServer do
 
   alias PgliteEx.{Connection, Listener, Options, Server, WasmPort}
 
-  # How long to wait when there are no file descriptors left, in milliseconds.
-  @descriptors_exhausted_pause 100
+  # How long to wait when there are no file descriptors or no ports of the VM left, in
+  # milliseconds.
+  @exhausted_pause 100
 
   @typedoc """
   The supervisor with the listener and the connections, the one with the program, and what
@@ -54,8 +55,8 @@ defmodule PgliteEx.SocketServer do
       {:ok, socket} ->
         hand_over(socket, connections, {program.(), options})
 
-      {:error, reason} when reason in [:emfile, :enfile] ->
-        Process.sleep(@descriptors_exhausted_pause)
+      {:error, reason} when reason in [:emfile, :enfile, :system_limit] ->
+        Process.sleep(@exhausted_pause)
 
       {:error, :closed} ->
         exit(:shutdown)
