@@ -206,6 +206,9 @@ defmodule PgliteEx do
       result of any size takes no more of the VM's memory than one window (256 KiB).
     * `:mode` – `:shared` or `:isolated`, if it is not to be the server's.
 
+  Raises `ArgumentError` for another option or value. `{:error, %PgliteEx.Error{code: "57P01"}}`
+  while the program is being restarted.
+
   The first bytes to send are a startup packet:
 
       {:ok, conn} = PgliteEx.open(server)
@@ -220,6 +223,8 @@ defmodule PgliteEx do
           {:ok, connection} | {:error, Error.t()}
   def open(server, options \\ []) do
     options = Keyword.validate!(options, active: true, mode: nil)
+    allow!(options, :active, [true, :once, false])
+    allow!(options, :mode, [:shared, :isolated, nil])
     frame_options = for mode <- List.wrap(options[:mode]), do: {"mode", Atom.to_string(mode)}
 
     with {:ok, wasm_port} <- child(server, WasmPort),
@@ -247,6 +252,13 @@ defmodule PgliteEx do
   @doc "Closes a raw connection; nothing more is delivered from it."
   @spec close(connection) :: :ok
   defdelegate close(connection), to: RawConnection
+
+  defp allow!(options, key, allowed) do
+    unless options[key] in allowed do
+      allowed = Enum.map_join(allowed, ", ", &inspect/1)
+      raise ArgumentError, "option #{key}: #{inspect(options[key])} is not one of #{allowed}"
+    end
+  end
 
   defp child(server, id) do
     case Server.child(server, id) do

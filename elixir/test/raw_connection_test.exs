@@ -99,8 +99,10 @@ defmodule PgliteEx.RawConnectionTest do
     assert <<?R, 8::32, 0::32, _rest::binary>> = receive_answer(connection)
   end
 
-  test "an unknown option is refused" do
-    assert_raise ArgumentError, fn -> PgliteEx.open(self(), passive: true) end
+  for options <- [[passive: true], [active: :twice], [mode: :fast]] do
+    test "the option #{inspect(options)} is refused", %{server: server} do
+      assert_raise ArgumentError, fn -> PgliteEx.open(server, unquote(options)) end
+    end
   end
 
   defp receive_until(connection, end_mark, bytes \\ <<>>) do
