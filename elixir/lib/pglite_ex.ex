@@ -229,8 +229,7 @@ defmodule PgliteEx do
 
     with {:ok, wasm_port} <- child(server, WasmPort),
          {:ok, connections} <- child(server, Connection) do
-      argument = {wasm_port, self(), frame_options, options[:active]}
-      DynamicSupervisor.start_child(connections, {RawConnection, argument})
+      start_connection(connections, {wasm_port, self(), frame_options, options[:active]})
     end
   end
 
@@ -258,6 +257,13 @@ defmodule PgliteEx do
       allowed = Enum.map_join(allowed, ", ", &inspect/1)
       raise ArgumentError, "option #{key}: #{inspect(options[key])} is not one of #{allowed}"
     end
+  end
+
+  defp start_connection(connections, argument) do
+    DynamicSupervisor.start_child(connections, {RawConnection, argument})
+  catch
+    # The program has ended since it was looked for, and its connections' supervisor with it.
+    :exit, _ended -> {:error, Error.from_reason(Channel.program_gone())}
   end
 
   defp child(server, id) do
