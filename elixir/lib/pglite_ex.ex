@@ -166,7 +166,8 @@ defmodule PgliteEx do
 
   For verbs that have no function of their own; ARCHITECTURE.md lists them. The options of the
   reply come in their order, and keys may repeat. The error's code is the program's, `:timeout`, or
-  `"57P01"` when the program is gone before it has replied.
+  `"57P01"` when the program is gone before it has replied. Raises `ArgumentError` for strings with a
+  NUL or that are not UTF-8, and for an empty verb or key.
 
       {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
   """

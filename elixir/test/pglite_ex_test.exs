@@ -63,6 +63,22 @@ defmodule PgliteExTest do
     assert {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
   end
 
+  test "a request that no frame can carry is refused, and the server goes on" do
+    server = Servers.start!()
+
+    for {verb, options} <- [
+          {"drop_template", [{"name", "a\0\0b"}]},
+          {"drop_template", [{"name", <<255>>}]},
+          {"drop_template", [{"", "a"}]},
+          {"drop_template", [{"name", nil}]},
+          {"drop\0template", []}
+        ] do
+      assert_raise ArgumentError, fn -> PgliteEx.request(server, verb, options) end
+    end
+
+    assert {:ok, %{"connections" => 0}} = PgliteEx.stats(server)
+  end
+
   test "many requests at once get their own replies" do
     server = Servers.start!()
 

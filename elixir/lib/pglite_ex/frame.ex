@@ -29,6 +29,9 @@ defmodule PgliteEx.Frame do
   @doc """
   Encodes a frame, without its length.
 
+  Raises `ArgumentError` for a verb, a key or a value that a frame cannot carry: they are UTF-8
+  without a NUL, and verbs and keys are not empty.
+
       iex> PgliteEx.Frame.encode({:open, 7, [{"mode", "shared"}]}) |> IO.iodata_to_binary()
       <<"O", 0, 0, 0, 7, "mode", 0, "shared", 0, 0>>
 
@@ -45,7 +48,7 @@ defmodule PgliteEx.Frame do
   def encode({:log, id, options}), do: [<<?L, id::32>> | encode_options(options)]
 
   def encode({:request, id, verb, options}),
-    do: [<<?Q, id::32>>, verb, 0 | encode_options(options)]
+    do: [<<?Q, id::32>>, encode_name(verb) | encode_options(options)]
 
   def encode({:reply, id, result, options}),
     do: [<<?R, id::32>>, Atom.to_string(result), 0 | encode_options(options)]
@@ -95,7 +98,16 @@ defmodule PgliteEx.Frame do
     do: {:error, "#{byte_size(short)} bytes are too short for a frame"}
 
   defp encode_options(options),
-    do: [for({key, value} <- options, do: [key, 0, value, 0]), 0]
+    do: [for({key, value} <- options, do: [encode_name(key) | encode_string(value)]), 0]
+
+  defp encode_name(""), do: raise(ArgumentError, "a verb or the key of an option is empty")
+  defp encode_name(name), do: encode_string(name)
+
+  defp encode_string(string) do
+    if is_binary(string) and String.valid?(string) and not String.contains?(string, <<0>>),
+      do: [string, 0],
+      else: raise(ArgumentError, "#{inspect(string)} is not a string without a NUL")
+  end
 
   defp decode_options(payload), do: decode_options(payload, [])
 

@@ -53,11 +53,13 @@ defmodule PgliteEx.WasmPort do
   Sends a request to the program and waits for its reply, for at most `timeout` milliseconds.
 
   The error's code is the program's, `:timeout`, or `"57P01"` when the program is gone before it has
-  replied.
+  replied. Raises `ArgumentError` for strings that a frame cannot carry (`PgliteEx.Frame.encode/1`).
   """
   @spec request(pid, String.t(), Frame.options(), timeout) ::
           {:ok, Frame.options()} | {:error, Error.t()}
   def request(wasm_port, verb, options \\ [], timeout \\ 5_000) do
+    # Tried here, so that what cannot be encoded is the caller's failure and not everybody's.
+    _ = Frame.encode({:request, 0, verb, options})
     GenServer.call(wasm_port, {:request, verb, options}, timeout)
   catch
     :exit, {:timeout, _call} ->
