@@ -206,7 +206,7 @@ defmodule PgliteEx.TemplateTest do
     end
 
     defp drop(name) do
-      {:ok, server} = PgliteEx.start_link()
+      {:ok, server} = PgliteEx.start_link(mode: :isolated)
       PgliteEx.request(server, "drop_template", [{"name", name}])
       PgliteEx.stop(server)
     end
