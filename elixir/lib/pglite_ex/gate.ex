@@ -16,7 +16,8 @@ defmodule PgliteEx.Gate do
   @doc """
   Opens a gate.
 
-    * `:server` – the server (required).
+    * `:server` – the server (required), which has to run: the caller exits with `:noproc` when it
+      does not. A gate outlives its server, and tells clients then that the program has ended.
   """
   @spec start_link(server: PgliteEx.server()) :: Supervisor.on_start()
   def start_link(arguments) do
@@ -29,7 +30,8 @@ defmodule PgliteEx.Gate do
   @doc """
   Freezes the cluster of the gate's oldest connection as the template `name`.
 
-  `{:error, %PgliteEx.Error{code: "08003"}}` when there is none.
+  `{:error, %PgliteEx.Error{code: "08003"}}` when there is none, and `"55006"` while a transaction
+  is open on it.
   """
   @spec freeze(pid, String.t()) :: :ok | {:error, PgliteEx.Error.t()}
   def freeze(gate, name) do

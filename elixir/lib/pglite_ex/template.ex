@@ -16,7 +16,10 @@ defmodule PgliteEx.Template do
 
   alias PgliteEx.{Error, RawConnection, ReadyForQuery, Server, Telemetry, WasmPort}
 
-  @typedoc "A template: its name, the database in it, the key it was prepared with, its bytes on disk."
+  @typedoc """
+  A template: its name, the database in it, the key it was prepared with, and its size on disk in
+  bytes.
+  """
   @type t :: %{name: String.t(), database: String.t(), key: String.t(), size: non_neg_integer}
 
   # Freezing writes the cluster's image, a few dozen megabytes, to the disk.
