@@ -63,7 +63,10 @@ fn main() -> ExitCode {
         table.times("process start to first answer", Some(25e-3), &sample(rounds.min(20), process_start));
     }
     if wanted("reset") {
-        table.times("reset with 1 MB changed", Some(0.2e-3), &reset(rounds, &connections));
+        table.times("reset with 1 MB changed", Some(0.2e-3), &reset(rounds, &connections, || {}));
+        let pool = Pool::open();
+        let sample = reset(rounds, &pool.connections, || pool.wait_until_full());
+        table.times("reset with 1 MB changed, warm pool", Some(0.2e-3), &sample);
     }
     if !is_test {
         leave("clones", &table.0);
@@ -96,15 +99,30 @@ fn sample(rounds: usize, mut measure: impl FnMut() -> Duration) -> Vec<Duration>
 }
 
 fn warm(rounds: usize) -> Vec<Duration> {
-    let databases = open(8);
-    let connections = Arc::new(Connections::new(databases.clone()));
+    let pool = Pool::open();
     sample(rounds, || {
-        let ready = || databases.stats().iter().any(|(key, value)| *key == "warm" && value == "8");
-        while !ready() {
-            std::thread::yield_now();
-        }
-        first_answer(&connections, 1)
+        pool.wait_until_full();
+        first_answer(&pool.connections, 1)
     })
+}
+
+/// Connections whose clones are kept ready.
+struct Pool {
+    databases: Arc<Databases>,
+    connections: Arc<Connections>,
+}
+
+impl Pool {
+    fn open() -> Self {
+        let databases = open(8);
+        Self { connections: Arc::new(Connections::new(databases.clone())), databases }
+    }
+
+    fn wait_until_full(&self) {
+        while !self.databases.stats().iter().any(|(key, value)| *key == "warm" && value == "8") {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
 }
 
 fn memory(table: &mut Table, connections: &Arc<Connections>) {
@@ -163,11 +181,12 @@ fn process_start() -> Duration {
     start.elapsed()
 }
 
-fn reset(rounds: usize, connections: &Arc<Connections>) -> Vec<Duration> {
+fn reset(rounds: usize, connections: &Arc<Connections>, prepare: impl Fn()) -> Vec<Duration> {
     let mut local = connect(connections, 1);
     sample(rounds, || {
         // Far more than 1 MB in pages of shared buffers and in files, so that the figure is no better than it says.
         local.values("CREATE TABLE t AS SELECT n, repeat('x', 1000) FROM generate_series(1, 512) n");
+        prepare();
         let (sender, answer) = channel();
         let start = Instant::now();
         local.control.ask(Request::new(Task::Reset, move |answer| sender.send(answer).expect("we wait")));

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    ops::{AddAssign, Range},
+    ops::AddAssign,
     os::unix::fs::FileExt,
     sync::{
         Arc,
@@ -14,7 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::param::page_size;
 
-use crate::{backend::Backend, fs::Tree};
+use crate::{backend::Backend, fs::Tree, image::TouchedPages};
 
 /// Bytes that a backend shares with no other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,29 +110,25 @@ impl PageMap {
     /// The bytes of the `size` bytes at address `start` in pages that this process has written in private mappings.
     fn private_bytes(&self, start: usize, size: usize) -> io::Result<u64> {
         let mut pages = 0;
-        self.each_written(start, size, |_| pages += 1)?;
+        self.each_present(start, size, |_, is_written| pages += u64::from(is_written))?;
         Ok(pages * page_size() as u64)
     }
 
-    /// The pages that `backend` has written, as ranges of offsets into its linear memory.
+    /// The pages that `backend` has looked at or written.
     ///
     /// # Errors
     /// When `/proc` is not there or too old.
-    pub(crate) fn written(&self, backend: &Backend) -> anyhow::Result<Vec<Range<usize>>> {
+    pub(crate) fn touched(&self, backend: &Backend) -> anyhow::Result<TouchedPages> {
         let (start, size) = backend.memory_range()?;
-        let mut ranges: Vec<Range<usize>> = Vec::new();
-        self.each_written(start, size.load(Ordering::Relaxed), |page| {
-            let (start, end) = (page * page_size() - start, (page + 1) * page_size() - start);
-            match ranges.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => ranges.push(start..end),
-            }
+        let mut touched = TouchedPages::default();
+        self.each_present(start, size.load(Ordering::Relaxed), |page, is_written| {
+            touched.add(page * page_size() - start, is_written);
         })?;
-        Ok(ranges)
+        Ok(touched)
     }
 
-    /// Calls `each` with the number of every such page.
-    fn each_written(&self, start: usize, size: usize, mut each: impl FnMut(usize)) -> io::Result<()> {
+    /// Calls `each` with the number of every page that is there, and whether it has been written.
+    fn each_present(&self, start: usize, size: usize, mut each: impl FnMut(usize, bool)) -> io::Result<()> {
         /// Pages whose words are read at once.
         const BATCH: usize = 8192;
         const WORD: usize = size_of::<u64>();
@@ -145,8 +141,9 @@ impl PageMap {
             self.0.read_exact_at(words, (next * WORD) as u64)?;
             for (page, word) in (next..).zip(words.as_chunks::<WORD>().0) {
                 let word = u64::from_le_bytes(*word);
-                if word & FILE == 0 && (word & SWAPPED != 0 || word & (PRESENT | EXCLUSIVE) == PRESENT | EXCLUSIVE) {
-                    each(page);
+                if word & (PRESENT | SWAPPED) != 0 {
+                    let is_own = word & SWAPPED != 0 || word & EXCLUSIVE != 0;
+                    each(page, is_own && word & FILE == 0);
                 }
             }
             next += count;

@@ -130,32 +130,57 @@ impl Image {
         }
         Ok(())
     }
+}
 
-    /// Gives `memory` pages of its own at these offsets, which are about to be written anyway: all at once is faster than one fault after the other.
-    pub(crate) fn populate(&self, store: &impl AsContext, memory: Memory, pages: &[Range<usize>]) {
+/// The pages of a memory that something has touched, by their offsets.
+#[expect(
+    clippy::unsafe_derive_deserialize,
+    reason = "whatever offsets were read, the unsafe code checks them against the memory"
+)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct TouchedPages {
+    written: Vec<Range<usize>>,
+    /// One page of each neighbourhood in which others were looked at.
+    read: Vec<usize>,
+}
+
+/// When a page of a file is looked at, Linux maps those of its neighbours too that it has at hand: 64 KiB (`fault_around_bytes` in `mm/memory.c`).
+const NEIGHBOURHOOD: usize = 64 << 10;
+
+impl TouchedPages {
+    /// Adds the page at `offset`, which lies behind those that were added before.
+    pub(crate) fn add(&mut self, offset: usize, is_written: bool) {
+        if is_written {
+            match self.written.last_mut() {
+                Some(last) if last.end == offset => last.end += page_size(),
+                _ => self.written.push(offset..offset + page_size()),
+            }
+        } else if self.read.last().is_none_or(|last| last / NEIGHBOURHOOD != offset / NEIGHBOURHOOD) {
+            self.read.push(offset);
+        }
+    }
+
+    /// Copies those that will be written in `memory`: all at once is faster than one fault after the other.
+    pub(crate) fn copy_written(&self, store: &impl AsContext, memory: Memory) {
         let (base, size) = (memory.data_ptr(store), memory.data_size(store));
-        for range in pages.iter().filter(|range| range.start < range.end && range.end <= size) {
+        for range in self.written.iter().filter(|range| range.start < range.end && range.end <= size) {
             // SAFETY: the range lies inside the memory, and its contents do not change.
-            let populated =
+            let copied =
                 unsafe { rustix::mm::madvise(base.add(range.start).cast(), range.len(), Advice::LinuxPopulateWrite) };
-            if populated.is_err() {
+            if copied.is_err() {
                 // Linux before 5.14: the faults will come one by one.
                 return;
             }
         }
     }
 
-    /// Puts `memory`, over which this image was mapped, back to these contents, by dropping the pages that were written since.
-    ///
-    /// A memory that has grown since keeps its size; what lies beyond the image is zero.
-    pub(crate) fn reset(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
-        let base = memory.data_ptr(&*store);
-        let size = memory.data_size(&*store);
-        // SAFETY: the whole linear memory is dropped; its mappings are private, so its pages become those of the image's file or zero.
-        // Nobody holds a reference into it while `store` is borrowed.
-        unsafe { rustix::mm::madvise(base.cast(), size, Advice::LinuxDontNeed) }
-            .context("a memory cannot be put back")?;
-        Ok(())
+    /// Looks at those that will be looked at in `memory`.
+    pub(crate) fn look_at_read(&self, store: &impl AsContext, memory: Memory) {
+        let (base, size) = (memory.data_ptr(store), memory.data_size(store));
+        for &offset in self.read.iter().filter(|offset| **offset < size) {
+            // SAFETY: the byte lies inside the memory, which nobody writes while its store is borrowed. The look itself is what is wanted.
+            unsafe { base.add(offset).read_volatile() };
+        }
     }
 }
 

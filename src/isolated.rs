@@ -224,8 +224,8 @@ impl Requests for ClusterRequests<'_> {
 impl ClusterRequests<'_> {
     /// An error here ends the session: nobody knows what state it is in.
     fn reset(&self, backend: &mut Backend, request: Request) -> anyhow::Result<()> {
-        let program = self.isolated.templates.program();
-        let reset = backend.restart_session(&self.session, |backend| self.template.snapshot.reset(program, backend));
+        let pool = self.isolated.templates.pool();
+        let reset = backend.restart_session(&self.session, |backend| pool.reset(&self.template, backend));
         if let Err(error) = reset {
             let message = format!("the cluster cannot be put back, its connection ends: {error:#}");
             request.answer(Err(ErrorResponse::error(sqlstate::INTERNAL_ERROR, message)));

@@ -168,17 +168,22 @@ fn after_a_reset_the_session_is_as_after_its_startup_and_the_client_knows_what_c
     // The cancel key is still the one that the client was given.
     let (process, secret) = key.split_at(4);
     let process = i32::from_be_bytes(process.try_into().expect("four bytes"));
-    databases.port.data(2, &wire::query("SELECT pg_sleep(3600)"));
+    let asleep = "DO $$ BEGIN RAISE NOTICE 'falling asleep'; PERFORM pg_sleep(3600); END $$";
+    databases.port.data(2, &wire::query(asleep));
+    let mut answer = Vec::new();
+    let mut until = |databases: &mut Databases, is_there: fn(&[u8]) -> bool| {
+        while !is_there(&answer) {
+            let frame = databases.next();
+            if frame.id == 2 {
+                answer.extend(frame.payload);
+            }
+        }
+    };
+    until(&mut databases, |answer| answer.windows(14).any(|part| part == b"falling asleep"));
     databases.port.open(3);
     databases.port.data(3, &wire::cancel_request(process, secret));
-    let mut cancelled = Vec::new();
-    while cancelled.is_empty() || !cancelled.ends_with(b"Z\0\0\0\x05I") {
-        let frame = databases.next();
-        if frame.id == 2 {
-            cancelled.extend(frame.payload);
-        }
-    }
-    assert_eq!(errors(&Message::all(cancelled)), ["57014"]);
+    until(&mut databases, |answer| answer.ends_with(b"Z\0\0\0\x05I"));
+    assert_eq!(errors(&Message::all(answer)), ["57014"]);
     databases.request("drop_template", &[("name", "with_alice")]).expect("it is dropped");
 }
 

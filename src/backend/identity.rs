@@ -13,6 +13,11 @@ const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 /// Bytes from `MyStartTime` to `MyStartTimestamp`, which follows it in `src/backend/utils/init/globals.c`.
 const TO_TIMESTAMP: u32 = 8;
 
+/// A time as `PostgreSQL` counts it (`TimestampTz`): in microseconds since its epoch.
+pub(crate) fn timestamp(time: jiff::Timestamp) -> i64 {
+    time.as_microsecond() - POSTGRES_EPOCH
+}
+
 impl Backend {
     /// Gives it random numbers of its own (`pg_global_prng_state`).
     ///
@@ -32,7 +37,7 @@ impl Backend {
     /// When the module's facts lack them.
     pub(crate) fn set_start_time(&mut self) -> anyhow::Result<i64> {
         let now = jiff::Timestamp::now();
-        let timestamp = now.as_microsecond() - POSTGRES_EPOCH;
+        let timestamp = timestamp(now);
         let address = self.facts().address("MyStartTime")?;
         self.write(address, &now.as_second().to_le_bytes())?;
         self.write(address + TO_TIMESTAMP, &timestamp.to_le_bytes())?;

@@ -35,6 +35,7 @@ use crate::{
 
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
 pub(crate) use fork::{Child, Fork};
+pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;
 pub(crate) use session::{BOOTSTRAP_USER, Ended, Requests, Session};
 

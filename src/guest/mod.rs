@@ -43,9 +43,7 @@ use client::{Interest, Readiness};
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands};
-pub(crate) use dylink::{
-    Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries, rewind as rewind_libraries,
-};
+pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
 pub(crate) use stack::NativeStack;

@@ -36,11 +36,6 @@ impl Timers {
         self.signals = signals;
     }
 
-    /// Forgets every deadline.
-    pub(crate) fn disarm(&mut self) {
-        self.deadlines = [None; TIMERS];
-    }
-
     /// The earliest deadline.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.deadlines.iter().flatten().min().copied()

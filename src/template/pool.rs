@@ -1,9 +1,10 @@
-//! Clones that are kept ready, so that a connection need not wait until its own has been made.
+//! Clones for connections, some kept ready, so that a connection need not wait until its own has been made.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
     thread,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -16,9 +17,20 @@ use crate::{backend::Backend, engine::THREAD_STACK, fs::Console, program::Progra
 /// Clones of templates, ready to be taken.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    /// Tells the thread which template a clone was taken of; `None` when nothing is kept ready.
-    taken: Option<Sender<Weak<Template>>>,
+    /// What its thread is to do, which lives as long as this end of the channel.
+    to_do: Sender<Work>,
 }
+
+enum Work {
+    /// A clone of this template was taken.
+    Refill(Weak<Template>),
+    /// Nobody needs this one any more.
+    Discard(Box<Backend>),
+}
+
+/// How long to wait after a clone was taken while others are ready. Its client's session starts meanwhile, which would take longer, because only one
+/// thread of a process can change its mappings at a time.
+const PAUSE: Duration = Duration::from_millis(1);
 
 struct Shared {
     program: Arc<Program>,
@@ -34,23 +46,20 @@ struct Ready {
 }
 
 impl Pool {
-    /// A pool that keeps `wanted` clones of each template that has been used.
+    /// A pool that keeps `wanted` clones of each template that has been used; none at all when that is 0.
     ///
     /// # Errors
     /// When the system has no thread for it.
     pub(super) fn new(program: Arc<Program>, wanted: usize) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared { program, wanted, ready: Mutex::default() });
-        if wanted == 0 {
-            return Ok(Self { shared, taken: None });
-        }
-        let (taken, templates) = unbounded();
+        let (to_do, work) = unbounded();
         let on_thread = shared.clone();
         thread::Builder::new()
             .name("warm-pool".to_owned())
             .stack_size(THREAD_STACK)
-            .spawn(move || on_thread.refill(&templates))
+            .spawn(move || on_thread.run(&work))
             .context("no thread to keep clones ready")?;
-        Ok(Self { shared, taken: Some(taken) })
+        Ok(Self { shared, to_do })
     }
 
     /// A clone of `template`: one that is ready, or a new one. What makes a clone different from all others is made now.
@@ -58,26 +67,39 @@ impl Pool {
     /// # Errors
     /// When the system has no more memory mappings to give.
     pub(crate) fn take(&self, template: &Arc<Template>, console: Box<dyn Console>) -> anyhow::Result<Backend> {
-        let ready = self.taken.as_ref().and_then(|taken| {
-            let ready = self.shared.take(template);
-            // The thread lives as long as this end of the channel.
-            let _ = taken.send(Arc::downgrade(template));
-            ready
-        });
-        let mut clone = match ready {
-            Some(clone) => clone,
-            None => template.snapshot.make(&self.shared.program)?,
-        };
+        let mut clone = self.clone_of(template)?;
         template.snapshot.make_distinct(&mut clone)?;
         clone.guest().files.set_console(console);
         Ok(clone)
     }
 
-    /// Has clones of `template` made ready before the first one is taken.
+    /// Puts `backend` back to where a clone of `template` begins, by putting another one in its place. Its client, its console and signals that have arrived stay.
+    ///
+    /// A new clone is made sooner than an old one can be put back: to drop the pages that it has changed takes as long as to copy those that it is about
+    /// to change again, and only the latter cannot be done later.
+    ///
+    /// # Errors
+    /// As [`Pool::take`].
+    pub(crate) fn reset(&self, template: &Arc<Template>, backend: &mut Backend) -> anyhow::Result<()> {
+        let replaced = backend.succeed_to(self.clone_of(template)?)?;
+        self.send(Work::Discard(Box::new(replaced)));
+        template.snapshot.make_distinct(backend)
+    }
+
+    /// One that is ready, or a new one.
+    fn clone_of(&self, template: &Arc<Template>) -> anyhow::Result<Backend> {
+        let ready = self.shared.take(template);
+        self.announce(template);
+        ready.map_or_else(|| template.snapshot.make(&self.shared.program), Ok)
+    }
+
+    fn send(&self, work: Work) {
+        let _ = self.to_do.send(work);
+    }
+
+    /// Has as many clones of `template` made ready as are wanted.
     pub(crate) fn announce(&self, template: &Arc<Template>) {
-        if let Some(taken) = &self.taken {
-            let _ = taken.send(Arc::downgrade(template));
-        }
+        self.send(Work::Refill(Arc::downgrade(template)));
     }
 
     /// How many clones are ready.
@@ -91,20 +113,37 @@ impl Shared {
         self.ready.lock().get_mut(&template.name).filter(|ready| ready.is_of(template))?.clones.pop()
     }
 
-    /// Makes clones of the templates that are named, and lets go of those of templates that are no longer in use.
-    fn refill(&self, templates: &Receiver<Weak<Template>>) {
-        for template in templates {
-            let Some(template) = template.upgrade() else { continue };
-            while self.lacks(&template) {
-                match template.snapshot.make(&self.program) {
-                    Ok(clone) => self.put(&template, clone),
-                    Err(error) => {
-                        tracing::warn!("no clone of {:?} can be kept ready: {error:#}", template.name);
-                        break;
+    fn run(&self, to_do: &Receiver<Work>) {
+        for work in to_do {
+            match work {
+                Work::Refill(template) => {
+                    if let Some(template) = template.upgrade() {
+                        self.refill(&template);
                     }
+                }
+                Work::Discard(backend) => drop(backend),
+            }
+        }
+    }
+
+    /// Makes clones of `template`, and lets go of those of templates that are no longer in use.
+    fn refill(&self, template: &Arc<Template>) {
+        if self.has_ready(template) {
+            thread::sleep(PAUSE);
+        }
+        while self.lacks(template) {
+            match template.snapshot.make_ready(&self.program) {
+                Ok(clone) => self.put(template, clone),
+                Err(error) => {
+                    tracing::warn!("no clone of {:?} can be kept ready: {error:#}", template.name);
+                    break;
                 }
             }
         }
+    }
+
+    fn has_ready(&self, template: &Arc<Template>) -> bool {
+        self.ready.lock().get(&template.name).is_some_and(|ready| ready.is_of(template) && !ready.clones.is_empty())
     }
 
     fn lacks(&self, template: &Arc<Template>) -> bool {

@@ -12,7 +12,7 @@
 //!
 //! What clones must not share is made anew in each: see [`Snapshot::make_distinct`].
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, ensure};
 use parking_lot::Mutex;
@@ -21,17 +21,20 @@ use serde::{Deserialize, Serialize};
 use super::record;
 use crate::{
     answer::first_value,
-    backend::{Backend, Registers},
+    backend::{Backend, Registers, timestamp},
     footprint::PageMap,
     fs::{Files, FrozenTree, ProcessState, Silent, Tree},
     guest::{Library, Setup},
-    image::{Image, Shape},
+    image::{Image, Shape, TouchedPages},
     program::Program,
 };
 
 /// When the server has started, in microseconds since the epoch of `PostgreSQL`.
 const SERVER_START: &str =
     "SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time() - '2000-01-01 00:00:00+00') * 1000000)::bigint";
+
+/// Has everything written that the backend has counted.
+const WRITE_STATISTICS: &str = "SELECT pg_catalog.pg_stat_force_next_flush()";
 
 const MEMORY: &str = "memory";
 const FILES: &str = "files";
@@ -44,8 +47,8 @@ pub(crate) struct Snapshot {
     image: Image,
     files: Arc<FrozenTree>,
     libraries: Vec<Arc<Library>>,
-    /// The pages that a session writes before its first answer.
-    first_pages: Vec<Range<usize>>,
+    /// The pages that a session touches before its first answer.
+    first_pages: TouchedPages,
 }
 
 /// Everything of it but memory and files.
@@ -54,8 +57,8 @@ struct State {
     memory: Shape,
     registers: Registers,
     process: ProcessState,
-    /// Where in memory the start times of backend and server stand.
-    start_timestamps: Vec<u32>,
+    /// Where in memory times stand that are to be the clone's own, in microseconds since the epoch of `PostgreSQL`.
+    times: Vec<u32>,
 }
 
 impl Snapshot {
@@ -64,11 +67,11 @@ impl Snapshot {
     /// # Errors
     /// When that cannot be written.
     pub(crate) fn capture(backend: &mut Backend, directory: &Path) -> anyhow::Result<()> {
+        let times = find_times(backend)?;
         let registers = backend.registers()?;
-        let start_timestamps = find_start_timestamps(backend)?;
         let memory = Image::write(&directory.join(MEMORY), backend.memory()?)?;
         let guest = backend.guest();
-        let state = State { memory, registers, process: guest.files.state(), start_timestamps };
+        let state = State { memory, registers, process: guest.files.state(), times };
         let files = guest.files.tree().lock().freeze();
         files.write_to(&directory.join(FILES)).with_context(|| format!("{} cannot be written", directory.display()))?;
         record::write(&directory.join(STATE), &state)
@@ -96,7 +99,7 @@ impl Snapshot {
         Ok(Self { state, image, files, libraries, first_pages })
     }
 
-    /// Finds out which pages of the snapshot in `directory` a session writes before its first answer, so that its clones have them early.
+    /// Finds out which pages of the snapshot in `directory` a session touches before its first answer, so that its clones have them early.
     ///
     /// # Errors
     /// When a clone cannot answer, or the directory cannot be written.
@@ -105,7 +108,7 @@ impl Snapshot {
         let mut backend = snapshot.make(program)?;
         snapshot.make_distinct(&mut backend)?;
         backend.rehearse(database).context("a first clone does not answer")?;
-        match PageMap::open().map_err(anyhow::Error::from).and_then(|pages| pages.written(&backend)) {
+        match PageMap::open().map_err(anyhow::Error::from).and_then(|pages| pages.touched(&backend)) {
             Ok(pages) => record::write(&directory.join(FIRST_PAGES), &pages),
             Err(error) => {
                 tracing::info!(
@@ -137,7 +140,17 @@ impl Snapshot {
         let files = Files::resume(tree(&self.files), &self.state.process, Box::new(Silent));
         let setup = Setup::backend(program, files);
         let backend = Backend::resume(program, setup, &self.image, &self.state.registers, &self.libraries)?;
-        backend.populate(&self.image, &self.first_pages)?;
+        backend.copy_written(&self.first_pages)?;
+        Ok(backend)
+    }
+
+    /// As [`Snapshot::make`], for a client that is not there yet: everything is done that can be done before.
+    ///
+    /// # Errors
+    /// As [`Snapshot::make`].
+    pub(super) fn make_ready(&self, program: &Program) -> anyhow::Result<Backend> {
+        let backend = self.make(program)?;
+        backend.look_at_read(&self.first_pages)?;
         Ok(backend)
     }
 
@@ -148,26 +161,11 @@ impl Snapshot {
     /// When the system has no random bytes.
     pub(super) fn make_distinct(&self, backend: &mut Backend) -> anyhow::Result<()> {
         backend.reseed()?;
-        let timestamp = backend.set_start_time()?;
-        for &address in &self.state.start_timestamps {
-            backend.write(address, &timestamp.to_le_bytes())?;
+        let now = backend.set_start_time()?;
+        for &address in &self.state.times {
+            backend.write(address, &now.to_le_bytes())?;
         }
         Ok(())
-    }
-
-    /// Puts `backend`, which was made from here, back to how it was made: memory, files, registers. Its client stays, and so do signals that have arrived.
-    ///
-    /// # Errors
-    /// As [`Snapshot::make`] and [`Snapshot::make_distinct`].
-    pub(crate) fn reset(&self, program: &Program, backend: &mut Backend) -> anyhow::Result<()> {
-        if backend.has_loaded_more_than(&self.state.registers) {
-            // What an instance has loaded stays in it until its end: this one's has come.
-            backend.succeed_to(self.make(program)?)?;
-        } else {
-            let files = tree(&self.files);
-            backend.rewind(&self.image, &self.state.registers, files, &self.state.process)?;
-        }
-        self.make_distinct(backend)
     }
 }
 
@@ -175,13 +173,26 @@ fn tree(files: &Arc<FrozenTree>) -> Arc<Mutex<Tree>> {
     Arc::new(Mutex::new(Tree::from_frozen(files.clone())))
 }
 
-/// Where the start times of the backend and of the server stand: `MyStartTimestamp`, what `pgstat_bestart` copies of it into the backend's status entry
-/// (`PostgreSQL`, `src/backend/utils/activity/backend_status.c`), and `PgStartTime`, all found by their value.
-fn find_start_timestamps(backend: &mut Backend) -> anyhow::Result<Vec<u32>> {
+/// Where times stand that are to be the clone's own: when backend and server have started (`MyStartTimestamp`, what `pgstat_bestart` copies of it into the
+/// backend's status entry, and `PgStartTime`), and when statistics were written last (`last_flush` in `PostgreSQL`'s `src/backend/utils/activity/pgstat.c`). All
+/// are found by their values.
+///
+/// A backend writes its statistics when a second has passed since the last time. A clone would do so after its first query, whenever that is, for what the
+/// template has done, into pages of its own: so they are written here, and the clone's second begins when it is made.
+fn find_times(backend: &mut Backend) -> anyhow::Result<Vec<u32>> {
     let rows = backend.query(SERVER_START).context("PostgreSQL does not tell when it has started")?;
     let server_start = first_value(&rows).and_then(|microseconds| microseconds.parse::<i64>().ok());
-    let times = [backend.start_timestamp()?, server_start.context("pg_postmaster_start_time is no time")?];
-    let words = backend.memory()?.as_chunks::<8>().0;
-    let found = (0_u32..).step_by(8).zip(words).filter(|(_, word)| times.contains(&i64::from_le_bytes(**word)));
-    Ok(found.map(|(address, _)| address).collect())
+    let starts = [backend.start_timestamp()?, server_start.context("pg_postmaster_start_time is no time")?];
+    let before = timestamp(jiff::Timestamp::now());
+    backend.execute(WRITE_STATISTICS).context("statistics cannot be written")?;
+    let last_statement = before..=timestamp(jiff::Timestamp::now());
+    // Variables lie below the stack's beginning, the heap above.
+    let variables = 0..backend.facts().stack_pointer;
+    let is_wanted =
+        |address, time| starts.contains(&time) || (variables.contains(&address) && last_statement.contains(&time));
+    let words = (0_u32..).step_by(8).zip(backend.memory()?.as_chunks::<8>().0);
+    Ok(words
+        .filter(|(address, word)| is_wanted(*address, i64::from_le_bytes(**word)))
+        .map(|(address, _)| address)
+        .collect())
 }

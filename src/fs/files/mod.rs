@@ -18,7 +18,7 @@ pub use paths::{At, NewTime};
 
 use super::{
     descriptors::{Descriptors, OpenFlags},
-    device::{Console, Device, Silent},
+    device::{Console, Device},
     errno::Errno,
     frozen::ROOT,
     node::{Ino, Kind},
@@ -99,12 +99,6 @@ impl Files {
     #[must_use]
     pub fn tree(&self) -> &Arc<Mutex<Tree>> {
         &self.tree
-    }
-
-    /// Becomes what [`Files::resume`] makes, with the console that it has.
-    pub fn restart(&mut self, tree: Arc<Mutex<Tree>>, state: &ProcessState) {
-        let console = self.set_console(Box::new(Silent));
-        *self = Self::resume(tree, state, console);
     }
 
     /// Sends the process' terminal output elsewhere from now on, and returns where it went before.

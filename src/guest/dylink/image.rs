@@ -15,27 +15,6 @@ impl LibrariesImage {
     }
 }
 
-/// Puts a guest that had the libraries of `image`, and has loaded no others since, back to where it was then.
-///
-/// # Errors
-/// When the table cannot be written.
-pub(crate) fn rewind(store: &mut impl AsContextMut<Data = Guest>, image: &LibrariesImage) -> anyhow::Result<()> {
-    let table = store.as_context().data().exports()?.table;
-    let mut context = store.as_context_mut();
-    let state = &mut context.data_mut().libraries;
-    let claimed_since = image.free_slot..state.free_slot;
-    // Without new libraries, handles come and go only with claims: nothing to do, almost always.
-    if claimed_since.is_empty() && state.handles.len() == image.handles.len() {
-        return Ok(());
-    }
-    state.set(image);
-    state.free_slot = image.free_slot;
-    for slot in claimed_since {
-        table.set(&mut *store, slot.into(), Ref::Func(None))?;
-    }
-    Ok(())
-}
-
 /// Puts the libraries of `image` into a guest whose memory holds their data already.
 ///
 /// # Errors

@@ -23,7 +23,7 @@ use wasmtime::{
 
 use super::{Guest, memory, report};
 use crate::instrument::SIDE_MODULE_START;
-pub(crate) use image::{restore, rewind};
+pub(crate) use image::restore;
 use object::Symbol;
 pub(crate) use store::{Library, LibraryStore};
 
@@ -385,11 +385,6 @@ impl Libraries {
     /// None yet; table slots are theirs from `free_slot` on.
     pub(super) fn new(free_slot: u32) -> Self {
         Self { loaded: Vec::new(), handles: HashMap::new(), claims: Vec::new(), slots: HashMap::new(), free_slot }
-    }
-
-    /// How many are loaded.
-    pub(crate) fn count(&self) -> usize {
-        self.loaded.len()
     }
 
     /// Those that are loaded, in the order of loading.
