@@ -116,28 +116,26 @@ fn connections_that_come_and_go_leave_neither_memory_nor_slots_behind() {
     let server = Server::shared();
     let watcher = Peer::connect(&server);
     let config = server.config();
-    let visit = || {
-        for _ in 0..100 {
+    let visit = |sessions| {
+        for _ in 0..sessions {
             let mut client = config.connect(NoTls).expect("a session");
             let sum: i64 = client.query_one("select sum(i) from generate_series(1, 10) i", &[]).unwrap().get(0);
             assert_eq!(sum, 55);
         }
     };
-    let churn = || {
+    let churn = |sessions: u32| {
         std::thread::scope(|scope| {
-            scope.spawn(visit);
-            scope.spawn(visit);
+            scope.spawn(|| visit(sessions / 2));
+            scope.spawn(|| visit(sessions / 2));
         });
         watcher.until_sessions(1);
         let id = server.program.id();
         (anonymous_memory(id), threads(id), open_files(id))
     };
-    let (before, after) = (churn(), churn());
-    assert!(
-        after.0 < before.0 + (8 << 20),
-        "memory, threads and files are {before:?} after 200 sessions, {after:?} after 400"
-    );
-    assert!(after.1 <= before.1 + 2 && after.2 <= before.2 + 2, "{before:?}, then {after:?}");
+    let (before, after) = (churn(400), churn(10_000));
+    let what = format!("memory, threads and files are {before:?} after 400 sessions, {after:?} after 10,000 more");
+    assert!(after.0 < before.0 + (8 << 20), "{what}");
+    assert!(after.1 <= before.1 + 2 && after.2 <= before.2 + 2, "{what}");
 }
 
 #[test]
