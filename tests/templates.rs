@@ -19,6 +19,7 @@ use support::{
     local::{Connect, Local},
     program::Program,
     session::errors,
+    wire,
 };
 use tempfile::TempDir;
 
@@ -117,6 +118,34 @@ fn a_template_is_prepared_from_sql_files_listed_and_removed() {
     );
     let report = local.report();
     assert_eq!((report.code, report.message.as_str()), ("3D000", "database \"shop\" does not exist"));
+}
+
+#[test]
+fn what_a_database_and_a_role_were_given_as_settings_their_sessions_have() {
+    let command_line = CommandLine::new();
+    let settings = "CREATE ROLE alice LOGIN; \
+        ALTER DATABASE app SET search_path TO tenant, public; ALTER DATABASE app SET work_mem TO '7MB'; \
+        ALTER ROLE alice SET work_mem TO '8MB'; ALTER ROLE alice IN DATABASE app SET DateStyle TO 'German'; \
+        ALTER ROLE ALL SET statement_timeout TO '1h'";
+    let file = command_line.file("settings.sql", settings);
+    let arguments = ["prepare", "app", "--database", "app", "--sql", file.to_str().expect("a path")];
+    assert_eq!(command_line.run(&arguments).0, Some(0));
+
+    let connections = connections(command_line.cache.path());
+    let shown = "SELECT current_setting('search_path'), current_setting('work_mem'), current_setting('DateStyle'), \
+        current_setting('statement_timeout')";
+    assert_eq!(values(&connections, "app", "postgres", shown), ["tenant, public", "7MB", "ISO, MDY", "1h"]);
+    assert_eq!(values(&connections, "app", "alice", shown), ["tenant, public", "8MB", "German, DMY", "1h"]);
+    assert_eq!(values(&connections, "postgres", "postgres", shown), ["\"$user\", public", "4MB", "ISO, MDY", "0"]);
+
+    let parameters = &[("user", "alice"), ("database", "app"), ("work_mem", "9MB")];
+    let (mut clone, startup) = Local::connect(&connections, Connect { parameters, ..Connect::default() });
+    assert!(wire::parameters(&startup).contains(&("DateStyle".to_owned(), "German, DMY".to_owned())), "{startup:?}");
+    clone.values("SET search_path TO elsewhere; SET work_mem TO '1MB'; RESET ALL");
+    assert_eq!(clone.values(shown), ["tenant, public", "9MB", "German, DMY", "1h"], "they are the session's defaults");
+    let source =
+        "SELECT source FROM pg_settings WHERE name IN ('search_path', 'statement_timeout', 'DateStyle') ORDER BY name";
+    assert_eq!(clone.values(source), ["database user", "database", "global"]);
 }
 
 #[test]

@@ -25,6 +25,19 @@ const PARAMETER_STATUS: u8 = b'S';
 /// The bootstrap superuser, as whom a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
 
+/// `DbRoleSettingRelationId` (`src/include/catalog/pg_db_role_setting.h`).
+const DB_ROLE_SETTING: u32 = 2964;
+/// `AccessShareLock` (`src/include/storage/lockdefs.h`).
+const ACCESS_SHARE_LOCK: i32 = 1;
+
+/// Where a setting comes from: `GucSource` (`src/include/utils/guc.h`), with the prefix `PGC_S_`.
+mod source {
+    pub(super) const GLOBAL: i32 = 5;
+    pub(super) const DATABASE: i32 = 6;
+    pub(super) const USER: i32 = 7;
+    pub(super) const DATABASE_USER: i32 = 8;
+}
+
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -53,6 +66,8 @@ pub(crate) struct Session<'a> {
     pub(crate) packet: &'a [u8],
     /// What cancels it.
     pub(crate) cancel_key: [u8; 4],
+    /// Whether `pg_db_role_setting` has any rows, which takes a while to find out.
+    pub(crate) has_settings: bool,
 }
 
 /// What others ask of a session. It is handled between two commands of its client, when everything that the client had sent before has been answered.
@@ -90,7 +105,7 @@ impl Backend {
     /// What `BackendInitialize`, `PerformAuthentication` and `InitPostgres` do with a startup packet
     /// (`PostgreSQL`, `src/backend/tcop/backend_startup.c`, `src/backend/utils/init/postinit.c`), for a backend that is in its database already.
     fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
-        let Session { startup, cancel_key, .. } = session;
+        let Session { startup, cancel_key, has_settings, .. } = session;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
@@ -108,11 +123,34 @@ impl Backend {
         self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
         let is_superuser: i32 = self.call("superuser", ())?;
         self.call::<(u32, i32), ()>("process_startup_options", (port, is_superuser))?;
+        if *has_settings {
+            self.process_settings()?;
+        }
         self.call::<(), ()>("CommitTransactionCommand", ())?;
         self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
         self.write_u32(handler, main_loop)?;
         self.call::<(), ()>("pgl_sendConnData", ())?;
         self.call::<(), ()>("pgl_pq_flush", ())
+    }
+
+    /// Applies what `ALTER DATABASE` and `ALTER ROLE` have set (`process_settings` in `src/backend/utils/init/postinit.c`, which does nothing in a
+    /// backend without a postmaster). Of a setting that is there twice, the first counts, and so do those of the startup packet.
+    fn process_settings(&mut self) -> anyhow::Result<()> {
+        let relation: u32 = self.call("table_open", (DB_ROLE_SETTING, ACCESS_SHARE_LOCK))?;
+        let snapshot: u32 = self.call("GetLatestSnapshot", ())?;
+        let snapshot: u32 = self.call("RegisterSnapshot", snapshot)?;
+        let database = self.read_u32(self.facts().address("MyDatabaseId")?)?;
+        let role: u32 = self.call("GetSessionUserId", ())?;
+        for (database, role, source) in [
+            (database, role, source::DATABASE_USER),
+            (0, role, source::USER),
+            (database, 0, source::DATABASE),
+            (0, 0, source::GLOBAL),
+        ] {
+            self.call::<_, ()>("ApplySetting", (snapshot, database, role, relation, source))?;
+        }
+        self.call::<_, ()>("UnregisterSnapshot", snapshot)?;
+        self.call("table_close", (relation, ACCESS_SHARE_LOCK))
     }
 
     /// Serves a session that asks one question of a client that the host plays.
@@ -122,7 +160,7 @@ impl Backend {
     pub(crate) fn rehearse(&mut self, database: &str) -> anyhow::Result<()> {
         let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
         let Step::Start(startup) = Negotiation::default().accept(&packet)? else { bail!("no startup packet") };
-        let session = Session { startup: &startup, packet: &packet, cancel_key: [0; 4] };
+        let session = Session { startup: &startup, packet: &packet, cancel_key: [0; 4], has_settings: false };
         self.record(&packet, |backend| backend.start_session(&session))?;
         self.execute("SELECT 1")
     }

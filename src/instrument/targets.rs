@@ -149,6 +149,14 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Between { caller: "InitPostgres", callee: "process_postgres_switches" },
         changes: &[Change::Export],
     },
+    // What ALTER DATABASE and ALTER ROLE have set. process_settings, which calls it, is inlined into InitPostgres.
+    Target { name: "ProcessGUCArray", shape: shape(4, 0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "ApplySetting",
+        shape: shape(5, 0),
+        evidence: Evidence::Between { caller: "InitPostgres", callee: "ProcessGUCArray" },
+        changes: &[Change::Export],
+    },
     Target {
         name: "StartupXLOG",
         shape: shape(0, 0),

@@ -33,6 +33,8 @@ use crate::{
 const SERVER_START: &str =
     "SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time() - '2000-01-01 00:00:00+00') * 1000000)::bigint";
 
+const HAS_SETTINGS: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_db_role_setting)";
+
 /// Has everything written that the backend has counted.
 const WRITE_STATISTICS: &str = "SELECT pg_catalog.pg_stat_force_next_flush()";
 
@@ -59,6 +61,8 @@ struct State {
     process: ProcessState,
     /// Where in memory times stand that are to be the clone's own, in microseconds since the epoch of `PostgreSQL`.
     times: Vec<u32>,
+    /// Whether `ALTER DATABASE` or `ALTER ROLE` have set anything.
+    has_settings: bool,
 }
 
 impl Snapshot {
@@ -67,11 +71,13 @@ impl Snapshot {
     /// # Errors
     /// When that cannot be written.
     pub(crate) fn capture(backend: &mut Backend, directory: &Path) -> anyhow::Result<()> {
+        let has_settings =
+            first_value(&backend.query(HAS_SETTINGS).context("pg_db_role_setting cannot be read")?) == Some("t");
         let times = find_times(backend)?;
         let registers = backend.registers()?;
         let memory = Image::write(&directory.join(MEMORY), backend.memory()?)?;
         let guest = backend.guest();
-        let state = State { memory, registers, process: guest.files.state(), times };
+        let state = State { memory, registers, process: guest.files.state(), times, has_settings };
         let files = guest.files.tree().lock().freeze();
         files.write_to(&directory.join(FILES)).with_context(|| format!("{} cannot be written", directory.display()))?;
         record::write(&directory.join(STATE), &state)
@@ -125,6 +131,11 @@ impl Snapshot {
     /// When they are missing or damaged.
     pub(super) fn open_files(directory: &Path) -> anyhow::Result<Arc<FrozenTree>> {
         Ok(FrozenTree::open(&directory.join(FILES))?)
+    }
+
+    /// Whether sessions have to look what `ALTER DATABASE` and `ALTER ROLE` have set for them.
+    pub(crate) fn has_settings(&self) -> bool {
+        self.state.has_settings
     }
 
     /// The files, which backends that go on from here begin with.
