@@ -10,6 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::cache::Cache;
 
+mod extensions;
+
+pub use extensions::EXTENSIONS;
+
 /// The version of the npm package `@electric-sql/pglite` whose files are hosted.
 pub const PGLITE_VERSION: &str = "0.5.16";
 /// The version of PostgreSQL in it.
@@ -37,10 +41,10 @@ pub const PGLITE_DATA: PinnedFile =
 pub const PGLITE_JS: PinnedFile =
     PinnedFile { name: "pglite.js", sha256: "b4ee8cc358344c9e495a57b4301938178bec1a2c6d6fad10cd600f5f8632b2a0" };
 
-/// Every file that must be there.
+/// Every file that a backend cannot start without.
 pub const PINNED_FILES: [PinnedFile; 4] = [PGLITE_WASM, INITDB_WASM, PGLITE_DATA, PGLITE_JS];
 
-/// A directory with the four pinned files in it, each checked against its hash.
+/// A directory with the pinned files in it, each checked against its hash: these four when it is found, the extensions when they are read.
 #[derive(Clone, Debug)]
 pub struct Artefact {
     directory: PathBuf,

@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 use wasmtime::{InstancePre, Ref, Store};
 
 use crate::{
-    artefact::Artefact,
+    artefact::{Artefact, EXTENSIONS},
     backend::{Backend, EXECUTABLE},
-    fs::{At, Files, FrozenTree, OpenFlags, Tree},
+    fs::{At, Files, FrozenTree, OpenFlags, Tree, unpack_extension},
     guest::{Commands, Exports, Guest, Setup, call},
     log::LogSink,
     program::Program,
@@ -30,21 +30,29 @@ const ARGUMENTS: &[&str] = &[
     "--no-instructions",
 ];
 
+/// The directory in the guest's files that PostgreSQL is installed in.
+const PREFIX: &str = "/pglite";
+
 /// Files that stand in for the pipes of `popen`, which PGlite's bundle has for this purpose.
 const FROM_BACKEND: &str = "/pglite/pgstdout";
 const TO_BACKEND: &str = "/pglite/pgstdin";
 
-/// Makes a new cluster in the files of `bundle`, and returns all files as they are then.
+/// Makes a new cluster in the files of `bundle`, with the extensions beside them, and returns all files as they are then.
 ///
 /// # Errors
-/// When `initdb` or a backend that it runs fails; their messages are in the log.
+/// When an extension's bundle is missing, or `initdb` or a backend that it runs fails; their messages are in the log.
 pub(super) fn make_cluster(
     program: &Arc<Program>,
     artefact: &Artefact,
     bundle: Arc<FrozenTree>,
     log: &LogSink,
 ) -> anyhow::Result<Arc<FrozenTree>> {
-    let tree = Arc::new(Mutex::new(Tree::from_frozen(bundle)));
+    let mut tree = Tree::from_frozen(bundle);
+    for extension in EXTENSIONS {
+        let archive = artefact.read(extension)?;
+        unpack_extension(&mut tree, archive.as_slice(), PREFIX).with_context(|| extension.name)?;
+    }
+    let tree = Arc::new(Mutex::new(tree));
     let commands =
         BackendRunner { program: program.clone(), tree: tree.clone(), log: log.clone(), on_close: Pending::Nothing };
     let files = Files::new(tree.clone(), Box::new(LineConsole::new(log.clone(), "initdb")))?;

@@ -32,7 +32,12 @@ use crate::{
 pub(crate) const DEFAULT: &str = "postgres";
 
 /// How clusters are made, booted, warmed and captured; a template that was made in another way is built again.
-const SOURCE: &str = concat!(include_str!("initdb.rs"), include_str!("build.rs"), include_str!("snapshot.rs"));
+const SOURCE: &str = concat!(
+    include_str!("../artefact/extensions.rs"),
+    include_str!("initdb.rs"),
+    include_str!("build.rs"),
+    include_str!("snapshot.rs")
+);
 
 /// The templates of one program.
 pub struct Templates {
