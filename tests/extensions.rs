@@ -9,6 +9,7 @@ use support::{
     cache,
     local::{Connect, Local},
     peer::Peer,
+    server::Server,
     session::errors,
     wire,
 };
@@ -190,4 +191,16 @@ fn an_extension_that_one_session_creates_all_sessions_of_its_cluster_have() {
     assert_eq!(user.fail("insert into t values ('a@b.org')"), "23505");
     user.run("create extension pg_trgm");
     assert_eq!(creator.value("select similarity('word', 'word')"), "1");
+}
+
+#[test]
+fn a_library_that_is_loaded_when_the_server_starts_works_in_every_session() {
+    let server = Server::with(&["--mode", "shared", "--set", "shared_preload_libraries=pg_stat_statements"]);
+    let [one, other] = [(); 2].map(|()| Peer::connect(&server));
+    one.run("create extension pg_stat_statements; create table t (a int)");
+    for peer in [&one, &other, &one] {
+        peer.run("insert into t values (1)");
+    }
+    let calls = "select calls, rows from pg_stat_statements where query = 'insert into t values ($1)'";
+    assert_eq!(other.value(calls), "3|3");
 }

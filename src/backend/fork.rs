@@ -16,7 +16,7 @@ use super::{Backend, Registers, session::Ended};
 use crate::{
     cluster::{SharedMemory, find_main_segment},
     fs::{Files, ProcessState, Tree},
-    guest::{ClientStream, Guest, Setup},
+    guest::{ClientStream, Guest, Library, Setup},
     image::Image,
     instrument::FURTHER_SESSION,
     program::Program,
@@ -59,6 +59,8 @@ pub(crate) struct Fork {
     process: ProcessState,
     shared: SharedMemory,
     tree: Arc<Mutex<Tree>>,
+    /// Those of `shared_preload_libraries`.
+    libraries: Vec<Arc<Library>>,
 }
 
 impl Fork {
@@ -75,7 +77,8 @@ impl Fork {
         ranges.extend(caller.data().files.shared_mappings());
         let shared = SharedMemory::share(caller, memory, &ranges)?;
         let image = Image::in_memory(memory.data(&*caller), &shared.ranges())?;
-        Ok(Self { image, registers, process, shared, tree })
+        let libraries = caller.data().libraries.loaded();
+        Ok(Self { image, registers, process, shared, tree, libraries })
     }
 
     /// A further session, which has not run yet; `setup` makes the rest of it from its files.
@@ -89,7 +92,7 @@ impl Fork {
         setup: impl FnOnce(Files) -> Setup,
     ) -> anyhow::Result<Backend> {
         let files = Files::resume(self.tree.clone(), &self.process, Box::new(console));
-        let mut backend = Backend::resume(program, setup(files), &self.image, &self.registers, &[])?;
+        let mut backend = Backend::resume(program, setup(files), &self.image, &self.registers, &self.libraries)?;
         let memory = backend.exports()?.memory;
         self.shared.map_over(&mut backend.store, memory)?;
         Ok(backend)
