@@ -51,8 +51,9 @@ fn main() {
     rows.push(alternating(&connections));
     rows.push(beside_a_long_query(&connections));
     connections.shut_down();
+    let native = Native::start();
     for clients in [1, 16] {
-        rows.push(pgbench(clients));
+        rows.push(pgbench(clients, &native));
     }
     leave("cluster", &rows);
 }
@@ -154,14 +155,13 @@ fn beside_a_long_query(connections: &Arc<Connections>) -> Row {
 }
 
 /// Transactions per second of pgbench's standard script, here and in native `PostgreSQL` with `fsync` off.
-fn pgbench(clients: u32) -> Row {
+fn pgbench(clients: u32, native: &Native) -> Row {
     let ours = {
         let listen = "127.0.0.1:0";
         let mut program = support::program::Program::spawn(&["serve", "--listen", listen, "--mode", "shared"]);
         let url = program.first_line();
         transactions_per_second(&url, clients)
     };
-    let native = Native::start();
     let theirs = transactions_per_second(&native.url, clients);
     Row {
         what: format!("shared: pgbench, {clients} clients, prepared"),

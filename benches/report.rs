@@ -59,7 +59,8 @@ fn quantity(unit: Unit, value: f64) -> String {
         Unit::PerSecond => &[(1.0, "/s")],
         Unit::Share => &[(1e-2, "%")],
     };
-    let (scale, name) = scales.iter().find(|(scale, _)| value >= *scale).or(scales.last()).expect("a unit has a scale");
+    let (scale, name) =
+        scales.iter().find(|(scale, _)| value.abs() >= *scale).or(scales.last()).expect("a unit has a scale");
     let value = value / scale;
     let decimals = if value >= 100.0 {
         0
