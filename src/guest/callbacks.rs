@@ -9,6 +9,7 @@ use super::{
     client::{Client, Interest, Readiness, Waker},
     memory,
 };
+use crate::fs::Errno;
 
 /// The exported functions that are told the table slots of PGlite's callbacks, and the callbacks' names as imports, in the order of their slots, which
 /// follow the module's own elements.
@@ -21,11 +22,6 @@ pub(crate) const CALLBACKS: [(&str, &[&str]); 4] = [
 
 /// How many slots they take.
 pub(super) const SLOTS: u32 = 5;
-
-/// Errno of WASI: nothing to read or no room to write at the moment.
-const EAGAIN: u32 = 6;
-/// Errno of WASI: the client is gone.
-const ECONNRESET: u32 = 15;
 
 /// The client of a backend, with the bytes that it sent before the backend was there.
 #[derive(Default)]
@@ -165,21 +161,21 @@ fn transfer(
             Ok(count) => return Ok(i32::try_from(count)?),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if guest.seat.is_some() || guest.signals.any() {
-                    break EAGAIN;
+                    break Errno::EAGAIN;
                 }
                 match guest.wait(interest, guest.timers.next())? {
                     Readiness::Ready => {}
-                    Readiness::Woken | Readiness::TimedOut => break EAGAIN,
+                    Readiness::Woken | Readiness::TimedOut => break Errno::EAGAIN,
                 }
             }
             // An address outside the memory.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error.into()),
-            Err(_) => break ECONNRESET,
+            Err(_) => break Errno::ECONNRESET,
         }
     };
     caller.data_mut().client.blocked_on = Some(interest);
     let location = caller.data().exports()?.errno_location.clone();
     let location = location.call(&mut *caller, ())?;
-    memory::write_u32(memory::of(caller)?.0, location, errno)?;
+    memory::write_u32(memory::of(caller)?.0, location, errno.number().cast_unsigned())?;
     Ok(-1)
 }

@@ -4,18 +4,13 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{AsContextMut, Caller, Linker};
 
-use crate::cluster::Signal;
+use crate::{cluster::Signal, fs::Errno};
 
 use super::{
     Guest,
     client::{Interest, Readiness},
     memory, timers,
 };
-
-/// Errno of WASI that `kill` answers: no such process.
-const ESRCH: i32 = 71;
-/// Errno of WASI that `kill` answers: no such signal.
-const EINVAL: i32 = 28;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap("pglite_port", "init_process", |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
@@ -139,11 +134,11 @@ fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Resul
     let signal = match (signal, Signal::from_number(signal)) {
         (0, _) => None,
         (_, Some(signal)) => Some(signal),
-        (_, None) => return Ok(-EINVAL),
+        (_, None) => return Ok(-Errno::EINVAL.number()),
     };
     if target != own {
         let is_there = guest.seat.as_ref().is_some_and(|seat| seat.send(target, signal));
-        return Ok(if is_there { 0 } else { -ESRCH });
+        return Ok(if is_there { 0 } else { -Errno::ESRCH.number() });
     }
     let Some(signal) = signal else { return Ok(0) };
     // A signal that a process sends to itself is handled before kill returns.
