@@ -26,7 +26,7 @@ impl Files {
     /// # Errors
     /// `ENOTDIR`, `EBADF`; `ENOENT` if the directory has been removed.
     pub fn read_directory(&mut self, fd: i32, limit: usize) -> Result<Vec<DirectoryEntry>, Errno> {
-        let ino = self.open_inode(fd).map_err(|error| if error == Errno::EINVAL { Errno::ENOTDIR } else { error })?;
+        let ino = self.open_inode(fd, Errno::ENOTDIR)?;
         let tree = self.tree.lock();
         let position = self.state.descriptors.file(fd)?.position;
         let node = tree.node(ino).ok_or(Errno::EBADF)?;

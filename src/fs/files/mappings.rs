@@ -22,14 +22,6 @@ pub struct Mapping {
     pub(super) ino: Option<Ino>,
 }
 
-impl Mapping {
-    /// The file that is mapped; `None` if it is gone.
-    #[must_use]
-    pub fn ino(&self) -> Option<Ino> {
-        self.ino
-    }
-}
-
 impl Files {
     /// Checks that the file behind `fd` can be mapped, and says what that mapping would be; nothing is mapped yet.
     ///
@@ -106,11 +98,5 @@ impl Files {
             _ => None,
         };
         self.state.mappings.iter().filter_map(range).collect()
-    }
-
-    /// The files that are mapped.
-    #[must_use]
-    pub fn mappings(&self) -> &[Mapping] {
-        &self.state.mappings
     }
 }

@@ -52,10 +52,7 @@ impl Files {
     fn start(&self, at: At) -> Result<Ino, Errno> {
         match at {
             At::WorkingDirectory => Ok(self.state.working_directory),
-            At::Descriptor(fd) => match self.state.descriptors.file(fd)?.object {
-                Object::Node(ino) => Ok(ino),
-                Object::Pipe(..) => Err(Errno::ENOTDIR),
-            },
+            At::Descriptor(fd) => self.open_inode(fd, Errno::ENOTDIR),
         }
     }
 

@@ -49,11 +49,11 @@ impl Files {
         }
     }
 
-    /// The inode behind `fd`; `EINVAL` for a pipe.
-    pub(super) fn open_inode(&self, fd: i32) -> Result<Ino, Errno> {
+    /// The inode behind `fd`; `pipe` is the error if that is a pipe.
+    pub(super) fn open_inode(&self, fd: i32, pipe: Errno) -> Result<Ino, Errno> {
         match self.state.descriptors.file(fd)?.object {
             Object::Node(ino) => Ok(ino),
-            Object::Pipe(..) => Err(Errno::EINVAL),
+            Object::Pipe(..) => Err(pipe),
         }
     }
 
@@ -65,7 +65,7 @@ impl Files {
         if !self.flags(fd)?.writable() {
             return Err(Errno::EINVAL);
         }
-        Self::cut(&mut self.tree.lock(), self.open_inode(fd)?, len)
+        Self::cut(&mut self.tree.lock(), self.open_inode(fd, Errno::EINVAL)?, len)
     }
 
     /// Extends an open file to at least `end` bytes; the addition is a hole.
@@ -73,7 +73,7 @@ impl Files {
     /// # Errors
     /// `ESPIPE` if it has no positions, else as [`Files::ftruncate`].
     pub fn allocate(&mut self, fd: i32, end: u64) -> Result<(), Errno> {
-        let ino = self.open_inode(fd).map_err(|error| if error == Errno::EINVAL { Errno::ESPIPE } else { error })?;
+        let ino = self.open_inode(fd, Errno::ESPIPE)?;
         let mut tree = self.tree.lock();
         let len = tree.node(ino).ok_or(Errno::EBADF)?.stat(ino).size;
         if end <= len {
@@ -90,7 +90,7 @@ impl Files {
     /// # Errors
     /// `EBADF`; `EINVAL` for a pipe.
     pub fn fchmod(&mut self, fd: i32, mode: u32) -> Result<(), Errno> {
-        let ino = self.open_inode(fd)?;
+        let ino = self.open_inode(fd, Errno::EINVAL)?;
         Self::set_permissions(&mut self.tree.lock(), ino, mode)
     }
 
