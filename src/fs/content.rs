@@ -10,7 +10,7 @@ use super::extent::Extent;
 use crate::image::is_zero;
 
 /// Bytes in a chunk.
-pub const CHUNK: usize = 8192;
+pub(super) const CHUNK: usize = 8192;
 const CHUNK_U64: u64 = CHUNK as u64;
 /// A chunk's share of the accounting: its bytes, the reference counts and a slot in the map.
 const CHUNK_COST: usize = CHUNK + 48;

@@ -72,7 +72,7 @@ impl OpenFlags {
 
 /// What an open file description refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Object {
+pub(super) enum Object {
     /// An inode of the tree.
     Node(Ino),
     /// One end of the pipe of that number in this process' table.
@@ -81,7 +81,7 @@ pub enum Object {
 
 /// An open file description: what duplicates of a descriptor share.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct OpenFile {
+pub(super) struct OpenFile {
     /// What is open.
     pub object: Object,
     /// How it was opened.
@@ -97,7 +97,7 @@ pub struct OpenFile {
 /// It is plain data: a copy made with `clone` refers to the same inodes and shares nothing else, and it holds nothing
 /// open in a tree until [`Descriptors::adopt`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Descriptors {
+pub(super) struct Descriptors {
     /// Indexes into `files`, by descriptor.
     slots: Vec<Option<usize>>,
     files: Vec<Option<OpenFile>>,
@@ -126,7 +126,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// `EBADF` if `fd` is not open.
-    pub fn file(&self, fd: i32) -> Result<&OpenFile, Errno> {
+    pub(super) fn file(&self, fd: i32) -> Result<&OpenFile, Errno> {
         self.files.get(self.index(fd)?).and_then(Option::as_ref).ok_or(Errno::EBADF)
     }
 
@@ -134,13 +134,13 @@ impl Descriptors {
     ///
     /// # Errors
     /// `EBADF` if `fd` is not open.
-    pub fn file_mut(&mut self, fd: i32) -> Result<&mut OpenFile, Errno> {
+    pub(super) fn file_mut(&mut self, fd: i32) -> Result<&mut OpenFile, Errno> {
         let index = self.index(fd)?;
         self.files.get_mut(index).and_then(Option::as_mut).ok_or(Errno::EBADF)
     }
 
     /// The descriptors that are open, in ascending order.
-    pub fn open(&self) -> impl Iterator<Item = i32> {
+    pub(super) fn open(&self) -> impl Iterator<Item = i32> {
         let open = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
         open.filter_map(|(fd, _)| i32::try_from(fd).ok())
     }
@@ -166,7 +166,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// `EMFILE` if no descriptor is free, `ENOENT` if there is no such node.
-    pub fn open_node(&mut self, tree: &mut Tree, ino: Ino, flags: OpenFlags) -> Result<i32, Errno> {
+    pub(super) fn open_node(&mut self, tree: &mut Tree, ino: Ino, flags: OpenFlags) -> Result<i32, Errno> {
         let fd = self.free_from(self.lowest_free)?;
         tree.retain(ino)?;
         Ok(self.describe(fd, Object::Node(ino), flags))
@@ -182,7 +182,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// `EMFILE` if there are no two free descriptors.
-    pub fn open_pipe(&mut self, flags: OpenFlags) -> Result<(i32, i32), Errno> {
+    pub(super) fn open_pipe(&mut self, flags: OpenFlags) -> Result<(i32, i32), Errno> {
         let read = self.free_from(self.lowest_free)?;
         let write = self.free_from(read + 1)?;
         let pipe = place(&mut self.pipes, Pipe::new());
@@ -199,7 +199,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// `EBADF`; `EINVAL` if `least` cannot be a descriptor; `EMFILE` if no descriptor is free.
-    pub fn duplicate(&mut self, fd: i32, least: i32) -> Result<i32, Errno> {
+    pub(super) fn duplicate(&mut self, fd: i32, least: i32) -> Result<i32, Errno> {
         let index = self.index(fd)?;
         let least = usize::try_from(least).ok().filter(|least| *least < MAX_DESCRIPTORS).ok_or(Errno::EINVAL)?;
         let new = self.free_from(least.max(self.lowest_free))?;
@@ -211,7 +211,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// `EBADF` if `fd` is not open or `new` cannot be a descriptor.
-    pub fn duplicate_to(&mut self, tree: &mut Tree, fd: i32, new: i32) -> Result<i32, Errno> {
+    pub(super) fn duplicate_to(&mut self, tree: &mut Tree, fd: i32, new: i32) -> Result<i32, Errno> {
         let index = self.index(fd)?;
         let slot = usize::try_from(new).ok().filter(|new| *new < MAX_DESCRIPTORS).ok_or(Errno::EBADF)?;
         if fd == new {
@@ -234,7 +234,7 @@ impl Descriptors {
     ///
     /// # Errors
     /// `EBADF` if `fd` is not open.
-    pub fn close(&mut self, tree: &mut Tree, fd: i32) -> Result<(), Errno> {
+    pub(super) fn close(&mut self, tree: &mut Tree, fd: i32) -> Result<(), Errno> {
         let index = self.index(fd)?;
         let slot = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
         self.slots[slot] = None;
@@ -264,7 +264,7 @@ impl Descriptors {
 
     /// Lets `tree` retain what the descriptions of this copied table refer to. Descriptors of inodes that are no longer
     /// there are closed.
-    pub fn adopt(&mut self, tree: &mut Tree) {
+    pub(super) fn adopt(&mut self, tree: &mut Tree) {
         for (index, slot) in self.files.iter_mut().enumerate() {
             let Some(OpenFile { object: Object::Node(ino), .. }) = slot else {
                 continue;
@@ -280,7 +280,7 @@ impl Descriptors {
     }
 
     /// Closes every descriptor.
-    pub fn close_all(&mut self, tree: &mut Tree) {
+    pub(super) fn close_all(&mut self, tree: &mut Tree) {
         for file in self.files.drain(..).flatten() {
             if let Object::Node(ino) = file.object {
                 tree.release(ino);

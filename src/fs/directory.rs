@@ -8,7 +8,7 @@ use std::{
 use super::node::Ino;
 
 /// A file name: any bytes but `/` and NUL, at most [`NAME_MAX`](super::path::NAME_MAX) of them.
-pub type Name = Arc<[u8]>;
+pub(super) type Name = Arc<[u8]>;
 
 /// The cookie of the first real entry; `.` and `..` have those before it.
 pub(super) const FIRST_COOKIE: u64 = 2;

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The root directory's inode number, in every tree.
-pub const ROOT: Ino = Ino(1);
+pub(super) const ROOT: Ino = Ino(1);
 
 /// Hashes inode numbers, which are small, distinct and not chosen by anybody: one multiplication spreads them enough.
 #[derive(Default)]

@@ -29,7 +29,7 @@ const LINKS: [(&[u8], &[u8]); 2] = [(b"stdout", b"/dev/tty"), (b"stderr", b"/dev
 ///
 /// # Errors
 /// `EEXIST` if the tree has one of them already.
-pub fn lay_out(tree: &mut Tree) -> Result<(), Errno> {
+pub(super) fn lay_out(tree: &mut Tree) -> Result<(), Errno> {
     for path in ["/tmp", "/home", "/dev/shm/tmp", "/proc/self"] {
         make_directories(tree, path.as_bytes())?;
     }
@@ -50,7 +50,7 @@ pub fn lay_out(tree: &mut Tree) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `EINVAL` if a name is `.` or `..`, `ENAMETOOLONG`, `ENOTDIR` if a name is taken by something else, `EACCES`.
-pub fn make_directories(tree: &mut Tree, path: &[u8]) -> Result<Ino, Errno> {
+pub(super) fn make_directories(tree: &mut Tree, path: &[u8]) -> Result<Ino, Errno> {
     let mut at = ROOT;
     for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
         if name == b"." || name == b".." {

@@ -29,19 +29,12 @@ mod store;
 mod tree;
 
 pub use bundle::{BundleError, open_bundle, unpack_extension};
-pub use content::{CHUNK, Content};
-pub use descriptors::{Descriptors, MAX_DESCRIPTORS, Object, OpenFile, OpenFlags};
+pub use descriptors::{MAX_DESCRIPTORS, OpenFlags};
 pub use device::{Console, Device, Silent, Stream};
-pub use directory::{Directory, Entry, Name};
 pub use errno::Errno;
-pub use extent::{Extent, Source};
 pub use files::{At, DirectoryEntry, Files, Mapping, NewTime, ProcessState, Whence};
-pub use frozen::{FrozenTree, ROOT};
-pub use layout::{lay_out, make_directories};
-pub use node::{
-    Access, Attributes, Ino, Kind, Node, PERMISSIONS, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Stat,
-    Timestamp,
-};
-pub use path::{Follow, NAME_MAX, PATH_MAX};
+pub use frozen::FrozenTree;
+pub use node::{Access, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, Stat, Timestamp};
+pub use path::Follow;
 pub use store::StoreError;
-pub use tree::{MAX_LEN, Tree};
+pub use tree::Tree;

@@ -16,17 +16,17 @@ pub struct Ino(pub u64);
 /// The type bits of `st_mode` and their values, as in Linux' `sys/stat.h`.
 pub const S_IFMT: u32 = 0o170_000;
 /// A pipe.
-pub const S_IFIFO: u32 = 0o010_000;
+pub(super) const S_IFIFO: u32 = 0o010_000;
 /// A character device.
 pub const S_IFCHR: u32 = 0o020_000;
 /// A directory.
 pub const S_IFDIR: u32 = 0o040_000;
 /// A regular file.
-pub const S_IFREG: u32 = 0o100_000;
+pub(super) const S_IFREG: u32 = 0o100_000;
 /// A symbolic link.
 pub const S_IFLNK: u32 = 0o120_000;
 /// The permission bits of a mode, with set-user-id, set-group-id and sticky.
-pub const PERMISSIONS: u32 = 0o7777;
+pub(super) const PERMISSIONS: u32 = 0o7777;
 
 /// What somebody wants to do with a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

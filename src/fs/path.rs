@@ -11,9 +11,9 @@ use super::{
 };
 
 /// The most bytes a file name can have.
-pub const NAME_MAX: usize = 255;
+pub(super) const NAME_MAX: usize = 255;
 /// The most bytes a path can have, with the NUL that ends it.
-pub const PATH_MAX: usize = 4096;
+pub(super) const PATH_MAX: usize = 4096;
 /// Symbolic links on the way to one node before it is called a loop; the number is Emscripten's (`FS.lookupPath`).
 const LINK_MAX: usize = 40;
 

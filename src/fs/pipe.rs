@@ -8,7 +8,7 @@ use super::errno::Errno;
 
 /// One end of a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum End {
+pub(super) enum End {
     /// The end that is read from.
     Read,
     /// The end that is written to.

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// The largest length a file can have, in bytes.
-pub const MAX_LEN: u64 = i64::MAX as u64;
+pub(super) const MAX_LEN: u64 = i64::MAX as u64;
 /// What a slot in the overlay costs besides the node, near enough.
 const SLOT_COST: usize = 32;
 

@@ -4,7 +4,7 @@ use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fs::{ROOT, S_IFMT};
+use crate::fs::{S_IFMT, frozen::ROOT};
 
 const SCRIPT: &[u8] = br#"x={a:1};load({files:[{filename:"/pglite/bin/postgres",start:0,end:3},{filename:"/pglite/share/b",start:3,end:7}],remote_package_size:7})"#;
 

@@ -51,7 +51,7 @@ impl Files {
     /// A new process in `/`, with `/dev/stdin`, `/dev/stdout` and `/dev/stderr` open as 0, 1 and 2.
     ///
     /// # Errors
-    /// `ENOENT` if the tree lacks these; see [`lay_out`](super::lay_out).
+    /// `ENOENT` if the tree lacks these, which every tree made of [`open_bundle`](super::open_bundle)'s has.
     pub fn new(tree: Arc<Mutex<Tree>>, console: Box<dyn Console>) -> Result<Self, Errno> {
         let state = ProcessState {
             descriptors: Descriptors::default(),

@@ -1,7 +1,10 @@
 use std::{fs::OpenOptions, os::unix::fs::MetadataExt, time::Instant};
 
 use super::*;
-use crate::fs::{Tree, lay_out, make_directories};
+use crate::fs::{
+    Tree,
+    layout::{lay_out, make_directories},
+};
 
 fn tree_with(files: &[(&str, Content)]) -> Tree {
     let mut tree = Tree::new();

@@ -11,7 +11,10 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::fs::{
-    Access, CHUNK, FrozenTree, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Stream, Timestamp, lay_out,
+    FrozenTree, Stream,
+    content::CHUNK,
+    layout::lay_out,
+    node::{Access, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Timestamp},
 };
 
 const HERE: At = At::WorkingDirectory;
