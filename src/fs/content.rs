@@ -83,6 +83,17 @@ fn within_chunk(offset: u64) -> usize {
     (offset % CHUNK_U64) as usize
 }
 
+/// Copies bytes of one chunk as they are below the changed ones; from `visible` on there are zeros.
+fn read_base(base: Option<&Layer>, visible: u64, offset: u64, target: &mut [u8]) {
+    let Some(base) = base else {
+        return target.fill(0);
+    };
+    let shown = usize::try_from(visible.saturating_sub(offset)).map_or(target.len(), |shown| shown.min(target.len()));
+    let (seen, hidden) = target.split_at_mut(shown);
+    base.read(offset, seen);
+    hidden.fill(0);
+}
+
 /// A chunk that can be written to: a copy if a frozen tree shares it.
 fn unshared(chunk: &mut Chunk) -> &mut [u8] {
     Arc::make_mut(chunk)
@@ -129,20 +140,8 @@ impl Content {
             let within = within_chunk(offset);
             target.copy_from_slice(&chunk[within..within + target.len()]);
         } else {
-            self.read_base(offset, target);
+            read_base(self.base.as_deref(), self.visible, offset, target);
         }
-    }
-
-    /// Copies bytes of one chunk as they are below the changed ones.
-    fn read_base(&self, offset: u64, target: &mut [u8]) {
-        let Some(base) = &self.base else {
-            return target.fill(0);
-        };
-        let visible = self.visible.saturating_sub(offset);
-        let shown = usize::try_from(visible).map_or(target.len(), |shown| shown.min(target.len()));
-        let (seen, hidden) = target.split_at_mut(shown);
-        base.read(offset, seen);
-        hidden.fill(0);
     }
 
     /// Writes `bytes` at `offset`; a gap between the old end and `offset` becomes a hole.
@@ -177,12 +176,11 @@ impl Content {
 
     /// The changed chunk `index`, which starts as a copy of what lies below.
     fn chunk_to_change(&mut self, index: u64) -> &mut [u8] {
-        if !self.changed.contains_key(&index) {
+        let chunk = self.changed.entry(index).or_insert_with(|| {
             let mut bytes = [0; CHUNK];
-            self.read_base(index * CHUNK_U64, &mut bytes);
-            self.changed.insert(index, Chunk::from(&bytes[..]));
-        }
-        let chunk = self.changed.entry(index).or_insert_with(|| Chunk::from([0; CHUNK]));
+            read_base(self.base.as_deref(), self.visible, index * CHUNK_U64, &mut bytes);
+            Chunk::from(&bytes[..])
+        });
         unshared(chunk)
     }
 
