@@ -53,7 +53,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "system",
         |mut caller: Caller<'_, Guest>, command: u32| -> wasmtime::Result<i32> {
             let (memory, guest) = memory::of(&mut caller)?;
-            let command = String::from_utf8_lossy(memory::read_c_string(memory, command)?).into_owned();
+            let command = memory::read_text(memory, command)?;
             Ok(guest.commands.system(&command))
         },
     )?;
@@ -62,7 +62,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "popen",
         |mut caller: Caller<'_, Guest>, command: u32, mode: u32| -> wasmtime::Result<u32> {
             let (memory, guest) = memory::of(&mut caller)?;
-            let command = String::from_utf8_lossy(memory::read_c_string(memory, command)?).into_owned();
+            let command = memory::read_text(memory, command)?;
             let reads = memory::read_c_string(memory, mode)?.starts_with(b"r");
             let path = if reads { guest.commands.read_from(&command) } else { guest.commands.write_to(&command) };
             match path {

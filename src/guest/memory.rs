@@ -61,6 +61,11 @@ pub(crate) fn read_c_string(memory: &[u8], address: u32) -> Result<&[u8], OutOfB
     text.filter(|text| text.len() < rest.len()).ok_or(OutOfBounds { address, length: 1 })
 }
 
+/// The C string at `address` as text; what is not UTF-8 in it is replaced.
+pub(crate) fn read_text(memory: &[u8], address: u32) -> Result<String, OutOfBounds> {
+    Ok(String::from_utf8_lossy(read_c_string(memory, address)?).into_owned())
+}
+
 /// Copies `bytes` to `address`.
 pub(crate) fn write_bytes(memory: &mut [u8], address: u32, bytes: &[u8]) -> Result<(), OutOfBounds> {
     let length = u32::try_from(bytes.len()).map_err(|_| OutOfBounds { address, length: u32::MAX })?;
@@ -138,5 +143,6 @@ mod tests {
         assert!(read_c_string(memory, 3).is_err());
         assert!(read_c_string(memory, 5).is_err());
         assert!(read_c_string(memory, 6).is_err());
+        assert_eq!(read_text(b"a\xff\0", 0).as_deref(), Ok("a\u{fffd}"));
     }
 }

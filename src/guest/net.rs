@@ -79,7 +79,7 @@ fn get_address_info(
     let memory = memory::of(&mut caller)?.0;
     let string = |address: u32| match address {
         0 => Ok(None),
-        address => memory::read_c_string(memory, address).map(|text| Some(String::from_utf8_lossy(text).into_owned())),
+        address => memory::read_text(memory, address).map(Some),
     };
     let (node, service) = (string(node)?, string(service)?);
     let mut wanted = Hint::default();

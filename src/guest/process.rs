@@ -22,8 +22,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "__assert_fail",
         |mut caller: Caller<'_, Guest>, condition: u32, file: u32, line: i32, function: u32| -> wasmtime::Result<()> {
             let memory = memory::of(&mut caller)?.0;
-            let text =
-                |address| memory::read_c_string(memory, address).map_or_else(|_| "?".into(), String::from_utf8_lossy);
+            let text = |address| memory::read_text(memory, address).unwrap_or_else(|_| "?".to_owned());
             bail!("assertion failed in the guest: {}, at {}:{line}, {}", text(condition), text(file), text(function))
         },
     )?;

@@ -51,7 +51,7 @@ impl Encoding {
     /// Its name.
     pub(super) fn name(&self, memory: &[u8]) -> wasmtime::Result<String> {
         let text = memory::read_u32(memory, self.name.wrapping_add(name::TEXT))?;
-        Ok(String::from_utf8_lossy(memory::read_c_string(memory, text)?).into_owned())
+        Ok(memory::read_text(memory, text)?)
     }
 
     /// How many bytes its longest character has.

@@ -99,8 +99,7 @@ mod dso {
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap("env", "_dlopen_js", |mut caller: Caller<'_, Guest>, handle: u32| -> wasmtime::Result<i32> {
-        let name = memory::read_c_string(memory::of(&mut caller)?.0, handle.wrapping_add(dso::NAME))?;
-        let name = String::from_utf8_lossy(name).into_owned();
+        let name = memory::read_text(memory::of(&mut caller)?.0, handle.wrapping_add(dso::NAME))?;
         match open(&mut caller, &name, Some(handle)) {
             Ok(()) => Ok(1),
             // A trap or an exit in the library's constructors is not a failure to load it.
@@ -114,8 +113,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "env",
         "_dlsym_js",
         |mut caller: Caller<'_, Guest>, handle: u32, symbol: u32, _index: u32| -> wasmtime::Result<u32> {
-            let name = memory::read_c_string(memory::of(&mut caller)?.0, symbol)?;
-            let name = String::from_utf8_lossy(name).into_owned();
+            let name = memory::read_text(memory::of(&mut caller)?.0, symbol)?;
             let owner = match caller.data().libraries.handles.get(&handle) {
                 Some(&library) => Owner::Library(library),
                 None => Owner::Main,
