@@ -9,7 +9,7 @@ use super::{
     client::{Client, Interest, Readiness, Waker},
     memory,
 };
-use crate::fs::Errno;
+use crate::{fs::Errno, instrument::HOOK_MODULE};
 
 /// The exported functions that are told the table slots of PGlite's callbacks, and the callbacks' names as imports, in the order of their slots, which
 /// follow the module's own elements.
@@ -111,7 +111,7 @@ impl ClientStream {
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap(
-        "pglite_port",
+        HOOK_MODULE,
         "read",
         |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
             transfer(&mut caller, Interest::Read, |client, memory| {
@@ -120,7 +120,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         },
     )?;
     linker.func_wrap(
-        "pglite_port",
+        HOOK_MODULE,
         "write",
         |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
             announce_key(&mut caller)?;

@@ -3,6 +3,7 @@
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, call, memory};
+use crate::instrument::HOOK_MODULE;
 
 /// Runs the commands of one guest. Files stand in for pipes: their paths are the guest's.
 pub(crate) trait Commands: Send {
@@ -49,7 +50,7 @@ impl Commands for BackendCommands {
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap(
-        "pglite_port",
+        HOOK_MODULE,
         "system",
         |mut caller: Caller<'_, Guest>, command: u32| -> wasmtime::Result<i32> {
             let (memory, guest) = memory::of(&mut caller)?;
@@ -58,7 +59,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         },
     )?;
     linker.func_wrap(
-        "pglite_port",
+        HOOK_MODULE,
         "popen",
         |mut caller: Caller<'_, Guest>, command: u32, mode: u32| -> wasmtime::Result<u32> {
             let (memory, guest) = memory::of(&mut caller)?;
@@ -71,16 +72,12 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             }
         },
     )?;
-    linker.func_wrap(
-        "pglite_port",
-        "pclose",
-        |mut caller: Caller<'_, Guest>, stream: u32| -> wasmtime::Result<i32> {
-            let instance = caller.data().exports()?.instance;
-            let close = instance.get_typed_func::<u32, i32>(&mut caller, "fclose")?;
-            close.call(&mut caller, stream)?;
-            Ok(caller.data_mut().commands.close())
-        },
-    )?;
+    linker.func_wrap(HOOK_MODULE, "pclose", |mut caller: Caller<'_, Guest>, stream: u32| -> wasmtime::Result<i32> {
+        let instance = caller.data().exports()?.instance;
+        let close = instance.get_typed_func::<u32, i32>(&mut caller, "fclose")?;
+        close.call(&mut caller, stream)?;
+        Ok(caller.data_mut().commands.close())
+    })?;
     Ok(())
 }
 

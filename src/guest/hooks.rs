@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{AsContextMut, Caller, Linker};
 
-use crate::{cluster::Signal, fs::Errno};
+use crate::{
+    cluster::Signal,
+    fs::Errno,
+    instrument::{HOOK_MODULE, Hook},
+};
 
 use super::{
     Guest,
@@ -13,39 +17,43 @@ use super::{
 };
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap("pglite_port", "init_process", |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
-        match caller.data_mut().before_fork.take() {
-            Some(before_fork) => before_fork(&mut caller).map_err(wasmtime::Error::from_anyhow),
-            None => Ok(()),
-        }
-    })?;
-    linker.func_wrap("pglite_port", "process_interrupts", |mut caller: Caller<'_, Guest>| {
+    linker.func_wrap(
+        HOOK_MODULE,
+        Hook::InitProcess.name(),
+        |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
+            match caller.data_mut().before_fork.take() {
+                Some(before_fork) => before_fork(&mut caller).map_err(wasmtime::Error::from_anyhow),
+                None => Ok(()),
+            }
+        },
+    )?;
+    linker.func_wrap(HOOK_MODULE, Hook::ProcessInterrupts.name(), |mut caller: Caller<'_, Guest>| {
         process_interrupts(&mut caller)
     })?;
     linker.func_wrap(
-        "pglite_port",
-        "wait_event_set_wait",
+        HOOK_MODULE,
+        Hook::WaitEventSetWait.name(),
         |mut caller: Caller<'_, Guest>, timeout: i32, latch: u32| {
             let timeout = u64::try_from(timeout).ok().map(Duration::from_millis);
             wait(&mut caller, timeout, latch)
         },
     )?;
-    linker.func_wrap("pglite_port", "pg_usleep", |mut caller: Caller<'_, Guest>, microseconds: i32| {
+    linker.func_wrap(HOOK_MODULE, Hook::PgUsleep.name(), |mut caller: Caller<'_, Guest>, microseconds: i32| {
         // As nanosleep does, it returns early when a signal handler has run.
         match u64::try_from(microseconds) {
             Ok(microseconds) if microseconds > 0 => wait(&mut caller, Some(Duration::from_micros(microseconds)), 0),
             _ => Ok(()),
         }
     })?;
-    linker.func_wrap("pglite_port", "kill", kill)?;
-    linker.func_wrap("pglite_port", "semaphore_wait", |mut caller: Caller<'_, Guest>, _semaphore: u32| {
+    linker.func_wrap(HOOK_MODULE, Hook::Kill.name(), kill)?;
+    linker.func_wrap(HOOK_MODULE, Hook::SemaphoreWait.name(), |mut caller: Caller<'_, Guest>, _semaphore: u32| {
         // What it waits for only another session can do; PostgreSQL looks itself whether it has been done.
         match &mut caller.data_mut().seat {
             Some(seat) => Ok(seat.pass_turn()?),
             None => Ok::<_, wasmtime::Error>(()),
         }
     })?;
-    linker.func_wrap("pglite_port", "request_checkpoint", |mut caller: Caller<'_, Guest>, _flags: i32| {
+    linker.func_wrap(HOOK_MODULE, Hook::RequestCheckpoint.name(), |mut caller: Caller<'_, Guest>, _flags: i32| {
         // The first backend makes every checkpoint at once, whatever is asked for.
         match &mut caller.data_mut().seat {
             Some(seat) => Ok(seat.request_checkpoint()?),

@@ -8,7 +8,10 @@
 use wasmtime::{Caller, Linker};
 
 use super::Guest;
-use crate::engine::WASM_STACK;
+use crate::{
+    engine::WASM_STACK,
+    instrument::{HOOK_MODULE, Hook},
+};
 
 /// How many bytes of native stack count as one of `max_stack_depth`.
 ///
@@ -55,7 +58,7 @@ fn here() -> usize {
 }
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap("pglite_port", "stack_depth", |caller: Caller<'_, Guest>, guest: i32| {
+    linker.func_wrap(HOOK_MODULE, Hook::StackDepth.name(), |caller: Caller<'_, Guest>, guest: i32| {
         caller.data().native_stack.depth(guest)
     })?;
     Ok(())

@@ -67,7 +67,7 @@ impl LibraryStore {
         &self.linker
     }
 
-    /// The host function `name` of the rewriter's own imports, as a function of that store.
+    /// The host function `name` of the rewriter's own module of imports, where PGlite's callbacks are too, as a function of that store.
     ///
     /// # Errors
     /// When there is none.
