@@ -289,6 +289,11 @@ fn addresses_are_those_of_the_variables_named() {
     ] {
         assert!(address % 4 == 0 && address < facts.stack_pointer, "{address}");
     }
+    let errno_location = Code::read(&backend().code).exported_body("__errno_location");
+    assert!(
+        matches!(errno_location[..], [Operator::I32Const { value }, Operator::End] if value.cast_unsigned() == facts.errno),
+        "{errno_location:?}"
+    );
 }
 
 #[test]

@@ -12,7 +12,6 @@ pub(crate) struct Exports {
     pub(crate) table: Table,
     pub(crate) malloc: TypedFunc<u32, u32>,
     pub(crate) memalign: TypedFunc<(u32, u32), u32>,
-    pub(crate) errno_location: TypedFunc<(), u32>,
     pub(crate) timeout: TypedFunc<(u32, f64), ()>,
     /// Only the backend has it: what it raises in itself, `initdb` has no use for.
     pub(crate) raise: Option<TypedFunc<i32, i32>>,
@@ -28,7 +27,6 @@ impl Exports {
                 .context("the module exports no table")?,
             malloc: instance.get_typed_func(&mut *store, "malloc")?,
             memalign: instance.get_typed_func(&mut *store, "emscripten_builtin_memalign")?,
-            errno_location: instance.get_typed_func(&mut *store, "__errno_location")?,
             timeout: instance.get_typed_func(&mut *store, "_emscripten_timeout")?,
             raise: instance.get_typed_func(&mut *store, "raise").ok(),
         })
