@@ -87,15 +87,6 @@ pub struct Instrumented {
 /// of a clone already holds the side module's variables, it would reset them.
 pub const SIDE_MODULE_START: &str = "pglite_port.start";
 
-/// A side module (an extension's or PL/pgSQL's `.so`), ready to be compiled.
-pub struct SideModule {
-    /// Its code without data segments; nothing runs when it is instantiated.
-    pub code: Vec<u8>,
-    /// Export names of its own mutable globals: a clone has to set them to what they were, as it does not call
-    /// [`SIDE_MODULE_START`].
-    pub mutable_globals: Vec<String>,
-}
-
 /// Why a module was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum InstrumentError {
@@ -175,20 +166,28 @@ pub fn instrument_plain(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     longjmp::lower_longjmp(wasm)
 }
 
-/// Prepares a side module for being loaded, and for being there already in the memory of a clone.
+/// Prepares a side module (an extension's or PL/pgSQL's `.so`) for being loaded, and for being there already in the memory of a clone.
 ///
-/// Its data segments are left out: they are for the loader to write.
+/// Its data segments are left out: they are for the loader to write. Nothing runs when it is instantiated.
 ///
 /// # Errors
 /// If the bytes are no module, or it uses its data segments other than by writing them when it is instantiated.
-pub fn instrument_side_module(wasm: &[u8]) -> Result<SideModule, InstrumentError> {
+pub fn instrument_side_module(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     let module = Module::parse(wasm)?;
     module.refuse_passive_data()?;
     let start = module.start.map(|start| (SIDE_MODULE_START.to_owned(), ExportKind::Func, start));
     let exports = hidden_globals(&module).into_iter().chain(start).collect();
     let rewrite = Rewrite { exports, without_data: true, ..Rewrite::default() };
-    let mutable_globals = module.mutable_globals().into_iter().map(|global| global.name).collect();
-    Ok(SideModule { code: rewrite.apply(&module)?, mutable_globals })
+    rewrite.apply(&module)
+}
+
+/// Export names that a side module's own mutable globals have once it is prepared: a clone has to set them to what they
+/// were, as it does not call [`SIDE_MODULE_START`].
+///
+/// # Errors
+/// If the bytes are no module.
+pub fn side_module_globals(wasm: &[u8]) -> Result<Vec<String>, InstrumentError> {
+    Ok(Module::parse(wasm)?.mutable_globals().into_iter().map(|global| global.name).collect())
 }
 
 /// Exports for the mutable globals that have none.

@@ -17,7 +17,9 @@ use super::image::{initial_memory, zeroed_by_start};
 use super::module::Module;
 use super::rewrite::Rewrite;
 use super::targets::{Evidence, Shape, Target};
-use super::{InstrumentError, PageLimits, SIDE_MODULE_START, bodies, instrument, instrument_side_module};
+use super::{
+    InstrumentError, PageLimits, SIDE_MODULE_START, bodies, instrument, instrument_side_module, side_module_globals,
+};
 
 /// A module whose function 1 returns 7, and whose exported function 2, `run`, adds to 1000 what the imported function 0
 /// makes of function 1's result, called directly, through the table and through a reference.
@@ -222,16 +224,18 @@ fn a_module_that_is_not_pglite_is_refused_by_a_function_that_it_lacks() {
 #[test]
 fn a_side_module_does_nothing_until_its_start_function_is_called() {
     let start = vec![Instruction::I32Const(2000), Instruction::GlobalSet(0)];
-    let side = instrument_side_module(&Sample { start: Some(start), passive: false }.encode()).unwrap();
-    let (mut store, instance) = instantiate(&side.code);
+    let wasm = Sample { start: Some(start), passive: false }.encode();
+    let code = instrument_side_module(&wasm).unwrap();
+    let (mut store, instance) = instantiate(&code);
     assert_eq!(run(&mut store, instance), 1035);
     instance.get_typed_func::<(), ()>(&mut store, SIDE_MODULE_START).unwrap().call(&mut store, ()).unwrap();
     assert_eq!(run(&mut store, instance), 2035);
 
-    let [global] = &side.mutable_globals[..] else { panic!("{:?}", side.mutable_globals) };
+    let globals = side_module_globals(&wasm).unwrap();
+    let [global] = &globals[..] else { panic!("{globals:?}") };
     instance.get_global(&mut store, global).unwrap().set(&mut store, Val::I32(3000)).unwrap();
     assert_eq!(run(&mut store, instance), 3035, "a clone sets what the start function had set");
-    assert!(Module::parse(&side.code).unwrap().data.is_empty());
+    assert!(Module::parse(&code).unwrap().data.is_empty());
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //! defines has no such moment: a library that needs it is not loaded.
 
 mod image;
-mod object;
+mod layout;
 mod store;
 
 use std::{collections::HashMap, sync::Arc};
@@ -24,7 +24,7 @@ use wasmtime::{
 use super::{Guest, memory, report};
 use crate::instrument::SIDE_MODULE_START;
 pub(crate) use image::restore;
-use object::Symbol;
+use layout::Symbol;
 pub(crate) use store::{Library, LibraryStore};
 
 /// Who defines a symbol.

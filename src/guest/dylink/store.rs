@@ -9,11 +9,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
-use super::{
-    super::Guest,
-    main_name,
-    object::{Layout, Object},
-};
+use super::{super::Guest, layout::Layout, main_name};
 use crate::{artefact::hex_digest, engine::Compiler, instrument};
 
 /// A compiled side module, the same for every guest.
@@ -92,11 +88,10 @@ impl LibraryStore {
             return Ok(library.clone());
         }
         // Taken apart and compiled without the lock: other guests load other libraries meanwhile.
-        let object = Object::parse(wasm)?;
+        let layout = Layout::parse(wasm)?;
         let name = path.rsplit('/').next().unwrap_or(path);
-        let module = self.compiler.module(name, &hash, || Ok(object.code))?;
-        let library =
-            Arc::new(Library { hash: hash.clone(), layout: object.layout, module, from_main: OnceLock::new() });
+        let module = self.compiler.module(name, &key(&hash), || Ok(instrument::instrument_side_module(wasm)?))?;
+        let library = Arc::new(Library { hash: hash.clone(), layout, module, from_main: OnceLock::new() });
         Ok(self.libraries.lock().entry(hash).or_insert(library).clone())
     }
 
@@ -106,7 +101,7 @@ impl LibraryStore {
         let module = if let Some(module) = known {
             module
         } else {
-            let module = self.compiler.module(name, name, || {
+            let module = self.compiler.module(name, &key(name), || {
                 instrument::invoke_module(name)
                     .with_context(|| format!("the signature of {name} is not one of Emscripten's"))
             })?;
@@ -123,4 +118,9 @@ impl LibraryStore {
         let instance = Instance::new(&mut *store, &module, &imports)?;
         instance.get_func(store, name).with_context(|| format!("{name} was not made"))
     }
+}
+
+/// What stands for a compiled module in the cache: what it was made of, and the rewriter that made it.
+fn key(origin: &str) -> String {
+    hex_digest(&[origin.as_bytes(), instrument::SOURCE.as_bytes()])
 }

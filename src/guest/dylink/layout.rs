@@ -1,7 +1,8 @@
-//! A side module ("shared object") of Emscripten, taken apart: what it needs, what it offers, its code and its data.
+//! What a loader has to know of a side module ("shared object") of Emscripten: what it needs, what it offers, its data.
 //!
 //! The format is the tool conventions' `dylink.0` section (WebAssembly tool-conventions, `DynamicLinking.md`).
-//! Code and data are kept apart, so that a clone, whose memory already holds the data as it was changed since, can have the code alone.
+//! Its code is apart from that (`instrument_side_module`), so that a clone, whose memory already holds the data as it was changed since, can have the
+//! code alone.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,15 +12,7 @@ use wasmparser::{
     SymbolFlags, TypeRef,
 };
 
-use crate::instrument::{SideModule, instrument_side_module};
-
-/// A side module's code without its data, and everything that a loader has to know.
-#[derive(Debug)]
-pub(crate) struct Object {
-    /// The module without data segments, which does nothing when it is instantiated; compile this.
-    pub(crate) code: Vec<u8>,
-    pub(crate) layout: Layout,
-}
+use crate::instrument::side_module_globals;
 
 /// What a loader has to know of a side module.
 #[derive(Debug, Default)]
@@ -57,16 +50,14 @@ impl Layout {
     pub(crate) fn symbol(&self, name: &str) -> Option<(usize, Symbol)> {
         self.by_name.get(name).map(|&position| (position, self.exports[position].1))
     }
-}
 
-impl Object {
-    /// Takes the side module `wasm` apart.
+    /// That of the side module `wasm`.
     ///
     /// # Errors
     /// When it is not a side module, or uses what a loader of Emscripten's does not support.
     pub(crate) fn parse(wasm: &[u8]) -> anyhow::Result<Self> {
         ensure!(wasm.starts_with(b"\0asm"), "it is not WebAssembly");
-        let mut layout = Layout::default();
+        let mut layout = Self { mutable_globals: side_module_globals(wasm)?, ..Self::default() };
         let mut is_side_module = false;
         let mut constants = Vec::new(); // of the globals that the module defines
         let mut imported_globals = 0;
@@ -130,9 +121,7 @@ impl Object {
             layout.by_name.insert(name.clone(), layout.exports.len());
             layout.exports.push((name, symbol));
         }
-        let SideModule { code, mutable_globals } = instrument_side_module(wasm)?;
-        layout.mutable_globals = mutable_globals;
-        Ok(Self { code, layout })
+        Ok(layout)
     }
 }
 
@@ -185,6 +174,7 @@ fn constant(expression: &wasmparser::ConstExpr<'_>) -> anyhow::Result<Option<u32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instrument::instrument_side_module;
 
     /// A side module with one datum `answer` at offset 4, one function `f` in the table at offset 1, and 8 bytes of data.
     fn side_module() -> Vec<u8> {
@@ -251,8 +241,7 @@ mod tests {
     fn a_side_module_is_taken_apart() {
         let wasm = side_module();
         wasmparser::validate(&wasm).unwrap();
-        let object = Object::parse(&wasm).unwrap();
-        let layout = &object.layout;
+        let layout = Layout::parse(&wasm).unwrap();
         assert_eq!((layout.memory_size, layout.memory_alignment, layout.table_size), (16, 16, 2));
         assert_eq!(layout.symbol("f"), Some((0, Symbol::Function(Some(1)))));
         assert_eq!(layout.symbol("g"), Some((1, Symbol::Function(None))));
@@ -263,14 +252,14 @@ mod tests {
 
     #[test]
     fn the_code_of_a_side_module_is_valid_and_has_no_data() {
-        let object = Object::parse(&side_module()).unwrap();
-        wasmparser::validate(&object.code).unwrap();
-        assert!(Object::parse(&object.code).unwrap().layout.data.is_empty());
+        let code = instrument_side_module(&side_module()).unwrap();
+        wasmparser::validate(&code).unwrap();
+        assert!(Layout::parse(&code).unwrap().data.is_empty());
     }
 
     #[test]
     fn a_file_that_is_no_side_module_is_refused() {
-        assert!(Object::parse(&wasm_encoder::Module::new().finish()).unwrap_err().to_string().contains("dylink.0"));
-        assert!(Object::parse(b"\x7fELF").is_err());
+        assert!(Layout::parse(&wasm_encoder::Module::new().finish()).unwrap_err().to_string().contains("dylink.0"));
+        assert!(Layout::parse(b"\x7fELF").is_err());
     }
 }
