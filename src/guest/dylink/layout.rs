@@ -31,9 +31,8 @@ pub(crate) struct Layout {
     pub(crate) data: Vec<(u32, Vec<u8>)>,
     /// Names of the mutable globals that it defines: its start function works them out, once in the life of a memory.
     pub(crate) mutable_globals: Vec<String>,
-    /// What it exports, in order.
-    pub(crate) exports: Vec<(String, Symbol)>,
-    by_name: HashMap<String, usize>,
+    /// What it exports, by name.
+    pub(crate) symbols: HashMap<String, Symbol>,
 }
 
 /// What an exported name stands for.
@@ -46,11 +45,6 @@ pub(crate) enum Symbol {
 }
 
 impl Layout {
-    /// The position and meaning of the export `name`.
-    pub(crate) fn symbol(&self, name: &str) -> Option<(usize, Symbol)> {
-        self.by_name.get(name).map(|&position| (position, self.exports[position].1))
-    }
-
     /// That of the side module `wasm`.
     ///
     /// # Errors
@@ -118,8 +112,7 @@ impl Layout {
                 }
                 _ => continue,
             };
-            layout.by_name.insert(name.clone(), layout.exports.len());
-            layout.exports.push((name, symbol));
+            layout.symbols.insert(name, symbol);
         }
         Ok(layout)
     }
@@ -243,10 +236,8 @@ mod tests {
         wasmparser::validate(&wasm).unwrap();
         let layout = Layout::parse(&wasm).unwrap();
         assert_eq!((layout.memory_size, layout.memory_alignment, layout.table_size), (16, 16, 2));
-        assert_eq!(layout.symbol("f"), Some((0, Symbol::Function(Some(1)))));
-        assert_eq!(layout.symbol("g"), Some((1, Symbol::Function(None))));
-        assert_eq!(layout.symbol("answer"), Some((2, Symbol::Data(4))));
-        assert_eq!(layout.symbol("nothing"), None);
+        let symbols = [("f", Symbol::Function(Some(1))), ("g", Symbol::Function(None)), ("answer", Symbol::Data(4))];
+        assert_eq!(layout.symbols, symbols.map(|(name, symbol)| (name.to_owned(), symbol)).into());
         assert_eq!(layout.data, [(0, b"\0\0\0\0\x2a\0\0\0".to_vec())]);
     }
 

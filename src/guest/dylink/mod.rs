@@ -55,7 +55,7 @@ struct Place {
     globals: Vec<(String, i32)>,
 }
 
-/// A table slot beyond those of the modules' own elements, which `GOT.func` or `dlsym` asked for.
+/// One of [`Libraries::claims`] in an image.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Claim {
     slot: u32,
@@ -68,8 +68,8 @@ pub(crate) struct Libraries {
     loaded: Vec<Loaded>,
     /// The library behind each handle that the guest's `dlopen` made.
     handles: HashMap<u32, usize>,
-    claims: Vec<Claim>,
-    slots: HashMap<(Owner, String), u32>,
+    /// Table slots beyond those of the modules' own elements, which `GOT.func` or `dlsym` asked for, by the function's owner and name.
+    claims: HashMap<(Owner, String), u32>,
     /// The first table slot that nobody has.
     free_slot: u32,
 }
@@ -224,9 +224,9 @@ fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Resul
     for import in library.module().imports().filter(|import| import.module().starts_with("GOT.")) {
         let (name, guest) = (import.name(), caller.data());
         let is_there = guest.facts.symbol(name).is_some()
-            || library.layout().symbol(name).is_some()
+            || library.layout().symbols.contains_key(name)
             || library.layout().weak.contains(name)
-            || guest.libraries.loaded.iter().any(|loaded| loaded.library.layout().symbol(name).is_some());
+            || guest.libraries.loaded.iter().any(|loaded| loaded.library.layout().symbols.contains_key(name));
         if !is_there && main.get_func(&mut *caller, name).is_none() {
             return Ok(Some(name.to_owned()));
         }
@@ -331,27 +331,25 @@ fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str
 /// The address of a datum, or the table slot of a function, that `owner` defines.
 fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str) -> anyhow::Result<Option<u32>> {
     let guest = store.as_context().data();
-    let (instance, symbol) = match owner {
+    let instance = match owner {
         Owner::Main => {
             if let Some(address) = guest.facts.symbol(name) {
                 return Ok(Some(address));
             }
-            (Some(guest.exports()?.instance), Symbol::Function(None))
+            Some(guest.exports()?.instance)
         }
         Owner::Library(number) => {
             let loaded = &guest.libraries.loaded[number];
-            match loaded.library.layout().symbol(name) {
+            match loaded.library.layout().symbols.get(name) {
                 None => return Ok(None),
-                Some((_, Symbol::Data(offset))) => return Ok(Some(loaded.place.memory_base.wrapping_add(offset))),
-                Some((_, Symbol::Function(Some(offset)))) => {
-                    return Ok(Some(loaded.place.table_base.wrapping_add(offset)));
-                }
-                Some((_, symbol)) => (loaded.instance, symbol),
+                Some(Symbol::Data(offset)) => return Ok(Some(loaded.place.memory_base.wrapping_add(*offset))),
+                Some(Symbol::Function(Some(offset))) => return Ok(Some(loaded.place.table_base.wrapping_add(*offset))),
+                Some(Symbol::Function(None)) => loaded.instance,
             }
         }
     };
-    debug_assert_eq!(symbol, Symbol::Function(None));
-    if let Some(&slot) = guest.libraries.slots.get(&(owner, name.to_owned())) {
+    let claim = (owner, name.to_owned());
+    if let Some(&slot) = guest.libraries.claims.get(&claim) {
         return Ok(Some(slot));
     }
     let table = guest.exports()?.table;
@@ -359,9 +357,7 @@ fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str
     let slot = reserve(store, 1)?;
     table.set(&mut *store, slot.into(), Ref::Func(Some(function)))?;
     let mut context = store.as_context_mut();
-    let libraries = &mut context.data_mut().libraries;
-    libraries.slots.insert((owner, name.to_owned()), slot);
-    libraries.claims.push(Claim { slot, owner, name: name.to_owned() });
+    context.data_mut().libraries.claims.insert(claim, slot);
     Ok(Some(slot))
 }
 
@@ -382,7 +378,7 @@ fn reserve(store: &mut impl AsContextMut<Data = Guest>, count: u32) -> anyhow::R
 impl Libraries {
     /// None yet; table slots are theirs from `free_slot` on.
     pub(super) fn new(free_slot: u32) -> Self {
-        Self { loaded: Vec::new(), handles: HashMap::new(), claims: Vec::new(), slots: HashMap::new(), free_slot }
+        Self { loaded: Vec::new(), handles: HashMap::new(), claims: HashMap::new(), free_slot }
     }
 
     /// Those that are loaded, in the order of loading.
@@ -392,16 +388,16 @@ impl Libraries {
 
     fn set(&mut self, image: &LibrariesImage) {
         self.handles = image.handles.iter().copied().collect();
-        self.claims.clone_from(&image.claims);
-        self.slots = image.claims.iter().map(|claim| ((claim.owner, claim.name.clone()), claim.slot)).collect();
+        self.claims = image.claims.iter().map(|claim| ((claim.owner, claim.name.clone()), claim.slot)).collect();
     }
 
     /// What another guest with a copy of this one's memory needs.
     pub(crate) fn image(&self) -> LibrariesImage {
+        let claim = |(&(owner, ref name), &slot): (&(Owner, String), &u32)| Claim { slot, owner, name: name.clone() };
         LibrariesImage {
             places: self.loaded.iter().map(|loaded| loaded.place.clone()).collect(),
             handles: self.handles.iter().map(|(&handle, &number)| (handle, number)).collect(),
-            claims: self.claims.clone(),
+            claims: self.claims.iter().map(claim).collect(),
             free_slot: self.free_slot,
         }
     }
