@@ -31,7 +31,8 @@ pub(crate) fn restore(
     let state = &mut context.data_mut().libraries;
     state.set(image);
     for (place, library) in image.places.iter().zip(libraries) {
-        let instance = instantiate(store, library.clone(), place.clone()).with_context(|| place.path.clone())?;
+        let number = instantiate(store, library.clone(), place.clone()).with_context(|| place.path.clone())?;
+        let instance = store.as_context().data().libraries.loaded[number].instance;
         for (name, value) in &place.globals {
             let global = instance.get_global(&mut *store, name).with_context(|| format!("it has no global {name}"))?;
             global.set(&mut *store, Val::I32(*value))?;
@@ -40,7 +41,7 @@ pub(crate) fn restore(
     for claim in &image.claims {
         let instance = match claim.owner {
             Owner::Main => Some(store.as_context().data().exports()?.instance),
-            Owner::Library(number) => store.as_context().data().libraries.loaded[number].instance,
+            Owner::Library(number) => store.as_context().data().libraries.loaded.get(number).map(|it| it.instance),
         };
         let function = instance
             .and_then(|instance| instance.get_func(&mut *store, &claim.name))

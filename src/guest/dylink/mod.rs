@@ -17,8 +17,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context, anyhow, bail};
 use wasmtime::{
-    AsContext, AsContextMut, Caller, Extern, ExternType, Func, Global, GlobalType, Instance, Linker, Mutability, Ref,
-    Val, ValType,
+    AsContext, AsContextMut, Caller, Extern, ExternType, Func, Global, GlobalType, Instance, Linker, Ref, Val,
 };
 
 use super::{Guest, memory, report};
@@ -39,7 +38,7 @@ enum Owner {
 struct Loaded {
     library: Arc<Library>,
     place: Place,
-    instance: Option<Instance>,
+    instance: Instance,
 }
 
 /// Where a side module is in memory and in the table.
@@ -192,7 +191,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
         let size = layout.memory_size.checked_add(layout.memory_alignment).context("it wants too much memory")?;
         let address = calloc.call(&mut *caller, (size, 1))?;
         anyhow::ensure!(address != 0, "out of memory");
-        address.next_multiple_of(layout.memory_alignment)
+        address.checked_next_multiple_of(layout.memory_alignment).context("its memory is not aligned")?
     };
     let table_base = reserve(caller, layout.table_size)?;
     let memory = memory::of(caller)?.0;
@@ -200,7 +199,8 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
         memory::write_bytes(memory, memory_base.wrapping_add(*offset), bytes)?;
     }
     let place = Place { path, hash: library.hash().to_owned(), memory_base, table_base, globals: Vec::new() };
-    let instance = instantiate(caller, library.clone(), place)?;
+    let number = instantiate(caller, library.clone(), place)?;
+    let instance = caller.data().libraries.loaded[number].instance;
     // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in its clones.
     for initializer in [SIDE_MODULE_START, "__wasm_apply_data_relocs", "__wasm_call_ctors"] {
         if let Some(function) = instance.get_func(&mut *caller, initializer) {
@@ -212,9 +212,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
         let global = instance.get_global(&mut *caller, name).with_context(|| format!("it has no global {name}"))?;
         globals.extend(global.get(&mut *caller).i32().map(|value| (name.clone(), value)));
     }
-    let loaded = &mut caller.data_mut().libraries.loaded;
-    let number = loaded.len() - 1;
-    loaded[number].place.globals = globals;
+    caller.data_mut().libraries.loaded[number].place.globals = globals;
     Ok(number)
 }
 
@@ -234,23 +232,19 @@ fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Resul
     Ok(None)
 }
 
-/// Links `library` at `place`, as the last of the loaded libraries; its data must be in memory already.
+/// Links `library` at `place`; its data must be in memory already. From then on it is the last of the loaded libraries: answers its number.
 fn instantiate(
     store: &mut impl AsContextMut<Data = Guest>,
     library: Arc<Library>,
     place: Place,
-) -> anyhow::Result<Instance> {
-    let number = store.as_context().data().libraries.loaded.len();
+) -> anyhow::Result<usize> {
     let (memory_base, table_base) = (place.memory_base, place.table_base);
     let mut imports = Vec::new();
     let mut offset_table = Vec::new();
     let module = library.module().clone();
     let main = store.as_context().data().exports()?.instance;
     let main_module = main.module(&*store).clone();
-    let from_main = library.clone();
-    let from_main = from_main.from_main(&main_module);
-    store.as_context_mut().data_mut().libraries.loaded.push(Loaded { library, place, instance: None });
-    for (import, export) in module.imports().zip(from_main) {
+    for (import, export) in module.imports().zip(library.from_main(&main_module)) {
         let (space, name) = (import.module(), import.name());
         if let Some(export) = export {
             imports.push(main.get_module_export(&mut *store, export).with_context(|| format!("{name} is gone"))?);
@@ -272,18 +266,18 @@ fn instantiate(
         });
     }
     let instance = Instance::new(&mut *store, &module, &imports)?;
-    store.as_context_mut().data_mut().libraries.loaded[number].instance = Some(instance);
+    let mut context = store.as_context_mut();
+    let loaded = &mut context.data_mut().libraries.loaded;
+    let number = loaded.len();
+    loaded.push(Loaded { library, place, instance });
     for (global, is_function, name) in offset_table {
-        let owner = Owner::Library(number);
-        let mut value = address(store, Owner::Main, &name)?;
-        if value.is_none() {
+        let mut value = None;
+        // The library itself goes before those that were loaded earlier.
+        for owner in std::iter::once(Owner::Main).chain((0..=number).rev().map(Owner::Library)) {
             value = address(store, owner, &name)?;
-        }
-        for earlier in (0..number).rev().map(Owner::Library) {
             if value.is_some() {
                 break;
             }
-            value = address(store, earlier, &name)?;
         }
         if value.is_none() {
             // Weak symbols are null when nobody defines them, which the library tests.
@@ -291,13 +285,14 @@ fn instantiate(
         }
         global.set(&mut *store, Val::I32(value.unwrap_or(0).cast_signed()))?;
     }
-    Ok(instance)
+    Ok(number)
 }
 
+/// A global of the type that the library imports.
+///
+/// # Errors
+/// When that is not `i32`.
 fn constant(store: &mut impl AsContextMut<Data = Guest>, ty: GlobalType, value: u32) -> anyhow::Result<Global> {
-    debug_assert!(
-        matches!(ty.content(), ValType::I32) && matches!(ty.mutability(), Mutability::Var | Mutability::Const)
-    );
     Ok(Global::new(store, ty, Val::I32(value.cast_signed()))?)
 }
 
@@ -313,7 +308,7 @@ fn main_name<'a>(space: &str, name: &'a str) -> Option<&'a str> {
 fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str) -> anyhow::Result<Option<Func>> {
     let library_store = store.as_context().data().library_store.clone();
     let instances: Vec<Instance> =
-        store.as_context().data().libraries.loaded.iter().filter_map(|loaded| loaded.instance).collect();
+        store.as_context().data().libraries.loaded.iter().map(|loaded| loaded.instance).collect();
     for instance in instances {
         if let Some(function) = instance.get_func(&mut *store, name) {
             return Ok(Some(function));
@@ -336,7 +331,7 @@ fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str
             if let Some(address) = guest.facts.symbol(name) {
                 return Ok(Some(address));
             }
-            Some(guest.exports()?.instance)
+            guest.exports()?.instance
         }
         Owner::Library(number) => {
             let loaded = &guest.libraries.loaded[number];
@@ -353,7 +348,7 @@ fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str
         return Ok(Some(slot));
     }
     let table = guest.exports()?.table;
-    let Some(function) = instance.and_then(|instance| instance.get_func(&mut *store, name)) else { return Ok(None) };
+    let Some(function) = instance.get_func(&mut *store, name) else { return Ok(None) };
     let slot = reserve(store, 1)?;
     table.set(&mut *store, slot.into(), Ref::Func(Some(function)))?;
     let mut context = store.as_context_mut();
@@ -364,14 +359,13 @@ fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str
 /// Takes `count` table slots that nobody has, and returns the first; the table grows when its spare ones are used up.
 fn reserve(store: &mut impl AsContextMut<Data = Guest>, count: u32) -> anyhow::Result<u32> {
     let table = store.as_context().data().exports()?.table;
-    let mut context = store.as_context_mut();
-    let libraries = &mut context.data_mut().libraries;
-    let first = libraries.free_slot;
-    libraries.free_slot = first.checked_add(count).context("the table is full")?;
-    let missing = u64::from(libraries.free_slot).saturating_sub(table.size(&*store));
+    let first = store.as_context().data().libraries.free_slot;
+    let end = first.checked_add(count).context("the table is full")?;
+    let missing = u64::from(end).saturating_sub(table.size(&*store));
     if missing > 0 {
         table.grow(&mut *store, missing, Ref::Func(None))?;
     }
+    store.as_context_mut().data_mut().libraries.free_slot = end;
     Ok(first)
 }
 
