@@ -77,6 +77,27 @@ fn body(instructions: &[Instruction<'static>]) -> Function {
     function
 }
 
+/// A library that needs another one, and whose constructor calls a function that nobody defines.
+fn library_with_constructor(needed: &str) -> Vec<u8> {
+    let mut module = Module::new();
+    // Subsection 1 (memory information), 4 bytes: nothing of anything. Subsection 2: one library that it needs.
+    let name = u8::try_from(needed.len()).expect("a short name");
+    let sections = [&[1, 4, 0, 0, 0, 0, 2, name + 2, 1, name][..], needed.as_bytes()].concat();
+    module.section(&CustomSection { name: "dylink.0".into(), data: sections.into() });
+    let mut types = TypeSection::new();
+    types.ty().function([], []);
+    let mut imports = ImportSection::new();
+    imports.import("env", "defined_by_nobody", EntityType::Function(0));
+    let mut functions = FunctionSection::new();
+    functions.function(0);
+    let mut exports = ExportSection::new();
+    exports.export("__wasm_call_ctors", ExportKind::Func, 1);
+    let mut code = CodeSection::new();
+    code.function(&body(&[Instruction::Call(0)]));
+    module.section(&types).section(&imports).section(&functions).section(&exports).section(&code);
+    module.finish()
+}
+
 /// A session in whose database those functions are.
 fn with_library(client: &mut Client) {
     client.execute("select lo_from_bytea(7, $1)", &[&library()]).expect("an object");
@@ -139,5 +160,21 @@ fn a_library_with_a_symbol_that_nobody_defines_is_not_loaded_and_the_session_goe
         .expect_err("there is no WAL receiver");
     let error = error.as_db_error().expect("PostgreSQL's own error");
     assert!(error.message().contains("undefined symbol: WalReceiverFunctions"), "{error}");
+    assert_eq!(rows(&mut client, "select 1"), ["1"]);
+}
+
+#[test]
+fn libraries_may_need_each_other_and_an_error_in_a_constructor_is_that_of_the_statement() {
+    let server = Server::start();
+    let mut client = server.connect();
+    for (object, path, needed) in [(8_u32, "/tmp/a.so", "/tmp/b.so"), (9, "/tmp/b.so", "/tmp/a.so")] {
+        let library = library_with_constructor(needed);
+        client.execute("select lo_from_bytea($1, $2)", &[&object, &library]).expect("an object");
+        client.execute("select lo_export($1, $2)", &[&object, &path]).expect("a file");
+    }
+    let error = client.simple_query("load '/tmp/a.so'").expect_err("an error in the constructor of b.so");
+    let error = error.as_db_error().expect("PostgreSQL's own error");
+    assert_eq!(error.code().code(), "0A000", "{error}");
+    assert!(error.message().contains("defined_by_nobody"), "{error}");
     assert_eq!(rows(&mut client, "select 1"), ["1"]);
 }

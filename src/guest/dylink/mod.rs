@@ -15,9 +15,10 @@ mod store;
 
 use std::{collections::HashMap, sync::Arc};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use wasmtime::{
-    AsContext, AsContextMut, Caller, Extern, ExternType, Func, Global, GlobalType, Instance, Linker, Ref, Val,
+    AsContext, AsContextMut, Caller, Extern, ExternType, Func, Global, GlobalType, Instance, Linker, Ref,
+    ThrownException, Trap, Val,
 };
 
 use super::{Guest, memory, report};
@@ -86,6 +87,9 @@ pub(crate) struct LibrariesImage {
 const ALIASES: [(&str, &str); 2] =
     [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get")];
 
+/// How many libraries may wait because each needs the next.
+const NEEDING_MAX: usize = 16;
+
 /// Offsets in `struct dso` (Emscripten, `system/lib/libc/dynlink.c`).
 mod dso {
     pub(super) const MEM_ALLOCATED: u32 = 8;
@@ -99,10 +103,12 @@ mod dso {
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap("env", "_dlopen_js", |mut caller: Caller<'_, Guest>, handle: u32| -> wasmtime::Result<i32> {
         let name = memory::read_text(memory::of(&mut caller)?.0, handle.wrapping_add(dso::NAME))?;
-        match open(&mut caller, &name, Some(handle)) {
+        match open(&mut caller, &name, handle) {
             Ok(()) => Ok(1),
-            // A trap or an exit in the library's constructors is not a failure to load it.
-            Err(error) if error.is::<wasmtime::Trap>() || error.is::<wasmtime_wasi::I32Exit>() => {
+            // A trap, an exit or an SQL error in the library's constructors is not a failure to load it.
+            Err(error)
+                if error.is::<Trap>() || error.is::<wasmtime_wasi::I32Exit>() || error.is::<ThrownException>() =>
+            {
                 Err(wasmtime::Error::from_anyhow(error))
             }
             Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
@@ -145,15 +151,9 @@ fn set_error(caller: &mut Caller<'_, Guest>, message: &str) -> wasmtime::Result<
     free.call(&mut *caller, address)
 }
 
-/// Loads the library of that name, and those that it needs, unless it is loaded already.
-fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: Option<u32>) -> anyhow::Result<()> {
-    let path = name.to_owned();
-    let libraries = &mut caller.data_mut().libraries;
-    let number = match libraries.loaded.iter().position(|loaded| loaded.place.path == path) {
-        Some(number) => number,
-        None => load(caller, path)?,
-    };
-    let Some(handle) = handle else { return Ok(()) };
+/// Loads the library of that name unless it is loaded already, and lets `handle` stand for it.
+fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: u32) -> anyhow::Result<()> {
+    let number = find_or_load(caller, name, &mut Vec::new())?;
     let loaded = &caller.data().libraries.loaded[number];
     let layout = loaded.library.layout();
     let fields = [
@@ -171,13 +171,31 @@ fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: Option<u32>) -> anyh
     Ok(())
 }
 
-fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
+/// The number of the library at `path`, which is loaded if it is not yet; `needing` are the paths of those that are about to be loaded, each of which
+/// needs the next.
+fn find_or_load(caller: &mut Caller<'_, Guest>, path: &str, needing: &mut Vec<String>) -> anyhow::Result<usize> {
+    let known = caller.data().libraries.loaded.iter().position(|loaded| loaded.place.path == path);
+    match known {
+        Some(number) => Ok(number),
+        None => load(caller, path.to_owned(), needing),
+    }
+}
+
+/// Loads the library at `path` and those that it needs; otherwise as [`find_or_load`].
+fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>) -> anyhow::Result<usize> {
+    // Every step takes native stack, of which a host function has little.
+    ensure!(needing.len() < NEEDING_MAX, "{NEEDING_MAX} libraries already wait for it");
     let wasm =
         caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
     let library = caller.data().library_store.library(&path, &wasm)?;
+    needing.push(path.clone());
     for needed in &library.layout().needed {
-        open(caller, needed, None).with_context(|| format!("{needed}, which it needs"))?;
+        // Libraries may need each other.
+        if !needing.contains(needed) {
+            find_or_load(caller, needed, needing).with_context(|| format!("{needed}, which it needs"))?;
+        }
     }
+    needing.pop();
     if let Some(name) = undefined(caller, &library)? {
         bail!("undefined symbol: {name}");
     }
@@ -190,7 +208,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String) -> anyhow::Result<usize> {
         let calloc = instance.get_typed_func::<(u32, u32), u32>(&mut *caller, "calloc")?;
         let size = layout.memory_size.checked_add(layout.memory_alignment).context("it wants too much memory")?;
         let address = calloc.call(&mut *caller, (size, 1))?;
-        anyhow::ensure!(address != 0, "out of memory");
+        ensure!(address != 0, "out of memory");
         address.checked_next_multiple_of(layout.memory_alignment).context("its memory is not aligned")?
     };
     let table_base = reserve(caller, layout.table_size)?;
