@@ -5,7 +5,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use wasmtime::{AsContext, AsContextMut, Ref, Val};
 
-use super::{LibrariesImage, Library, Owner, instantiate, reserve};
+use super::{
+    LibrariesImage, Library, Owner,
+    link::{instantiate, reserve},
+};
 use crate::guest::Guest;
 
 impl LibrariesImage {

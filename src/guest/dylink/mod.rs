@@ -8,23 +8,27 @@
 //! where Emscripten lets a library loaded earlier override a later one's own symbols. And a function that nobody defines raises an SQL error
 //! that names it when it is called, where Emscripten's glue throws a `TypeError` that ends the session. Data that nobody
 //! defines has no such moment: a library that needs it is not loaded.
+//!
+//! * `mod`: loading a library, and what a guest keeps of its libraries
+//! * `layout`: what has to be known of a library's file
+//! * `store`: the libraries of the whole program, compiled
+//! * `link`: what a library's imports stand for
+//! * `image`: the libraries of one guest, put into another
 
 mod image;
 mod layout;
+mod link;
 mod store;
 
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use wasmtime::{
-    AsContext, AsContextMut, Caller, Extern, ExternType, Func, Global, GlobalType, Instance, Linker, Ref,
-    ThrownException, Trap, Val,
-};
+use wasmtime::{Caller, Instance, Linker, ThrownException, Trap};
 
-use super::{Guest, memory, report};
+use super::{Guest, memory};
 use crate::instrument::SIDE_MODULE_START;
 pub(crate) use image::restore;
-use layout::Symbol;
+use link::{address, instantiate, reserve};
 pub(crate) use store::{Library, LibraryStore};
 
 /// Who defines a symbol.
@@ -82,10 +86,6 @@ pub(crate) struct LibrariesImage {
     claims: Vec<Claim>,
     free_slot: u32,
 }
-
-/// Names under which the C library of the main module knows what side modules ask for (Emscripten, `src/lib/libcore.js`).
-const ALIASES: [(&str, &str); 2] =
-    [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get")];
 
 /// How many libraries may wait because each needs the next.
 const NEEDING_MAX: usize = 16;
@@ -248,143 +248,6 @@ fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Resul
         }
     }
     Ok(None)
-}
-
-/// Links `library` at `place`; its data must be in memory already. From then on it is the last of the loaded libraries: answers its number.
-fn instantiate(
-    store: &mut impl AsContextMut<Data = Guest>,
-    library: Arc<Library>,
-    place: Place,
-) -> anyhow::Result<usize> {
-    let (memory_base, table_base) = (place.memory_base, place.table_base);
-    let mut imports = Vec::new();
-    let mut offset_table = Vec::new();
-    let module = library.module().clone();
-    let main = store.as_context().data().exports()?.instance;
-    let main_module = main.module(&*store).clone();
-    for (import, export) in module.imports().zip(library.from_main(&main_module)) {
-        let (space, name) = (import.module(), import.name());
-        if let Some(export) = export {
-            imports.push(main.get_module_export(&mut *store, export).with_context(|| format!("{name} is gone"))?);
-            continue;
-        }
-        imports.push(match (space, import.ty()) {
-            ("env", ExternType::Global(ty)) if name == "__memory_base" => constant(store, ty, memory_base)?.into(),
-            ("env", ExternType::Global(ty)) if name == "__table_base" => constant(store, ty, table_base)?.into(),
-            ("GOT.mem" | "GOT.func", ExternType::Global(ty)) => {
-                let global = constant(store, ty, 0)?;
-                offset_table.push((global, space == "GOT.func", name.to_owned()));
-                global.into()
-            }
-            (_, ExternType::Func(ty)) => match function(store, space, name)? {
-                Some(function) => function.into(),
-                None => report::undefined(&mut *store, ty, name).into(),
-            },
-            _ => anyhow::bail!("undefined symbol: {name}"),
-        });
-    }
-    let instance = Instance::new(&mut *store, &module, &imports)?;
-    let mut context = store.as_context_mut();
-    let loaded = &mut context.data_mut().libraries.loaded;
-    let number = loaded.len();
-    loaded.push(Loaded { library, place, instance });
-    for (global, is_function, name) in offset_table {
-        let mut value = None;
-        // The library itself goes before those that were loaded earlier.
-        for owner in std::iter::once(Owner::Main).chain((0..=number).rev().map(Owner::Library)) {
-            value = address(store, owner, &name)?;
-            if value.is_some() {
-                break;
-            }
-        }
-        if value.is_none() {
-            // Weak symbols are null when nobody defines them, which the library tests.
-            tracing::debug!("nobody defines {} {name}", if is_function { "function" } else { "datum" });
-        }
-        global.set(&mut *store, Val::I32(value.unwrap_or(0).cast_signed()))?;
-    }
-    Ok(number)
-}
-
-/// A global of the type that the library imports.
-///
-/// # Errors
-/// When that is not `i32`.
-fn constant(store: &mut impl AsContextMut<Data = Guest>, ty: GlobalType, value: u32) -> anyhow::Result<Global> {
-    Ok(Global::new(store, ty, Val::I32(value.cast_signed()))?)
-}
-
-/// The name under which the main module may export what a library imports: none for what is the loader's to make.
-fn main_name<'a>(space: &str, name: &'a str) -> Option<&'a str> {
-    if space.starts_with("GOT.") || name == "__memory_base" || name == "__table_base" {
-        return None;
-    }
-    Some(ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| *name))
-}
-
-/// The function that an import of a library stands for which the main module does not export.
-fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str) -> anyhow::Result<Option<Func>> {
-    let library_store = store.as_context().data().library_store.clone();
-    let instances: Vec<Instance> =
-        store.as_context().data().libraries.loaded.iter().map(|loaded| loaded.instance).collect();
-    for instance in instances {
-        if let Some(function) = instance.get_func(&mut *store, name) {
-            return Ok(Some(function));
-        }
-    }
-    if let Ok(Extern::Func(function)) = library_store.linker().get(&mut *store, space, name) {
-        return Ok(Some(function));
-    }
-    if name.starts_with("invoke_") {
-        return library_store.invoke(store, name).map(Some);
-    }
-    Ok(None)
-}
-
-/// The address of a datum, or the table slot of a function, that `owner` defines.
-fn address(store: &mut impl AsContextMut<Data = Guest>, owner: Owner, name: &str) -> anyhow::Result<Option<u32>> {
-    let guest = store.as_context().data();
-    let instance = match owner {
-        Owner::Main => {
-            if let Some(address) = guest.facts.symbol(name) {
-                return Ok(Some(address));
-            }
-            guest.exports()?.instance
-        }
-        Owner::Library(number) => {
-            let loaded = &guest.libraries.loaded[number];
-            match loaded.library.layout().symbols.get(name) {
-                None => return Ok(None),
-                Some(Symbol::Data(offset)) => return Ok(Some(loaded.place.memory_base.wrapping_add(*offset))),
-                Some(Symbol::Function(Some(offset))) => return Ok(Some(loaded.place.table_base.wrapping_add(*offset))),
-                Some(Symbol::Function(None)) => loaded.instance,
-            }
-        }
-    };
-    let claim = (owner, name.to_owned());
-    if let Some(&slot) = guest.libraries.claims.get(&claim) {
-        return Ok(Some(slot));
-    }
-    let table = guest.exports()?.table;
-    let Some(function) = instance.get_func(&mut *store, name) else { return Ok(None) };
-    let slot = reserve(store, 1)?;
-    table.set(&mut *store, slot.into(), Ref::Func(Some(function)))?;
-    let mut context = store.as_context_mut();
-    context.data_mut().libraries.claims.insert(claim, slot);
-    Ok(Some(slot))
-}
-
-/// Takes `count` table slots that nobody has, and returns the first; the table grows when its spare ones are used up.
-fn reserve(store: &mut impl AsContextMut<Data = Guest>, count: u32) -> anyhow::Result<u32> {
-    let table = store.as_context().data().exports()?.table;
-    let first = store.as_context().data().libraries.free_slot;
-    let end = first.checked_add(count).context("the table is full")?;
-    let missing = u64::from(end).saturating_sub(table.size(&*store));
-    if missing > 0 {
-        table.grow(&mut *store, missing, Ref::Func(None))?;
-    }
-    store.as_context_mut().data_mut().libraries.free_slot = end;
-    Ok(first)
 }
 
 impl Libraries {

@@ -9,7 +9,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
-use super::{super::Guest, layout::Layout, main_name};
+use super::{super::Guest, layout::Layout, link::main_name};
 use crate::{artefact::hex_digest, engine::Compiler, instrument};
 
 /// A compiled side module, the same for every guest.
