@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use wasmparser::{ExternalKind, MemInfo};
+use wasmparser::ExternalKind;
 
 use super::bodies::{
     CancelKey, Checkpointer, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable,
@@ -40,32 +40,6 @@ impl PageLimits {
     }
 }
 
-/// What a module's section `dylink.0` says about the memory and the table that it takes up.
-///
-/// Its format is `DynamicLinking.md` of the WebAssembly tool conventions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DynamicLinking {
-    /// Bytes of memory.
-    pub memory_size: u32,
-    /// Alignment of that memory, as a power of two.
-    pub memory_alignment: u32,
-    /// Elements of the table.
-    pub table_size: u32,
-    /// Alignment of those elements, as a power of two.
-    pub table_alignment: u32,
-}
-
-impl From<MemInfo> for DynamicLinking {
-    fn from(info: MemInfo) -> Self {
-        Self {
-            memory_size: info.memory_size,
-            memory_alignment: info.memory_alignment,
-            table_size: info.table_size,
-            table_alignment: info.table_alignment,
-        }
-    }
-}
-
 /// What was learned about a backend's module while it was instrumented.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Facts {
@@ -73,8 +47,6 @@ pub struct Facts {
     pub memory: PageLimits,
     /// How many elements its table has at first; further ones are for callbacks and side modules.
     pub table_elements: u64,
-    /// What its section `dylink.0` says.
-    pub dynamic_linking: Option<DynamicLinking>,
     /// Initial value of `__stack_pointer`: the stack grows down from here.
     pub stack_pointer: u32,
     /// Export names of all its mutable globals, [`FURTHER_SESSION`] included: a snapshot has to keep every one.
@@ -114,7 +86,6 @@ impl Facts {
         Ok(Self {
             memory: limits,
             table_elements: module.table_elements.ok_or_else(|| lacking("table"))?,
-            dynamic_linking: module.dylink.map(Into::into),
             stack_pointer: stack_pointer.ok_or_else(|| lacking("exported __stack_pointer"))?.cast_unsigned(),
             mutable_globals: exported.chain([FURTHER_SESSION.to_owned()]).collect(),
             data_symbols: module.data_symbols(),

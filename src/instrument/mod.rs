@@ -46,7 +46,7 @@ use rewrite::Rewrite;
 use targets::{Change, TARGETS};
 
 pub use bodies::Checkpointer;
-pub use facts::{DynamicLinking, Facts, PageLimits};
+pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use longjmp::invoke_module;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use wasmparser::{
-    Data, DataKind, Dylink0Subsection, Element, ElementItems, ElementKind, Export, ExternalKind, FuncType,
-    FunctionBody, GlobalType, KnownCustom, MemInfo, MemoryType, Name, Operator, Parser, Payload, TypeRef,
+    Data, DataKind, Element, ElementItems, ElementKind, Export, ExternalKind, FuncType, FunctionBody, GlobalType,
+    KnownCustom, MemoryType, Name, Operator, Parser, Payload, TypeRef,
 };
 
 use super::InstrumentError;
@@ -34,8 +34,6 @@ pub(super) struct Module<'a> {
     table_is_filled_otherwise: bool,
     pub(super) data: Vec<Data<'a>>,
     pub(super) start: Option<u32>,
-    /// The first part of the custom section `dylink.0`.
-    pub(super) dylink: Option<MemInfo>,
     /// Function names of imports and of the `name` section.
     pub(super) names: BTreeMap<u32, &'a str>,
 }
@@ -164,26 +162,16 @@ impl<'a> Module<'a> {
         }
     }
 
+    /// Reads the names of functions, if the custom section has them.
     fn custom(&mut self, section: &KnownCustom<'a>) -> Result<(), InstrumentError> {
-        match section {
-            KnownCustom::Dylink0(subsections) => {
-                for subsection in subsections.clone() {
-                    if let Dylink0Subsection::MemInfo(info) = subsection? {
-                        self.dylink = Some(info);
-                    }
+        let KnownCustom::Name(subsections) = section else { return Ok(()) };
+        for subsection in subsections.clone() {
+            if let Name::Function(names) = subsection? {
+                for naming in names {
+                    let naming = naming?;
+                    self.names.insert(naming.index, naming.name);
                 }
             }
-            KnownCustom::Name(subsections) => {
-                for subsection in subsections.clone() {
-                    if let Name::Function(names) = subsection? {
-                        for naming in names {
-                            let naming = naming?;
-                            self.names.insert(naming.index, naming.name);
-                        }
-                    }
-                }
-            }
-            _ => {}
         }
         Ok(())
     }
