@@ -26,7 +26,7 @@ use wasm_encoder::{
     Instruction, RefType, SectionId, TableType, TagKind, TagSection, TagType, TypeSection, ValType,
     reencode::{self, Reencode, utils},
 };
-use wasmparser::{CompositeInnerType, FuncType, Parser, Payload, TypeRef};
+use wasmparser::{CompositeInnerType, ExternalKind, FuncType, Import, Parser, Payload, TypeRef};
 
 use super::InstrumentError;
 
@@ -55,6 +55,12 @@ pub(super) fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     }
 }
 
+/// Whether an import becomes a function of the module.
+fn is_lowered(import: &Import) -> bool {
+    let is_function = matches!(import.ty, TypeRef::Func(_) | TypeRef::FuncExact(_));
+    is_function && import.module == "env" && (import.name.starts_with("invoke_") || import.name == THROW)
+}
+
 /// One import that becomes a function.
 struct Lowered {
     name: String,
@@ -64,13 +70,13 @@ struct Lowered {
 /// What has to be known of a module before it is written anew.
 struct Module {
     types: Vec<FuncType>,
-    /// Index of every function of the module, by the index that it had.
+    /// The index that every function of the module gets, by the one that it had.
     functions: Vec<u32>,
     /// The imports that become functions, which get the last indices in this order.
     lowered: Vec<Lowered>,
     /// The first index of those functions.
     first_lowered: u32,
-    /// The indices that the functions called by the new ones had.
+    /// The functions that the new ones call; 0 if there are no new ones.
     stack_get_current: u32,
     stack_restore: u32,
     set_threw: u32,
@@ -104,9 +110,8 @@ impl Module {
                     for import in section.into_imports() {
                         let import = import?;
                         match import.ty {
-                            TypeRef::Func(type_index) => {
-                                let stays = import.module != "env"
-                                    || !(import.name.starts_with("invoke_") || import.name == THROW);
+                            TypeRef::Func(type_index) | TypeRef::FuncExact(type_index) => {
+                                let stays = !is_lowered(&import);
                                 if !stays {
                                     lowered.push(Lowered { name: import.name.to_owned(), type_index });
                                 }
@@ -127,19 +132,14 @@ impl Module {
                 Payload::ExportSection(section) => {
                     for export in section {
                         let export = export?;
-                        exports.insert(export.name.to_owned(), export.index);
+                        if export.kind == ExternalKind::Func {
+                            exports.insert(export.name, export.index);
+                        }
                     }
                 }
                 _ => {}
             }
         }
-        let find = |name: &str| {
-            exports.get(name).copied().ok_or_else(|| InstrumentError::Evidence {
-                function: name.to_owned(),
-                expected: "an exported function".to_owned(),
-                found: "none of this name".to_owned(),
-            })
-        };
         let kept = u32::try_from(imports.iter().filter(|stays| **stays).count()).unwrap_or(u32::MAX);
         let first_lowered = kept + defined;
         let (mut next_kept, mut next_lowered) = (0, first_lowered);
@@ -153,7 +153,17 @@ impl Module {
             .collect();
         functions.extend(kept..first_lowered);
         let needed = !lowered.is_empty();
-        let index = |name| if needed { find(name) } else { Ok(0) };
+        let index = |name: &str| {
+            if !needed {
+                return Ok(0);
+            }
+            let index = exports.get(name).and_then(|&index| functions.get(index as usize));
+            index.copied().ok_or_else(|| InstrumentError::Evidence {
+                function: name.to_owned(),
+                expected: "an exported function".to_owned(),
+                found: "none of this name".to_owned(),
+            })
+        };
         Ok(Self {
             stack_get_current: index("emscripten_stack_get_current")?,
             stack_restore: index("_emscripten_stack_restore")?,
@@ -187,9 +197,8 @@ impl Module {
         let ty = self.type_of(lowered)?;
         let parameters = u32::try_from(ty.params().len()).unwrap_or(u32::MAX);
         let stack = parameters;
-        let call = |old: u32| Instruction::Call(self.functions[old as usize]);
         let mut body = Function::new([(1, ValType::I32)]);
-        body.instruction(&call(self.stack_get_current))
+        body.instruction(&Instruction::Call(self.stack_get_current))
             .instruction(&Instruction::LocalSet(stack))
             .instruction(&Instruction::Block(BlockType::Empty))
             .instruction(&Instruction::TryTable(
@@ -206,10 +215,10 @@ impl Module {
             .instruction(&Instruction::End)
             .instruction(&Instruction::End)
             .instruction(&Instruction::LocalGet(stack))
-            .instruction(&call(self.stack_restore))
+            .instruction(&Instruction::Call(self.stack_restore))
             .instruction(&Instruction::I32Const(1))
             .instruction(&Instruction::I32Const(0))
-            .instruction(&call(self.set_threw));
+            .instruction(&Instruction::Call(self.set_threw));
         for result in ty.results() {
             body.instruction(&zero(*result)?);
         }
@@ -277,8 +286,7 @@ impl Reencode for Lowering {
     ) -> Reencoded {
         for import in section.into_imports() {
             let import = import?;
-            let lowered = import.module == "env" && (import.name.starts_with("invoke_") || import.name == THROW);
-            if !(lowered && matches!(import.ty, TypeRef::Func(_))) {
+            if !is_lowered(&import) {
                 utils::parse_import(self, imports, import)?;
             }
         }
