@@ -19,7 +19,7 @@
 //! # Reading order
 //! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` (what is
 //! read out of what was found), `hooks` (what is called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp`
-//! (exceptions instead of host calls), `facts` (what else was learned).
+//! and `invoke` (exceptions instead of host calls), `facts` (what else was learned).
 
 mod bodies;
 mod changes;
@@ -27,6 +27,7 @@ mod evidence;
 mod facts;
 mod hooks;
 mod image;
+mod invoke;
 mod longjmp;
 mod module;
 mod rewrite;
@@ -48,7 +49,7 @@ use targets::{Change, TARGETS};
 pub use bodies::Checkpointer;
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
-pub use longjmp::invoke_module;
+pub use invoke::invoke_module;
 
 /// The rewriter's own source: what it makes of a module is cached under a key that this is part of.
 pub const SOURCE: &str = concat!(
@@ -58,6 +59,7 @@ pub const SOURCE: &str = concat!(
     include_str!("facts.rs"),
     include_str!("hooks.rs"),
     include_str!("image.rs"),
+    include_str!("invoke.rs"),
     include_str!("longjmp.rs"),
     include_str!("mod.rs"),
     include_str!("module.rs"),
