@@ -157,6 +157,8 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     for (function, edit) in semaphores::waits(&module, &around)? {
         rewrite.edits.entry(function).or_default().push(edit);
     }
+    // A function may have several changes, of which the table says nothing about which comes first in its body.
+    rewrite.edits.values_mut().for_each(|edits| edits.sort_by_key(|edit| edit.at.start));
     Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts })
 }
 
