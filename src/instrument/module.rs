@@ -149,7 +149,7 @@ impl<'a> Module<'a> {
             self.table_is_filled_otherwise = true;
             return Ok(());
         };
-        for (function, slot) in functions.into_iter().zip(first.cast_unsigned()..) {
+        for (function, slot) in functions.into_iter().zip(first.cast_unsigned()..=u32::MAX) {
             self.table_slots.entry(function?).or_insert(slot);
         }
         Ok(())

@@ -145,7 +145,7 @@ fn read_element(element: wasmparser::Element<'_>, elements: &mut HashMap<u32, u3
     let ElementKind::Active { offset_expr, .. } = element.kind else { return Ok(()) };
     let base = constant(&offset_expr)?.context("an element segment is at no constant offset")?;
     let ElementItems::Functions(functions) = element.items else { return Ok(()) };
-    for (function, slot) in functions.into_iter().zip(base..) {
+    for (function, slot) in functions.into_iter().zip(base..=u32::MAX) {
         elements.entry(function?).or_insert(slot);
     }
     Ok(())
@@ -166,6 +166,8 @@ fn constant(expression: &wasmparser::ConstExpr<'_>) -> anyhow::Result<Option<u32
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::instrument::instrument_side_module;
 
@@ -246,6 +248,19 @@ mod tests {
         let code = instrument_side_module(&side_module()).unwrap();
         wasmparser::validate(&code).unwrap();
         assert!(Layout::parse(&code).unwrap().data.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_side_module_is_no_panic(
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut wasm = side_module();
+            for (place, byte) in damage {
+                *place.get_mut(&mut wasm) = byte;
+            }
+            let _ = Layout::parse(&wasm);
+        }
     }
 
     #[test]
