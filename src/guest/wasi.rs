@@ -16,6 +16,8 @@ const FDSTAT: u32 = 24;
 
 /// What a function answers.
 type Answer = Result<(), Errno>;
+/// [`read`] or [`write`].
+type Transfer = fn(&mut [u8], &mut Files, i32, (u32, u32), Option<i64>, u32) -> Answer;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     const MODULE: &str = "wasi_snapshot_preview1";
@@ -35,34 +37,22 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             answer(&mut caller, |memory, files| seek(memory, files, fd, offset, whence, position))
         },
     )?;
-    linker.func_wrap(
-        MODULE,
-        "fd_read",
-        |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, count: u32| {
-            answer(&mut caller, |memory, files| read(memory, files, fd, (buffers, number), None, count))
-        },
-    )?;
-    linker.func_wrap(
-        MODULE,
-        "fd_write",
-        |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, count: u32| {
-            answer(&mut caller, |memory, files| write(memory, files, fd, (buffers, number), None, count))
-        },
-    )?;
-    linker.func_wrap(
-        MODULE,
-        "fd_pread",
-        |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, offset: i64, count: u32| {
-            answer(&mut caller, |memory, files| read(memory, files, fd, (buffers, number), Some(offset), count))
-        },
-    )?;
-    linker.func_wrap(
-        MODULE,
-        "fd_pwrite",
-        |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, offset: i64, count: u32| {
-            answer(&mut caller, |memory, files| write(memory, files, fd, (buffers, number), Some(offset), count))
-        },
-    )?;
+    for (name, at_offset, transfer) in [("fd_read", "fd_pread", read as Transfer), ("fd_write", "fd_pwrite", write)] {
+        linker.func_wrap(
+            MODULE,
+            name,
+            move |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, count: u32| {
+                answer(&mut caller, |memory, files| transfer(memory, files, fd, (buffers, number), None, count))
+            },
+        )?;
+        linker.func_wrap(
+            MODULE,
+            at_offset,
+            move |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, offset: i64, count: u32| {
+                answer(&mut caller, |memory, files| transfer(memory, files, fd, (buffers, number), Some(offset), count))
+            },
+        )?;
+    }
     Ok(())
 }
 

@@ -102,49 +102,34 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 }
 
 fn add_unicode(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap(
-        "env",
-        "UtfToLocal",
-        |mut caller: Caller<'_, Guest>,
-         source: u32,
-         length: i32,
-         destination: u32,
-         tree: u32,
-         combined: u32,
-         combined_count: i32,
-         function: u32,
-         encoding: i32,
-         no_error: i32|
-         -> wasmtime::Result<i32> {
-            let passage = Passage { source, length, destination, from: UTF8, to: encoding, no_error: no_error != 0 };
-            convert(&mut caller, passage, |caller, text| {
-                let maps = Maps::find(caller, tree, Combined::new(combined, combined_count)?, function)?;
-                maps.from_utf8(caller, text)
-            })
-        },
-    )?;
-    linker.func_wrap(
-        "env",
-        "LocalToUtf",
-        |mut caller: Caller<'_, Guest>,
-         source: u32,
-         length: i32,
-         destination: u32,
-         tree: u32,
-         combined: u32,
-         combined_count: i32,
-         function: u32,
-         encoding: i32,
-         no_error: i32|
-         -> wasmtime::Result<i32> {
-            let passage = Passage { source, length, destination, from: encoding, to: UTF8, no_error: no_error != 0 };
-            convert(&mut caller, passage, |caller, text| {
-                let maps = Maps::find(caller, tree, Combined::new(combined, combined_count)?, function)?;
-                let encoding = Encoding::find(caller, encoding)?;
-                maps.to_utf8(caller, &encoding, source, text)
-            })
-        },
-    )?;
+    for (name, is_from_utf8) in [("UtfToLocal", true), ("LocalToUtf", false)] {
+        linker.func_wrap(
+            "env",
+            name,
+            move |mut caller: Caller<'_, Guest>,
+                  source: u32,
+                  length: i32,
+                  destination: u32,
+                  tree: u32,
+                  combined: u32,
+                  combined_count: i32,
+                  function: u32,
+                  encoding: i32,
+                  no_error: i32|
+                  -> wasmtime::Result<i32> {
+                let (from, to) = if is_from_utf8 { (UTF8, encoding) } else { (encoding, UTF8) };
+                let passage = Passage { source, length, destination, from, to, no_error: no_error != 0 };
+                convert(&mut caller, passage, |caller, text| {
+                    let maps = Maps::find(caller, tree, Combined::new(combined, combined_count)?, function)?;
+                    if is_from_utf8 {
+                        return maps.from_utf8(caller, text);
+                    }
+                    let encoding = Encoding::find(caller, encoding)?;
+                    maps.to_utf8(caller, &encoding, source, text)
+                })
+            },
+        )?;
+    }
     Ok(())
 }
 
@@ -161,84 +146,62 @@ fn add_bytes(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
          table: u32,
          no_error: i32|
          -> wasmtime::Result<i32> {
+            let map = ByteMap::read(memory::of(&mut caller)?.0, table)?;
             let passage = Passage { source, length, destination, from, to, no_error: no_error != 0 };
-            convert(&mut caller, passage, |caller, text| {
-                Ok(from_single_bytes(text, None, &ByteMap::read(memory::of(caller)?.0, table)?))
-            })
+            convert(&mut caller, passage, |_, text| Ok(from_single_bytes(text, None, &map)))
         },
     )?;
-    linker.func_wrap(
-        "env",
+    add_mule(
+        linker,
         "latin2mic",
-        |mut caller: Caller<'_, Guest>,
-         source: u32,
-         destination: u32,
-         length: i32,
-         leading: i32,
-         encoding: i32,
-         no_error: i32|
-         -> wasmtime::Result<i32> {
-            let leading = Some(u8::try_from(leading)?);
-            let passage =
-                Passage { source, length, destination, from: encoding, to: MULE_INTERNAL, no_error: no_error != 0 };
-            convert(&mut caller, passage, |_, text| Ok(from_single_bytes(text, leading, &ByteMap::IDENTITY)))
+        |encoding| (encoding, MULE_INTERNAL),
+        |text, leading, map| from_single_bytes(text, Some(leading), map),
+    )?;
+    add_mule(linker, "mic2latin", |encoding| (MULE_INTERNAL, encoding), from_mule)
+}
+
+/// Adds a conversion from or to Mule's code, and the one of its name `…_with_table`. `between` says from and to which encoding it is, when
+/// that of the single bytes is given; `conversion` is given the text, the leading byte and the table.
+fn add_mule(
+    linker: &mut Linker<Guest>,
+    name: &str,
+    between: fn(i32) -> (i32, i32),
+    conversion: fn(&[u8], u8, &ByteMap) -> Converted,
+) -> wasmtime::Result<()> {
+    let run = move |caller: &mut Caller<'_, Guest>, passage: Passage, leading: i32, map: &ByteMap| {
+        let leading = u8::try_from(leading)?;
+        convert(caller, passage, |_, text| Ok(conversion(text, leading, map)))
+    };
+    linker.func_wrap(
+        "env",
+        name,
+        move |mut caller: Caller<'_, Guest>,
+              source: u32,
+              destination: u32,
+              length: i32,
+              leading: i32,
+              encoding: i32,
+              no_error: i32| {
+            let (from, to) = between(encoding);
+            let passage = Passage { source, length, destination, from, to, no_error: no_error != 0 };
+            run(&mut caller, passage, leading, &ByteMap::IDENTITY)
         },
     )?;
     linker.func_wrap(
         "env",
-        "latin2mic_with_table",
-        |mut caller: Caller<'_, Guest>,
-         source: u32,
-         destination: u32,
-         length: i32,
-         leading: i32,
-         encoding: i32,
-         table: u32,
-         no_error: i32|
-         -> wasmtime::Result<i32> {
-            let leading = Some(u8::try_from(leading)?);
-            let passage =
-                Passage { source, length, destination, from: encoding, to: MULE_INTERNAL, no_error: no_error != 0 };
-            convert(&mut caller, passage, |caller, text| {
-                Ok(from_single_bytes(text, leading, &ByteMap::read(memory::of(caller)?.0, table)?))
-            })
-        },
-    )?;
-    linker.func_wrap(
-        "env",
-        "mic2latin",
-        |mut caller: Caller<'_, Guest>,
-         source: u32,
-         destination: u32,
-         length: i32,
-         leading: i32,
-         encoding: i32,
-         no_error: i32|
-         -> wasmtime::Result<i32> {
-            let leading = u8::try_from(leading)?;
-            let passage =
-                Passage { source, length, destination, from: MULE_INTERNAL, to: encoding, no_error: no_error != 0 };
-            convert(&mut caller, passage, |_, text| Ok(from_mule(text, leading, &ByteMap::IDENTITY)))
-        },
-    )?;
-    linker.func_wrap(
-        "env",
-        "mic2latin_with_table",
-        |mut caller: Caller<'_, Guest>,
-         source: u32,
-         destination: u32,
-         length: i32,
-         leading: i32,
-         encoding: i32,
-         table: u32,
-         no_error: i32|
-         -> wasmtime::Result<i32> {
-            let leading = u8::try_from(leading)?;
-            let passage =
-                Passage { source, length, destination, from: MULE_INTERNAL, to: encoding, no_error: no_error != 0 };
-            convert(&mut caller, passage, |caller, text| {
-                Ok(from_mule(text, leading, &ByteMap::read(memory::of(caller)?.0, table)?))
-            })
+        &format!("{name}_with_table"),
+        move |mut caller: Caller<'_, Guest>,
+              source: u32,
+              destination: u32,
+              length: i32,
+              leading: i32,
+              encoding: i32,
+              table: u32,
+              no_error: i32| {
+            let map = ByteMap::read(memory::of(&mut caller)?.0, table)?;
+            let (from, to) = between(encoding);
+            let passage = Passage { source, length, destination, from, to, no_error: no_error != 0 };
+            run(&mut caller, passage, leading, &map)
         },
     )?;
     Ok(())
