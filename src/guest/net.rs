@@ -2,10 +2,7 @@
 //!
 //! Emscripten invents an address for every name (`DNS` in its `src/lib/libcore.js`), which here would only deceive.
 
-use std::{
-    ffi::CStr,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wasmtime::{Caller, Linker};
 
@@ -113,7 +110,7 @@ fn get_address_info(
         0, // ai_next
     ];
     for (word, offset) in words.into_iter().zip((0..).step_by(4)) {
-        memory::write_u32(memory, entry + offset, word)?;
+        memory::write_u32(memory, entry.wrapping_add(offset), word)?;
     }
     memory::write_u32(memory, out, entry)?;
     Ok(0)
@@ -228,9 +225,7 @@ fn get_name_info(
 
 /// Writes `text` with its terminator if it fits into `length` bytes, and says whether it did.
 fn write_c_string(memory: &mut [u8], address: u32, length: u32, text: &str) -> wasmtime::Result<bool> {
-    let mut bytes = text.as_bytes().to_vec();
-    bytes.push(0);
-    debug_assert!(CStr::from_bytes_with_nul(&bytes).is_ok());
+    let bytes = [text.as_bytes(), b"\0"].concat();
     let fits = bytes.len() <= length as usize;
     if fits {
         memory::write_bytes(memory, address, &bytes)?;

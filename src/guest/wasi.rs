@@ -117,9 +117,10 @@ fn transfer(
     let mut position = offset.map(u64::try_from).transpose().map_err(|_| Errno::EINVAL)?;
     let mut total = 0_u32;
     for index in 0..number {
-        let (address, length) = buffer(memory, buffers, index)?;
-        let transferred = match transfer(memory, position, address, length) {
-            Ok(transferred) => transferred,
+        let step = buffer(memory, buffers, index)
+            .and_then(|(address, length)| Ok((transfer(memory, position, address, length)?, length)));
+        let (transferred, length) = match step {
+            Ok(step) => step,
             Err(_) if total > 0 => break,
             Err(errno) => return Err(errno),
         };
