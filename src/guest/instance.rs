@@ -1,4 +1,4 @@
-//! One wasm instance: linked, its memory filled from an image, its exports looked up.
+//! The exports of an instance, looked up once.
 
 use anyhow::Context;
 use wasmtime::{AsContextMut, Instance, Memory, Table, TypedFunc};

@@ -33,7 +33,30 @@ impl Timers {
 
     /// From now on those signals interrupt the guest when a timer is due.
     pub(super) fn set_signals(&mut self, signals: Arc<Signals>) {
+        let deadlines = self.deadlines;
+        self.disarm();
         self.signals = signals;
+        for (which, deadline) in deadlines.into_iter().enumerate() {
+            self.set(which, deadline);
+        }
+    }
+
+    /// Forgets every deadline.
+    fn disarm(&mut self) {
+        for which in 0..TIMERS {
+            self.set(which, None);
+        }
+    }
+
+    /// Sets or withdraws the deadline of a timer; there is none beyond [`TIMERS`].
+    fn set(&mut self, which: usize, deadline: Option<Instant>) {
+        let Some(place) = self.deadlines.get_mut(which) else { return };
+        if let Some(old) = std::mem::replace(place, deadline) {
+            ALARM.withdraw(old, which, &self.signals);
+        }
+        if let Some(deadline) = deadline {
+            ALARM.set(deadline, which, &self.signals);
+        }
     }
 
     /// The earliest deadline.
@@ -53,21 +76,23 @@ impl Timers {
     }
 }
 
+impl Drop for Timers {
+    fn drop(&mut self) {
+        self.disarm();
+    }
+}
+
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap(
         "env",
         "_setitimer_js",
         |mut caller: Caller<'_, Guest>, which: i32, milliseconds: f64| -> i32 {
-            let timers = &mut caller.data_mut().timers;
             let deadline = (milliseconds > 0.0)
                 .then(|| Duration::try_from_secs_f64(milliseconds / 1e3).ok())
                 .flatten()
                 .and_then(|after| Instant::now().checked_add(after));
-            if let Some(place) = usize::try_from(which).ok().and_then(|which| timers.deadlines.get_mut(which)) {
-                *place = deadline;
-            }
-            if let Some(deadline) = deadline {
-                ALARM.set(deadline, &timers.signals);
+            if let Ok(which) = usize::try_from(which) {
+                caller.data_mut().timers.set(which, deadline);
             }
             0
         },
@@ -91,7 +116,8 @@ pub(super) fn run_due(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
 
 /// The thread that watches the clock for all guests.
 struct Alarm {
-    waiting: Mutex<BTreeMap<(Instant, usize), Weak<Signals>>>,
+    /// Whom to interrupt, by deadline, the address of the signals, and which of the guest's timers it is.
+    waiting: Mutex<BTreeMap<(Instant, usize, usize), Weak<Signals>>>,
     changed: Condvar,
 }
 
@@ -107,28 +133,63 @@ static ALARM: LazyLock<&'static Alarm> = LazyLock::new(|| {
 });
 
 impl Alarm {
-    /// Interrupts that backend at `deadline`. A deadline that was withdrawn meanwhile costs it one look at its timers.
-    fn set(&self, deadline: Instant, signals: &Arc<Signals>) {
+    /// Interrupts that backend at `deadline`.
+    fn set(&self, deadline: Instant, which: usize, signals: &Arc<Signals>) {
         let mut waiting = self.waiting.lock();
-        let is_next = waiting.first_key_value().is_none_or(|((next, _), _)| deadline < *next);
-        waiting.insert((deadline, Arc::as_ptr(signals).addr()), Arc::downgrade(signals));
+        let is_next = waiting.first_key_value().is_none_or(|((next, ..), _)| deadline < *next);
+        waiting.insert((deadline, Arc::as_ptr(signals).addr(), which), Arc::downgrade(signals));
         if is_next {
             self.changed.notify_one();
         }
     }
 
+    /// Forgets a deadline, if it has not passed: a timeout that is set for every statement must not stay until it would have been due.
+    fn withdraw(&self, deadline: Instant, which: usize, signals: &Arc<Signals>) {
+        self.waiting.lock().remove(&(deadline, Arc::as_ptr(signals).addr(), which));
+    }
+
     fn run(&self) {
         let mut waiting = self.waiting.lock();
         loop {
-            let Some(&(deadline, backend)) = waiting.keys().next() else {
+            let Some(&next) = waiting.keys().next() else {
                 self.changed.wait(&mut waiting);
                 continue;
             };
-            if self.changed.wait_until(&mut waiting, deadline).timed_out()
-                && let Some(signals) = waiting.remove(&(deadline, backend)).and_then(|signals| signals.upgrade())
+            if self.changed.wait_until(&mut waiting, next.0).timed_out()
+                && let Some(signals) = waiting.remove(&next).and_then(|signals| signals.upgrade())
             {
                 signals.interrupt();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_has_no_more_deadlines_than_timers_and_none_when_it_is_gone() {
+        let signals = Arc::<Signals>::default();
+        let number = || {
+            let waiting = ALARM.waiting.lock();
+            waiting.keys().filter(|(_, address, _)| *address == Arc::as_ptr(&signals).addr()).count()
+        };
+        let mut timers = Timers::new(signals.clone());
+        let hour = Instant::now() + Duration::from_hours(1);
+        for second in 0..100 {
+            timers.set(0, Some(hour + Duration::from_secs(second)));
+            timers.set(2, Some(hour));
+            timers.set(TIMERS, Some(hour));
+        }
+        assert_eq!((number(), timers.next()), (2, Some(hour)));
+        timers.set(2, None);
+        assert_eq!(number(), 1);
+        timers.set_signals(Arc::default());
+        assert_eq!(number(), 0);
+        timers.set_signals(signals.clone());
+        assert_eq!(number(), 1);
+        drop(timers);
+        assert_eq!(number(), 0);
     }
 }
