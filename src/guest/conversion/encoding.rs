@@ -65,7 +65,7 @@ impl Encoding {
         table_function::<u32, u32>(caller, function)?.call(caller.as_context_mut(), text)
     }
 
-    /// The length of the character at `text`, of which `available` bytes are there, if it is valid.
+    /// The length of the character at `text`, of which `available` bytes are there, if it is valid; never 0, so that whoever goes on by it arrives.
     pub(super) fn verify(
         &self,
         caller: &mut Caller<'_, Guest>,
@@ -75,6 +75,6 @@ impl Encoding {
         let function = memory::read_u32(memory::of(caller)?.0, self.functions.wrapping_add(functions::VERIFY))?;
         let length =
             table_function::<(u32, i32), i32>(caller, function)?.call(caller.as_context_mut(), (text, available))?;
-        Ok(u32::try_from(length).ok())
+        Ok(u32::try_from(length).ok().filter(|length| *length > 0))
     }
 }
