@@ -20,9 +20,6 @@ pub(crate) const CALLBACKS: [(&str, &[&str]); 4] = [
     ("pgl_set_rw_cbs", &["read", "write"]),
 ];
 
-/// How many slots they take.
-pub(super) const SLOTS: u32 = 5;
-
 /// The client of a backend, with the bytes that it sent before the backend was there.
 #[derive(Default)]
 pub(crate) struct ClientStream {

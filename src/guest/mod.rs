@@ -122,13 +122,14 @@ impl Guest {
         for (name, value) in &setup.environment {
             wasi.env(name, value);
         }
+        let callbacks: u64 = CALLBACKS.iter().map(|(_, names)| names.len() as u64).sum();
         let signals = setup.seat.as_ref().map_or_else(Arc::default, |seat| seat.signals().clone());
         Ok(Self {
             wasi: wasi.build_p1(),
             my_proc_pid: setup.facts.address("MyProcPid")?,
             files: setup.files,
             exports: None,
-            libraries: Libraries::new(u32::try_from(setup.facts.table_elements)? + callbacks::SLOTS),
+            libraries: Libraries::new(u32::try_from(setup.facts.table_elements.saturating_add(callbacks))?),
             library_store: setup.library_store,
             facts: setup.facts,
             client: ClientStream::default(),
