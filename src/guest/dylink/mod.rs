@@ -23,7 +23,7 @@ mod store;
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use wasmtime::{Caller, Instance, Linker, ThrownException, Trap};
+use wasmtime::{Caller, Instance, Linker};
 
 use super::{Guest, memory};
 use crate::instrument::SIDE_MODULE_START;
@@ -87,6 +87,12 @@ pub(crate) struct LibrariesImage {
     free_slot: u32,
 }
 
+/// What ended the guest's code while a library was loaded, be it a trap, an exit or an SQL error: not a failure to load the library, but for those to know
+/// who called the guest.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+struct Ended(wasmtime::Error);
+
 /// How many libraries may wait because each needs the next.
 const NEEDING_MAX: usize = 16;
 
@@ -105,13 +111,10 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         let name = memory::read_text(memory::of(&mut caller)?.0, handle.wrapping_add(dso::NAME))?;
         match open(&mut caller, &name, handle) {
             Ok(()) => Ok(1),
-            // A trap, an exit or an SQL error in the library's constructors is not a failure to load it.
-            Err(error)
-                if error.is::<Trap>() || error.is::<wasmtime_wasi::I32Exit>() || error.is::<ThrownException>() =>
-            {
-                Err(wasmtime::Error::from_anyhow(error))
-            }
-            Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
+            Err(error) => match error.downcast() {
+                Ok(Ended(error)) => Err(error),
+                Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
+            },
         }
     })?;
     linker.func_wrap(
@@ -207,7 +210,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     } else {
         let calloc = instance.get_typed_func::<(u32, u32), u32>(&mut *caller, "calloc")?;
         let size = layout.memory_size.checked_add(layout.memory_alignment).context("it wants too much memory")?;
-        let address = calloc.call(&mut *caller, (size, 1))?;
+        let address = calloc.call(&mut *caller, (size, 1)).map_err(Ended)?;
         ensure!(address != 0, "out of memory");
         address.checked_next_multiple_of(layout.memory_alignment).context("its memory is not aligned")?
     };
@@ -222,7 +225,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in its clones.
     for initializer in [SIDE_MODULE_START, "__wasm_apply_data_relocs", "__wasm_call_ctors"] {
         if let Some(function) = instance.get_func(&mut *caller, initializer) {
-            function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ())?;
+            function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ()).map_err(Ended)?;
         }
     }
     let mut globals = Vec::new();
