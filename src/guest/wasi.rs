@@ -16,7 +16,7 @@ const FDSTAT: u32 = 24;
 
 /// What a function answers.
 type Answer = Result<(), Errno>;
-/// [`read`] or [`write`].
+/// [`read()`] or [`write()`].
 type Transfer = fn(&mut [u8], &mut Files, i32, (u32, u32), Option<i64>, u32) -> Answer;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
