@@ -7,11 +7,11 @@ mod support;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, mpsc::channel},
 };
 
 use pglite_port::{
-    connection::Connections,
+    connection::{Connections, Request, Task},
     databases::{Settings, Start},
 };
 use proptest::{prelude::*, sample::select};
@@ -26,6 +26,18 @@ const FIRST_NORMAL_OBJECT: u32 = 16384;
 
 static CLONED: LazyLock<Arc<Connections>> = LazyLock::new(|| with(Start::Clone));
 static BOOTED: LazyLock<Arc<Connections>> = LazyLock::new(|| with(Start::Boot));
+
+/// A template whose clones have PL/pgSQL's library loaded, because it has a function in it.
+static WITH_PLPGSQL: LazyLock<&str> = LazyLock::new(|| {
+    const NAME: &str = "clone_same_result";
+    let mut local = Local::connect(&CLONED, Connect::default()).0;
+    local.values("CREATE FUNCTION one() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$");
+    let (sender, answer) = channel();
+    let freeze = Task::Freeze { name: NAME.to_owned(), key: None };
+    local.control.ask(Request::new(freeze, move |answer| sender.send(answer).expect("we wait")));
+    answer.recv().expect("an answer").expect("it is frozen");
+    NAME
+});
 
 fn with(start: Start) -> Arc<Connections> {
     cache::connections(Settings { start, ..Settings::default() })
@@ -190,8 +202,8 @@ impl Names {
     }
 }
 
-fn answers(connections: &Arc<Connections>, steps: &[Step]) -> Vec<Vec<Message>> {
-    let (mut local, startup) = Local::connect(connections, Connect::default());
+fn answers(connections: &Arc<Connections>, template: Option<&str>, steps: &[Step]) -> Vec<Vec<Message>> {
+    let (mut local, startup) = Local::connect(connections, Connect { template, ..Connect::default() });
     let mut answers = vec![startup];
     for Step(bytes) in steps {
         local.send(bytes);
@@ -212,9 +224,11 @@ proptest! {
 
     #[test]
     fn a_clone_answers_byte_for_byte_as_a_backend_that_was_just_booted(
-        steps in prop::collection::vec(prop_oneof![2 => definition(), 4 => rows(), 3 => control()], 1..60)
+        with_plpgsql: bool,
+        steps in prop::collection::vec(prop_oneof![2 => definition(), 4 => rows(), 3 => control()], 1..60),
     ) {
-        let (cloned, booted) = (answers(&CLONED, &steps), answers(&BOOTED, &steps));
+        let template = with_plpgsql.then(|| *WITH_PLPGSQL);
+        let (cloned, booted) = (answers(&CLONED, template, &steps), answers(&BOOTED, template, &steps));
         for (index, (cloned, booted)) in cloned.iter().zip(&booted).enumerate() {
             let step = index.checked_sub(1).map(|index| String::from_utf8_lossy(&steps[index].0).into_owned());
             prop_assert_eq!(cloned, booted, "{:?}", step);

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::{console::LineConsole, recipe::Recipe, snapshot::Snapshot};
 use crate::{
-    answer::SqlError,
+    answer::{SqlError, first_value},
     backend::{BOOTSTRAP_USER, Backend},
     fs::{Console, Files, FrozenTree, Tree},
     guest::Setup,
@@ -30,16 +30,21 @@ const SETTINGS: [&str; 4] = [
     "-cwal_recycle=off",
 ];
 
-/// Queries that load what almost every session uses, so that clones have it: PL/pgSQL, catalog caches, the plan of a first query.
+/// Queries that load what almost every session uses, so that clones have it: catalog caches, the plan of a first query.
 /// They leave nothing behind in the database, and no event trigger of its owner's sees them.
-const WARM_UP: [&str; 5] = [
+const WARM_UP: [&str; 4] = [
     "SET event_triggers = off",
-    "DO $$ DECLARE n int := 0; BEGIN FOR i IN 1..3 LOOP BEGIN n := n / (i - 2); EXCEPTION WHEN division_by_zero THEN n := i; END; END LOOP; END $$",
     "SELECT 1",
     "CREATE TEMPORARY TABLE pglite_port_warm_up (id serial PRIMARY KEY, t text); INSERT INTO pglite_port_warm_up (t) VALUES ('a'), ('b'); \
      UPDATE pglite_port_warm_up SET t = 'c' WHERE id = 1; SELECT t, count(*) FROM pglite_port_warm_up GROUP BY t ORDER BY t; DROP TABLE pglite_port_warm_up",
     "DISCARD ALL",
 ];
+
+/// Whether the database has functions of its own in PL/pgSQL. Its library makes a clone take a seventh longer, and is worth it where sessions will use it.
+const HAS_PLPGSQL: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang WHERE l.lanname = 'plpgsql')";
+
+/// Loads PL/pgSQL and what it uses.
+const WARM_UP_PLPGSQL: &str = "DO $$ DECLARE n int := 0; BEGIN FOR i IN 1..3 LOOP BEGIN n := n / (i - 2); EXCEPTION WHEN division_by_zero THEN n := i; END; END LOOP; END $$";
 
 /// Makes templates.
 pub(super) struct Builder<'a> {
@@ -77,7 +82,8 @@ impl Builder<'_> {
     pub(super) fn capture(&self, files: &Arc<FrozenTree>, database: &str, directory: &Path) -> anyhow::Result<()> {
         let tree = Arc::new(Mutex::new(Tree::from_frozen(files.clone())));
         let mut backend = self.boot(&tree, database)?;
-        for sql in WARM_UP {
+        let has_plpgsql = first_value(&backend.query(HAS_PLPGSQL).context("pg_proc cannot be read")?) == Some("t");
+        for sql in has_plpgsql.then_some(WARM_UP_PLPGSQL).into_iter().chain(WARM_UP) {
             match backend.execute(sql).map_err(anyhow::Error::downcast::<SqlError>) {
                 Ok(()) => {}
                 // Its owner may have dropped PL/pgSQL, say: clones will be less warm.

@@ -57,6 +57,8 @@ struct Place {
     table_base: u32,
     /// Its own mutable globals as its start function left them.
     globals: Vec<(String, i32)>,
+    /// What its global offset table holds, in the order of its imports; empty until it was linked for the first time.
+    offsets: Vec<u32>,
 }
 
 /// One of [`Libraries::claims`] in an image.
@@ -219,7 +221,14 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     for (offset, bytes) in &layout.data {
         memory::write_bytes(memory, memory_base.wrapping_add(*offset), bytes)?;
     }
-    let place = Place { path, hash: library.hash().to_owned(), memory_base, table_base, globals: Vec::new() };
+    let place = Place {
+        path,
+        hash: library.hash().to_owned(),
+        memory_base,
+        table_base,
+        globals: Vec::new(),
+        offsets: Vec::new(),
+    };
     let number = instantiate(caller, library.clone(), place)?;
     let instance = caller.data().libraries.loaded[number].instance;
     // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in its clones.
