@@ -99,7 +99,9 @@ impl Pool {
 
     /// Has as many clones of `template` made ready as are wanted.
     pub(crate) fn announce(&self, template: &Arc<Template>) {
-        self.send(Work::Refill(Arc::downgrade(template)));
+        if self.shared.wanted > 0 {
+            self.send(Work::Refill(Arc::downgrade(template)));
+        }
     }
 
     /// How many clones are ready.
