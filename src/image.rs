@@ -2,8 +2,7 @@
 //!
 //! Nothing is copied when an instance gets its contents, and the pages that it does not write are shared with every other instance of
 //! every process. What an image does not cover is zero. This is done over Wasmtime's own mapping rather than with data segments in a module
-//! (which Wasmtime maps in the same way), because nothing has to be compiled for it, and because putting a memory back
-//! to its image is then one call of `madvise`.
+//! (which Wasmtime maps in the same way), because nothing has to be compiled for it.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path};
 
@@ -178,7 +177,8 @@ impl TouchedPages {
     pub(crate) fn look_at_read(&self, store: &impl AsContext, memory: Memory) {
         let (base, size) = (memory.data_ptr(store), memory.data_size(store));
         for &offset in self.read.iter().filter(|offset| **offset < size) {
-            // SAFETY: the byte lies inside the memory, which nobody writes while its store is borrowed. The look itself is what is wanted.
+            // SAFETY: the byte lies inside the memory, which nobody writes: the guest does not run while its store is borrowed, and no other thread has the
+            // signals of a backend that has no client yet. The look itself is what is wanted.
             unsafe { base.add(offset).read_volatile() };
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
+use anyhow::bail;
 use parking_lot::Mutex;
 
 use crate::{
@@ -227,13 +228,21 @@ impl ClusterRequests<'_> {
     fn reset(&self, backend: &mut Backend, request: Request) -> anyhow::Result<()> {
         let pool = self.isolated.templates.pool();
         let reset = backend.restart_session(&self.session, |backend| pool.reset(&self.template, backend));
-        if let Err(error) = reset {
-            let message = format!("the cluster cannot be put back, its connection ends: {error:#}");
-            request.answer(Err(ErrorResponse::error(sqlstate::INTERNAL_ERROR, message)));
-            return Err(error);
-        }
+        let replaced = match reset {
+            Ok(replaced) => replaced,
+            Err(error) => {
+                tracing::error!("a cluster cannot be put back to its template: {error:?}");
+                let message = format!("the cluster cannot be put back to its template: {}", error.root_cause());
+                let report = ErrorResponse::error(sqlstate::INTERNAL_ERROR, message.clone());
+                request.answer(Err(report.with_hint("Its connection ends. Open another one.")));
+                // Not the error itself: if it was an exit, its client would be taken to have been told.
+                bail!(message);
+            }
+        };
         self.footprint.follow(backend)?;
         request.answer(Ok(Vec::new()));
+        // Its memory is given back while the client does something with the answer.
+        drop(replaced);
         Ok(())
     }
 

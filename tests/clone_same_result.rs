@@ -7,11 +7,11 @@ mod support;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, mpsc::channel},
+    sync::{Arc, LazyLock},
 };
 
 use pglite_port::{
-    connection::{Connections, Request, Task},
+    connection::Connections,
     databases::{Settings, Start},
 };
 use proptest::{prelude::*, sample::select};
@@ -32,10 +32,7 @@ static WITH_PLPGSQL: LazyLock<&str> = LazyLock::new(|| {
     const NAME: &str = "clone_same_result";
     let mut local = Local::connect(&CLONED, Connect::default()).0;
     local.values("CREATE FUNCTION one() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$");
-    let (sender, answer) = channel();
-    let freeze = Task::Freeze { name: NAME.to_owned(), key: None };
-    local.control.ask(Request::new(freeze, move |answer| sender.send(answer).expect("we wait")));
-    answer.recv().expect("an answer").expect("it is frozen");
+    local.freeze(NAME);
     NAME
 });
 

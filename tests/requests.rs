@@ -188,6 +188,30 @@ fn after_a_reset_the_session_is_as_after_its_startup_and_the_client_knows_what_c
 }
 
 #[test]
+fn cancel_requests_that_come_during_resets_do_nothing() {
+    let mut databases = Databases::open();
+    let startup = databases.connect(1, &[], POSTGRES);
+    let key = startup.iter().find(|message| message.kind == b'K').expect("a key").body.clone();
+    let (process, secret) = key.split_at(4);
+    let process = i32::from_be_bytes(process.try_into().expect("four bytes"));
+    for id in 2..50 {
+        databases.port.open(id);
+        databases.send_request("reset", &[("connection", "1")]);
+        databases.port.data(id, &wire::cancel_request(process, secret));
+        let (mut is_reset, mut is_sent) = (false, false);
+        while !is_reset || !is_sent {
+            let frame = databases.next();
+            match frame.kind {
+                Kind::Reply => is_reset = reply(&frame).is_ok(),
+                Kind::Close => is_sent = frame.id == id,
+                _ => {}
+            }
+        }
+        assert_eq!(databases.values(1, "SELECT 1"), ["1"]);
+    }
+}
+
+#[test]
 fn random_numbers_go_on_differently_after_every_reset() {
     let mut databases = Databases::open();
     databases.connect(1, &[], POSTGRES);

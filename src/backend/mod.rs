@@ -3,7 +3,7 @@
 //! * `mod`: making one, fresh or as the copy of another, and calling it
 //! * `boot`: starting `PostgreSQL` in it
 //! * `sql`: having it run SQL of the host's own
-//! * `copies`: going back, and making copies
+//! * `copies`: being replaced, and making copies
 //! * `session`: one client's session in a backend of its own
 //! * `fork`: further sessions of a running cluster
 //! * `identity`: what no two backends may share

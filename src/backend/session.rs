@@ -22,6 +22,12 @@ const EXIT_LONGJMP: i32 = 100;
 /// The type of the message that tells a run-time parameter's value.
 const PARAMETER_STATUS: u8 = b'S';
 
+/// `AuthenticationOk`.
+const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+
+/// Bytes of a `ReadyForQuery`.
+const READY_FOR_QUERY: usize = 6;
+
 /// The bootstrap superuser, as whom a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
 
@@ -111,6 +117,9 @@ impl Backend {
         if status != 0 {
             return Err(I32Exit(EXIT_ALIVE).into());
         }
+        // Notices may follow it, but only the negotiation of the protocol's version may come before.
+        self.call::<(), ()>("pgl_pq_flush", ())?;
+        self.guest().client.write_all(AUTHENTICATION_OK);
         self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(*cancel_key))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;
         // Without a handler an error is fatal, as it is to a session that is not there yet (`errstart` in `src/backend/utils/error/elog.c`).
@@ -120,7 +129,11 @@ impl Backend {
         let stack: u32 = self.call("emscripten_stack_get_current", ())?;
         self.call::<(), ()>("StartTransactionCommand", ())?;
         let user = self.push_string(&startup.user)?;
+        // Without a postmaster it would not look whether the role may log in.
+        let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
+        self.write(is_under_postmaster, &[1])?;
         self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
+        self.write(is_under_postmaster, &[0])?;
         let is_superuser: i32 = self.call("superuser", ())?;
         self.call::<(u32, i32), ()>("process_startup_options", (port, is_superuser))?;
         if *has_settings {
@@ -129,7 +142,14 @@ impl Backend {
         self.call::<(), ()>("CommitTransactionCommand", ())?;
         self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
         self.write_u32(handler, main_loop)?;
+        self.call::<(), ()>("pgl_pq_flush", ())?;
+        self.guest().client.withhold(AUTHENTICATION_OK.len());
         self.call::<(), ()>("pgl_sendConnData", ())?;
+        self.call::<(), ()>("pgl_pq_flush", ())?;
+        // The client has its ReadyForQuery; what belongs to it, such as idle_session_timeout, has not been done yet.
+        self.guest().client.withhold(READY_FOR_QUERY);
+        self.write(self.facts().send_ready_for_query, &[1])?;
+        self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
         self.call::<(), ()>("pgl_pq_flush", ())
     }
 
@@ -165,31 +185,48 @@ impl Backend {
         self.execute("SELECT 1")
     }
 
-    /// Begins the session of the client anew, after `rewind` has put the backend back to where no client was there.
+    /// Begins the session of the client anew, after `replace` has put the backend back to where no client was there; returns what that returned.
     ///
     /// To its client it is as after the startup: user, database and options are those of its startup packet, its cancel key stays valid. What was reported
     /// of run-time parameters and is no longer true is reported again (`ParameterStatus` may come at any time; "Asynchronous Operations" in
     /// `PostgreSQL`'s manual). That an open transaction is gone, the client finds out from the next `ReadyForQuery`.
     ///
     /// # Errors
-    /// Those of `rewind`, and when the guest traps.
-    pub(crate) fn restart_session(
+    /// Those of `replace`, and when the guest traps or exits.
+    pub(crate) fn restart_session<T>(
         &mut self,
         session: &Session<'_>,
-        rewind: impl FnOnce(&mut Self) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
+        replace: impl FnOnce(&mut Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let client = std::mem::take(&mut self.guest().client);
-        let ((), before) = self.record(&[], |backend| backend.call("pgl_sendConnData", ()))?;
-        rewind(self)?;
-        let ((), after) = self.record(session.packet, |backend| backend.start_session(session))?;
+        let restarted = self.restart_silently(session, replace);
         self.set_client(client);
+        let (replaced, [before, after]) = restarted?;
+        // Signals that have come meanwhile: a cancel had nothing to cancel.
+        self.handle_idle_interrupts()?;
         let reported: Vec<_> = messages(&before).filter(|(kind, _)| *kind == PARAMETER_STATUS).collect();
         for (kind, body) in messages(&after).filter(|message| message.0 == PARAMETER_STATUS) {
             if !reported.contains(&(kind, body)) {
                 self.guest().client.write_all(&message(kind, body)?);
             }
         }
-        Ok(())
+        Ok(replaced)
+    }
+
+    /// [`Self::restart_session`] without its client; returns what a client is told at the start of its session, before and after.
+    fn restart_silently<T>(
+        &mut self,
+        session: &Session<'_>,
+        replace: impl FnOnce(&mut Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(T, [Vec<u8>; 2])> {
+        let ((), before) = self.record(&[], |backend| backend.call("pgl_sendConnData", ()))?;
+        let replaced = replace(self)?;
+        // No signal interrupts what its sender cannot know of.
+        let holdoff = self.facts().address("InterruptHoldoffCount")?;
+        self.write_u32(holdoff, 1)?;
+        let ((), after) = self.record(session.packet, |backend| backend.start_session(session))?;
+        self.write_u32(holdoff, 0)?;
+        Ok((replaced, [before, after]))
     }
 
     fn run_session(&mut self, requests: &mut dyn Requests) -> anyhow::Result<Ended> {

@@ -40,6 +40,17 @@ impl Backend {
         Ok(self.call::<(), i32>("IsTransactionBlock", ())? != 0)
     }
 
+    /// Runs its timers as if they were due. `PostgreSQL` leaves one armed that nobody waits for any more, and does not arm another one before it.
+    ///
+    /// # Errors
+    /// When the guest traps.
+    pub(crate) fn run_timers(&mut self) -> anyhow::Result<()> {
+        let timers = &mut self.guest().timers;
+        let armed = timers.armed();
+        timers.make_due(&armed);
+        self.handle_idle_interrupts()
+    }
+
     /// Calls `run` with a client that has sent `input` and whose answers are returned; then there is no client.
     pub(super) fn record<T>(
         &mut self,

@@ -29,6 +29,8 @@ pub(crate) struct ClientStream {
     blocked_on: Option<Interest>,
     on_key: Option<OnKey>,
     sent: u64,
+    /// How many bytes that are written next the client does not get.
+    withheld: usize,
 }
 
 /// Is told the secret key of the session before the client is.
@@ -37,7 +39,7 @@ type OnKey = Box<dyn FnOnce(&[u8]) + Send>;
 impl ClientStream {
     /// A stream that gives `before` first.
     pub(crate) fn new(client: Box<dyn Client>, before: &[u8]) -> Self {
-        Self { client: Some(client), before: before.iter().copied().collect(), blocked_on: None, on_key: None, sent: 0 }
+        Self { client: Some(client), before: before.iter().copied().collect(), ..Self::default() }
     }
 
     /// `tell` is told the secret key that `PostgreSQL` has made for the session, before the client is.
@@ -77,7 +79,17 @@ impl ClientStream {
         }
     }
 
+    /// Keeps the next `count` bytes from the client, which has been told what they say.
+    pub(crate) fn withhold(&mut self, count: usize) {
+        self.withheld = count;
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.withheld > 0 {
+            let count = self.withheld.min(bytes.len());
+            self.withheld -= count;
+            return Ok(count);
+        }
         let written = match &mut self.client {
             Some(client) => client.write(bytes)?,
             None => bytes.len(),

@@ -64,6 +64,18 @@ impl Timers {
         self.deadlines.iter().flatten().min().copied()
     }
 
+    /// Which timers have a deadline.
+    pub(crate) fn armed(&self) -> Vec<usize> {
+        (0..TIMERS).filter(|&which| self.deadlines[which].is_some()).collect()
+    }
+
+    /// Has these timers run at the next opportunity.
+    pub(crate) fn make_due(&mut self, timers: &[usize]) {
+        for &which in timers {
+            self.set(which, Some(Instant::now()));
+        }
+    }
+
     /// Takes a timer that is due.
     fn take_due(&mut self) -> Option<usize> {
         if self.deadlines == [None; TIMERS] {

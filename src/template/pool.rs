@@ -17,15 +17,8 @@ use crate::{backend::Backend, engine::THREAD_STACK, fs::Console, program::Progra
 /// Clones of templates, ready to be taken.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    /// What its thread is to do, which lives as long as this end of the channel.
-    to_do: Sender<Work>,
-}
-
-enum Work {
-    /// A clone of this template was taken.
-    Refill(Weak<Template>),
-    /// Nobody needs this one any more.
-    Discard(Box<Backend>),
+    /// Tells its thread which template a clone was taken of; `None` when nothing is kept ready.
+    taken: Option<Sender<Weak<Template>>>,
 }
 
 /// How long to wait after a clone was taken while others are ready. Its client's session starts meanwhile, which would take longer, because only one
@@ -52,14 +45,17 @@ impl Pool {
     /// When the system has no thread for it.
     pub(super) fn new(program: Arc<Program>, wanted: usize) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared { program, wanted, ready: Mutex::default() });
-        let (to_do, work) = unbounded();
+        if wanted == 0 {
+            return Ok(Self { shared, taken: None });
+        }
+        let (taken, templates) = unbounded();
         let on_thread = shared.clone();
         thread::Builder::new()
             .name("warm-pool".to_owned())
             .stack_size(THREAD_STACK)
-            .spawn(move || on_thread.run(&work))
+            .spawn(move || on_thread.run(&templates))
             .context("no thread to keep clones ready")?;
-        Ok(Self { shared, to_do })
+        Ok(Self { shared, taken: Some(taken) })
     }
 
     /// A clone of `template`: one that is ready, or a new one. What makes a clone different from all others is made now.
@@ -73,17 +69,18 @@ impl Pool {
         Ok(clone)
     }
 
-    /// Puts `backend` back to where a clone of `template` begins, by putting another one in its place. Its client, its console and signals that have arrived stay.
+    /// Puts `backend` back to where a clone of `template` begins, by putting another one in its place. Its client, its console and signals that have arrived
+    /// stay. Returns the one that was replaced: both exist until that is dropped, which takes as long as all the rest.
     ///
     /// A new clone is made sooner than an old one can be put back: to drop the pages that it has changed takes as long as to copy those that it is about
-    /// to change again, and only the latter cannot be done later.
+    /// to change again, and only the latter has to be done before the session can go on.
     ///
     /// # Errors
     /// As [`Pool::take`].
-    pub(crate) fn reset(&self, template: &Arc<Template>, backend: &mut Backend) -> anyhow::Result<()> {
+    pub(crate) fn reset(&self, template: &Arc<Template>, backend: &mut Backend) -> anyhow::Result<Backend> {
         let replaced = backend.succeed_to(self.clone_of(template)?)?;
-        self.send(Work::Discard(Box::new(replaced)));
-        template.snapshot.make_distinct(backend)
+        template.snapshot.make_distinct(backend)?;
+        Ok(replaced)
     }
 
     /// One that is ready, or a new one.
@@ -93,14 +90,11 @@ impl Pool {
         ready.map_or_else(|| template.snapshot.make(&self.shared.program), Ok)
     }
 
-    fn send(&self, work: Work) {
-        let _ = self.to_do.send(work);
-    }
-
     /// Has as many clones of `template` made ready as are wanted.
     pub(crate) fn announce(&self, template: &Arc<Template>) {
-        if self.shared.wanted > 0 {
-            self.send(Work::Refill(Arc::downgrade(template)));
+        if let Some(taken) = &self.taken {
+            // The thread lives as long as this end of the channel.
+            let _ = taken.send(Arc::downgrade(template));
         }
     }
 
@@ -115,20 +109,17 @@ impl Shared {
         self.ready.lock().get_mut(&template.name).filter(|ready| ready.is_of(template))?.clones.pop()
     }
 
-    fn run(&self, to_do: &Receiver<Work>) {
-        for work in to_do {
-            match work {
-                Work::Refill(template) => {
-                    if let Some(template) = template.upgrade() {
-                        self.refill(&template);
-                    }
-                }
-                Work::Discard(backend) => drop(backend),
+    fn run(&self, templates: &Receiver<Weak<Template>>) {
+        for template in templates {
+            if let Some(template) = template.upgrade()
+                && self.lacks(&template)
+            {
+                self.refill(&template);
             }
         }
     }
 
-    /// Makes clones of `template`, and lets go of those of templates that are no longer in use.
+    /// Makes clones of `template` until there are as many as are wanted.
     fn refill(&self, template: &Arc<Template>) {
         if self.has_ready(template) {
             thread::sleep(PAUSE);
@@ -148,6 +139,7 @@ impl Shared {
         self.ready.lock().get(&template.name).is_some_and(|ready| ready.is_of(template) && !ready.clones.is_empty())
     }
 
+    /// Whether clones of `template` are missing; lets go of those of templates that are no longer in use.
     fn lacks(&self, template: &Arc<Template>) -> bool {
         let mut ready = self.ready.lock();
         let outdated: Vec<Ready> =

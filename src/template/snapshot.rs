@@ -8,7 +8,8 @@
 //! * the files, and what the process had of them: descriptors with their positions, working directory, file mode mask, mappings.
 //!
 //! Not captured, because it is the same in every guest: the environment, which `PostgreSQL` has read into its memory by then.
-//! Not captured, because it must not be: the client, signals and timers. A snapshot is only taken where no client is connected and no timer is of use.
+//! Not captured, because it must not be: the client, and signals. A snapshot is only taken where no client is connected. Of timers only which are armed is
+//! captured; in a clone they run at once, because the guest's memory says that they will.
 //!
 //! What clones must not share is made anew in each: see [`Snapshot::make_distinct`].
 
@@ -63,6 +64,8 @@ struct State {
     times: Vec<u32>,
     /// Whether `ALTER DATABASE` or `ALTER ROLE` have set anything.
     has_settings: bool,
+    /// The timers that were armed.
+    timers: Vec<usize>,
 }
 
 impl Snapshot {
@@ -74,10 +77,12 @@ impl Snapshot {
         let has_settings =
             first_value(&backend.query(HAS_SETTINGS).context("pg_db_role_setting cannot be read")?) == Some("t");
         let times = find_times(backend)?;
+        backend.run_timers()?;
+        let timers = backend.guest().timers.armed();
         let registers = backend.registers()?;
         let memory = Image::write(&directory.join(MEMORY), backend.memory()?)?;
         let guest = backend.guest();
-        let state = State { memory, registers, process: guest.files.state(), times, has_settings };
+        let state = State { memory, registers, process: guest.files.state(), times, has_settings, timers };
         let files = guest.files.tree().lock().freeze();
         files.write_to(&directory.join(FILES)).with_context(|| format!("{} cannot be written", directory.display()))?;
         record::write(&directory.join(STATE), &state)
@@ -150,7 +155,9 @@ impl Snapshot {
     pub(super) fn make(&self, program: &Program) -> anyhow::Result<Backend> {
         let files = Files::resume(tree(&self.files), &self.state.process, Box::new(Silent));
         let setup = Setup::backend(program, files);
-        let backend = Backend::resume(program, setup, &self.image, &self.state.registers, &self.libraries)?;
+        let mut backend = Backend::resume(program, setup, &self.image, &self.state.registers, &self.libraries)?;
+        // PostgreSQL then looks itself what is due, and arms them for what is not.
+        backend.guest().timers.make_due(&self.state.timers);
         backend.copy_written(&self.first_pages)?;
         Ok(backend)
     }
@@ -197,7 +204,7 @@ fn find_times(backend: &mut Backend) -> anyhow::Result<Vec<u32>> {
     let before = timestamp(jiff::Timestamp::now());
     backend.execute(WRITE_STATISTICS).context("statistics cannot be written")?;
     let last_statement = before..=timestamp(jiff::Timestamp::now());
-    // Variables lie below the stack's beginning, the heap above.
+    // Variables and the stack lie below the stack's beginning, the heap above.
     let variables = 0..backend.facts().stack_pointer;
     let is_wanted =
         |address, time| starts.contains(&time) || (variables.contains(&address) && last_statement.contains(&time));

@@ -31,9 +31,13 @@ use crate::{
 /// The template that is there without being prepared.
 pub(crate) const DEFAULT: &str = "postgres";
 
-/// How clusters are made, booted, warmed and captured; a template that was made in another way is built again.
+/// How clusters are made, booted, warmed and captured, and what is stored of them; a template that was made in another way is built again.
 const SOURCE: &str = concat!(
     include_str!("../artefact/extensions.rs"),
+    include_str!("../backend/registers.rs"),
+    include_str!("../fs/files/mod.rs"),
+    include_str!("../guest/dylink/mod.rs"),
+    include_str!("../image.rs"),
     include_str!("initdb.rs"),
     include_str!("build.rs"),
     include_str!("snapshot.rs")

@@ -9,7 +9,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, bounded};
 use pglite_port::{
-    connection::{Connections, Control, Mode, Opening},
+    connection::{Connections, Control, Mode, Opening, Request, Task},
     error_response::ErrorResponse,
     guest::client::{Client, Interest, Readiness, Waker},
     log::LogSink,
@@ -152,6 +152,21 @@ impl Local {
     /// The values that a simple query's rows consist of, as text; panics if it fails.
     pub fn values(&mut self, sql: &str) -> Vec<String> {
         wire::values(sql, &self.query(sql))
+    }
+
+    /// Has a template of that name made from its cluster.
+    pub fn freeze(&self, name: &str) {
+        let (sender, answer) = bounded(1);
+        let freeze = Task::Freeze { name: name.to_owned(), key: None };
+        self.control.ask(Request::new(freeze, move |answer| sender.send(answer).expect("we wait")));
+        answer.recv_timeout(PATIENCE).expect("an answer").expect("it is frozen");
+    }
+
+    /// Has its cluster put back to its template.
+    pub fn reset(&self) {
+        let (sender, answer) = bounded(1);
+        self.control.ask(Request::new(Task::Reset, move |answer| sender.send(answer).expect("we wait")));
+        answer.recv_timeout(PATIENCE).expect("an answer").expect("it is reset");
     }
 
     /// What has been sent by the backend and not been read yet.

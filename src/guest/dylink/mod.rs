@@ -234,7 +234,11 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in its clones.
     for initializer in [SIDE_MODULE_START, "__wasm_apply_data_relocs", "__wasm_call_ctors"] {
         if let Some(function) = instance.get_func(&mut *caller, initializer) {
-            function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ()).map_err(Ended)?;
+            let initialized = function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ());
+            if let Err(ended) = initialized {
+                caller.data_mut().libraries.forget(number);
+                return Err(Ended(ended).into());
+            }
         }
     }
     let mut globals = Vec::new();
@@ -271,6 +275,15 @@ impl Libraries {
     /// Those that are loaded, in the order of loading.
     pub(crate) fn loaded(&self) -> Vec<Arc<Library>> {
         self.loaded.iter().map(|loaded| loaded.library.clone()).collect()
+    }
+
+    /// Takes back the loading of a library that could not be initialized. Its table slots stay taken.
+    fn forget(&mut self, number: usize) {
+        // One that its constructors have loaded needs it to keep its number.
+        if number + 1 == self.loaded.len() {
+            self.loaded.truncate(number);
+            self.claims.retain(|(owner, _), _| *owner != Owner::Library(number));
+        }
     }
 
     fn set(&mut self, image: &LibrariesImage) {

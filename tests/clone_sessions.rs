@@ -1,0 +1,87 @@
+//! The start of a session in a clone, whose backend has been running for long: it is as that of a new backend.
+
+mod support;
+
+use std::sync::Arc;
+
+use pglite_port::{connection::Connections, databases::Settings};
+use support::{
+    cache,
+    local::{Connect, Local},
+    process,
+    server::Server,
+    session::errors,
+    wire::Message,
+};
+
+/// Runs `sql` in a clone of the default template, and makes a template of that.
+fn frozen(name: &str, sql: &str) -> Arc<Connections> {
+    let connections = cache::connections(Settings::default());
+    let mut clone = Local::connect(&connections, Connect::default()).0;
+    clone.values(sql);
+    clone.freeze(name);
+    connections
+}
+
+fn connect(connections: &Arc<Connections>, template: &str, user: &str) -> (Local, Vec<Message>) {
+    let parameters = &[("user", user)];
+    Local::connect(connections, Connect { template: Some(template), parameters, ..Connect::default() })
+}
+
+#[test]
+fn a_timeout_of_more_than_ten_seconds_ends_a_query_though_its_template_was_only_just_made() {
+    // PostgreSQL arms a timer of ten seconds for statistics, and none that is due later while that one is on its way.
+    let connections = frozen("just_made", "CREATE TABLE t (a int)");
+    let mut clone = connect(&connections, "just_made", "postgres").0;
+    let messages = clone.query("SET statement_timeout = '10500ms'; SELECT pg_sleep(3600)");
+    assert_eq!(errors(&messages), ["57014"]);
+}
+
+#[test]
+fn a_setting_that_has_become_wrong_is_warned_of_after_the_authentication() {
+    let connections = frozen(
+        "wrong_setting",
+        "CREATE ROLE alice LOGIN; CREATE TEXT SEARCH CONFIGURATION mine (COPY = simple); \
+         ALTER ROLE alice SET default_text_search_config = 'public.mine'; DROP TEXT SEARCH CONFIGURATION mine",
+    );
+    let (mut clone, startup) = connect(&connections, "wrong_setting", "alice");
+    let kinds: String = startup.iter().map(|message| char::from(message.kind)).collect();
+    assert!(kinds.starts_with("RN"), "{kinds}");
+    assert_eq!((kinds.matches('R').count(), kinds.matches('Z').count()), (1, 1), "{kinds}");
+    assert_eq!(clone.values("SELECT current_user"), ["alice"]);
+}
+
+#[test]
+fn a_role_that_may_not_log_in_is_refused() {
+    let connections = frozen("roles", "CREATE ROLE nobody NOLOGIN");
+    assert_eq!(errors(&connect(&connections, "roles", "nobody").1), ["28000"]);
+}
+
+#[test]
+fn a_client_that_never_asks_anything_is_sent_away_when_it_is_idle_for_too_long() {
+    let server = Server::start();
+    let mut session = server.session(&[("options", "-c idle_session_timeout=50ms")]);
+    assert_eq!(errors(&session.until_closed()), ["57P05"]);
+    // One that asks in time is not, while it waits for its answer.
+    let mut session = server.session(&[("options", "-c idle_session_timeout=1s")]);
+    assert_eq!(session.values("SELECT pg_sleep(1.5)"), [""]);
+}
+
+#[test]
+fn resets_one_after_the_other_leave_no_memory_behind() {
+    const RESETS: usize = 2000;
+    let connections = cache::connections(Settings { warm: 2, ..Settings::default() });
+    let mut clone = Local::connect(&connections, Connect::default()).0;
+    let usage = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("Linux");
+        (process::anonymous_memory(std::process::id()), maps.lines().count())
+    };
+    let before = usage();
+    for _ in 0..RESETS {
+        clone.reset();
+    }
+    assert_eq!(clone.values("SELECT 1"), ["1"]);
+    let after = usage();
+    // Each has about 0.5 MB for itself, and ten mappings; other tests have a few.
+    assert!(after.0 < before.0 + (64 << 20) && after.1 < before.1 + 500, "{before:?}, after {RESETS} resets {after:?}");
+}
