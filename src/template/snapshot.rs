@@ -105,8 +105,10 @@ impl Snapshot {
             libraries.push(library);
         }
         reader.close_all();
-        // Without them everything works, a little slower.
-        let first_pages = record::read(&directory.join(FIRST_PAGES)).unwrap_or_default();
+        let first_pages = record::read(&directory.join(FIRST_PAGES)).unwrap_or_else(|error| {
+            tracing::info!("clones will get their first pages one by one: {error:#}");
+            TouchedPages::default()
+        });
         Ok(Self { state, image, files, libraries, first_pages })
     }
 
