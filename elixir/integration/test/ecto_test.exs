@@ -66,6 +66,16 @@ defmodule Integration.EctoTest do
     assert {"has already been taken", _} = changeset.errors[:email]
   end
 
+  test "a citext column knows no upper and lower case" do
+    account = insert_account!("Jane@example.com")
+    assert Repo.get_by!(Account, email: "jane@EXAMPLE.com").id == account.id
+
+    assert {:error, changeset} =
+             Repo.insert(Account.changeset(%Account{}, %{email: "JANE@example.com"}))
+
+    assert {"has already been taken", _} = changeset.errors[:email]
+  end
+
   test "a foreign key becomes an error of the changeset" do
     changeset = Post.changeset(%Post{}, %{title: "orphan", account_id: 0})
 
