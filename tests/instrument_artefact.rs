@@ -133,6 +133,7 @@ fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
         "InitPostgres",
         "InitializeSessionUserId",
         "process_startup_options",
+        "ApplySetting",
         "proc_exit",
         "raise",
     ] {
