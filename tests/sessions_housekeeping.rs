@@ -9,9 +9,19 @@ fn looking_every_second(arguments: &[&str]) -> Server {
     Server::with(&[&["--mode", "shared", "--set", "autovacuum_naptime=1s"], arguments].concat())
 }
 
+/// Has a session say now what it has changed, which it otherwise does after up to ten seconds.
+const FLUSH: &str = "select pg_stat_force_next_flush()";
+
 /// SQL that makes a table which needs both VACUUM and ANALYZE.
 fn needy(table: &str) -> String {
-    format!("create table {table} as select n from generate_series(1, 10000) n; delete from {table} where n <= 9000")
+    format!("create table {table} (n int); {}", changes(table))
+}
+
+/// SQL that makes so many changes to a table that it needs both.
+fn changes(table: &str) -> String {
+    format!(
+        "insert into {table} select n from generate_series(1, 10000) n; delete from {table} where n <= 9000; {FLUSH}"
+    )
 }
 
 /// Of a table: whether it was looked after so many times.
@@ -72,8 +82,8 @@ fn a_table_with_many_changes_is_vacuumed_and_analyzed_without_being_asked() {
 fn a_table_for_which_it_is_switched_off_is_left_alone() {
     let server = looking_every_second(&[]);
     let peer = Peer::connect(&server);
-    peer.run(&needy("quiet"));
-    peer.run("alter table quiet set (autovacuum_enabled = false)");
+    peer.run("create table quiet (n int) with (autovacuum_enabled = false)");
+    peer.run(&changes("quiet"));
     peer.until(&is_needed("quiet"));
     for times in 1..=2 {
         // It would come after the other one: tables are looked after in the order in which they were made.
@@ -106,8 +116,9 @@ fn nothing_is_vacuumed_or_analyzed_where_autovacuum_is_off() {
 fn a_table_that_somebody_has_locked_is_left_for_another_time_and_others_are_not() {
     let server = looking_every_second(&[]);
     let (peer, holder) = (Peer::connect(&server), Peer::connect(&server));
-    peer.run(&needy("locked"));
+    peer.run("create table locked (n int)");
     holder.run("begin; lock table locked in share update exclusive mode");
+    peer.run(&changes("locked"));
     peer.until(&is_needed("locked"));
     for times in 1..=2 {
         peer.run(&format!("drop table if exists later; {}", needy("later")));
@@ -136,6 +147,7 @@ fn whoever_wants_a_lock_on_a_table_that_is_being_vacuumed_gets_it_at_once() {
     peer.run(
         "insert into t select n, repeat('x', 1000) from generate_series(1, 20000) n; delete from t where n <= 19000",
     );
+    peer.run(FLUSH);
     watcher.until("select count(*) = 1 from pg_stat_progress_vacuum where relid = 't'::regclass");
     let worker = watcher.value("select backend_type from pg_stat_activity join pg_stat_progress_vacuum using (pid)");
     assert_eq!(worker, "autovacuum worker");

@@ -37,7 +37,8 @@ fn shared_buffers_and_further_settings_are_what_the_options_say() {
 
 #[test]
 fn a_setting_that_postgresql_does_not_know_keeps_the_server_from_starting() {
-    let mut program = support::program::Program::spawn(&["serve", "--listen", "127.0.0.1:0", "--set", "no_such_setting=1"]);
+    let mut program =
+        support::program::Program::spawn(&["serve", "--listen", "127.0.0.1:0", "--set", "no_such_setting=1"]);
     let (status, stdout, stderr) = program.output();
     assert_eq!((status, stdout.as_str()), (Some(1), ""), "{stderr}");
     assert!(stderr.contains("no_such_setting"), "{stderr}");
