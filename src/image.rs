@@ -236,3 +236,83 @@ fn write_extents(file: &File, bytes: &[u8], shape: &Shape) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::{Engine, MemoryType, Store};
+
+    use super::*;
+
+    fn touched(pages: &[(usize, bool)]) -> TouchedPages {
+        let mut touched = TouchedPages::default();
+        pages.iter().for_each(|&(page, is_written)| touched.add(page * page_size(), is_written));
+        touched
+    }
+
+    /// The memory's pages that are there (`/proc/self/pagemap`), by their numbers.
+    fn present(store: &Store<()>, memory: Memory) -> Vec<usize> {
+        let pages = File::open("/proc/self/pagemap").unwrap();
+        let first = memory.data_ptr(store).addr() / page_size();
+        let is_present = |page: &usize| {
+            let mut word = [0; 8];
+            pages.read_exact_at(&mut word, (first + page) as u64 * 8).unwrap();
+            u64::from_le_bytes(word) >> 63 == 1
+        };
+        (0..memory.data_size(store) / page_size()).filter(is_present).collect()
+    }
+
+    fn new_memory() -> (Store<()>, Memory) {
+        let mut store = Store::new(&Engine::default(), ());
+        let memory = Memory::new(&mut store, MemoryType::new(4, None)).unwrap();
+        assert_eq!(present(&store, memory), [0; 0]);
+        (store, memory)
+    }
+
+    #[test]
+    fn written_pages_beside_each_other_are_joined_and_others_are_not() {
+        let touched = touched(&[(0, true), (1, true), (3, true), (4, true), (6, true)]);
+        let page = page_size();
+        assert_eq!(touched.written, [0..2 * page, 3 * page..5 * page, 6 * page..7 * page]);
+        assert_eq!(touched.read, [0; 0]);
+    }
+
+    #[test]
+    fn of_pages_that_were_looked_at_the_first_of_each_neighbourhood_is_kept() {
+        let neighbours = NEIGHBOURHOOD / page_size();
+        let (first, second) = (neighbours, 3 * neighbours);
+        let pages = [1, first - 1, first, first + 1, second - 1, second + 2, second + neighbours];
+        let touched = touched(&pages.map(|page| (page, false)));
+        let kept = [1, first, second - 1, second + 2, second + neighbours];
+        assert_eq!(touched.read, kept.map(|page| page * page_size()));
+        assert_eq!(touched.written, [0..0; 0]);
+    }
+
+    #[test]
+    fn written_pages_and_those_that_were_looked_at_are_kept_apart() {
+        let touched = touched(&[(0, false), (1, true), (2, false), (3, true), (4, true)]);
+        let page = page_size();
+        assert_eq!(touched.written, [page..2 * page, 3 * page..5 * page]);
+        assert_eq!(touched.read, [0], "the page between them is in the same neighbourhood");
+    }
+
+    #[test]
+    fn what_lies_beyond_the_memory_is_not_copied_and_does_not_keep_the_rest_from_it() {
+        let (store, memory) = new_memory();
+        let (page, size) = (page_size(), memory.data_size(&store));
+        let backwards = Range { start: 4 * page, end: 3 * page };
+        let beyond = [size..size + page, size - page..size + page, 1 << 50..(1 << 50) + page, backwards];
+        let inside = [page..3 * page, 5 * page..6 * page];
+        let written = inside[..1].iter().chain(&beyond).chain(&inside[1..]).cloned().collect();
+        TouchedPages { written, read: Vec::new() }.copy_written(&store, memory);
+        assert_eq!(present(&store, memory), [1, 2, 5]);
+    }
+
+    #[test]
+    fn what_lies_beyond_the_memory_is_not_looked_at_and_does_not_keep_the_rest_from_it() {
+        let (store, memory) = new_memory();
+        let (page, size) = (page_size(), memory.data_size(&store));
+        let read = vec![page, size, size + page, 1 << 50, usize::MAX, 5 * page, size - page];
+        TouchedPages { written: Vec::new(), read }.look_at_read(&store, memory);
+        assert_eq!(present(&store, memory), [1, 5, size / page - 1]);
+    }
+}
