@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{collections::HashSet, sync::Arc, thread};
+use std::{collections::HashSet, sync::Arc, thread, time::Instant};
 
 use pglite_port::{
     connection::{Connections, Sessions},
@@ -58,10 +58,10 @@ fn a_clone_from_the_pool_has_started_when_it_was_taken_and_not_when_it_was_made(
 }
 
 fn wait_until_warm(databases: &Databases, clones: usize) {
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     let wanted = ("warm", clones.to_string());
     while !databases.stats().contains(&wanted) {
-        assert!(std::time::Instant::now() < deadline, "{:?}", databases.stats());
+        assert!(Instant::now() < deadline, "{:?}", databases.stats());
         thread::yield_now();
     }
 }
@@ -100,21 +100,72 @@ fn fifty_clones_that_write_over_the_same_pages_never_see_each_other() {
 }
 
 #[test]
+fn unlogged_and_temporary_tables_of_one_clone_no_other_clone_sees() {
+    let connections = cache::connections(Settings::default());
+    let mut clones = [connect(&connections, 1), connect(&connections, 2), connect(&connections, 3)];
+    let [one, two, bystander] = &mut clones;
+    for (clone, rows) in [(&mut *one, "1, 300000"), (&mut *two, "300001, 550000")] {
+        clone.values(&format!("CREATE UNLOGGED TABLE u AS SELECT n FROM generate_series({rows}) n"));
+        // More than temp_buffers.
+        clone.values(&format!("CREATE TEMPORARY TABLE t AS SELECT n FROM generate_series({rows}) n"));
+        clone.values("CREATE EXTENSION pg_buffercache");
+        clone.values("CHECKPOINT");
+    }
+    let files = "SELECT pg_relation_filepath('u'), pg_relation_filepath('t')";
+    assert_eq!(one.values(files), two.values(files), "they could be taken for each other");
+    for clone in [&mut *one, &mut *two] {
+        clone.values("SELECT pg_buffercache_evict_all()");
+    }
+    let look = "SELECT count(*), min(n), max(n) FROM u UNION ALL SELECT count(*), min(n), max(n) FROM t";
+    assert_eq!(one.values(look), ["300000", "1", "300000", "300000", "1", "300000"]);
+    assert_eq!(two.values(look), ["250000", "300001", "550000", "250000", "300001", "550000"]);
+    assert_eq!(bystander.values("SELECT to_regclass('u') IS NULL, to_regclass('t') IS NULL"), ["t", "t"]);
+}
+
+#[test]
+fn temporary_files_of_one_clone_are_no_other_clones() {
+    let connections = cache::connections(Settings::default());
+    let [mut one, mut two] = [connect(&connections, 1), connect(&connections, 2)];
+    let listed = "SELECT name FROM pg_ls_tmpdir()";
+    let sort = |clone: &mut Local, rows: &str| {
+        clone.values("SET work_mem = '64kB'; BEGIN");
+        clone.values(&format!("DECLARE c CURSOR FOR SELECT n FROM generate_series({rows}) n ORDER BY md5(n::text)"));
+        clone.values("FETCH c");
+    };
+    sort(&mut one, "1, 50000");
+    let files = one.values(listed);
+    assert!(!files.is_empty(), "what does not fit is written to a file");
+    assert_eq!(two.values(listed), [""; 0]);
+    sort(&mut two, "50001, 100000");
+    assert_eq!(two.values(listed), files, "they could be taken for each other");
+    for (clone, smallest, largest) in [(&mut one, 1, 50_000), (&mut two, 50_001, 100_000)] {
+        let rows = clone.values("MOVE BACKWARD ALL FROM c; FETCH ALL FROM c");
+        let rows: HashSet<u32> = rows.iter().map(|row| row.parse().expect("a number")).collect();
+        assert_eq!((rows.len(), rows.iter().min(), rows.iter().max()), (50_000, Some(&smallest), Some(&largest)));
+    }
+    one.values("COMMIT");
+    assert_eq!((one.values(listed), two.values(listed)), (vec![], files), "only its own are gone");
+}
+
+/// What a connection has for itself in memory, in files and in all, in bytes.
+fn private_memory(connections: &Connections, id: u32) -> [u64; 3] {
+    let (figures, id) = (connections.sessions().memory().expect("figures"), id.to_string());
+    let at = figures.iter().position(|(key, value)| *key == "connection" && *value == id).expect("it is listed");
+    ["memory", "files", "sum"].map(|key| {
+        let (_, value) = figures[at..].iter().find(|figure| figure.0 == key).expect("a figure");
+        value.parse().expect("a number")
+    })
+}
+
+#[test]
 fn private_memory_is_told_by_connection_and_grows_with_what_it_writes_and_no_other() {
     let connections = cache::connections(Settings::default());
     let (mut writer, _idle) = (connect(&connections, 7), connect(&connections, 8));
-    let told = |id: &str| -> [u64; 3] {
-        let figures = connections.sessions().memory().expect("figures");
-        let at = figures.iter().position(|(key, value)| *key == "connection" && value == id).expect("it is listed");
-        ["memory", "files", "sum"].map(|key| {
-            let (_, value) = figures[at..].iter().find(|figure| figure.0 == key).expect("a figure");
-            value.parse().expect("a number")
-        })
-    };
-    let (before, idle_before) = (told("7"), told("8"));
+    let told = |id: u32| private_memory(&connections, id);
+    let (before, idle_before) = (told(7), told(8));
     assert!(before[0] > 0);
     writer.values("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 2000)");
-    let (after, idle_after) = (told("7"), told("8"));
+    let (after, idle_after) = (told(7), told(8));
     assert!(after[0] > before[0] + (1 << 20), "{before:?} {after:?}");
     assert!(after[1] > before[1] + (2 << 20), "the table has 2 MB: {before:?} {after:?}");
     assert_eq!(after[2], after[0] + after[1]);
@@ -122,6 +173,28 @@ fn private_memory_is_told_by_connection_and_grows_with_what_it_writes_and_no_oth
     drop(writer);
     let figures = connections.sessions().memory().expect("figures");
     assert!(!figures.contains(&("connection", "7".to_owned())), "a closed connection is not listed: {figures:?}");
+}
+
+#[test]
+fn a_clone_takes_no_more_memory_for_its_first_query_when_its_template_is_older() {
+    let cache = cache::own();
+    let databases = cache::open_at(cache.path(), Settings::default());
+    let connections = Arc::new(Connections::new(Arc::new(databases)));
+    let after_a_query = |id: u32| {
+        let mut clone = connect(&connections, id);
+        clone.values("SELECT 1");
+        let [memory, ..] = private_memory(&connections, id);
+        (clone, memory)
+    };
+    let (mut first, early) = after_a_query(1);
+    // Statistics, for one, are told once a second, and a clone has its template's memory of when that was.
+    let deadline = Instant::now() + PATIENCE;
+    while first.values("SELECT now() - pg_postmaster_start_time() > interval '1.5 seconds'") != ["t"] {
+        assert!(Instant::now() < deadline, "its clock stands still");
+        thread::yield_now();
+    }
+    let (_second, late) = after_a_query(2);
+    assert!(late < early + 100_000, "{early} bytes, and later {late}");
 }
 
 #[test]
