@@ -5,21 +5,21 @@ mod support;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc::channel},
     thread,
 };
 
 use pglite_port::{
-    connection::Connections,
-    databases::Settings,
+    connection::{Connections, Request, Task},
+    databases::{Settings, Start},
     template::{Recipe, Script, Shelf},
 };
 use support::{
-    cache,
+    PATIENCE, cache,
     local::{Connect, Local},
     program::Program,
     session::errors,
-    wire,
+    texts, wire,
 };
 use tempfile::TempDir;
 
@@ -146,6 +146,59 @@ fn what_a_database_and_a_role_were_given_as_settings_their_sessions_have() {
     let source =
         "SELECT source FROM pg_settings WHERE name IN ('search_path', 'statement_timeout', 'DateStyle') ORDER BY name";
     assert_eq!(clone.values(source), ["database user", "database", "global"]);
+}
+
+/// Has a connection carry out a task.
+fn carry_out(local: &Local, task: Task) {
+    let (sender, answer) = channel();
+    local.control.ask(Request::new(task, move |answer| sender.send(answer).expect("we wait")));
+    answer.recv_timeout(PATIENCE).expect("an answer").expect("it is done");
+}
+
+#[test]
+fn settings_of_a_database_and_a_role_hold_after_a_reset_and_in_what_was_frozen_however_a_cluster_starts() {
+    const SHOWN: &str =
+        "SELECT current_setting('work_mem'), current_setting('search_path'), current_setting('DateStyle')";
+    let cache = cache::own();
+    for start in [Start::Clone, Start::Boot] {
+        let databases = cache::open_at(cache.path(), Settings { start, ..Settings::default() });
+        let sql = "CREATE ROLE alice LOGIN; ALTER ROLE alice SET work_mem TO '8MB'; ALTER DATABASE app SET search_path TO tenant; \
+            ALTER DATABASE app SET work_mem TO '7MB'";
+        let script = Script { name: "a.sql".into(), sql: sql.into() };
+        let recipe = Recipe { scripts: vec![script], ..Recipe::empty("app") };
+        databases.templates().prepare("app", &recipe).expect("it is prepared");
+        let connections = Arc::new(Connections::new(Arc::new(databases)));
+        let connect = |template: Option<&str>, user: &str, database: &str| {
+            let parameters = &[("user", user), ("database", database)];
+            Local::connect(&connections, Connect { template, parameters, ..Connect::default() }).0
+        };
+
+        let mut alice = connect(None, "alice", "app");
+        let expected = texts(["8MB", "tenant", "ISO, MDY"]);
+        assert_eq!(alice.values(SHOWN), expected, "{start:?}");
+        for _ in 0..2 {
+            alice.values(
+                "SET work_mem TO '1MB'; SET search_path TO elsewhere; ALTER ROLE alice SET DateStyle TO 'German'",
+            );
+            carry_out(&alice, Task::Reset);
+            assert_eq!(alice.values(SHOWN), expected, "{start:?}");
+            assert_eq!(alice.values(&format!("SET work_mem TO '1MB'; RESET ALL; {SHOWN}")), expected, "{start:?}");
+        }
+
+        // What is frozen has had settings before, or none.
+        for (template, database) in [("of app", "app"), ("of postgres", "postgres")] {
+            let mut owner = connect(None, "postgres", database);
+            owner.values("CREATE ROLE bob LOGIN");
+            owner.values("ALTER ROLE bob SET DateStyle TO 'German'; ALTER ROLE bob SET work_mem TO '6MB'");
+            owner.values(&format!("ALTER DATABASE {database} SET search_path TO frozen"));
+            carry_out(&owner, Task::Freeze { name: template.to_owned(), key: None });
+            let mut bob = connect(Some(template), "bob", database);
+            let expected = texts(["6MB", "frozen", "German, DMY"]);
+            assert_eq!(bob.values(SHOWN), expected, "{template} {start:?}");
+            carry_out(&bob, Task::Reset);
+            assert_eq!(bob.values(SHOWN), expected, "{template} after a reset {start:?}");
+        }
+    }
 }
 
 #[test]
