@@ -194,7 +194,8 @@ fn a_clone_takes_no_more_memory_for_its_first_query_when_its_template_is_older()
         thread::yield_now();
     }
     let (_second, late) = after_a_query(2);
-    assert!(late < early + 100_000, "{early} bytes, and later {late}");
+    // To write statistics takes some seven pages.
+    assert!(late < early + (16 << 10), "{early} bytes, and later {late}");
 }
 
 #[test]
