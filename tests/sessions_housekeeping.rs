@@ -19,9 +19,7 @@ fn needy(table: &str) -> String {
 
 /// SQL that makes so many changes to a table that it needs both.
 fn changes(table: &str) -> String {
-    format!(
-        "insert into {table} select n from generate_series(1, 10000) n; delete from {table} where n <= 9000; {FLUSH}"
-    )
+    format!("insert into {table} select n from generate_series(1, 1000) n; delete from {table} where n <= 900; {FLUSH}")
 }
 
 /// Of a table: whether it was looked after so many times.
@@ -33,9 +31,7 @@ fn is_done(table: &str, times: u32) -> String {
 
 /// Of a table: whether it is known to need something.
 fn is_needed(table: &str) -> String {
-    format!(
-        "select n_dead_tup = 9000 and n_mod_since_analyze = 19000 from pg_stat_user_tables where relname = '{table}'"
-    )
+    format!("select n_dead_tup = 900 and n_mod_since_analyze = 1900 from pg_stat_user_tables where relname = '{table}'")
 }
 
 fn counts(peer: &Peer, table: &str) -> String {
@@ -71,10 +67,10 @@ fn a_table_with_many_changes_is_vacuumed_and_analyzed_without_being_asked() {
     let statistics = "select n_dead_tup, last_autovacuum is not null, last_autoanalyze is not null, vacuum_count, analyze_count \
         from pg_stat_user_tables where relname = 't'";
     assert_eq!(peer.value(statistics), "0|t|t|0|0");
-    assert_eq!(peer.value("select reltuples from pg_class where relname = 't'"), "1000");
+    assert_eq!(peer.value("select reltuples from pg_class where relname = 't'"), "100");
     assert_eq!(peer.value("select count(*) from pg_stats where tablename = 't'"), "1");
     let size = peer.value("select pg_relation_size('t')");
-    peer.run("insert into t select n from generate_series(1, 8000) n");
+    peer.run("insert into t select n from generate_series(1, 800) n");
     assert_eq!(peer.value("select pg_relation_size('t')"), size, "new rows take the room of dead ones");
 }
 
@@ -124,8 +120,8 @@ fn a_table_that_somebody_has_locked_is_left_for_another_time_and_others_are_not(
         peer.run(&format!("drop table if exists later; {}", needy("later")));
         peer.until(&is_done("later", 1));
         assert_eq!(counts(&peer, "locked"), "0|0", "after {times}");
-        assert_eq!(holder.value("delete from locked where n = 9999; select count(*) from locked"), "999");
-        holder.run("insert into locked values (9999)");
+        assert_eq!(holder.value("delete from locked where n = 999; select count(*) from locked"), "99");
+        holder.run("insert into locked values (999)");
     }
     holder.run("commit");
     peer.until(&is_done("locked", 1));
