@@ -52,6 +52,14 @@ fn a_setting_that_has_become_wrong_is_warned_of_after_the_authentication() {
 }
 
 #[test]
+fn what_can_only_be_set_before_the_first_temporary_table_can_be_set() {
+    let connections = cache::connections(Settings::default());
+    let mut clone = Local::connect(&connections, Connect::default()).0;
+    clone.values("SET temp_buffers = '800kB'; CREATE TEMPORARY TABLE t (a int)");
+    assert_eq!(clone.values("SHOW temp_buffers"), ["800kB"]);
+}
+
+#[test]
 fn a_role_that_may_not_log_in_is_refused() {
     let connections = frozen("roles", "CREATE ROLE nobody NOLOGIN");
     assert_eq!(errors(&connect(&connections, "roles", "nobody").1), ["28000"]);

@@ -189,6 +189,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["init_process"], "InitProcess"),
         (vec!["kill"], "kill"),
         (vec!["pg_usleep"], "pg_usleep"),
+        (vec!["postmaster_is_alive"], "PostmasterIsAliveInternal"),
         (vec!["process_interrupts"], "ProcessInterrupts"),
         (vec!["request_checkpoint"], "CreateCheckPoint"),
         (vec!["stack_depth"], "check_stack_depth"),

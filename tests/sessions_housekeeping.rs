@@ -126,3 +126,54 @@ fn a_table_that_somebody_has_locked_is_left_for_another_time_and_others_are_not(
     holder.run("commit");
     peer.until(&is_done("locked", 1));
 }
+
+#[test]
+fn whoever_wants_a_lock_on_a_table_that_is_being_vacuumed_gets_it_at_once() {
+    // Each page takes longer than the test is patient for.
+    let server = looking_every_second(&[
+        "--set",
+        "autovacuum_vacuum_cost_delay=100ms",
+        "--set",
+        "vacuum_cost_limit=1",
+        "--set",
+        "deadlock_timeout=10ms",
+    ]);
+    let (peer, watcher) = (Peer::connect(&server), Peer::connect(&server));
+    peer.run("create table t (n int, filler text)");
+    peer.run(
+        "insert into t select n, repeat('x', 1000) from generate_series(1, 20000) n; delete from t where n <= 19000",
+    );
+    peer.run(FLUSH);
+    watcher.until("select count(*) = 1 from pg_stat_progress_vacuum where relid = 't'::regclass");
+    let worker = watcher.value("select backend_type from pg_stat_activity join pg_stat_progress_vacuum using (pid)");
+    assert_eq!(worker, "autovacuum worker");
+    peer.run("begin; lock table t");
+    assert_eq!(counts(&watcher, "t").split('|').next(), Some("0"), "the lock was waited for until VACUUM had ended");
+    watcher.until("select count(*) = 0 from pg_stat_progress_vacuum where relid = 't'::regclass");
+    assert_eq!(peer.value("select count(*) from t"), "1000");
+}
+
+#[test]
+fn a_table_of_many_pages_is_vacuumed_too() {
+    let server = looking_every_second(&[]);
+    let peer = Peer::connect(&server);
+    peer.run("create table t (n int, filler text)");
+    peer.run(
+        "insert into t select n, repeat('x', 1000) from generate_series(1, 20000) n; delete from t where n <= 19000",
+    );
+    peer.run(FLUSH);
+    peer.until(&is_done("t", 1));
+    // As a client's VACUUM with a delay is.
+    assert_eq!(peer.run("set vacuum_cost_delay = '1ms'"), [""; 0]);
+    peer.run("update t set n = n");
+    peer.run("vacuum t");
+}
+
+#[test]
+fn autovacuum_has_the_costs_of_any_vacuum_where_it_is_told_so() {
+    let server = looking_every_second(&["--set", "autovacuum_vacuum_cost_delay=-1"]);
+    let peer = Peer::connect(&server);
+    peer.run("create table t (n int); insert into t select n from generate_series(1, 1000) n; delete from t");
+    peer.run(FLUSH);
+    peer.until(&is_done("t", 1));
+}

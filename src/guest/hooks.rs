@@ -60,6 +60,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             None => Ok::<_, wasmtime::Error>(()),
         }
     })?;
+    // A session of a cluster that is gone ends at its next turn.
+    linker.func_wrap(HOOK_MODULE, Hook::PostmasterIsAlive.name(), || 1)?;
     Ok(())
 }
 

@@ -35,11 +35,13 @@ pub enum Hook {
     /// `semaphore_wait(semaphore)`: another session has to do something first, such as release a lightweight lock. The host
     /// returns when one may have done it; otherwise it is called again.
     SemaphoreWait,
+    /// `postmaster_is_alive() -> bool`: whether there is still somebody whom the session works for.
+    PostmasterIsAlive,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -48,6 +50,7 @@ impl Hook {
         Self::RequestCheckpoint,
         Self::StackDepth,
         Self::SemaphoreWait,
+        Self::PostmasterIsAlive,
     ];
 
     /// The name under which it is imported.
@@ -62,13 +65,14 @@ impl Hook {
             Self::RequestCheckpoint => "request_checkpoint",
             Self::StackDepth => "stack_depth",
             Self::SemaphoreWait => "semaphore_wait",
+            Self::PostmasterIsAlive => "postmaster_is_alive",
         }
     }
 
     /// Its parameters.
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
-            Self::InitProcess | Self::ProcessInterrupts => &[],
+            Self::InitProcess | Self::ProcessInterrupts | Self::PostmasterIsAlive => &[],
             Self::PgUsleep | Self::RequestCheckpoint | Self::StackDepth | Self::SemaphoreWait => &[ValType::I32],
             Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
         }
@@ -77,7 +81,7 @@ impl Hook {
     /// Its results.
     pub(super) fn results(self) -> &'static [ValType] {
         match self {
-            Self::Kill | Self::StackDepth => &[ValType::I32],
+            Self::Kill | Self::StackDepth | Self::PostmasterIsAlive => &[ValType::I32],
             _ => &[],
         }
     }

@@ -188,6 +188,13 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
+    // It reads from a pipe that only a postmaster's children have. VACUUM asks whenever it has slept.
+    Target {
+        name: "PostmasterIsAliveInternal",
+        shape: shape(0, 1),
+        evidence: Evidence::Mentions(&["PostmasterIsAliveInternal", "pmsignal.c"]),
+        changes: &[Change::Replace(Hook::PostmasterIsAlive)],
+    },
     // One backend of a cluster makes the checkpoints, because it knows which files are to be synced and removed then.
     Target {
         name: "CreateCheckPoint",

@@ -22,13 +22,12 @@ const FIRST_NAP: Duration = Duration::from_secs(1);
 /// The databases that can be connected to.
 const DATABASES: &str = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate";
 
-/// The session as a worker's: table statistics that are up to date, and costs that are an autovacuum's.
+/// The session as a worker's.
 const PREPARE: &str = "SELECT pg_catalog.set_config(name, value, false) FROM (VALUES \
     ('statement_timeout', '0'), ('lock_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout', '0'), \
-    ('search_path', ''), ('default_transaction_isolation', 'read committed'), ('synchronous_commit', 'local'), \
-    ('vacuum_cost_delay', pg_catalog.current_setting('autovacuum_vacuum_cost_delay'))) AS settings (name, value)";
+    ('search_path', ''), ('default_transaction_isolation', 'read committed'), ('synchronous_commit', 'local')) AS settings (name, value)";
 
-/// Every table that needs it, with the statement. Storage parameters of a table come before the settings.
+/// Every table that needs it, with the statement, and the one that sets what it may cost before (-1 is for what any VACUUM may). Storage parameters of a table come before the settings.
 const NEEDED: &str = "
 WITH tables AS (
     SELECT c.oid, n.nspname, c.relname, c.relkind, greatest(c.reltuples, 0)::float8 AS tuples,
@@ -69,7 +68,12 @@ WITH tables AS (
     FROM limits l
 )
 SELECT CASE WHEN needs_vacuum THEN pg_catalog.format('VACUUM (SKIP_LOCKED%s) %I.%I', CASE WHEN needs_analyze THEN ', ANALYZE' END, nspname, relname)
-            ELSE pg_catalog.format('ANALYZE (SKIP_LOCKED) %I.%I', nspname, relname) END
+            ELSE pg_catalog.format('ANALYZE (SKIP_LOCKED) %I.%I', nspname, relname) END,
+    pg_catalog.format('SELECT pg_catalog.set_config(''vacuum_cost_delay'', %L, false), pg_catalog.set_config(''vacuum_cost_limit'', %L, false)',
+        coalesce(nullif(coalesce(options ->> 'autovacuum_vacuum_cost_delay', pg_catalog.current_setting('autovacuum_vacuum_cost_delay')), '-1'),
+            (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'vacuum_cost_delay')),
+        coalesce(nullif(coalesce(options ->> 'autovacuum_vacuum_cost_limit', pg_catalog.current_setting('autovacuum_vacuum_cost_limit')), '-1'),
+            (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'vacuum_cost_limit')))
 FROM verdicts WHERE needs_vacuum OR needs_analyze ORDER BY wraparound DESC, oid";
 
 /// The thread that looks.
@@ -151,8 +155,8 @@ fn nap_time(session: &Conversation) -> anyhow::Result<Duration> {
 fn look_after_database(session: &Conversation) -> anyhow::Result<()> {
     session.query(PREPARE)?;
     for row in session.query(NEEDED).context("the tables that need VACUUM cannot be found")? {
-        let Some(Some(statement)) = row.first() else { continue };
-        match session.query(statement) {
+        let [Some(statement), Some(costs)] = &row[..] else { continue };
+        match session.query(costs).and_then(|_| session.query(statement)) {
             Ok(_) => tracing::debug!("autovacuum: {statement}"),
             // Somebody wants the table: another time.
             Err(error) => tracing::debug!("autovacuum: {statement}: {error:#}"),

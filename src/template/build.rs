@@ -35,8 +35,9 @@ const SETTINGS: [&str; 4] = [
 const WARM_UP: [&str; 4] = [
     "SET event_triggers = off",
     "SELECT 1",
-    "CREATE TEMPORARY TABLE pglite_port_warm_up (id serial PRIMARY KEY, t text); INSERT INTO pglite_port_warm_up (t) VALUES ('a'), ('b'); \
-     UPDATE pglite_port_warm_up SET t = 'c' WHERE id = 1; SELECT t, count(*) FROM pglite_port_warm_up GROUP BY t ORDER BY t; DROP TABLE pglite_port_warm_up",
+    // Not a temporary table: after the first one temp_buffers cannot be changed any more.
+    "BEGIN; CREATE SCHEMA pglite_port_warm_up; SET LOCAL search_path TO pglite_port_warm_up; CREATE TABLE t (id serial PRIMARY KEY, t text); \
+     INSERT INTO t (t) VALUES ('a'), ('b'); UPDATE t SET t = 'c' WHERE id = 1; SELECT t, count(*) FROM t GROUP BY t ORDER BY t; ROLLBACK",
     "DISCARD ALL",
 ];
 
