@@ -25,9 +25,6 @@ const PARAMETER_STATUS: u8 = b'S';
 /// `AuthenticationOk`.
 const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 
-/// Bytes of a `ReadyForQuery`.
-const READY_FOR_QUERY: usize = 6;
-
 /// The bootstrap superuser, as whom a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
 
@@ -147,10 +144,12 @@ impl Backend {
         self.call::<(), ()>("pgl_sendConnData", ())?;
         self.call::<(), ()>("pgl_pq_flush", ())?;
         // The client has its ReadyForQuery; what belongs to it, such as idle_session_timeout, has not been done yet.
-        self.guest().client.withhold(READY_FOR_QUERY);
+        self.guest().client.withhold(usize::MAX);
         self.write(self.facts().send_ready_for_query, &[1])?;
         self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
-        self.call::<(), ()>("pgl_pq_flush", ())
+        self.call::<(), ()>("pgl_pq_flush", ())?;
+        self.guest().client.withhold(0);
+        Ok(())
     }
 
     /// Applies what `ALTER DATABASE` and `ALTER ROLE` have set (`process_settings` in `src/backend/utils/init/postinit.c`, which does nothing in a
