@@ -202,6 +202,17 @@ fn settings_of_a_database_and_a_role_hold_after_a_reset_and_in_what_was_frozen_h
 }
 
 #[test]
+fn a_database_that_does_not_let_itself_be_warmed_up_is_a_template_all_the_same() {
+    let command_line = CommandLine::new();
+    let file = command_line.file("read_only.sql", "ALTER SYSTEM SET default_transaction_read_only = on");
+    let (status, _, stderr) = command_line.run(&["prepare", "read_only", "--sql", file.to_str().expect("a path")]);
+    assert_eq!(status, Some(0), "{stderr}");
+    let connections = connections(command_line.cache.path());
+    let connect = Connect { template: Some("read_only"), ..Connect::default() };
+    assert_eq!(errors(&Local::connect(&connections, connect).0.query("CREATE TABLE t (a int)")), ["25006"]);
+}
+
+#[test]
 fn what_is_wrong_with_an_sql_file_is_said_in_one_line_with_its_place() {
     let command_line = CommandLine::new();
     let cases: [(&[u8], &str); 8] = [

@@ -88,7 +88,10 @@ impl Builder<'_> {
             match backend.execute(sql).map_err(anyhow::Error::downcast::<SqlError>) {
                 Ok(()) => {}
                 // Its owner may have dropped PL/pgSQL, say: clones will be less warm.
-                Err(Ok(error)) => tracing::info!("a warm-up query of database {database:?} failed: {error}"),
+                Err(Ok(error)) => {
+                    tracing::info!("a warm-up query of database {database:?} failed: {error}");
+                    backend.execute("ROLLBACK").context("a warm-up query cannot be rolled back")?;
+                }
                 Err(Err(trapped)) => return Err(trapped.context("a warm-up query failed")),
             }
         }
