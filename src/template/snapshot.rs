@@ -93,6 +93,14 @@ impl Snapshot {
     /// # Errors
     /// When anything of it is missing or damaged.
     pub(crate) fn open(program: &Program, directory: &Path) -> anyhow::Result<Self> {
+        let first_pages = record::read(&directory.join(FIRST_PAGES)).unwrap_or_else(|error| {
+            tracing::info!("clones will get their first pages one by one: {error:#}");
+            TouchedPages::default()
+        });
+        Self::open_with(program, directory, first_pages)
+    }
+
+    fn open_with(program: &Program, directory: &Path, first_pages: TouchedPages) -> anyhow::Result<Self> {
         let state: State = record::read(&directory.join(STATE))?;
         let image = Image::open(&directory.join(MEMORY), state.memory.clone())?;
         let files = Self::open_files(directory)?;
@@ -105,10 +113,6 @@ impl Snapshot {
             libraries.push(library);
         }
         reader.close_all();
-        let first_pages = record::read(&directory.join(FIRST_PAGES)).unwrap_or_else(|error| {
-            tracing::info!("clones will get their first pages one by one: {error:#}");
-            TouchedPages::default()
-        });
         Ok(Self { state, image, files, libraries, first_pages })
     }
 
@@ -117,7 +121,7 @@ impl Snapshot {
     /// # Errors
     /// When a clone cannot answer, or the directory cannot be written.
     pub(super) fn rehearse(program: &Program, directory: &Path, database: &str) -> anyhow::Result<()> {
-        let snapshot = Self::open(program, directory)?;
+        let snapshot = Self::open_with(program, directory, TouchedPages::default())?;
         let mut backend = snapshot.make(program)?;
         snapshot.make_distinct(&mut backend)?;
         backend.rehearse(database).context("a first clone does not answer")?;
