@@ -12,12 +12,12 @@ mod support;
 
 use std::{
     process::ExitCode,
-    sync::{Arc, mpsc::channel},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use pglite_port::{
-    connection::{Connections, Mode, Request, Sessions, Task},
+    connection::{Connections, Mode, Sessions},
     databases::{Databases, Places, Settings},
     frame::{Kind, Options},
     log::LogSink,
@@ -187,10 +187,8 @@ fn reset(rounds: usize, connections: &Arc<Connections>, prepare: impl Fn()) -> V
         // Far more than 1 MB in pages of shared buffers and in files, so that the figure is no better than it says.
         local.values("CREATE TABLE t AS SELECT n, repeat('x', 1000) FROM generate_series(1, 512) n");
         prepare();
-        let (sender, answer) = channel();
         let start = Instant::now();
-        local.control.ask(Request::new(Task::Reset, move |answer| sender.send(answer).expect("we wait")));
-        answer.recv().expect("an answer").expect("it is put back");
+        local.reset();
         start.elapsed()
     })
 }
