@@ -4,7 +4,7 @@ use std::{io, sync::mpsc, time::Instant};
 
 use super::Backend;
 use crate::{
-    answer::{Rows, message, result, simple_query},
+    answer::{Rows, first_value, message, result, simple_query},
     guest::{
         ClientStream,
         client::{Client, Interest, Readiness, Waker},
@@ -30,6 +30,14 @@ impl Backend {
     pub(crate) fn query(&mut self, sql: &str) -> anyhow::Result<Rows> {
         let ((), answer) = self.record(&simple_query(sql)?, Self::run_pending_messages)?;
         Ok(result(&answer)?)
+    }
+
+    /// Whether the first value that `sql` answers is true.
+    ///
+    /// # Errors
+    /// As [`Backend::execute`].
+    pub(crate) fn is_true(&mut self, sql: &str) -> anyhow::Result<bool> {
+        Ok(first_value(&self.query(sql)?) == Some("t"))
     }
 
     /// Whether a transaction block is open, be it a failed one.

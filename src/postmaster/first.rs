@@ -12,7 +12,6 @@ use parking_lot::{Condvar, Mutex};
 
 use super::SharedSettings;
 use crate::{
-    answer::first_value,
     backend::{Backend, Fork},
     cluster::{Priority, Seats},
     engine::THREAD_STACK,
@@ -178,7 +177,7 @@ fn is_checkpoint_due(backend: &mut Backend) -> anyhow::Result<bool> {
     if backend.is_sync_queue_filling()? {
         return Ok(true);
     }
-    Ok(first_value(&backend.query(IS_CHECKPOINT_DUE)?) == Some("t"))
+    backend.is_true(IS_CHECKPOINT_DUE)
 }
 
 /// What wakes the first backend.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::{console::LineConsole, recipe::Recipe, snapshot::Snapshot};
 use crate::{
-    answer::{SqlError, first_value},
+    answer::SqlError,
     backend::{BOOTSTRAP_USER, Backend},
     fs::{Console, Files, FrozenTree, Tree},
     guest::Setup,
@@ -83,7 +83,7 @@ impl Builder<'_> {
     pub(super) fn capture(&self, files: &Arc<FrozenTree>, database: &str, directory: &Path) -> anyhow::Result<()> {
         let tree = Arc::new(Mutex::new(Tree::from_frozen(files.clone())));
         let mut backend = self.boot(&tree, database)?;
-        let has_plpgsql = first_value(&backend.query(HAS_PLPGSQL).context("pg_proc cannot be read")?) == Some("t");
+        let has_plpgsql = backend.is_true(HAS_PLPGSQL).context("pg_proc cannot be read")?;
         for sql in has_plpgsql.then_some(WARM_UP_PLPGSQL).into_iter().chain(WARM_UP) {
             match backend.execute(sql).map_err(anyhow::Error::downcast::<SqlError>) {
                 Ok(()) => {}

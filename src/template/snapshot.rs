@@ -74,8 +74,7 @@ impl Snapshot {
     /// # Errors
     /// When that cannot be written.
     pub(crate) fn capture(backend: &mut Backend, directory: &Path) -> anyhow::Result<()> {
-        let has_settings =
-            first_value(&backend.query(HAS_SETTINGS).context("pg_db_role_setting cannot be read")?) == Some("t");
+        let has_settings = backend.is_true(HAS_SETTINGS).context("pg_db_role_setting cannot be read")?;
         let times = find_times(backend)?;
         backend.run_timers()?;
         let timers = backend.guest().timers.armed();
