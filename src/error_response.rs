@@ -83,12 +83,6 @@ impl ErrorResponse {
         Self { severity: Severity::Error, code, message: message.into(), hint: None }
     }
 
-    /// A report of something that went wrong in the program itself.
-    #[must_use]
-    pub fn internal(error: &anyhow::Error) -> Self {
-        Self::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"))
-    }
-
     /// The refusal to make a template of a database while its connection has a transaction open.
     #[must_use]
     pub fn freeze_in_transaction() -> Self {
@@ -117,6 +111,13 @@ impl ErrorResponse {
         body.push(0);
         let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
         [&b"E"[..], &length.to_be_bytes(), &body].concat()
+    }
+}
+
+impl From<anyhow::Error> for ErrorResponse {
+    /// Something went wrong in the program itself.
+    fn from(error: anyhow::Error) -> Self {
+        Self::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"))
     }
 }
 

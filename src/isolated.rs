@@ -248,7 +248,7 @@ impl ClusterRequests<'_> {
 
     /// Shuts a copy of the backend down and makes a template of its files; the session itself goes on as if nothing had been.
     fn freeze(&self, backend: &mut Backend, name: &str, key: Option<&str>) -> Answer {
-        if backend.is_in_transaction().map_err(|error| ErrorResponse::internal(&error))? {
+        if backend.is_in_transaction()? {
             return Err(ErrorResponse::freeze_in_transaction());
         }
         let console = Box::new(LineConsole::of_session(self.request.log.clone()));
@@ -258,9 +258,7 @@ impl ClusterRequests<'_> {
             Ok(tree.lock().freeze())
         });
         let database = &self.template.database;
-        files
-            .and_then(|files| self.isolated.templates.freeze(name, database, key, &files))
-            .map_err(|error| ErrorResponse::internal(&error))?;
+        files.and_then(|files| self.isolated.templates.freeze(name, database, key, &files))?;
         Ok(Vec::new())
     }
 }

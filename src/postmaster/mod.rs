@@ -190,21 +190,13 @@ impl Postmaster {
     /// Makes a template from the cluster as it is now; clones of it are for clients that ask for `database`. Transactions that are open are not part of it.
     fn freeze(self: &Arc<Self>, process_id: i32, database: &str, name: &str, key: Option<&str>) -> Answer {
         let is_open = format!("SELECT xact_start IS NOT NULL FROM pg_stat_activity WHERE pid = {process_id}");
-        let rows = self
-            .open_worker(database)
-            .and_then(|session| session.query(&is_open))
-            .map_err(|error| ErrorResponse::internal(&error))?;
+        let rows = self.open_worker(database).and_then(|session| session.query(&is_open))?;
         if first_value(&rows) == Some("t") {
             return Err(ErrorResponse::freeze_in_transaction());
         }
-        let running = self
-            .running
-            .lock()
-            .clone()
-            .context("the cluster is not running")
-            .map_err(|error| ErrorResponse::internal(&error))?;
-        let files = running.first.freeze().map_err(|error| ErrorResponse::internal(&error))?;
-        self.templates.freeze(name, database, key, &files).map_err(|error| ErrorResponse::internal(&error))?;
+        let running = self.running.lock().clone().context("the cluster is not running")?;
+        let files = running.first.freeze()?;
+        self.templates.freeze(name, database, key, &files)?;
         Ok(Vec::new())
     }
 
