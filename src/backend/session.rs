@@ -282,6 +282,13 @@ impl Backend {
 
     /// Signals and timers between two messages: a cancel has nothing to cancel, everything else may end the session.
     pub(crate) fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
+        self.guest().is_idle = true;
+        let handled = self.deliver_and_process();
+        self.guest().is_idle = false;
+        handled
+    }
+
+    fn deliver_and_process(&mut self) -> anyhow::Result<()> {
         deliver(&mut self.store)?;
         let facts = self.facts();
         let (cancel, interrupt) = (facts.address("QueryCancelPending")?, facts.address("InterruptPending")?);

@@ -74,8 +74,8 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     while store.as_context().data().signals.any() {
         let arrived = store.as_context().data().signals.take();
         for signal in arrived {
-            // Its only purpose is to end a wait, which it has done.
-            if signal == Signal::URG {
+            // The only purpose of the one is to end a wait, which it has done; the other has no query to cancel.
+            if signal == Signal::URG || (signal == Signal::INT && store.as_context().data().is_idle) {
                 continue;
             }
             if let Some(raise) = store.as_context().data().exports()?.raise.clone() {

@@ -77,6 +77,8 @@ pub(crate) struct Guest {
     /// Its part in a cluster that it shares with other sessions.
     pub(crate) seat: Option<Seat>,
     before_fork: Option<BeforeFork>,
+    /// Whether it is between two messages, where a cancel has nothing to cancel.
+    pub(crate) is_idle: bool,
     /// The size of the linear memory in bytes, for other threads; 0 while there is none.
     pub(crate) memory_size: Arc<AtomicUsize>,
     /// Where the host's last call into it began.
@@ -139,6 +141,7 @@ impl Guest {
             signals,
             seat: setup.seat,
             before_fork: setup.before_fork,
+            is_idle: false,
             memory_size: Arc::default(),
         })
     }
