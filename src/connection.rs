@@ -25,6 +25,7 @@ pub use live::Connections;
 pub use request::{Answer, Request, Task};
 
 use boundary::Followed;
+pub use boundary::TransactionStatus;
 
 #[cfg(test)]
 mod tests;
@@ -80,6 +81,14 @@ pub trait Sessions: Send + Sync + 'static {
     /// exits when it returns, or when it takes too long.
     fn shut_down(&self) {}
 
+    /// Has the clusters read their configuration files again, as a `SIGHUP` to a postmaster does.
+    ///
+    /// # Errors
+    /// When a cluster cannot, or these sessions have none.
+    fn reload(&self) -> Answer {
+        Err(not_available("reload"))
+    }
+
     /// Figures for the reply to `stats`.
     fn stats(&self) -> Vec<(&'static str, String)> {
         Vec::new()
@@ -133,6 +142,8 @@ pub struct SessionRequest<'a> {
     pub log: &'a LogSink,
     /// Where the session registers to be interrupted.
     pub control: &'a Control,
+    /// How its transaction stands.
+    pub transaction: TransactionStatus,
 }
 
 /// How a session ended.
@@ -185,6 +196,7 @@ fn attend<C: Client + Clone + 'static>(
             template: opening.template.as_deref(),
             log: &opening.log,
             control,
+            transaction: followed.transaction(),
         };
         connections.sessions().serve(request, Box::new(followed.clone()))
     }));
@@ -296,7 +308,7 @@ fn write_all<C: Client>(client: &mut C, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// What a panic said.
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }

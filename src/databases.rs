@@ -15,7 +15,10 @@ use crate::{
     template::Templates,
 };
 
-pub use crate::{isolated::Start, postmaster::SharedSettings};
+pub use crate::{
+    isolated::Start,
+    postmaster::{OnFailure, SharedSettings},
+};
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +30,7 @@ pub struct Places {
 }
 
 /// How clusters are made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Settings {
     /// How many clones of each template in use are kept ready.
     pub warm: usize,
@@ -35,6 +38,8 @@ pub struct Settings {
     pub start: Start,
     /// The shared cluster's.
     pub shared: SharedSettings,
+    /// Is told when the shared cluster has crashed and cannot be started again.
+    pub on_failure: Option<OnFailure>,
 }
 
 /// Every cluster of this program.
@@ -42,6 +47,7 @@ pub struct Databases {
     templates: Arc<Templates>,
     isolated: Isolated,
     settings: SharedSettings,
+    on_failure: Option<OnFailure>,
     log: LogSink,
     /// The shared cluster, started when somebody first wants it.
     postmaster: Mutex<Option<Arc<Postmaster>>>,
@@ -57,7 +63,8 @@ impl Databases {
         let templates = Templates::open(pglite, cache, settings.warm, log.clone())?;
         let templates = Arc::new(templates);
         let isolated = Isolated::new(templates.clone(), settings.start);
-        let databases = Self { templates, isolated, settings: settings.shared, log, postmaster: Mutex::default() };
+        let Settings { shared: settings, on_failure, .. } = settings;
+        let databases = Self { templates, isolated, settings, on_failure, log, postmaster: Mutex::default() };
         match mode {
             Mode::Shared => drop(databases.postmaster()?),
             Mode::Isolated => databases.isolated.warm_up().context("the first database cannot be prepared")?,
@@ -71,8 +78,9 @@ impl Databases {
         if let Some(postmaster) = &*postmaster {
             return Ok(postmaster.clone());
         }
-        let started = Postmaster::start(&self.templates, self.settings.clone(), self.log.clone())?;
-        Ok(postmaster.insert(started).clone())
+        let (settings, on_failure) = (self.settings.clone(), self.on_failure.clone());
+        let started = Postmaster::start(&self.templates, settings, self.log.clone(), on_failure)?;
+        Ok(postmaster.insert(Arc::new(started)).clone())
     }
 
     /// The templates that connections can get a clone of.
@@ -103,6 +111,14 @@ impl Sessions for Databases {
         if let Some(postmaster) = self.postmaster.lock().take() {
             postmaster.shut_down();
         }
+    }
+
+    fn reload(&self) -> Answer {
+        if let Some(postmaster) = &*self.postmaster.lock() {
+            postmaster.reload();
+        }
+        self.isolated.reload();
+        Ok(Vec::new())
     }
 
     fn stats(&self) -> Vec<(&'static str, String)> {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use crate::{
     backend::{Backend, Ended, Requests, Session},
     cancel::Interrupt,
-    cluster::Signal,
+    cluster::{Signal, Signals},
     connection::{Answer, Request, SessionEnd, SessionRequest, Task},
     error_response::{ErrorResponse, sqlstate},
     footprint::{Footprint, PageMap, PrivateBytes},
@@ -35,7 +35,14 @@ pub enum Start {
 pub(crate) struct Isolated {
     templates: Arc<Templates>,
     start: Start,
-    live: Mutex<BTreeMap<u32, Arc<Footprint>>>,
+    live: Mutex<BTreeMap<u32, Live>>,
+}
+
+/// A connection with a cluster of its own, for other threads.
+#[derive(Clone)]
+struct Live {
+    footprint: Arc<Footprint>,
+    signals: Arc<Signals>,
 }
 
 impl Isolated {
@@ -75,7 +82,9 @@ impl Isolated {
         let mut backend = self.start(&template, request.log)?;
         let mut secret = [0; 4];
         random::fill(&mut secret)?;
+        let footprint = Arc::new(Footprint::of(&mut backend)?);
         let signals = backend.signals();
+        let _counted = Counted::new(self, request.id, Live { footprint: footprint.clone(), signals: signals.clone() });
         let _registration = request.control.register(PROCESS_ID, &secret, move |interrupt| {
             signals.send(match interrupt {
                 Interrupt::Cancel => Signal::INT,
@@ -83,8 +92,6 @@ impl Isolated {
                 Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
             });
         });
-        let footprint = Arc::new(Footprint::of(&mut backend)?);
-        let _counted = Counted::new(self, request.id, footprint.clone());
         let has_settings = template.snapshot.has_settings();
         let session = Session { startup: request.startup, packet: request.packet, cancel_key: secret, has_settings };
         let mut requests = ClusterRequests { isolated: self, template, footprint, session, request };
@@ -101,6 +108,12 @@ impl Isolated {
             Start::Clone => self.templates.pool().take(template, console),
             Start::Boot => template.boot(self.templates.program(), console),
         }
+    }
+
+    /// Has every cluster's session read the configuration files of its cluster again.
+    pub(crate) fn reload(&self) {
+        let live: Vec<_> = self.live.lock().values().cloned().collect();
+        live.iter().for_each(|live| live.signals.send(Signal::HUP));
     }
 
     /// For the verb `memory`, see [`Sessions::memory`](crate::connection::Sessions::memory).
@@ -159,7 +172,7 @@ impl Isolated {
 
     /// Private bytes by connection, and of all together.
     fn private_bytes(&self) -> io::Result<(Vec<(u32, PrivateBytes)>, PrivateBytes)> {
-        let live: Vec<_> = self.live.lock().iter().map(|(id, footprint)| (*id, footprint.clone())).collect();
+        let live: Vec<_> = self.live.lock().iter().map(|(id, live)| (*id, live.footprint.clone())).collect();
         let pages = PageMap::open()?;
         let mut total = PrivateBytes::default();
         let mut connections = Vec::with_capacity(live.len());
@@ -183,8 +196,8 @@ struct Counted<'a> {
 }
 
 impl<'a> Counted<'a> {
-    fn new(isolated: &'a Isolated, id: u32, footprint: Arc<Footprint>) -> Self {
-        isolated.live.lock().insert(id, footprint);
+    fn new(isolated: &'a Isolated, id: u32, live: Live) -> Self {
+        isolated.live.lock().insert(id, live);
         Self { isolated, id }
     }
 }

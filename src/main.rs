@@ -1,7 +1,7 @@
 //! The command line of `pglite-port`.
 //!
 //! Exit status: 0 after an orderly end, 1 if the command line or the environment does not do, 2 after a
-//! malformed frame.
+//! malformed frame, 3 if the shared cluster has crashed and does not start again.
 
 use std::{
     backtrace::Backtrace,
@@ -10,12 +10,10 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
-    thread,
 };
 
 use anyhow::{Context, ensure};
 use clap::{ArgAction, Args, Parser, Subcommand};
-use crossbeam_channel::{Receiver, unbounded};
 use pglite_port::{
     connection::Mode,
     databases::{Databases, Places, Settings, SharedSettings},
@@ -27,11 +25,12 @@ use pglite_port::{
 use signal_hook::{
     consts::signal::{SIGINT, SIGTERM},
     flag,
-    iterator::Signals,
 };
+use stop::Stop;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 mod list;
+mod stop;
 
 /// The environment variable with the filter of the program's own log.
 const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
@@ -114,6 +113,9 @@ struct SharedOptions {
     /// Whether tables of the shared cluster are vacuumed and analyzed without being asked: on or off
     #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_or_off)]
     autovacuum: bool,
+    /// Put the settings of `ALTER SYSTEM` away before the shared cluster starts, if it does not start with them
+    #[arg(long)]
+    ignore_auto_conf: bool,
     /// Another setting of the shared cluster, as in postgresql.conf; may be given several times
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
@@ -126,6 +128,7 @@ impl SharedOptions {
             shared_buffers: self.shared_buffers,
             autovacuum: self.autovacuum,
             further: self.settings.clone(),
+            ignore_auto_conf: self.ignore_auto_conf,
         }
     }
 }
@@ -184,21 +187,23 @@ fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
         Command::Port { clones, shared } => {
-            let sessions = command_line.open_databases(clones, shared)?;
+            let stop = Stop::on(&[SIGTERM])?;
+            let sessions = command_line.open_databases(clones, shared, &stop)?;
             // A terminal's Ctrl-C reaches the whole job; whether it is over is the parent's decision.
             flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
-            let signals = receive_signals(&[SIGTERM])?;
             let (input, output) = port::take_stdio().context("stdin and stdout have to be open")?;
-            let ending = port::run(input, output, sessions, mode, &signals).context("cannot start the port")?;
+            let ending = port::run(input, output, sessions, mode, stop.asked()).context("cannot start the port")?;
             if let Ending::Malformed { offset, error } = ending {
                 eprintln!("pglite-port: malformed frame at byte {offset} of stdin: {error}");
                 return Ok(ExitCode::from(2));
             }
+            return Ok(stop.status());
         }
         Command::Serve { listen, clones, shared } => {
-            let sessions = command_line.open_databases(clones, shared)?;
-            let signals = receive_signals(&[SIGINT, SIGTERM])?;
-            serve::run(listen, sessions, mode, &signals, print_url)?;
+            let stop = Stop::on(&[SIGINT, SIGTERM])?;
+            let sessions = command_line.open_databases(clones, shared, &stop)?;
+            serve::run(listen, sessions, mode, stop.asked(), print_url)?;
+            return Ok(stop.status());
         }
         Command::Prepare { name, sql, database, user } => {
             let database = database.clone().unwrap_or_else(|| name.clone());
@@ -218,11 +223,20 @@ fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
 }
 
 impl CommandLine {
-    fn open_databases(&self, clones: &CloneOptions, shared: &SharedOptions) -> anyhow::Result<Arc<Databases>> {
+    /// The clusters; `stop` hears of one that cannot be kept running.
+    fn open_databases(
+        &self,
+        clones: &CloneOptions,
+        shared: &SharedOptions,
+        stop: &Stop,
+    ) -> anyhow::Result<Arc<Databases>> {
         let engine = &self.engine;
         let places = Places { pglite: engine.pglite_dir.clone(), cache: engine.cache_dir.clone() };
-        let settings = Settings { warm: clones.warm, shared: shared.settings(), ..Settings::default() };
-        Ok(Arc::new(Databases::open(&places, self.mode, settings, LogSink::to_own_log())?))
+        let on_failure = Some(stop.on_failure());
+        let settings = Settings { warm: clones.warm, shared: shared.settings(), on_failure, ..Settings::default() };
+        let databases = Arc::new(Databases::open(&places, self.mode, settings, LogSink::to_own_log())?);
+        stop.reload_on_hangup(databases.clone());
+        Ok(databases)
     }
 }
 
@@ -258,15 +272,4 @@ fn start_log() {
     panic::set_hook(Box::new(|info| {
         tracing::error!("{info}\n{}", Backtrace::capture());
     }));
-}
-
-/// A channel with a message for every one of these signals.
-fn receive_signals(signals: &[i32]) -> anyhow::Result<Receiver<()>> {
-    let mut signals = Signals::new(signals).context("cannot handle signals")?;
-    let (sender, receiver) = unbounded();
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || signals.forever().try_for_each(|_| sender.send(())))
-        .context("no thread to handle signals")?;
-    Ok(receiver)
 }

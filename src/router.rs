@@ -28,7 +28,7 @@ const REMEMBERED: usize = 1024;
 type Verb = fn(&Arc<Router>, u32, &Options);
 
 /// Every verb of a request frame: the one place to add another.
-const VERBS: [(&str, Verb); 7] = [
+const VERBS: [(&str, Verb); 8] = [
     ("stats", stats),
     ("shutdown", shut_down),
     ("memory", memory),
@@ -36,6 +36,7 @@ const VERBS: [(&str, Verb); 7] = [
     ("drop_template", drop_template),
     ("reset", reset),
     ("freeze", freeze),
+    ("reload", reload),
 ];
 
 /// Knows the connections that the parent has opened.
@@ -305,6 +306,11 @@ fn shut_down(router: &Arc<Router>, id: u32, _: &Options) {
 /// `memory`: private bytes of the connections that have a cluster of their own, see [`Sessions::memory`].
 fn memory(router: &Arc<Router>, id: u32, _: &Options) {
     router.answer_on_thread(id, Sessions::memory);
+}
+
+/// `reload`: has the clusters read their configuration files again, see [`Sessions::reload`].
+fn reload(router: &Arc<Router>, id: u32, _: &Options) {
+    router.answer_on_thread(id, Sessions::reload);
 }
 
 /// `templates`: what templates there are, see [`Sessions::templates`].

@@ -42,6 +42,18 @@ impl Backend {
         self.call::<(), ()>("pgl_startPGlite", ()).context("PostgreSQL cannot be made to listen")
     }
 
+    /// Starts `PostgreSQL` as the postmaster of the cluster in the backend's files, with further arguments, and returns its exit status. What it does in
+    /// between is done in [`Setup::before_fork`](crate::guest::Setup::before_fork).
+    ///
+    /// # Errors
+    /// When the guest traps, and those of the hook.
+    pub(crate) fn run_postmaster(&mut self, settings: &[String]) -> anyhow::Result<i32> {
+        // Exits are exits.
+        self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        call::main(&mut self.store, EXECUTABLE, &[START_PARAMETERS, &settings, &["-D", DATA_DIRECTORY, "postgres"]].concat())
+    }
+
     /// Shuts `PostgreSQL` down: it writes its checkpoint, and its files can be started from again.
     ///
     /// # Errors

@@ -1,24 +1,24 @@
-//! A further session of a running cluster: what `fork()` is for a postmaster.
+//! The processes of a running cluster: what `fork()` is for a postmaster.
 //!
-//! The first backend of a cluster is stopped for a moment where it is about to take its own place in shared memory (`InitProcess`). Its memory is then what a
-//! postmaster's is when it forks: initialised, attached to shared memory, in no database. What is private of it becomes an image that every further session begins with;
-//! what is shared is mapped into all of them. A further session then does what a postmaster's child does (`PostgreSQL`, `BackendMain` in
+//! The postmaster of a cluster is a backend that is stopped where it would take a place in shared memory (`InitProcess`). Its memory is then what a
+//! postmaster's is when it forks: initialised, attached to shared memory, in no database. What is private of it becomes an image that every further process begins with;
+//! what is shared is mapped into all of them. A client's session then does what a postmaster's child does (`PostgreSQL`, `BackendMain` in
 //! `src/backend/tcop/backend_startup.c`): reads the startup packet, takes its place, and runs `PostgresMain`, which checks role and database, and
-//! ends in `proc_exit`.
+//! ends in `proc_exit`. An auxiliary process runs its own main function.
 
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use parking_lot::Mutex;
-use wasmtime::{Caller, Val};
+use wasmtime::{Caller, Ref, Val};
 
 use super::{Backend, Registers, session::Ended};
 use crate::{
-    cluster::{SharedMemory, find_main_segment},
+    cluster::{Region, SharedMemory, find_main_segment},
     fs::{Files, ProcessState, Tree},
-    guest::{ClientStream, Guest, Library, Setup},
+    guest::{ClientStream, Guest, Library, Setup, call, client::Nobody},
     image::Image,
-    instrument::FURTHER_SESSION,
+    instrument::HAS_CHECKPOINTER,
     program::Program,
     template::LineConsole,
 };
@@ -29,59 +29,60 @@ const LATCH_OWNER: u32 = 12;
 /// Bytes of a name that `PostgreSQL` looks at (`NAMEDATALEN` - 1).
 const NAME_LENGTH: usize = 63;
 
-/// What a further session is to be.
-pub(crate) struct Child<'a> {
-    database: &'a [u8],
-    user: &'a [u8],
-    is_autovacuum_worker: bool,
-}
+/// `DestNone` and `DestRemote` of `CommandDest` (`src/include/tcop/dest.h`).
+pub(super) const DESTINATION_NONE: u32 = 0;
+const DESTINATION_REMOTE: u32 = 2;
 
-impl<'a> Child<'a> {
-    /// A client's session.
-    pub(crate) fn client(database: &'a [u8], user: &'a [u8]) -> Self {
-        Self { database, user, is_autovacuum_worker: false }
-    }
+/// The name in `child_process_kinds` of the process that makes the checkpoints.
+const CHECKPOINTER: &str = "checkpointer";
 
-    /// A session of the bootstrap superuser that has one of the places reserved for autovacuum workers, and is cancelled when others wait for it.
-    pub(crate) fn autovacuum_worker(database: &'a [u8], user: &'a [u8]) -> Self {
-        Self { database, user, is_autovacuum_worker: true }
-    }
-}
+/// `CHECKPOINT_IMMEDIATE`, `CHECKPOINT_FORCE` and `CHECKPOINT_WAIT` (`src/include/access/xlog.h`).
+const CHECKPOINT_NOW: i32 = 0x0004 | 0x0008 | 0x0020;
 
-/// `B_AUTOVAC_WORKER` of `BackendType` (`src/include/miscadmin.h`), where `B_CHECKPOINTER` is 11, which the rewriter reads out of the file.
-const AUTOVACUUM_WORKER: u32 = 4;
-const CHECKPOINTER: u32 = 11;
-
-/// What further sessions of one cluster begin with.
+/// What further processes of one cluster begin with.
 pub(crate) struct Fork {
     image: Image,
     registers: Registers,
     process: ProcessState,
-    shared: SharedMemory,
+    shared: Arc<SharedMemory>,
     tree: Arc<Mutex<Tree>>,
     /// Those of `shared_preload_libraries`.
     libraries: Vec<Arc<Library>>,
 }
 
 impl Fork {
-    /// Captures the first backend, which is in its `InitProcess`, and moves what is shared of its memory.
+    /// Captures the postmaster, which is in its `InitProcess`, and moves what is shared of its memory.
     ///
     /// # Errors
     /// When its shared memory is not found, or the system has no memory.
-    pub(crate) fn capture(caller: &mut Caller<'_, Guest>) -> anyhow::Result<Self> {
+    pub(crate) fn first(caller: &mut Caller<'_, Guest>) -> anyhow::Result<Self> {
+        let memory = caller.data().memory()?;
+        let main = find_main_segment(memory.data(&*caller))?;
+        let mapped = caller.data().files.shared_mappings();
+        let mapped = mapped.into_iter().map(|(range, file, offset)| Region::new(&range, file, offset));
+        let shared = SharedMemory::share(caller, memory, &main, mapped)?;
+        Self::capture(caller, Arc::new(shared))
+    }
+
+    /// Captures the postmaster once more, after it has changed.
+    ///
+    /// # Errors
+    /// When the system has no memory.
+    pub(crate) fn again(&self, caller: &mut Caller<'_, Guest>) -> anyhow::Result<Self> {
+        Self::capture(caller, self.shared.clone())
+    }
+
+    fn capture(caller: &mut Caller<'_, Guest>, shared: Arc<SharedMemory>) -> anyhow::Result<Self> {
         let registers = Registers::capture(caller)?;
         let memory = caller.data().memory()?;
         let files = &caller.data().files;
         let (process, tree) = (files.state(), files.tree().clone());
-        let mut ranges = vec![find_main_segment(memory.data(&*caller))?];
-        ranges.extend(caller.data().files.shared_mappings());
-        let shared = SharedMemory::share(caller, memory, &ranges)?;
         let image = Image::in_memory(memory.data(&*caller), &shared.ranges())?;
         let libraries = caller.data().libraries.loaded();
         Ok(Self { image, registers, process, shared, tree, libraries })
     }
 
-    /// A further session, which has not run yet; `setup` makes the rest of it from its files.
+    /// A further process, which has not run yet; `setup` makes the rest of it from its files.
     ///
     /// # Errors
     /// When the system has no more memory mappings to give.
@@ -97,16 +98,26 @@ impl Fork {
         self.shared.map_over(&mut backend.store, memory)?;
         Ok(backend)
     }
+
+    /// The cluster's files.
+    pub(crate) fn tree(&self) -> &Arc<Mutex<Tree>> {
+        &self.tree
+    }
 }
 
 impl Backend {
-    /// Serves `client`, whose startup packet was `packet`, as a further session of its cluster, until the session ends. It has the turn.
+    /// Serves `client`, whose startup packet was for `user` and `database`, as a session of its cluster, until the session ends. It has the turn.
     ///
     /// # Errors
     /// When the guest traps.
-    pub(crate) fn serve_forked(&mut self, client: ClientStream, child: &Child<'_>) -> anyhow::Result<Ended> {
+    pub(crate) fn serve_forked(
+        &mut self,
+        client: ClientStream,
+        database: &[u8],
+        user: &[u8],
+    ) -> anyhow::Result<Ended> {
         self.set_client(client);
-        let ended = self.run_forked(child);
+        let ended = self.run_session_of(database, user);
         self.set_client(ClientStream::default());
         match ended {
             Ok(()) => Ok(Ended::Client),
@@ -114,66 +125,79 @@ impl Backend {
         }
     }
 
-    fn run_forked(&mut self, child: &Child<'_>) -> anyhow::Result<()> {
-        self.become_child()?;
-        // From here on the client is told what goes wrong.
-        self.call::<(), ()>("pgl_startPGlite", ())?;
+    fn run_session_of(&mut self, database: &[u8], user: &[u8]) -> anyhow::Result<()> {
+        self.become_child(DESTINATION_REMOTE, true)?;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
             return Ok(());
         }
-        if child.is_autovacuum_worker {
-            let types = self.facts().checkpointer;
-            ensure!(types.backend_type == CHECKPOINTER, "the backend types of this version of PGlite are not known");
-            self.write_u32(types.my_backend_type, AUTOVACUUM_WORKER)?;
-        }
-        // Under a postmaster it would look for the slot that the postmaster keeps for each child.
-        let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
-        self.write(is_under_postmaster, &[0])?;
         self.call::<(), ()>("InitProcess", ())?;
-        self.write(is_under_postmaster, &[1])?;
         let mut name = |name: &[u8]| self.push_string(&name[..name.len().min(NAME_LENGTH)]);
-        let (database, user) = (name(child.database)?, name(child.user)?);
+        let (database, user) = (name(database)?, name(user)?);
         self.call::<(u32, u32), ()>("PostgresMain", (database, user))
     }
 
-    /// Makes this backend, with that process id, the one that makes its cluster's checkpoints: requests to sync and remove files then are sent to it.
+    /// Runs the main function of the postmaster's children of that kind (`child_process_kinds` in `src/backend/postmaster/launch_backend.c`) until it exits,
+    /// and returns the exit status. It has the turn.
     ///
     /// # Errors
-    /// When it has no shared memory.
-    pub(crate) fn become_checkpointer(&mut self, process_id: i32) -> anyhow::Result<()> {
-        let checkpointer = self.facts().checkpointer;
-        self.write_u32(checkpointer.my_backend_type, checkpointer.backend_type)?;
-        let shared = self.read_u32(checkpointer.shared)?;
-        self.write_u32(shared, process_id.cast_unsigned())
+    /// When there is no such kind, or the guest traps.
+    pub(crate) fn run_auxiliary(&mut self, kind: &str) -> anyhow::Result<i32> {
+        let main = self.facts().child(kind)?.main;
+        self.run_alone(kind != CHECKPOINTER, |backend| {
+            let table = backend.exports()?.table;
+            let Some(Ref::Func(Some(main))) = table.get(&mut backend.store, main.into()) else {
+                bail!("there is no function at index {main} of the table");
+            };
+            let main = main.typed::<(u32, u32), ()>(&backend.store)?;
+            backend.store.data_mut().native_stack.begin();
+            // It has no start-up data.
+            Ok(main.call(&mut backend.store, (0, 0))?)
+        })
     }
 
-    /// Whether the queue of files to be synced and removed at the next checkpoint is so full that sessions will soon have to wait for one.
+    /// Has the checkpointer of its cluster make a checkpoint, and exits; returns the exit status. It has the turn.
     ///
     /// # Errors
-    /// When it has no shared memory.
-    pub(crate) fn is_sync_queue_filling(&self) -> anyhow::Result<bool> {
-        let checkpointer = self.facts().checkpointer;
-        let shared = self.read_u32(checkpointer.shared)?;
-        let requests = self.read_u32(shared.wrapping_add(checkpointer.requests))?;
-        Ok(requests > self.read_u32(shared.wrapping_add(checkpointer.max_requests))? / 2)
+    /// When the guest traps.
+    pub(crate) fn run_checkpoint(&mut self) -> anyhow::Result<i32> {
+        self.run_alone(true, |backend| {
+            backend.call::<(), ()>("InitProcess", ())?;
+            backend.call::<i32, i32>("CreateCheckPoint", CHECKPOINT_NOW)?;
+            backend.call::<i32, ()>("proc_exit", 0)
+        })
     }
 
-    /// What the child of a fork has to change of what it was given.
-    fn become_child(&mut self) -> anyhow::Result<()> {
-        // Its end of the session is proc_exit, not a return to the host.
-        self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
+    /// Runs `main` as a child that has no client, until it exits; returns the exit status.
+    fn run_alone(
+        &mut self,
+        has_checkpointer: bool,
+        main: impl FnOnce(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<i32> {
+        self.set_client(ClientStream::new(Box::new(Nobody::default()), &[]));
+        let ran = self.become_child(DESTINATION_NONE, has_checkpointer).and_then(|()| main(self));
+        self.set_client(ClientStream::default());
+        match ran {
+            Ok(()) => bail!("the main function of a process has returned"),
+            Err(error) => call::exit_status(error),
+        }
+    }
+
+    /// What the child of a fork has to change of what it was given (`InitPostmasterChild` in `src/backend/utils/init/miscinit.c`).
+    fn become_child(&mut self, destination: u32, has_checkpointer: bool) -> anyhow::Result<()> {
         let instance = self.exports()?.instance;
-        let further =
-            instance.get_global(&mut self.store, FURTHER_SESSION).context("the module was not instrumented")?;
-        further.set(&mut self.store, Val::I32(1))?;
+        let global =
+            instance.get_global(&mut self.store, HAS_CHECKPOINTER).context("the module was not instrumented")?;
+        global.set(&mut self.store, Val::I32(has_checkpointer.into()))?;
         let guest = self.store.data();
-        let process_id = guest.seat.as_ref().context("a further session has no seat")?.process_id();
+        let process_id = guest.seat.as_ref().context("a process of a cluster has no seat")?.process_id();
         self.write_u32(self.facts().address("MyProcPid")?, process_id.cast_unsigned())?;
+        self.write(self.facts().address("IsUnderPostmaster")?, &[1])?;
+        self.write_u32(self.facts().where_to_send_output, destination)?;
         let latch = self.read_u32(self.facts().address("MyLatch")?)?;
         self.write_u32(latch.wrapping_add(LATCH_OWNER), process_id.cast_unsigned())?;
-        // on_exit_reset: what the first backend does at its end is not this one's to do.
+        // on_exit_reset: what the postmaster does at its end is not this one's to do.
         for callbacks in self.facts().exit_callbacks {
             self.write_u32(callbacks, 0)?;
         }

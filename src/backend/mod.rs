@@ -5,7 +5,8 @@
 //! * `sql`: having it run SQL of the host's own
 //! * `copies`: being replaced, and making copies
 //! * `session`: one client's session in a backend of its own
-//! * `fork`: further sessions of a running cluster
+//! * `postmaster`: the parent of the processes of a running cluster
+//! * `fork`: those processes
 //! * `identity`: what no two backends may share
 //! * `registers`: its state outside memory and files
 
@@ -13,6 +14,7 @@ mod boot;
 mod copies;
 mod fork;
 mod identity;
+pub(crate) mod postmaster;
 mod registers;
 mod session;
 mod sql;
@@ -34,7 +36,7 @@ use crate::{
 };
 
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
-pub(crate) use fork::{Child, Fork};
+pub(crate) use fork::Fork;
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;
 pub(crate) use session::{BOOTSTRAP_USER, Ended, Requests, Session};
@@ -164,13 +166,6 @@ impl Backend {
     /// [`Crashed`]
     pub(crate) fn take_turn(&mut self) -> Result<(), Crashed> {
         self.store.data_mut().seat.as_mut().map_or(Ok(()), Seat::take_turn)
-    }
-
-    /// Ends its turn.
-    pub(crate) fn end_turn(&mut self) {
-        if let Some(seat) = &mut self.store.data_mut().seat {
-            seat.end_turn();
-        }
     }
 
     /// It has trapped during its turn: its whole cluster ends.

@@ -160,8 +160,13 @@ impl Baton {
     }
 
     /// How often it was taken.
-    pub(super) fn turns(&self) -> u64 {
+    fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether a holder has crashed.
+    pub(super) fn has_crashed(&self) -> bool {
+        self.state.lock().crashed
     }
 
     /// Whether anybody waits.

@@ -1,11 +1,7 @@
 //! One session's part in a cluster: its process id, its turns, and the signals that it exchanges with the others.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::HashMap, sync::Arc};
 
-use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
 use super::{Baton, Priority, Signal, Signals};
@@ -15,28 +11,29 @@ use super::{Baton, Priority, Signal, Signals};
 #[error("another session of this cluster has crashed")]
 pub(crate) struct Crashed;
 
-/// Every session of one cluster.
+/// Every process of one cluster.
 #[derive(Default)]
 pub(crate) struct Seats {
     baton: Baton,
     taken: Mutex<Taken>,
-    checkpointer: OnceLock<Checkpointer>,
 }
-
-/// Has a checkpoint made, and sends when that is done.
-type Checkpointer = Box<dyn Fn(Sender<()>) + Send + Sync>;
 
 #[derive(Default)]
 struct Taken {
     last_process_id: i32,
-    by_process_id: HashMap<i32, Arc<Signals>>,
+    by_process_id: HashMap<i32, Occupant>,
 }
 
-/// The first process id that is given out. The first backend of a cluster has the one that is compiled into it, 42.
+struct Occupant {
+    signals: Arc<Signals>,
+    priority: Priority,
+}
+
+/// The first process id that is given out. The postmaster of a cluster has the one that is compiled into it, 42.
 const FIRST_PROCESS_ID: i32 = 1000;
 
 impl Seats {
-    /// A seat for a further session, with a process id that no session of the cluster has.
+    /// A seat with a process id that no process of the cluster has.
     pub(crate) fn join(self: &Arc<Self>, priority: Priority) -> Seat {
         let mut taken = self.taken.lock();
         loop {
@@ -52,35 +49,49 @@ impl Seats {
     /// A seat with that process id, which nobody has.
     pub(crate) fn join_as(self: &Arc<Self>, process_id: i32, priority: Priority) -> Seat {
         let signals = Arc::new(Signals::default());
-        self.taken.lock().by_process_id.insert(process_id, signals.clone());
+        self.taken.lock().by_process_id.insert(process_id, Occupant { signals: signals.clone(), priority });
         Seat { seats: self.clone(), process_id, priority, signals, has_turn: false }
     }
 
-    /// From now on `request` is called for a checkpoint; it must not block.
-    pub(crate) fn set_checkpointer(&self, request: impl Fn(Sender<()>) + Send + Sync + 'static) {
-        let _ = self.checkpointer.set(Box::new(request));
+    /// How many clients' sessions there are.
+    pub(crate) fn sessions(&self) -> usize {
+        self.taken.lock().by_process_id.values().filter(|occupant| occupant.priority == Priority::Client).count()
     }
 
-    /// How often a session has taken its turn.
-    pub(crate) fn turns(&self) -> u64 {
-        self.baton.turns()
+    /// Sends `signal` (or none, to ask whether it is there) to the process with that process id; says whether there is one.
+    pub(crate) fn send(&self, process_id: i32, signal: Option<Signal>) -> bool {
+        let target = self.find(process_id);
+        if let (Some(target), Some(signal)) = (&target, signal) {
+            target.send(signal);
+        }
+        target.is_some()
     }
 
-    /// How many sessions there are.
-    pub(crate) fn count(&self) -> usize {
-        self.taken.lock().by_process_id.len()
+    /// Whether one of them has crashed, so that all end.
+    pub(crate) fn have_crashed(&self) -> bool {
+        self.baton.has_crashed()
+    }
+
+    /// Sends `signal` to every process but the one with that process id.
+    pub(crate) fn send_to_others(&self, process_id: i32, signal: Signal) {
+        let others: Vec<_> = {
+            let taken = self.taken.lock();
+            let others = taken.by_process_id.iter().filter(|(other, _)| **other != process_id);
+            others.map(|(_, occupant)| occupant.signals.clone()).collect()
+        };
+        others.iter().for_each(|signals| signals.send(signal));
     }
 
     /// The signals of the session with that process id.
     fn find(&self, process_id: i32) -> Option<Arc<Signals>> {
-        self.taken.lock().by_process_id.get(&process_id).cloned()
+        self.taken.lock().by_process_id.get(&process_id).map(|occupant| occupant.signals.clone())
     }
 
     /// The session that has the turn has crashed: all end without running on.
     pub(crate) fn crash(&self) {
         self.baton.crash();
-        for signals in self.taken.lock().by_process_id.values() {
-            signals.interrupt();
+        for occupant in self.taken.lock().by_process_id.values() {
+            occupant.signals.interrupt();
         }
     }
 }
@@ -105,13 +116,9 @@ impl Seat {
         &self.signals
     }
 
-    /// Sends `signal` (or none, to ask whether it is there) to the session with that process id; says whether there is one.
+    /// As [`Seats::send`].
     pub(crate) fn send(&self, process_id: i32, signal: Option<Signal>) -> bool {
-        let target = self.seats.find(process_id);
-        if let (Some(target), Some(signal)) = (&target, signal) {
-            target.send(signal);
-        }
-        target.is_some()
+        self.seats.send(process_id, signal)
     }
 
     /// Waits for the turn.
@@ -131,20 +138,6 @@ impl Seat {
         if std::mem::take(&mut self.has_turn) {
             self.seats.baton.give();
         }
-    }
-
-    /// Has a checkpoint made, and waits for it; meanwhile others have their turns.
-    ///
-    /// # Errors
-    /// [`Crashed`]
-    pub(crate) fn request_checkpoint(&mut self) -> Result<(), Crashed> {
-        let Some(request) = self.seats.checkpointer.get() else { return Ok(()) };
-        let (done, is_done) = bounded(1);
-        request(done);
-        self.end_turn();
-        // A checkpointer that is gone has crashed, which taking the turn finds out.
-        let _ = is_done.recv();
-        self.take_turn()
     }
 
     /// Cannot go on before another session has: lets the others have their turns, and takes the next one after one of them.
@@ -189,7 +182,7 @@ mod tests {
         let gone = first.process_id();
         drop(first);
         assert!(!second.send(gone, Some(Signal::INT)));
-        assert_eq!(seats.count(), 1);
+        assert_eq!(seats.sessions(), 1);
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! The memory that all sessions of a cluster share: mapped at the same addresses into the linear memory of each.
+//! Memory that the processes of a cluster share, mapped into the linear memory of each.
 //!
-//! In a `PostgreSQL` server these pages are shared because they were mapped shared before `fork()`. Here the guest has only allocated them in its
-//! own heap; at the moment of the fork they are moved into memory of the operating system's (`memfd`), which is then mapped over them.
+//! In a `PostgreSQL` server the main segment is shared because it was mapped shared before `fork()`. Here the guest has only allocated it in its
+//! own heap; before the first fork it is moved into memory of the operating system's (`memfd`), which is then mapped over it, in every process
+//! at the same address. Dynamic shared memory is mapped by each process where its `malloc` has room (`guest::mapping`).
 
-use std::{fs::File, ops::Range, os::unix::fs::FileExt};
+use std::{ffi::c_void, fs::File, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
 use anyhow::{Context, ensure};
 use rustix::{
@@ -11,7 +12,7 @@ use rustix::{
     mm::{MapFlags, ProtFlags},
     param::page_size,
 };
-use wasmtime::{AsContextMut, Memory};
+use wasmtime::{AsContext, AsContextMut, Memory};
 
 use crate::image::is_zero;
 
@@ -23,70 +24,53 @@ const FREE_OFFSET: usize = 12;
 /// Anonymous mappings are aligned to pages of WebAssembly memory (Emscripten, `emscripten_mmap.c`).
 const ALIGNMENT: usize = 1 << 16;
 
-/// Shared regions, by their address in linear memory.
+/// What further processes of a cluster have mapped from their start, by its address in linear memory.
 pub(crate) struct SharedMemory {
     regions: Vec<Region>,
 }
 
-struct Region {
+/// A part of a linear memory that is the same in several processes.
+#[derive(Clone)]
+pub(crate) struct Region {
     address: u32,
     length: usize,
-    file: File,
+    file: Arc<File>,
+    /// Where in the file it begins.
+    offset: u64,
 }
 
 impl SharedMemory {
-    /// Moves `ranges` of `memory` into shared memory, and maps it over them.
+    /// Moves `range` of `memory` into shared memory, and maps it over it. `mapped` is there in that memory already.
     ///
     /// # Errors
-    /// When a range is not made of whole pages inside the memory, or the system has no memory.
-    pub(crate) fn share(store: &mut impl AsContextMut, memory: Memory, ranges: &[Range<u32>]) -> anyhow::Result<Self> {
-        let mut regions = Vec::new();
-        for range in ranges {
-            let content = memory.data(&*store).get(range.start as usize..range.end as usize);
-            let content =
-                content.with_context(|| format!("the shared memory {range:x?} is outside of linear memory"))?;
-            let whole = (range.start as usize).is_multiple_of(page_size()) && content.len() % page_size() == 0;
-            ensure!(whole && !content.is_empty(), "the shared memory {range:x?} is not made of whole pages");
-            let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no shared memory")?);
-            file.set_len(content.len() as u64)?;
-            for (at, page) in (0..).step_by(page_size()).zip(content.chunks(page_size())) {
-                if !is_zero(page) {
-                    file.write_all_at(page, at)?;
-                }
+    /// When the range is not made of whole pages inside the memory, or the system has no memory.
+    pub(crate) fn share(
+        store: &mut impl AsContextMut,
+        memory: Memory,
+        range: &Range<u32>,
+        mapped: impl IntoIterator<Item = Region>,
+    ) -> anyhow::Result<Self> {
+        let content = memory.data(&*store).get(range.start as usize..range.end as usize);
+        let content = content.with_context(|| format!("the shared memory {range:x?} is outside of linear memory"))?;
+        ensure!(!content.is_empty() && content.len() % page_size() == 0, "shared memory is not made of whole pages");
+        let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no shared memory")?);
+        file.set_len(content.len() as u64)?;
+        for (at, page) in (0..).step_by(page_size()).zip(content.chunks(page_size())) {
+            if !is_zero(page) {
+                file.write_all_at(page, at)?;
             }
-            regions.push(Region { address: range.start, length: content.len(), file });
         }
-        let shared = Self { regions };
-        shared.map_over(store, memory)?;
-        Ok(shared)
+        let main = Region { address: range.start, length: content.len(), file: Arc::new(file), offset: 0 };
+        main.map_over(store, memory)?;
+        Ok(Self { regions: mapped.into_iter().chain([main]).collect() })
     }
 
     /// Maps the regions over those of another memory of the same cluster.
     ///
     /// # Errors
-    /// When the memory is too small, or the system allows no more mappings.
+    /// As [`Region::map_over`].
     pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
-        let size = memory.data_size(&*store);
-        let base = memory.data_ptr(&*store);
-        for region in &self.regions {
-            let end = (region.address as usize).checked_add(region.length);
-            ensure!(end.is_some_and(|end| end <= size), "a session's memory is smaller than its cluster's");
-            // SAFETY: the region is inside the linear memory, which does not move and is unmapped as a whole when the store is dropped, and made of
-            // whole pages. Nobody holds a reference into it while `store` is borrowed. Other sessions write these pages, but only one session of
-            // a cluster runs wasm or host functions at a time (`Baton`), which is also what orders their accesses.
-            unsafe {
-                rustix::mm::mmap(
-                    base.add(region.address as usize).cast(),
-                    region.length,
-                    ProtFlags::READ | ProtFlags::WRITE,
-                    MapFlags::SHARED | MapFlags::FIXED,
-                    &region.file,
-                    0,
-                )
-            }
-            .context("shared memory cannot be mapped")?;
-        }
-        Ok(())
+        self.regions.iter().try_for_each(|region| region.map_over(store, memory))
     }
 
     /// The addresses of the regions.
@@ -94,6 +78,59 @@ impl SharedMemory {
         let end = |region: &Region| region.address + u32::try_from(region.length).unwrap_or(u32::MAX);
         self.regions.iter().map(|region| region.address..end(region)).collect()
     }
+}
+
+impl Region {
+    /// The addresses in `range` are for what is in `file` from `offset` on. The file must have all of it, and keep it.
+    pub(crate) fn new(range: &Range<u32>, file: Arc<File>, offset: u64) -> Self {
+        Self { address: range.start, length: range.len(), file, offset }
+    }
+
+    /// Maps it over its place in `memory`.
+    ///
+    /// # Errors
+    /// When it is not made of whole pages inside the memory, or the system allows no more mappings.
+    pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
+        let place = place(store, memory, self.address, self.length)?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the place is inside the linear memory and made of whole pages (`place`); the memory does not move and is unmapped as a whole
+        // when the store is dropped. Nobody holds a reference into it while `store` is borrowed. Other processes write these pages, but only one
+        // process of a cluster runs wasm or host functions at a time (`Baton`), which is also what orders their accesses. The file is not cut
+        // off: the main segment's is known to nobody else, and a `SharedObject` is sealed against it.
+        unsafe {
+            rustix::mm::mmap(place, self.length, access, MapFlags::SHARED | MapFlags::FIXED, &*self.file, self.offset)
+        }
+        .map(drop)
+        .context("shared memory cannot be mapped")
+    }
+}
+
+/// Gives that part of `memory`, over which a region was mapped, private pages again; they are zero.
+///
+/// # Errors
+/// As [`Region::map_over`].
+pub(crate) fn map_zeros_over(
+    store: &mut impl AsContextMut,
+    memory: Memory,
+    address: u32,
+    length: usize,
+) -> anyhow::Result<()> {
+    let place = place(store, memory, address, length)?;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: as in `Region::map_over`; the new pages are anonymous, as those of a linear memory are.
+    unsafe { rustix::mm::mmap_anonymous(place, length, access, MapFlags::PRIVATE | MapFlags::FIXED) }
+        .map(drop)
+        .context("the private memory behind a mapping cannot be had again")
+}
+
+/// Where whole pages of a linear memory are in the host's.
+fn place(store: &impl AsContext, memory: Memory, address: u32, length: usize) -> anyhow::Result<*mut c_void> {
+    let start = address as usize;
+    let is_whole = start.is_multiple_of(page_size()) && length.is_multiple_of(page_size()) && length > 0;
+    ensure!(is_whole, "{length} bytes at address {address:#x} are not whole pages");
+    let end = start.checked_add(length);
+    ensure!(end.is_some_and(|end| end <= memory.data_size(store)), "a process' memory is smaller than its cluster's");
+    Ok(memory.data_ptr(store).wrapping_add(start).cast())
 }
 
 /// Where `PostgreSQL`'s main shared memory segment is in `memory`.

@@ -15,8 +15,14 @@ use crate::guest::client::Waker;
 pub(crate) struct Signal(u32);
 
 impl Signal {
-    /// Cancel the running query (`StatementCancelHandler`).
+    /// Read the configuration files again.
+    pub(crate) const HUP: Self = Self(1);
+    /// Cancel the running query (`StatementCancelHandler`); write the shutdown checkpoint (`ReqShutdownXLOG`).
     pub(crate) const INT: Self = Self(2);
+    /// Look at what others have written into shared memory (`procsignal_sigusr1_handler`); for the postmaster, what a child wants of it.
+    pub(crate) const USR1: Self = Self(10);
+    /// Exit (the checkpointer); a worker has started or ended (the autovacuum launcher).
+    pub(crate) const USR2: Self = Self(12);
     /// End the session (`die`).
     pub(crate) const TERM: Self = Self(15);
     /// Wake up from a latch's wait; there is nothing else to do.

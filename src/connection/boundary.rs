@@ -1,4 +1,4 @@
-//! Follows what is sent to a client from message to message, to know where a message may begin.
+//! Follows what is sent to a client from message to message, to know where a message may begin, and whether a transaction is open.
 
 use std::{io, sync::Arc, time::Instant};
 
@@ -23,11 +23,35 @@ struct Position {
     head: Vec<u8>,
     /// How much of the body is still to come, once the head is whole.
     body: usize,
+    /// What the last `ReadyForQuery` said.
+    status: Option<u8>,
+}
+
+/// The type of the message that says how a session's transaction stands.
+const READY_FOR_QUERY: u8 = b'Z';
+/// What it says outside of a transaction block.
+const IDLE: u8 = b'I';
+
+/// How a session's transaction stands, as its client was told last.
+#[derive(Clone, Default)]
+pub struct TransactionStatus(Arc<Mutex<Position>>);
+
+impl TransactionStatus {
+    /// Whether a transaction block is open, be it a failed one.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.lock().status.is_some_and(|status| status != IDLE)
+    }
 }
 
 impl<C> Followed<C> {
     pub(super) fn new(client: C) -> Self {
         Self { client, position: Arc::default() }
+    }
+
+    /// How the session's transaction stands.
+    pub(super) fn transaction(&self) -> TransactionStatus {
+        TransactionStatus(self.position.clone())
     }
 
     /// Whether the last message sent is whole.
@@ -51,6 +75,9 @@ impl Position {
                 }
             } else {
                 let (body, rest) = bytes.split_at(bytes.len().min(self.body));
+                if let (Some(&READY_FOR_QUERY), Some(&status)) = (self.head.first(), body.first()) {
+                    self.status = Some(status);
+                }
                 self.body -= body.len();
                 bytes = rest;
             }

@@ -4,7 +4,7 @@
 //! PostgreSQL's writes replace whole chunks and copy nothing from below. Chunks nobody wrote are holes: they read as
 //! zeros and cost nothing.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
 use super::extent::Extent;
 use crate::image::is_zero;
@@ -225,6 +225,24 @@ impl Content {
         layer.chunks.append(&mut self.changed);
         self.base = Some(Arc::new(layer));
         self.visible = self.len;
+    }
+
+    /// Writes all that is not zero to `target`, where this begins at `start`, and returns where the last of it ends.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn write_to(&self, target: &File, start: u64) -> io::Result<u64> {
+        let mut chunk = [0; CHUNK];
+        let mut end = 0;
+        for index in self.occupied() {
+            let offset = index * CHUNK_U64;
+            let count = self.read_at(offset, &mut chunk);
+            if !is_zero(&chunk[..count]) {
+                target.write_all_at(&chunk[..count], start + offset)?;
+                end = offset + count as u64;
+            }
+        }
+        Ok(end)
     }
 
     /// The chunks that may hold something else than zeros, in ascending order.

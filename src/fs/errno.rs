@@ -1,6 +1,6 @@
 //! Error numbers as the guest knows them.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// A POSIX error with the number that Emscripten gives it: WASI's, and 100 and up for those that WASI lacks
 /// (Emscripten's `bits/errno.h`).
@@ -44,6 +44,8 @@ pub enum Errno {
     ENOENT = 44,
     /// Out of memory.
     ENOMEM = 48,
+    /// No room left.
+    ENOSPC = 51,
     /// Not a directory.
     ENOTDIR = 54,
     /// The directory has entries.
@@ -81,6 +83,17 @@ impl fmt::Display for Errno {
 }
 
 impl std::error::Error for Errno {}
+
+/// What the guest is told when the operating system fails.
+impl From<io::Error> for Errno {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::OutOfMemory => Self::ENOMEM,
+            io::ErrorKind::StorageFull => Self::ENOSPC,
+            _ => Self::EIO,
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 //! # Layout, in reading order
 //!
 //! * `extent`, `content`: bytes of files: shared and immutable below, changed chunks above.
+//! * `shared`: bytes of files that processes have mapped.
 //! * `directory`, `device`, `node`: what an inode can be.
 //! * `frozen`, `tree`: one cluster's inodes and names: a frozen base, and what changed since.
 //! * `path`: from a path to an inode.
@@ -25,6 +26,7 @@ mod layout;
 mod node;
 mod path;
 mod pipe;
+mod shared;
 mod store;
 mod tree;
 

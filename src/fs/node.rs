@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{content::Content, device::Device, directory::Directory};
+use super::{content::Content, device::Device, directory::Directory, shared::SharedObject};
 
 /// An inode number. Numbers grow and are never given out twice in a tree or in the trees cloned from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,6 +77,8 @@ pub struct Attributes {
 pub enum Kind {
     /// A regular file.
     File(Content),
+    /// A regular file that several processes have mapped.
+    Shared(SharedObject),
     /// A directory.
     Directory(Directory),
     /// A symbolic link and its target.
@@ -120,7 +122,7 @@ impl Node {
     #[must_use]
     pub fn mode(&self) -> u32 {
         let kind = match self.kind {
-            Kind::File(_) => S_IFREG,
+            Kind::File(_) | Kind::Shared(_) => S_IFREG,
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => S_IFDIR,
             Kind::Symlink(_) => S_IFLNK,
             Kind::Device(_) => S_IFCHR,
@@ -158,6 +160,7 @@ impl Node {
     pub fn stat(&self, ino: Ino) -> Stat {
         let size = match &self.kind {
             Kind::File(content) => content.len(),
+            Kind::Shared(object) => object.len(),
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => 4096,
             Kind::Symlink(target) => target.len() as u64,
             Kind::Device(_) => 0,
@@ -177,7 +180,7 @@ impl Node {
                 Kind::File(content) => content.private_bytes(),
                 Kind::Directory(directory) => directory.private_bytes(),
                 Kind::Symlink(target) => target.len(),
-                Kind::Device(_) | Kind::DescriptorDirectory { .. } => 0,
+                Kind::Device(_) | Kind::DescriptorDirectory { .. } | Kind::Shared(_) => 0,
             }
     }
 }

@@ -7,7 +7,6 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::FileExt,
     path::Path,
     sync::Arc,
 };
@@ -23,7 +22,6 @@ use super::{
     frozen::{FrozenTree, InoMap, ROOT},
     node::{Attributes, Ino, Kind, Node},
 };
-use crate::image::is_zero;
 
 const INDEX: &str = "index";
 const DATA: &str = "data";
@@ -118,7 +116,7 @@ impl FrozenTree {
         for (ino, node) in inodes {
             let kind = match &node.kind {
                 Kind::File(content) => {
-                    let stored = write_content(content, data.as_file(), data_len)?;
+                    let stored = content.write_to(data.as_file(), data_len)?;
                     let start = data_len;
                     data_len += stored.next_multiple_of(CHUNK as u64);
                     StoredKind::File { len: content.len(), start, stored }
@@ -130,6 +128,8 @@ impl FrozenTree {
                 Kind::Symlink(target) => StoredKind::Symlink(target.to_vec()),
                 Kind::Device(device) => StoredKind::Device(*device),
                 Kind::DescriptorDirectory { parent } => StoredKind::DescriptorDirectory { parent: *parent },
+                // A tree is frozen without what processes share, see `Tree::freeze`.
+                Kind::Shared(_) => StoredKind::File { len: 0, start: data_len, stored: 0 },
             };
             nodes.push(StoredNode { ino: *ino, attributes: node.attributes, kind });
         }
@@ -204,22 +204,6 @@ impl FrozenTree {
         }
         Ok(())
     }
-}
-
-/// Writes the chunks of `content` that are not all zeros to `data` from `start` on, and returns how many bytes of the
-/// content are stored that way; those after them are zeros.
-fn write_content(content: &Content, data: &File, start: u64) -> io::Result<u64> {
-    let mut chunk = [0; CHUNK];
-    let mut stored = 0;
-    for index in content.occupied() {
-        let offset = index * CHUNK as u64;
-        let count = content.read_at(offset, &mut chunk);
-        if !is_zero(&chunk[..count]) {
-            data.write_all_at(&chunk[..count], start + offset)?;
-            stored = offset + count as u64;
-        }
-    }
-    Ok(stored)
 }
 
 fn read_index(index: &[u8]) -> Result<StoredTree, StoreError> {

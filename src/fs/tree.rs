@@ -3,6 +3,7 @@
 use std::{collections::hash_map, sync::Arc};
 
 use super::{
+    content::Content,
     directory::{Directory, Name},
     errno::Errno,
     frozen::{FrozenTree, InoMap, ROOT},
@@ -59,15 +60,23 @@ impl Tree {
     /// The tree as it is now, for others to build on. This tree builds on it from now on, too, so that what both have is
     /// in memory once. Takes time per file, and per changed chunk; copies no content.
     ///
-    /// Files that are open but have no name any more stay in this tree and are not part of the frozen one.
+    /// Files that are open but have no name any more stay in this tree and are not part of the frozen one. So do the bytes of files that
+    /// processes have mapped, which are empty in the frozen one.
     pub fn freeze(&mut self) -> Arc<FrozenTree> {
         if self.overlay.is_empty() {
             return Arc::clone(&self.base);
         }
         let mut nodes = self.base.nodes.clone();
-        let mut nameless = InoMap::default();
+        let mut kept = InoMap::default();
         for (ino, slot) in self.overlay.drain() {
             match slot {
+                Slot::Changed(node) if matches!(node.kind, Kind::Shared(_)) => {
+                    if node.attributes.links > 0 {
+                        let kind = Kind::File(Content::default());
+                        nodes.insert(ino, Arc::new(Node { attributes: node.attributes, kind }));
+                    }
+                    kept.insert(ino, Slot::Changed(node));
+                }
                 Slot::Changed(mut node) if node.attributes.links > 0 => {
                     if let Kind::File(content) = &mut node.kind {
                         content.freeze();
@@ -77,12 +86,12 @@ impl Tree {
                 slot => {
                     nodes.remove(&ino);
                     if matches!(slot, Slot::Changed(_)) {
-                        nameless.insert(ino, slot);
+                        kept.insert(ino, slot);
                     }
                 }
             }
         }
-        self.overlay = nameless;
+        self.overlay = kept;
         self.private_bytes = self.overlay.values().map(held_by).sum();
         self.base = Arc::new(FrozenTree { nodes, next: self.next });
         Arc::clone(&self.base)

@@ -1,9 +1,23 @@
 //! Calling the guest as a C program is called: arguments on its stack, `main`, the status it exits with.
 
-use wasmtime::{AsContextMut, Store};
+use wasmtime::{AsContextMut, Store, WasmParams, WasmResults};
 use wasmtime_wasi::I32Exit;
 
 use super::{Guest, memory};
+
+/// Calls the export `name`.
+///
+/// # Errors
+/// When there is none of that type, and when the guest traps, exits or throws.
+pub(crate) fn export<P: WasmParams, R: WasmResults>(
+    store: &mut impl AsContextMut<Data = Guest>,
+    name: &str,
+    parameters: P,
+) -> wasmtime::Result<R> {
+    let instance = store.as_context().data().exports()?.instance;
+    let function = instance.get_typed_func::<P, R>(&mut *store, name)?;
+    function.call(&mut *store, parameters)
+}
 
 /// Puts bytes on the guest's stack, where they stay until its stack pointer is restored.
 ///

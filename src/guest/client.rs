@@ -1,6 +1,8 @@
 //! The client of a backend, as the guest's read and write callbacks see it.
 
-use std::{io, time::Instant};
+use std::{io, sync::Arc, time::Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 /// What a waiting backend wants to do with its client's connection next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,16 +51,64 @@ pub trait Client: Send {
 
 /// Ends the wait of one backend from any thread.
 #[derive(Clone)]
-pub struct Waker(std::sync::Arc<dyn Fn() + Send + Sync>);
+pub struct Waker(Arc<dyn Fn() + Send + Sync>);
 
 impl Waker {
     /// A waker that runs `wake`, which must not block.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
-        Self(std::sync::Arc::new(wake))
+        Self(Arc::new(wake))
     }
 
     /// Ends the wait that is under way, or the next one.
     pub fn wake(&self) {
         (self.0)();
+    }
+}
+
+/// The client of a process that has none: there is nothing to read, and nobody hears what is written.
+#[derive(Clone, Default)]
+pub(crate) struct Nobody(Arc<Alarm>);
+
+/// Whether somebody has called the waker since the last wait.
+#[derive(Default)]
+struct Alarm {
+    woken: Mutex<bool>,
+    rung: Condvar,
+}
+
+impl Client for Nobody {
+    fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+        let mut woken = self.0.woken.lock();
+        loop {
+            if std::mem::take(&mut *woken) {
+                return Readiness::Woken;
+            }
+            if interest != Interest::Nothing {
+                return Readiness::Ready;
+            }
+            match deadline {
+                None => self.0.rung.wait(&mut woken),
+                Some(deadline) if self.0.rung.wait_until(&mut woken, deadline).timed_out() => {
+                    return if std::mem::take(&mut *woken) { Readiness::Woken } else { Readiness::TimedOut };
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        let alarm = self.0.clone();
+        Waker::new(move || {
+            *alarm.woken.lock() = true;
+            alarm.rung.notify_one();
+        })
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Guest,
+    Guest, checkpoint,
     client::{Interest, Readiness},
     memory, timers,
 };
@@ -22,7 +22,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         Hook::InitProcess.name(),
         |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
             match caller.data_mut().before_fork.take() {
-                Some(before_fork) => before_fork(&mut caller).map_err(wasmtime::Error::from_anyhow),
+                Some(before_fork) => before_fork(&mut caller),
                 None => Ok(()),
             }
         },
@@ -53,13 +53,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             None => Ok::<_, wasmtime::Error>(()),
         }
     })?;
-    linker.func_wrap(HOOK_MODULE, Hook::RequestCheckpoint.name(), |mut caller: Caller<'_, Guest>, _flags: i32| {
-        // The first backend makes every checkpoint at once, whatever is asked for.
-        match &mut caller.data_mut().seat {
-            Some(seat) => Ok(seat.request_checkpoint()?),
-            None => Ok::<_, wasmtime::Error>(()),
-        }
-    })?;
+    linker.func_wrap(HOOK_MODULE, Hook::RequestCheckpoint.name(), checkpoint::request)?;
     // A session of a cluster that is gone ends at its next turn.
     linker.func_wrap(HOOK_MODULE, Hook::PostmasterIsAlive.name(), || 1)?;
     Ok(())

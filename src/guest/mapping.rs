@@ -1,9 +1,17 @@
-//! `mmap` and `munmap` of files: WebAssembly's memory cannot be mapped, so the file is copied in, and back at the end.
+//! `mmap` and `munmap` of files: into memory of the guest's own `malloc`.
+//!
+//! In a backend with a cluster of its own the file is copied in, and back at the end. Where processes share a cluster, a file that is mapped
+//! shared becomes a memory object of the operating system's, which is mapped over that memory in each of them: `PostgreSQL`'s dynamic shared
+//! memory (`src/backend/storage/ipc/dsm_impl.c`).
 
+use rustix::param::page_size;
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, memory};
-use crate::fs::Errno;
+use crate::{
+    cluster::{Region, map_zeros_over},
+    fs::{Errno, Mapping},
+};
 
 const PROT_WRITE: u32 = 2;
 const MAP_PRIVATE: u32 = 2;
@@ -16,7 +24,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// Maps `length` bytes of `fd` from `offset` on, into memory of the guest's own `malloc`. Stores the address at `address`, and at `allocated` that the
+/// Maps `length` bytes of `fd` from `offset` on. Stores the address at `address`, and at `allocated` that the
 /// C library has to free it (Emscripten, `system/lib/libc/emscripten_mmap.c`; it handles anonymous mappings itself).
 #[expect(clippy::too_many_arguments, reason = "the C library's signature")]
 fn map(
@@ -30,6 +38,7 @@ fn map(
     address: u32,
 ) -> wasmtime::Result<i32> {
     let write_back = protection & PROT_WRITE != 0 && flags & MAP_PRIVATE == 0;
+    let is_shared = write_back && caller.data().seat.is_some();
     let prepared = u64::try_from(offset).map_err(|_| Errno::EINVAL).and_then(|offset| {
         let size = length.checked_next_multiple_of(PAGE).filter(|size| *size > 0).ok_or(Errno::EINVAL)?;
         Ok((size, caller.data().files.prepare_mapping(fd, 0, offset, write_back)?))
@@ -43,18 +52,43 @@ fn map(
     if mapping.address == 0 {
         return Ok(-Errno::ENOMEM.number());
     }
-    let (memory, guest) = memory::of(&mut caller)?;
     let start = mapping.address;
-    // To the end of the last page, which POSIX wants to be zeros after the end of the file.
-    let bytes = memory::bytes_mut(memory, start, size)?;
-    let (mapped, rest) = bytes.split_at_mut(length as usize);
-    rest.fill(0);
-    if let Err(errno) = guest.files.map(mapping, mapped) {
-        return Ok(-errno.number());
+    if is_shared {
+        mapping.shared = u32::try_from((length as usize).next_multiple_of(page_size()))?;
+        if let Err(errno) = map_shared(&mut caller, mapping) {
+            return Ok(-errno.number());
+        }
+    } else {
+        let (memory, guest) = memory::of(&mut caller)?;
+        // To the end of the last page, which POSIX wants to be zeros after the end of the file.
+        let bytes = memory::bytes_mut(memory, start, size)?;
+        let (mapped, rest) = bytes.split_at_mut(length as usize);
+        rest.fill(0);
+        if let Err(errno) = guest.files.map(mapping, mapped) {
+            return Ok(-errno.number());
+        }
     }
+    let (memory, _) = memory::of(&mut caller)?;
     memory::write_u32(memory, allocated, 1)?;
     memory::write_u32(memory, address, start)?;
     Ok(0)
+}
+
+/// Maps a file as one memory object for all processes of the cluster.
+fn map_shared(caller: &mut Caller<'_, Guest>, mapping: Mapping) -> Result<(), Errno> {
+    let (start, length, offset) = (mapping.address, mapping.shared, mapping.offset);
+    let end = start.checked_add(length).ok_or(Errno::ENOMEM)?;
+    if !offset.is_multiple_of(page_size() as u64) {
+        return Err(Errno::EINVAL);
+    }
+    let memory = caller.data().memory().map_err(|_| Errno::ENOMEM)?;
+    let object = caller.data_mut().files.map_shared(mapping)?;
+    Region::new(&(start..end), object, offset).map_over(caller, memory).map_err(|error| {
+        tracing::warn!("{length} bytes of dynamic shared memory: {error:#}");
+        // That it was mapped a moment ago is certain.
+        let _ = caller.data_mut().files.unmap(start, &[]);
+        Errno::ENOMEM
+    })
 }
 
 /// Ends the mapping at `address`. The descriptor that the C library passes may have been closed since, or be another file's; it is not needed. The C
@@ -68,6 +102,12 @@ fn unmap(
     _fd: i32,
     _offset: i64,
 ) -> wasmtime::Result<i32> {
+    let shared = caller.data().files.shared_at(address).unwrap_or(0);
+    if shared > 0 {
+        // The C library gives the pages back to `malloc`, and the next to get them must not write into what others share.
+        let memory = caller.data().memory()?;
+        map_zeros_over(&mut caller, memory, address, shared as usize).map_err(wasmtime::Error::from_anyhow)?;
+    }
     let (memory, guest) = memory::of(&mut caller)?;
     let bytes = memory::read_bytes(memory, address, length).map_err(Errno::from);
     let result = bytes.and_then(|bytes| guest.files.unmap(address, bytes));

@@ -6,6 +6,7 @@
 
 pub(crate) mod call;
 mod callbacks;
+mod checkpoint;
 pub mod client;
 mod commands;
 mod conversion;
@@ -86,7 +87,7 @@ pub(crate) struct Guest {
 }
 
 /// Runs once where a postmaster would begin to fork: when the guest is about to take its place in shared memory.
-pub(crate) type BeforeFork = Box<dyn FnOnce(&mut Caller<'_, Guest>) -> anyhow::Result<()> + Send>;
+pub(crate) type BeforeFork = Box<dyn FnOnce(&mut Caller<'_, Guest>) -> wasmtime::Result<()> + Send>;
 
 /// What one guest is made of besides its wasm.
 pub(crate) struct Setup {

@@ -279,33 +279,18 @@ fn same(
     }
 }
 
-/// What makes a backend the one that makes the checkpoints.
+/// The memory in which sessions and checkpointer meet: `CheckpointerShmemStruct` in `src/backend/postmaster/checkpointer.c`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpointer {
-    /// Address of `MyBackendType` (`src/backend/utils/init/miscinit.c`).
-    pub my_backend_type: u32,
-    /// The value `B_CHECKPOINTER` of it.
-    pub backend_type: u32,
-    /// Address of `CheckpointerShmem` (`src/backend/postmaster/checkpointer.c`), a pointer to a structure that begins with the checkpointer's process id.
+    /// Address of `CheckpointerShmem`, a pointer to the structure, which begins with the checkpointer's process id.
     pub shared: u32,
-    /// Where in that structure the number of queued requests is, an `int`.
+    /// Where in the structure the number of queued requests to sync files is, an `int` behind what checkpoints are asked for with.
     pub requests: u32,
-    /// Where the number of requests is that fit into the queue, an `int`.
-    pub max_requests: u32,
 }
 
 impl Checkpointer {
-    /// Reads it out of `ForwardSyncRequest`: `if (AmCheckpointerProcess()) …`, `if (CheckpointerShmem->checkpointer_pid == 0 …`.
+    /// Reads it out of `ForwardSyncRequest`: `if (CheckpointerShmem->checkpointer_pid == 0 …`.
     pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
-        let is_checkpointer = |window: &[Operator]| match *window {
-            [
-                Operator::I32Const { value: address },
-                Operator::I32Load { memarg },
-                Operator::I32Const { value },
-                Operator::I32Eq | Operator::I32Ne,
-            ] if memarg.offset == 0 => Some((address.cast_unsigned(), value.cast_unsigned())),
-            _ => None,
-        };
         let process_id = |window: &[Operator]| match *window {
             [
                 Operator::I32Const { value: address },
@@ -316,8 +301,6 @@ impl Checkpointer {
             ] if pointer.offset == 0 && process_id.offset == 0 => Some(address.cast_unsigned()),
             _ => None,
         };
-        let (_, (my_backend_type, backend_type)) =
-            once(target, "a comparison of MyBackendType", operators, 4, is_checkpointer)?;
         // `CheckpointerShmem->num_requests >= CheckpointerShmem->max_requests`
         let is_full = |window: &[Operator]| match *window {
             [
@@ -326,13 +309,62 @@ impl Checkpointer {
                 Operator::LocalGet { .. },
                 Operator::I32Load { memarg: max_requests },
                 Operator::I32GeS,
-            ] => Some((u32::try_from(requests.offset).ok()?, u32::try_from(max_requests.offset).ok()?)),
+            ] => u32::try_from(requests.offset).ok().filter(|_| max_requests.offset > requests.offset),
             _ => None,
         };
         let (_, shared) = once(target, "a look for the checkpointer's process id", operators, 5, process_id)?;
-        let (_, (requests, max_requests)) = once(target, "a comparison with the queue's size", operators, 5, is_full)?;
-        Ok(Self { my_backend_type, backend_type, shared, requests, max_requests })
+        let (_, requests) = once(target, "a comparison with the queue's size", operators, 5, is_full)?;
+        Ok(Self { shared, requests })
     }
+}
+
+/// What a child tells the postmaster by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostmasterSignals {
+    /// Address of `PostmasterPid` (`src/backend/utils/init/globals.c`).
+    pub process_id: u32,
+    /// Address of `PMSignalState` (`src/backend/storage/ipc/pmsignal.c`), a pointer to a structure that begins with a flag, an
+    /// `int`, for every `PMSignalReason`.
+    pub state: u32,
+}
+
+impl PostmasterSignals {
+    /// Reads it out of `SendPostmasterSignal`: `PMSignalState->PMSignalFlags[reason] = true; kill(PostmasterPid, SIGUSR1);`.
+    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
+        let sent = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: state },
+                Operator::I32Load { memarg: pointer },
+                Operator::LocalGet { local_index: 0 },
+                Operator::I32Const { value: 2 },
+                Operator::I32Shl,
+                Operator::I32Add,
+                Operator::I32Const { value: 1 },
+                Operator::I32Store { memarg: flag },
+                Operator::I32Const { value: process_id },
+                Operator::I32Load { memarg: target },
+                Operator::I32Const { value: 10 },
+                Operator::Call { .. },
+            ] if pointer.offset == 0 && flag.offset == 0 && target.offset == 0 => {
+                Some(Self { process_id: process_id.cast_unsigned(), state: state.cast_unsigned() })
+            }
+            _ => None,
+        };
+        Ok(once(target, "a flag set and SIGUSR1 sent", operators, 12, sent)?.1)
+    }
+}
+
+/// The address of `whereToSendOutput` (`src/backend/tcop/postgres.c`) in `pgl_startPGlite`: `whereToSendOutput = DestRemote`.
+pub(super) fn where_to_send_output(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let stored = |window: &[Operator]| match *window {
+        [Operator::I32Const { value: address }, Operator::I32Const { value: 2 }, Operator::I32Store { memarg }]
+            if memarg.offset == 0 =>
+        {
+            Some(address.cast_unsigned())
+        }
+        _ => None,
+    };
+    Ok(once(target, "output sent to the client", operators, 3, stored)?.1)
 }
 
 /// The address of the variable that a function looks at before anything else.

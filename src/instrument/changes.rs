@@ -23,8 +23,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) found: &'a Found,
     /// Address of `MyProcPid`.
     pub(super) my_proc_pid: u32,
-    /// Index of the added global [`super::FURTHER_SESSION`].
-    pub(super) further_session: u32,
+    /// Index of the added global [`super::HAS_CHECKPOINTER`].
+    pub(super) has_checkpointer: u32,
     /// Index of the first hook.
     pub(super) first_hook: u32,
 }
@@ -45,17 +45,9 @@ impl Surroundings<'_> {
                 let parameters = (0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet);
                 Edit { at: whole, with: parameters.chain([self.call(hook)]).collect() }
             }
-            Change::SkipInFurtherSession => Edit {
-                at: 0..0,
-                with: vec![
-                    Instruction::GlobalGet(self.further_session),
-                    Instruction::If(BlockType::Empty),
-                    Instruction::Return,
-                    Instruction::End,
-                ],
-            },
-            Change::LeaveToFirstBackend(hook) => {
-                let mut with = vec![Instruction::GlobalGet(self.further_session), Instruction::If(BlockType::Empty)];
+            Change::Nothing => Edit { at: whole, with: Vec::new() },
+            Change::LeaveToCheckpointer(hook) => {
+                let mut with = vec![Instruction::GlobalGet(self.has_checkpointer), Instruction::If(BlockType::Empty)];
                 with.extend((0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet));
                 with.extend([self.call(hook), Instruction::I32Const(1), Instruction::Return, Instruction::End]);
                 Edit { at: 0..0, with }

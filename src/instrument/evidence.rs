@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use wasmparser::{ExternalKind, Operator, ValType};
 
 use super::InstrumentError;
-use super::bodies::{Kill, stack_measure};
+use super::bodies::{Kill, PostmasterSignals, stack_measure};
 use super::module::Module;
 use super::targets::{Evidence, Shape, TARGETS, Target};
 
@@ -91,6 +91,13 @@ impl Found {
             Evidence::CalledByKill => {
                 let kill = self.read(module, "kill", |kill, body| Kill::read(kill, body, self.process_id))?;
                 Ok(vec![kill.raise])
+            }
+            Evidence::SignalsPostmaster => {
+                let kill = self.function("kill")?;
+                keep(small(module, of_shape()), |it| {
+                    let operators = module.operators(it)?;
+                    Ok(calls(&operators) == [kill] && PostmasterSignals::read(target, &operators).is_ok())
+                })
             }
             Evidence::MeasuresStack => {
                 let check = self.read(module, "check_stack_depth", stack_measure)?;
@@ -235,6 +242,7 @@ pub(super) fn refusal(target: &Target, found: &str) -> InstrumentError {
         }
         Evidence::KillItself => "that raises a signal in its own process and fails for any other".to_owned(),
         Evidence::CalledByKill => "that kill calls".to_owned(),
+        Evidence::SignalsPostmaster => "that sets a flag and sends SIGUSR1 to the postmaster".to_owned(),
         Evidence::MeasuresStack => "that measures the stack as check_stack_depth does".to_owned(),
         Evidence::ChecksProcessIdOfSignal => "that compares MyProcPid and calls pqsignal_be and raise".to_owned(),
     };

@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 use wasmparser::ExternalKind;
 
 use super::bodies::{
-    CancelKey, Checkpointer, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable,
-    signal_handlers,
+    CancelKey, Checkpointer, Kill, PostmasterSignals, cancel_key_length, encoding_functions, encoding_names,
+    first_variable, signal_handlers, where_to_send_output,
 };
+use super::children::{self, ChildKind};
 use super::evidence::Found;
 use super::module::Module;
-use super::{FURTHER_SESSION, InstrumentError};
+use super::{HAS_CHECKPOINTER, InstrumentError};
 
 /// Size of a page of WebAssembly memory, in bytes.
 const WASM_PAGE: u64 = 65_536;
@@ -49,7 +50,7 @@ pub struct Facts {
     pub table_elements: u64,
     /// Initial value of `__stack_pointer`: the stack grows down from here.
     pub stack_pointer: u32,
-    /// Export names of all its mutable globals, [`FURTHER_SESSION`] included: a snapshot has to keep every one.
+    /// Export names of all its mutable globals, [`HAS_CHECKPOINTER`] included: a snapshot has to keep every one.
     pub mutable_globals: Vec<String>,
     /// Addresses of exported variables, by their names in C.
     pub data_symbols: BTreeMap<String, u32>,
@@ -67,8 +68,14 @@ pub struct Facts {
     pub exit_callbacks: [u32; 3],
     /// Address of `send_ready_for_query`, a byte, which PGlite has made a variable of `src/backend/tcop/postgres.c`.
     pub send_ready_for_query: u32,
-    /// What makes a backend the checkpointer.
+    /// Where sessions and checkpointer meet.
     pub checkpointer: Checkpointer,
+    /// How a child tells its postmaster something.
+    pub postmaster: PostmasterSignals,
+    /// Address of `whereToSendOutput`, an `int`.
+    pub where_to_send_output: u32,
+    /// The kinds of children that a postmaster has.
+    pub children: Vec<ChildKind>,
     /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
     pub encoding_names: u32,
     /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
@@ -76,7 +83,12 @@ pub struct Facts {
 }
 
 impl Facts {
-    pub(super) fn gather(module: &Module, found: &Found, limits: PageLimits) -> Result<Self, InstrumentError> {
+    pub(super) fn gather(
+        module: &Module,
+        memory: &[u8],
+        found: &Found,
+        limits: PageLimits,
+    ) -> Result<Self, InstrumentError> {
         let lacking = |what: &str| InstrumentError::Unsupported(format!("it has no {what}"));
         let stack_pointer = module.exported(ExternalKind::Global, "__stack_pointer");
         let stack_pointer = stack_pointer.and_then(|index| module.globals.get(index as usize)?.initial);
@@ -87,7 +99,7 @@ impl Facts {
             memory: limits,
             table_elements: module.table_elements.ok_or_else(|| lacking("table"))?,
             stack_pointer: stack_pointer.ok_or_else(|| lacking("exported __stack_pointer"))?.cast_unsigned(),
-            mutable_globals: exported.chain([FURTHER_SESSION.to_owned()]).collect(),
+            mutable_globals: exported.chain([HAS_CHECKPOINTER.to_owned()]).collect(),
             data_symbols: module.data_symbols(),
             table_slots: module.exported_table_slots()?,
             errno: kill.errno.cast_unsigned(),
@@ -102,6 +114,9 @@ impl Facts {
             ],
             send_ready_for_query: found.read(module, "PostgresSendReadyForQueryIfNecessary", first_variable)?,
             checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
+            postmaster: found.read(module, "SendPostmasterSignal", PostmasterSignals::read)?,
+            where_to_send_output: found.read(module, "pgl_startPGlite", where_to_send_output)?,
+            children: children::kinds(memory)?,
             encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
             encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
         })
@@ -111,6 +126,18 @@ impl Facts {
     #[must_use]
     pub fn symbol(&self, name: &str) -> Option<u32> {
         self.data_symbols.get(name).or_else(|| self.table_slots.get(name)).copied()
+    }
+
+    /// The kind of the postmaster's children that is called `name`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn child(&self, name: &str) -> Result<&ChildKind, InstrumentError> {
+        self.children.iter().find(|kind| kind.name == name).ok_or_else(|| InstrumentError::Evidence {
+            function: name.to_owned(),
+            expected: "a row of child_process_kinds".to_owned(),
+            found: "none of this name".to_owned(),
+        })
     }
 
     /// The address of an exported variable.

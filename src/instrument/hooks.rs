@@ -27,8 +27,8 @@ pub enum Hook {
     /// `kill(pid, signal) -> 0 or -errno`: send a signal, also to the caller itself; signal 0 only asks whether `pid`
     /// exists; a negative `pid` is that of a process group, which here is one process. Numbers of errors are WASI's.
     Kill,
-    /// `request_checkpoint(flags)`: a further session wants a checkpoint, which the first backend is to make before the
-    /// host returns. `flags` are those of `RequestCheckpoint` (`src/include/access/xlog.h`).
+    /// `request_checkpoint(flags)`: a process that is not the checkpointer wants a checkpoint. `flags` are those of
+    /// `RequestCheckpoint` (`src/include/access/xlog.h`); with `CHECKPOINT_WAIT` it is made before the host returns.
     RequestCheckpoint,
     /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in linear memory.
     StackDepth,

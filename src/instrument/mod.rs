@@ -6,8 +6,8 @@
 //!   used for; its memory is empty. What a fresh backend's memory holds ([`Instrumented::memory`]) is as little a part
 //!   of it as what a running one's holds, so that a clone is the same compiled code with other memory contents.
 //! * **The host is called** where PostgreSQL would leave the processor to other processes: [`Hook`].
-//! * **Several sessions** can be made from one memory, as `fork()` does: the process id is a variable, and recovery is
-//!   skipped where [`FURTHER_SESSION`] is set.
+//! * **Several processes** can be made from one memory, as `fork()` does: the process id is a variable, and checkpoints
+//!   are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
 //! * **What a host needs to see is exported**: functions, and every mutable global.
 //!
 //! # How functions are found
@@ -17,12 +17,13 @@
 //! that names the function. Nothing here depends on indices or addresses of one version.
 //!
 //! # Reading order
-//! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` (what is
+//! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` and `children` (what is
 //! read out of what was found), `hooks` (what is called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp`
 //! and `invoke` (exceptions instead of host calls), `facts` (what else was learned).
 
 mod bodies;
 mod changes;
+mod children;
 mod evidence;
 mod facts;
 mod hooks;
@@ -46,7 +47,8 @@ use module::Module;
 use rewrite::Rewrite;
 use targets::{Change, TARGETS};
 
-pub use bodies::Checkpointer;
+pub use bodies::{Checkpointer, PostmasterSignals};
+pub use children::ChildKind;
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
@@ -55,6 +57,7 @@ pub use invoke::invoke_module;
 pub const SOURCE: &str = concat!(
     include_str!("bodies.rs"),
     include_str!("changes.rs"),
+    include_str!("children.rs"),
     include_str!("evidence.rs"),
     include_str!("facts.rs"),
     include_str!("hooks.rs"),
@@ -68,10 +71,8 @@ pub const SOURCE: &str = concat!(
     include_str!("targets.rs"),
 );
 
-/// Name of an exported mutable `i32` global: where it is not zero, `StartupXLOG` and `ShutdownXLOG` do nothing.
-///
-/// For a session that joins a cluster which another session started and will shut down.
-pub const FURTHER_SESSION: &str = "pglite_port.further_session";
+/// Name of an exported mutable `i32` global: where it is not zero, another process of the cluster makes the checkpoints.
+pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
 
 /// PGlite's backend, ready to be compiled.
 pub struct Instrumented {
@@ -127,17 +128,17 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     let (data, zeroed) = (module.static_data()?, image::zeroed_by_start(&module)?);
     let memory = image::initial_memory(limits, &data, &zeroed)?;
     let found = Found::search(&module, &memory)?;
-    let facts = Facts::gather(&module, &found, limits)?;
+    let facts = Facts::gather(&module, &memory, &found, limits)?;
 
     let around = Surroundings {
         found: &found,
         my_proc_pid: facts.address("MyProcPid")?,
-        further_session: u32::try_from(module.globals.len()).unwrap_or(u32::MAX),
+        has_checkpointer: u32::try_from(module.globals.len()).unwrap_or(u32::MAX),
         first_hook: module.imported_functions,
     };
     let mut rewrite = Rewrite {
         hooks: &Hook::ALL,
-        globals: &[FURTHER_SESSION],
+        globals: &[HAS_CHECKPOINTER],
         exports: hidden_globals(&module),
         without_data: true,
         own_memory: true,

@@ -36,6 +36,9 @@ pub(super) enum Evidence {
     /// It compares `MyProcPid` with the process id and calls the exported `pqsignal_be` and `raise`:
     /// `wrapper_handler` in PostgreSQL's `src/port/pqsignal.c`, which has no name string.
     ChecksProcessIdOfSignal,
+    /// Under a postmaster it sets one of a list of flags and sends `SIGUSR1`: `SendPostmasterSignal` in `PostgreSQL`'s
+    /// `src/backend/storage/ipc/pmsignal.c`, which has no name string.
+    SignalsPostmaster,
     /// It measures the stack with the variables that [`Evidence::Exported`] `check_stack_depth`, above it in the table, uses.
     MeasuresStack,
 }
@@ -49,10 +52,10 @@ pub(super) enum Change {
     Enter(Hook),
     /// The host does its work: its body passes its parameters on.
     Replace(Hook),
-    /// It does nothing where the global [`super::FURTHER_SESSION`] is not zero.
-    SkipInFurtherSession,
-    /// Where the global [`super::FURTHER_SESSION`] is not zero it passes its parameters to the host and returns true.
-    LeaveToFirstBackend(Hook),
+    /// It does nothing.
+    Nothing,
+    /// Where the global [`super::HAS_CHECKPOINTER`] is not zero it passes its parameters to the host and returns true.
+    LeaveToCheckpointer(Hook),
     /// A process id that the compiler put in place of `getpid()` becomes a load of `MyProcPid`.
     OwnProcessId,
     /// It returns `MyProcPid` once that is set.
@@ -157,18 +160,6 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Between { caller: "InitPostgres", callee: "ProcessGUCArray" },
         changes: &[Change::Export],
     },
-    Target {
-        name: "StartupXLOG",
-        shape: shape(0, 0),
-        evidence: Evidence::Mentions(&["StartupXLOG", "xlog.c"]),
-        changes: &[Change::SkipInFurtherSession],
-    },
-    Target {
-        name: "ShutdownXLOG",
-        shape: shape(2, 0),
-        evidence: Evidence::Mentions(&["ShutdownXLOG", "xlog.c"]),
-        changes: &[Change::SkipInFurtherSession],
-    },
     // WaitEventSetWaitBlock, which carries the name, is inlined into it.
     Target {
         name: "WaitEventSetWait",
@@ -195,21 +186,21 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["PostmasterIsAliveInternal", "pmsignal.c"]),
         changes: &[Change::Replace(Hook::PostmasterIsAlive)],
     },
-    // One backend of a cluster makes the checkpoints, because it knows which files are to be synced and removed then.
+    // PGlite's RequestCheckpoint makes every checkpoint by itself: the half that asks the checkpointer is not in the file.
     Target {
         name: "CreateCheckPoint",
         shape: shape(1, 1),
         evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
-        changes: &[Change::LeaveToFirstBackend(Hook::RequestCheckpoint)],
+        changes: &[Change::LeaveToCheckpointer(Hook::RequestCheckpoint), Change::Export],
     },
-    // Puts such requests into a queue for it.
+    // Puts requests to sync files into a queue for the checkpointer; see `Facts::checkpointer`.
     Target {
         name: "ForwardSyncRequest",
         shape: shape(2, 1),
         evidence: Evidence::Mentions(&["ForwardSyncRequest", "ForwardSyncRequest must not be called in checkpointer"]),
         changes: &[],
     },
-    // The three lists of callbacks that proc_exit runs. A further session must not run those of the first backend.
+    // The three lists of callbacks that proc_exit runs. A child must not run those of the postmaster.
     Target { name: "before_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target { name: "on_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
@@ -218,6 +209,24 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["on_proc_exit", "ipc.c", "out of on_proc_exit slots"]),
         changes: &[],
     },
+    // Marks a slot of the postmaster's that a backend without one has not got. The host knows its children.
+    Target {
+        name: "RegisterPostmasterChildActive",
+        shape: shape(0, 0),
+        evidence: Evidence::Between { caller: "InitProcess", callee: "on_shmem_exit" },
+        changes: &[Change::Nothing],
+    },
+    // Where the postmaster's process id and the reasons for its signals are.
+    Target { name: "SendPostmasterSignal", shape: shape(1, 0), evidence: Evidence::SignalsPostmaster, changes: &[] },
+    // A session's `pg_hba.conf` is the postmaster's, which reads it again when it is told to.
+    Target {
+        name: "load_hba",
+        shape: shape(0, 1),
+        evidence: Evidence::Mentions(&["load_hba", "hba.c"]),
+        changes: &[Change::Export],
+    },
+    // Where `whereToSendOutput` is.
+    Target { name: "pgl_startPGlite", shape: shape(0, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "PostgresSendReadyForQueryIfNecessary",
         shape: shape(0, 0),

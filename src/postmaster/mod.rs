@@ -1,62 +1,72 @@
 //! `shared` mode: one cluster whose every connection is a session of its own, and what a postmaster does for it.
 //!
-//! * `mod`: starting the cluster, its sessions, and starting it again after a crash
-//! * `first`: the first backend, which recovers the cluster, makes its checkpoints, and shuts it down
-//! * `autovacuum`: VACUUM and ANALYZE without being asked
-//! * `conversation`: a client inside the program
+//! * `mod`: keeping the cluster running, and its sessions
+//! * `process`: the postmaster itself, from the cluster's start to its end
+//! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
 
-mod autovacuum;
-mod conversation;
-mod first;
+mod children;
+mod process;
 mod settings;
 
-use std::{sync::Arc, thread};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
 
-use anyhow::Context;
-use parking_lot::Mutex;
+use anyhow::{anyhow, bail, ensure};
+use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    answer::first_value,
-    backend::{BOOTSTRAP_USER, Child, Ended, Fork},
+    backend::Ended,
     cancel::Interrupt,
-    cluster::{Crashed, Priority, Seat, Seats, Signal},
-    connection::{Answer, Request, SessionEnd, SessionRequest, Task},
+    cluster::{Crashed, Priority, Seat, Signal},
+    connection::{Answer, Request, SessionEnd, SessionRequest, Task, TransactionStatus},
     engine::THREAD_STACK,
     error_response::{ErrorResponse, sqlstate},
     fs::Tree,
     guest::{ClientStream, Setup, client::Client},
     log::LogSink,
-    program::Program,
-    startup::StartupMessage,
     template::{LineConsole, Templates},
 };
 
-use autovacuum::Autovacuum;
-use conversation::{Conversation, conversation};
-use first::FirstBackend;
+use children::run_in_turn;
+use process::{End, Event, Running, Start};
 pub use settings::SharedSettings;
+
+/// How often in a row a cluster may fail to start again before that is given up.
+const ATTEMPTS: u32 = 3;
 
 /// Keeps one cluster running.
 pub(crate) struct Postmaster {
-    program: Arc<Program>,
     templates: Arc<Templates>,
-    settings: SharedSettings,
     log: LogSink,
-    files: Arc<Mutex<Tree>>,
-    running: Mutex<Option<Arc<Running>>>,
-    autovacuum: Mutex<Option<Autovacuum>>,
+    keeper: Arc<Keeper>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// A running cluster, from its start to its shutdown or crash.
-struct Running {
-    seats: Arc<Seats>,
-    fork: Fork,
-    first: FirstBackend,
+/// What the thread that keeps the cluster running and those who want a session have in common.
+struct Keeper {
+    state: Mutex<State>,
+    changed: Condvar,
 }
+
+enum State {
+    /// The cluster starts, for the first time or again after a crash.
+    Starting,
+    Running(Arc<Running>),
+    /// It cannot be started, for this reason.
+    Failed(String),
+    /// It was shut down.
+    Stopped,
+}
+
+/// Is told, on any thread, when the shared cluster has crashed and cannot be started again.
+pub type OnFailure = Arc<dyn Fn(anyhow::Error) + Send + Sync>;
 
 impl Postmaster {
-    /// A cluster with the files of a new one, which is started now.
+    /// A cluster with the files of a new one, which is started now. `on_failure` is told when it has crashed and cannot be started again.
     ///
     /// # Errors
     /// When it does not start.
@@ -64,36 +74,18 @@ impl Postmaster {
         templates: &Arc<Templates>,
         settings: SharedSettings,
         log: LogSink,
-    ) -> anyhow::Result<Arc<Self>> {
+        on_failure: Option<OnFailure>,
+    ) -> anyhow::Result<Self> {
         let files = Arc::new(Mutex::new(Tree::from_frozen(templates.cluster()?)));
-        let postmaster = Arc::new(Self {
-            program: templates.program().clone(),
-            templates: templates.clone(),
-            settings,
-            log,
-            files,
-            running: Mutex::default(),
-            autovacuum: Mutex::default(),
-        });
-        postmaster.running()?;
-        if postmaster.settings.autovacuum {
-            *postmaster.autovacuum.lock() = Some(Autovacuum::start(Arc::downgrade(&postmaster))?);
-        }
-        Ok(postmaster)
-    }
-
-    /// The running cluster; it is started if it is not, as after a crash, from which its first backend then recovers.
-    fn running(&self) -> anyhow::Result<Arc<Running>> {
-        let mut running = self.running.lock();
-        if let Some(running) = &*running {
-            return Ok(running.clone());
-        }
-        let seats = Arc::new(Seats::default());
-        let (first, fork) = FirstBackend::start(&self.program, &self.files, &self.settings, &seats, &self.log)
-            .context("the cluster does not start")?;
-        let started = Arc::new(Running { seats, fork, first });
-        *running = Some(started.clone());
-        Ok(started)
+        let start = Start { program: templates.program().clone(), files, settings, log: log.clone() };
+        let keeper = Arc::new(Keeper { state: Mutex::new(State::Starting), changed: Condvar::new() });
+        let work = {
+            let keeper = keeper.clone();
+            move || keeper.keep_running(&start, on_failure.as_ref())
+        };
+        let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
+        keeper.running()?;
+        Ok(Self { templates: templates.clone(), log, keeper, thread: Mutex::new(Some(thread)) })
     }
 
     /// Serves one client as a session of the cluster.
@@ -105,7 +97,7 @@ impl Postmaster {
         request: &SessionRequest<'_>,
         client: Box<dyn Client>,
     ) -> anyhow::Result<SessionEnd> {
-        let running = self.running()?;
+        let running = self.keeper.running()?;
         let seat = running.seats.join(Priority::Client);
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
         let interrupt = move |interrupt| match interrupt {
@@ -125,11 +117,10 @@ impl Postmaster {
             }
         };
         let client = ClientStream::new(client, request.packet).on_key(announce);
-        let database = String::from_utf8_lossy(&request.startup.database).into_owned();
-        let postmaster = self.clone();
-        request.control.attend_requests(move |request| postmaster.attend(process_id, &database, request));
-        let child = Child::client(&request.startup.database, &request.startup.user);
-        let ended = self.run(&running, seat, request.log, client, &child);
+        let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&request.startup.database).into_owned());
+        let transaction = request.transaction.clone();
+        request.control.attend_requests(move |request| postmaster.attend(&database, &transaction, request));
+        let ended = self.run(&running, seat, request, client);
         drop(registration.lock().take());
         match ended {
             Ok(Ended::Client) => Ok(SessionEnd::ClientGone),
@@ -143,36 +134,35 @@ impl Postmaster {
         }
     }
 
-    /// Runs one session on this thread until it ends; if it traps, its cluster ends.
+    /// Runs one session on this thread until it ends; if it traps or panics, its cluster ends.
     fn run(
         &self,
         running: &Arc<Running>,
         seat: Seat,
-        log: &LogSink,
+        request: &SessionRequest<'_>,
         client: ClientStream,
-        child: &Child<'_>,
     ) -> anyhow::Result<Ended> {
-        let console = LineConsole::of_session(log.clone());
-        let setup = |files| Setup { seat: Some(seat), ..Setup::backend(&self.program, files) };
-        let mut backend = running.fork.start(&self.program, console, setup)?;
-        backend.take_turn()?;
-        let ended = backend.serve_forked(client, child);
-        if let Err(error) = &ended
-            && !error.is::<Crashed>()
-        {
-            tracing::error!("a session has crashed, its cluster is started again: {error:#}");
-            self.forget(running);
-            backend.crash();
+        let console = LineConsole::of_session(request.log.clone());
+        let program = self.templates.program();
+        let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
+        let mut backend = running.fork().start(program, console, setup)?;
+        let (database, user) = (&request.startup.database, &request.startup.user);
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            run_in_turn(&mut backend, |backend| backend.serve_forked(client, database, user))
+        }));
+        if !matches!(&ran, Ok(Ok(_))) && !matches!(&ran, Ok(Err(error)) if error.is::<Crashed>()) {
+            tracing::error!("a session has crashed, its cluster is started again");
+            running.tell(Event::Crashed);
         }
-        ended
+        ran.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Handles what is asked of the session with that process id in `database`, on a thread of its own, because it takes time.
-    fn attend(self: &Arc<Self>, process_id: i32, database: &str, request: Request) {
-        let (postmaster, database) = (self.clone(), database.to_owned());
+    /// Handles what is asked of a session in `database`, on a thread of its own, because it takes time.
+    fn attend(self: &Arc<Self>, database: &str, transaction: &TransactionStatus, request: Request) {
+        let (postmaster, database, transaction) = (self.clone(), database.to_owned(), transaction.clone());
         let work = move || {
             let answer = match &request.task {
-                Task::Freeze { name, key } => postmaster.freeze(process_id, &database, name, key.as_deref()),
+                Task::Freeze { name, key } => postmaster.freeze(&database, &transaction, name, key.as_deref()),
                 Task::Reset => {
                     let message =
                         "a shared database has no template to be put back to; reset is for isolated connections";
@@ -188,67 +178,117 @@ impl Postmaster {
     }
 
     /// Makes a template from the cluster as it is now; clones of it are for clients that ask for `database`. Transactions that are open are not part of it.
-    fn freeze(self: &Arc<Self>, process_id: i32, database: &str, name: &str, key: Option<&str>) -> Answer {
-        let is_open = format!("SELECT xact_start IS NOT NULL FROM pg_stat_activity WHERE pid = {process_id}");
-        let rows = self.open_worker(database).and_then(|session| session.query(&is_open))?;
-        if first_value(&rows) == Some("t") {
+    fn freeze(&self, database: &str, transaction: &TransactionStatus, name: &str, key: Option<&str>) -> Answer {
+        if transaction.is_open() {
             return Err(ErrorResponse::freeze_in_transaction());
         }
-        let running = self.running.lock().clone().context("the cluster is not running")?;
-        let files = running.first.freeze()?;
+        let running = self.keeper.running()?;
+        self.checkpoint(&running)?;
+        let files = running.fork().tree().lock().freeze();
         self.templates.freeze(name, database, key, &files)?;
         Ok(Vec::new())
     }
 
-    /// Opens a session as an autovacuum worker in `database`.
+    /// Has the cluster's checkpointer make a checkpoint, and waits for it.
     ///
     /// # Errors
-    /// When the cluster is not running, or refuses it.
-    fn open_worker(self: &Arc<Self>, database: &str) -> anyhow::Result<Conversation> {
-        let running = self.running.lock().clone().context("the cluster is not running")?;
-        let (ours, theirs) = conversation();
-        let (postmaster, database) = (self.clone(), database.to_owned());
-        let work = move || {
-            let child = Child::autovacuum_worker(database.as_bytes(), BOOTSTRAP_USER.as_bytes());
-            let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", &database)]);
-            let client = ClientStream::new(Box::new(theirs), &packet);
-            let seat = running.seats.join(Priority::Background);
-            if let Err(error) = postmaster.run(&running, seat, &postmaster.log, client, &child) {
-                tracing::warn!("autovacuum: {error:#}");
-            }
-        };
-        thread::Builder::new().name("autovacuum worker".into()).stack_size(THREAD_STACK).spawn(work)?;
-        ours.start()?;
-        Ok(ours)
+    /// When it fails, or the cluster crashes meanwhile.
+    fn checkpoint(&self, running: &Arc<Running>) -> anyhow::Result<()> {
+        let program = self.templates.program();
+        let seat = running.seats.join(Priority::Background);
+        let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
+        let console = LineConsole::new(self.log.clone(), "postgres");
+        let mut backend = running.fork().start(program, console, setup)?;
+        let status = run_in_turn(&mut backend, crate::backend::Backend::run_checkpoint);
+        if status.as_ref().is_err_and(|error| !error.is::<Crashed>()) {
+            running.tell(Event::Crashed);
+        }
+        let status = status?;
+        ensure!(status == 0, "the checkpoint failed (exit status {status}); the log says why");
+        Ok(())
     }
 
-    /// The cluster has crashed: the next connection finds it started again.
-    fn forget(&self, crashed: &Arc<Running>) {
-        let mut running = self.running.lock();
-        if running.as_ref().is_some_and(|running| Arc::ptr_eq(running, crashed)) {
-            *running = None;
+    /// Has the configuration files read again, by the postmaster, all sessions and all later ones.
+    pub(crate) fn reload(&self) {
+        // One that starts reads them.
+        if let State::Running(running) = &*self.keeper.state.lock() {
+            running.reload();
         }
     }
 
     /// Shuts the cluster down, after its sessions have ended.
     pub(crate) fn shut_down(&self) {
-        if let Some(autovacuum) = self.autovacuum.lock().take() {
-            autovacuum.stop();
+        if let State::Running(running) = &*self.keeper.state.lock() {
+            running.tell(Event::ShutDown);
         }
-        let running = self.running.lock().take();
-        if let Some(running) = running {
-            running.first.shut_down();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the postmaster panicked");
         }
     }
 
     /// How many sessions there are.
     pub(crate) fn sessions(&self) -> usize {
-        // The first backend is nobody's session.
-        self.running.lock().as_ref().map_or(0, |running| running.seats.count().saturating_sub(1))
+        match &*self.keeper.state.lock() {
+            State::Running(running) => running.seats.sessions(),
+            _ => 0,
+        }
+    }
+}
+
+impl Keeper {
+    /// The running cluster, waiting for it while it starts, as after a crash.
+    ///
+    /// # Errors
+    /// When it cannot be started, or was shut down.
+    fn running(&self) -> anyhow::Result<Arc<Running>> {
+        let mut state = self.state.lock();
+        loop {
+            match &*state {
+                State::Running(running) if !running.seats.have_crashed() => return Ok(running.clone()),
+                State::Starting | State::Running(_) => self.changed.wait(&mut state),
+                State::Failed(reason) => bail!("the cluster does not start: {reason}"),
+                State::Stopped => bail!("the cluster was shut down"),
+            }
+        }
     }
 
-    /// How often sessions have had their turns: whether anything has happened.
-    fn turns(&self) -> u64 {
-        self.running.lock().as_ref().map_or(0, |running| running.seats.turns())
+    fn set(&self, state: State) {
+        *self.state.lock() = state;
+        self.changed.notify_all();
+    }
+
+    /// Starts the cluster, and again whenever it has crashed, until it is shut down or cannot be started.
+    fn keep_running(self: &Arc<Self>, start: &Start, on_failure: Option<&OnFailure>) {
+        let mut has_started = false;
+        let mut failures = 0;
+        loop {
+            let keeper = self.clone();
+            let run = || process::run(start, move |running| keeper.set(State::Running(running)));
+            let ended = catch_unwind(AssertUnwindSafe(run));
+            let started = matches!(&*self.state.lock(), State::Running(_));
+            match ended.unwrap_or_else(|_| Err(anyhow!("the postmaster panicked; the log says where"))) {
+                Ok(End::ShutDown) => return self.set(State::Stopped),
+                Ok(End::Crashed) if started => {
+                    tracing::warn!("the cluster has crashed: it is started again, and recovers");
+                    (has_started, failures) = (true, 0);
+                    self.set(State::Starting);
+                }
+                ended => {
+                    let error = ended.map_or_else(|error| error, |_| anyhow!("a process crashed before it had started"));
+                    failures += 1;
+                    tracing::error!("the cluster does not start: {error:#}");
+                    if !has_started || failures == ATTEMPTS {
+                        self.set(State::Failed(format!("{error:#}")));
+                        if let Some(on_failure) = on_failure.filter(|_| has_started) {
+                            on_failure(error.context("the shared cluster has crashed, and does not start again"));
+                        }
+                        return;
+                    }
+                    self.set(State::Starting);
+                }
+            }
+        }
     }
 }

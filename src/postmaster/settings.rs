@@ -11,11 +11,13 @@ pub struct SharedSettings {
     pub further: Vec<(String, String)>,
     /// Whether tables are vacuumed and analyzed without being asked.
     pub autovacuum: bool,
+    /// Whether the settings of `ALTER SYSTEM` are put away, for a cluster that does not start with them.
+    pub ignore_auto_conf: bool,
 }
 
 impl Default for SharedSettings {
     fn default() -> Self {
-        Self { max_connections: 100, shared_buffers: 64, further: Vec::new(), autovacuum: true }
+        Self { max_connections: 100, shared_buffers: 64, further: Vec::new(), autovacuum: true, ignore_auto_conf: false }
     }
 }
 
@@ -23,10 +25,9 @@ impl SharedSettings {
     /// As arguments of `postgres`.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![
-            // The first backend has a place of its own.
-            format!("-cmax_connections={}", u32::from(self.max_connections) + 1),
+            format!("-cmax_connections={}", self.max_connections),
             format!("-cshared_buffers={}MB", self.shared_buffers),
-            // Segments outside of the main one would be private to each session.
+            // What fits into the main segment costs a session no mapping of its own.
             "-cmin_dynamic_shared_memory=16MB".to_owned(),
             "-cwal_init_zero=off".to_owned(),
             "-cwal_recycle=off".to_owned(),

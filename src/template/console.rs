@@ -1,5 +1,9 @@
 //! A guest's terminal as log lines.
 
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+
 use crate::{
     fs::{Console, Stream},
     log::{Level, LogSink},
@@ -13,36 +17,76 @@ pub(crate) struct LineConsole {
     log: LogSink,
     target: &'static str,
     has_client: bool,
+    recent: Option<Recent>,
     lines: [Vec<u8>; 2],
+}
+
+/// The last lines of one or more consoles, for an error that says what a guest said before it gave up.
+#[derive(Clone, Default)]
+pub(crate) struct Recent(Arc<Mutex<VecDeque<String>>>);
+
+/// How many lines are remembered: a `FATAL` with what led to it.
+const RECENT_LINES: usize = 4;
+
+impl Recent {
+    /// What was said last.
+    pub(crate) fn told(&self) -> String {
+        let lines = self.0.lock();
+        if lines.is_empty() {
+            return "PostgreSQL has said nothing about it".to_owned();
+        }
+        lines.iter().map(String::as_str).collect::<Vec<_>>().join("; ")
+    }
+
+    fn remember(&self, line: &str) {
+        let mut lines = self.0.lock();
+        if lines.len() == RECENT_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(text(line).split_whitespace().collect::<Vec<_>>().join(" "));
+    }
 }
 
 impl LineConsole {
     /// The terminal of a guest that nobody else hears of.
     pub(crate) fn new(log: LogSink, target: &'static str) -> Self {
-        Self { log, target, has_client: false, lines: [Vec::new(), Vec::new()] }
+        Self { log, target, has_client: false, recent: None, lines: [Vec::new(), Vec::new()] }
     }
 
     /// The terminal of a client's session: what is only about the session is told to the client, and to the log for those who look for details.
     pub(crate) fn of_session(log: LogSink) -> Self {
-        Self { log, target: "postgres", has_client: true, lines: [Vec::new(), Vec::new()] }
+        Self { log, target: "postgres", has_client: true, recent: None, lines: [Vec::new(), Vec::new()] }
+    }
+
+    /// The same, which also leaves its last lines in `recent`.
+    pub(crate) fn remembering(mut self, recent: &Recent) -> Self {
+        self.recent = Some(recent.clone());
+        self
     }
 
     fn line(&self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
+        if let Some(recent) = &self.recent {
+            recent.remember(&text);
+        }
         self.log.line(level(&text, self.has_client), self.target, &text);
     }
 }
 
 /// The level of a line by `PostgreSQL`'s own word for it (`error_severity` in `src/backend/utils/error/elog.c`), which follows the process id.
 fn level(line: &str, has_client: bool) -> Level {
-    let text = line.split_once("] ").map_or(line, |(_, text)| text);
-    match text.split_once(':').map_or("", |(severity, _)| severity) {
+    match text(line).split_once(':').map_or("", |(severity, _)| severity) {
         "PANIC" => Level::ERROR,
         "FATAL" | "LOG" if has_client => Level::DEBUG,
         "WARNING" | "FATAL" => Level::WARN,
         "LOG" => Level::INFO,
         _ => Level::DEBUG,
     }
+}
+
+/// A line without the time and the process id in front of it (`log_line_prefix`).
+fn text(line: &str) -> &str {
+    line.split_once("] ").map_or(line, |(_, text)| text)
 }
 
 impl Console for LineConsole {

@@ -20,7 +20,7 @@ mod shelf;
 mod snapshot;
 mod store;
 
-pub(crate) use console::LineConsole;
+pub(crate) use console::{LineConsole, Recent};
 pub use recipe::{Recipe, Script};
 pub use shelf::{Shelf, Summary};
 pub use store::Templates;

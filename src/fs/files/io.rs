@@ -86,8 +86,13 @@ impl Files {
         };
         let tree = self.tree.lock();
         match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
-            Kind::File(content) => {
-                let count = content.read_at(position.unwrap_or(file.position), buffer);
+            kind @ (Kind::File(_) | Kind::Shared(_)) => {
+                let at = position.unwrap_or(file.position);
+                let count = match kind {
+                    Kind::Shared(object) => object.read_at(at, buffer)?,
+                    Kind::File(content) => content.read_at(at, buffer),
+                    _ => 0,
+                };
                 if position.is_none() {
                     file.position += count as u64;
                 }
@@ -116,6 +121,7 @@ impl Files {
         let mut tree = self.tree.lock();
         let len = match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
             Kind::File(content) => content.len(),
+            Kind::Shared(object) => object.len(),
             Kind::Device(device) => {
                 let device = *device;
                 // The console may do as it likes; it must not find the tree locked.
@@ -128,10 +134,13 @@ impl Files {
         let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
         tree.change(ino, |node| {
             node.touch();
-            if let Kind::File(content) = &mut node.kind {
-                content.write_at(at, bytes);
+            match &mut node.kind {
+                Kind::File(content) => content.write_at(at, bytes),
+                Kind::Shared(object) => object.write_at(at, bytes)?,
+                _ => {}
             }
-        })?;
+            Ok::<_, Errno>(())
+        })??;
         if position.is_none() {
             file.position = end;
         }
@@ -149,6 +158,7 @@ impl Files {
         };
         let end = match &self.tree.lock().node(ino).ok_or(Errno::EBADF)?.kind {
             Kind::File(content) => content.len(),
+            Kind::Shared(object) => object.len(),
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => 0,
             Kind::Device(Device::Null | Device::Zero) => return Ok(0),
             Kind::Device(_) | Kind::Symlink(_) => return Err(Errno::ESPIPE),

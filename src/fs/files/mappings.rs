@@ -1,4 +1,7 @@
-//! Files mapped into a process' memory, by copying: in at `mmap`, back at `munmap`.
+//! Files mapped into a process' memory: by copying, in at `mmap` and back at `munmap`, or, where several processes share a tree,
+//! as one memory object of the operating system's.
+
+use std::{fs::File, ops::Range, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +10,7 @@ use crate::fs::{
     descriptors::Object,
     errno::Errno,
     node::{Ino, Kind},
+    shared::SharedObject,
 };
 
 /// A file mapped into memory.
@@ -18,6 +22,8 @@ pub struct Mapping {
     pub offset: u64,
     /// Whether changes in memory are changes of the file (`PROT_WRITE` with `MAP_SHARED`).
     pub write_back: bool,
+    /// How many bytes of memory are the file's own, in whole pages; 0 if they are a copy.
+    pub shared: u32,
     /// The file; `None` in a clone of the tree that does not have it any more, because it had no name.
     pub(super) ino: Option<Ino>,
 }
@@ -37,7 +43,9 @@ impl Files {
             return Err(Errno::ENODEV);
         };
         match self.tree.lock().node(ino).map(|node| &node.kind) {
-            Some(Kind::File(_)) => Ok(Mapping { address, offset, write_back, ino: Some(ino) }),
+            Some(Kind::File(_) | Kind::Shared(_)) => {
+                Ok(Mapping { address, offset, write_back, shared: 0, ino: Some(ino) })
+            }
             _ => Err(Errno::ENODEV),
         }
     }
@@ -49,10 +57,11 @@ impl Files {
     pub fn map(&mut self, mapping: Mapping, memory: &mut [u8]) -> Result<(), Errno> {
         let ino = mapping.ino.ok_or(Errno::EBADF)?;
         let mut tree = self.tree.lock();
-        let Some(Kind::File(content)) = tree.node(ino).map(|node| &node.kind) else {
-            return Err(Errno::EBADF);
+        let count = match tree.node(ino).map(|node| &node.kind) {
+            Some(Kind::File(content)) => content.read_at(mapping.offset, memory),
+            Some(Kind::Shared(object)) => object.read_at(mapping.offset, memory)?,
+            _ => return Err(Errno::EBADF),
         };
-        let count = content.read_at(mapping.offset, memory);
         memory[count..].fill(0);
         tree.retain(ino)?;
         drop(tree);
@@ -60,8 +69,54 @@ impl Files {
         Ok(())
     }
 
-    /// Ends the mapping at `address`, whose bytes are `memory`, and writes them back if that was asked for, as far as the
-    /// file reaches: a mapping does not extend its file.
+    /// Maps a file for several processes: returns the memory object that is to be mapped, from [`Mapping::offset`] on, over the first
+    /// [`Mapping::shared`] bytes at [`Mapping::address`], and keeps it in existence until it is unmapped.
+    ///
+    /// # Errors
+    /// `EBADF` if the file has gone since it was prepared; `ENOMEM`.
+    pub fn map_shared(&mut self, mapping: Mapping) -> Result<Arc<File>, Errno> {
+        let ino = mapping.ino.ok_or(Errno::EBADF)?;
+        let end = mapping.offset.checked_add(mapping.shared.into()).ok_or(Errno::EINVAL)?;
+        let mut tree = self.tree.lock();
+        let object = tree.change(ino, |node| {
+            if let Kind::File(content) = &node.kind {
+                node.kind = Kind::Shared(SharedObject::new(content)?);
+            }
+            match &node.kind {
+                Kind::Shared(object) => Ok(object.to_map(end)?),
+                _ => Err(Errno::EBADF),
+            }
+        })??;
+        tree.retain(ino)?;
+        drop(tree);
+        self.state.mappings.push(mapping);
+        Ok(object)
+    }
+
+    /// Everything that is mapped for several processes: the addresses, the memory object, and where in it they begin.
+    #[must_use]
+    pub fn shared_mappings(&self) -> Vec<(Range<u32>, Arc<File>, u64)> {
+        let tree = self.tree.lock();
+        let object = |mapping: &Mapping| match &tree.node(mapping.ino?)?.kind {
+            Kind::Shared(object) if mapping.shared > 0 => {
+                let range = mapping.address..mapping.address.checked_add(mapping.shared)?;
+                Some((range, object.to_map(0).ok()?, mapping.offset))
+            }
+            _ => None,
+        };
+        self.state.mappings.iter().filter_map(object).collect()
+    }
+
+    /// How many bytes at `address` are mapped for several processes.
+    ///
+    /// # Errors
+    /// `EINVAL` if nothing is mapped at `address`.
+    pub fn shared_at(&self, address: u32) -> Result<u32, Errno> {
+        self.state.mappings.iter().find(|mapping| mapping.address == address).map(|it| it.shared).ok_or(Errno::EINVAL)
+    }
+
+    /// Ends the mapping at `address`, whose bytes are `memory`, and writes them back if that was asked for and they are a copy, as far as
+    /// the file reaches: a mapping does not extend its file.
     ///
     /// # Errors
     /// `EINVAL` if nothing is mapped at `address`.
@@ -72,7 +127,7 @@ impl Files {
             return Ok(());
         };
         let mut tree = self.tree.lock();
-        if mapping.write_back {
+        if mapping.write_back && mapping.shared == 0 {
             tree.change(ino, |node| {
                 if let Kind::File(content) = &mut node.kind {
                     let rest = content.len().saturating_sub(mapping.offset);
@@ -84,19 +139,5 @@ impl Files {
         }
         tree.release(ino);
         Ok(())
-    }
-
-    /// The parts of memory that hold mapped files whose changes are the file's (`MAP_SHARED`), in whole pages of 4 KiB.
-    #[must_use]
-    pub fn shared_mappings(&self) -> Vec<std::ops::Range<u32>> {
-        let tree = self.tree.lock();
-        let range = |mapping: &Mapping| match &tree.node(mapping.ino?)?.kind {
-            Kind::File(content) if mapping.write_back => {
-                let length = content.len().checked_sub(mapping.offset)?.next_multiple_of(4096);
-                Some(mapping.address..mapping.address.checked_add(u32::try_from(length).ok()?)?)
-            }
-            _ => None,
-        };
-        self.state.mappings.iter().filter_map(range).collect()
     }
 }

@@ -132,7 +132,7 @@ impl Files {
                 Ok(bytes)
             }
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => Err(Errno::EISDIR),
-            Kind::Device(_) | Kind::Symlink(_) => Err(Errno::EINVAL),
+            Kind::Device(_) | Kind::Symlink(_) | Kind::Shared(_) => Err(Errno::EINVAL),
         }
     }
 

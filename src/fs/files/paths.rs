@@ -117,7 +117,7 @@ impl Files {
         {
             return Err(Errno::EACCES);
         }
-        if truncate && matches!(node.kind, Kind::File(_)) {
+        if truncate && matches!(node.kind, Kind::File(_) | Kind::Shared(_)) {
             Self::cut(tree, ino, 0)?;
         }
         Ok(())
@@ -130,17 +130,20 @@ impl Files {
         }
         let node = tree.node(ino).ok_or(Errno::ENOENT)?;
         match node.kind {
-            Kind::File(_) if node.permits(Access::Write) => {}
-            Kind::File(_) => return Err(Errno::EACCES),
+            Kind::File(_) | Kind::Shared(_) if node.permits(Access::Write) => {}
+            Kind::File(_) | Kind::Shared(_) => return Err(Errno::EACCES),
             _ if node.is_directory() => return Err(Errno::EISDIR),
             _ => return Err(Errno::EINVAL),
         }
         tree.change(ino, |node| {
             node.touch();
-            if let Kind::File(content) = &mut node.kind {
-                content.set_len(len);
+            match &mut node.kind {
+                Kind::File(content) => content.set_len(len),
+                Kind::Shared(object) => object.set_len(len)?,
+                _ => {}
             }
-        })
+            Ok(())
+        })?
     }
 
     /// Sets the length of a file.

@@ -1,0 +1,79 @@
+//! What the postmaster of a cluster does in its guest, where it is stopped in its `InitProcess`: the parts of `PostmasterMain` and `ServerLoop`
+//! (`PostgreSQL`, `src/backend/postmaster/postmaster.c`) that are about its own memory.
+
+use wasmtime::Caller;
+
+use super::fork::DESTINATION_NONE;
+use crate::guest::{
+    Guest,
+    call::{export as call, push_string},
+    memory,
+};
+
+/// `PGC_SIGHUP` of `GucContext` (`src/include/utils/guc.h`).
+const ON_RELOAD: i32 = 2;
+
+/// Becomes what the children of a postmaster begin with: `pg_hba.conf` is read, and there is a `Port` for their client.
+///
+/// # Errors
+/// When the guest exits, because `pg_hba.conf` cannot be used, or traps.
+pub(crate) fn prepare(caller: &mut Caller<'_, Guest>, process_id: i32) -> wasmtime::Result<()> {
+    let facts = caller.data().facts.clone();
+    call::<(), ()>(caller, "pgl_startPGlite", ())?;
+    // PGlite makes the process a backend under a postmaster; it is the postmaster.
+    let memory = memory::of(caller)?.0;
+    memory::write_bytes(memory, facts.address("IsUnderPostmaster")?, &[0])?;
+    memory::write_u32(memory, facts.where_to_send_output, DESTINATION_NONE)?;
+    memory::write_u32(memory, facts.postmaster.process_id, process_id.cast_unsigned())?;
+    Ok(())
+}
+
+/// Reads the configuration files again (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`); says whether `pg_hba.conf` can be used. If
+/// it cannot, the one before stays in use.
+///
+/// # Errors
+/// When the guest exits or traps.
+pub(crate) fn reload(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
+    call::<i32, ()>(caller, "ProcessConfigFile", ON_RELOAD)?;
+    Ok(call::<(), i32>(caller, "load_hba", ())? != 0)
+}
+
+/// Takes what the children have asked for: for each `PMSignalReason` (`src/include/storage/pmsignal.h`) up to `reasons`, whether it was.
+///
+/// # Errors
+/// When there is no shared memory.
+pub(crate) fn take_signals<const REASONS: usize>(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<[bool; REASONS]> {
+    let address = caller.data().facts.postmaster.state;
+    let memory = memory::of(caller)?.0;
+    let flags = memory::read_u32(memory, address)?;
+    let mut asked = [false; REASONS];
+    for (flag, asked) in (flags..).step_by(4).zip(&mut asked) {
+        *asked = memory::read_u32(memory, flag)? != 0;
+        memory::write_u32(memory, flag, 0)?;
+    }
+    Ok(asked)
+}
+
+/// Exits in order.
+///
+/// # Errors
+/// Always: the exit, or a trap.
+pub(crate) fn exit(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    call(caller, "proc_exit", 0_i32)
+}
+
+/// Whether VACUUM and ANALYZE are to be run without being asked (`AutoVacuumingActive` in `src/backend/postmaster/autovacuum.c`).
+///
+/// # Errors
+/// When the guest traps.
+pub(crate) fn wants_autovacuum(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
+    let stack = call::<(), u32>(caller, "emscripten_stack_get_current", ())?;
+    let mut are_on = true;
+    for setting in [b"autovacuum".as_slice(), b"track_counts"] {
+        let name = push_string(caller, setting)?;
+        let value = call::<(u32, i32, i32), u32>(caller, "GetConfigOption", (name, 0, 0))?;
+        are_on &= memory::read_c_string(memory::of(caller)?.0, value)? == b"on";
+    }
+    call::<u32, ()>(caller, "_emscripten_stack_restore", stack)?;
+    Ok(are_on)
+}

@@ -1,0 +1,103 @@
+//! Asking the checkpointer of a cluster for a checkpoint: the half of `RequestCheckpoint` that PGlite's build of it does not have
+//! (`PostgreSQL`, `src/backend/postmaster/checkpointer.c`).
+
+use wasmtime::Caller;
+
+use super::{Guest, call::export as call, memory, report};
+use crate::cluster::Signal;
+
+/// Flags of a checkpoint (`src/include/access/xlog.h`).
+mod flag {
+    /// Without delays between its writes.
+    pub(super) const IMMEDIATE: u32 = 0x0004;
+    /// Whoever asks waits until it is done.
+    pub(super) const WAIT: u32 = 0x0020;
+    /// Somebody has asked.
+    pub(super) const REQUESTED: u32 = 0x0040;
+    /// Because so much WAL was written.
+    pub(super) const CAUSE_XLOG: u32 = 0x0080;
+}
+
+/// Offsets in `CheckpointerShmemStruct`, each of an `int`; a lock is between the first two.
+mod offset {
+    pub(super) const PROCESS_ID: u32 = 0;
+    pub(super) const STARTED: u32 = 8;
+    pub(super) const DONE: u32 = 12;
+    pub(super) const FAILED: u32 = 16;
+    pub(super) const FLAGS: u32 = 20;
+    /// A `ConditionVariable` of 12 bytes, as is the next.
+    pub(super) const START_CONDITION: u32 = 24;
+    pub(super) const DONE_CONDITION: u32 = 36;
+    /// What is behind them, whose place is read out of the file.
+    pub(super) const REQUESTS: u32 = 48;
+}
+
+/// What a session waits for, as `pg_stat_activity` tells it: `WAIT_EVENT_CHECKPOINT_DONE` and `WAIT_EVENT_CHECKPOINT_START`, the twelfth and the
+/// thirteenth of the class IPC (`src/backend/utils/activity/wait_event_names.txt`).
+mod wait_event {
+    pub(super) const DONE: u32 = 0x0800_0000 + 11;
+    pub(super) const START: u32 = 0x0800_0000 + 12;
+}
+
+/// Asks for a checkpoint, and waits for it if that is among `flags`. An interrupt of the wait leaves it as an SQL error does.
+///
+/// # Errors
+/// An SQL error when the checkpoint fails; others when the guest traps or its cluster has crashed.
+pub(super) fn request(mut caller: Caller<'_, Guest>, flags: i32) -> wasmtime::Result<()> {
+    let caller = &mut caller;
+    let facts = caller.data().facts.clone();
+    if facts.checkpointer.requests != offset::REQUESTS {
+        wasmtime::bail!("this version of PGlite asks for checkpoints in another way");
+    }
+    let shared = memory::read_u32(memory::of(caller)?.0, facts.checkpointer.shared)?;
+    let mut flags = flags.cast_unsigned();
+    if flags & flag::CAUSE_XLOG != 0 {
+        // PGlite's RequestCheckpoint adds it to all; here there is a checkpointer that takes its time.
+        flags &= !flag::IMMEDIATE;
+    }
+    let read = |caller: &mut Caller<'_, Guest>, offset| -> wasmtime::Result<u32> {
+        Ok(memory::read_u32(memory::of(caller)?.0, shared.wrapping_add(offset))?)
+    };
+    let old_failed = read(caller, offset::FAILED)?;
+    let old_started = read(caller, offset::STARTED)?;
+    let asked = read(caller, offset::FLAGS)? | flags | flag::REQUESTED;
+    memory::write_u32(memory::of(caller)?.0, shared.wrapping_add(offset::FLAGS), asked)?;
+    let checkpointer = read(caller, offset::PROCESS_ID)?.cast_signed();
+    if let Some(seat) = &caller.data().seat {
+        // Its handler sets the latch that the checkpointer waits for; one that is not there yet will see the flags.
+        seat.send(checkpointer, Some(Signal::USR1));
+    }
+    if flags & flag::WAIT == 0 {
+        return Ok(());
+    }
+    let started = wait_until(caller, shared.wrapping_add(offset::START_CONDITION), wait_event::START, |caller| {
+        let started = read(caller, offset::STARTED)?;
+        Ok((started != old_started).then_some(started))
+    })?;
+    wait_until(caller, shared.wrapping_add(offset::DONE_CONDITION), wait_event::DONE, |caller| {
+        let done = read(caller, offset::DONE)?;
+        Ok((done.wrapping_sub(started).cast_signed() >= 0).then_some(()))
+    })?;
+    if read(caller, offset::FAILED)? != old_failed {
+        return Err(report::error(caller, "XX000", "checkpoint request failed; the server log says why"));
+    }
+    Ok(())
+}
+
+/// Sleeps on the condition variable until `look` finds what it looks for.
+fn wait_until<T>(
+    caller: &mut Caller<'_, Guest>,
+    condition: u32,
+    wait_event: u32,
+    look: impl Fn(&mut Caller<'_, Guest>) -> wasmtime::Result<Option<T>>,
+) -> wasmtime::Result<T> {
+    call::<u32, ()>(caller, "ConditionVariablePrepareToSleep", condition)?;
+    let found = loop {
+        if let Some(found) = look(caller)? {
+            break found;
+        }
+        call::<(u32, u32), ()>(caller, "ConditionVariableSleep", (condition, wait_event))?;
+    };
+    call::<(), i32>(caller, "ConditionVariableCancelSleep", ())?;
+    Ok(found)
+}

@@ -1,0 +1,150 @@
+//! The processes of a cluster that serve no client: `PostgreSQL`'s own, each a fork of the postmaster on a thread of its own.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use anyhow::anyhow;
+
+use super::process::{Event, Running};
+use crate::{
+    backend::Backend,
+    cluster::{Crashed, Priority, Signal},
+    connection::panic_text,
+    engine::THREAD_STACK,
+    guest::Setup,
+    log::LogSink,
+    program::Program,
+    template::{LineConsole, Recent},
+};
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Role {
+    /// Recovers the cluster when it starts.
+    Startup,
+    /// Makes checkpoints, the last of which shuts the cluster down.
+    Checkpointer,
+    /// Writes changed pages before anybody needs their place.
+    BackgroundWriter,
+    /// Writes WAL that nobody waits for.
+    WalWriter,
+    /// Decides which database needs VACUUM and ANALYZE.
+    AutovacuumLauncher,
+    /// Looks after one database.
+    AutovacuumWorker,
+}
+
+impl Role {
+    /// Its name in `child_process_kinds` (`PostgreSQL`, `src/backend/postmaster/launch_backend.c`), which is that of its thread, too.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Checkpointer => "checkpointer",
+            Self::BackgroundWriter => "bgwriter",
+            Self::WalWriter => "wal_writer",
+            Self::AutovacuumLauncher => "autovacuum launcher",
+            Self::AutovacuumWorker => "autovacuum worker",
+        }
+    }
+
+    /// Whether it may end with that exit status without shared memory being in doubt (`process_pm_child_exit` in `postmaster.c`).
+    pub(super) fn may_exit(self, status: i32) -> bool {
+        match self {
+            Self::AutovacuumWorker => status == 0 || status == 1,
+            _ => status == 0,
+        }
+    }
+}
+
+/// The children of one postmaster.
+pub(super) struct Children {
+    running: Arc<Running>,
+    program: Arc<Program>,
+    log: LogSink,
+    /// What they said last.
+    recent: Recent,
+    /// Each with its role, by its process id.
+    live: BTreeMap<i32, (Role, JoinHandle<()>)>,
+}
+
+impl Children {
+    pub(super) fn new(running: Arc<Running>, program: Arc<Program>, log: LogSink, recent: Recent) -> Self {
+        Self { running, program, log, recent, live: BTreeMap::new() }
+    }
+
+    /// Starts one. Its end comes as an [`Event::Ended`].
+    ///
+    /// # Errors
+    /// When the system has no more threads.
+    pub(super) fn start(&mut self, role: Role) -> anyhow::Result<()> {
+        let seat = self.running.seats.join(Priority::Background);
+        let process_id = seat.process_id();
+        let (running, program) = (self.running.clone(), self.program.clone());
+        let console = LineConsole::new(self.log.clone(), "postgres").remembering(&self.recent);
+        let work = move || {
+            let run = || -> anyhow::Result<i32> {
+                let setup = |files| Setup { seat: Some(seat), ..Setup::backend(&program, files) };
+                let mut backend = running.fork().start(&program, console, setup)?;
+                run_in_turn(&mut backend, |backend| backend.run_auxiliary(role.name()))
+            };
+            let ended = catch_unwind(AssertUnwindSafe(run));
+            let ended = ended.unwrap_or_else(|panic| Err(anyhow!("its thread panicked: {}", panic_text(&*panic))));
+            running.tell(Event::Ended { process_id, ended });
+        };
+        let thread = thread::Builder::new().name(role.name().into()).stack_size(THREAD_STACK).spawn(work)?;
+        self.live.insert(process_id, (role, thread));
+        Ok(())
+    }
+
+    /// Forgets one that has ended; says what it was.
+    pub(super) fn forget(&mut self, process_id: i32) -> Option<Role> {
+        let (role, thread) = self.live.remove(&process_id)?;
+        // It has said that it ended, as the last thing that it does.
+        let _ = thread.join();
+        Some(role)
+    }
+
+    /// Waits until all have ended, as they do after a crash.
+    pub(super) fn wait(&mut self) {
+        while let Some((&process_id, _)) = self.live.first_key_value() {
+            self.forget(process_id);
+        }
+    }
+
+    /// Whether there is one with that role.
+    pub(super) fn has(&self, role: Role) -> bool {
+        self.live.values().any(|(live, _)| *live == role)
+    }
+
+    /// Whether there is none but those with that role.
+    pub(super) fn has_only(&self, role: Role) -> bool {
+        self.live.values().all(|(live, _)| *live == role)
+    }
+
+    /// Sends `signal` to those whose role is wanted.
+    pub(super) fn send(&self, signal: Signal, is_wanted: impl Fn(Role) -> bool) {
+        for (process_id, _) in self.live.iter().filter(|(_, (role, _))| is_wanted(*role)) {
+            self.running.seats.send(*process_id, Some(signal));
+        }
+    }
+}
+
+/// Runs a process of a cluster from its first turn to its exit. If it traps or panics meanwhile, its cluster has crashed: shared memory is as it left it.
+///
+/// # Errors
+/// Those of `run`; [`Crashed`] when another process has crashed.
+pub(super) fn run_in_turn<T>(
+    backend: &mut Backend,
+    run: impl FnOnce(&mut Backend) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    backend.take_turn()?;
+    let ran = catch_unwind(AssertUnwindSafe(|| run(backend)));
+    if !matches!(&ran, Ok(Ok(_))) && !matches!(&ran, Ok(Err(error)) if error.is::<Crashed>()) {
+        backend.crash();
+    }
+    ran.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

@@ -1,0 +1,347 @@
+//! The postmaster of a cluster from its start to its end: which children there are, and what they and others ask of it.
+//!
+//! Its guest is a backend that has come as far as a postmaster comes before its first fork, and stays there. What `PostgreSQL` has in `ServerLoop` and
+//! `PostmasterStateMachine` (`src/backend/postmaster/postmaster.c`) is here; connections are accepted elsewhere.
+
+use std::sync::Arc;
+
+use anyhow::{anyhow, bail};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::{Mutex, RwLock};
+use wasmtime::Caller;
+
+use super::{
+    SharedSettings,
+    children::{Children, Role},
+};
+use crate::{
+    backend::{Backend, Fork, postmaster},
+    cluster::{Crashed, Priority, Seats, Signal},
+    fs::{At, Errno, Files, OpenFlags, S_IFDIR, Silent, Tree},
+    guest::{Guest, Setup, client::Waker},
+    log::LogSink,
+    program::Program,
+    template::{LineConsole, Recent},
+};
+
+/// The process id that is compiled into PGlite.
+const PROCESS_ID: i32 = 42;
+
+/// Where `PostgreSQL` has dynamic shared memory, and the settings of `ALTER SYSTEM`.
+const SHARED_MEMORY: &[u8] = b"/dev/shm";
+const AUTO_CONF: &[u8] = b"/pglite/data/postgresql.auto.conf";
+
+/// Reasons why a child signals its postmaster: `PMSignalReason` (`src/include/storage/pmsignal.h`).
+mod reason {
+    pub(super) const START_AUTOVACUUM_LAUNCHER: usize = 4;
+    pub(super) const START_AUTOVACUUM_WORKER: usize = 5;
+    pub(super) const XLOG_IS_SHUT_DOWN: usize = 9;
+    /// How many there are.
+    pub(super) const COUNT: usize = 10;
+}
+
+/// What a cluster is started with.
+pub(super) struct Start {
+    pub(super) program: Arc<Program>,
+    pub(super) files: Arc<Mutex<Tree>>,
+    pub(super) settings: SharedSettings,
+    pub(super) log: LogSink,
+}
+
+/// A cluster that lets clients in.
+pub(super) struct Running {
+    pub(super) seats: Arc<Seats>,
+    fork: RwLock<Arc<Fork>>,
+    events: Sender<Event>,
+}
+
+/// What happens to a postmaster.
+pub(super) enum Event {
+    /// A signal has come.
+    Signal,
+    /// A child has ended, with that exit status.
+    Ended { process_id: i32, ended: anyhow::Result<i32> },
+    /// A client's session has crashed.
+    Crashed,
+    /// The cluster is to be shut down; its sessions have ended.
+    ShutDown,
+}
+
+/// How a cluster ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// In order.
+    ShutDown,
+    /// One of its processes has left shared memory in a state that none can go on from.
+    Crashed,
+}
+
+impl Running {
+    /// What its processes begin with.
+    pub(super) fn fork(&self) -> Arc<Fork> {
+        self.fork.read().clone()
+    }
+
+    /// Tells the postmaster what has happened.
+    pub(super) fn tell(&self, event: Event) {
+        // A postmaster that is gone has no more use for it.
+        let _ = self.events.send(event);
+    }
+
+    /// Has the configuration files read again.
+    pub(super) fn reload(&self) {
+        self.seats.send(PROCESS_ID, Some(Signal::HUP));
+    }
+}
+
+/// Runs a cluster on this thread until it ends; `on_start` is given it when it has recovered and lets clients in.
+///
+/// # Errors
+/// When it does not start, with what `PostgreSQL` says about it.
+pub(super) fn run(start: &Start, on_start: impl FnOnce(Arc<Running>) + Send + 'static) -> anyhow::Result<End> {
+    let (events, received) = unbounded();
+    let seats = Arc::new(Seats::default());
+    let seat = seats.join_as(PROCESS_ID, Priority::Background);
+    let recent = Recent::default();
+    let served = Arc::new(Mutex::new(None));
+    tidy(start)?;
+    let server = {
+        let (program, log, recent) = (start.program.clone(), start.log.clone(), recent.clone());
+        let (outcome, signals) = (served.clone(), seat.signals().clone());
+        move |caller: &mut Caller<'_, Guest>| {
+            let ring = events.clone();
+            signals.set_waker(Some(Waker::new(move || {
+                let _ = ring.send(Event::Signal);
+            })));
+            postmaster::prepare(caller, PROCESS_ID)?;
+            let fork = Fork::first(caller).map_err(wasmtime::Error::from_anyhow)?;
+            let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events });
+            let children = Children::new(running.clone(), program, log, recent);
+            let mut server = Server { caller, running, children, state: State::Starting(Box::new(on_start)) };
+            let end = match server.serve(&received) {
+                Err(error) if error.is::<Crashed>() => Ok(End::Crashed),
+                end => end,
+            };
+            let is_in_order = matches!(end, Ok(End::ShutDown));
+            if !is_in_order {
+                server.crash();
+            }
+            server.children.wait();
+            *outcome.lock() = Some(end);
+            // The guest exits, or is left as it is.
+            if is_in_order { server.in_turn(|server| Ok(postmaster::exit(server.caller)?)).map_err(wasmtime::Error::from_anyhow) } else { Err(Crashed.into()) }
+        }
+    };
+    let console = LineConsole::new(start.log.clone(), "postgres").remembering(&recent);
+    let files = Files::new(start.files.clone(), Box::new(console))?;
+    let setup = Setup { seat: Some(seat), before_fork: Some(Box::new(server)), ..Setup::backend(&start.program, files) };
+    let mut backend = Backend::new(&start.program, setup)?;
+    backend.take_turn()?;
+    let exited = backend.run_postmaster(&start.settings.arguments());
+    let served = served.lock().take();
+    match (served, exited) {
+        (Some(Err(error)), _) if !error.is::<NotStarted>() => Err(error),
+        (Some(Ok(end)), _) => Ok(end),
+        (None, Err(error)) => Err(error),
+        // It said why.
+        (Some(Err(_)) | None, _) => Err(anyhow!("{}", recent.told())),
+    }
+}
+
+/// Puts away what a crash leaves behind, and what is not to be used.
+fn tidy(start: &Start) -> anyhow::Result<()> {
+    let mut files = Files::new(start.files.clone(), Box::new(Silent))?;
+    // Dynamic shared memory does not outlive its cluster; PostgreSQL only removes what it finds in the main segment, which is gone.
+    let directory = files.open(At::WorkingDirectory, SHARED_MEMORY, OpenFlags::READ_ONLY, 0)?;
+    for entry in files.read_directory(directory, usize::MAX)? {
+        if entry.kind != S_IFDIR {
+            files.unlink(At::WorkingDirectory, &[SHARED_MEMORY, b"/", &entry.name].concat())?;
+        }
+    }
+    files.close(directory)?;
+    if start.settings.ignore_auto_conf {
+        match files.rename((At::WorkingDirectory, AUTO_CONF), (At::WorkingDirectory, &[AUTO_CONF, b".ignored"].concat())) {
+            Ok(()) => tracing::warn!("postgresql.auto.conf is ignored: it is postgresql.auto.conf.ignored now"),
+            Err(Errno::ENOENT) => {}
+            Err(error) => bail!("postgresql.auto.conf cannot be put away: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// The startup process has ended with an error.
+#[derive(Debug, thiserror::Error)]
+#[error("PostgreSQL did not start")]
+struct NotStarted;
+
+/// Is given a cluster that lets clients in.
+type OnStart = Box<dyn FnOnce(Arc<Running>) + Send>;
+
+/// What a cluster is doing.
+enum State {
+    /// It recovers; whom to tell when it has.
+    Starting(OnStart),
+    Running,
+    /// Its processes are ending, the checkpointer last.
+    Stopping,
+    /// The checkpointer writes the shutdown checkpoint.
+    ShuttingDown,
+}
+
+/// A postmaster at work.
+struct Server<'a, 'b> {
+    caller: &'a mut Caller<'b, Guest>,
+    running: Arc<Running>,
+    children: Children,
+    state: State,
+}
+
+impl Server<'_, '_> {
+    /// Starts the children, and serves until the cluster ends.
+    fn serve(&mut self, events: &Receiver<Event>) -> anyhow::Result<End> {
+        self.end_turn();
+        for role in [Role::Checkpointer, Role::BackgroundWriter, Role::Startup] {
+            self.children.start(role)?;
+        }
+        loop {
+            let end = match events.recv()? {
+                Event::Signal => self.handle_signals()?,
+                Event::Ended { process_id, ended } => self.reap(process_id, ended)?,
+                Event::Crashed => Some(End::Crashed),
+                Event::ShutDown => self.shut_down(),
+            };
+            if let Some(end) = end {
+                return Ok(end);
+            }
+        }
+    }
+
+    fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
+        let signals: Vec<_> = self.caller.data().signals.take().collect();
+        if signals.contains(&Signal::HUP) {
+            let reloaded = self.in_turn(|server| server.reload());
+            if matches!(&reloaded, Err(error) if error.is::<Crashed>()) {
+                return Ok(Some(End::Crashed));
+            }
+            reloaded?;
+            self.running.seats.send_to_others(PROCESS_ID, Signal::HUP);
+            self.launch_autovacuum(false)?;
+        }
+        if signals.contains(&Signal::USR1) {
+            let asked = self.in_turn(|server| Ok(postmaster::take_signals::<{ reason::COUNT }>(server.caller)?));
+            let Ok(asked) = asked else { return Ok(Some(End::Crashed)) };
+            if asked[reason::START_AUTOVACUUM_LAUNCHER] {
+                self.launch_autovacuum(true)?;
+            }
+            if asked[reason::START_AUTOVACUUM_WORKER] && matches!(self.state, State::Running) {
+                self.children.start(Role::AutovacuumWorker)?;
+            }
+            if asked[reason::XLOG_IS_SHUT_DOWN] {
+                self.children.send(Signal::USR2, |role| role == Role::Checkpointer);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads the configuration again; later processes begin with it.
+    fn reload(&mut self) -> anyhow::Result<()> {
+        if !postmaster::reload(self.caller)? {
+            tracing::warn!("pg_hba.conf was not reloaded: the rules before stay in use");
+        }
+        let fork = self.running.fork().again(self.caller)?;
+        *self.running.fork.write() = Arc::new(fork);
+        Ok(())
+    }
+
+    /// A child has ended.
+    fn reap(&mut self, process_id: i32, ended: anyhow::Result<i32>) -> anyhow::Result<Option<End>> {
+        let Some(role) = self.children.forget(process_id) else { return Ok(None) };
+        let status = match ended {
+            Ok(status) => status,
+            Err(error) if error.is::<Crashed>() => return Ok(Some(End::Crashed)),
+            Err(error) => {
+                tracing::error!("the {role:?} process (PID {process_id}) has crashed: {error:?}");
+                return Ok(Some(End::Crashed));
+            }
+        };
+        if !role.may_exit(status) {
+            if role == Role::Startup {
+                return Err(NotStarted.into());
+            }
+            tracing::error!("the {role:?} process (PID {process_id}) exited with status {status}");
+            return Ok(Some(End::Crashed));
+        }
+        match (&self.state, role) {
+            (State::Starting(_), Role::Startup) => {
+                if let State::Starting(on_start) = std::mem::replace(&mut self.state, State::Running) {
+                    on_start(self.running.clone());
+                }
+                self.children.start(Role::WalWriter)?;
+                self.launch_autovacuum(false)?;
+            }
+            (State::ShuttingDown, Role::Checkpointer) => return Ok(Some(End::ShutDown)),
+            (_, Role::Checkpointer) => bail!("the checkpointer has exited while the cluster was running"),
+            (State::Starting(_) | State::Running, Role::BackgroundWriter) => self.children.start(role)?,
+            (State::Running, Role::WalWriter) => self.children.start(role)?,
+            (State::Running, Role::AutovacuumLauncher) => self.launch_autovacuum(false)?,
+            _ => {}
+        }
+        self.finish_stopping();
+        Ok(None)
+    }
+
+    /// Starts the autovacuum launcher if it is wanted and not there. `anyway`: also where autovacuum is off, to prevent the wraparound of transaction ids.
+    fn launch_autovacuum(&mut self, anyway: bool) -> anyhow::Result<()> {
+        let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::AutovacuumLauncher);
+        if is_missing && (anyway || self.in_turn(|server| Ok(postmaster::wants_autovacuum(server.caller)?))?) {
+            self.children.start(Role::AutovacuumLauncher)?;
+        }
+        Ok(())
+    }
+
+    fn shut_down(&mut self) -> Option<End> {
+        if matches!(self.state, State::Starting(_)) {
+            // There is nothing to put in order, recovery will.
+            return Some(End::Crashed);
+        }
+        self.state = State::Stopping;
+        self.children.send(Signal::TERM, |role| role != Role::Checkpointer);
+        self.finish_stopping();
+        None
+    }
+
+    /// Has the shutdown checkpoint written as soon as nobody else is there.
+    fn finish_stopping(&mut self) {
+        if matches!(self.state, State::Stopping) && self.children.has_only(Role::Checkpointer) {
+            self.state = State::ShuttingDown;
+            self.children.send(Signal::INT, |role| role == Role::Checkpointer);
+        }
+    }
+
+    /// Ends all processes without letting them run on.
+    fn crash(&mut self) {
+        // While another one has the turn, it may be writing files; where none can be had any more, somebody else has crashed.
+        if self.in_turn(|_| Ok(())).is_ok()
+            && let Some(seat) = &mut self.caller.data_mut().seat
+            && seat.take_turn().is_ok()
+        {
+            seat.crash();
+        }
+    }
+
+    /// Does something with the guest or with shared memory.
+    fn in_turn<T>(&mut self, act: impl FnOnce(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        if let Some(seat) = &mut self.caller.data_mut().seat {
+            seat.take_turn()?;
+        }
+        let acted = act(self);
+        self.end_turn();
+        acted
+    }
+
+    fn end_turn(&mut self) {
+        if let Some(seat) = &mut self.caller.data_mut().seat {
+            seat.end_turn();
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What stops the program, or has it read its configuration again: signals, and a cluster that cannot be kept running.
+
+use std::{
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    thread,
+};
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
+use pglite_port::{connection::Sessions, databases::OnFailure};
+use signal_hook::{consts::signal::SIGHUP, iterator::Signals};
+
+/// The exit status when the shared cluster has crashed and does not start again.
+const CLUSTER_FAILED: u8 = 3;
+
+/// Whatever asks the program to stop.
+pub(crate) struct Stop {
+    to_stop: Sender<()>,
+    asked: Receiver<()>,
+    failure: Arc<Mutex<Option<anyhow::Error>>>,
+    reloaded: Arc<OnceLock<Arc<dyn Sessions>>>,
+}
+
+impl Stop {
+    /// From now on each of `signals` asks the program to stop.
+    ///
+    /// # Errors
+    /// When the system does not allow to handle them.
+    pub(crate) fn on(signals: &[i32]) -> anyhow::Result<Self> {
+        let mut signals = Signals::new(signals.iter().chain([&SIGHUP])).context("cannot handle signals")?;
+        let (to_stop, asked) = unbounded();
+        let reloaded = Arc::new(OnceLock::<Arc<dyn Sessions>>::new());
+        let (stop, reload) = (to_stop.clone(), reloaded.clone());
+        let handle = move || {
+            for signal in signals.forever() {
+                if signal != SIGHUP {
+                    let _ = stop.send(());
+                } else if let Some(Err(error)) = reload.get().map(|sessions| sessions.reload()) {
+                    tracing::error!("the configuration was not read again: {}", error.message);
+                }
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(handle).context("no thread to handle signals")?;
+        Ok(Self { to_stop, asked, failure: Arc::default(), reloaded })
+    }
+
+    /// A message for every time that somebody asks.
+    pub(crate) fn asked(&self) -> &Receiver<()> {
+        &self.asked
+    }
+
+    /// For a cluster that cannot be kept running: it stops the program, too.
+    pub(crate) fn on_failure(&self) -> OnFailure {
+        let (failure, stop) = (self.failure.clone(), self.to_stop.clone());
+        Arc::new(move |error| {
+            *failure.lock() = Some(error);
+            let _ = stop.send(());
+        })
+    }
+
+    /// From now on `SIGHUP` has the clusters of `sessions` read their configuration again.
+    pub(crate) fn reload_on_hangup(&self, sessions: Arc<dyn Sessions>) {
+        // There is one for the program.
+        let _ = self.reloaded.set(sessions);
+    }
+
+    /// The status of a program that has stopped; why, if it is not in order, goes to stderr.
+    pub(crate) fn status(&self) -> ExitCode {
+        let Some(error) = self.failure.lock().take() else { return ExitCode::SUCCESS };
+        eprintln!("pglite-port: {error:#}");
+        ExitCode::from(CLUSTER_FAILED)
+    }
+}
