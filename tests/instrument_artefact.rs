@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use pglite_port::instrument::{
-    FURTHER_SESSION, HOOK_MODULE, Hook, InstrumentError, Instrumented, SIDE_MODULE_START, instrument, instrument_plain,
-    instrument_side_module, side_module_globals,
+    HAS_CHECKPOINTER, HOOK_MODULE, Hook, InstrumentError, Instrumented, SIDE_MODULE_START, instrument,
+    instrument_plain, instrument_side_module, side_module_globals,
 };
 use wasmparser::{ExternalKind, FunctionBody, KnownCustom, Name, Operator, Parser, Payload, TypeRef, Validator};
 
@@ -134,6 +134,8 @@ fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
         "InitializeSessionUserId",
         "process_startup_options",
         "ApplySetting",
+        "CreateCheckPoint",
+        "load_hba",
         "proc_exit",
         "raise",
     ] {
@@ -223,19 +225,41 @@ fn the_cancel_key_is_read_from_memory_when_it_is_sent() {
 }
 
 #[test]
-fn recovery_and_shutdown_begin_with_a_look_at_whether_the_session_is_a_further_one() {
+fn checkpoints_begin_with_a_look_at_whether_the_checkpointer_makes_them() {
     let Instrumented { code, .. } = backend();
     let code = Code::read(code);
-    let (_, further_session) = code.exports[FURTHER_SESSION];
-    for name in ["StartupXLOG", "ShutdownXLOG"] {
-        let body = code.body(code.names[name]);
-        let skips = matches!(
-            body[..4],
-            [Operator::GlobalGet { global_index }, Operator::If { .. }, Operator::Return, Operator::End]
-                if global_index == further_session
-        );
-        assert!(skips, "{name}");
+    let (_, has_checkpointer) = code.exports[HAS_CHECKPOINTER];
+    let body = code.exported_body("CreateCheckPoint");
+    let asks = matches!(
+        body[..4],
+        [Operator::GlobalGet { global_index }, Operator::If { .. }, Operator::LocalGet { local_index: 0 }, Operator::Call { .. }]
+            if global_index == has_checkpointer
+    );
+    assert!(asks);
+    let slot = code.body(code.names["RegisterPostmasterChildActive"]);
+    assert!(matches!(slot[..], [Operator::End]), "the slots of a postmaster are left alone");
+}
+
+#[test]
+fn the_children_of_a_postmaster_are_found_in_its_table() {
+    let Instrumented { facts, .. } = backend();
+    // `BackendType` in PostgreSQL's src/include/miscadmin.h.
+    let numbers = [
+        ("backend", 1),
+        ("autovacuum launcher", 3),
+        ("autovacuum worker", 4),
+        ("bgwriter", 10),
+        ("checkpointer", 11),
+        ("startup", 13),
+        ("wal_writer", 16),
+        ("syslogger", 17),
+    ];
+    for (name, number) in numbers {
+        let child = facts.child(name).unwrap();
+        assert_eq!(child.number, number, "{name}");
+        assert!(u64::from(child.main) < facts.table_elements, "{name}");
     }
+    assert!(facts.child("standalone backend").is_err(), "it has no main function");
 }
 
 #[test]
@@ -246,7 +270,7 @@ fn every_mutable_global_is_exported_under_the_name_that_the_facts_give() {
     exported.sort_unstable();
     assert_eq!(exported, code.mutable_globals);
     assert!(facts.mutable_globals.iter().any(|name| name == "__stack_pointer"));
-    assert!(facts.mutable_globals.iter().any(|name| name == FURTHER_SESSION));
+    assert!(facts.mutable_globals.iter().any(|name| name == HAS_CHECKPOINTER));
 }
 
 #[test]
@@ -304,7 +328,8 @@ fn a_file_in_which_a_function_has_another_name_is_refused_by_that_name() {
     for (string, function) in [
         ("WaitEventSetWaitBlock", "WaitEventSetWait"),
         ("proc header uninitialized", "InitProcess"),
-        ("ShutdownXLOG", "ShutdownXLOG"),
+        ("can't create a checkpoint during recovery", "CreateCheckPoint"),
+        ("load_hba", "load_hba"),
         ("could not generate random cancel key", "PostgresMain"),
         ("AuxiliaryProcKill() called in child process", "ProcKill"),
     ] {

@@ -29,7 +29,7 @@ const SCHEMA: &str = "\
     create index account_changed on account using brin (changed); \
     create index account_rich on account ((balance / 10)) where balance > 100; \
     create table transfer (id bigserial primary key, source int references account, target int references account, \
-        amount int not null); \
+        amount int not null, name text unique not null); \
     create index transfer_source on transfer (source); \
     create unique index transfer_key on transfer (source, id); \
     create view total as select sum(balance) as sum from account";
@@ -43,6 +43,10 @@ struct Customer<'a> {
     peer: Peer,
     /// The state of its random numbers (xorshift64*), which are the same in every run.
     random: u64,
+    /// What is recorded with each transfer, so that it is recognised.
+    number: u64,
+    /// The transfers that were acknowledged.
+    acknowledged: Vec<String>,
 }
 
 fn connect(config: &Config) -> Peer {
@@ -87,8 +91,8 @@ impl Customer<'_> {
         }
     }
 
-    /// Moves money, in steps between which others have their turns; says whether it did.
-    fn transfer(&mut self, level: &str) -> bool {
+    /// Moves money, in steps between which others have their turns.
+    fn transfer(&mut self, level: &str) {
         let (source, target) = (self.number(ACCOUNTS) + 1, self.number(ACCOUNTS) + 1);
         let amount = self.number(20) + 1;
         let change = |id, amount: String| {
@@ -97,9 +101,14 @@ impl Customer<'_> {
                      tags = array['t' || balance % 7, 'u' || balance % 3] where id = {id}"
             )
         };
-        let record = format!("insert into transfer (source, target, amount) values ({source}, {target}, {amount})");
+        let name = format!("{}-{}", self.number, self.acknowledged.len());
+        let record = format!(
+            "insert into transfer (source, target, amount, name) values ({source}, {target}, {amount}, '{name}')"
+        );
         let statements = [change(source, format!("-{amount}")), record, change(target, amount.to_string())];
-        self.transaction(level, &statements).is_some()
+        if self.transaction(level, &statements).is_some() {
+            self.acknowledged.push(name);
+        }
     }
 
     /// Adds up all money, in one statement and, where one snapshot is promised, account by account.
@@ -115,62 +124,83 @@ impl Customer<'_> {
         assert!(rows.len() == 1 || parts.to_string() == SUM, "{level}: {rows:?}");
     }
 
-    fn work(&mut self) -> usize {
-        let mut transfers = 0;
+    /// Goes to the bank again and again; the transfers that were acknowledged.
+    fn work(mut self) -> Vec<String> {
         for _ in 0..TRANSACTIONS {
             let level = LEVELS[usize::try_from(self.number(3)).unwrap()];
             if self.number(4) == 0 {
                 self.audit(level);
             } else {
-                transfers += usize::from(self.transfer(level));
+                self.transfer(level);
             }
         }
-        transfers
+        self.acknowledged
     }
 }
 
-#[test]
-fn no_money_is_lost_or_made_and_every_index_agrees_with_its_table() {
+/// Lets so many customers work while `disturb` is called again and again, and checks the books then. How many transfers were acknowledged.
+fn run_bank(customers: u64, disturb: impl Fn(&Config) + Sync) -> usize {
     let server = Server::shared();
     let config = server.config();
     let admin = connect(&config);
     admin.run(SCHEMA);
-    admin.run("set application_name = 'spared'");
-    let (done, kills) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let transfers: usize = thread::scope(|scope| {
-        let customers: Vec<_> = (1..=SESSIONS)
+    let done = AtomicBool::new(false);
+    let acknowledged: Vec<String> = thread::scope(|scope| {
+        let customers: Vec<_> = (1..=customers)
             .map(|number| {
-                let mut customer = Customer { config: &config, peer: connect(&config), random: number };
+                let peer = connect(&config);
+                let customer = Customer { config: &config, peer, random: number, number, acknowledged: Vec::new() };
                 scope.spawn(move || customer.work())
             })
             .collect();
         scope.spawn(|| {
-            let killer = connect(&config);
-            let victim = "from pg_stat_activity where backend_type = 'client backend' and application_name <> 'spared' \
-                          and state <> 'idle' order by random() limit 1";
-            killer.run("set application_name = 'spared'");
             while !done.load(Ordering::SeqCst) {
-                for function in ["pg_cancel_backend", "pg_cancel_backend", "pg_terminate_backend"] {
-                    kills.fetch_add(killer.run(&format!("select {function}(pid) {victim}")).len(), Ordering::SeqCst);
-                    killer.run("select pg_sleep(0.02)");
-                }
+                disturb(&config);
             }
         });
-        let transfers = customers.into_iter().map(std::thread::ScopedJoinHandle::join);
-        let transfers: Vec<_> = transfers.collect();
+        let acknowledged: Vec<_> = customers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         done.store(true, Ordering::SeqCst);
-        transfers.into_iter().map(|transfers| transfers.expect("a customer went through")).sum()
+        acknowledged.into_iter().flat_map(|acknowledged| acknowledged.expect("a customer went through")).collect()
+    });
+    check(&connect(&config), &acknowledged);
+    acknowledged.len()
+}
+
+#[test]
+fn no_money_is_lost_or_made_and_every_index_agrees_with_its_table() {
+    let kills = AtomicUsize::new(0);
+    let victim = "from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() \
+                  and state <> 'idle' order by random() limit 1";
+    let transfers = run_bank(SESSIONS, |config| {
+        let killer = connect(config);
+        for function in ["pg_cancel_backend", "pg_cancel_backend", "pg_terminate_backend"] {
+            kills.fetch_add(killer.run(&format!("select {function}(pid) {victim}")).len(), Ordering::SeqCst);
+            killer.run("select pg_sleep(0.02)");
+        }
     });
     assert!(transfers > 500 && kills.load(Ordering::SeqCst) > 10, "{transfers} transfers, {kills:?} kills");
-    check(&admin, transfers);
+}
+
+#[test]
+fn no_acknowledged_transfer_is_lost_while_everything_is_terminated_ten_times_a_second() {
+    let kills = AtomicUsize::new(0);
+    let transfers = run_bank(4, |config| {
+        let killer = connect(config);
+        let everything = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()";
+        let killed = killer.run(everything).iter().filter(|killed| *killed == "t").count();
+        kills.fetch_add(killed, Ordering::SeqCst);
+        killer.run("select pg_sleep(0.1)");
+    });
+    assert!(transfers > 20 && kills.load(Ordering::SeqCst) > 10, "{transfers} transfers, {kills:?} kills");
 }
 
 /// Whether what is in the tables, and what is in the indexes, is right.
-fn check(admin: &Peer, transfers: usize) {
+fn check(admin: &Peer, acknowledged: &[String]) {
     assert_eq!(admin.value("select sum from total"), SUM);
-    // A session that is killed may have committed before it said so.
-    let recorded: usize = admin.value("select count(*) from transfer").parse().unwrap();
-    assert!(recorded >= transfers, "{recorded} of {transfers}");
+    // A session that is killed may have committed before it said so, so that there may be more.
+    let recorded = admin.run("select name from transfer");
+    let lost: Vec<_> = acknowledged.iter().filter(|name| !recorded.contains(name)).collect();
+    assert!(lost.is_empty(), "{lost:?} of {} are lost", acknowledged.len());
     let balances = "select count(*) from account a where balance <> 100 \
                     + coalesce((select sum(amount) from transfer where target = a.id), 0) \
                     - coalesce((select sum(amount) from transfer where source = a.id), 0)";

@@ -51,7 +51,11 @@ impl Backend {
         // Exits are exits.
         self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        call::main(&mut self.store, EXECUTABLE, &[START_PARAMETERS, &settings, &["-D", DATA_DIRECTORY, "postgres"]].concat())
+        call::main(
+            &mut self.store,
+            EXECUTABLE,
+            &[START_PARAMETERS, &settings, &["-D", DATA_DIRECTORY, "postgres"]].concat(),
+        )
     }
 
     /// Shuts `PostgreSQL` down: it writes its checkpoint, and its files can be started from again.

@@ -110,12 +110,7 @@ impl Backend {
     ///
     /// # Errors
     /// When the guest traps.
-    pub(crate) fn serve_forked(
-        &mut self,
-        client: ClientStream,
-        database: &[u8],
-        user: &[u8],
-    ) -> anyhow::Result<Ended> {
+    pub(crate) fn serve_forked(&mut self, client: ClientStream, database: &[u8], user: &[u8]) -> anyhow::Result<Ended> {
         self.set_client(client);
         let ended = self.run_session_of(database, user);
         self.set_client(ClientStream::default());
@@ -176,7 +171,11 @@ impl Backend {
         main: impl FnOnce(&mut Self) -> anyhow::Result<()>,
     ) -> anyhow::Result<i32> {
         self.set_client(ClientStream::new(Box::new(Nobody::default()), &[]));
-        let ran = self.become_child(DESTINATION_NONE, has_checkpointer).and_then(|()| main(self));
+        let ran = self.become_child(DESTINATION_NONE, has_checkpointer).and_then(|()| {
+            let port = self.facts().address("MyProcPort")?;
+            self.write_u32(port, 0)?;
+            main(self)
+        });
         self.set_client(ClientStream::default());
         match ran {
             Ok(()) => bail!("the main function of a process has returned"),

@@ -1,12 +1,13 @@
 //! Bytes that several processes map into their memories: a memory object of the operating system's instead of chunks.
 //!
-//! A file becomes one when it is first mapped shared, and stays one until its last name and its last user are gone. It is of no use to
-//! other trees: what processes exchange through it does not outlive them.
+//! A file becomes one when it is first mapped shared, and stays one until its last name and its last user are gone. From then on it is
+//! written through mappings only, and keeps its length: SQL that can write files cannot take it away from those who have mapped it. It is of no
+//! use to other trees: what processes exchange through it does not outlive them.
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use rustix::{
-    fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create},
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
     param::page_size,
 };
 
@@ -28,9 +29,8 @@ impl SharedObject {
     pub(super) fn new(content: &Content) -> io::Result<Self> {
         let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
         fcntl_add_seals(&file, SealFlags::SHRINK)?;
-        let mut object = Self { file: Arc::new(file), len: 0 };
-        object.set_len(content.len())?;
-        content.write_to(&object.file, 0)?;
+        let object = Self { file: Arc::new(file), len: content.len() };
+        content.write_to(&*object.to_map(content.len())?, 0)?;
         Ok(object)
     }
 
@@ -45,7 +45,10 @@ impl SharedObject {
     /// # Errors
     /// The system's.
     pub(super) fn to_map(&self, end: u64) -> io::Result<Arc<File>> {
-        self.reach(end)?;
+        let whole = end.checked_next_multiple_of(page_size() as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        if self.file.metadata()?.len() < whole {
+            self.file.set_len(whole)?;
+        }
         Ok(self.file.clone())
     }
 
@@ -59,40 +62,6 @@ impl SharedObject {
         self.file.read_exact_at(&mut buffer[..count], offset)?;
         Ok(count)
     }
-
-    /// Writes `bytes` at `offset`.
-    ///
-    /// # Errors
-    /// The system's.
-    pub(super) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let end = offset.saturating_add(bytes.len() as u64);
-        self.reach(end)?;
-        self.file.write_all_at(bytes, offset)?;
-        self.len = self.len.max(end);
-        Ok(())
-    }
-
-    /// Cuts it off at `len`, or extends it to there with zeros. Who has mapped what is cut off finds zeros there.
-    ///
-    /// # Errors
-    /// The system's.
-    pub(super) fn set_len(&mut self, len: u64) -> io::Result<()> {
-        self.reach(len)?;
-        if len < self.len {
-            fallocate(&*self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, len, self.len - len)?;
-        }
-        self.len = len;
-        Ok(())
-    }
-
-    /// Makes the memory object at least that long, in whole pages.
-    fn reach(&self, len: u64) -> io::Result<()> {
-        let whole = len.checked_next_multiple_of(page_size() as u64).ok_or(io::ErrorKind::InvalidInput)?;
-        if self.file.metadata()?.len() < whole {
-            self.file.set_len(whole)?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -105,30 +74,20 @@ mod tests {
         SharedObject::new(&content).unwrap()
     }
 
-    fn all(object: &SharedObject) -> Vec<u8> {
-        let mut bytes = vec![1; 32];
-        let count = object.read_at(0, &mut bytes).unwrap();
-        bytes.truncate(count);
-        bytes
+    #[test]
+    fn it_has_the_bytes_of_the_file_and_ends_where_that_ended() {
+        let mut bytes = [1; 32];
+        let object = object(b"0123456789");
+        assert_eq!(object.read_at(8, &mut bytes).unwrap(), 2);
+        assert_eq!(&bytes[..3], [b'8', b'9', 1]);
+        assert_eq!(object.read_at(100, &mut bytes).unwrap(), 0);
+        assert_eq!(object.len(), 10);
     }
 
     #[test]
-    fn it_begins_with_the_bytes_of_the_file_and_is_written_as_one() {
-        let mut object = object(b"before");
-        object.write_at(8, b"after").unwrap();
-        assert_eq!(all(&object), b"before\0\0after");
-        assert_eq!(object.read_at(100, &mut [0; 4]).unwrap(), 0);
-    }
-
-    #[test]
-    fn what_was_cut_off_is_zeros_and_stays_mapped() {
-        let mut object = object(b"0123456789");
-        let mapped = object.to_map(10).unwrap();
-        object.set_len(4).unwrap();
-        assert_eq!(all(&object), b"0123");
-        object.set_len(8).unwrap();
-        assert_eq!(all(&object), b"0123\0\0\0\0");
+    fn the_memory_object_has_whole_pages_and_cannot_be_cut_off() {
+        let mapped = object(b"0123456789").to_map(10).unwrap();
         assert_eq!(mapped.metadata().unwrap().len(), page_size() as u64);
-        assert!(mapped.set_len(0).is_err(), "the memory object can be cut off");
+        assert!(mapped.set_len(0).is_err());
     }
 }

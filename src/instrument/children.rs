@@ -42,11 +42,7 @@ pub(super) fn kinds(memory: &[u8]) -> Result<Vec<ChildKind>, InstrumentError> {
         .ok_or_else(|| refusal("one without a first row"))?;
     let kinds = (0..).zip(rows(first)).filter(|(_, row)| row.main != 0);
     Ok(kinds
-        .map(|(number, row)| ChildKind {
-            name: String::from_utf8_lossy(row.name).into_owned(),
-            number,
-            main: row.main,
-        })
+        .map(|(number, row)| ChildKind { name: String::from_utf8_lossy(row.name).into_owned(), number, main: row.main })
         .collect())
 }
 

@@ -276,7 +276,8 @@ impl Keeper {
                     self.set(State::Starting);
                 }
                 ended => {
-                    let error = ended.map_or_else(|error| error, |_| anyhow!("a process crashed before it had started"));
+                    let error =
+                        ended.map_or_else(|error| error, |_| anyhow!("a process crashed before it had started"));
                     failures += 1;
                     tracing::error!("the cluster does not start: {error:#}");
                     if !has_started || failures == ATTEMPTS {

@@ -129,12 +129,17 @@ pub(super) fn run(start: &Start, on_start: impl FnOnce(Arc<Running>) + Send + 's
             server.children.wait();
             *outcome.lock() = Some(end);
             // The guest exits, or is left as it is.
-            if is_in_order { server.in_turn(|server| Ok(postmaster::exit(server.caller)?)).map_err(wasmtime::Error::from_anyhow) } else { Err(Crashed.into()) }
+            if is_in_order {
+                server.in_turn(|server| Ok(postmaster::exit(server.caller)?)).map_err(wasmtime::Error::from_anyhow)
+            } else {
+                Err(Crashed.into())
+            }
         }
     };
     let console = LineConsole::new(start.log.clone(), "postgres").remembering(&recent);
     let files = Files::new(start.files.clone(), Box::new(console))?;
-    let setup = Setup { seat: Some(seat), before_fork: Some(Box::new(server)), ..Setup::backend(&start.program, files) };
+    let setup =
+        Setup { seat: Some(seat), before_fork: Some(Box::new(server)), ..Setup::backend(&start.program, files) };
     let mut backend = Backend::new(&start.program, setup)?;
     backend.take_turn()?;
     let exited = backend.run_postmaster(&start.settings.arguments());
@@ -160,7 +165,9 @@ fn tidy(start: &Start) -> anyhow::Result<()> {
     }
     files.close(directory)?;
     if start.settings.ignore_auto_conf {
-        match files.rename((At::WorkingDirectory, AUTO_CONF), (At::WorkingDirectory, &[AUTO_CONF, b".ignored"].concat())) {
+        match files
+            .rename((At::WorkingDirectory, AUTO_CONF), (At::WorkingDirectory, &[AUTO_CONF, b".ignored"].concat()))
+        {
             Ok(()) => tracing::warn!("postgresql.auto.conf is ignored: it is postgresql.auto.conf.ignored now"),
             Err(Errno::ENOENT) => {}
             Err(error) => bail!("postgresql.auto.conf cannot be put away: {error}"),

@@ -17,7 +17,13 @@ pub struct SharedSettings {
 
 impl Default for SharedSettings {
     fn default() -> Self {
-        Self { max_connections: 100, shared_buffers: 64, further: Vec::new(), autovacuum: true, ignore_auto_conf: false }
+        Self {
+            max_connections: 100,
+            shared_buffers: 64,
+            further: Vec::new(),
+            autovacuum: true,
+            ignore_auto_conf: false,
+        }
     }
 }
 
@@ -32,6 +38,8 @@ impl SharedSettings {
             "-cwal_init_zero=off".to_owned(),
             "-cwal_recycle=off".to_owned(),
             "-cmax_wal_size=128MB".to_owned(),
+            // Pages are written to memory, which need not be spread over time, and WAL goes the sooner.
+            "-ccheckpoint_completion_target=0".to_owned(),
             format!("-cautovacuum={}", self.autovacuum),
         ];
         arguments.extend(self.further.iter().map(|(name, value)| format!("-c{name}={value}")));

@@ -9,7 +9,7 @@ use wasmtime::{InstancePre, Ref, Store};
 use crate::{
     artefact::{Artefact, EXTENSIONS},
     backend::{Backend, EXECUTABLE},
-    fs::{At, Files, FrozenTree, OpenFlags, Tree, unpack_extension},
+    fs::{At, Files, FrozenTree, OpenFlags, Silent, Tree, unpack_extension},
     guest::{Commands, Exports, Guest, Setup, call},
     log::LogSink,
     program::Program,
@@ -32,6 +32,10 @@ const ARGUMENTS: &[&str] = &[
 
 /// The directory in the guest's files that PostgreSQL is installed in.
 const PREFIX: &str = "/pglite";
+
+/// The configuration that `initdb` writes, and settings in it that are given on the command line of every cluster.
+const CONFIGURATION: &str = "/pglite/data/postgresql.conf";
+const BY_OPTION: [&str; 2] = ["max_connections =", "shared_buffers ="];
 
 /// Files that stand in for the pipes of `popen`, which PGlite's bundle has for this purpose.
 const FROM_BACKEND: &str = "/pglite/pgstdout";
@@ -61,8 +65,9 @@ pub(super) fn make_cluster(
     let status = run(&initdb, setup).context("initdb did not run to its end")?;
     ensure!(status == 0, "initdb ended with exit status {status}; what it said is in the log");
     for file in [FROM_BACKEND, TO_BACKEND] {
-        tree_truncate(&tree, file)?;
+        rewrite(&tree, file, |_| String::new())?;
     }
+    rewrite(&tree, CONFIGURATION, leave_to_options)?;
     Ok(tree.lock().freeze())
 }
 
@@ -86,11 +91,25 @@ fn run(initdb: &InstancePre<Guest>, setup: Setup) -> anyhow::Result<i32> {
     Ok(status)
 }
 
-fn tree_truncate(tree: &Arc<Mutex<Tree>>, path: &str) -> anyhow::Result<()> {
-    let mut files = Files::new(tree.clone(), Box::new(LineConsole::new(LogSink::to_own_log(), "host")))?;
-    let truncated = files.truncate(path.as_bytes(), 0);
-    files.close_all();
-    truncated.with_context(|| format!("{path} cannot be emptied"))
+/// Gives the file at `path` another content.
+fn rewrite(tree: &Arc<Mutex<Tree>>, path: &str, edit: impl FnOnce(&str) -> String) -> anyhow::Result<()> {
+    let rewrite = || -> anyhow::Result<()> {
+        let mut files = Files::new(tree.clone(), Box::new(Silent))?;
+        let edited = edit(&String::from_utf8(files.read_file(path.as_bytes())?)?);
+        let flags = OpenFlags::WRITE_ONLY.with(OpenFlags::TRUNCATE);
+        let file = files.open(At::WorkingDirectory, path.as_bytes(), flags, 0)?;
+        files.write(file, None, edited.as_bytes())?;
+        Ok(())
+    };
+    rewrite().with_context(|| format!("{path} cannot be rewritten"))
+}
+
+/// `configuration` without what the program's options say anyway: whenever it is read again, it would be an attempt to change it.
+fn leave_to_options(configuration: &str) -> String {
+    let is_option = |line: &str| BY_OPTION.iter().any(|name| line.starts_with(name));
+    let lines =
+        configuration.lines().map(|line| if is_option(line) { format!("#{line}\n") } else { format!("{line}\n") });
+    lines.collect()
 }
 
 /// Runs the backend for `initdb`'s `system` and `popen`.

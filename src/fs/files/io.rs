@@ -107,7 +107,7 @@ impl Files {
     /// Writes at `position`, or at the descriptor's own position, which moves on; with `O_APPEND` always at the end.
     ///
     /// # Errors
-    /// `EBADF` if `fd` is not open for writing, `EFBIG`, `ESPIPE` if it has no positions, `EPIPE`.
+    /// `EBADF` if `fd` is not open for writing, `EBUSY` if processes have mapped the file, `EFBIG`, `ESPIPE` if it has no positions, `EPIPE`.
     pub fn write(&mut self, fd: i32, position: Option<u64>, bytes: &[u8]) -> Result<usize, Errno> {
         let file = self.state.descriptors.file_mut(fd)?;
         if !file.flags.writable() {
@@ -121,7 +121,7 @@ impl Files {
         let mut tree = self.tree.lock();
         let len = match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
             Kind::File(content) => content.len(),
-            Kind::Shared(object) => object.len(),
+            Kind::Shared(_) => return Err(Errno::EBUSY),
             Kind::Device(device) => {
                 let device = *device;
                 // The console may do as it likes; it must not find the tree locked.
@@ -134,13 +134,10 @@ impl Files {
         let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
         tree.change(ino, |node| {
             node.touch();
-            match &mut node.kind {
-                Kind::File(content) => content.write_at(at, bytes),
-                Kind::Shared(object) => object.write_at(at, bytes)?,
-                _ => {}
+            if let Kind::File(content) = &mut node.kind {
+                content.write_at(at, bytes);
             }
-            Ok::<_, Errno>(())
-        })??;
+        })?;
         if position.is_none() {
             file.position = end;
         }

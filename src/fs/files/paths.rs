@@ -130,26 +130,24 @@ impl Files {
         }
         let node = tree.node(ino).ok_or(Errno::ENOENT)?;
         match node.kind {
-            Kind::File(_) | Kind::Shared(_) if node.permits(Access::Write) => {}
-            Kind::File(_) | Kind::Shared(_) => return Err(Errno::EACCES),
+            Kind::File(_) if node.permits(Access::Write) => {}
+            Kind::File(_) => return Err(Errno::EACCES),
+            Kind::Shared(_) => return Err(Errno::EBUSY),
             _ if node.is_directory() => return Err(Errno::EISDIR),
             _ => return Err(Errno::EINVAL),
         }
         tree.change(ino, |node| {
             node.touch();
-            match &mut node.kind {
-                Kind::File(content) => content.set_len(len),
-                Kind::Shared(object) => object.set_len(len)?,
-                _ => {}
+            if let Kind::File(content) = &mut node.kind {
+                content.set_len(len);
             }
-            Ok(())
-        })?
+        })
     }
 
     /// Sets the length of a file.
     ///
     /// # Errors
-    /// `EISDIR`, `EINVAL` for what has no length, `EACCES`, `EFBIG`, `ENOENT`.
+    /// `EISDIR`, `EINVAL` for what has no length, `EACCES`, `EBUSY` if processes have mapped it, `EFBIG`, `ENOENT`.
     pub fn truncate(&mut self, path: &[u8], len: u64) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let ino = self.inode(&tree, At::WorkingDirectory, path, Follow::Yes)?;
