@@ -4,11 +4,13 @@
 //! * `boot`: starting `PostgreSQL` in it
 //! * `sql`: having it run SQL of the host's own
 //! * `copies`: being replaced, and making copies
+//! * `admission`: who may begin a session, and with what
 //! * `session`: one client's session in a backend of its own
 //! * `fork`: further sessions of a running cluster
 //! * `identity`: what no two backends may share
 //! * `registers`: its state outside memory and files
 
+mod admission;
 mod boot;
 mod copies;
 mod fork;
@@ -33,6 +35,7 @@ use crate::{
     program::Program,
 };
 
+pub(crate) use admission::Admission;
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
 pub(crate) use fork::{Child, Fork};
 pub(crate) use identity::timestamp;
@@ -50,6 +53,8 @@ struct Hot {
     pending_input: TypedFunc<(), i32>,
     main_loop_once: TypedFunc<(), ()>,
     stack_pointer: Global,
+    /// Address of `ConfigReloadPending`.
+    config_reload_pending: u32,
 }
 
 impl Backend {
@@ -93,6 +98,7 @@ impl Backend {
             pending_input: instance.get_typed_func(&mut store, "pq_buffer_remaining_data")?,
             main_loop_once: instance.get_typed_func(&mut store, "PostgresMainLoopOnce")?,
             stack_pointer: instance.get_global(&mut store, "__stack_pointer").context("there is no __stack_pointer")?,
+            config_reload_pending: program.facts().address("ConfigReloadPending")?,
         };
         store.data_mut().exports = Some(exports);
         let callbacks = CALLBACKS.iter().flat_map(|(_, names)| *names);

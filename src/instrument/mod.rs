@@ -18,8 +18,9 @@
 //!
 //! # Reading order
 //! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` (what is
-//! read out of what was found), `hooks` (what is called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp`
-//! and `invoke` (exceptions instead of host calls), `facts` (what else was learned).
+//! read out of what was found), `start` (the same, of what starts a session), `hooks` (what is called), `changes` and
+//! `semaphores` (what is changed), `rewrite` (writing), `longjmp` and `invoke` (exceptions instead of host calls),
+//! `facts` (what else was learned).
 
 mod bodies;
 mod changes;
@@ -32,6 +33,7 @@ mod longjmp;
 mod module;
 mod rewrite;
 mod semaphores;
+mod start;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -50,6 +52,7 @@ pub use bodies::Checkpointer;
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
+pub use start::Preload;
 
 /// The rewriter's own source: what it makes of a module is cached under a key that this is part of.
 pub const SOURCE: &str = concat!(
@@ -65,6 +68,7 @@ pub const SOURCE: &str = concat!(
     include_str!("module.rs"),
     include_str!("rewrite.rs"),
     include_str!("semaphores.rs"),
+    include_str!("start.rs"),
     include_str!("targets.rs"),
 );
 
