@@ -12,14 +12,14 @@ use crate::{
 };
 
 /// What decides about every session in the backend's database.
-const ADMISSION: &str = "SELECT datallowconn, pg_catalog.has_database_privilege('public', oid, 'CONNECT'), datconnlimit = 0, \
+const ADMISSION: &str = "SELECT datallowconn, pg_catalog.has_database_privilege('public', oid, 'CONNECT'), datconnlimit, \
     EXISTS (SELECT FROM pg_catalog.pg_db_role_setting) \
     FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()";
 
 /// `DatabaseRelationId` (`src/include/catalog/pg_database.h`).
 const DATABASE: u32 = 1262;
 /// `ACL_CONNECT` (`src/include/nodes/parsenodes.h`).
-const CONNECT: u32 = 1 << 11;
+const CONNECT: u64 = 1 << 11;
 /// `ACLCHECK_OK` (`src/include/utils/acl.h`).
 const ACLCHECK_OK: i32 = 0;
 
@@ -30,8 +30,8 @@ pub(crate) struct Admission {
     allows_connections: bool,
     /// Whether `PUBLIC` has the privilege `CONNECT`.
     admits_public: bool,
-    /// Whether `datconnlimit` is 0, the only limit that one session is too many for.
-    is_for_superusers: bool,
+    /// `datconnlimit`; negative for none.
+    connection_limit: i32,
     /// Whether `ALTER DATABASE` or `ALTER ROLE` have set anything.
     pub(super) has_settings: bool,
 }
@@ -39,12 +39,13 @@ pub(crate) struct Admission {
 impl Admission {
     fn read(rows: &Rows) -> Option<Self> {
         let [row] = &rows[..] else { return None };
-        let mut values = row.iter().map(|value| value.as_deref() == Some("t"));
+        let [allows_connections, admits_public, connection_limit, has_settings] = &row[..] else { return None };
+        let is_true = |value: &Option<String>| value.as_deref() == Some("t");
         Some(Self {
-            allows_connections: values.next()?,
-            admits_public: values.next()?,
-            is_for_superusers: values.next()?,
-            has_settings: values.next()?,
+            allows_connections: is_true(allows_connections),
+            admits_public: is_true(admits_public),
+            connection_limit: connection_limit.as_ref()?.parse().ok()?,
+            has_settings: is_true(has_settings),
         })
     }
 }
@@ -70,7 +71,7 @@ impl Backend {
 
     /// Raises the error that `CheckMyDatabase` would raise for the session's user, if any. It ends the session.
     pub(super) fn check_database(&mut self, admission: Admission, is_superuser: bool) -> anyhow::Result<()> {
-        let Admission { allows_connections, admits_public, is_for_superusers, .. } = admission;
+        let Admission { allows_connections, admits_public, connection_limit, .. } = admission;
         if !allows_connections {
             let code = sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE;
             return self.refuse(
@@ -92,7 +93,8 @@ impl Backend {
                 return self.refuse(code, |name| format!("permission denied for database \"{name}\""), Some(detail));
             }
         }
-        if is_for_superusers {
+        // There is one session, this one.
+        if (0..1).contains(&connection_limit) {
             let code = sqlstate::TOO_MANY_CONNECTIONS;
             return self.refuse(code, |name| format!("too many connections for database \"{name}\""), None);
         }
