@@ -22,6 +22,12 @@ pub mod sqlstate {
     pub const INVALID_CATALOG_NAME: &str = "3D000";
     /// `query_canceled`, which PostgreSQL also reports when `authentication_timeout` has passed
     pub const QUERY_CANCELED: &str = "57014";
+    /// `insufficient_privilege`
+    pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
+    /// `too_many_connections`
+    pub const TOO_MANY_CONNECTIONS: &str = "53300";
+    /// `object_not_in_prerequisite_state`
+    pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
     /// `object_in_use`
     pub const OBJECT_IN_USE: &str = "55006";
     /// `undefined_object`

@@ -92,8 +92,8 @@ impl Isolated {
                 Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
             });
         });
-        let has_settings = template.snapshot.has_settings();
-        let session = Session { startup: request.startup, packet: request.packet, cancel_key: secret, has_settings };
+        let admission = template.snapshot.admission();
+        let session = Session { startup: request.startup, packet: request.packet, cancel_key: secret, admission };
         let mut requests = ClusterRequests { isolated: self, template, footprint, session, request };
         Ok(match backend.serve(client, &session, &mut requests) {
             Ok(Ended::Client) => SessionEnd::ClientGone,

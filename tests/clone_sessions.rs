@@ -65,6 +65,63 @@ fn a_role_that_may_not_log_in_is_refused() {
     assert_eq!(errors(&connect(&connections, "roles", "nobody").1), ["28000"]);
 }
 
+/// The SQLSTATE with which sessions of that role are refused, if they are.
+fn refusal(connections: &Arc<Connections>, template: &str, user: &str) -> Vec<String> {
+    errors(&connect(connections, template, user).1)
+}
+
+#[test]
+fn limits_of_roles_and_of_the_database_count_for_all_but_superusers() {
+    let connections =
+        frozen("role_limits", "CREATE ROLE nil LOGIN CONNECTION LIMIT 0; CREATE ROLE one LOGIN CONNECTION LIMIT 1");
+    assert_eq!(refusal(&connections, "role_limits", "nil"), ["53300"]);
+    assert_eq!(refusal(&connections, "role_limits", "one"), [""; 0]);
+    let connections = frozen("no_sessions", "CREATE ROLE somebody LOGIN; ALTER DATABASE postgres CONNECTION LIMIT 0");
+    assert_eq!(refusal(&connections, "no_sessions", "somebody"), ["53300"]);
+    assert_eq!(refusal(&connections, "no_sessions", "postgres"), [""; 0]);
+    let connections = frozen("one_session", "CREATE ROLE somebody LOGIN; ALTER DATABASE postgres CONNECTION LIMIT 1");
+    assert_eq!(refusal(&connections, "one_session", "somebody"), [""; 0]);
+}
+
+#[test]
+fn only_roles_with_the_privilege_are_let_into_a_database() {
+    let connections = frozen(
+        "by_privilege",
+        "CREATE ROLE member LOGIN; CREATE ROLE stranger LOGIN; \
+         REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; GRANT CONNECT ON DATABASE postgres TO member",
+    );
+    assert_eq!(refusal(&connections, "by_privilege", "member"), [""; 0]);
+    assert_eq!(refusal(&connections, "by_privilege", "postgres"), [""; 0]);
+    let startup = connect(&connections, "by_privilege", "stranger").1;
+    let fields = startup.last().expect("an error").fields();
+    let told = ['S', 'C', 'M', 'D'].map(|field| fields[&field].as_str());
+    let detail = "User does not have CONNECT privilege.";
+    assert_eq!(told, ["FATAL", "42501", "permission denied for database \"postgres\"", detail]);
+}
+
+#[test]
+fn a_database_that_takes_no_connections_lets_nobody_in() {
+    // One's own database can be closed in the catalog only.
+    let connections = frozen("closed", "UPDATE pg_database SET datallowconn = false WHERE datname = 'postgres'");
+    let startup = connect(&connections, "closed", "postgres").1;
+    let fields = startup.last().expect("an error").fields();
+    assert_eq!(fields[&'C'], "55000");
+    assert_eq!(fields[&'M'], "database \"postgres\" is not currently accepting connections");
+}
+
+#[test]
+fn libraries_that_a_role_wants_at_the_start_are_loaded() {
+    let connections = frozen(
+        "preload",
+        "CREATE ROLE slow LOGIN SUPERUSER; ALTER ROLE slow SET session_preload_libraries = 'auto_explain'; \
+         CREATE ROLE lost LOGIN; ALTER ROLE lost SET local_preload_libraries = 'nowhere'",
+    );
+    let setting = "SHOW auto_explain.log_min_duration";
+    assert_eq!(errors(&connect(&connections, "preload", "postgres").0.query(setting)), ["42704"]);
+    assert_eq!(connect(&connections, "preload", "slow").0.values(setting), ["-1"]);
+    assert_eq!(refusal(&connections, "preload", "lost"), ["58P01"]);
+}
+
 #[test]
 fn a_client_that_never_asks_anything_is_sent_away_when_it_is_idle_for_too_long() {
     let server = Server::start();

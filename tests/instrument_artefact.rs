@@ -136,6 +136,10 @@ fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
         "ApplySetting",
         "CreateCheckPoint",
         "load_hba",
+        "load_libraries",
+        "pgstat_bestart_initial",
+        "pgstat_bestart_final",
+        "EventTriggerOnLogin",
         "proc_exit",
         "raise",
     ] {
@@ -156,6 +160,17 @@ fn memory_holds_the_string_constants_where_the_code_looks_for_them() {
     let string = b"\0sorry, too many clients already\0";
     let at = memory.windows(string.len()).position(|window| window == string).expect("the message is in memory") + 1;
     assert_eq!(constants_of(&body, u32::try_from(at).unwrap()), 1);
+}
+
+#[test]
+fn the_settings_with_libraries_to_load_are_found_by_their_names() {
+    let Instrumented { memory, facts, .. } = backend();
+    let name = |address: u32| {
+        let bytes = &memory[address as usize..];
+        bytes.split(|&byte| byte == 0).next().map(String::from_utf8_lossy)
+    };
+    let names = facts.preloads.map(|preload| (name(preload.name).expect("a name"), preload.is_restricted));
+    assert_eq!(names, [("session_preload_libraries".into(), 0), ("local_preload_libraries".into(), 1)]);
 }
 
 /// Which hooks a function calls, in order.

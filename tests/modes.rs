@@ -13,7 +13,7 @@ use support::{
 };
 
 /// What a session does, by the sentence that says so. A database may have seen the ones before.
-const BEHAVIOURS: [(&str, fn(&Server)); 16] = [
+const BEHAVIOURS: [(&str, fn(&Server)); 19] = [
     ("a transaction is committed or rolled back as a whole", |server| {
         let peer = Peer::connect(server);
         peer.run("create table whole (a int)");
@@ -144,6 +144,30 @@ const BEHAVIOURS: [(&str, fn(&Server)); 16] = [
         assert_eq!(peer.fail("create database d"), "42501");
         peer.run("reset role; drop table kept; drop role few");
         assert_eq!(peer.fail("create table pg_catalog.mine (a int)"), "42501");
+    }),
+    ("its entry in pg_stat_activity is that of a client", |server| {
+        let mut config = server.config();
+        let peer = Peer::with(config.application_name("me")).expect("a session");
+        let entry = peer.run(
+            "select datname, usename, application_name, client_addr is not null, client_port is not null, backend_type, state, ssl, gss_authenticated
+             from pg_stat_activity join pg_stat_ssl using (pid) join pg_stat_gssapi using (pid) where pid = pg_backend_pid()",
+        );
+        assert_eq!(entry, ["postgres|postgres|me|t|t|client backend|active|f|f"]);
+        let started = "select backend_start between now() - interval '1 minute' and now() from pg_stat_activity where pid = pg_backend_pid()";
+        assert_eq!(peer.value(started), "t");
+    }),
+    ("a plan with a Gather runs without workers, of which there are none", |server| {
+        let peer = Peer::connect(server);
+        peer.run("set max_parallel_workers_per_gather = 2; set debug_parallel_query = on");
+        assert_eq!(peer.run("explain (costs off) select 1")[0], "Gather");
+        assert_eq!(peer.value("select count(*) from pg_class where relname = 'pg_class'"), "1");
+        let launched = peer.run("explain (analyze, costs off, timing off, summary off, buffers off) select 1");
+        assert!(launched.iter().any(|line| line.trim() == "Workers Launched: 0"), "{launched:?}");
+    }),
+    ("options that a text search dictionary or its template do not know are refused", |server| {
+        let peer = Peer::connect(server);
+        assert_eq!(peer.fail("create text search dictionary d (template = simple, nonsense = 1)"), "22023");
+        assert_eq!(peer.fail("create text search template t (nonsense = 1)"), "42601");
     }),
     ("what is wrong in the protocol ends the session with a word", |server| {
         let mut session = server.session(&[]);

@@ -4,12 +4,14 @@
 //! * `boot`: starting `PostgreSQL` in it
 //! * `sql`: having it run SQL of the host's own
 //! * `copies`: being replaced, and making copies
+//! * `admission`: who may begin a session, and with what
 //! * `session`: one client's session in a backend of its own
 //! * `postmaster`: the parent of the processes of a running cluster
 //! * `fork`: those processes
 //! * `identity`: what no two backends may share
 //! * `registers`: its state outside memory and files
 
+mod admission;
 mod boot;
 mod copies;
 mod fork;
@@ -35,6 +37,7 @@ use crate::{
     program::Program,
 };
 
+pub(crate) use admission::Admission;
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
 pub(crate) use fork::Fork;
 pub(crate) use identity::timestamp;
@@ -52,6 +55,8 @@ struct Hot {
     pending_input: TypedFunc<(), i32>,
     main_loop_once: TypedFunc<(), ()>,
     stack_pointer: Global,
+    /// Address of `ConfigReloadPending`.
+    config_reload_pending: u32,
 }
 
 impl Backend {
@@ -95,6 +100,7 @@ impl Backend {
             pending_input: instance.get_typed_func(&mut store, "pq_buffer_remaining_data")?,
             main_loop_once: instance.get_typed_func(&mut store, "PostgresMainLoopOnce")?,
             stack_pointer: instance.get_global(&mut store, "__stack_pointer").context("there is no __stack_pointer")?,
+            config_reload_pending: program.facts().address("ConfigReloadPending")?,
         };
         store.data_mut().exports = Some(exports);
         let callbacks = CALLBACKS.iter().flat_map(|(_, names)| *names);

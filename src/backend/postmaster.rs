@@ -11,7 +11,7 @@ use crate::guest::{
 };
 
 /// `PGC_SIGHUP` of `GucContext` (`src/include/utils/guc.h`).
-const ON_RELOAD: i32 = 2;
+pub(super) const ON_RELOAD: i32 = 2;
 
 /// Becomes what the children of a postmaster begin with: `pg_hba.conf` is read, and there is a `Port` for their client.
 ///

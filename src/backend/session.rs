@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use wasmtime_wasi::I32Exit;
 
-use super::{Backend, boot::EXIT_ALIVE};
+use super::{Admission, Backend, boot::EXIT_ALIVE, postmaster::ON_RELOAD};
 use crate::{
     answer::{message, messages},
     guest::{
@@ -24,6 +24,9 @@ const PARAMETER_STATUS: u8 = b'S';
 
 /// `AuthenticationOk`.
 const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+
+/// `ReadyForQuery`, outside a transaction.
+const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
 
 /// The bootstrap superuser, as whom a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
@@ -69,8 +72,8 @@ pub(crate) struct Session<'a> {
     pub(crate) packet: &'a [u8],
     /// What cancels it.
     pub(crate) cancel_key: [u8; 4],
-    /// Whether `pg_db_role_setting` has any rows, which takes a while to find out.
-    pub(crate) has_settings: bool,
+    /// What it has to know of its database.
+    pub(crate) admission: Admission,
 }
 
 /// What others ask of a session. It is handled between two commands of its client, when everything that the client had sent before has been answered.
@@ -105,15 +108,16 @@ impl Backend {
         ended.or_else(|error| Ended::by_exit(error, EXIT_ALIVE))
     }
 
-    /// What `BackendInitialize`, `PerformAuthentication` and `InitPostgres` do with a startup packet
-    /// (`PostgreSQL`, `src/backend/tcop/backend_startup.c`, `src/backend/utils/init/postinit.c`), for a backend that is in its database already.
+    /// What `BackendInitialize`, `InitPostgres` and `PostgresMain` do with a startup packet (`PostgreSQL`, `src/backend/tcop/backend_startup.c`,
+    /// `src/backend/utils/init/postinit.c`, `src/backend/tcop/postgres.c`), for a backend that is in its database already.
     fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
-        let Session { startup, cancel_key, has_settings, .. } = session;
+        let Session { startup, cancel_key, admission, .. } = session;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
             return Err(I32Exit(EXIT_ALIVE).into());
         }
+        self.call::<(), ()>("pgstat_bestart_initial", ())?;
         // Notices may follow it, but only the negotiation of the protocol's version may come before.
         self.call::<(), ()>("pgl_pq_flush", ())?;
         self.guest().client.write_all(AUTHENTICATION_OK);
@@ -126,29 +130,36 @@ impl Backend {
         let stack: u32 = self.call("emscripten_stack_get_current", ())?;
         self.call::<(), ()>("StartTransactionCommand", ())?;
         let user = self.push_string(&startup.user)?;
-        // Without a postmaster it would not look whether the role may log in.
-        let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
-        self.write(is_under_postmaster, &[1])?;
         self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
-        self.write(is_under_postmaster, &[0])?;
         let is_superuser: i32 = self.call("superuser", ())?;
+        self.check_database(*admission, is_superuser != 0)?;
         self.call::<(u32, i32), ()>("process_startup_options", (port, is_superuser))?;
-        if *has_settings {
+        if admission.has_settings {
             self.process_settings()?;
         }
+        self.preload_libraries()?;
+        self.call::<(), ()>("pgstat_bestart_final", ())?;
         self.call::<(), ()>("CommitTransactionCommand", ())?;
         self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
+        self.call::<(), ()>("pgl_pq_flush", ())?;
+        self.send_connection_data()?;
+        self.call::<(), ()>("EventTriggerOnLogin", ())?;
         self.write_u32(handler, main_loop)?;
-        self.call::<(), ()>("pgl_pq_flush", ())?;
-        self.guest().client.withhold(AUTHENTICATION_OK.len());
-        self.call::<(), ()>("pgl_sendConnData", ())?;
-        self.call::<(), ()>("pgl_pq_flush", ())?;
-        // The client has its ReadyForQuery; what belongs to it, such as idle_session_timeout, has not been done yet.
-        self.guest().client.withhold(usize::MAX);
+        // With what belongs to it, such as idle_session_timeout.
         self.write(self.facts().send_ready_for_query, &[1])?;
         self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
-        self.call::<(), ()>("pgl_pq_flush", ())?;
-        self.guest().client.withhold(0);
+        self.call::<(), ()>("pgl_pq_flush", ())
+    }
+
+    /// Sends run-time parameters and the cancel key. PGlite's function for it begins with what the client has been sent already, and ends
+    /// with what comes when the session is ready.
+    fn send_connection_data(&mut self) -> anyhow::Result<()> {
+        self.guest().client.hold();
+        let sent = self.call::<(), ()>("pgl_sendConnData", ()).and_then(|()| self.call::<(), ()>("pgl_pq_flush", ()));
+        let data = self.guest().client.release();
+        sent?;
+        let data = data.strip_prefix(AUTHENTICATION_OK).and_then(|data| data.strip_suffix(READY_FOR_QUERY));
+        self.guest().client.write_all(data.context("pgl_sendConnData sends something else than it did")?);
         Ok(())
     }
 
@@ -172,16 +183,18 @@ impl Backend {
         self.call("table_close", (relation, ACCESS_SHARE_LOCK))
     }
 
-    /// Serves a session that asks one question of a client that the host plays.
+    /// Serves a session that asks one question of a client that the host plays. Says whether the database has let it in.
     ///
     /// # Errors
-    /// When the session does not start or the guest traps.
-    pub(crate) fn rehearse(&mut self, database: &str) -> anyhow::Result<()> {
+    /// When the guest traps.
+    pub(crate) fn rehearse(&mut self, database: &str, admission: Admission) -> anyhow::Result<bool> {
         let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
         let Step::Start(startup) = Negotiation::default().accept(&packet)? else { bail!("no startup packet") };
-        let session = Session { startup: &startup, packet: &packet, cancel_key: [0; 4], has_settings: false };
-        self.record(&packet, |backend| backend.start_session(&session))?;
-        self.execute("SELECT 1")
+        let session = Session { startup: &startup, packet: &packet, cancel_key: [0; 4], admission };
+        match self.record(&packet, |backend| backend.start_session(&session)) {
+            Ok(_) => self.execute("SELECT 1").map(|()| true),
+            Err(error) => call::exit_status(error).map(|_| false),
+        }
     }
 
     /// Begins the session of the client anew, after `replace` has put the backend back to where no client was there; returns what that returned.
@@ -240,8 +253,21 @@ impl Backend {
                 self.wait_for_input(is_ready.then_some(&mut *requests))?;
                 is_ready = false;
             }
+            if self.read_u32(self.hot.config_reload_pending)? != 0 {
+                self.reload_configuration()?;
+            }
             self.run_message()?;
         }
+    }
+
+    /// What a postmaster does that is told to (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`): a cluster with one session has none.
+    /// A backend that has one would leave it to it to log what has changed, and what cannot change without a restart.
+    fn reload_configuration(&mut self) -> anyhow::Result<()> {
+        self.write_u32(self.hot.config_reload_pending, 0)?;
+        let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
+        self.write(is_under_postmaster, &[0])?;
+        self.call::<i32, ()>("ProcessConfigFile", ON_RELOAD)?;
+        self.write(is_under_postmaster, &[1])
     }
 
     /// Whether bytes that the client has sent are in `PostgreSQL`'s buffer.

@@ -29,8 +29,8 @@ pub(crate) struct ClientStream {
     blocked_on: Option<Interest>,
     on_key: Option<OnKey>,
     sent: u64,
-    /// How many bytes that are written next the client does not get.
-    withheld: usize,
+    /// What is kept from the client.
+    held: Option<Vec<u8>>,
 }
 
 /// Is told the secret key of the session before the client is.
@@ -79,16 +79,20 @@ impl ClientStream {
         }
     }
 
-    /// Keeps the next `count` bytes from the client, which has been told what they say.
-    pub(crate) fn withhold(&mut self, count: usize) {
-        self.withheld = count;
+    /// From now on the client does not get what is written.
+    pub(crate) fn hold(&mut self) {
+        self.held = Some(Vec::new());
+    }
+
+    /// From now on the client gets what is written again; what it did not get.
+    pub(crate) fn release(&mut self) -> Vec<u8> {
+        self.held.take().unwrap_or_default()
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.withheld > 0 {
-            let count = self.withheld.min(bytes.len());
-            self.withheld -= count;
-            return Ok(count);
+        if let Some(held) = &mut self.held {
+            held.extend(bytes);
+            return Ok(bytes.len());
         }
         let written = match &mut self.client {
             Some(client) => client.write(bytes)?,

@@ -130,11 +130,12 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
     }
 }
 
-/// `kill`: 0, or the negated errno. A negative process id, a group in `PostgreSQL`'s children, means the process here.
+/// `kill`: 0, or the negated errno. A negative process id, a group in `PostgreSQL`'s children, means the process here; 0, the caller's group and the
+/// `PostmasterPid` of a backend that was booted alone, means the caller if the cluster is its own.
 fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(&mut caller)?;
     let own = memory::read_u32(memory, guest.my_proc_pid)?.cast_signed();
-    let target = pid.wrapping_abs();
+    let target = if pid == 0 && guest.seat.is_none() { own } else { pid.wrapping_abs() };
     let signal = match (signal, Signal::from_number(signal)) {
         (0, _) => None,
         (_, Some(signal)) => Some(signal),

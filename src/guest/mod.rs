@@ -17,7 +17,7 @@ mod mapping;
 pub(crate) mod memory;
 mod net;
 mod process;
-mod report;
+pub(crate) mod report;
 mod stack;
 mod syscalls;
 mod time;

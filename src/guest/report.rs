@@ -6,30 +6,60 @@ use super::{Guest, call};
 
 /// `elog` level of an error (`src/include/utils/elog.h`).
 const ERROR: i32 = 21;
+/// That of an error which ends the session.
+const FATAL: i32 = 22;
 
 /// Raises an SQL error with that SQLSTATE and message: the exception that it throws is the error returned, and has to be passed on.
 pub(super) fn error(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Error {
-    match raise(store, sqlstate, message) {
+    raise(store, ERROR, sqlstate, message, None)
+}
+
+/// As [`error`], with an error that ends the session: it is the guest's exit that is returned.
+pub(crate) fn fatal(
+    store: &mut impl AsContextMut<Data = Guest>,
+    sqlstate: &str,
+    message: &str,
+    detail: Option<&str>,
+) -> wasmtime::Error {
+    raise(store, FATAL, sqlstate, message, detail)
+}
+
+fn raise(
+    store: &mut impl AsContextMut<Data = Guest>,
+    level: i32,
+    sqlstate: &str,
+    message: &str,
+    detail: Option<&str>,
+) -> wasmtime::Error {
+    match report(store, level, sqlstate, message, detail) {
         Err(thrown) => thrown,
         Ok(()) => wasmtime::format_err!("errfinish returned after an error ({sqlstate}: {message})"),
     }
 }
 
-fn raise(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Result<()> {
+fn report(
+    store: &mut impl AsContextMut<Data = Guest>,
+    level: i32,
+    sqlstate: &str,
+    message: &str,
+    detail: Option<&str>,
+) -> wasmtime::Result<()> {
     let instance = store.as_context().data().exports()?.instance;
     let start = instance.get_typed_func::<(i32, u32), i32>(&mut *store, "errstart")?;
     let code = instance.get_typed_func::<i32, i32>(&mut *store, "errcode")?;
-    let text = instance.get_typed_func::<(u32, u32), i32>(&mut *store, "errmsg_internal")?;
     let finish = instance.get_typed_func::<(u32, i32, u32), ()>(&mut *store, "errfinish")?;
-    // The message is a format; it has no arguments.
-    let format = message.replace('\0', "").replace('%', "%%");
-    // Unwinding restores the guest's stack pointer.
-    let address = call::push_string(store, format.as_bytes())?;
-    if start.call(&mut *store, (ERROR, 0))? == 0 {
+    if start.call(&mut *store, (level, 0))? == 0 {
         bail!("PostgreSQL ignored an error ({sqlstate}: {message})");
     }
     code.call(&mut *store, encode(sqlstate))?;
-    text.call(&mut *store, (address, 0))?;
+    for (function, text) in [("errmsg_internal", Some(message)), ("errdetail_internal", detail)] {
+        let Some(text) = text else { continue };
+        // The text is a format; it has no arguments. Unwinding restores the guest's stack pointer.
+        let format = text.replace('\0', "").replace('%', "%%");
+        let address = call::push_string(store, format.as_bytes())?;
+        let function = instance.get_typed_func::<(u32, u32), i32>(&mut *store, function)?;
+        function.call(&mut *store, (address, 0))?;
+    }
     finish.call(&mut *store, (0, 0, 0))
 }
 

@@ -380,7 +380,7 @@ pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<
 }
 
 /// The one place in a body where `length` instructions match, and what the match gave.
-fn once<T>(
+pub(super) fn once<T>(
     target: &Target,
     what: &str,
     operators: &[Operator],

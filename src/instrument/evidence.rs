@@ -1,6 +1,6 @@
 //! Finds the functions of the table in [`super::targets`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use wasmparser::{ExternalKind, Operator, ValType};
 
@@ -78,11 +78,14 @@ impl Found {
             Evidence::Mentions(strings) => Ok(of_shape().filter(|&it| mentions.all_in(module, it, strings)).collect()),
             Evidence::Between { caller, callee } => {
                 let callee = self.function(callee)?;
-                let mut reached = calls(&module.operators(self.function(caller)?)?);
-                reached.sort_unstable();
-                reached.dedup();
-                keep(reached.into_iter().filter(|&it| target.shape.is_that_of(module, it)), |it| {
-                    Ok(calls(&module.operators(it)?).contains(&callee))
+                keep(self.called_by(module, caller, target)?, |it| Ok(calls(&module.operators(it)?).contains(&callee)))
+            }
+            Evidence::Reads { caller, variables } => {
+                let symbols = module.data_symbols();
+                let wanted: Vec<Option<&u32>> = variables.iter().map(|&name| symbols.get(name)).collect();
+                keep(self.called_by(module, caller, target)?, |it| {
+                    let constants = constants(&module.operators(it)?);
+                    Ok(wanted.iter().all(|address| address.is_some_and(|address| constants.contains(address))))
                 })
             }
             Evidence::KillItself => keep(small(module, of_shape()), |it| {
@@ -127,6 +130,17 @@ impl Found {
             }
         }
     }
+
+    /// The functions of the target's shape that `caller` of the table calls.
+    fn called_by(
+        &self,
+        module: &Module,
+        caller: &str,
+        target: &Target,
+    ) -> Result<impl Iterator<Item = u32>, InstrumentError> {
+        let called: BTreeSet<u32> = calls(&module.operators(self.function(caller)?)?).into_iter().collect();
+        Ok(called.into_iter().filter(|&it| target.shape.is_that_of(module, it)))
+    }
 }
 
 impl Shape {
@@ -170,6 +184,15 @@ fn calls(operators: &[Operator]) -> Vec<u32> {
         _ => None,
     };
     operators.iter().filter_map(call).collect()
+}
+
+/// The constants in a body, among them the addresses of the variables that it looks at.
+fn constants(operators: &[Operator]) -> BTreeSet<u32> {
+    let constant = |operator: &Operator| match operator {
+        Operator::I32Const { value } => Some(value.cast_unsigned()),
+        _ => None,
+    };
+    operators.iter().filter_map(constant).collect()
 }
 
 /// Which function refers to which of the strings in the table.
@@ -240,6 +263,7 @@ pub(super) fn refusal(target: &Target, found: &str) -> InstrumentError {
         Evidence::Between { caller, callee } => {
             format!("that {caller} calls and that calls {callee}")
         }
+        Evidence::Reads { caller, variables } => format!("that {caller} calls and that looks at {variables:?}"),
         Evidence::KillItself => "that raises a signal in its own process and fails for any other".to_owned(),
         Evidence::CalledByKill => "that kill calls".to_owned(),
         Evidence::SignalsPostmaster => "that sets a flag and sends SIGUSR1 to the postmaster".to_owned(),

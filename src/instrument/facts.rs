@@ -12,6 +12,7 @@ use super::bodies::{
 use super::children::{self, ChildKind};
 use super::evidence::Found;
 use super::module::Module;
+use super::start::{Preload, is_regular_backend, preloads};
 use super::{HAS_CHECKPOINTER, InstrumentError};
 
 /// Size of a page of WebAssembly memory, in bytes.
@@ -76,6 +77,10 @@ pub struct Facts {
     pub where_to_send_output: u32,
     /// The kinds of children that a postmaster has.
     pub children: Vec<ChildKind>,
+    /// The settings that name libraries to load when a session starts.
+    pub preloads: [Preload; 2],
+    /// Where in `MyProc` it is told that the backend counts for connection limits, a byte (`src/include/storage/proc.h`).
+    pub is_regular_backend: u32,
     /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
     pub encoding_names: u32,
     /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
@@ -94,6 +99,7 @@ impl Facts {
         let stack_pointer = stack_pointer.and_then(|index| module.globals.get(index as usize)?.initial);
         let exported = module.mutable_globals().into_iter().map(|global| global.name);
         let kill = found.read(module, "kill", |target, body| Kill::read(target, body, found.process_id))?;
+        let load_libraries = found.function("load_libraries")?;
         let my_cancel_key = found.read(module, "pgl_sendConnData", CancelKey::read)?.address;
         Ok(Self {
             memory: limits,
@@ -117,6 +123,8 @@ impl Facts {
             postmaster: found.read(module, "SendPostmasterSignal", PostmasterSignals::read)?,
             where_to_send_output: found.read(module, "pgl_startPGlite", where_to_send_output)?,
             children: children::kinds(memory)?,
+            preloads: found.read(module, "InitPostgres", |target, body| preloads(target, body, load_libraries))?,
+            is_regular_backend: found.read(module, "InitProcess", is_regular_backend)?,
             encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
             encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
         })

@@ -17,9 +17,10 @@
 //! that names the function. Nothing here depends on indices or addresses of one version.
 //!
 //! # Reading order
-//! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` and `children` (what is
-//! read out of what was found), `hooks` (what is called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp`
-//! and `invoke` (exceptions instead of host calls), `facts` (what else was learned).
+//! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` and
+//! `children` (what is read out of what was found), `start` (the same, of what starts a session), `hooks` (what is called), `changes` and
+//! `semaphores` (what is changed), `rewrite` (writing), `longjmp` and `invoke` (exceptions instead of host calls),
+//! `facts` (what else was learned).
 
 mod bodies;
 mod changes;
@@ -33,6 +34,7 @@ mod longjmp;
 mod module;
 mod rewrite;
 mod semaphores;
+mod start;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -52,6 +54,7 @@ pub use children::ChildKind;
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
+pub use start::Preload;
 
 /// The rewriter's own source: what it makes of a module is cached under a key that this is part of.
 pub const SOURCE: &str = concat!(
@@ -68,6 +71,7 @@ pub const SOURCE: &str = concat!(
     include_str!("module.rs"),
     include_str!("rewrite.rs"),
     include_str!("semaphores.rs"),
+    include_str!("start.rs"),
     include_str!("targets.rs"),
 );
 

@@ -39,6 +39,8 @@ pub(super) enum Evidence {
     /// Under a postmaster it sets one of a list of flags and sends `SIGUSR1`: `SendPostmasterSignal` in `PostgreSQL`'s
     /// `src/backend/storage/ipc/pmsignal.c`, which has no name string.
     SignalsPostmaster,
+    /// The function `caller`, a target above it in the table, calls it, and it looks at all of these exported variables.
+    Reads { caller: &'static str, variables: &'static [&'static str] },
     /// It measures the stack with the variables that [`Evidence::Exported`] `check_stack_depth`, above it in the table, uses.
     MeasuresStack,
 }
@@ -158,6 +160,35 @@ pub(super) const TARGETS: &[Target] = &[
         name: "ApplySetting",
         shape: shape(5, 0),
         evidence: Evidence::Between { caller: "InitPostgres", callee: "ProcessGUCArray" },
+        changes: &[Change::Export],
+    },
+    // A backend's entry in pg_stat_activity.
+    Target {
+        name: "pgstat_bestart_initial",
+        shape: shape(0, 0),
+        evidence: Evidence::Reads { caller: "InitPostgres", variables: &["MyBackendType", "MyProcPid", "MyProcPort"] },
+        changes: &[Change::Export],
+    },
+    Target {
+        name: "pgstat_bestart_final",
+        shape: shape(0, 0),
+        evidence: Evidence::Reads {
+            caller: "InitPostgres",
+            variables: &["MyBackendType", "MyDatabaseId", "application_name"],
+        },
+        changes: &[Change::Export],
+    },
+    // For session_preload_libraries and local_preload_libraries: process_session_preload_libraries is inlined into InitPostgres.
+    Target {
+        name: "load_libraries",
+        shape: shape(3, 0),
+        evidence: Evidence::Mentions(&["load_libraries", "miscinit.c"]),
+        changes: &[Change::Export],
+    },
+    Target {
+        name: "EventTriggerOnLogin",
+        shape: shape(0, 0),
+        evidence: Evidence::Mentions(&["EventTriggerOnLogin", "event_trigger.c"]),
         changes: &[Change::Export],
     },
     // WaitEventSetWaitBlock, which carries the name, is inlined into it.

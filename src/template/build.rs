@@ -119,5 +119,6 @@ pub(super) fn boot(
     let files = Files::new(tree.clone(), console)?;
     let mut backend = Backend::new(program, Setup::backend(program, files))?;
     backend.boot(database, &SETTINGS.map(str::to_owned))?;
+    backend.count_as_regular()?;
     Ok(backend)
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::record;
 use crate::{
     answer::first_value,
-    backend::{Backend, Registers, timestamp},
+    backend::{Admission, Backend, Registers, timestamp},
     footprint::PageMap,
     fs::{Files, FrozenTree, ProcessState, Silent, Tree},
     guest::{Library, Setup},
@@ -33,8 +33,6 @@ use crate::{
 /// When the server has started, in microseconds since the epoch of `PostgreSQL`.
 const SERVER_START: &str =
     "SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time() - '2000-01-01 00:00:00+00') * 1000000)::bigint";
-
-const HAS_SETTINGS: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_db_role_setting)";
 
 /// Has everything written that the backend has counted.
 const WRITE_STATISTICS: &str = "SELECT pg_catalog.pg_stat_force_next_flush()";
@@ -62,8 +60,8 @@ struct State {
     process: ProcessState,
     /// Where in memory times stand that are to be the clone's own, in microseconds since the epoch of `PostgreSQL`.
     times: Vec<u32>,
-    /// Whether `ALTER DATABASE` or `ALTER ROLE` have set anything.
-    has_settings: bool,
+    /// What sessions have to know of the database.
+    admission: Admission,
     /// The timers that were armed.
     timers: Vec<usize>,
 }
@@ -74,14 +72,14 @@ impl Snapshot {
     /// # Errors
     /// When that cannot be written.
     pub(crate) fn capture(backend: &mut Backend, directory: &Path) -> anyhow::Result<()> {
-        let has_settings = backend.is_true(HAS_SETTINGS).context("pg_db_role_setting cannot be read")?;
+        let admission = backend.admission()?;
         let times = find_times(backend)?;
         backend.run_timers()?;
         let timers = backend.guest().timers.armed();
         let registers = backend.registers()?;
         let memory = Image::write(&directory.join(MEMORY), backend.memory()?)?;
         let guest = backend.guest();
-        let state = State { memory, registers, process: guest.files.state(), times, has_settings, timers };
+        let state = State { memory, registers, process: guest.files.state(), times, admission, timers };
         let files = guest.files.tree().lock().freeze();
         files.write_to(&directory.join(FILES)).with_context(|| format!("{} cannot be written", directory.display()))?;
         record::write(&directory.join(STATE), &state)
@@ -123,7 +121,10 @@ impl Snapshot {
         let snapshot = Self::open_with(program, directory, TouchedPages::default())?;
         let mut backend = snapshot.make(program)?;
         snapshot.make_distinct(&mut backend)?;
-        backend.rehearse(database).context("a first clone does not answer")?;
+        if !backend.rehearse(database, snapshot.admission()).context("a first clone does not answer")? {
+            tracing::info!("clones will get their first pages one by one, because a first session was not let in");
+            return Ok(());
+        }
         match PageMap::open().map_err(anyhow::Error::from).and_then(|pages| pages.touched(&backend)) {
             Ok(pages) => record::write(&directory.join(FIRST_PAGES), &pages),
             Err(error) => {
@@ -143,9 +144,9 @@ impl Snapshot {
         Ok(FrozenTree::open(&directory.join(FILES))?)
     }
 
-    /// Whether sessions have to look what `ALTER DATABASE` and `ALTER ROLE` have set for them.
-    pub(crate) fn has_settings(&self) -> bool {
-        self.state.has_settings
+    /// What sessions have to know of the database.
+    pub(crate) fn admission(&self) -> Admission {
+        self.state.admission
     }
 
     /// The files, which backends that go on from here begin with.

@@ -108,14 +108,15 @@ impl Default for Connect<'_> {
 impl Local {
     /// Connects and sends the startup packet.
     pub fn start(connections: &Arc<Connections>, connect: Connect<'_>) -> Self {
+        Self::start_with_log(connections, connect, LogSink::to_own_log())
+    }
+
+    /// As [`Local::start`]; the backend's log lines go to `log`.
+    pub fn start_with_log(connections: &Arc<Connections>, connect: Connect<'_>, log: LogSink) -> Self {
         let pipe = Pipe::default();
         pipe.change(|state| state.to_backend.extend(wire::startup(connect.parameters)));
-        let opening = Opening {
-            id: connect.id,
-            mode: connect.mode,
-            template: connect.template.map(str::to_owned),
-            log: LogSink::to_own_log(),
-        };
+        let opening =
+            Opening { id: connect.id, mode: connect.mode, template: connect.template.map(str::to_owned), log };
         let (sender, ended) = bounded(1);
         let on_end = move |pipe: Pipe, report| {
             pipe.change(|state| state.gone = true);
