@@ -49,6 +49,7 @@ pub(crate) struct Backend {
 struct Hot {
     pending_input: TypedFunc<(), i32>,
     main_loop_once: TypedFunc<(), ()>,
+    reset_context: TypedFunc<u32, ()>,
     stack_pointer: Global,
 }
 
@@ -92,6 +93,7 @@ impl Backend {
         let hot = Hot {
             pending_input: instance.get_typed_func(&mut store, "pq_buffer_remaining_data")?,
             main_loop_once: instance.get_typed_func(&mut store, "PostgresMainLoopOnce")?,
+            reset_context: instance.get_typed_func(&mut store, "MemoryContextReset")?,
             stack_pointer: instance.get_global(&mut store, "__stack_pointer").context("there is no __stack_pointer")?,
         };
         store.data_mut().exports = Some(exports);

@@ -2,7 +2,7 @@
 //!
 //! # Layout, in reading order
 //!
-//! * `extent`, `content`: bytes of files: shared and immutable below, changed chunks above.
+//! * `extent`, `chunk`, `content`: bytes of files: shared and immutable below, changed chunks above.
 //! * `directory`, `device`, `node`: what an inode can be.
 //! * `frozen`, `tree`: one cluster's inodes and names: a frozen base, and what changed since.
 //! * `path`: from a path to an inode.
@@ -13,6 +13,7 @@
 //! * `store`: a frozen tree on disk.
 
 mod bundle;
+mod chunk;
 mod content;
 mod descriptors;
 mod device;

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use wasmparser::ExternalKind;
 
 use super::bodies::{
-    CancelKey, Checkpointer, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable,
-    signal_handlers,
+    CancelKey, Checkpointer, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable, heap_state,
+    message_context, signal_handlers,
 };
 use super::evidence::Found;
 use super::module::Module;
@@ -67,12 +67,16 @@ pub struct Facts {
     pub exit_callbacks: [u32; 3],
     /// Address of `send_ready_for_query`, a byte, which PGlite has made a variable of `src/backend/tcop/postgres.c`.
     pub send_ready_for_query: u32,
+    /// Address of `MessageContext` (`src/backend/utils/mmgr/mcxt.c`), a pointer.
+    pub message_context: u32,
     /// What makes a backend the checkpointer.
     pub checkpointer: Checkpointer,
     /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
     pub encoding_names: u32,
     /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
     pub encoding_functions: u32,
+    /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`), the state of the heap, as that file's version 2.8.6 lays it out.
+    pub heap: u32,
 }
 
 impl Facts {
@@ -82,13 +86,16 @@ impl Facts {
         let stack_pointer = stack_pointer.and_then(|index| module.globals.get(index as usize)?.initial);
         let exported = module.mutable_globals().into_iter().map(|global| global.name);
         let kill = found.read(module, "kill", |target, body| Kill::read(target, body, found.process_id))?;
+        let data_symbols = module.data_symbols();
+        let current_context = data_symbols.get("CurrentMemoryContext").copied();
+        let current_context = current_context.ok_or_else(|| lacking("exported CurrentMemoryContext"))?;
         let my_cancel_key = found.read(module, "pgl_sendConnData", CancelKey::read)?.address;
         Ok(Self {
             memory: limits,
             table_elements: module.table_elements.ok_or_else(|| lacking("table"))?,
             stack_pointer: stack_pointer.ok_or_else(|| lacking("exported __stack_pointer"))?.cast_unsigned(),
             mutable_globals: exported.chain([FURTHER_SESSION.to_owned()]).collect(),
-            data_symbols: module.data_symbols(),
+            data_symbols,
             table_slots: module.exported_table_slots()?,
             errno: kill.errno.cast_unsigned(),
             my_cancel_key,
@@ -101,9 +108,12 @@ impl Facts {
                 found.read(module, "on_proc_exit", first_variable)?,
             ],
             send_ready_for_query: found.read(module, "PostgresSendReadyForQueryIfNecessary", first_variable)?,
+            message_context: found
+                .read(module, "PostgresMainLoopOnce", |target, body| message_context(target, body, current_context))?,
             checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
             encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
             encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
+            heap: found.read(module, "malloc", heap_state)?,
         })
     }
 
