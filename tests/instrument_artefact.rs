@@ -327,6 +327,8 @@ fn addresses_are_those_of_the_variables_named() {
         facts.signal_handlers,
         facts.encoding_names,
         facts.encoding_functions,
+        facts.heap,
+        facts.message_context,
     ] {
         assert!(address % 4 == 0 && address < facts.stack_pointer, "{address}");
     }

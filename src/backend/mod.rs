@@ -54,6 +54,7 @@ pub(crate) struct Backend {
 struct Hot {
     pending_input: TypedFunc<(), i32>,
     main_loop_once: TypedFunc<(), ()>,
+    reset_context: TypedFunc<u32, ()>,
     stack_pointer: Global,
     /// Address of `ConfigReloadPending`.
     config_reload_pending: u32,
@@ -99,6 +100,7 @@ impl Backend {
         let hot = Hot {
             pending_input: instance.get_typed_func(&mut store, "pq_buffer_remaining_data")?,
             main_loop_once: instance.get_typed_func(&mut store, "PostgresMainLoopOnce")?,
+            reset_context: instance.get_typed_func(&mut store, "MemoryContextReset")?,
             stack_pointer: instance.get_global(&mut store, "__stack_pointer").context("there is no __stack_pointer")?,
             config_reload_pending: program.facts().address("ConfigReloadPending")?,
         };

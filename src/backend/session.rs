@@ -11,7 +11,7 @@ use crate::{
     guest::{
         ClientStream, call,
         client::{Client, Interest, Readiness},
-        deliver,
+        deliver, wait,
     },
     startup::{Negotiation, StartupMessage, Step},
 };
@@ -250,6 +250,7 @@ impl Backend {
                 let sent = self.guest().client.bytes_sent();
                 self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
                 is_ready |= self.guest().client.bytes_sent() > sent;
+                self.forget_message()?;
                 self.wait_for_input(is_ready.then_some(&mut *requests))?;
                 is_ready = false;
             }
@@ -291,14 +292,21 @@ impl Backend {
         }
     }
 
+    /// Frees what belonged to the last message. `PostgresMain` does so before it waits for the next one, `PostgresMainLoopOnce` when it has come.
+    fn forget_message(&mut self) -> anyhow::Result<()> {
+        let (reset, current) = (self.hot.reset_context.clone(), self.facts().address("CurrentMemoryContext")?);
+        let context = self.read_u32(self.facts().message_context)?;
+        self.write_u32(current, context)?;
+        Ok(reset.call(&mut self.store, context)?)
+    }
+
     /// Waits for the client between two messages, where the guest is not on the stack. Between two commands, `requests` are handled meanwhile.
     fn wait_for_input(&mut self, mut requests: Option<&mut dyn Requests>) -> anyhow::Result<()> {
         loop {
             let asked = requests.as_deref_mut().filter(|requests| requests.any());
-            let guest = self.store.data_mut();
             // What the client has sent by now comes first, so that requests are in order with it.
-            let deadline = if asked.is_some() { Some(Instant::now()) } else { guest.timers.next() };
-            match (guest.wait(Interest::Read, deadline)?, asked) {
+            let deadline = if asked.is_some() { Some(Instant::now()) } else { self.guest().timers.next() };
+            match (wait(&mut self.store, Interest::Read, deadline)?, asked) {
                 (Readiness::Ready, _) => return Ok(()),
                 (Readiness::TimedOut, Some(requests)) => requests.handle(self)?,
                 (Readiness::Woken | Readiness::TimedOut, _) => self.handle_idle_interrupts()?,

@@ -6,24 +6,25 @@
 
 use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
-use super::extent::Extent;
+use super::{
+    chunk::{CHUNK, Chunk},
+    extent::Extent,
+};
 use crate::image::is_zero;
 
-/// Bytes in a chunk.
-pub(super) const CHUNK: usize = 8192;
 const CHUNK_U64: u64 = CHUNK as u64;
 /// A chunk's share of the accounting: its bytes, the reference counts and a slot in the map.
 const CHUNK_COST: usize = CHUNK + 48;
 
-/// Exactly [`CHUNK`] bytes; bytes past the end of the file are zero.
-type Chunk = Arc<[u8]>;
+/// A chunk that clones of a content share; its bytes past the end of the file are zero.
+type SharedChunk = Arc<Chunk>;
 
 /// What a file held when its tree was frozen; many files of many trees share it.
 #[derive(Clone, Debug)]
 struct Layer {
     extent: Option<Extent>,
     /// Chunks that cover what the extent says at their place.
-    chunks: BTreeMap<u64, Chunk>,
+    chunks: BTreeMap<u64, SharedChunk>,
 }
 
 impl Layer {
@@ -54,7 +55,7 @@ pub struct Content {
     /// Bytes from here on are not taken from the base: the file was shorter than that once.
     visible: u64,
     /// Chunks written since the last freeze; these alone are held by this file and no other.
-    changed: BTreeMap<u64, Chunk>,
+    changed: BTreeMap<u64, SharedChunk>,
 }
 
 /// The part of a read or write that falls into one chunk.
@@ -95,8 +96,8 @@ fn read_base(base: Option<&Layer>, visible: u64, offset: u64, target: &mut [u8])
 }
 
 /// A chunk that can be written to: a copy if a frozen tree shares it.
-fn unshared(chunk: &mut Chunk) -> &mut [u8] {
-    Arc::make_mut(chunk)
+fn unshared(chunk: &mut SharedChunk) -> &mut [u8; CHUNK] {
+    &mut *Arc::make_mut(chunk)
 }
 
 impl Content {
@@ -150,7 +151,7 @@ impl Content {
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) {
         for piece in pieces(offset, bytes.len()) {
             let bytes = &bytes[piece.range];
-            if bytes.len() == CHUNK {
+            if let Ok(bytes) = bytes.try_into() {
                 self.replace_chunk(piece.index, bytes);
             } else {
                 let within = within_chunk(piece.offset);
@@ -162,24 +163,24 @@ impl Content {
         }
     }
 
-    fn replace_chunk(&mut self, index: u64, bytes: &[u8]) {
+    fn replace_chunk(&mut self, index: u64, bytes: &[u8; CHUNK]) {
         if let Some(chunk) = self.changed.get_mut(&index) {
             match Arc::get_mut(chunk) {
                 Some(unshared) => unshared.copy_from_slice(bytes),
-                None => *chunk = Chunk::from(bytes),
+                None => *chunk = Arc::new(Chunk::new(bytes)),
             }
         // PostgreSQL fills every new WAL segment with zeros (`wal_init_zero`): 16 MiB that need not exist.
         } else if !(self.is_hole(index) && is_zero(bytes)) {
-            self.changed.insert(index, Chunk::from(bytes));
+            self.changed.insert(index, Arc::new(Chunk::new(bytes)));
         }
     }
 
     /// The changed chunk `index`, which starts as a copy of what lies below.
-    fn chunk_to_change(&mut self, index: u64) -> &mut [u8] {
+    fn chunk_to_change(&mut self, index: u64) -> &mut [u8; CHUNK] {
         let chunk = self.changed.entry(index).or_insert_with(|| {
             let mut bytes = [0; CHUNK];
             read_base(self.base.as_deref(), self.visible, index * CHUNK_U64, &mut bytes);
-            Chunk::from(&bytes[..])
+            Arc::new(Chunk::new(&bytes))
         });
         unshared(chunk)
     }

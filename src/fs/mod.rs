@@ -2,7 +2,7 @@
 //!
 //! # Layout, in reading order
 //!
-//! * `extent`, `content`: bytes of files: shared and immutable below, changed chunks above.
+//! * `extent`, `chunk`, `content`: bytes of files: shared and immutable below, changed chunks above.
 //! * `shared`: bytes of files that processes have mapped.
 //! * `directory`, `device`, `node`: what an inode can be.
 //! * `frozen`, `tree`: one cluster's inodes and names: a frozen base, and what changed since.
@@ -14,6 +14,7 @@
 //! * `store`: a frozen tree on disk.
 
 mod bundle;
+mod chunk;
 mod content;
 mod descriptors;
 mod device;

@@ -15,7 +15,8 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    content::{CHUNK, Content},
+    chunk::CHUNK,
+    content::Content,
     device::Device,
     directory::Directory,
     extent::{Extent, Source},

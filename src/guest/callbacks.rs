@@ -7,7 +7,7 @@ use wasmtime::{Caller, Linker};
 use super::{
     Guest,
     client::{Client, Interest, Readiness, Waker},
-    memory,
+    memory, waiting,
 };
 use crate::{fs::Errno, instrument::HOOK_MODULE};
 
@@ -176,7 +176,8 @@ fn transfer(
                 if guest.seat.is_some() || guest.signals.any() {
                     break Errno::EAGAIN;
                 }
-                match guest.wait(interest, guest.timers.next())? {
+                let deadline = guest.timers.next();
+                match waiting::wait(caller, interest, deadline)? {
                     Readiness::Ready => {}
                     Readiness::Woken | Readiness::TimedOut => break Errno::EAGAIN,
                 }

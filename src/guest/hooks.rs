@@ -13,7 +13,7 @@ use crate::{
 use super::{
     Guest, checkpoint,
     client::{Interest, Readiness},
-    memory, timers,
+    memory, timers, waiting,
 };
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -115,10 +115,10 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
         if delivered || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Ok(());
         }
-        let guest = caller.data_mut();
+        let guest = caller.data();
         let interest = guest.client.blocked_on().unwrap_or(Interest::Nothing);
         let until = [deadline, guest.timers.next()].into_iter().flatten().min();
-        match guest.wait(interest, until)? {
+        match waiting::wait(caller, interest, until)? {
             Readiness::Ready => {
                 if latch != 0 {
                     memory::write_u32(memory::of(caller)?.0, latch, 1)?;

@@ -11,6 +11,7 @@ pub mod client;
 mod commands;
 mod conversion;
 mod dylink;
+mod heap;
 mod hooks;
 mod instance;
 mod mapping;
@@ -22,12 +23,10 @@ mod stack;
 mod syscalls;
 mod time;
 mod timers;
+mod waiting;
 mod wasi;
 
-use std::{
-    sync::{Arc, atomic::AtomicUsize},
-    time::Instant,
-};
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use anyhow::Context;
 use wasmtime::{AsContextMut, Caller, Linker, Memory, Ref, TypedFunc, WasmParams, WasmResults};
@@ -40,8 +39,6 @@ use crate::{
     program::Program,
 };
 
-use client::{Interest, Readiness};
-
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
@@ -49,6 +46,7 @@ pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
 pub(crate) use stack::NativeStack;
 pub(crate) use timers::Timers;
+pub(crate) use waiting::wait;
 
 /// The state that host functions find in the store of one wasm instance.
 pub(crate) struct Guest {
@@ -151,21 +149,6 @@ impl Guest {
     pub(crate) fn set_signals(&mut self, signals: Arc<Signals>) {
         self.timers.set_signals(signals.clone());
         self.signals = signals;
-    }
-
-    /// Waits as [`Client::wait`](client::Client::wait) does; meanwhile the other sessions of its cluster have their turns.
-    ///
-    /// # Errors
-    /// When another session of the cluster has crashed.
-    pub(crate) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> wasmtime::Result<Readiness> {
-        if let Some(seat) = &mut self.seat {
-            seat.end_turn();
-        }
-        let readiness = self.client.wait(interest, deadline);
-        if let Some(seat) = &mut self.seat {
-            seat.take_turn()?;
-        }
-        Ok(readiness)
     }
 
     /// What host functions may call.

@@ -367,6 +367,45 @@ pub(super) fn where_to_send_output(target: &Target, operators: &[Operator]) -> R
     Ok(once(target, "output sent to the client", operators, 3, stored)?.1)
 }
 
+/// The address of `MessageContext` in `PostgresMainLoopOnce`: `MemoryContextSwitchTo(MessageContext); MemoryContextReset(MessageContext)`.
+pub(super) fn message_context(target: &Target, operators: &[Operator], current: u32) -> Result<u32, InstrumentError> {
+    let switched_to = |window: &[Operator]| match *window {
+        [
+            Operator::I32Const { value },
+            Operator::I32Const { value: address },
+            Operator::I32Load { memarg },
+            Operator::LocalTee { local_index: stored },
+            Operator::I32Store { .. },
+            Operator::LocalGet { local_index: reset },
+            Operator::Call { .. },
+        ] if value.cast_unsigned() == current && memarg.offset == 0 && stored == reset => Some(address.cast_unsigned()),
+        _ => None,
+    };
+    Ok(once(target, "a memory context switched to and reset", operators, 7, switched_to)?.1)
+}
+
+/// The address of `_gm_` in `malloc`: a small request (`MAX_SMALL_REQUEST`) looks at `smallmap`, its first word.
+pub(super) fn heap_state(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let small_request = |window: &[Operator]| match *window {
+        [
+            Operator::LocalGet { local_index: 0 },
+            Operator::I32Const { value: 244 },
+            Operator::I32LeU,
+            Operator::If { .. },
+            Operator::I32Const { value: address },
+            Operator::I32Load { memarg },
+        ] if memarg.offset == 0 => Some(address.cast_unsigned()),
+        _ => None,
+    };
+    let (_, state) = once(target, "a small request", operators, 6, small_request)?;
+    // dvsize, topsize, dv, top, treebins, and the list of segments behind 32 of those.
+    let is_laid_out = [8, 12, 20, 24, 304, 448].into_iter().all(|offset| {
+        let address = state.checked_add(offset).map(u32::cast_signed);
+        operators.iter().any(|operator| matches!(*operator, Operator::I32Const { value } if Some(value) == address))
+    });
+    if is_laid_out { Ok(state) } else { Err(refusal(target, "one with another layout of the heap's state")) }
+}
+
 /// The address of the variable that a function looks at before anything else.
 pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let load = |pair: &[Operator]| match *pair {

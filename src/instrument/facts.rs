@@ -7,7 +7,7 @@ use wasmparser::ExternalKind;
 
 use super::bodies::{
     CancelKey, Checkpointer, Kill, PostmasterSignals, cancel_key_length, encoding_functions, encoding_names,
-    first_variable, signal_handlers, where_to_send_output,
+    first_variable, heap_state, message_context, signal_handlers, where_to_send_output,
 };
 use super::children::{self, ChildKind};
 use super::evidence::Found;
@@ -69,6 +69,8 @@ pub struct Facts {
     pub exit_callbacks: [u32; 3],
     /// Address of `send_ready_for_query`, a byte, which PGlite has made a variable of `src/backend/tcop/postgres.c`.
     pub send_ready_for_query: u32,
+    /// Address of `MessageContext` (`src/backend/utils/mmgr/mcxt.c`), a pointer.
+    pub message_context: u32,
     /// Where sessions and checkpointer meet.
     pub checkpointer: Checkpointer,
     /// How a child tells its postmaster something.
@@ -85,6 +87,8 @@ pub struct Facts {
     pub encoding_names: u32,
     /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
     pub encoding_functions: u32,
+    /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`), the state of the heap, as that file's version 2.8.6 lays it out.
+    pub heap: u32,
 }
 
 impl Facts {
@@ -100,13 +104,16 @@ impl Facts {
         let exported = module.mutable_globals().into_iter().map(|global| global.name);
         let kill = found.read(module, "kill", |target, body| Kill::read(target, body, found.process_id))?;
         let load_libraries = found.function("load_libraries")?;
+        let data_symbols = module.data_symbols();
+        let current_context = data_symbols.get("CurrentMemoryContext").copied();
+        let current_context = current_context.ok_or_else(|| lacking("exported CurrentMemoryContext"))?;
         let my_cancel_key = found.read(module, "pgl_sendConnData", CancelKey::read)?.address;
         Ok(Self {
             memory: limits,
             table_elements: module.table_elements.ok_or_else(|| lacking("table"))?,
             stack_pointer: stack_pointer.ok_or_else(|| lacking("exported __stack_pointer"))?.cast_unsigned(),
             mutable_globals: exported.chain([HAS_CHECKPOINTER.to_owned()]).collect(),
-            data_symbols: module.data_symbols(),
+            data_symbols,
             table_slots: module.exported_table_slots()?,
             errno: kill.errno.cast_unsigned(),
             my_cancel_key,
@@ -119,6 +126,8 @@ impl Facts {
                 found.read(module, "on_proc_exit", first_variable)?,
             ],
             send_ready_for_query: found.read(module, "PostgresSendReadyForQueryIfNecessary", first_variable)?,
+            message_context: found
+                .read(module, "PostgresMainLoopOnce", |target, body| message_context(target, body, current_context))?,
             checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
             postmaster: found.read(module, "SendPostmasterSignal", PostmasterSignals::read)?,
             where_to_send_output: found.read(module, "pgl_startPGlite", where_to_send_output)?,
@@ -127,6 +136,7 @@ impl Facts {
             is_regular_backend: found.read(module, "InitProcess", is_regular_backend)?,
             encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
             encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
+            heap: found.read(module, "malloc", heap_state)?,
         })
     }
 

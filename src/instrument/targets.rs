@@ -264,12 +264,15 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[],
     },
+    Target { name: "PostgresMainLoopOnce", shape: shape(0, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "pgl_sendConnData",
         shape: shape(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
     },
+    // Where the heap is; see `Facts`.
+    Target { name: "malloc", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
     // ParameterStatus: PGlite does not remember what it has told the client, and would tell it again.
     Target { name: "strcmp", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
     Target { name: "strdup", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },

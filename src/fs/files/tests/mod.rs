@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::fs::{
     FrozenTree, Stream,
-    content::CHUNK,
+    chunk::CHUNK,
     layout::lay_out,
     node::{Access, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Timestamp},
 };

@@ -1,0 +1,47 @@
+//! Waiting for the client, and what is done meanwhile.
+
+use std::time::{Duration, Instant};
+
+use wasmtime::AsContextMut;
+
+use super::{
+    Guest,
+    client::{Interest, Readiness},
+    heap,
+};
+
+/// How long a session waits for its client's next message before its free memory goes back to the system. A client that asks one question after the
+/// other never waits for that; whoever asks once a second waits for as many page faults as the answer writes pages, microseconds for a small one.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// Waits as [`Client::wait`](super::client::Client::wait) does; meanwhile the other sessions of its cluster have their turns.
+///
+/// # Errors
+/// When another session of the cluster has crashed.
+pub(crate) fn wait(
+    store: &mut impl AsContextMut<Data = Guest>,
+    interest: Interest,
+    deadline: Option<Instant>,
+) -> wasmtime::Result<Readiness> {
+    let mut context = store.as_context_mut();
+    let guest = context.data_mut();
+    if let Some(seat) = &mut guest.seat {
+        seat.end_turn();
+    }
+    let moment = Instant::now() + MOMENT;
+    let readiness = if interest == Interest::Read && deadline.is_none_or(|deadline| deadline > moment) {
+        match guest.client.wait(interest, Some(moment)) {
+            Readiness::TimedOut => {
+                heap::give_back(&context)?;
+                context.data_mut().client.wait(interest, deadline)
+            }
+            readiness => readiness,
+        }
+    } else {
+        guest.client.wait(interest, deadline)
+    };
+    if let Some(seat) = &mut context.data_mut().seat {
+        seat.take_turn()?;
+    }
+    Ok(readiness)
+}
