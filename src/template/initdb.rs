@@ -9,7 +9,7 @@ use wasmtime::{InstancePre, Ref, Store};
 use crate::{
     artefact::{Artefact, EXTENSIONS},
     backend::{Backend, EXECUTABLE},
-    fs::{At, Files, FrozenTree, OpenFlags, Tree, unpack_extension},
+    fs::{At, Errno, Files, FrozenTree, OpenFlags, Tree, unpack_extension},
     guest::{Commands, Exports, Guest, Setup, call},
     log::LogSink,
     program::Program,
@@ -145,15 +145,15 @@ impl Commands for BackendRunner {
         }
     }
 
-    fn read_from(&mut self, command: &str) -> Option<String> {
-        let words = words(command)?;
+    fn read_from(&mut self, command: &str) -> Result<String, Errno> {
+        let words = words(command).ok_or(Errno::EINVAL)?;
         self.on_close = Pending::Status(self.run_or_log(&words));
-        Some(FROM_BACKEND.to_owned())
+        Ok(FROM_BACKEND.to_owned())
     }
 
-    fn write_to(&mut self, command: &str) -> Option<String> {
-        self.on_close = Pending::Run(words(command)?);
-        Some(TO_BACKEND.to_owned())
+    fn write_to(&mut self, command: &str) -> Result<String, Errno> {
+        self.on_close = Pending::Run(words(command).ok_or(Errno::EINVAL)?);
+        Ok(TO_BACKEND.to_owned())
     }
 
     fn close(&mut self) -> i32 {
