@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 
 use crate::{
     connection::{Connections, Mode, Opening, Sessions},
-    error_response::Severity,
+    error_response::sqlstate,
     log::LogSink,
     socket::SocketClient,
 };
@@ -86,7 +86,8 @@ fn start(
     let (id, socket, watched) = (opening.id, client.clone(), hangups.clone());
     hangups.enter(id);
     let started = connections.start(client, opening, move |client, report| {
-        if report.severity != Severity::Log {
+        // Closing with input unread would reset the connection, instead of ending it.
+        if report.code != sqlstate::SUCCESSFUL_COMPLETION {
             client.linger();
         }
         watched.remove(id);
