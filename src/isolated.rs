@@ -86,7 +86,13 @@ impl Isolated {
         let footprint = Arc::new(Footprint::of(&mut backend)?);
         let _counted = Counted::new(self, request.id, footprint.clone());
         let has_settings = template.snapshot.has_settings();
-        let session = Session { startup: request.startup, packet: request.packet, cancel_key: secret, has_settings };
+        let session = Session {
+            startup: request.startup,
+            packet: request.packet,
+            endpoints: client.endpoints(),
+            cancel_key: secret,
+            has_settings,
+        };
         let mut requests = ClusterRequests { isolated: self, template, footprint, session, request };
         Ok(match backend.serve(client, &session, &mut requests) {
             Ok(Ended::Client) => SessionEnd::ClientGone,

@@ -64,7 +64,8 @@ enum Command {
     },
     /// Listen on a socket for psql and every other client, and print the URL when ready
     Serve {
-        /// Where to listen: HOST:PORT (port 0 for any free one) or unix:PATH (in a directory, `.s.PGSQL.5432`)
+        /// Where to listen: HOST:PORT (all addresses of the host; port 0 for any free one) or unix:PATH (in a
+        /// directory, `.s.PGSQL.5432`)
         #[arg(long, value_name = "ADDRESS", default_value = serve::DEFAULT_LISTEN)]
         listen: String,
         #[command(flatten)]

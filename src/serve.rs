@@ -25,8 +25,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long to leave clients waiting when the system has no means to accept them.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals`
-/// asks to stop; another one asks to stop at once.
+/// Listens on `listen` (`HOST:PORT`, on all addresses of the host, or `unix:PATH`) and serves clients until a message
+/// in `signals` asks to stop; another one asks to stop at once.
 ///
 /// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are
 /// still running when this returns, so the program has to exit.
@@ -42,7 +42,7 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let listener = Arc::new(Listener::bind(listen)?);
     let connections = Arc::new(Connections::new(sessions));
-    if let Some(address) = listener.ip().filter(|address| !address.is_loopback()) {
+    for address in listener.ips().filter(|address| !address.is_loopback()) {
         warn_about_strangers(address);
     }
     let hangups = Hangups::watch().context("clients cannot be watched")?;

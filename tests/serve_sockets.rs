@@ -5,7 +5,7 @@ mod support;
 use std::{
     fs,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, ToSocketAddrs},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
     sync::{Arc, mpsc::channel},
@@ -226,6 +226,20 @@ fn a_second_signal_does_not_wait_for_sessions() {
 }
 
 #[test]
+fn a_name_means_the_same_port_on_all_of_its_addresses() {
+    let server = Server::listen("localhost:0");
+    let (_, port) = server.url.trim_end_matches("/postgres").rsplit_once(':').expect("a port");
+    let port: u16 = port.parse().expect("a port");
+    let addresses: Vec<_> = ("localhost", port).to_socket_addrs().expect("a name").collect();
+    assert_eq!(address(&server.url), addresses[0].to_string());
+    for address in addresses {
+        let mut stream = connect_to(&address.to_string());
+        stream.write_all(&[wire::startup(&[("user", "echo")]), b"hello".to_vec()].concat()).expect("connected");
+        assert_eq!(read_exactly(&mut stream, 5), b"hello");
+    }
+}
+
+#[test]
 fn a_unix_socket_is_made_where_it_is_asked_for_and_removed_at_the_end() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("my socket");
@@ -322,7 +336,6 @@ fn clients_that_come_while_there_are_no_files_to_spare_are_served_later() {
     // The program has inherited our limits; the hard one cannot be raised again.
     let inherited = getrlimit(Resource::Nofile);
     program.limit(Resource::Nofile, Rlimit { current: Some(0), ..inherited });
-    // The accept that is under way already has a file for this one, but that is not enough.
     let _turned_away = TcpStream::connect(address).expect("it listens");
     assert!(program.stderr_line().contains("could not be accepted"));
     let mut stream = connect_to(address);

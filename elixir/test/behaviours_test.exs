@@ -69,6 +69,22 @@ defmodule PgliteEx.BehavioursTest do
         assert {:ok, [["1"]]} = WireClient.query(other, "select 1")
       end
 
+      test "a session knows where its client is", %{server: server} do
+        {client, _key} = WireClient.start_session!(server)
+        sql = "select host(inet_client_addr()), inet_client_port(), host(inet_server_addr()), inet_server_port()"
+
+        expected =
+          case {:inet.sockname(client), PgliteEx.address(server)} do
+            {{:ok, {{127, 0, 0, 1}, client_port}}, {_host, port}} ->
+              ["127.0.0.1", "#{client_port}", "127.0.0.1", "#{port}"]
+
+            {_unix, {:local, _path}} ->
+              [nil, nil, nil, nil]
+          end
+
+        assert {:ok, [^expected]} = WireClient.query(client, sql)
+      end
+
       test "sessions run beside each other", %{server: server} do
         clients = for _ <- 1..5, do: elem(WireClient.start_session!(server), 0)
 

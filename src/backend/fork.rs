@@ -16,7 +16,7 @@ use super::{Backend, Registers, session::Ended};
 use crate::{
     cluster::{SharedMemory, find_main_segment},
     fs::{Files, ProcessState, Tree},
-    guest::{ClientStream, Guest, Library, Setup},
+    guest::{ClientStream, Guest, Library, Setup, client::Endpoints},
     image::Image,
     instrument::FURTHER_SESSION,
     program::Program,
@@ -33,18 +33,19 @@ const NAME_LENGTH: usize = 63;
 pub(crate) struct Child<'a> {
     database: &'a [u8],
     user: &'a [u8],
+    endpoints: Endpoints,
     is_autovacuum_worker: bool,
 }
 
 impl<'a> Child<'a> {
     /// A client's session.
-    pub(crate) fn client(database: &'a [u8], user: &'a [u8]) -> Self {
-        Self { database, user, is_autovacuum_worker: false }
+    pub(crate) fn client(database: &'a [u8], user: &'a [u8], endpoints: Endpoints) -> Self {
+        Self { database, user, endpoints, is_autovacuum_worker: false }
     }
 
     /// A session of the bootstrap superuser that has one of the places reserved for autovacuum workers, and is cancelled when others wait for it.
     pub(crate) fn autovacuum_worker(database: &'a [u8], user: &'a [u8]) -> Self {
-        Self { database, user, is_autovacuum_worker: true }
+        Self { database, user, endpoints: Endpoints::default(), is_autovacuum_worker: true }
     }
 }
 
@@ -119,6 +120,7 @@ impl Backend {
         // From here on the client is told what goes wrong.
         self.call::<(), ()>("pgl_startPGlite", ())?;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
+        self.set_endpoints(port, child.endpoints)?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
             return Ok(());

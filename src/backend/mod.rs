@@ -7,12 +7,14 @@
 //! * `session`: one client's session in a backend of its own
 //! * `fork`: further sessions of a running cluster
 //! * `identity`: what no two backends may share
+//! * `port`: where a backend's client is
 //! * `registers`: its state outside memory and files
 
 mod boot;
 mod copies;
 mod fork;
 mod identity;
+mod port;
 mod registers;
 mod session;
 mod sql;

@@ -124,11 +124,12 @@ impl Postmaster {
                 *registration = Some(control.register(process_id, secret, interrupt));
             }
         };
+        let endpoints = client.endpoints();
         let client = ClientStream::new(client, request.packet).on_key(announce);
         let database = String::from_utf8_lossy(&request.startup.database).into_owned();
         let postmaster = self.clone();
         request.control.attend_requests(move |request| postmaster.attend(process_id, &database, request));
-        let child = Child::client(&request.startup.database, &request.startup.user);
+        let child = Child::client(&request.startup.database, &request.startup.user, endpoints);
         let ended = self.run(&running, seat, request.log, client, &child);
         drop(registration.lock().take());
         match ended {

@@ -30,8 +30,16 @@ const ARGUMENTS: &[&str] = &[
     "--no-instructions",
 ];
 
+/// What a new cluster's `pg_hba.conf` has besides the lines that initdb writes for the loopback addresses.
+const ANY_ADDRESS: &[u8] = b"\
+# Whoever can connect to the program is let in; see --listen.\n\
+host    all             all             all                     trust\n";
+
 /// The directory in the guest's files that PostgreSQL is installed in.
 const PREFIX: &str = "/pglite";
+
+/// Who may connect to the cluster, from where.
+const HBA_FILE: &[u8] = b"/pglite/data/pg_hba.conf";
 
 /// Files that stand in for the pipes of `popen`, which PGlite's bundle has for this purpose.
 const FROM_BACKEND: &str = "/pglite/pgstdout";
@@ -60,9 +68,10 @@ pub(super) fn make_cluster(
     let initdb = program.initdb(artefact)?;
     let status = run(&initdb, setup).context("initdb did not run to its end")?;
     ensure!(status == 0, "initdb ended with exit status {status}; what it said is in the log");
-    for file in [FROM_BACKEND, TO_BACKEND] {
-        tree_truncate(&tree, file)?;
-    }
+    let mut files = Files::new(tree.clone(), Box::new(LineConsole::new(LogSink::to_own_log(), "host")))?;
+    let tidied = tidy_up(&mut files);
+    files.close_all();
+    tidied?;
     Ok(tree.lock().freeze())
 }
 
@@ -86,11 +95,15 @@ fn run(initdb: &InstancePre<Guest>, setup: Setup) -> anyhow::Result<i32> {
     Ok(status)
 }
 
-fn tree_truncate(tree: &Arc<Mutex<Tree>>, path: &str) -> anyhow::Result<()> {
-    let mut files = Files::new(tree.clone(), Box::new(LineConsole::new(LogSink::to_own_log(), "host")))?;
-    let truncated = files.truncate(path.as_bytes(), 0);
-    files.close_all();
-    truncated.with_context(|| format!("{path} cannot be emptied"))
+/// Empties what stood in for pipes, and lets in clients from everywhere.
+fn tidy_up(files: &mut Files) -> anyhow::Result<()> {
+    for file in [FROM_BACKEND, TO_BACKEND] {
+        files.truncate(file.as_bytes(), 0).with_context(|| format!("{file} cannot be emptied"))?;
+    }
+    let flags = OpenFlags::WRITE_ONLY.with(OpenFlags::APPEND);
+    let rules = files.open(At::WorkingDirectory, HBA_FILE, flags, 0).context("pg_hba.conf cannot be opened")?;
+    files.write(rules, None, ANY_ADDRESS).context("pg_hba.conf cannot be written")?;
+    Ok(())
 }
 
 /// Runs the backend for `initdb`'s `system` and `popen`.
