@@ -14,6 +14,7 @@ use crate::{
 
 mod hangups;
 mod listener;
+mod tcp_table;
 
 use hangups::Hangups;
 use listener::Listener;
@@ -83,7 +84,7 @@ fn start(
     hangups: &Arc<Hangups>,
     opening: Opening,
 ) -> io::Result<()> {
-    let (id, socket, watched) = (opening.id, client.clone(), hangups.clone());
+    let (id, watched_client, watched) = (opening.id, client.clone(), hangups.clone());
     hangups.enter(id);
     let started = connections.start(client, opening, move |client, report| {
         // Closing with input unread would reset the connection, instead of ending it.
@@ -93,7 +94,7 @@ fn start(
         watched.remove(id);
     });
     match started {
-        Ok(control) => hangups.add(id, socket, &control),
+        Ok(control) => hangups.add(id, watched_client, control),
         Err(error) => {
             hangups.remove(id);
             Err(error)
