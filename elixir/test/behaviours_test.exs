@@ -71,7 +71,9 @@ defmodule PgliteEx.BehavioursTest do
 
       test "a session knows where its client is", %{server: server} do
         {client, _key} = WireClient.start_session!(server)
-        sql = "select host(inet_client_addr()), inet_client_port(), host(inet_server_addr()), inet_server_port()"
+
+        sql =
+          "select host(inet_client_addr()), inet_client_port(), host(inet_server_addr()), inet_server_port()"
 
         expected =
           case {:inet.sockname(client), PgliteEx.address(server)} do
