@@ -236,3 +236,45 @@ fn percent_encode(path: &Path) -> String {
     };
     path.as_os_str().as_encoded_bytes().iter().map(encode).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any_port(ip: &str) -> SocketAddr {
+        SocketAddr::new(ip.parse().expect("an address"), 0)
+    }
+
+    #[test]
+    fn all_addresses_of_a_name_get_the_same_port() {
+        let ips = ["127.0.0.1", "127.0.0.2", "::1"].map(any_port);
+        let available: Vec<_> = ips.into_iter().filter(|address| TcpListener::bind(address).is_ok()).collect();
+        // A kernel without IPv6 has no third.
+        assert!(available.len() >= 2, "{available:?}");
+        let listeners = bind_all(&ips).expect("ports");
+        let ports: Vec<_> = listeners.iter().map(|(_, address)| address.port()).collect();
+        assert_eq!(ports, vec![ports[0]; available.len()]);
+        for (_, address) in &listeners {
+            let client = TcpStream::connect(address).expect("it listens");
+            let (_, peer) = accept_any(&listeners).expect("a client");
+            assert_eq!(client.local_addr().expect("its address"), peer);
+        }
+    }
+
+    #[test]
+    fn an_address_that_this_machine_has_not_is_passed_over_unless_it_is_the_only_one() {
+        // For documentation (RFC 5737), so nobody has it.
+        let foreign = any_port("203.0.113.77");
+        assert_eq!(bind_all(&[foreign, any_port("127.0.0.1")]).expect("a port").len(), 1);
+        let error = bind_all(&[foreign]).expect_err("there is nothing to listen on");
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+
+    #[test]
+    fn an_address_on_which_the_port_is_taken_is_an_error_though_others_are_free() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = taken.local_addr().expect("its address").port();
+        let addresses = ["127.0.0.2", "127.0.0.1"].map(|ip| SocketAddr::new(any_port(ip).ip(), port));
+        assert_eq!(bind_all(&addresses).expect_err("it is taken").kind(), io::ErrorKind::AddrInUse);
+    }
+}
