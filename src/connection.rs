@@ -12,7 +12,7 @@ use crate::{
     error_response::{ErrorResponse, Severity, sqlstate},
     guest::client::{Client, Interest, Readiness},
     log::LogSink,
-    startup::{Negotiation, StartupMessage, Step},
+    startup::{Negotiation, StartupError, StartupMessage, Step},
 };
 
 mod boundary;
@@ -154,7 +154,7 @@ pub enum SessionEnd {
     /// The client went away.
     ClientGone,
     /// The session could not start or was ended from outside, and its client has not been told why: this
-    /// is why.
+    /// is why. A report of [`Severity::Log`] it is not told.
     Refused(ErrorResponse),
     /// The wasm trapped; the error carries the backtrace, for the log.
     Trapped(anyhow::Error),
@@ -220,7 +220,7 @@ fn attend<C: Client + Clone + 'static>(
         }
     };
     // In the middle of a message an ErrorResponse would be taken for a part of it.
-    if followed.is_between_messages() {
+    if report.severity != Severity::Log && followed.is_between_messages() {
         // A client that is gone need not be told.
         let _ = write_all(&mut followed, &report.encode());
     }
@@ -229,8 +229,7 @@ fn attend<C: Client + Clone + 'static>(
 
 /// The report of an end that is no error.
 fn closed(message: &str) -> ErrorResponse {
-    let message = message.to_owned();
-    ErrorResponse { severity: Severity::Log, code: sqlstate::SUCCESSFUL_COMPLETION, message, hint: None }
+    ErrorResponse::log(sqlstate::SUCCESSFUL_COMPLETION, message)
 }
 
 /// Reads packets until one asks for a session; returns it, parsed and as it came.
@@ -240,12 +239,15 @@ fn negotiate<C: Client>(
     control: &Control,
 ) -> Result<(StartupMessage, Vec<u8>), SessionEnd> {
     let deadline = Instant::now() + connections.startup_timeout();
+    let refused = |error: StartupError| SessionEnd::Refused(error.to_response());
     let mut negotiation = Negotiation::default();
     let mut packet = Vec::new();
     loop {
         match negotiation.accept(&packet) {
             Ok(Step::NeedMore(missing)) => {
-                read_more(client, &mut packet, missing, control, deadline)?;
+                if !read_more(client, &mut packet, missing, control, deadline)? {
+                    return Err(negotiation.left_after(&packet).map_or(SessionEnd::ClientGone, refused));
+                }
             }
             Ok(Step::RefuseEncryption) => {
                 packet.clear();
@@ -256,19 +258,19 @@ fn negotiate<C: Client>(
                 return Err(SessionEnd::Orderly);
             }
             Ok(Step::Start(startup)) => return Ok((startup, packet)),
-            Err(error) => return Err(SessionEnd::Refused(error.to_response())),
+            Err(error) => return Err(refused(error)),
         }
     }
 }
 
-/// Appends exactly `missing` bytes from the client to `packet`.
+/// Appends exactly `missing` bytes from the client to `packet`, or fewer if it leaves; says whether all have come.
 fn read_more<C: Client>(
     client: &mut C,
     packet: &mut Vec<u8>,
     missing: usize,
     control: &Control,
     deadline: Instant,
-) -> Result<(), SessionEnd> {
+) -> Result<bool, SessionEnd> {
     let mut filled = packet.len();
     packet.resize(filled + missing, 0);
     while filled < packet.len() {
@@ -277,20 +279,21 @@ fn read_more<C: Client>(
         }
         match client.read(&mut packet[filled..]) {
             Ok(0) => {
-                tracing::debug!(bytes = filled, "the client left before its startup packet was whole");
-                return Err(SessionEnd::ClientGone);
+                packet.truncate(filled);
+                return Ok(false);
             }
             Ok(read) => filled += read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if client.wait(Interest::Read, Some(deadline)) == Readiness::TimedOut {
-                    let message = "canceling authentication due to timeout";
-                    return Err(SessionEnd::Refused(ErrorResponse::fatal(sqlstate::QUERY_CANCELED, message)));
+                    // PostgreSQL ends silently here (StartupPacketTimeoutHandler in backend_startup.c).
+                    let message = "the startup packet did not come in time";
+                    return Err(SessionEnd::Refused(ErrorResponse::log(sqlstate::QUERY_CANCELED, message)));
                 }
             }
             Err(_) => return Err(SessionEnd::ClientGone),
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Writes all of `bytes`, waiting for the window where it has to.

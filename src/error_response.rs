@@ -51,7 +51,7 @@ pub enum Severity {
     Fatal,
     /// The session lives on.
     Error,
-    /// Nothing is wrong.
+    /// Only the log and the parent are told: nothing is wrong, or the client speaks no protocol to be told in.
     Log,
 }
 
@@ -87,6 +87,11 @@ impl ErrorResponse {
     /// A report of something that failed without ending anything.
     pub fn error(code: &'static str, message: impl Into<String>) -> Self {
         Self { severity: Severity::Error, code, message: message.into(), hint: None }
+    }
+
+    /// A report that the client is not told.
+    pub fn log(code: &'static str, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Log, code, message: message.into(), hint: None }
     }
 
     /// The refusal to make a template of a database while its connection has a transaction open.

@@ -93,7 +93,13 @@ impl Isolated {
             });
         });
         let admission = template.snapshot.admission();
-        let session = Session { startup: request.startup, packet: request.packet, cancel_key: secret, admission };
+        let session = Session {
+            startup: request.startup,
+            packet: request.packet,
+            endpoints: client.endpoints(),
+            cancel_key: secret,
+            admission,
+        };
         let mut requests = ClusterRequests { isolated: self, template, footprint, session, request };
         Ok(match backend.serve(client, &session, &mut requests) {
             Ok(Ended::Client) => SessionEnd::ClientGone,

@@ -14,7 +14,7 @@
 //! * [`startup`]: the first packet of a connection.
 //! * [`cancel`]: backend keys, and how a session is interrupted.
 //! * [`error_response`]: errors as PostgreSQL tells them to its client.
-//! * [`log`]: log lines of a guest on their way out.
+//! * [`log`]: log lines on their way out.
 //!
 //! From a session to the wasm:
 //! * [`databases`]: which cluster a connection gets.
@@ -32,12 +32,15 @@
 //! * [`fs`]: the guest's files, in memory, copied on write.
 //! * `image`: the contents of a memory on disk, mapped copy-on-write.
 //! * [`cache`]: the private directory for what is expensive to make.
+//! * `backlog`: bytes on their way to an output that may be slow.
+//! * `patient`: standard streams that may be non-blocking.
 //! * `random`: bytes that nobody can guess.
 //! * [`artefact`]: the pinned PGlite files.
 
 mod answer;
 pub mod artefact;
 mod backend;
+mod backlog;
 pub mod cache;
 pub mod cancel;
 mod cluster;
@@ -54,6 +57,7 @@ pub mod instrument;
 mod isolated;
 pub mod log;
 mod outbox;
+mod patient;
 pub mod port;
 mod postmaster;
 mod program;

@@ -1,7 +1,11 @@
-//! Log lines of a guest on their way out: to the parent as log frames, or into the program's own log.
+//! Log lines on their way out: a guest's to the parent as log frames or into the program's own log, and that to
+//! stderr.
+
+mod own;
 
 use std::sync::Arc;
 
+pub use own::OwnLog;
 pub use tracing::Level;
 
 /// Takes one log line of a connection.

@@ -17,7 +17,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use pglite_port::{
     connection::Mode,
     databases::{Databases, Places, Settings, SharedSettings},
-    log::LogSink,
+    log::{LogSink, OwnLog},
     port::{self, Ending},
     serve,
     template::{Recipe, Script, Shelf, Templates},
@@ -63,7 +63,8 @@ enum Command {
     },
     /// Listen on a socket for psql and every other client, and print the URL when ready
     Serve {
-        /// Where to listen: HOST:PORT (port 0 for any free one) or unix:PATH (in a directory, `.s.PGSQL.5432`)
+        /// Where to listen: HOST:PORT (all addresses of the host; port 0 for any free one) or unix:PATH (in a
+        /// directory, `.s.PGSQL.5432`)
         #[arg(long, value_name = "ADDRESS", default_value = serve::DEFAULT_LISTEN)]
         listen: String,
         #[command(flatten)]
@@ -173,17 +174,33 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    start_log();
-    match run(&command_line) {
+    let log = match OwnLog::start() {
+        Ok(log) => LastLines(log),
+        Err(error) => {
+            eprintln!("pglite-port: there can be no log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    start_log(&log.0);
+    match run(&command_line, &log.0) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("pglite-port: {error:#}");
+            log.0.line(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
+/// Writes the last lines of the log before the program ends, also when it panics.
+struct LastLines(OwnLog);
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        self.0.drain();
+    }
+}
+
+fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
         Command::Port { clones, shared } => {
@@ -194,7 +211,7 @@ fn run(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
             let (input, output) = port::take_stdio().context("stdin and stdout have to be open")?;
             let ending = port::run(input, output, sessions, mode, stop.asked()).context("cannot start the port")?;
             if let Ending::Malformed { offset, error } = ending {
-                eprintln!("pglite-port: malformed frame at byte {offset} of stdin: {error}");
+                log.line(&format!("malformed frame at byte {offset} of stdin: {error}"));
                 return Ok(ExitCode::from(2));
             }
             return Ok(stop.status());
@@ -258,14 +275,15 @@ fn print_url(url: &str) {
 }
 
 /// The program's own log: to stderr, panics included.
-fn start_log() {
+fn start_log(log: &OwnLog) {
     // Says on stderr which part of the variable it cannot make sense of.
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .with_env_var(LOG_VARIABLE)
         .from_env_lossy();
+    let log = log.clone();
     tracing_subscriber::fmt()
-        .with_writer(io::stderr)
+        .with_writer(move || log.clone())
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(filter)
         .init();

@@ -1,9 +1,8 @@
 //! The port: frames from stdin, frames to stdout. Notices that the parent is gone and ends everything then.
 
 use std::{
-    fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     process,
     sync::Arc,
     thread,
@@ -11,13 +10,13 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, select, unbounded};
-use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{
     artefact::{PGLITE_VERSION, POSTGRES_VERSION},
     connection::{Connections, Mode, Sessions},
     frame::{self, Kind, MAX_FRAME, Malformed, Options, Parsed, WINDOW},
     outbox::Outbox,
+    patient::Patient,
     router::Router,
 };
 
@@ -169,44 +168,5 @@ fn read_frames(mut input: impl Read, router: &Arc<Router>) -> Ending {
                 return Ending::ParentGone;
             }
         }
-    }
-}
-
-/// A file that is waited for when somebody, a parent perhaps, has made it non-blocking.
-struct Patient(File);
-
-impl From<OwnedFd> for Patient {
-    fn from(fd: OwnedFd) -> Self {
-        Self(fd.into())
-    }
-}
-
-impl Patient {
-    /// Acts, again whenever the file was not ready and has become so.
-    fn when_ready<T>(&mut self, flags: PollFlags, mut act: impl FnMut(&mut File) -> io::Result<T>) -> io::Result<T> {
-        loop {
-            match act(&mut self.0) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    poll(&mut [PollFd::new(&self.0, flags)], None)?;
-                }
-                result => return result,
-            }
-        }
-    }
-}
-
-impl Read for Patient {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.when_ready(PollFlags::IN, |file| file.read(buffer))
-    }
-}
-
-impl Write for Patient {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.when_ready(PollFlags::OUT, |file| file.write(bytes))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::{
     error_response::ErrorResponse,
     frame::{Frame, Kind, MAX_PAYLOAD, Options, WINDOW},
-    guest::client::{Client, Interest, Readiness, Waker},
+    guest::client::{Client, Endpoints, Interest, Readiness, Waker},
     outbox::Outbox,
 };
 
@@ -31,6 +31,7 @@ pub(crate) struct Relay(Arc<Inner>);
 struct Inner {
     id: u32,
     outbox: Arc<Outbox>,
+    endpoints: Endpoints,
     state: Mutex<State>,
     /// Told whenever `state` changes in a way that a wait may be about.
     changed: Condvar,
@@ -70,8 +71,8 @@ pub(crate) enum WindowViolation {
 }
 
 impl Relay {
-    /// A new connection, both its windows [`WINDOW`] bytes wide.
-    pub(crate) fn new(id: u32, outbox: Arc<Outbox>) -> Self {
+    /// A new connection between `endpoints`, both its windows [`WINDOW`] bytes wide.
+    pub(crate) fn new(id: u32, outbox: Arc<Outbox>, endpoints: Endpoints) -> Self {
         let state = State {
             arrived: VecDeque::new(),
             may_arrive: WINDOW,
@@ -81,7 +82,7 @@ impl Relay {
             closed: false,
             woken: false,
         };
-        Self(Arc::new(Inner { id, outbox, state: Mutex::new(state), changed: Condvar::new() }))
+        Self(Arc::new(Inner { id, outbox, endpoints, state: Mutex::new(state), changed: Condvar::new() }))
     }
 
     /// Whether both are the same connection, and not only connections of the same id.
@@ -205,6 +206,10 @@ impl Client for Relay {
                 None => self.0.changed.wait(&mut state),
             }
         }
+    }
+
+    fn endpoints(&self) -> Endpoints {
+        self.0.endpoints
     }
 
     fn waker(&self) -> Waker {

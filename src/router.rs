@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     ffi::CStr,
     fs,
+    net::SocketAddr,
     sync::Arc,
     thread,
 };
@@ -15,6 +16,7 @@ use crate::{
     connection::{Answer, Connections, Control, Mode, Opening, Request, Sessions, Task},
     error_response::{ErrorResponse, sqlstate},
     frame::{Frame, Kind, Options},
+    guest::client::Endpoints,
     log::LogSink,
     outbox::Outbox,
     relay::{Relay, close_options},
@@ -60,6 +62,13 @@ struct Table {
 struct Entry {
     relay: Relay,
     control: Control,
+}
+
+/// What an open frame asks for.
+struct Wanted {
+    mode: Mode,
+    template: Option<String>,
+    endpoints: Endpoints,
 }
 
 impl Router {
@@ -111,14 +120,13 @@ impl Router {
         if self.table.lock().open.contains_key(&id) {
             return self.violated(id, format!("connection {id} was opened a second time"));
         }
-        if let Err(report) = self.parse_opening(payload).and_then(|(mode, template)| self.start(id, mode, template)) {
+        if let Err(report) = self.parse_opening(payload).and_then(|wanted| self.start(id, wanted)) {
             self.refuse(id, &report);
         }
     }
 
-    /// Which kind of database the options of an open frame ask for, and of which template.
-    fn parse_opening(&self, payload: &[u8]) -> Result<(Mode, Option<String>), ErrorResponse> {
-        let invalid = |message: String| ErrorResponse::fatal(sqlstate::INVALID_PARAMETER_VALUE, message);
+    /// What the options of an open frame ask for.
+    fn parse_opening(&self, payload: &[u8]) -> Result<Wanted, ErrorResponse> {
         let options = Options::parse(payload).map_err(|error| violation(error.to_string()))?;
         let mode = match options.get("mode") {
             Some(text) => text.parse().map_err(|error| invalid(format!("{error}")))?,
@@ -128,17 +136,19 @@ impl Router {
         if template.is_some() && mode == Mode::Shared {
             return Err(invalid("a template is for mode isolated; open the connection with that".to_owned()));
         }
-        Ok((mode, template))
+        let endpoints = Endpoints::new(endpoint(&options, "peer")?, endpoint(&options, "local")?);
+        Ok(Wanted { mode, template, endpoints })
     }
 
-    fn start(self: &Arc<Self>, id: u32, mode: Mode, template: Option<String>) -> Result<(), ErrorResponse> {
+    fn start(self: &Arc<Self>, id: u32, wanted: Wanted) -> Result<(), ErrorResponse> {
+        let Wanted { mode, template, endpoints } = wanted;
         let outbox = self.outbox.clone();
         let log = LogSink::new(move |id, level, target, text| outbox.push_log(id, level, target, text));
         let opening = Opening { id, mode, template, log: log.of_connection(id) };
         let router = self.clone();
         // Held until the entry is in, so that a connection that ends at once finds itself.
         let mut table = self.table.lock();
-        let relay = Relay::new(id, self.outbox.clone());
+        let relay = Relay::new(id, self.outbox.clone(), endpoints);
         let control = self
             .connections
             .start(relay.clone(), opening, move |relay, report| {
@@ -280,6 +290,24 @@ fn parse_request(payload: &[u8]) -> Result<(&str, Options), ErrorResponse> {
     let verb = CStr::from_bytes_until_nul(payload).map_err(|_| violation("a request's verb ends with a NUL byte"))?;
     let options = Options::parse(&payload[verb.count_bytes() + 1..]).map_err(|error| violation(error.to_string()))?;
     Ok((verb.to_str().map_err(|_| violation("a request's verb is UTF-8"))?, options))
+}
+
+/// The address in the options `peer_address` and `peer_port`, or the like of another `end`; none if neither is there.
+fn endpoint(options: &Options, end: &str) -> Result<Option<SocketAddr>, ErrorResponse> {
+    let (address, port) = (format!("{end}_address"), format!("{end}_port"));
+    let wrong = |key: &str, value: &str| invalid(format!("invalid value for option {key}: \"{value}\""));
+    match (options.get(&address), options.get(&port)) {
+        (None, None) => Ok(None),
+        (Some(ip), Some(number)) => Ok(Some(SocketAddr::new(
+            ip.parse().map_err(|_| wrong(&address, ip))?,
+            number.parse().map_err(|_| wrong(&port, number))?,
+        ))),
+        _ => Err(invalid(format!("the options {address} and {port} belong together"))),
+    }
+}
+
+fn invalid(message: String) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::INVALID_PARAMETER_VALUE, message)
 }
 
 fn violation(message: impl Into<String>) -> ErrorResponse {

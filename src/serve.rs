@@ -7,13 +7,14 @@ use crossbeam_channel::Receiver;
 
 use crate::{
     connection::{Connections, Mode, Opening, Sessions},
-    error_response::Severity,
+    error_response::sqlstate,
     log::LogSink,
     socket::SocketClient,
 };
 
 mod hangups;
 mod listener;
+mod tcp_table;
 
 use hangups::Hangups;
 use listener::Listener;
@@ -25,8 +26,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long to leave clients waiting when the system has no means to accept them.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens on `listen` (`HOST:PORT`, or `unix:PATH`) and serves clients until a message in `signals`
-/// asks to stop; another one asks to stop at once.
+/// Listens on `listen` (`HOST:PORT`, on all addresses of the host, or `unix:PATH`) and serves clients until a message
+/// in `signals` asks to stop; another one asks to stop at once.
 ///
 /// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are
 /// still running when this returns, so the program has to exit.
@@ -42,7 +43,7 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let listener = Arc::new(Listener::bind(listen)?);
     let connections = Arc::new(Connections::new(sessions));
-    if let Some(address) = listener.ip().filter(|address| !address.is_loopback()) {
+    for address in listener.ips().filter(|address| !address.is_loopback()) {
         warn_about_strangers(address);
     }
     let hangups = Hangups::watch().context("clients cannot be watched")?;
@@ -83,16 +84,17 @@ fn start(
     hangups: &Arc<Hangups>,
     opening: Opening,
 ) -> io::Result<()> {
-    let (id, socket, watched) = (opening.id, client.clone(), hangups.clone());
+    let (id, watched_client, watched) = (opening.id, client.clone(), hangups.clone());
     hangups.enter(id);
     let started = connections.start(client, opening, move |client, report| {
-        if report.severity != Severity::Log {
+        // Closing with input unread would reset the connection, instead of ending it.
+        if report.code != sqlstate::SUCCESSFUL_COMPLETION {
             client.linger();
         }
         watched.remove(id);
     });
     match started {
-        Ok(control) => hangups.add(id, socket, &control),
+        Ok(control) => hangups.add(id, watched_client, control),
         Err(error) => {
             hangups.remove(id);
             Err(error)

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
@@ -17,7 +17,11 @@ use rustix::{
     net::{Shutdown, shutdown, sockopt},
 };
 
-use crate::guest::client::{Client, Interest, Readiness, Waker};
+use crate::guest::client::{Client, Endpoints, Interest, Readiness, Waker};
+
+/// How long a client that sends no more may be silent, and how often it is then asked whether it is there.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
 
 /// How long a client that was told an error may take to hang up, before we do.
 const LINGER: Duration = Duration::from_millis(500);
@@ -31,28 +35,51 @@ struct Inner {
     socket: File,
     /// Readable when there is a wake-up to report.
     wake_ups: File,
+    endpoints: Endpoints,
 }
 
 impl SocketClient {
-    /// A client behind a TCP connection.
-    pub(crate) fn tcp(stream: TcpStream) -> io::Result<Self> {
+    /// A client behind a TCP connection, which comes from `peer`.
+    pub(crate) fn tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         // Answers are small and waited for.
         stream.set_nodelay(true)?;
         // As PostgreSQL does, to notice a client whose machine is gone.
         sockopt::set_socket_keepalive(&stream, true)?;
-        Self::new(stream.into())
+        let endpoints = Endpoints::new(Some(peer), Some(stream.local_addr()?));
+        Self::new(stream.into(), endpoints)
     }
 
     /// A client behind a unix socket.
     pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Self::new(stream.into())
+        Self::new(stream.into(), Endpoints::default())
     }
 
-    fn new(socket: OwnedFd) -> io::Result<Self> {
+    fn new(socket: OwnedFd, endpoints: Endpoints) -> io::Result<Self> {
         let wake_ups = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self(Arc::new(Inner { socket: socket.into(), wake_ups: wake_ups.into() })))
+        Ok(Self(Arc::new(Inner { socket: socket.into(), wake_ups: wake_ups.into(), endpoints })))
+    }
+
+    /// Whether the kernel knows that the client neither sends nor reads any more.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let mut socket = [PollFd::new(&self.0.socket, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Any event: without flags only the hang-up and errors are reported.
+        poll(&mut socket, Some(&now)).is_ok_and(|events| events > 0)
+    }
+
+    /// Has the kernel ask the client's machine every few seconds whether it still knows the connection.
+    pub(crate) fn probe(&self) {
+        if self.0.endpoints.peer.is_some() {
+            let socket = &self.0.socket;
+            let set = sockopt::set_tcp_keepidle(socket, PROBE_AFTER)
+                .and_then(|()| sockopt::set_tcp_keepintvl(socket, PROBE_AFTER))
+                .and_then(|()| sockopt::set_tcp_keepcnt(socket, PROBES));
+            if let Err(error) = set {
+                tracing::debug!(%error, "a client cannot be asked whether it is still there");
+            }
+        }
     }
 
     /// Lets the client read what it was told last: closing a socket with unread input would make the
@@ -143,5 +170,9 @@ impl Client for SocketClient {
             // Fails only if 2^64 - 2 wake-ups are waiting to be reported, and then one more changes nothing.
             let _ = (&inner.wake_ups).write(&1_u64.to_ne_bytes());
         })
+    }
+
+    fn endpoints(&self) -> Endpoints {
+        self.0.endpoints
     }
 }

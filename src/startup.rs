@@ -1,8 +1,8 @@
 //! The first packet of a connection: encryption requests, cancel requests and the startup message. Pure.
 //!
 //! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its
-//! limits and its words. Two differences: what PostgreSQL only logs before it hangs up, we also tell the
-//! client (`08P01`); and bytes that follow an encryption request without waiting for the answer are no
+//! limits and its words: a client whose bytes are no packet is told nothing, only the log is (`COMMERROR`
+//! there). One difference: bytes that follow an encryption request without waiting for the answer are no
 //! attack here, because encryption is never accepted. The minor version is not negotiated here: the
 //! guest reads the startup packet again and does that itself.
 
@@ -25,8 +25,6 @@ const CODE: usize = 4;
 /// The longest secret key of a cancel request, in bytes (PostgreSQL manual, "Message Formats",
 /// `CancelRequest`).
 const MAX_CANCEL_KEY: usize = 256;
-/// The shortest one, in bytes.
-const MIN_CANCEL_KEY: usize = 4;
 /// The major protocol version that there is.
 const MAJOR: u16 = 3;
 
@@ -67,7 +65,7 @@ pub enum Step {
 pub struct CancelRequest {
     /// The process id from the session's `BackendKeyData`.
     pub process_id: i32,
-    /// The secret key from there, 4 to 256 bytes.
+    /// The secret key from there, 1 to 256 bytes.
     pub secret_key: Vec<u8>,
 }
 
@@ -94,9 +92,15 @@ pub enum StartupError {
     /// The length word is below 8 or above [`MAX_STARTUP_PACKET_LENGTH`] + 4: what garbage usually looks like.
     #[error("invalid length of startup packet")]
     InvalidLength,
-    /// A cancel request without a key of 4 to 256 bytes.
+    /// The client left in the middle of a packet.
+    #[error("incomplete startup packet")]
+    Incomplete,
+    /// A cancel request without a whole process id.
     #[error("invalid length of cancel request packet")]
     InvalidCancelLength,
+    /// A cancel request without a key of 1 to 256 bytes.
+    #[error("invalid length of cancel key in cancel request packet")]
+    InvalidCancelKeyLength,
     /// The parameters do not end where the packet does.
     #[error("invalid startup packet layout: expected terminator as last byte")]
     InvalidLayout,
@@ -136,15 +140,18 @@ impl StartupMessage {
 }
 
 impl StartupError {
-    /// The report that the client gets.
+    /// The report of it, which the client gets where PostgreSQL tells it.
     #[must_use]
     pub fn to_response(&self) -> ErrorResponse {
-        let code = match self {
-            Self::InvalidLength | Self::InvalidCancelLength | Self::InvalidLayout => sqlstate::PROTOCOL_VIOLATION,
-            Self::UnsupportedProtocol { .. } => sqlstate::FEATURE_NOT_SUPPORTED,
-            Self::NoUser => sqlstate::INVALID_AUTHORIZATION_SPECIFICATION,
-        };
-        ErrorResponse::fatal(code, self.to_string())
+        let text = self.to_string();
+        match self {
+            Self::InvalidLength | Self::Incomplete | Self::InvalidCancelLength | Self::InvalidCancelKeyLength => {
+                ErrorResponse::log(sqlstate::PROTOCOL_VIOLATION, text)
+            }
+            Self::InvalidLayout => ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, text),
+            Self::UnsupportedProtocol { .. } => ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, text),
+            Self::NoUser => ErrorResponse::fatal(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, text),
+        }
     }
 }
 
@@ -181,12 +188,21 @@ impl Negotiation {
             _ => startup_message(*code, rest).map(Step::Start),
         }
     }
+
+    /// What it means that the client leaves after `packet`, the bytes of its next packet so far; `None` if that is
+    /// its right: when it has sent nothing, or does not like the answer to its encryption request.
+    #[must_use]
+    pub fn left_after(&self, packet: &[u8]) -> Option<StartupError> {
+        let has_length = packet.len() >= LENGTH;
+        let is_first = !self.ssl_answered && !self.gssenc_answered;
+        (has_length || (is_first && !packet.is_empty())).then_some(StartupError::Incomplete)
+    }
 }
 
 fn cancel_request(rest: &[u8]) -> Result<CancelRequest, StartupError> {
     let (process_id, key) = rest.split_first_chunk::<4>().ok_or(StartupError::InvalidCancelLength)?;
-    if !(MIN_CANCEL_KEY..=MAX_CANCEL_KEY).contains(&key.len()) {
-        return Err(StartupError::InvalidCancelLength);
+    if !(1..=MAX_CANCEL_KEY).contains(&key.len()) {
+        return Err(StartupError::InvalidCancelKeyLength);
     }
     Ok(CancelRequest { process_id: BigEndian::read_i32(process_id), secret_key: key.to_vec() })
 }

@@ -162,3 +162,17 @@ fn neither_programs_nor_files_of_the_host_are_within_reach() {
         .expect("its own files");
     assert_eq!(rows(&mut client, "select * from t"), ["kept", "kept"]);
 }
+
+#[test]
+fn a_program_for_copy_is_missing_as_on_a_system_without_a_shell() {
+    for server in [Server::start(), Server::shared()] {
+        let mut client = server.connect();
+        for copy in ["copy (select 1) to program 'cat'", "copy pg_temp.t from program 'cat'"] {
+            client.batch_execute("create temp table if not exists t (a text)").expect("a table");
+            let error = client.simple_query(copy).expect_err("there is no program");
+            let error = error.as_db_error().expect("an error of the server");
+            assert_eq!(error.message(), "could not execute command \"cat\": No such file or directory", "{copy}");
+            assert_eq!(error.code().code(), "58P01", "{copy}");
+        }
+    }
+}

@@ -78,15 +78,30 @@ fn a_frame_for_a_connection_that_does_not_exist_is_answered_and_nothing_else_is_
 }
 
 #[test]
-fn garbage_instead_of_a_startup_packet_is_told_so_and_closed() {
+fn first_bytes_that_are_no_packet_are_answered_by_nothing_but_a_close_that_says_why() {
     let mut port = Port::spawn(&[]);
-    port.open(3);
-    port.data(3, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    let error = b"E\0\0\0\x3cSFATAL\0VFATAL\0C08P01\0Minvalid length of startup packet\0\0";
-    let answer = port.next();
-    assert_eq!((answer.kind, answer.id), (Kind::Data, 3));
-    assert_eq!(answer.payload, error);
-    assert_eq!(port.next().reason(), texts(["FATAL", "08P01", "invalid length of startup packet"]));
+    for mode in [&b"mode\0shared\0\0"[..], b"mode\0isolated\0\0"] {
+        for (id, (bytes, why)) in (1..).zip(wire::STRANGERS) {
+            port.send_frame(Kind::Open, id, mode);
+            port.data(id, bytes);
+            assert_eq!(port.until_closed(id), (vec![], texts(["LOG", "08P01", why])), "{bytes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_its_first_packet_is_told_nothing() {
+    let mut port = Port::spawn(&[]);
+    for (id, bytes, reason) in [
+        (1, &b""[..], ["LOG", "00000", "the client is gone"]),
+        (2, b"\0\0", ["LOG", "08P01", "incomplete startup packet"]),
+        (3, b"\0\0\0\x09\0\x03", ["LOG", "08P01", "incomplete startup packet"]),
+    ] {
+        port.open(id);
+        port.data(id, bytes);
+        port.close(id);
+        assert_eq!(port.until_closed(id), (vec![], texts(reason)), "{bytes:?}");
+    }
 }
 
 #[test]

@@ -2,13 +2,21 @@
 
 mod support;
 
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    os::unix::net::UnixStream,
+};
+
 use pglite_port::frame::Kind;
 use rustix::process::Signal;
 use support::{
+    PATIENCE,
     port::Port,
+    program::Program,
     server::{Server, rows},
     session::errors,
-    wire,
+    wire::{self, Message},
 };
 
 #[test]
@@ -41,6 +49,60 @@ fn a_client_that_vanishes_in_the_middle_of_a_message_or_a_transaction_takes_its_
     let mut session = server.session(&[]);
     session.values("begin; create table t (a int)");
     session.send(&wire::query("select 1")[..5]);
+    drop(session);
+    server.wait_for_connections(0);
+}
+
+/// What a client sends that has no more to say: a query that takes longer than a session may take to notice that its
+/// client has hung up, and one whose result is larger than what the kernel buffers.
+fn last_words() -> Vec<u8> {
+    let queries = ["select pg_sleep(1.5)", "select repeat('x', 1000000) from generate_series(1, 20)", "select 'done'"];
+    let startup = wire::startup(&[("user", "postgres")]);
+    queries.iter().fold(startup, |bytes, sql| [bytes, wire::query(sql)].concat())
+}
+
+/// Asserts that everything is answered, then that the connection ends.
+fn assert_answered(mut stream: impl Read) {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).expect("an orderly end");
+    let messages = Message::all(bytes);
+    assert_eq!(errors(&messages), [""; 0]);
+    let rows: Vec<_> = messages.iter().filter(|message| message.kind == b'D').collect();
+    assert_eq!(rows.len(), 1 + 20 + 1);
+    assert_eq!(rows[21].values(), ["done"]);
+    assert_eq!(messages.last().expect("ReadyForQuery").kind, b'Z');
+}
+
+#[test]
+fn a_client_that_only_stops_sending_gets_all_of_its_results() {
+    for mode in ["isolated", "shared"] {
+        let server = Server::with(&["--mode", mode]);
+        let mut stream: TcpStream = server.stream();
+        stream.write_all(&last_words()).expect("it listens");
+        stream.shutdown(Shutdown::Write).expect("it is open");
+        assert_answered(stream);
+
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listen = format!("unix:{}", path.display());
+        let mut program = Program::spawn(&["serve", "--mode", mode, "--listen", &listen]);
+        program.first_line();
+        let mut stream = UnixStream::connect(&path).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(&last_words()).expect("it listens");
+        stream.shutdown(Shutdown::Write).expect("it is open");
+        assert_answered(stream);
+    }
+}
+
+#[test]
+fn a_client_that_stops_sending_and_vanishes_later_takes_its_backend_along() {
+    let server = Server::start();
+    let mut session = server.session(&[]);
+    // The notice comes after it was found out that the client still reads.
+    session.query("do $$ begin perform pg_sleep(1); raise notice 'still there'; perform pg_sleep(1000000); end $$");
+    session.stream().shutdown(Shutdown::Write).expect("it is open");
+    session.until(b'N');
     drop(session);
     server.wait_for_connections(0);
 }

@@ -60,14 +60,31 @@ defmodule PgliteEx.BehavioursTest do
         assert :ok = Servers.await_connections(server, 0)
       end
 
-      test "garbage instead of a startup packet is refused, and the others go on",
+      test "garbage instead of a startup packet gets no answer, and the others go on",
            %{server: server} do
         {other, _key} = WireClient.start_session!(server)
         garbage = WireClient.connect!(server)
         :ok = :gen_tcp.send(garbage, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert {:ok, {?E, fields}} = WireClient.receive_message(garbage)
-        assert WireClient.sqlstate(fields) == "08P01"
+        assert {:error, :closed} = WireClient.receive_message(garbage)
         assert {:ok, [["1"]]} = WireClient.query(other, "select 1")
+      end
+
+      test "a session knows where its client is", %{server: server} do
+        {client, _key} = WireClient.start_session!(server)
+
+        sql =
+          "select host(inet_client_addr()), inet_client_port(), host(inet_server_addr()), inet_server_port()"
+
+        expected =
+          case {:inet.sockname(client), PgliteEx.address(server)} do
+            {{:ok, {{127, 0, 0, 1}, client_port}}, {_host, port}} ->
+              ["127.0.0.1", "#{client_port}", "127.0.0.1", "#{port}"]
+
+            {_unix, {:local, _path}} ->
+              [nil, nil, nil, nil]
+          end
+
+        assert {:ok, [^expected]} = WireClient.query(client, sql)
       end
 
       test "sessions run beside each other", %{server: server} do

@@ -16,7 +16,10 @@ use super::{Backend, Registers, session::Ended};
 use crate::{
     cluster::{Region, SharedMemory, find_main_segment},
     fs::{Files, ProcessState, Tree},
-    guest::{ClientStream, Guest, Library, Setup, call, client::Nobody},
+    guest::{
+        ClientStream, Guest, Library, Setup, call,
+        client::{Endpoints, Nobody},
+    },
     image::Image,
     instrument::HAS_CHECKPOINTER,
     program::Program,
@@ -38,6 +41,15 @@ const CHECKPOINTER: &str = "checkpointer";
 
 /// `CHECKPOINT_IMMEDIATE`, `CHECKPOINT_FORCE` and `CHECKPOINT_WAIT` (`src/include/access/xlog.h`).
 const CHECKPOINT_NOW: i32 = 0x0004 | 0x0008 | 0x0020;
+
+/// Whom a session is for.
+#[derive(Clone, Copy)]
+pub(crate) struct Whom<'a> {
+    pub(crate) database: &'a [u8],
+    pub(crate) user: &'a [u8],
+    /// Where the client is.
+    pub(crate) endpoints: Endpoints,
+}
 
 /// What further processes of one cluster begin with.
 pub(crate) struct Fork {
@@ -106,13 +118,13 @@ impl Fork {
 }
 
 impl Backend {
-    /// Serves `client`, whose startup packet was for `user` and `database`, as a session of its cluster, until the session ends. It has the turn.
+    /// Serves `client` as a session of its cluster until the session ends. It has the turn.
     ///
     /// # Errors
     /// When the guest traps.
-    pub(crate) fn serve_forked(&mut self, client: ClientStream, database: &[u8], user: &[u8]) -> anyhow::Result<Ended> {
+    pub(crate) fn serve_forked(&mut self, client: ClientStream, whom: Whom<'_>) -> anyhow::Result<Ended> {
         self.set_client(client);
-        let ended = self.run_session_of(database, user);
+        let ended = self.run_session_for(whom);
         self.set_client(ClientStream::default());
         match ended {
             Ok(()) => Ok(Ended::Client),
@@ -120,16 +132,17 @@ impl Backend {
         }
     }
 
-    fn run_session_of(&mut self, database: &[u8], user: &[u8]) -> anyhow::Result<()> {
+    fn run_session_for(&mut self, whom: Whom<'_>) -> anyhow::Result<()> {
         self.become_child(DESTINATION_REMOTE, true)?;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
+        self.set_endpoints(port, whom.endpoints)?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
             return Ok(());
         }
         self.call::<(), ()>("InitProcess", ())?;
         let mut name = |name: &[u8]| self.push_string(&name[..name.len().min(NAME_LENGTH)]);
-        let (database, user) = (name(database)?, name(user)?);
+        let (database, user) = (name(whom.database)?, name(whom.user)?);
         self.call::<(u32, u32), ()>("PostgresMain", (database, user))
     }
 

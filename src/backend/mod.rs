@@ -9,6 +9,7 @@
 //! * `postmaster`: the parent of the processes of a running cluster
 //! * `fork`: those processes
 //! * `identity`: what no two backends may share
+//! * `port`: where a backend's client is
 //! * `registers`: its state outside memory and files
 
 mod admission;
@@ -16,6 +17,7 @@ mod boot;
 mod copies;
 mod fork;
 mod identity;
+mod port;
 pub(crate) mod postmaster;
 mod registers;
 mod session;
@@ -39,7 +41,7 @@ use crate::{
 
 pub(crate) use admission::Admission;
 pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
-pub(crate) use fork::Fork;
+pub(crate) use fork::{Fork, Whom};
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;
 pub(crate) use session::{BOOTSTRAP_USER, Ended, Requests, Session};

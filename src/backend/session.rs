@@ -10,7 +10,7 @@ use crate::{
     answer::{message, messages},
     guest::{
         ClientStream, call,
-        client::{Client, Interest, Readiness},
+        client::{Client, Endpoints, Interest, Readiness},
         deliver, wait,
     },
     startup::{Negotiation, StartupMessage, Step},
@@ -70,6 +70,8 @@ pub(crate) struct Session<'a> {
     pub(crate) startup: &'a StartupMessage,
     /// The startup packet as it came.
     pub(crate) packet: &'a [u8],
+    /// Where the client is.
+    pub(crate) endpoints: Endpoints,
     /// What cancels it.
     pub(crate) cancel_key: [u8; 4],
     /// What it has to know of its database.
@@ -111,8 +113,9 @@ impl Backend {
     /// What `BackendInitialize`, `InitPostgres` and `PostgresMain` do with a startup packet (`PostgreSQL`, `src/backend/tcop/backend_startup.c`,
     /// `src/backend/utils/init/postinit.c`, `src/backend/tcop/postgres.c`), for a backend that is in its database already.
     fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
-        let Session { startup, cancel_key, admission, .. } = session;
+        let Session { startup, endpoints, cancel_key, admission, .. } = session;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
+        self.set_endpoints(port, *endpoints)?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
             return Err(I32Exit(EXIT_ALIVE).into());
@@ -190,7 +193,8 @@ impl Backend {
     pub(crate) fn rehearse(&mut self, database: &str, admission: Admission) -> anyhow::Result<bool> {
         let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
         let Step::Start(startup) = Negotiation::default().accept(&packet)? else { bail!("no startup packet") };
-        let session = Session { startup: &startup, packet: &packet, cancel_key: [0; 4], admission };
+        let (endpoints, cancel_key) = (Endpoints::default(), [0; 4]);
+        let session = Session { startup: &startup, packet: &packet, endpoints, cancel_key, admission };
         match self.record(&packet, |backend| backend.start_session(&session)) {
             Ok(_) => self.execute("SELECT 1").map(|()| true),
             Err(error) => call::exit_status(error).map(|_| false),

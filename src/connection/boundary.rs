@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 
-use crate::guest::client::{Client, Interest, Readiness, Waker};
+use crate::guest::client::{Client, Endpoints, Interest, Readiness, Waker};
 
 /// Bytes in front of a message's body: its type and its length.
 const HEAD: usize = 5;
@@ -105,6 +105,10 @@ impl<C: Client> Client for Followed<C> {
 
     fn waker(&self) -> Waker {
         self.client.waker()
+    }
+
+    fn endpoints(&self) -> Endpoints {
+        self.client.endpoints()
     }
 }
 

@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::*;
-use crate::{outbox::Outbox, relay::Relay};
+use crate::{guest::client::Endpoints, outbox::Outbox, relay::Relay};
 
 /// Sessions that nobody is to ask for.
 struct None;
@@ -19,7 +19,7 @@ fn opening() -> Opening {
 #[test]
 fn a_client_that_does_not_finish_its_startup_packet_is_not_waited_for_forever() {
     let connections = Connections::new(Arc::new(None)).with_startup_timeout(Duration::from_millis(20));
-    let relay = Relay::new(1, Arc::new(Outbox::default()));
+    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default());
     relay.data(&[0, 0, 0]).expect("within the window");
     let (sender, ended) = crossbeam_channel::bounded(1);
     let start = Arc::new(connections).start(relay, opening(), move |_, report| {
@@ -27,14 +27,14 @@ fn a_client_that_does_not_finish_its_startup_packet_is_not_waited_for_forever() 
     });
     assert!(start.is_ok());
     let report = ended.recv_timeout(Duration::from_mins(1)).expect("it ends");
-    assert_eq!(report.code, sqlstate::QUERY_CANCELED);
+    assert_eq!((report.severity, report.code), (Severity::Log, sqlstate::QUERY_CANCELED));
 }
 
 #[test]
 fn a_client_that_comes_after_the_end_has_begun_is_told_to_stay_away() {
     let connections = Arc::new(Connections::new(Arc::new(None)));
     connections.terminate_all();
-    let relay = Relay::new(1, Arc::new(Outbox::default()));
+    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default());
     let (sender, ended) = crossbeam_channel::bounded(1);
     let start = connections.start(relay, opening(), move |_, report| {
         sender.send(report).expect("the test waits");

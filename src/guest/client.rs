@@ -1,6 +1,6 @@
 //! The client of a backend, as the guest's read and write callbacks see it.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -26,6 +26,25 @@ pub enum Readiness {
     TimedOut,
 }
 
+/// The addresses of both ends of a client's connection; `None` is an end of a unix socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// The client's.
+    pub peer: Option<SocketAddr>,
+    /// The one that the client has connected to.
+    pub local: Option<SocketAddr>,
+}
+
+impl Endpoints {
+    /// These addresses. An IPv4 address in the form of an IPv6 one, as a socket for both reports it, becomes the IPv4
+    /// address.
+    #[must_use]
+    pub fn new(peer: Option<SocketAddr>, local: Option<SocketAddr>) -> Self {
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        Self { peer: peer.map(canonical), local: local.map(canonical) }
+    }
+}
+
 /// One client's byte stream, in the manner of a non-blocking socket with a wait of its own.
 ///
 /// All bytes are of the Postgres protocol; the startup packet is part of the stream.
@@ -47,6 +66,11 @@ pub trait Client: Send {
 
     /// A handle with which other threads end a [`Client::wait`].
     fn waker(&self) -> Waker;
+
+    /// The addresses of its connection.
+    fn endpoints(&self) -> Endpoints {
+        Endpoints::default()
+    }
 }
 
 /// Ends the wait of one backend from any thread.

@@ -3,44 +3,53 @@
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, call, memory};
-use crate::instrument::HOOK_MODULE;
+use crate::{fs::Errno, instrument::HOOK_MODULE};
 
 /// Runs the commands of one guest. Files stand in for pipes: their paths are the guest's.
 pub(crate) trait Commands: Send {
-    /// Runs `command` and returns its exit status.
+    /// Runs `command` and returns its status as `wait` does.
     fn system(&mut self, command: &str) -> i32;
 
-    /// Runs `command` and returns the file that has its standard output, or `None` when there is no such program.
-    fn read_from(&mut self, command: &str) -> Option<String>;
+    /// Runs `command` and returns the file that has its standard output.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    fn read_from(&mut self, command: &str) -> Result<String, Errno>;
 
-    /// Returns the file whose content is to be the standard input of `command`, which runs in [`Commands::close`]; `None` as above.
-    fn write_to(&mut self, command: &str) -> Option<String>;
+    /// Returns the file whose content is to be the standard input of `command`, which runs in [`Commands::close`].
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    fn write_to(&mut self, command: &str) -> Result<String, Errno>;
 
     /// The file that [`Commands::read_from`] or [`Commands::write_to`] named has been closed; returns the exit status of its command.
     fn close(&mut self) -> i32;
 }
 
-/// The backend's own commands.
+/// What `system` returns without a shell: the status of one that has ended with `exit(127)`, as POSIX says.
+const NO_SHELL: i32 = 127 << 8;
+
+/// The backend's own commands. What it says of others is what it says on a system without a shell.
 pub(crate) struct BackendCommands;
 
 impl Commands for BackendCommands {
     fn system(&mut self, command: &str) -> i32 {
         tracing::warn!("PostgreSQL wanted to run {command:?}; there are no programs to run");
-        1
+        NO_SHELL
     }
 
-    fn read_from(&mut self, command: &str) -> Option<String> {
+    fn read_from(&mut self, command: &str) -> Result<String, Errno> {
         // pg_import_system_collations (src/backend/commands/collationcmds.c); PGlite's bundle has the answer as a file.
         if command.starts_with("locale -a") {
-            return Some("/pglite/locale-a".to_owned());
+            return Ok("/pglite/locale-a".to_owned());
         }
         tracing::warn!("PostgreSQL wanted to read from {command:?}; there are no programs to run");
-        None
+        Err(Errno::ENOENT)
     }
 
-    fn write_to(&mut self, command: &str) -> Option<String> {
+    fn write_to(&mut self, command: &str) -> Result<String, Errno> {
         tracing::warn!("PostgreSQL wanted to write to {command:?}; there are no programs to run");
-        None
+        Err(Errno::ENOENT)
     }
 
     fn close(&mut self) -> i32 {
@@ -67,8 +76,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             let reads = memory::read_c_string(memory, mode)?.starts_with(b"r");
             let path = if reads { guest.commands.read_from(&command) } else { guest.commands.write_to(&command) };
             match path {
-                Some(path) => open_stream(&mut caller, &path, if reads { "r" } else { "w" }),
-                None => Ok(0),
+                Ok(path) => open_stream(&mut caller, &path, if reads { "r" } else { "w" }),
+                Err(errno) => set_errno(&mut caller, errno).map(|()| 0),
             }
         },
     )?;
@@ -79,6 +88,14 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         Ok(caller.data_mut().commands.close())
     })?;
     Ok(())
+}
+
+/// Sets the guest's `errno`.
+fn set_errno(caller: &mut Caller<'_, Guest>, errno: Errno) -> wasmtime::Result<()> {
+    let instance = caller.data().exports()?.instance;
+    let location = instance.get_typed_func::<(), u32>(&mut *caller, "__errno_location")?;
+    let address = location.call(&mut *caller, ())?;
+    Ok(memory::write_u32(memory::of(caller)?.0, address, errno.number().cast_unsigned())?)
 }
 
 /// `fopen` in the guest: a `FILE *`, null when the file cannot be opened.

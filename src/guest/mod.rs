@@ -44,6 +44,7 @@ pub(crate) use commands::{BackendCommands, Commands};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
+pub(crate) use net::encode_socket_address;
 pub(crate) use stack::NativeStack;
 pub(crate) use timers::Timers;
 pub(crate) use waiting::wait;

@@ -2,13 +2,14 @@
 //!
 //! Emscripten invents an address for every name (`DNS` in its `src/lib/libcore.js`), which here would only deceive.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, memory};
 
 const AF_UNSPEC: i32 = 0;
+const AF_UNIX: i32 = 1;
 const AF_INET: i32 = 2;
 const AF_INET6: i32 = 10;
 
@@ -97,7 +98,8 @@ fn get_address_info(
         return Ok(eai::MEMORY);
     }
     let memory = memory::of(&mut caller)?.0;
-    memory::write_bytes(memory, socket_address, &encode_socket_address(info.address, info.port))?;
+    let address = SocketAddr::new(info.address, info.port);
+    memory::write_bytes(memory, socket_address, &encode_socket_address(Some(address)))?;
     let family = if info.address.is_ipv6() { AF_INET6 } else { AF_INET };
     let words = [
         0, // ai_flags
@@ -164,20 +166,27 @@ fn look_up(node: Option<&str>, service: Option<&str>, hint: Hint) -> Result<Addr
     Ok(AddressInfo { address, port, socket_type, protocol })
 }
 
-fn encode_socket_address(address: IpAddr, port: u16) -> Vec<u8> {
+/// `struct sockaddr_in` or `sockaddr_in6`, or what `accept` says of a client of a unix socket, which has no name.
+pub(crate) fn encode_socket_address(address: Option<SocketAddr>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(SOCKADDR_IN6 as usize);
+    let family = match address {
+        None => AF_UNIX,
+        Some(SocketAddr::V4(_)) => AF_INET,
+        Some(SocketAddr::V6(_)) => AF_INET6,
+    };
     // Of the two bytes of the family, little-endian, the second is 0.
-    let family = if address.is_ipv6() { AF_INET6 } else { AF_INET };
     bytes.extend(&family.to_le_bytes()[..2]);
-    bytes.extend(port.to_be_bytes());
     match address {
-        IpAddr::V4(address) => {
-            bytes.extend(address.octets());
+        None => {}
+        Some(SocketAddr::V4(address)) => {
+            bytes.extend(address.port().to_be_bytes());
+            bytes.extend(address.ip().octets());
             bytes.resize(SOCKADDR_IN as usize, 0);
         }
-        IpAddr::V6(address) => {
+        Some(SocketAddr::V6(address)) => {
+            bytes.extend(address.port().to_be_bytes());
             bytes.extend([0; 4]); // sin6_flowinfo
-            bytes.extend(address.octets());
+            bytes.extend(address.ip().octets());
             bytes.resize(SOCKADDR_IN6 as usize, 0); // sin6_scope_id
         }
     }
@@ -268,8 +277,10 @@ mod tests {
     fn a_socket_address_is_read_back_as_it_was_written() {
         for address in ["10.1.2.3", "2001:db8::7"] {
             let address: IpAddr = address.parse().unwrap();
-            assert_eq!(decode_socket_address(&encode_socket_address(address, 77)), Some((address, 77)));
+            let encoded = encode_socket_address(Some(SocketAddr::new(address, 77)));
+            assert_eq!(decode_socket_address(&encoded), Some((address, 77)));
         }
         assert_eq!(decode_socket_address(&[2, 0, 1]), None);
+        assert_eq!(decode_socket_address(&encode_socket_address(None)), None);
     }
 }

@@ -19,7 +19,7 @@ use anyhow::{anyhow, bail, ensure};
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    backend::Ended,
+    backend::{Ended, Whom},
     cancel::Interrupt,
     cluster::{Crashed, Priority, Seat, Signal},
     connection::{Answer, Request, SessionEnd, SessionRequest, Task, TransactionStatus},
@@ -116,11 +116,13 @@ impl Postmaster {
                 *registration = Some(control.register(process_id, secret, interrupt));
             }
         };
+        let endpoints = client.endpoints();
         let client = ClientStream::new(client, request.packet).on_key(announce);
         let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&request.startup.database).into_owned());
         let transaction = request.transaction.clone();
         request.control.attend_requests(move |request| postmaster.attend(&database, &transaction, request));
-        let ended = self.run(&running, seat, request, client);
+        let whom = Whom { database: &request.startup.database, user: &request.startup.user, endpoints };
+        let ended = self.run(&running, seat, request.log, client, whom);
         drop(registration.lock().take());
         match ended {
             Ok(Ended::Client) => Ok(SessionEnd::ClientGone),
@@ -139,17 +141,16 @@ impl Postmaster {
         &self,
         running: &Arc<Running>,
         seat: Seat,
-        request: &SessionRequest<'_>,
+        log: &LogSink,
         client: ClientStream,
+        whom: Whom<'_>,
     ) -> anyhow::Result<Ended> {
-        let console = LineConsole::of_session(request.log.clone());
+        let console = LineConsole::of_session(log.clone());
         let program = self.templates.program();
         let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
         let mut backend = running.fork().start(program, console, setup)?;
-        let (database, user) = (&request.startup.database, &request.startup.user);
-        let ran = catch_unwind(AssertUnwindSafe(|| {
-            run_in_turn(&mut backend, |backend| backend.serve_forked(client, database, user))
-        }));
+        let ran =
+            catch_unwind(AssertUnwindSafe(|| run_in_turn(&mut backend, |backend| backend.serve_forked(client, whom))));
         if !matches!(&ran, Ok(Ok(_))) && !matches!(&ran, Ok(Err(error)) if error.is::<Crashed>()) {
             tracing::error!("a session has crashed, its cluster is started again");
             running.tell(Event::Crashed);

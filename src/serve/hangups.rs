@@ -1,9 +1,13 @@
 //! Clients that hang up while nobody reads from them: their sessions compute, or sleep.
+//!
+//! A client that sends no more may still read: it gets the results of what it has sent before. It has hung up when the
+//! kernel says so: at once for a unix socket; for TCP when its machine has answered with a reset or does not answer any
+//! more. A TCP client on this machine has also hung up when no program holds its end of the connection any more.
 
 use std::{
     collections::HashMap,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -15,17 +19,30 @@ use rustix::{
     event::{Timespec, epoll},
 };
 
-use crate::{cancel::Interrupt, connection::Control};
+use super::tcp_table::TcpTable;
+use crate::{
+    cancel::Interrupt,
+    connection::Control,
+    guest::client::{Client, Endpoints},
+    socket::SocketClient,
+};
 
 /// How long a session may take to notice by itself that its client has hung up: one that reads does at once, and what
-/// the client has sent before it may still come to its end.
+/// the client has sent before it may still come to its end. A client that still reads is looked at again after as long.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// The connections whose clients have not hung up yet.
 pub(super) struct Hangups {
     epoll: OwnedFd,
     /// By the connection's number; a connection is entered before its thread starts.
-    connections: Mutex<HashMap<u32, Option<Control>>>,
+    connections: Mutex<HashMap<u32, Option<Watched>>>,
+}
+
+/// A connection that has started.
+#[derive(Clone)]
+struct Watched {
+    client: SocketClient,
+    control: Control,
 }
 
 impl Hangups {
@@ -50,16 +67,17 @@ impl Hangups {
         self.connections.lock().insert(id, None);
     }
 
-    /// It has started, with that socket, unless it has ended already.
+    /// It has started, with that client, unless it has ended already.
     ///
     /// # Errors
     /// When the system cannot watch one more.
-    pub(super) fn add(&self, id: u32, socket: impl AsFd, control: &Control) -> io::Result<()> {
+    pub(super) fn add(&self, id: u32, client: SocketClient, control: Control) -> io::Result<()> {
         let mut connections = self.connections.lock();
         let Some(entry) = connections.get_mut(&id) else { return Ok(()) };
-        *entry = Some(control.clone());
         let (data, flags) = (epoll::EventData::new_u64(id.into()), epoll::EventFlags::RDHUP);
-        Ok(epoll::add(&self.epoll, socket, data, flags | epoll::EventFlags::ONESHOT)?)
+        epoll::add(&self.epoll, &client, data, flags | epoll::EventFlags::ONESHOT)?;
+        *entry = Some(Watched { client, control });
+        Ok(())
     }
 
     /// A connection has ended. Its socket leaves the system's list when it is closed.
@@ -68,11 +86,11 @@ impl Hangups {
     }
 
     fn run(&self) -> io::Result<()> {
-        // Who has hung up, and when that is to be told, in that order.
-        let mut hung_up: Vec<(Instant, u32)> = Vec::new();
+        // Whose stream has ended, and when it is to be looked at, in that order.
+        let mut ended: Vec<(Instant, u32)> = Vec::new();
         let mut events = Vec::with_capacity(64);
         loop {
-            let next = hung_up.first().map(|(due, _)| due.saturating_duration_since(Instant::now()));
+            let next = ended.first().map(|(due, _)| due.saturating_duration_since(Instant::now()));
             let timeout = next.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
             events.clear();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
@@ -80,15 +98,37 @@ impl Hangups {
                 Err(error) => return Err(error.into()),
             }
             let now = Instant::now();
-            let ids = events.iter().filter_map(|event| u32::try_from(event.data.u64()).ok());
-            hung_up.extend(ids.map(|id| (now + GRACE, id)));
-            let due = hung_up.partition_point(|(due, _)| *due <= now);
-            for (_, id) in hung_up.drain(..due) {
-                let control = self.connections.lock().get(&id).cloned().flatten();
-                if let Some(control) = control {
-                    control.interrupt(Interrupt::ClientGone);
+            for id in events.iter().filter_map(|event| u32::try_from(event.data.u64()).ok()) {
+                if let Some(Some(watched)) = self.connections.lock().get(&id) {
+                    watched.client.probe();
                 }
+                ended.push((now + GRACE, id));
+            }
+            let due = ended.partition_point(|(due, _)| *due <= now);
+            let due: Vec<u32> = ended.drain(..due).map(|(_, id)| id).collect();
+            ended.extend(self.still_reading(&due).map(|id| (now + GRACE, id)));
+        }
+    }
+
+    /// Interrupts the sessions of those of `ids` that have hung up; the others.
+    fn still_reading(&self, ids: &[u32]) -> impl Iterator<Item = u32> {
+        let watched: Vec<(u32, Watched)> = {
+            let connections = self.connections.lock();
+            ids.iter().filter_map(|id| Some((*id, connections.get(id)?.clone()?))).collect()
+        };
+        let table = if watched.is_empty() { None } else { TcpTable::read().ok() };
+        let is_abandoned = |endpoints: Endpoints| match (&table, endpoints.peer, endpoints.local) {
+            (Some(table), Some(peer), Some(local)) => table.is_abandoned(peer, local),
+            _ => false,
+        };
+        let mut reading = Vec::new();
+        for (id, Watched { client, control }) in watched {
+            if client.has_hung_up() || is_abandoned(client.endpoints()) {
+                control.interrupt(Interrupt::ClientGone);
+            } else {
+                reading.push(id);
             }
         }
+        reading.into_iter()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     os::unix::{
         fs::{FileTypeExt, MetadataExt},
         net::{UnixListener, UnixStream},
@@ -11,6 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 
 use crate::socket::SocketClient;
 
@@ -19,10 +23,13 @@ const SOCKET_PREFIX: &str = ".s.PGSQL.";
 /// The port number that libpq expects if it is told none.
 const DEFAULT_PORT: &str = "5432";
 
+/// How often a free port is looked for that is free on all addresses of a name.
+const ATTEMPTS: usize = 20;
+
 /// What clients connect to.
 pub(super) enum Listener {
-    /// A TCP port.
-    Tcp(TcpListener, SocketAddr),
+    /// The same TCP port of one or more addresses; the sockets are non-blocking.
+    Tcp(Vec<(TcpListener, SocketAddr)>),
     /// A unix socket.
     Unix(UnixListener, SocketFile),
 }
@@ -35,8 +42,8 @@ pub(super) struct SocketFile {
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT` or `unix:PATH`; a directory as the path means `.s.PGSQL.5432` in it, where
-    /// libpq looks.
+    /// Listens on `HOST:PORT`, on all addresses of that host, or on `unix:PATH`; a directory as the path means
+    /// `.s.PGSQL.5432` in it, where libpq looks.
     pub(super) fn bind(listen: &str) -> anyhow::Result<Self> {
         match listen.strip_prefix("unix:") {
             Some(path) => Self::bind_unix(Path::new(path)),
@@ -45,11 +52,17 @@ impl Listener {
     }
 
     fn bind_tcp(listen: &str) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(listen).with_context(|| {
+        let mut addresses = Vec::new();
+        let resolved = listen.to_socket_addrs().map(|resolved| {
+            for address in resolved {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        });
+        resolved.and_then(|()| bind_all(&addresses)).map(Self::Tcp).with_context(|| {
             format!("cannot listen on {listen:?}: give --listen HOST:PORT (port 0 for any free one) or unix:PATH")
-        })?;
-        let address = listener.local_addr().context("the listening socket has no address")?;
-        Ok(Self::Tcp(listener, address))
+        })
     }
 
     fn bind_unix(path: &Path) -> anyhow::Result<Self> {
@@ -75,23 +88,28 @@ impl Listener {
     /// Waits for a client.
     pub(super) fn accept(&self) -> io::Result<SocketClient> {
         match self {
-            Self::Tcp(listener, _) => SocketClient::tcp(listener.accept()?.0),
+            Self::Tcp(listeners) => {
+                let (stream, peer) = accept_any(listeners)?;
+                SocketClient::tcp(stream, peer)
+            }
             Self::Unix(listener, _) => SocketClient::unix(listener.accept()?.0),
         }
     }
 
-    /// The IP address listened on, if it is one.
-    pub(super) fn ip(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp(_, address) => Some(address.ip()),
-            Self::Unix(..) => None,
-        }
+    /// The IP addresses listened on.
+    pub(super) fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        let listeners = match self {
+            Self::Tcp(listeners) => listeners.as_slice(),
+            Self::Unix(..) => &[],
+        };
+        listeners.iter().map(|(_, address)| address.ip())
     }
 
     /// The URL for clients on this machine.
     pub(super) fn url(&self) -> String {
         match self {
-            Self::Tcp(_, address) => tcp_url(*address),
+            // The first address that the host's name stands for.
+            Self::Tcp(listeners) => listeners.first().map(|(_, address)| tcp_url(*address)).unwrap_or_default(),
             Self::Unix(_, file) => unix_url(&file.path),
         }
     }
@@ -103,6 +121,68 @@ impl Listener {
             && let Err(error) = fs::remove_file(&file.path)
         {
             tracing::warn!(path = %file.path.display(), %error, "the socket file was not removed");
+        }
+    }
+}
+
+/// Listens on all of `addresses`, on the same port of each.
+fn bind_all(addresses: &[SocketAddr]) -> io::Result<Vec<(TcpListener, SocketAddr)>> {
+    let is_any_port = addresses.iter().any(|address| address.port() == 0);
+    let mut attempts = if is_any_port { ATTEMPTS } else { 1 };
+    loop {
+        attempts -= 1;
+        match bind_once(addresses) {
+            // The port that was free on the first address is taken on another one.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
+            result => return result,
+        }
+    }
+}
+
+fn bind_once(addresses: &[SocketAddr]) -> io::Result<Vec<(TcpListener, SocketAddr)>> {
+    let mut listeners: Vec<(TcpListener, SocketAddr)> = Vec::new();
+    let mut unavailable = None;
+    for &address in addresses {
+        let mut address = address;
+        if let (0, Some((_, first))) = (address.port(), listeners.first()) {
+            address.set_port(first.port());
+        }
+        match TcpListener::bind(address) {
+            Ok(listener) => {
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?;
+                listeners.push((listener, address));
+            }
+            // localhost may be ::1 also on a machine without IPv6.
+            Err(error) if is_unavailable(&error) => unavailable = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match unavailable {
+        Some(error) if listeners.is_empty() => Err(error),
+        _ => Ok(listeners),
+    }
+}
+
+/// Whether this machine has no such address, or no such kind of addresses.
+fn is_unavailable(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT))
+}
+
+/// Waits for a client of any of them.
+fn accept_any(listeners: &[(TcpListener, SocketAddr)]) -> io::Result<(TcpStream, SocketAddr)> {
+    loop {
+        let mut files: Vec<_> = listeners.iter().map(|(listener, _)| PollFd::new(listener, PollFlags::IN)).collect();
+        match poll(&mut files, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for (listener, _) in listeners {
+            match listener.accept() {
+                // Another one's, or gone again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
         }
     }
 }
@@ -155,4 +235,46 @@ fn percent_encode(path: &Path) -> String {
         _ => format!("%{byte:02X}"),
     };
     path.as_os_str().as_encoded_bytes().iter().map(encode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any_port(ip: &str) -> SocketAddr {
+        SocketAddr::new(ip.parse().expect("an address"), 0)
+    }
+
+    #[test]
+    fn all_addresses_of_a_name_get_the_same_port() {
+        let ips = ["127.0.0.1", "127.0.0.2", "::1"].map(any_port);
+        let available: Vec<_> = ips.into_iter().filter(|address| TcpListener::bind(address).is_ok()).collect();
+        // A kernel without IPv6 has no third.
+        assert!(available.len() >= 2, "{available:?}");
+        let listeners = bind_all(&ips).expect("ports");
+        let ports: Vec<_> = listeners.iter().map(|(_, address)| address.port()).collect();
+        assert_eq!(ports, vec![ports[0]; available.len()]);
+        for (_, address) in &listeners {
+            let client = TcpStream::connect(address).expect("it listens");
+            let (_, peer) = accept_any(&listeners).expect("a client");
+            assert_eq!(client.local_addr().expect("its address"), peer);
+        }
+    }
+
+    #[test]
+    fn an_address_that_this_machine_has_not_is_passed_over_unless_it_is_the_only_one() {
+        // For documentation (RFC 5737), so nobody has it.
+        let foreign = any_port("203.0.113.77");
+        assert_eq!(bind_all(&[foreign, any_port("127.0.0.1")]).expect("a port").len(), 1);
+        let error = bind_all(&[foreign]).expect_err("there is nothing to listen on");
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+
+    #[test]
+    fn an_address_on_which_the_port_is_taken_is_an_error_though_others_are_free() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = taken.local_addr().expect("its address").port();
+        let addresses = ["127.0.0.2", "127.0.0.1"].map(|ip| SocketAddr::new(any_port(ip).ip(), port));
+        assert_eq!(bind_all(&addresses).expect_err("it is taken").kind(), io::ErrorKind::AddrInUse);
+    }
 }

@@ -1,6 +1,7 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::error_response::Severity;
 
 /// A packet with its length word in front.
 fn packet(code: u32, rest: &[u8]) -> Vec<u8> {
@@ -83,15 +84,20 @@ fn each_encryption_is_refused_once_in_either_order_and_a_second_request_is_an_un
 }
 
 #[test]
-fn a_cancel_request_has_a_key_of_4_to_256_bytes() {
-    for length in [4, 32, 256] {
+fn a_cancel_request_has_a_key_of_1_to_256_bytes() {
+    for length in [1, 4, 32, 256] {
         let request = packet(CANCEL_REQUEST, &[&(-7_i32).to_be_bytes()[..], &vec![9; length]].concat());
         let expected = CancelRequest { process_id: -7, secret_key: vec![9; length] };
         assert_eq!(first(&request), Ok(Step::Cancel(expected)));
     }
-    for length in [0, 3, 4 + 3, 4 + 257] {
+    for (length, error) in [
+        (0, StartupError::InvalidCancelLength),
+        (3, StartupError::InvalidCancelLength),
+        (4, StartupError::InvalidCancelKeyLength),
+        (4 + 257, StartupError::InvalidCancelKeyLength),
+    ] {
         let request = packet(CANCEL_REQUEST, &vec![9; length]);
-        assert_eq!(first(&request), Err(StartupError::InvalidCancelLength));
+        assert_eq!(first(&request), Err(error));
     }
 }
 
@@ -109,6 +115,35 @@ fn lengths_outside_the_limits_are_refused_after_four_bytes() {
 fn the_terminator_has_to_be_the_last_byte() {
     for parameters in [&b""[..], b"user\0u\0", b"user\0u", b"user\0", b"user\0u\0\0more", b"user\0u\0\0\0"] {
         assert_eq!(first(&packet(version(3, 0), parameters)), Err(StartupError::InvalidLayout), "{parameters:?}");
+    }
+}
+
+#[test]
+fn a_client_is_told_only_what_is_wrong_with_a_packet_that_is_one() {
+    for error in [
+        StartupError::InvalidLength,
+        StartupError::Incomplete,
+        StartupError::InvalidCancelLength,
+        StartupError::InvalidCancelKeyLength,
+    ] {
+        assert_eq!((error.to_response().severity, error.to_response().code), (Severity::Log, "08P01"), "{error}");
+    }
+    let unsupported = StartupError::UnsupportedProtocol { major: 2, minor: 0 };
+    for error in [StartupError::InvalidLayout, unsupported, StartupError::NoUser] {
+        assert_eq!(error.to_response().severity, Severity::Fatal, "{error}");
+    }
+}
+
+#[test]
+fn a_client_may_leave_before_a_packet_but_not_in_the_middle_of_one() {
+    let mut negotiation = Negotiation::default();
+    assert_eq!(negotiation.left_after(b""), None);
+    for begun in [&b"\0"[..], b"\0\0\0", b"\0\0\0\x09", b"\0\0\0\x09\0\x03"] {
+        assert_eq!(negotiation.left_after(begun), Some(StartupError::Incomplete), "{begun:?}");
+    }
+    assert_eq!(negotiation.accept(&packet(SSL_REQUEST, b"")), Ok(Step::RefuseEncryption));
+    for (begun, meaning) in [(&b""[..], None), (b"\0\0", None), (b"\0\0\0\x09", Some(StartupError::Incomplete))] {
+        assert_eq!(negotiation.left_after(begun), meaning, "{begun:?}");
     }
 }
 

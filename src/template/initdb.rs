@@ -9,7 +9,7 @@ use wasmtime::{InstancePre, Ref, Store};
 use crate::{
     artefact::{Artefact, EXTENSIONS},
     backend::{Backend, EXECUTABLE},
-    fs::{At, Files, FrozenTree, OpenFlags, Silent, Tree, unpack_extension},
+    fs::{At, Errno, Files, FrozenTree, OpenFlags, Silent, Tree, unpack_extension},
     guest::{Commands, Exports, Guest, Setup, call},
     log::LogSink,
     program::Program,
@@ -30,12 +30,19 @@ const ARGUMENTS: &[&str] = &[
     "--no-instructions",
 ];
 
+/// What a new cluster's `pg_hba.conf` has besides the lines that initdb writes for the loopback addresses.
+const ANY_ADDRESS: &str = "\
+# Whoever can connect to the program is let in; see --listen.\n\
+host    all             all             all                     trust\n";
+
 /// The directory in the guest's files that PostgreSQL is installed in.
 const PREFIX: &str = "/pglite";
 
 /// The configuration that `initdb` writes, and settings in it that are given on the command line of every cluster.
 const CONFIGURATION: &str = "/pglite/data/postgresql.conf";
 const BY_OPTION: [&str; 2] = ["max_connections =", "shared_buffers ="];
+/// Who may connect to the cluster, from where.
+const HBA_FILE: &str = "/pglite/data/pg_hba.conf";
 
 /// Files that stand in for the pipes of `popen`, which PGlite's bundle has for this purpose.
 const FROM_BACKEND: &str = "/pglite/pgstdout";
@@ -68,6 +75,7 @@ pub(super) fn make_cluster(
         rewrite(&tree, file, |_| String::new())?;
     }
     rewrite(&tree, CONFIGURATION, leave_to_options)?;
+    rewrite(&tree, HBA_FILE, |rules| format!("{rules}{ANY_ADDRESS}"))?;
     Ok(tree.lock().freeze())
 }
 
@@ -164,15 +172,15 @@ impl Commands for BackendRunner {
         }
     }
 
-    fn read_from(&mut self, command: &str) -> Option<String> {
-        let words = words(command)?;
+    fn read_from(&mut self, command: &str) -> Result<String, Errno> {
+        let words = words(command).ok_or(Errno::EINVAL)?;
         self.on_close = Pending::Status(self.run_or_log(&words));
-        Some(FROM_BACKEND.to_owned())
+        Ok(FROM_BACKEND.to_owned())
     }
 
-    fn write_to(&mut self, command: &str) -> Option<String> {
-        self.on_close = Pending::Run(words(command)?);
-        Some(TO_BACKEND.to_owned())
+    fn write_to(&mut self, command: &str) -> Result<String, Errno> {
+        self.on_close = Pending::Run(words(command).ok_or(Errno::EINVAL)?);
+        Ok(TO_BACKEND.to_owned())
     }
 
     fn close(&mut self) -> i32 {

@@ -38,7 +38,8 @@ impl Server {
 
     /// Starts one with these arguments.
     pub fn with(arguments: &[&str]) -> Self {
-        let mut program = Program::spawn(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
+        let anywhere: &[&str] = if arguments.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
+        let mut program = Program::spawn(&[&["serve"], anywhere, arguments].concat());
         let url = program.first_line();
         let address = url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
         let address = address.unwrap_or_else(|| panic!("no URL: {url:?} {:?}", program.wait_for_stderr())).to_owned();

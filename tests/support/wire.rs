@@ -2,6 +2,17 @@
 
 use std::collections::HashMap;
 
+/// What strangers to the protocol send first, and what the log says of it.
+pub const STRANGERS: [(&[u8], &str); 5] = [
+    (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "invalid length of startup packet"),
+    // The beginning of a TLS ClientHello.
+    (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", "invalid length of startup packet"),
+    // A driver that ends a connection before it has begun sends Terminate.
+    (b"X\0\0\0\x04", "invalid length of startup packet"),
+    (b"\0\0\0\x0b\x04\xd2\x16\x2e\0\0\0", "invalid length of cancel request packet"),
+    (b"\0\0\0\x0c\x04\xd2\x16\x2e\0\0\0\x01", "invalid length of cancel key in cancel request packet"),
+];
+
 /// A startup packet of any version or request code.
 pub fn packet(code: u32, rest: &[u8]) -> Vec<u8> {
     let length = u32::try_from(8 + rest.len()).expect("a short packet");

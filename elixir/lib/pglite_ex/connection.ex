@@ -64,7 +64,7 @@ defmodule PgliteEx.Connection do
   def handle_cast({:serve, socket}, state) do
     state = %{state | socket: socket}
 
-    case Channel.open(state.wasm_port) do
+    case Channel.open(state.wasm_port, addresses(socket)) do
       {:ok, channel} ->
         metadata = Map.merge(state.metadata, %{id: channel.id, peer: peer(socket)})
         state = %{state | channel: channel, metadata: metadata}
@@ -188,6 +188,20 @@ defmodule PgliteEx.Connection do
 
     [?E, <<IO.iodata_length(fields) + 4::32>> | fields]
   end
+
+  # Where the client is, for its session; nothing is told of a unix socket.
+  defp addresses(socket) do
+    address("peer", :inet.peername(socket)) ++ address("local", :inet.sockname(socket))
+  end
+
+  defp address(which, {:ok, {ip, port}}) when is_tuple(ip) do
+    [
+      {"#{which}_address", List.to_string(:inet.ntoa(ip))},
+      {"#{which}_port", Integer.to_string(port)}
+    ]
+  end
+
+  defp address(_which, _unix_or_closed), do: []
 
   defp peer(socket) do
     case :inet.peername(socket) do
