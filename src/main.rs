@@ -214,13 +214,13 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
                 log.line(&format!("malformed frame at byte {offset} of stdin: {error}"));
                 return Ok(ExitCode::from(2));
             }
-            return Ok(stop.status());
+            return Ok(stop.status(log));
         }
         Command::Serve { listen, clones, shared } => {
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
             let sessions = command_line.open_databases(clones, shared, &stop)?;
             serve::run(listen, sessions, mode, stop.asked(), print_url)?;
-            return Ok(stop.status());
+            return Ok(stop.status(log));
         }
         Command::Prepare { name, sql, database, user } => {
             let database = database.clone().unwrap_or_else(|| name.clone());

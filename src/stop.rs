@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
-use pglite_port::{connection::Sessions, databases::OnFailure};
+use pglite_port::{connection::Sessions, databases::OnFailure, log::OwnLog};
 use signal_hook::{consts::signal::SIGHUP, iterator::Signals};
 
 /// The exit status when the shared cluster has crashed and does not start again.
@@ -66,10 +66,10 @@ impl Stop {
         let _ = self.reloaded.set(sessions);
     }
 
-    /// The status of a program that has stopped; why, if it is not in order, goes to stderr.
-    pub(crate) fn status(&self) -> ExitCode {
+    /// The status of a program that has stopped; why, if it is not in order, goes to `log`.
+    pub(crate) fn status(&self, log: &OwnLog) -> ExitCode {
         let Some(error) = self.failure.lock().take() else { return ExitCode::SUCCESS };
-        eprintln!("pglite-port: {error:#}");
+        log.line(&format!("{error:#}"));
         ExitCode::from(CLUSTER_FAILED)
     }
 }

@@ -226,7 +226,7 @@ impl Server<'_, '_> {
     fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
         let signals: Vec<_> = self.caller.data().signals.take().collect();
         if signals.contains(&Signal::HUP) {
-            let reloaded = self.in_turn(|server| server.reload());
+            let reloaded = self.in_turn(Self::reload);
             if matches!(&reloaded, Err(error) if error.is::<Crashed>()) {
                 return Ok(Some(End::Crashed));
             }
@@ -288,8 +288,9 @@ impl Server<'_, '_> {
             }
             (State::ShuttingDown, Role::Checkpointer) => return Ok(Some(End::ShutDown)),
             (_, Role::Checkpointer) => bail!("the checkpointer has exited while the cluster was running"),
-            (State::Starting(_) | State::Running, Role::BackgroundWriter) => self.children.start(role)?,
-            (State::Running, Role::WalWriter) => self.children.start(role)?,
+            (State::Starting(_) | State::Running, Role::BackgroundWriter) | (State::Running, Role::WalWriter) => {
+                self.children.start(role)?;
+            }
             (State::Running, Role::AutovacuumLauncher) => self.launch_autovacuum(false)?,
             _ => {}
         }
