@@ -39,7 +39,7 @@ fn use_and_wait(server: &Server, client: &mut Client, used: u64, sql: &str) -> V
     let before = memory(server);
     let answer = rows(client, sql);
     let most = process::bytes(&format!("/proc/{}/status", server.program.id()), "VmHWM");
-    assert!(most > before + used, "{:.60} used less", sql);
+    assert!(most > before + used, "{sql:.60} used less");
     wait_for_memory(server, before + used / 10);
     answer
 }

@@ -134,8 +134,7 @@ impl Slab {
 }
 
 struct Slabs {
-    /// By their addresses.
-    slabs: BTreeMap<usize, Slab>,
+    by_address: BTreeMap<usize, Slab>,
     /// The addresses of those with free slots.
     with_room: BTreeSet<usize>,
     /// Slots that were freed last, which their slabs do not know yet.
@@ -144,7 +143,7 @@ struct Slabs {
 
 impl Slabs {
     const fn new() -> Self {
-        Self { slabs: BTreeMap::new(), with_room: BTreeSet::new(), recent: Vec::new() }
+        Self { by_address: BTreeMap::new(), with_room: BTreeSet::new(), recent: Vec::new() }
     }
 
     fn take(&mut self) -> Slot {
@@ -153,7 +152,7 @@ impl Slabs {
         }
         loop {
             let address = self.with_room.first().copied().unwrap_or_else(|| self.add(Slab::map()));
-            let Some(slab) = self.slabs.get_mut(&address) else { continue };
+            let Some(slab) = self.by_address.get_mut(&address) else { continue };
             let slot = slab.take();
             if slab.is_full() {
                 self.with_room.remove(&address);
@@ -166,7 +165,7 @@ impl Slabs {
 
     fn add(&mut self, slab: Slab) -> usize {
         let address = slab.first.address();
-        self.slabs.insert(address, slab);
+        self.by_address.insert(address, slab);
         self.with_room.insert(address);
         address
     }
@@ -174,13 +173,13 @@ impl Slabs {
     /// Takes free slots back, and unmaps the slabs that have no others.
     fn put_back(&mut self, slots: &[Slot]) {
         for slot in slots {
-            let Some((&address, slab)) = self.slabs.range_mut(..=slot.address()).next_back() else { continue };
+            let Some((&address, slab)) = self.by_address.range_mut(..=slot.address()).next_back() else { continue };
             slab.put_back(slot);
             self.with_room.insert(address);
             // SAFETY: no slot of the slab is anybody's.
             if slab.is_empty() && unsafe { munmap(slab.first.0.as_ptr().cast(), SLAB) }.is_ok() {
                 self.with_room.remove(&address);
-                self.slabs.remove(&address);
+                self.by_address.remove(&address);
             }
         }
     }
@@ -228,7 +227,7 @@ mod tests {
             pages.read_exact_at(&mut word, (address / page_size()) as u64 * 8).unwrap();
             u64::from_le_bytes(word) >> 63 == 1
         };
-        let starts = slabs.lock().slabs.keys().copied().collect::<Vec<_>>();
+        let starts = slabs.lock().by_address.keys().copied().collect::<Vec<_>>();
         let pages = starts.iter().flat_map(|start| (*start..start + SLAB).step_by(page_size()));
         pages.filter(|page| is_present(*page)).count() * page_size()
     }
@@ -248,7 +247,7 @@ mod tests {
         for _ in 0..4 {
             let addresses: HashSet<_> = slots.iter().map(Slot::address).collect();
             assert!(addresses.len() == 3 * SLOTS && addresses.iter().all(|address| address % CHUNK == 0));
-            assert_eq!(slabs.lock().slabs.len(), 3);
+            assert_eq!(slabs.lock().by_address.len(), 3);
             // Every other one, so that no slab becomes empty.
             let (kept, freed): (Vec<_>, Vec<_>) = slots.into_iter().enumerate().partition(|(at, _)| at % 2 == 0);
             let count = freed.len();
@@ -266,7 +265,7 @@ mod tests {
         freed.into_iter().for_each(|(_, slot)| free(&slabs, slot));
         let there = present(&slabs);
         assert!((2 * SLAB..2 * SLAB + RECENT * CHUNK).contains(&there), "{there} bytes for {} chunks", kept.len());
-        assert_eq!(slabs.lock().slabs.len(), 8, "each has chunks that are used");
+        assert_eq!(slabs.lock().by_address.len(), 8, "each has chunks that are used");
         kept.iter().for_each(|(_, slot)| {
             // SAFETY: the slot is the test's.
             assert!(unsafe { slot.0.read() } == [1; CHUNK]);
@@ -274,7 +273,7 @@ mod tests {
         kept.into_iter().for_each(|(_, slot)| free(&slabs, slot));
         // As many more as make the last ones go, too.
         fill(&slabs, RECENT).into_iter().for_each(|slot| free(&slabs, slot));
-        assert!(slabs.lock().slabs.len() <= 1, "slabs without chunks are gone");
+        assert!(slabs.lock().by_address.len() <= 1, "slabs without chunks are gone");
     }
 
     #[test]
