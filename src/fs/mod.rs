@@ -28,7 +28,7 @@ mod pipe;
 mod store;
 mod tree;
 
-pub use bundle::{BundleError, open_bundle, unpack_extension};
+pub use bundle::{BundleError, open_bundle, put_file, unpack_extension};
 pub use descriptors::{MAX_DESCRIPTORS, OpenFlags};
 pub use device::{Console, Device, Silent, Stream};
 pub use errno::Errno;

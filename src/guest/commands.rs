@@ -20,6 +20,11 @@ pub(crate) trait Commands: Send {
     fn close(&mut self) -> i32;
 }
 
+/// Where the output of `locale -a` is in the guest's files.
+pub(crate) const LOCALES_FILE: &str = "/pglite/locale-a";
+/// What it is, in place of that in PGlite's bundle: the locales that there are.
+pub(crate) const LOCALES: &str = "C\nC.utf8\nPOSIX\n";
+
 /// The backend's own commands.
 pub(crate) struct BackendCommands;
 
@@ -30,9 +35,9 @@ impl Commands for BackendCommands {
     }
 
     fn read_from(&mut self, command: &str) -> Option<String> {
-        // pg_import_system_collations (src/backend/commands/collationcmds.c); PGlite's bundle has the answer as a file.
+        // pg_import_system_collations (src/backend/commands/collationcmds.c)
         if command.starts_with("locale -a") {
-            return Some("/pglite/locale-a".to_owned());
+            return Some(LOCALES_FILE.to_owned());
         }
         tracing::warn!("PostgreSQL wanted to read from {command:?}; there are no programs to run");
         None

@@ -9,28 +9,51 @@ const ERROR: i32 = 21;
 
 /// Raises an SQL error with that SQLSTATE and message: the exception that it throws is the error returned, and has to be passed on.
 pub(super) fn error(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Error {
-    match raise(store, sqlstate, message) {
+    error_with_hint(store, sqlstate, message, None)
+}
+
+/// As [`error`], with a hint for the user.
+pub(super) fn error_with_hint(
+    store: &mut impl AsContextMut<Data = Guest>,
+    sqlstate: &str,
+    message: &str,
+    hint: Option<&str>,
+) -> wasmtime::Error {
+    match raise(store, sqlstate, message, hint) {
         Err(thrown) => thrown,
         Ok(()) => wasmtime::format_err!("errfinish returned after an error ({sqlstate}: {message})"),
     }
 }
 
-fn raise(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Result<()> {
+fn raise(
+    store: &mut impl AsContextMut<Data = Guest>,
+    sqlstate: &str,
+    message: &str,
+    hint: Option<&str>,
+) -> wasmtime::Result<()> {
     let instance = store.as_context().data().exports()?.instance;
     let start = instance.get_typed_func::<(i32, u32), i32>(&mut *store, "errstart")?;
     let code = instance.get_typed_func::<i32, i32>(&mut *store, "errcode")?;
     let text = instance.get_typed_func::<(u32, u32), i32>(&mut *store, "errmsg_internal")?;
     let finish = instance.get_typed_func::<(u32, i32, u32), ()>(&mut *store, "errfinish")?;
-    // The message is a format; it has no arguments.
-    let format = message.replace('\0', "").replace('%', "%%");
     // Unwinding restores the guest's stack pointer.
-    let address = call::push_string(store, format.as_bytes())?;
+    let address = push_format(store, message)?;
     if start.call(&mut *store, (ERROR, 0))? == 0 {
         bail!("PostgreSQL ignored an error ({sqlstate}: {message})");
     }
     code.call(&mut *store, encode(sqlstate))?;
     text.call(&mut *store, (address, 0))?;
+    if let Some(hint) = hint {
+        let errhint = instance.get_typed_func::<(u32, u32), i32>(&mut *store, "errhint")?;
+        let address = push_format(store, hint)?;
+        errhint.call(&mut *store, (address, 0))?;
+    }
     finish.call(&mut *store, (0, 0, 0))
+}
+
+/// A format without arguments that says `text`, on the guest's stack.
+fn push_format(store: &mut impl AsContextMut<Data = Guest>, text: &str) -> wasmtime::Result<u32> {
+    call::push_string(store, text.replace('\0', "").replace('%', "%%").as_bytes())
 }
 
 /// `MAKE_SQLSTATE` (`src/include/utils/elog.h`): six bits a character, the first lowest.
