@@ -24,6 +24,7 @@ use crate::{
     cache::{Cache, Lock},
     engine::{on_wasm_stack, spinner},
     fs::{Console, FrozenTree, Tree, open_bundle},
+    icu::IcuData,
     log::LogSink,
     program::Program,
 };
@@ -36,6 +37,7 @@ const SOURCE: &str = concat!(
     include_str!("../artefact/extensions.rs"),
     include_str!("../backend/registers.rs"),
     include_str!("../fs/files/mod.rs"),
+    include_str!("../guest/commands.rs"),
     include_str!("../guest/dylink/mod.rs"),
     include_str!("../image.rs"),
     include_str!("initdb.rs"),
@@ -47,6 +49,7 @@ const SOURCE: &str = concat!(
 pub struct Templates {
     program: Arc<Program>,
     artefact: Artefact,
+    icu: IcuData,
     cache: Cache,
     shelf: Shelf,
     log: LogSink,
@@ -85,18 +88,25 @@ pub(crate) enum TemplateError {
 }
 
 impl Templates {
-    /// The templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found). A clone of each template in use is
-    /// kept ready `warm` times.
+    /// The templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found), with ICU's data in `icu`
+    /// (if any) besides those that are made here. A clone of each template in use is kept ready `warm` times.
     ///
     /// # Errors
-    /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
-    pub fn open(pglite: Option<&Path>, cache: Option<&Path>, warm: usize, log: LogSink) -> anyhow::Result<Self> {
+    /// When the artefact or ICU's data are missing or foreign, or the cache cannot be used; the message says what to do.
+    pub fn open(
+        pglite: Option<&Path>,
+        cache: Option<&Path>,
+        icu: Option<&Path>,
+        warm: usize,
+        log: LogSink,
+    ) -> anyhow::Result<Self> {
+        let icu = IcuData::open(icu)?;
         let cache = Cache::open(cache)?;
         let artefact = Artefact::find(pglite, &cache)?;
         let program = Arc::new(Program::load(&artefact, &cache)?);
         let pool = Pool::new(program.clone(), warm)?;
         let shelf = Shelf::of(&cache)?;
-        Ok(Self { program, artefact, cache, shelf, log, pool, in_use: Mutex::default() })
+        Ok(Self { program, artefact, icu, cache, shelf, log, pool, in_use: Mutex::default() })
     }
 
     pub(crate) fn program(&self) -> &Arc<Program> {
@@ -261,7 +271,8 @@ impl Templates {
         }
         let progress = spinner("running initdb (once)");
         let bundle = open_bundle(&self.artefact.path(PGLITE_DATA), &self.artefact.path(PGLITE_JS))?;
-        let cluster = on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log))??;
+        let cluster =
+            on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, &self.icu, bundle, &self.log))??;
         self.cache.publish_directory(&lock, |directory| Ok(cluster.write_to(directory)?))?;
         progress.finish_and_clear();
         Ok(FrozenTree::open(&directory)?)
@@ -274,6 +285,7 @@ impl Templates {
             env!("CARGO_PKG_VERSION").as_bytes(),
             START_PARAMETERS.join(" ").as_bytes(),
             BOOTSTRAP_USER.as_bytes(),
+            self.icu.digest(),
             SOURCE.as_bytes(),
         ])
     }

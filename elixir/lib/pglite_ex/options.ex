@@ -24,6 +24,8 @@ defmodule PgliteEx.Options do
     * `:executable` – the path of `pglite-port`. Default: see `PgliteEx.Executable`.
     * `:pglite_dir` – the directory of PGlite's files.
     * `:cache_dir` – where compiled code and templates are kept.
+    * `:icu_data` – ICU's data for languages with a collation of their own: a directory, or a
+      package such as `icudt76l.dat`.
     * `:log_level` – the least level of what the program writes to its standard error: `:error`,
       `:warn`, `:info`, `:debug` or `:trace`.
 
@@ -43,6 +45,7 @@ defmodule PgliteEx.Options do
             executable: nil,
             pglite_dir: nil,
             cache_dir: nil,
+            icu_data: nil,
             log_level: nil
 
   @type listen :: {:inet.ip_address(), :inet.port_number()} | {:local, Path.t()}
@@ -60,6 +63,7 @@ defmodule PgliteEx.Options do
           executable: nil | Path.t(),
           pglite_dir: nil | Path.t(),
           cache_dir: nil | Path.t(),
+          icu_data: nil | Path.t(),
           log_level: nil | :error | :warn | :info | :debug | :trace
         }
 
@@ -72,6 +76,7 @@ defmodule PgliteEx.Options do
     :executable,
     :pglite_dir,
     :cache_dir,
+    :icu_data,
     :log_level
   ]
 
@@ -169,7 +174,7 @@ defmodule PgliteEx.Options do
       else: refuse!(:settings, settings, "a keyword list of strings, numbers and booleans")
   end
 
-  defp validate!(key, path) when key in [:executable, :pglite_dir, :cache_dir] do
+  defp validate!(key, path) when key in [:executable, :pglite_dir, :cache_dir, :icu_data] do
     if is_binary(path) and path != "",
       do: Path.expand(path),
       else: refuse!(key, path, "a path as a string")

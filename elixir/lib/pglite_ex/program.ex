@@ -117,7 +117,8 @@ defmodule PgliteEx.Program do
       {"--max-connections", options.max_connections},
       {"--warm", options.warm},
       {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},
-      {"--cache-dir", options.cache_dir}
+      {"--cache-dir", options.cache_dir},
+      {"--icu-data", options.icu_data}
     ]
 
     settings = for {name, value} <- options.settings, do: {"--set", "#{name}=#{value}"}

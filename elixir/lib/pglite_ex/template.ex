@@ -67,7 +67,7 @@ defmodule PgliteEx.Template do
   defp build(options, name, key, fun) do
     workshop_options =
       options
-      |> Map.take([:executable, :pglite_dir, :cache_dir, :username, :log_level])
+      |> Map.take([:executable, :pglite_dir, :cache_dir, :icu_data, :username, :log_level])
       |> Keyword.new()
 
     with {:ok, workshop} <- PgliteEx.start_link(workshop_options) do
