@@ -14,8 +14,8 @@ defmodule PgliteEx.MixProject do
       # The binary is looked for after the modules, because the task that does it is one of them.
       compilers: Mix.compilers() ++ [:pglite_port],
       deps: [],
-      # Called when it is loaded.
-      xref: [exclude: [:telemetry]],
+      # Called when they are loaded.
+      xref: [exclude: [:telemetry, Telemetry.Metrics]],
       name: "PgliteEx",
       description: "PostgreSQL inside an OTP supervision tree: no Docker, no Node, no server",
       source_url: @source,

@@ -14,6 +14,8 @@ defmodule PgliteEx.Options do
       `.s.PGSQL.PORT`; a path that is not called so is taken as a directory and gets
       `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. There are no passwords: whoever
       reaches the socket is the superuser.
+    * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
+      `:infinity`; then its connection is closed. Default 60,000.
     * `:template` – in `:isolated` mode, the template that connections clone
       (see `PgliteEx.Template`).
     * `:warm` – how many clones of a template in use are kept ready in advance.
@@ -36,6 +38,7 @@ defmodule PgliteEx.Options do
             database: nil,
             username: "postgres",
             listen: nil,
+            send_timeout: 60_000,
             template: nil,
             warm: nil,
             max_connections: nil,
@@ -53,6 +56,7 @@ defmodule PgliteEx.Options do
           database: String.t(),
           username: String.t(),
           listen: listen,
+          send_timeout: pos_integer | :infinity,
           template: nil | String.t(),
           warm: nil | non_neg_integer,
           max_connections: nil | pos_integer,
@@ -154,6 +158,12 @@ defmodule PgliteEx.Options do
 
   defp validate!(:listen, listen),
     do: refuse!(:listen, listen, "{host, port} with a port of 0 to 65535, or {:local, path}")
+
+  defp validate!(:send_timeout, :infinity), do: :infinity
+  defp validate!(:send_timeout, ms) when is_integer(ms) and ms > 0, do: ms
+
+  defp validate!(:send_timeout, ms),
+    do: refuse!(:send_timeout, ms, "a number of milliseconds, 1 or more, or :infinity")
 
   defp validate!(:warm, count) when is_integer(count) and count >= 0, do: count
   defp validate!(:warm, count), do: refuse!(:warm, count, "a number of clones, 0 or more")
