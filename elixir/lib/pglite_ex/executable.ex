@@ -1,16 +1,15 @@
 defmodule PgliteEx.Executable do
-  @moduledoc """
-  Finds the program `pglite-port`, and says what to do when it is missing.
-
-  The places, in order:
-
-    1. the option `:executable`, or the environment variable `PGLITE_PORT`: when one of them is
-       given, no other place is looked at;
-    2. `priv/pglite-port` of this application, where `mix compile` and
-       `mix pglite_ex.install` put it;
-    3. `target/release` and `target/debug` of the checkout around this library, if there is one;
-    4. the directories of `PATH`.
-  """
+  @moduledoc false
+  # Finds the program `pglite-port`, and says what to do when it is missing.
+  #
+  # The places, in order:
+  #
+  #   1. the option `:executable`, or the environment variable `PGLITE_PORT`: when one of them is
+  #      given, no other place is looked at;
+  #   2. `priv/pglite-port` of this application, where `mix compile` and
+  #      `mix pglite_ex.install` put it;
+  #   3. `target/release` and `target/debug` of the checkout around this library, if there is one;
+  #   4. the directories of `PATH`.
 
   @name "pglite-port"
   @checkout Path.expand("../../..", __DIR__)
