@@ -45,24 +45,8 @@ defmodule PgliteEx.MixProject do
       ],
       groups_for_extras: [Guides: ~r{guides/}],
       groups_for_modules: [
-        "For tests": [PgliteEx.Template, PgliteEx.Case],
-        Observing: [PgliteEx.Telemetry],
-        Inside: [
-          PgliteEx.Server,
-          PgliteEx.Listener,
-          PgliteEx.Gate,
-          PgliteEx.SocketServer,
-          PgliteEx.Connection,
-          PgliteEx.RawConnection,
-          PgliteEx.Channel,
-          PgliteEx.ReadyForQuery,
-          PgliteEx.WasmPort,
-          PgliteEx.Program,
-          PgliteEx.Frame,
-          PgliteEx.Stderr,
-          PgliteEx.Executable,
-          PgliteEx.Options
-        ]
+        "For tests": [PgliteEx.Template, PgliteEx.Case, PgliteEx.Gate],
+        Observing: [PgliteEx.Telemetry]
       ]
     ]
   end

@@ -17,23 +17,24 @@ defmodule PgliteEx do
       {:ok, conn} = Postgrex.start_link(PgliteEx.connection_opts(server))
       Postgrex.query!(conn, "select version()", [])
 
-  When the VM goes, however it goes, Postgres goes with it.
+  The program ends with the VM, however the VM ends.
 
   ## Two modes
 
     * `:shared` (default): all connections are sessions of one database cluster, as with any
       PostgreSQL.
-    * `:isolated`: every connection gets a cluster of its own, cloned from a template; nobody
-      else sees it, and it is gone when the connection closes. A pool of ten connections sees
-      ten databases, so `connection_opts/2` asks for a pool of one.
+    * `:isolated`: every connection gets a cluster of its own, cloned from a template, which is gone
+      when the connection closes. A pool of ten connections sees ten databases, so
+      `connection_opts/2` sets the pool size to one.
 
   All options are described in `PgliteEx.Options`. Any number of servers can run beside each
-  other. A `server` below is the pid that `start_link/1` returned, or the server's `:name`.
+  other. A `server` below is the pid that `start_link/1` returned, or the server's `:name`, on the
+  node on which it runs.
 
   ## Without a socket
 
-  Those who bring an implementation of the Postgres protocol along can talk to a session as they
-  would to a port, by messages: `open/2`, `send/2`, `close/1`.
+  An implementation of the Postgres protocol can talk to a session by messages, as to a port:
+  `open/2`, `send/2`, `close/1`.
   """
 
   alias PgliteEx.{Channel, Connection, Error, Listener, Options, Parts, RawConnection}
@@ -77,9 +78,9 @@ defmodule PgliteEx do
   end
 
   @doc """
-  Stops a server that no supervisor is in charge of.
+  Stops a server that is not the child of a supervisor.
 
-  Clients are told that the server stops, and the program has gone when this returns.
+  Clients are told that the server stops, and the program has ended when this returns.
   """
   @spec stop(server) :: :ok
   def stop(server), do: Supervisor.stop(server)
@@ -144,7 +145,7 @@ defmodule PgliteEx do
   @doc """
   Waits until the server's program is ready, for at most `timeout` milliseconds.
 
-  It is when `start_link/1` returns. When the program ends later, the supervisor starts it anew, and
+  The program is ready when `start_link/1` returns. When the program ends later, the supervisor starts it anew, and
   connections and requests wait for it. The error's code is `"57P03"` when the deadline has passed; its
   message then says why the program ended last.
   """
@@ -154,7 +155,7 @@ defmodule PgliteEx do
   end
 
   @doc """
-  What the program says of itself now: numbers of connections, memory in bytes, …
+  Figures of the program: number of connections, memory in bytes, …
 
   Integers where the program reports numbers, strings otherwise.
 

@@ -2,11 +2,11 @@ defmodule PgliteEx.Gate do
   @moduledoc """
   A further listening socket of a running server, with connections of its own.
 
-  Whoever has clients that it did not write itself, but wants to know their connections from all
-  others, gives them a gate: `PgliteEx.Case` opens one for every test. It takes a fraction of a
-  millisecond, listens on a free port of the loopback interface, and ends with its
-  connections. `PgliteEx.connection_opts/2`, `PgliteEx.url/2` and `PgliteEx.address/1` take a
-  gate as they take a server.
+  A gate tells the connections of some clients from all others, without any change to the clients:
+  `PgliteEx.Case` opens one for every test. Opening takes a fraction of a millisecond. A gate listens
+  on a free port of the loopback interface, and its connections end with it.
+  `PgliteEx.connection_opts/2`, `PgliteEx.url/2` and `PgliteEx.address/1` take a gate as they take a
+  server.
   """
 
   use Supervisor

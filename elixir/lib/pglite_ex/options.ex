@@ -12,8 +12,8 @@ defmodule PgliteEx.Options do
     * `:listen` – `{host, port}`, where port 0 asks the system for a free one, or
       `{:local, path}` for a unix socket. libpq accepts only sockets called
       `.s.PGSQL.PORT`; a path that is not called so is taken as a directory and gets
-      `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. There are no passwords: whoever
-      reaches the socket is the superuser.
+      `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. There are no passwords: every client
+      that reaches the socket can be the superuser.
     * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
       `:infinity`; then its connection is closed. Default 60,000.
     * `:template` – in `:isolated` mode, the template that connections clone
@@ -23,7 +23,10 @@ defmodule PgliteEx.Options do
       SQLSTATE `53300`.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
       list: `[work_mem: "16MB", jit: "off"]`.
-    * `:executable` – the path of `pglite-port`. Default: see `PgliteEx.Executable`.
+    * `:executable` – the path of `pglite-port`. Default: the environment variable `PGLITE_PORT`, or
+      else the first of `priv/pglite-port` of this application, where `mix compile` and
+      `mix pglite_ex.install` put it; `target/release` and `target/debug` of the checkout around this
+      library; the directories of `PATH`.
     * `:pglite_dir` – the directory of PGlite's files.
     * `:cache_dir` – where compiled code and templates are kept.
     * `:log_level` – the least level of what the program writes to its standard error: `:error`,
@@ -81,9 +84,8 @@ defmodule PgliteEx.Options do
 
   @log_levels [:error, :warn, :info, :debug, :trace]
 
-  # `sun_path` of a unix socket's address holds 108 bytes on Linux, 104 on macOS and the BSDs,
-  # with a NUL at the end.
-  @longest_local_path 103
+  # `sun_path` of a unix socket's address holds 108 bytes, with a NUL at the end (unix(7)).
+  @longest_local_path 107
 
   @doc """
   Validates options and fills in the defaults.

@@ -12,9 +12,11 @@ defmodule PgliteEx.Telemetry do
 
   | event | measurements | metadata |
   | --- | --- | --- |
-  | `:start` | `monotonic_time`, `system_time` | `telemetry_span_context`: a reference, the same in all events of the span |
+  | `:start` | `monotonic_time`, `system_time` | `telemetry_span_context` |
   | `:stop` | `monotonic_time`, `duration` | that of `:start` |
   | `:exception` | `monotonic_time`, `duration` | that of `:start`; `kind`, `reason`, `stacktrace` |
+
+  `telemetry_span_context` is a reference, the same in all events of a span.
 
   Times are in native units (`System.convert_time_unit/3`), sizes in bytes. In the metadata, `server`
   is the option `:name` of the server, and `mode` its option `:mode`.
@@ -101,8 +103,8 @@ defmodule PgliteEx.Telemetry do
         {Telemetry.Metrics.ConsoleReporter, metrics: PgliteEx.Telemetry.metrics()}
       ]
 
-  They are distributions of how long the spans take, counters of failures, and sums of a
-  connection's bytes. Raises `RuntimeError` when the package `telemetry_metrics`, which is not a
+  They are summaries of the durations of spans, counters of failures, and sums of the bytes of
+  connections. Raises `RuntimeError` when the package `telemetry_metrics`, which is not a
   dependency of this library, is not there.
   """
   @spec metrics() :: [struct]
