@@ -3,8 +3,8 @@ defmodule PgliteEx.Channel do
   # One connection to the program as its owner process sees it: frames and the windows of both
   # directions, without a socket.
   #
-  # A plain value, kept in the owner's state. Whoever opens a channel owns it: the program's
-  # frames arrive in the owner's mailbox, and the connection is closed when the owner is gone.
+  # A plain value, kept in the state of its owner, the process that opened it. The program's frames
+  # arrive in the owner's mailbox, and the connection is closed when the owner ends.
   #
   #   * To the program: `send/2` writes as much as the program's window admits and keeps the rest,
   #     until more window arrives; `writable?/1` says whether anything is being kept. The owner
@@ -189,7 +189,7 @@ defmodule PgliteEx.Channel do
     push(%{channel | credit: channel.credit - size}, later)
   end
 
-  # Suspends this process, and nobody else, while the program does not read.
+  # Suspends this process, and no other, while the program does not read.
   defp write(channel, frame) do
     Port.command(channel.port, Frame.encode(frame))
     :ok

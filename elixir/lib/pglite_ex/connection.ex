@@ -5,7 +5,7 @@ defmodule PgliteEx.Connection do
   # The socket is read with `active: :once` and only while the channel takes more, so a client
   # that sends faster than Postgres reads is slowed down by TCP. A client that does not read holds
   # up this process in `:gen_tcp.send/2`, for as long as the option `:send_timeout` says, and through
-  # the window the session that serves it; nobody else, and with at most one window of bytes kept
+  # the window the session that serves it, but no other process. At most one window of bytes is kept
   # here.
   #
   # Nothing here parses the Postgres protocol. When the program is gone, or has refused the

@@ -77,7 +77,7 @@ defmodule PgliteEx.Executable do
     end
   end
 
-  # By anybody, as `System.find_executable/1` has it: whether by this user is seen at the start.
+  # Executable by some user, as in `System.find_executable/1`; a start shows whether by this one.
   defp executable?(path) do
     case File.stat(path) do
       {:ok, %{type: :regular, mode: mode}} -> Bitwise.band(mode, 0o111) != 0

@@ -89,7 +89,7 @@ defmodule PgliteEx.Listener do
     with {:ok, port} <- :inet.port(socket), do: {:ok, {host, port}}
   end
 
-  # A VM that was killed leaves its socket's file behind, and nobody answers there any more.
+  # A VM that was killed leaves the file of its socket behind; connections to it are refused.
   defp prepare_path({:local, path} = address) do
     with :ok <- File.mkdir_p(Path.dirname(path)) do
       case :gen_tcp.connect(address, 0, [:binary, active: false]) do

@@ -105,7 +105,7 @@ defmodule PgliteEx.RawConnection do
   end
 
   @impl GenServer
-  # Closed by its owner, or its owner is gone: nobody needs a message about it.
+  # Closed by its owner, or its owner has ended: no message is needed.
   def terminate(:normal, _state), do: :ok
 
   def terminate(reason, state) do
@@ -119,7 +119,7 @@ defmodule PgliteEx.RawConnection do
          {{:value, {from, bytes}}, senders} <- :queue.out(state.senders) do
       admit_next(%{state | channel: Channel.send(state.channel, bytes)}, from, senders)
     else
-      _nobody_or_no_window -> state
+      _no_sender_or_no_window -> state
     end
   end
 

@@ -1,6 +1,6 @@
 defmodule PgliteEx.Readiness do
   @moduledoc false
-  # Knows whether a server's program is ready for connections and requests, and tells those who wait.
+  # Tells waiting processes when a server's program is ready for connections and requests.
   #
   # The owner of the port reports that it starts its program, that the program is ready, and why it
   # failed. This process outlives it, so that a caller can wait while the program is restarted.

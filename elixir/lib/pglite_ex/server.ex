@@ -7,7 +7,7 @@ defmodule PgliteEx.Server do
   #   1. `PgliteEx.Parts`, the registry in which the others are found;
   #   2. `PgliteEx.Listener` owns the listening socket;
   #   3. `PgliteEx.Reporter` logs for the owner of the port;
-  #   4. `PgliteEx.Readiness` knows when the program is ready, and tells those who wait for it;
+  #   4. `PgliteEx.Readiness` tells waiting processes when the program is ready;
   #   5. `PgliteEx.Clients` supervises connections and the process that accepts them;
   #   6. `PgliteEx.WasmPort` owns the port and runs the program;
   #   7. one that is never there: its start waits until the program is ready for the first time.

@@ -2,8 +2,8 @@ defmodule PgliteEx.Workshop do
   @moduledoc false
   # Makes a template: runs the preparing function against a server of its own, and freezes its cluster.
   #
-  # Three processes, so that nothing that crashes takes the caller along, who may trap no exits: the
-  # caller monitors a keeper; the keeper traps exits, owns the server, and is linked to the worker; the
+  # The caller may trap no exits, and no crash may end it. So there are three processes: the caller
+  # monitors a keeper; the keeper traps exits, owns the server, and is linked to the worker; the
   # worker runs the function, and is what processes started by the function are linked to.
 
   alias PgliteEx.{Error, Options, ReadyForQuery, Server}
@@ -70,7 +70,7 @@ defmodule PgliteEx.Workshop do
 
     worker =
       spawn_link(fn ->
-        # As `Task` does, for those who look up what belongs to the process that asked for the work.
+        # As `Task` does: Ecto's sandbox and others look up the process that asked for the work.
         Process.put(:"$callers", callers)
 
         try do
