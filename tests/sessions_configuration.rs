@@ -99,7 +99,7 @@ fn the_parent_can_ask_for_the_configuration_to_be_read_again() {
         let mut port = Port::spawn(&[]);
         port.send_frame(Kind::Open, 1, &Options::new().with("mode", mode).to_bytes());
         port.data(1, &wire::startup(&[("user", "postgres")]));
-        let mut until_ready = |port: &mut Port| {
+        let until_ready = |port: &mut Port| {
             let mut bytes = Vec::new();
             while !matches!(bytes[..], [.., b'Z', 0, 0, 0, 5, b'I']) {
                 let frame = port.next();
