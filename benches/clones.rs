@@ -17,10 +17,11 @@ use std::{
 };
 
 use pglite_port::{
-    connection::{Connections, Mode, Sessions},
+    connection::Connections,
     databases::{Databases, Places, Settings},
-    frame::{Kind, Options},
     log::LogSink,
+    port::frame::{Kind, Options},
+    session::{Mode, Sessions},
 };
 use rows::{Figure, Row, Unit, leave};
 use support::{

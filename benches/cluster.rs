@@ -21,9 +21,10 @@ use std::{
 };
 
 use pglite_port::{
-    connection::{Connections, Mode},
+    connection::Connections,
     databases::{Databases, Places, Settings},
     log::LogSink,
+    session::Mode,
 };
 use rows::{Figure, Row, Unit, leave};
 use support::{

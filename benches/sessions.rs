@@ -14,10 +14,11 @@ use std::{
 
 use criterion::{Criterion, SamplingMode};
 use pglite_port::{
-    connection::{Connections, Mode},
+    connection::Connections,
     databases::{Databases, Places, Settings},
-    frame::{Frame, Kind, Parsed, parse},
     log::LogSink,
+    port::frame::{Frame, Kind, Parsed, parse},
+    session::Mode,
 };
 use support::{
     conversation::{Script, converse},

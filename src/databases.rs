@@ -6,19 +6,19 @@ use anyhow::Context;
 use parking_lot::Mutex;
 
 use crate::{
-    connection::{Answer, Mode, SessionEnd, SessionRequest, Sessions},
-    error_response::{ErrorResponse, sqlstate},
-    guest::client::Client,
-    isolated::Isolated,
+    client::Client,
+    databases::{isolated::Isolated, shared::Postmaster},
     log::LogSink,
-    postmaster::Postmaster,
+    protocol::error_response::{ErrorResponse, sqlstate},
+    session::{Answer, Mode, SessionEnd, SessionRequest, Sessions},
     template::Templates,
 };
 
-pub use crate::{
-    isolated::Start,
-    postmaster::{OnFailure, SharedSettings},
-};
+mod isolated;
+mod shared;
+
+pub use isolated::Start;
+pub use shared::{OnFailure, SharedSettings};
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]

@@ -12,7 +12,10 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use wasmtime::{Config, Engine, Module, OptLevel};
 
-use crate::{artefact::hex_digest, cache::Cache};
+use crate::engine::{artefact::hex_digest, cache::Cache};
+
+pub mod artefact;
+pub mod cache;
 
 /// The bytes of native stack that wasm may use in one thread before it traps.
 ///

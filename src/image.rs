@@ -23,6 +23,8 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use wasmtime::{AsContext, AsContextMut, Memory};
 
+use crate::fs::is_zero;
+
 /// Bytes in a page of WebAssembly memory.
 const WASM_PAGE: u64 = 1 << 16;
 
@@ -213,13 +215,6 @@ fn without(extent: &Range<u64>, excluded: &Range<u64>) -> impl Iterator<Item = R
     let before = extent.start..extent.end.min(excluded.start);
     let after = extent.start.max(excluded.end)..extent.end;
     [before, after].into_iter().filter(|part| part.start < part.end)
-}
-
-/// Whether there are only zeros.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // By blocks, which the compiler compares with wide registers: 160 MB of mostly zeros take milliseconds.
-    let (blocks, rest) = bytes.as_chunks::<64>();
-    blocks.iter().all(|block| *block == [0; 64]) && rest.iter().all(|&byte| byte == 0)
 }
 
 fn write_extents(file: &File, bytes: &[u8], shape: &Shape) -> io::Result<()> {

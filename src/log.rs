@@ -1,10 +1,14 @@
 //! Log lines on their way out: a guest's to the parent as log frames or into the program's own log, and that to
 //! stderr.
 
+pub(crate) mod backlog;
+mod console;
 mod own;
+pub(crate) mod patient;
 
 use std::sync::Arc;
 
+pub(crate) use console::{LineConsole, Recent};
 pub use own::OwnLog;
 pub use tracing::Level;
 

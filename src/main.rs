@@ -15,11 +15,11 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pglite_port::{
-    connection::Mode,
     databases::{Databases, Places, Settings, SharedSettings},
     log::{LogSink, OwnLog},
     port::{self, Ending},
     serve,
+    session::Mode,
     template::{Recipe, Script, Shelf, Templates},
 };
 use signal_hook::{

@@ -12,13 +12,21 @@ use std::{
 use crossbeam_channel::{Receiver, select, unbounded};
 
 use crate::{
-    artefact::{PGLITE_VERSION, POSTGRES_VERSION},
-    connection::{Connections, Mode, Sessions},
-    frame::{self, Kind, MAX_FRAME, Malformed, Options, Parsed, WINDOW},
-    outbox::Outbox,
-    patient::Patient,
-    router::Router,
+    connection::Connections,
+    engine::artefact::{PGLITE_VERSION, POSTGRES_VERSION},
+    log::patient::Patient,
+    port::{
+        frame::{Kind, MAX_FRAME, Malformed, Options, Parsed, WINDOW},
+        outbox::Outbox,
+        router::Router,
+    },
+    session::{Mode, Sessions},
 };
+
+pub mod frame;
+pub(crate) mod outbox;
+pub(crate) mod relay;
+mod router;
 
 /// How long sessions may take to end when they are asked to in an orderly way.
 const GRACE: Duration = Duration::from_secs(5);

@@ -6,14 +6,16 @@ use anyhow::Context;
 use crossbeam_channel::Receiver;
 
 use crate::{
-    connection::{Connections, Mode, Opening, Sessions},
-    error_response::sqlstate,
+    connection::{Connections, Opening},
     log::LogSink,
-    socket::SocketClient,
+    protocol::error_response::sqlstate,
+    serve::socket::SocketClient,
+    session::{Mode, Sessions},
 };
 
 mod hangups;
 mod listener;
+mod socket;
 mod tcp_table;
 
 use hangups::Hangups;

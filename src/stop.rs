@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
-use pglite_port::{connection::Sessions, databases::OnFailure, log::OwnLog};
+use pglite_port::{databases::OnFailure, log::OwnLog, session::Sessions};
 use signal_hook::{consts::signal::SIGHUP, iterator::Signals};
 
 /// The exit status when the shared cluster has crashed and does not start again.

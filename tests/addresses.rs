@@ -4,7 +4,7 @@ mod support;
 
 use std::net::TcpListener;
 
-use pglite_port::frame::{Kind, Options};
+use pglite_port::port::frame::{Kind, Options};
 use postgres::{Config, NoTls};
 use support::{
     port::Port,

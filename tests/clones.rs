@@ -5,8 +5,9 @@ mod support;
 use std::{collections::HashSet, sync::Arc, thread, time::Instant};
 
 use pglite_port::{
-    connection::{Connections, Sessions},
+    connection::Connections,
     databases::{Databases, Settings},
+    session::Sessions,
 };
 use support::{
     PATIENCE, cache,

@@ -5,11 +5,11 @@ mod support;
 use std::sync::mpsc::channel;
 
 use pglite_port::{
-    connection::{Mode, SessionEnd, SessionRequest},
-    error_response::ErrorResponse,
-    frame::{Kind, Options, WINDOW},
-    guest::client::{Client, Interest},
+    client::{Client, Interest},
     log::Level,
+    port::frame::{Kind, Options, WINDOW},
+    protocol::error_response::ErrorResponse,
+    session::{Mode, SessionEnd, SessionRequest},
 };
 use support::{
     PATIENCE,

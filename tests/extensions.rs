@@ -4,7 +4,7 @@ mod support;
 
 use std::sync::Arc;
 
-use pglite_port::{artefact::EXTENSIONS, connection::Connections, databases::Settings};
+use pglite_port::{connection::Connections, databases::Settings, engine::artefact::EXTENSIONS};
 use support::{
     cache,
     local::{Connect, Local},

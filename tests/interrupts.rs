@@ -13,11 +13,10 @@ use std::{
 };
 
 use pglite_port::{
-    cancel::Interrupt,
-    connection::{SessionEnd, SessionRequest},
-    error_response::ErrorResponse,
-    guest::client::{Client, Interest},
+    client::{Client, Interest},
     port::Ending,
+    protocol::error_response::ErrorResponse,
+    session::{SessionEnd, SessionRequest, cancel::Interrupt},
 };
 use support::{
     PATIENCE,

@@ -5,7 +5,7 @@ mod support;
 use std::{fs, path::Path};
 
 use pglite_port::{
-    artefact::{PGLITE_DATA, PGLITE_JS},
+    engine::artefact::{PGLITE_DATA, PGLITE_JS},
     fs::{At, Files, OpenFlags, Silent, Tree, open_bundle},
 };
 use postgres::{Client, error::DbError};

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use pglite_port::frame::{Kind, WINDOW};
+use pglite_port::port::frame::{Kind, WINDOW};
 use rustix::process::Signal;
 use support::{
     port::{Port, frame},

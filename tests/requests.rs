@@ -3,9 +3,9 @@
 mod support;
 
 use pglite_port::{
-    connection::Mode,
     databases::Settings,
-    frame::{Kind, Options},
+    port::frame::{Kind, Options},
+    session::Mode,
 };
 use support::{
     cache,

@@ -14,11 +14,10 @@ use std::{
 };
 
 use pglite_port::{
-    cancel::Interrupt,
-    connection::{Mode, SessionEnd, SessionRequest},
-    error_response::ErrorResponse,
-    guest::client::{Client, Interest},
+    client::{Client, Interest},
+    protocol::error_response::ErrorResponse,
     serve,
+    session::{Mode, SessionEnd, SessionRequest, cancel::Interrupt},
 };
 use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use support::{

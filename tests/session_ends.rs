@@ -8,7 +8,7 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-use pglite_port::frame::Kind;
+use pglite_port::port::frame::Kind;
 use rustix::process::Signal;
 use support::{
     PATIENCE,

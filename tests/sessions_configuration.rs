@@ -2,7 +2,7 @@
 
 mod support;
 
-use pglite_port::frame::{Kind, Options};
+use pglite_port::port::frame::{Kind, Options};
 use rustix::process::Signal;
 use support::{
     peer::{Peer, code},

@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::HashMap;
 
-use pglite_port::frame::Kind;
+use pglite_port::port::frame::Kind;
 use support::{
     peer::Peer,
     port::Port,

@@ -10,8 +10,9 @@ use std::{
 };
 
 use pglite_port::{
-    connection::{Connections, Request, Task},
+    connection::Connections,
     databases::{Settings, Start},
+    session::{Request, Task},
     template::{Recipe, Script, Shelf},
 };
 use support::{

@@ -8,9 +8,10 @@ use std::{
 
 use parking_lot::Mutex;
 use pglite_port::{
-    connection::{Connections, Mode, Opening},
-    guest::client::{Client, Interest, Readiness, Waker},
+    client::{Client, Interest, Readiness, Waker},
+    connection::{Connections, Opening},
     log::LogSink,
+    session::Mode,
 };
 
 use super::wire;

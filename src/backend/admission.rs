@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Backend;
 use crate::{
-    answer::Rows,
-    error_response::sqlstate,
     guest::{memory, report},
+    protocol::{error_response::sqlstate, messages::Rows},
 };
 
 /// What decides about every session in the backend's database.

@@ -6,10 +6,10 @@ use parking_lot::Mutex;
 
 use super::Backend;
 use crate::{
+    backend::program::Program,
     fs::{Console, Files, Silent, Tree},
     guest::Setup,
     image::{Image, TouchedPages},
-    program::Program,
 };
 
 impl Backend {

@@ -14,16 +14,14 @@ use wasmtime::{Caller, Ref, Val};
 
 use super::{Backend, Registers, session::Ended};
 use crate::{
+    backend::program::Program,
+    client::{Endpoints, Nobody},
     cluster::{Region, SharedMemory, find_main_segment},
     fs::{Files, ProcessState, Tree},
-    guest::{
-        ClientStream, Guest, Library, Setup, call,
-        client::{Endpoints, Nobody},
-    },
+    guest::{ClientStream, Guest, Library, Setup, call},
     image::Image,
     instrument::HAS_CHECKPOINTER,
-    program::Program,
-    template::LineConsole,
+    log::LineConsole,
 };
 
 /// Offset of `owner_pid` in `struct Latch` (`src/include/storage/latch.h`).

@@ -15,10 +15,12 @@
 mod admission;
 mod boot;
 mod copies;
+pub(crate) mod footprint;
 mod fork;
 mod identity;
 mod port;
 pub(crate) mod postmaster;
+pub(crate) mod program;
 mod registers;
 mod session;
 mod sql;
@@ -32,11 +34,11 @@ use anyhow::{Context, ensure};
 use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
 
 use crate::{
+    backend::program::Program,
     cluster::{Crashed, Seat, Signals},
     guest::{CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, memory, restore_libraries},
     image::Image,
     instrument::Facts,
-    program::Program,
 };
 
 pub(crate) use admission::Admission;

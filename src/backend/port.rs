@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::ensure;
 
 use super::Backend;
-use crate::guest::{client::Endpoints, encode_socket_address};
+use crate::{client::Endpoints, guest::encode_socket_address};
 
 /// Offset of `laddr`. `pq_init` (`src/backend/libpq/pqcomm.c`) stores 128 in its `salen`, at 140.
 const LOCAL_ADDRESS: u32 = 12;

@@ -7,13 +7,12 @@ use wasmtime_wasi::I32Exit;
 
 use super::{Admission, Backend, boot::EXIT_ALIVE, postmaster::ON_RELOAD};
 use crate::{
-    answer::{message, messages},
-    guest::{
-        ClientStream, call,
-        client::{Client, Endpoints, Interest, Readiness},
-        deliver, wait,
+    client::{Client, Endpoints, Interest, Readiness},
+    guest::{ClientStream, call, deliver, wait},
+    protocol::{
+        messages::{message, messages},
+        startup::{Negotiation, StartupMessage, Step},
     },
-    startup::{Negotiation, StartupMessage, Step},
 };
 
 /// With this status an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).

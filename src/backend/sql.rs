@@ -4,11 +4,9 @@ use std::{io, sync::mpsc, time::Instant};
 
 use super::Backend;
 use crate::{
-    answer::{Rows, first_value, message, result, simple_query},
-    guest::{
-        ClientStream,
-        client::{Client, Interest, Readiness, Waker},
-    },
+    client::{Client, Interest, Readiness, Waker},
+    guest::ClientStream,
+    protocol::messages::{Rows, first_value, message, result, simple_query},
 };
 
 /// What ends a `COPY FROM STDIN` of SQL that has no client to send the rows: `CopyFail`.
@@ -18,7 +16,7 @@ impl Backend {
     /// Runs `sql` as one simple query.
     ///
     /// # Errors
-    /// A [`SqlError`](crate::answer::SqlError), the first that `PostgreSQL` reports; anything else when the guest traps.
+    /// A [`SqlError`](crate::protocol::messages::SqlError), the first that `PostgreSQL` reports; anything else when the guest traps.
     pub(crate) fn execute(&mut self, sql: &str) -> anyhow::Result<()> {
         self.query(sql).map(drop)
     }

@@ -228,7 +228,7 @@ mod tests {
     fn a_holder_is_interrupted_when_somebody_waits_longer_than_a_slice() {
         let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
         let (interrupted, interrupts) = mpsc::channel();
-        signals.set_waker(Some(crate::guest::client::Waker::new(move || {
+        signals.set_waker(Some(crate::client::Waker::new(move || {
             let _ = interrupted.send(());
         })));
         baton.take(&signals, Priority::Client).unwrap();

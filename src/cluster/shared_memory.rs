@@ -14,7 +14,7 @@ use rustix::{
 };
 use wasmtime::{AsContext, AsContextMut, Memory};
 
-use crate::image::is_zero;
+use crate::fs::is_zero;
 
 /// `PGShmemMagic` (`PostgreSQL`, `src/include/storage/pg_shmem.h`).
 const MAGIC: u32 = 679_834_894;

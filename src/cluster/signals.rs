@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::guest::client::Waker;
+use crate::client::Waker;
 
 /// A signal, by its number on Linux and in musl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

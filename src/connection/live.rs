@@ -11,12 +11,15 @@ use std::{
 use crossbeam_channel::{Receiver, at, bounded, select};
 use parking_lot::{Condvar, Mutex};
 
-use super::{Control, Opening, STARTUP_TIMEOUT, Sessions, attend};
+use super::{Opening, STARTUP_TIMEOUT, attend};
 use crate::{
-    cancel::{CancelRegistry, Interrupt},
+    client::Client,
     engine::THREAD_STACK,
-    error_response::ErrorResponse,
-    guest::client::Client,
+    protocol::error_response::ErrorResponse,
+    session::{
+        Control, Sessions,
+        cancel::{CancelRegistry, Interrupt},
+    },
 };
 
 /// All connections of the program.

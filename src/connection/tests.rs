@@ -1,7 +1,11 @@
 use std::{sync::Arc, time::Duration};
 
 use super::*;
-use crate::{guest::client::Endpoints, outbox::Outbox, relay::Relay};
+use crate::{
+    client::Endpoints,
+    port::{outbox::Outbox, relay::Relay},
+    session::Sessions,
+};
 
 /// Sessions that nobody is to ask for.
 struct None;
@@ -44,12 +48,4 @@ fn a_client_that_comes_after_the_end_has_begun_is_told_to_stay_away() {
     assert_eq!((report.code, report.message.as_str()), ("57P03", "the database system is shutting down"));
     connections.shut_down();
     assert_eq!(connections.count(), 0);
-}
-
-#[test]
-fn modes_are_read_as_they_are_written() {
-    for mode in [Mode::Shared, Mode::Isolated] {
-        assert_eq!(mode.to_string().parse(), Ok(mode));
-    }
-    assert_eq!("Shared".parse::<Mode>(), Err(UnknownMode("Shared".to_owned())));
 }

@@ -10,7 +10,6 @@ use super::{
     chunk::{CHUNK, Chunk},
     extent::Extent,
 };
-use crate::image::is_zero;
 
 const CHUNK_U64: u64 = CHUNK as u64;
 /// A chunk's share of the accounting: its bytes, the reference counts and a slot in the map.
@@ -259,6 +258,13 @@ impl Content {
         indexes.dedup();
         indexes
     }
+}
+
+/// Whether there are only zeros.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    // By blocks, which the compiler compares with wide registers: 160 MB of mostly zeros take milliseconds.
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    blocks.iter().all(|block| *block == [0; 64]) && rest.iter().all(|&byte| byte == 0)
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ mod store;
 mod tree;
 
 pub use bundle::{BundleError, open_bundle, put_file, unpack_extension};
+pub(crate) use content::is_zero;
 pub use descriptors::{MAX_DESCRIPTORS, OpenFlags};
 pub use device::{Console, Device, Silent, Stream};
 pub use errno::Errno;

@@ -4,12 +4,12 @@ use std::{collections::VecDeque, io, time::Instant};
 
 use wasmtime::{Caller, Linker};
 
-use super::{
-    Guest,
+use super::{Guest, memory, waiting};
+use crate::{
     client::{Client, Interest, Readiness, Waker},
-    memory, waiting,
+    fs::Errno,
+    instrument::HOOK_MODULE,
 };
-use crate::{fs::Errno, instrument::HOOK_MODULE};
 
 /// The exported functions that are told the table slots of PGlite's callbacks, and the callbacks' names as imports, in the order of their slots, which
 /// follow the module's own elements.

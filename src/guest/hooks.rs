@@ -5,16 +5,13 @@ use std::time::{Duration, Instant};
 use wasmtime::{AsContextMut, Caller, Linker};
 
 use crate::{
+    client::{Interest, Readiness},
     cluster::Signal,
     fs::Errno,
     instrument::{HOOK_MODULE, Hook},
 };
 
-use super::{
-    Guest, checkpoint,
-    client::{Interest, Readiness},
-    memory, timers, waiting,
-};
+use super::{Guest, checkpoint, memory, timers, waiting};
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap(

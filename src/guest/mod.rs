@@ -7,7 +7,6 @@
 pub(crate) mod call;
 mod callbacks;
 mod checkpoint;
-pub mod client;
 mod commands;
 mod conversion;
 mod dylink;
@@ -37,7 +36,6 @@ use crate::{
     cluster::{Seat, Signals},
     fs::Files,
     instrument::Facts,
-    program::Program,
 };
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
@@ -100,21 +98,6 @@ pub(crate) struct Setup {
     pub(crate) seat: Option<Seat>,
     /// What happens where a postmaster would begin to fork.
     pub(crate) before_fork: Option<BeforeFork>,
-}
-
-impl Setup {
-    /// A backend's, on those files.
-    pub(crate) fn backend(program: &Program, files: Files) -> Self {
-        Self {
-            files,
-            environment: environment(),
-            commands: Box::new(BackendCommands),
-            library_store: program.libraries().clone(),
-            facts: program.facts().clone(),
-            seat: None,
-            before_fork: None,
-        }
-    }
 }
 
 impl Guest {

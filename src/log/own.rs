@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{backlog::Backlog, patient::Patient};
+use crate::log::{backlog::Backlog, patient::Patient};
 
 /// How long the last lines may take on their way out when the program ends.
 const FLUSH: Duration = Duration::from_millis(500);

@@ -21,10 +21,9 @@ use rustix::{
 
 use super::tcp_table::TcpTable;
 use crate::{
-    cancel::Interrupt,
-    connection::Control,
-    guest::client::{Client, Endpoints},
-    socket::SocketClient,
+    client::{Client, Endpoints},
+    serve::socket::SocketClient,
+    session::{Control, cancel::Interrupt},
 };
 
 /// How long a session may take to notice by itself that its client has hung up: one that reads does at once, and what

@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::socket::SocketClient;
+use crate::serve::socket::SocketClient;
 
 /// The name that libpq expects of a socket in a directory, up to the port number.
 const SOCKET_PREFIX: &str = ".s.PGSQL.";

@@ -6,14 +6,13 @@ use anyhow::Context;
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
-use super::{console::LineConsole, recipe::Recipe, snapshot::Snapshot};
+use super::{recipe::Recipe, snapshot::Snapshot};
 use crate::{
-    answer::SqlError,
-    backend::{BOOTSTRAP_USER, Backend},
+    backend::{BOOTSTRAP_USER, Backend, program::Program},
     fs::{Console, Files, FrozenTree, Tree},
     guest::Setup,
-    log::LogSink,
-    program::Program,
+    log::{LineConsole, LogSink},
+    protocol::messages::SqlError,
 };
 
 /// Databases that `initdb` has made and that take connections.

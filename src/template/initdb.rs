@@ -7,16 +7,13 @@ use parking_lot::Mutex;
 use wasmtime::{InstancePre, Ref, Store};
 
 use crate::{
-    artefact::{Artefact, EXTENSIONS},
-    backend::{Backend, EXECUTABLE},
+    backend::{Backend, EXECUTABLE, program::Program},
+    engine::artefact::{Artefact, EXTENSIONS},
     fs::{At, Errno, Files, FrozenTree, OpenFlags, Silent, Tree, put_file, unpack_extension},
     guest::{Commands, Exports, Guest, LOCALES, LOCALES_FILE, Setup, call},
     icu::IcuData,
-    log::LogSink,
-    program::Program,
+    log::{LineConsole, LogSink},
 };
-
-use super::console::LineConsole;
 
 /// PGlite's arguments (`initdb.ts`), and WAL segments of a size that suits clusters in memory.
 const ARGUMENTS: &[&str] = &[

@@ -1,6 +1,5 @@
 //! Templates: clusters that were prepared and frozen, of which every connection in `isolated` mode gets a clone.
 //!
-//! * `console`: a guest's terminal as log lines
 //! * `initdb`: a new cluster
 //! * `recipe`: what a template is made from
 //! * `build`: from a cluster and a recipe to a backend that is booted and warm
@@ -11,7 +10,6 @@
 //! * `pool`: clones that are kept ready
 
 mod build;
-mod console;
 mod initdb;
 mod pool;
 mod recipe;
@@ -20,7 +18,6 @@ mod shelf;
 mod snapshot;
 mod store;
 
-pub(crate) use console::{LineConsole, Recent};
 pub use recipe::{Recipe, Script};
 pub use shelf::{Shelf, Summary};
 pub use store::Templates;

@@ -12,7 +12,11 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::store::Template;
-use crate::{backend::Backend, engine::THREAD_STACK, fs::Console, program::Program};
+use crate::{
+    backend::{Backend, program::Program},
+    engine::THREAD_STACK,
+    fs::Console,
+};
 
 /// Clones of templates, ready to be taken.
 pub(crate) struct Pool {

@@ -10,8 +10,8 @@ use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    answer::SqlError,
     backend::{BOOTSTRAP_USER, Backend},
+    protocol::messages::SqlError,
 };
 
 /// What a template is made from.

@@ -15,7 +15,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::{recipe::Recipe, record};
-use crate::{
+use crate::engine::{
     artefact::hex_digest,
     cache::{Cache, Lock},
 };

@@ -21,13 +21,11 @@ use serde::{Deserialize, Serialize};
 
 use super::record;
 use crate::{
-    answer::first_value,
-    backend::{Admission, Backend, Registers, timestamp},
-    footprint::PageMap,
+    backend::{Admission, Backend, Registers, footprint::PageMap, program::Program, timestamp},
     fs::{Files, FrozenTree, ProcessState, Silent, Tree},
     guest::{Library, Setup},
     image::{Image, Shape, TouchedPages},
-    program::Program,
+    protocol::messages::first_value,
 };
 
 /// When the server has started, in microseconds since the epoch of `PostgreSQL`.

@@ -19,14 +19,15 @@ use super::{
     snapshot::Snapshot,
 };
 use crate::{
-    artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
-    backend::{BOOTSTRAP_USER, Backend, START_PARAMETERS},
-    cache::{Cache, Lock},
-    engine::{on_wasm_stack, spinner},
+    backend::{BOOTSTRAP_USER, Backend, START_PARAMETERS, program::Program},
+    engine::{
+        artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
+        cache::{Cache, Lock},
+        on_wasm_stack, spinner,
+    },
     fs::{Console, FrozenTree, Tree, open_bundle},
     icu::IcuData,
     log::LogSink,
-    program::Program,
 };
 
 /// The template that is there without being prepared.
@@ -34,7 +35,7 @@ pub(crate) const DEFAULT: &str = "postgres";
 
 /// How clusters are made, booted, warmed and captured, and what is stored of them; a template that was made in another way is built again.
 const SOURCE: &str = concat!(
-    include_str!("../artefact/extensions.rs"),
+    include_str!("../engine/artefact/extensions.rs"),
     include_str!("../backend/registers.rs"),
     include_str!("../fs/files/mod.rs"),
     include_str!("../guest/commands.rs"),

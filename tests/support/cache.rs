@@ -7,9 +7,10 @@ use std::{
 };
 
 use pglite_port::{
-    connection::{Connections, Mode},
+    connection::Connections,
     databases::{Databases, Places, Settings},
     log::LogSink,
+    session::Mode,
 };
 use tempfile::TempDir;
 

@@ -3,8 +3,8 @@
 use std::io::{self, ErrorKind};
 
 use pglite_port::{
-    connection::{SessionEnd, SessionRequest, Sessions},
-    guest::client::{Client, Interest},
+    client::{Client, Interest},
+    session::{SessionEnd, SessionRequest, Sessions},
 };
 
 /// Sessions that are a function.

@@ -9,10 +9,11 @@ use std::{
 
 use crossbeam_channel::{Receiver, bounded};
 use pglite_port::{
-    connection::{Connections, Control, Mode, Opening, Request, Task},
-    error_response::ErrorResponse,
-    guest::client::{Client, Interest, Readiness, Waker},
+    client::{Client, Interest, Readiness, Waker},
+    connection::{Connections, Opening},
     log::LogSink,
+    protocol::error_response::ErrorResponse,
+    session::{Control, Mode, Request, Task},
 };
 
 use super::{PATIENCE, wire};

@@ -11,9 +11,11 @@ use std::{
 };
 
 use pglite_port::{
-    connection::{Mode, Sessions},
-    frame::{self, Kind, Options, Parsed},
-    port::{self, Ending},
+    port::{
+        self, Ending,
+        frame::{self, Kind, Options, Parsed},
+    },
+    session::{Mode, Sessions},
 };
 
 use super::{PATIENCE, program::Program, wire};

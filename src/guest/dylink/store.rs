@@ -10,7 +10,10 @@ use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
 use super::{super::Guest, layout::Layout, link::main_name};
-use crate::{artefact::hex_digest, engine::Compiler, instrument};
+use crate::{
+    engine::{Compiler, artefact::hex_digest},
+    instrument,
+};
 
 /// A compiled side module, the same for every guest.
 pub(crate) struct Library {

@@ -10,10 +10,12 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    error_response::ErrorResponse,
-    frame::{Frame, Kind, MAX_PAYLOAD, Options, WINDOW},
-    guest::client::{Client, Endpoints, Interest, Readiness, Waker},
-    outbox::Outbox,
+    client::{Client, Endpoints, Interest, Readiness, Waker},
+    port::{
+        frame::{Frame, Kind, MAX_PAYLOAD, Options, WINDOW},
+        outbox::Outbox,
+    },
+    protocol::error_response::ErrorResponse,
 };
 
 #[cfg(test)]

@@ -4,14 +4,14 @@ use std::{io, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 
-use crate::guest::client::{Client, Endpoints, Interest, Readiness, Waker};
+use crate::client::{Client, Endpoints, Interest, Readiness, Waker};
 
 /// Bytes in front of a message's body: its type and its length.
 const HEAD: usize = 5;
 
 /// A client whose outgoing messages are followed. A clone follows the same ones.
 #[derive(Clone)]
-pub(super) struct Followed<C> {
+pub(crate) struct Followed<C> {
     client: C,
     position: Arc<Mutex<Position>>,
 }
@@ -45,17 +45,17 @@ impl TransactionStatus {
 }
 
 impl<C> Followed<C> {
-    pub(super) fn new(client: C) -> Self {
+    pub(crate) fn new(client: C) -> Self {
         Self { client, position: Arc::default() }
     }
 
     /// How the session's transaction stands.
-    pub(super) fn transaction(&self) -> TransactionStatus {
+    pub(crate) fn transaction(&self) -> TransactionStatus {
         TransactionStatus(self.position.clone())
     }
 
     /// Whether the last message sent is whole.
-    pub(super) fn is_between_messages(&self) -> bool {
+    pub(crate) fn is_between_messages(&self) -> bool {
         self.position.lock().head.is_empty()
     }
 }

@@ -6,9 +6,9 @@ use parking_lot::Mutex;
 
 use super::Request;
 use crate::{
-    cancel::{CancelRegistry, Interrupt, Interrupter, Registered},
-    error_response::{ErrorResponse, sqlstate},
-    guest::client::Waker,
+    client::Waker,
+    protocol::error_response::{ErrorResponse, sqlstate},
+    session::cancel::{CancelRegistry, Interrupt, Interrupter, Registered},
 };
 
 /// Reaches the session of one connection from other threads. A clone reaches the same one.
@@ -45,7 +45,7 @@ pub struct Registration {
 }
 
 impl Control {
-    pub(super) fn new(cancels: CancelRegistry, waker: Waker, too_late: bool) -> Self {
+    pub(crate) fn new(cancels: CancelRegistry, waker: Waker, too_late: bool) -> Self {
         let state = State { terminate: too_late, ..State::default() };
         Self(Arc::new(Inner { cancels, waker, too_late, state: Mutex::new(state) }))
     }
@@ -129,7 +129,7 @@ impl Control {
     }
 
     /// What to tell a client that has no session yet if it is not to get one any more.
-    pub(super) fn refusal(&self) -> Option<ErrorResponse> {
+    pub(crate) fn refusal(&self) -> Option<ErrorResponse> {
         let (code, message) = if self.0.too_late {
             (sqlstate::CANNOT_CONNECT_NOW, "the database system is shutting down")
         } else {

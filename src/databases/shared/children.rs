@@ -11,14 +11,12 @@ use anyhow::anyhow;
 
 use super::process::{Event, Running};
 use crate::{
-    backend::Backend,
+    backend::{Backend, program::Program},
     cluster::{Crashed, Priority, Signal},
-    connection::panic_text,
     engine::THREAD_STACK,
     guest::Setup,
-    log::LogSink,
-    program::Program,
-    template::{LineConsole, Recent},
+    log::{LineConsole, LogSink, Recent},
+    session::panic_text,
 };
 
 /// What a process does.

@@ -12,14 +12,16 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    cancel::Interrupt,
-    connection::{Answer, Connections, Control, Mode, Opening, Request, Sessions, Task},
-    error_response::{ErrorResponse, sqlstate},
-    frame::{Frame, Kind, Options},
-    guest::client::Endpoints,
+    client::Endpoints,
+    connection::{Connections, Opening},
     log::LogSink,
-    outbox::Outbox,
-    relay::{Relay, close_options},
+    port::{
+        frame::{Frame, Kind, Options},
+        outbox::Outbox,
+        relay::{Relay, close_options},
+    },
+    protocol::error_response::{ErrorResponse, sqlstate},
+    session::{Answer, Control, Mode, Request, Sessions, Task, cancel::Interrupt},
 };
 
 /// How many closed connections are remembered, so that frames that were under way are not answered.

@@ -10,7 +10,7 @@ use std::ffi::CStr;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use crate::error_response::{ErrorResponse, sqlstate};
+use crate::protocol::error_response::{ErrorResponse, sqlstate};
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::error_response::Severity;
+use crate::protocol::error_response::Severity;
 
 /// A packet with its length word in front.
 fn packet(code: u32, rest: &[u8]) -> Vec<u8> {

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    error_response::sqlstate,
-    frame::{self, Parsed},
+    port::frame::{self, Parsed},
+    protocol::error_response::sqlstate,
 };
 
 /// What can happen to a connection, in sizes that fill its windows within a few steps.

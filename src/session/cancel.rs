@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-use crate::startup::CancelRequest;
+use crate::protocol::startup::CancelRequest;
 
 /// What another thread may ask of a session while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,13 +15,12 @@ use super::{
     children::{Children, Role},
 };
 use crate::{
-    backend::{Backend, Fork, postmaster},
+    backend::{Backend, Fork, postmaster, program::Program},
+    client::Waker,
     cluster::{Crashed, Priority, Seats, Signal},
     fs::{At, Errno, Files, OpenFlags, S_IFDIR, Silent, Tree},
-    guest::{Guest, Setup, client::Waker},
-    log::LogSink,
-    program::Program,
-    template::{LineConsole, Recent},
+    guest::{Guest, Setup},
+    log::{LineConsole, LogSink, Recent},
 };
 
 /// The process id that is compiled into PGlite.

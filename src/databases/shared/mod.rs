@@ -20,15 +20,18 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::{
     backend::{Ended, Whom},
-    cancel::Interrupt,
+    client::Client,
     cluster::{Crashed, Priority, Seat, Signal},
-    connection::{Answer, Request, SessionEnd, SessionRequest, Task, TransactionStatus},
     engine::THREAD_STACK,
-    error_response::{ErrorResponse, sqlstate},
     fs::Tree,
-    guest::{ClientStream, Setup, client::Client},
-    log::LogSink,
-    template::{LineConsole, Templates},
+    guest::{ClientStream, Setup},
+    log::{LineConsole, LogSink},
+    protocol::{
+        boundary::TransactionStatus,
+        error_response::{ErrorResponse, sqlstate},
+    },
+    session::{Answer, Request, SessionEnd, SessionRequest, Task, cancel::Interrupt},
+    template::Templates,
 };
 
 use children::run_in_turn;

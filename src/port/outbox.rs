@@ -12,8 +12,8 @@ use std::{
 use tracing::Level;
 
 use crate::{
-    backlog::Backlog,
-    frame::{Frame, Kind, Options},
+    log::backlog::Backlog,
+    port::frame::{Frame, Kind, Options},
 };
 
 /// The queue.

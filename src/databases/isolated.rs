@@ -6,16 +6,17 @@ use anyhow::bail;
 use parking_lot::Mutex;
 
 use crate::{
-    backend::{Backend, Ended, Requests, Session},
-    cancel::Interrupt,
+    backend::{
+        Backend, Ended, Requests, Session,
+        footprint::{Footprint, PageMap, PrivateBytes},
+    },
+    client::Client,
     cluster::{Signal, Signals},
-    connection::{Answer, Request, SessionEnd, SessionRequest, Task},
-    error_response::{ErrorResponse, sqlstate},
-    footprint::{Footprint, PageMap, PrivateBytes},
-    guest::client::Client,
-    log::LogSink,
+    log::{LineConsole, LogSink},
+    protocol::error_response::{ErrorResponse, sqlstate},
     random,
-    template::{DEFAULT, LineConsole, Template, TemplateError, Templates},
+    session::{Answer, Request, SessionEnd, SessionRequest, Task, cancel::Interrupt},
+    template::{DEFAULT, Template, TemplateError, Templates},
 };
 
 /// The process id that every backend with a cluster of its own has.
@@ -122,7 +123,7 @@ impl Isolated {
         live.iter().for_each(|live| live.signals.send(Signal::HUP));
     }
 
-    /// For the verb `memory`, see [`Sessions::memory`](crate::connection::Sessions::memory).
+    /// For the verb `memory`, see [`Sessions::memory`](crate::session::Sessions::memory).
     ///
     /// # Errors
     /// When the system does not tell.

@@ -1,6 +1,6 @@
 //! Requests to one connection: from the one who asks to the session's own thread, and the answer back.
 
-use crate::error_response::{ErrorResponse, sqlstate};
+use crate::protocol::error_response::{ErrorResponse, sqlstate};
 
 /// What is asked of a session. It is done between two commands of its client, after everything that the client had sent before.
 #[derive(Clone, Debug, PartialEq, Eq)]

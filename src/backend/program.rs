@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use wasmtime::{Engine, Instance, InstancePre, Module, Store};
 
 use crate::{
-    artefact::{Artefact, INITDB_WASM, PGLITE_WASM, hex_digest},
-    cache::{Cache, Lock},
-    engine::Compiler,
-    guest::{self, Guest, LibraryStore},
+    engine::{
+        Compiler,
+        artefact::{Artefact, INITDB_WASM, PGLITE_WASM, hex_digest},
+        cache::{Cache, Lock},
+    },
+    fs::Files,
+    guest::{self, BackendCommands, Guest, LibraryStore, Setup, environment},
     image::{Image, Shape},
     instrument::{self, Facts},
 };
@@ -108,4 +111,19 @@ fn write_parts(artefact: &Artefact, cache: &Cache, lock: &Lock) -> anyhow::Resul
         Ok(fs::write(directory.join("parts"), postcard::to_allocvec(&parts)?)?)
     })?;
     Ok(())
+}
+
+impl Setup {
+    /// A backend's, on those files.
+    pub(crate) fn backend(program: &Program, files: Files) -> Self {
+        Self {
+            files,
+            environment: environment(),
+            commands: Box::new(BackendCommands),
+            library_store: program.libraries().clone(),
+            facts: program.facts().clone(),
+            seat: None,
+            before_fork: None,
+        }
+    }
 }

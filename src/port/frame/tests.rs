@@ -68,7 +68,7 @@ fn the_last_of_several_values_counts() {
 /// One line of the golden file: `frame NAME KIND ID PAYLOAD FRAME`, and so on as its head says.
 #[test]
 fn the_golden_file_reads_and_writes_alike() {
-    let golden = include_str!("../../tests/golden/frames.txt");
+    let golden = include_str!("../../../tests/golden/frames.txt");
     let mut kinds = Vec::new();
     for line in golden.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let fields: Vec<&str> = line.splitn(6, ' ').collect();

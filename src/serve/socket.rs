@@ -17,7 +17,7 @@ use rustix::{
     net::{Shutdown, shutdown, sockopt},
 };
 
-use crate::guest::client::{Client, Endpoints, Interest, Readiness, Waker};
+use crate::client::{Client, Endpoints, Interest, Readiness, Waker};
 
 /// How long a client that sends no more may be silent, and how often it is then asked whether it is there.
 const PROBE_AFTER: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::cache::Cache;
+use crate::engine::cache::Cache;
 
 mod extensions;
 

@@ -1,0 +1,171 @@
+//! What serves clients and what makes their sessions have in common: a request for a session, its end, and the outside's hold on it.
+//!
+//! * `mod`: the seam [`Sessions`]
+//! * [`cancel`]: backend keys, and how a session is interrupted
+//! * `control`: interrupts, requests and the order to end, from other threads
+//! * `request`: what is asked of a session
+
+pub mod cancel;
+mod control;
+mod request;
+
+use std::{any::Any, fmt, str::FromStr};
+
+use crate::{
+    client::Client,
+    log::LogSink,
+    protocol::{
+        boundary::TransactionStatus,
+        error_response::{ErrorResponse, sqlstate},
+        startup::StartupMessage,
+    },
+};
+
+pub use control::{Control, Registration};
+pub use request::{Answer, Request, Task};
+
+/// Which kind of database a connection gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// All connections are sessions of one cluster.
+    #[default]
+    Shared,
+    /// Every connection has a cluster of its own, gone when it closes.
+    Isolated,
+}
+
+/// A text that names no [`Mode`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown mode {0:?}: use shared or isolated")]
+pub struct UnknownMode(String);
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMode> {
+        match text {
+            "shared" => Ok(Self::Shared),
+            "isolated" => Ok(Self::Isolated),
+            _ => Err(UnknownMode(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "shared",
+            Self::Isolated => "isolated",
+        })
+    }
+}
+
+/// Makes sessions; there is one for the program.
+pub trait Sessions: Send + Sync + 'static {
+    /// Serves one client until its session ends. Called on the connection's own thread.
+    ///
+    /// All that the session has to say has been written when it returns: [`Client::write`] takes a part
+    /// at a time, and a session waits for the rest of its window.
+    fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd;
+
+    /// Puts everything away (a shutdown checkpoint, say) after the last session has ended. The program
+    /// exits when it returns, or when it takes too long.
+    fn shut_down(&self) {}
+
+    /// Has the clusters read their configuration files again, as a `SIGHUP` to a postmaster does.
+    ///
+    /// # Errors
+    /// When a cluster cannot, or these sessions have none.
+    fn reload(&self) -> Answer {
+        Err(not_available("reload"))
+    }
+
+    /// Figures for the reply to `stats`.
+    fn stats(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// The private memory of the connections that have a cluster of their own: for each `connection`, `memory`, `files` and `sum`, in bytes, then
+    /// the totals of all of them.
+    ///
+    /// # Errors
+    /// When there is no such accounting here.
+    fn memory(&self) -> Answer {
+        Err(not_available("memory"))
+    }
+
+    /// The templates: for each `name`, `database`, `key`, and `size` on disk in bytes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or these sessions have no templates.
+    fn templates(&self) -> Answer {
+        Err(not_available("templates"))
+    }
+
+    /// Removes the template `name`; clones of it live on.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be removed.
+    fn drop_template(&self, name: &str) -> Answer {
+        let _ = name;
+        Err(not_available("drop_template"))
+    }
+}
+
+fn not_available(what: &str) -> ErrorResponse {
+    ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, format!("{what} is not available for these sessions"))
+}
+
+/// What a session is made from.
+#[non_exhaustive]
+pub struct SessionRequest<'a> {
+    /// The connection's number.
+    pub id: u32,
+    /// The startup message, parsed.
+    pub startup: &'a StartupMessage,
+    /// The same as it came, length word included; it is no longer in the client's stream.
+    pub packet: &'a [u8],
+    /// Which kind of database is asked for.
+    pub mode: Mode,
+    /// The template to clone, if it is not to be found by the database's name.
+    pub template: Option<&'a str>,
+    /// Where the guest's own output goes.
+    pub log: &'a LogSink,
+    /// Where the session registers to be interrupted.
+    pub control: &'a Control,
+    /// How its transaction stands.
+    pub transaction: TransactionStatus,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum SessionEnd {
+    /// As PostgreSQL ends one: the client said so, or the backend has told it why.
+    Orderly,
+    /// The client went away.
+    ClientGone,
+    /// The session could not start or was ended from outside, and its client has not been told why: this
+    /// is why. A report of [`Severity::Log`](crate::protocol::error_response::Severity::Log) it is not told.
+    Refused(ErrorResponse),
+    /// The wasm trapped; the error carries the backtrace, for the log.
+    Trapped(anyhow::Error),
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_read_as_they_are_written() {
+        for mode in [Mode::Shared, Mode::Isolated] {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert_eq!("Shared".parse::<Mode>(), Err(UnknownMode("Shared".to_owned())));
+    }
+}
