@@ -5,6 +5,7 @@
 
 use std::{
     backtrace::Backtrace,
+    fs,
     io::{self, IsTerminal, Write},
     panic,
     path::PathBuf,
@@ -16,6 +17,11 @@ use anyhow::{Context, ensure};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pglite_port::{
     databases::{Databases, Places, Settings, SharedSettings},
+    engine::{
+        artefact::{Artefact, PGLITE_WASM},
+        cache::Cache,
+    },
+    instrument::instrument,
     log::{LogSink, OwnLog},
     port::{self, Ending},
     serve,
@@ -29,6 +35,7 @@ use signal_hook::{
 use stop::Stop;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
+mod evidence;
 mod list;
 mod stop;
 
@@ -91,6 +98,11 @@ enum Command {
         /// Remove this one; connections that have a clone of it keep that
         #[arg(long, value_name = "NAME")]
         remove: Option<String>,
+    },
+    /// Print what the rewriter finds in `pglite.wasm`, one fact a line, so that two versions can be compared with diff
+    Evidence {
+        /// The file, of whatever version [default: the supported one, found as by the other commands]
+        file: Option<PathBuf>,
     },
 }
 
@@ -235,6 +247,13 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             let removed = command_line.engine.open_shelf()?.remove(name)?;
             ensure!(removed, "there is no template {name:?}; pglite-port templates lists those there are");
         }
+        Command::Evidence { file } => {
+            let wasm = match file {
+                Some(file) => fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?,
+                None => command_line.engine.read_backend()?,
+            };
+            evidence::print(&instrument(&wasm)?).context("the evidence cannot be written")?;
+        }
         Command::Templates { remove: None } => {
             list::print(&command_line.engine.open_shelf()?.list()?).context("the list cannot be written")?;
         }
@@ -268,6 +287,12 @@ impl EngineOptions {
     fn open_templates(&self) -> anyhow::Result<Templates> {
         let (pglite, cache, icu) = (self.pglite_dir.as_deref(), self.cache_dir.as_deref(), self.icu_data.as_deref());
         Templates::open(pglite, cache, icu, 0, LogSink::to_own_log())
+    }
+
+    /// PGlite's backend.
+    fn read_backend(&self) -> anyhow::Result<Vec<u8>> {
+        let cache = Cache::open(self.cache_dir.as_deref())?;
+        Ok(Artefact::find(self.pglite_dir.as_deref(), &cache)?.read(PGLITE_WASM)?)
     }
 
     fn open_shelf(&self) -> anyhow::Result<Shelf> {

@@ -114,8 +114,14 @@ fn rules_in_pg_hba_conf_see_the_real_address() {
     let mut port = Port::spawn(&["--mode", "shared"]);
     let from = |address: &str| Options::new().with("peer_address", address).with("peer_port", 40_001);
     let rules = "copy (values ('local all all trust'), ('host all all 192.0.2.0/24 reject'), \
-                 ('host all all all trust')) to '/pglite/data/pg_hba.conf'; select 1";
-    assert_eq!(ask(&mut port, 1, &Options::new(), rules), ["1"]);
+                 ('host all all all trust')) to '/pglite/data/pg_hba.conf'";
+    assert_eq!(ask(&mut port, 1, &Options::new(), &format!("{rules}; select 1")), ["1"]);
+    let setting = "copy (select 'work_mem = 7MB') to '/pglite/data/postgresql.auto.conf'; select 4";
+    assert_eq!(ask(&mut port, 4, &Options::new(), setting), ["4"]);
+    assert_eq!(ask(&mut port, 5, &Options::new(), "select pg_reload_conf()"), ["t"]);
+    // The postmaster reads all of its configuration, then forks.
+    let reloaded = (6..).find(|id| ask(&mut port, *id, &Options::new(), "show work_mem") == ["7MB"]);
+    assert!(reloaded.is_some());
     assert_eq!(ask(&mut port, 2, &from("198.51.100.7"), "select 2"), ["2"]);
     port.send_frame(Kind::Open, 3, &from("192.0.2.7").to_bytes());
     port.data(3, &wire::startup(&[("user", "postgres")]));

@@ -2,6 +2,8 @@
 //!
 //! They are looked for in `$PGLITE_DIR`, or where `npm ci` in `pglite/` puts them.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
@@ -369,6 +371,24 @@ fn a_file_in_which_a_function_has_another_name_is_refused_by_that_name() {
         let message = error.to_string();
         assert!(message.starts_with(function) && message.contains("found none"), "{message}");
     }
+}
+
+#[test]
+fn what_was_found_can_be_printed_and_compared_line_by_line() {
+    let print = || {
+        let mut program = support::program::Program::spawn(&["evidence"]);
+        let (status, stdout, stderr) = program.output();
+        assert_eq!(status, Some(0), "{stderr}");
+        stdout
+    };
+    let printed = print();
+    let line = |wanted: &str| printed.lines().filter(|line| line.starts_with(wanted)).count();
+    for name in ["InitProcess", "WaitEventSetWait", "CreateCheckPoint", "kill"] {
+        assert_eq!(line(&format!("function {name} ")), 1, "{name}");
+    }
+    let address = backend().facts.address("MyProcPid").unwrap();
+    assert_eq!(line(&format!("fact data_symbols MyProcPid: {address}")), 1);
+    assert_eq!(print(), printed, "it is the same every time");
 }
 
 #[test]

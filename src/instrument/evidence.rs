@@ -66,9 +66,9 @@ impl Found {
         })
     }
 
-    /// Every function of the table with its index.
-    pub(super) fn all(&self) -> impl Iterator<Item = (&'static str, u32)> {
-        self.functions.iter().map(|(&name, &(function, _))| (name, function))
+    /// Every function of the table, by its name, with its index.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&'static Target, u32)> {
+        self.functions.values().map(|&(function, target)| (target, function))
     }
 
     fn candidates(&self, module: &Module, mentions: &Mentions, target: &Target) -> Result<Vec<u32>, InstrumentError> {
@@ -255,26 +255,33 @@ fn addresses(memory: &[u8], strings: &HashMap<&'static str, u64>) -> HashMap<i32
     addresses
 }
 
+impl Target {
+    /// By what it is recognised, in words.
+    pub(super) fn expectation(&self) -> String {
+        let Shape { parameters, results } = self.shape;
+        let evidence = match &self.evidence {
+            Evidence::Exported => "that is exported under this name".to_owned(),
+            Evidence::Mentions(strings) => format!("that mentions {strings:?}"),
+            Evidence::CalledBy(caller) => format!("that is all that {caller} calls"),
+            Evidence::Between { caller, callee } => {
+                format!("that {caller} calls and that calls {callee}")
+            }
+            Evidence::Reads { caller, variables } => format!("that {caller} calls and that looks at {variables:?}"),
+            Evidence::KillItself => "that raises a signal in its own process and fails for any other".to_owned(),
+            Evidence::CalledByKill => "that kill calls".to_owned(),
+            Evidence::SignalsPostmaster => "that sets a flag and sends SIGUSR1 to the postmaster".to_owned(),
+            Evidence::MeasuresStack => "that measures the stack as check_stack_depth does".to_owned(),
+            Evidence::ChecksProcessIdOfSignal => "that compares MyProcPid and calls pqsignal_be and raise".to_owned(),
+        };
+        format!("one function with {parameters} parameters and {results} results {evidence}")
+    }
+}
+
 /// The error for a function that was not found, or whose body is not what it was.
 pub(super) fn refusal(target: &Target, found: &str) -> InstrumentError {
-    let Shape { parameters, results } = target.shape;
-    let evidence = match &target.evidence {
-        Evidence::Exported => "that is exported under this name".to_owned(),
-        Evidence::Mentions(strings) => format!("that mentions {strings:?}"),
-        Evidence::CalledBy(caller) => format!("that is all that {caller} calls"),
-        Evidence::Between { caller, callee } => {
-            format!("that {caller} calls and that calls {callee}")
-        }
-        Evidence::Reads { caller, variables } => format!("that {caller} calls and that looks at {variables:?}"),
-        Evidence::KillItself => "that raises a signal in its own process and fails for any other".to_owned(),
-        Evidence::CalledByKill => "that kill calls".to_owned(),
-        Evidence::SignalsPostmaster => "that sets a flag and sends SIGUSR1 to the postmaster".to_owned(),
-        Evidence::MeasuresStack => "that measures the stack as check_stack_depth does".to_owned(),
-        Evidence::ChecksProcessIdOfSignal => "that compares MyProcPid and calls pqsignal_be and raise".to_owned(),
-    };
     InstrumentError::Evidence {
         function: target.name.to_owned(),
-        expected: format!("one function with {parameters} parameters and {results} results {evidence}"),
+        expected: target.expectation(),
         found: found.to_owned(),
     }
 }

@@ -86,6 +86,19 @@ pub struct Instrumented {
     pub memory: Vec<u8>,
     /// What a host has to know of the two.
     pub facts: Facts,
+    /// The functions that were looked for.
+    pub findings: Vec<Finding>,
+}
+
+/// A function of PGlite's that was looked for and found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Its name in C.
+    pub name: &'static str,
+    /// Its index in the published file.
+    pub index: u32,
+    /// By what it was recognised.
+    pub evidence: String,
 }
 
 /// Name under which a side module's start function is exported, if it has one.
@@ -164,7 +177,10 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     }
     // A function may have several changes, of which the table says nothing about which comes first in its body.
     rewrite.edits.values_mut().for_each(|edits| edits.sort_by_key(|edit| edit.at.start));
-    Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts })
+    let finding =
+        |(target, index): (&targets::Target, u32)| Finding { name: target.name, index, evidence: target.expectation() };
+    let findings = found.all().map(finding).collect();
+    Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts, findings })
 }
 
 /// Prepares a module that runs in one instance only and needs no changes but those of `longjmp`: `initdb.wasm`.
@@ -212,8 +228,8 @@ fn names(module: &Module, found: &Found) -> BTreeMap<u32, String> {
     for export in module.exports.iter().filter(|export| export.kind == ExternalKind::Func) {
         names.entry(export.index).or_insert_with(|| export.name.to_owned());
     }
-    for (name, function) in found.all() {
-        names.insert(function, name.to_owned());
+    for (target, function) in found.all() {
+        names.insert(function, target.name.to_owned());
     }
     names
 }
