@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{peer::Peer, server::Server};
+use support::{peer::Peer, process, server::Server};
 
 /// A server whose autovacuum looks once a second, with these arguments besides.
 fn looking_every_second(arguments: &[&str]) -> Server {
@@ -176,4 +176,19 @@ fn autovacuum_has_the_costs_of_any_vacuum_where_it_is_told_so() {
     peer.run("create table t (n int); insert into t select n from generate_series(1, 1000) n; delete from t");
     peer.run(FLUSH);
     peer.until(&is_done("t", 1));
+}
+
+#[test]
+fn an_idle_cluster_uses_no_measurable_processor() {
+    let server = Server::with(&["--mode", "shared", "--set", "autovacuum_naptime=1d"]);
+    let peer = Peer::connect(&server);
+    peer.run("create table t as select generate_series(1, 1000) n");
+    // At first its processes write what there is to write; then they sleep for longer and longer.
+    let window = || {
+        let before = process::processor_time(server.program.id());
+        peer.run("select pg_sleep(5)");
+        process::processor_time(server.program.id()) - before
+    };
+    let used: Vec<u64> = std::iter::repeat_with(window).take(8).take_while(|used| *used > 1).collect();
+    assert!(used.len() < 8, "hundredths of a second in every five seconds: {used:?}");
 }

@@ -22,6 +22,14 @@ pub fn installed(program: &str) -> Command {
     Command::new(found.pop().unwrap_or_else(|| program.into()))
 }
 
+/// How much of a processor it has used, in hundredths of a second (`USER_HZ`).
+pub fn processor_time(id: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).expect("it runs");
+    // The name of the program, in parentheses, may contain anything; what follows it are numbers.
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
+}
+
 /// How many threads it has.
 pub fn threads(id: u32) -> usize {
     fs::read_dir(format!("/proc/{id}/task")).expect("it runs").count()
