@@ -219,6 +219,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["to_lower"], "towlower"),
         (vec!["to_upper"], "towupper"),
         (vec!["wait_event_set_wait"], "WaitEventSetWait"),
+        (vec!["wal_segment"], "XLogFileInit"),
     ];
     assert_eq!(callers, expected);
     assert_eq!(waits, 6);

@@ -132,6 +132,7 @@ impl Backend {
 
     fn run_session_for(&mut self, whom: Whom<'_>) -> anyhow::Result<()> {
         self.become_child(DESTINATION_REMOTE, true)?;
+        self.write(self.facts().is_postmaster_environment, &[1])?;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
         self.set_endpoints(port, whom.endpoints)?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;

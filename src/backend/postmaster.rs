@@ -6,7 +6,7 @@ use wasmtime::Caller;
 use super::fork::DESTINATION_NONE;
 use crate::guest::{
     Guest,
-    call::{export as call, push_string},
+    call::{export as call, setting_value},
     memory,
 };
 
@@ -24,6 +24,8 @@ pub(crate) fn prepare(caller: &mut Caller<'_, Guest>, process_id: i32) -> wasmti
     let memory = memory::of(caller)?.0;
     memory::write_bytes(memory, facts.address("IsUnderPostmaster")?, &[0])?;
     memory::write_u32(memory, facts.where_to_send_output, DESTINATION_NONE)?;
+    // What only says that a start or a shutdown is in order is a NOTICE then, which nobody needs in a log.
+    memory::write_bytes(memory, facts.is_postmaster_environment, &[0])?;
     memory::write_u32(memory, facts.postmaster.process_id, process_id.cast_unsigned())?;
     Ok(())
 }
@@ -67,13 +69,5 @@ pub(crate) fn exit(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
 /// # Errors
 /// When the guest traps.
 pub(crate) fn wants_autovacuum(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
-    let stack = call::<(), u32>(caller, "emscripten_stack_get_current", ())?;
-    let mut are_on = true;
-    for setting in [b"autovacuum".as_slice(), b"track_counts"] {
-        let name = push_string(caller, setting)?;
-        let value = call::<(u32, i32, i32), u32>(caller, "GetConfigOption", (name, 0, 0))?;
-        are_on &= memory::read_c_string(memory::of(caller)?.0, value)? == b"on";
-    }
-    call::<u32, ()>(caller, "_emscripten_stack_restore", stack)?;
-    Ok(are_on)
+    Ok(setting_value(caller, b"autovacuum")? == b"on" && setting_value(caller, b"track_counts")? == b"on")
 }

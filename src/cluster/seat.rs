@@ -16,6 +16,14 @@ pub(crate) struct Crashed;
 pub(crate) struct Seats {
     baton: Baton,
     taken: Mutex<Taken>,
+    wal: Mutex<WalSegments>,
+}
+
+/// How many segments of WAL were begun since a checkpoint was.
+#[derive(Default)]
+struct WalSegments {
+    checkpoints: u32,
+    begun: u32,
 }
 
 #[derive(Default)]
@@ -119,6 +127,16 @@ impl Seat {
     /// As [`Seats::send`].
     pub(crate) fn send(&self, process_id: i32, signal: Option<Signal>) -> bool {
         self.seats.send(process_id, signal)
+    }
+
+    /// A segment of WAL is begun, after so many checkpoints; how many there are since the last of them.
+    pub(crate) fn count_wal_segment(&self, checkpoints: u32) -> u32 {
+        let mut wal = self.seats.wal.lock();
+        if wal.checkpoints != checkpoints {
+            *wal = WalSegments { checkpoints, begun: 0 };
+        }
+        wal.begun += 1;
+        wal.begun
     }
 
     /// Waits for the turn.

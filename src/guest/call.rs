@@ -40,6 +40,20 @@ pub(crate) fn push_string(store: &mut impl AsContextMut<Data = Guest>, text: &[u
     push(store, &[text, b"\0"].concat())
 }
 
+/// The value of a run-time parameter (`GetConfigOption` in `src/backend/utils/misc/guc.c`), of a number without its unit.
+///
+/// # Errors
+/// When there is none of that name, and when the guest traps.
+pub(crate) fn setting_value(store: &mut impl AsContextMut<Data = Guest>, name: &[u8]) -> wasmtime::Result<Vec<u8>> {
+    let stack: u32 = export(store, "emscripten_stack_get_current", ())?;
+    let name = push_string(store, name)?;
+    let value: u32 = export(store, "GetConfigOption", (name, 0_i32, 0_i32))?;
+    let memory = store.as_context().data().memory()?;
+    let value = memory::read_c_string(memory.data(&*store), value)?.to_vec();
+    export::<u32, ()>(store, "_emscripten_stack_restore", stack)?;
+    Ok(value)
+}
+
 /// Runs `main` with these arguments until it returns or exits, and returns the exit status.
 ///
 /// # Errors

@@ -1,9 +1,14 @@
-//! Asking the checkpointer of a cluster for a checkpoint: the half of `RequestCheckpoint` that PGlite's build of it does not have
-//! (`PostgreSQL`, `src/backend/postmaster/checkpointer.c`).
+//! Asking the checkpointer of a cluster for a checkpoint: what PGlite's build lacks of `RequestCheckpoint`
+//! (`PostgreSQL`, `src/backend/postmaster/checkpointer.c`), and of `XLogWrite` (`src/backend/access/transam/xlog.c`), which asks for one
+//! when so much WAL was written as `max_wal_size` allows.
 
 use wasmtime::Caller;
 
-use super::{Guest, call::export as call, memory, report};
+use super::{
+    Guest,
+    call::{export as call, setting_value},
+    memory, report,
+};
 use crate::cluster::Signal;
 
 /// Flags of a checkpoint (`src/include/access/xlog.h`).
@@ -44,13 +49,43 @@ mod wait_event {
 /// # Errors
 /// An SQL error when the checkpoint fails; others when the guest traps or its cluster has crashed.
 pub(super) fn request(mut caller: Caller<'_, Guest>, flags: i32) -> wasmtime::Result<()> {
+    ask(&mut caller, flags.cast_unsigned())
+}
+
+/// The process begins a segment of WAL: if there are as many since the last checkpoint as there may be, it asks for the next one (`XLogCheckpointNeeded`
+/// and `CalculateCheckpointSegments`). A cluster with one process has no checkpointer.
+///
+/// # Errors
+/// When the guest traps.
+pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<()> {
     let caller = &mut caller;
+    let checkpointer = caller.data().facts.checkpointer.shared;
+    let memory = memory::of(caller)?.0;
+    let shared = memory::read_u32(memory, checkpointer)?;
+    let started = memory::read_u32(memory, shared.wrapping_add(offset::STARTED))?;
+    let Some(seat) = &caller.data().seat else { return Ok(()) };
+    let begun = seat.count_wal_segment(started);
+    let [megabytes, segment_size, target] =
+        ["max_wal_size", "wal_segment_size", "checkpoint_completion_target"].map(|name| number(caller, name));
+    let allowed = megabytes? * f64::from(1 << 20) / segment_size? / (1.0 + target?);
+    if f64::from(begun) >= allowed.floor().max(1.0) - 1.0 {
+        ask(caller, flag::CAUSE_XLOG)?;
+    }
+    Ok(())
+}
+
+/// The value of a setting, in its own unit.
+fn number(caller: &mut Caller<'_, Guest>, setting: &str) -> wasmtime::Result<f64> {
+    let value = setting_value(caller, setting.as_bytes())?;
+    Ok(String::from_utf8_lossy(&value).parse()?)
+}
+
+fn ask(caller: &mut Caller<'_, Guest>, mut flags: u32) -> wasmtime::Result<()> {
     let facts = caller.data().facts.clone();
     if facts.checkpointer.requests != offset::REQUESTS {
         wasmtime::bail!("this version of PGlite asks for checkpoints in another way");
     }
     let shared = memory::read_u32(memory::of(caller)?.0, facts.checkpointer.shared)?;
-    let mut flags = flags.cast_unsigned();
     if flags & flag::CAUSE_XLOG != 0 {
         // PGlite's RequestCheckpoint adds it to all; here there is a checkpointer that takes its time.
         flags &= !flag::IMMEDIATE;

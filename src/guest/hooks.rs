@@ -51,6 +51,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         }
     })?;
     linker.func_wrap(HOOK_MODULE, Hook::RequestCheckpoint.name(), checkpoint::request)?;
+    linker.func_wrap(HOOK_MODULE, Hook::WalSegment.name(), checkpoint::count_segment)?;
     // A session of a cluster that is gone ends at its next turn.
     linker.func_wrap(HOOK_MODULE, Hook::PostmasterIsAlive.name(), || 1)?;
     Ok(())

@@ -354,6 +354,23 @@ impl PostmasterSignals {
     }
 }
 
+/// The address of `IsPostmasterEnvironment` (`src/backend/utils/init/globals.c`) in `pgl_startPGlite`, which sets it and `IsUnderPostmaster`.
+pub(super) fn is_postmaster_environment(
+    target: &Target,
+    operators: &[Operator],
+    is_under_postmaster: u32,
+) -> Result<u32, InstrumentError> {
+    let set = |window: &[Operator]| match *window {
+        [Operator::I32Const { value: address }, Operator::I32Const { value: 1 }, Operator::I32Store8 { memarg }]
+            if memarg.offset == 0 =>
+        {
+            Some(address.cast_unsigned()).filter(|&address| address != is_under_postmaster)
+        }
+        _ => None,
+    };
+    Ok(once(target, "another flag set than IsUnderPostmaster", operators, 3, set)?.1)
+}
+
 /// The address of `whereToSendOutput` (`src/backend/tcop/postgres.c`) in `pgl_startPGlite`: `whereToSendOutput = DestRemote`.
 pub(super) fn where_to_send_output(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let stored = |window: &[Operator]| match *window {

@@ -146,10 +146,11 @@ impl Found {
 
 impl Shape {
     fn is_that_of(self, module: &Module, function: u32) -> bool {
-        let all_i32 = |types: &[ValType], count| types.len() == count && types.iter().all(|&ty| ty == ValType::I32);
-        module
-            .function_type(function)
-            .is_some_and(|ty| all_i32(ty.params(), self.parameters) && all_i32(ty.results(), self.results))
+        let Some(ty) = module.function_type(function) else { return false };
+        let first = if self.begins_with_i64 { ValType::I64 } else { ValType::I32 };
+        let parameters = std::iter::once(first).chain(std::iter::repeat(ValType::I32)).take(self.parameters);
+        let results = std::iter::repeat_n(ValType::I32, self.results);
+        ty.params().iter().copied().eq(parameters) && ty.results().iter().copied().eq(results)
     }
 }
 
@@ -258,7 +259,7 @@ fn addresses(memory: &[u8], strings: &HashMap<&'static str, u64>) -> HashMap<i32
 impl Target {
     /// By what it is recognised, in words.
     pub(super) fn expectation(&self) -> String {
-        let Shape { parameters, results } = self.shape;
+        let Shape { parameters, results, .. } = self.shape;
         let evidence = match &self.evidence {
             Evidence::Exported => "that is exported under this name".to_owned(),
             Evidence::Mentions(strings) => format!("that mentions {strings:?}"),

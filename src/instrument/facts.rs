@@ -7,7 +7,7 @@ use wasmparser::ExternalKind;
 
 use super::bodies::{
     CancelKey, Checkpointer, Kill, PostmasterSignals, cancel_key_length, encoding_functions, encoding_names,
-    first_variable, heap_state, message_context, signal_handlers, where_to_send_output,
+    first_variable, heap_state, is_postmaster_environment, message_context, signal_handlers, where_to_send_output,
 };
 use super::children::{self, ChildKind};
 use super::evidence::Found;
@@ -75,6 +75,8 @@ pub struct Facts {
     pub checkpointer: Checkpointer,
     /// How a child tells its postmaster something.
     pub postmaster: PostmasterSignals,
+    /// Address of `IsPostmasterEnvironment`, a byte.
+    pub is_postmaster_environment: u32,
     /// Address of `whereToSendOutput`, an `int`.
     pub where_to_send_output: u32,
     /// The kinds of children that a postmaster has.
@@ -105,6 +107,8 @@ impl Facts {
         let kill = found.read(module, "kill", |target, body| Kill::read(target, body, found.process_id))?;
         let load_libraries = found.function("load_libraries")?;
         let data_symbols = module.data_symbols();
+        let is_under_postmaster = data_symbols.get("IsUnderPostmaster").copied();
+        let is_under_postmaster = is_under_postmaster.ok_or_else(|| lacking("exported IsUnderPostmaster"))?;
         let current_context = data_symbols.get("CurrentMemoryContext").copied();
         let current_context = current_context.ok_or_else(|| lacking("exported CurrentMemoryContext"))?;
         let my_cancel_key = found.read(module, "pgl_sendConnData", CancelKey::read)?.address;
@@ -130,6 +134,9 @@ impl Facts {
                 .read(module, "PostgresMainLoopOnce", |target, body| message_context(target, body, current_context))?,
             checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
             postmaster: found.read(module, "SendPostmasterSignal", PostmasterSignals::read)?,
+            is_postmaster_environment: found.read(module, "pgl_startPGlite", |target, body| {
+                is_postmaster_environment(target, body, is_under_postmaster)
+            })?,
             where_to_send_output: found.read(module, "pgl_startPGlite", where_to_send_output)?,
             children: children::kinds(memory)?,
             preloads: found.read(module, "InitPostgres", |target, body| preloads(target, body, load_libraries))?,

@@ -37,6 +37,8 @@ pub enum Hook {
     SemaphoreWait,
     /// `postmaster_is_alive() -> bool`: whether there is still somebody whom the session works for.
     PostmasterIsAlive,
+    /// `wal_segment()`: the process begins a segment of WAL. It may hold lightweight locks and be in a critical section.
+    WalSegment,
     /// `locale_exists(name) -> bool`: whether the C library has the locale with the NUL-terminated name at that address; an
     /// empty name means the environment's locale.
     LocaleExists,
@@ -51,7 +53,7 @@ pub enum Hook {
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -61,6 +63,7 @@ impl Hook {
         Self::StackDepth,
         Self::SemaphoreWait,
         Self::PostmasterIsAlive,
+        Self::WalSegment,
         Self::LocaleExists,
         Self::ToUpper,
         Self::ToLower,
@@ -80,6 +83,7 @@ impl Hook {
             Self::StackDepth => "stack_depth",
             Self::SemaphoreWait => "semaphore_wait",
             Self::PostmasterIsAlive => "postmaster_is_alive",
+            Self::WalSegment => "wal_segment",
             Self::LocaleExists => "locale_exists",
             Self::ToUpper => "to_upper",
             Self::ToLower => "to_lower",
@@ -90,7 +94,7 @@ impl Hook {
     /// Its parameters.
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
-            Self::InitProcess | Self::ProcessInterrupts | Self::PostmasterIsAlive => &[],
+            Self::InitProcess | Self::ProcessInterrupts | Self::PostmasterIsAlive | Self::WalSegment => &[],
             Self::PgUsleep
             | Self::RequestCheckpoint
             | Self::StackDepth

@@ -18,6 +18,8 @@ pub(super) struct Target {
 pub(super) struct Shape {
     pub(super) parameters: usize,
     pub(super) results: usize,
+    /// Whether the first parameter is an `i64` instead: what C's `uint64` is.
+    pub(super) begins_with_i64: bool,
 }
 
 /// What exactly one function of the module must answer to.
@@ -83,7 +85,11 @@ pub(super) enum Change {
 }
 
 const fn shape(parameters: usize, results: usize) -> Shape {
-    Shape { parameters, results }
+    Shape { parameters, results, begins_with_i64: false }
+}
+
+const fn shape_with_i64(parameters: usize, results: usize) -> Shape {
+    Shape { begins_with_i64: true, ..shape(parameters, results) }
 }
 
 /// Every function that [`super::instrument`] looks for.
@@ -229,6 +235,13 @@ pub(super) const TARGETS: &[Target] = &[
         shape: shape(1, 1),
         evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
         changes: &[Change::LeaveToCheckpointer(Hook::RequestCheckpoint), Change::Export],
+    },
+    // XLogWrite calls it when it begins a segment of WAL. In PostgreSQL it then asks for a checkpoint if there are too many; PGlite has removed that.
+    Target {
+        name: "XLogFileInit",
+        shape: shape_with_i64(2, 1),
+        evidence: Evidence::Mentions(&["XLogFileInit", "xlog.c"]),
+        changes: &[Change::Enter(Hook::WalSegment)],
     },
     // Puts requests to sync files into a queue for the checkpointer; see `Facts::checkpointer`.
     Target {
