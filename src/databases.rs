@@ -116,7 +116,8 @@ impl Sessions for Databases {
     }
 
     fn reload(&self) -> Answer {
-        if let Some(postmaster) = &*self.postmaster.lock() {
+        // One that is being started reads its configuration anyway.
+        if let Some(Some(postmaster)) = self.postmaster.try_lock().as_deref() {
             postmaster.reload();
         }
         self.isolated.reload();

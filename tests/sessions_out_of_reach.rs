@@ -2,6 +2,7 @@
 
 mod support;
 
+use rustix::process::{Resource, Rlimit, Signal};
 use support::{
     peer::{Peer, code},
     program::Program,
@@ -199,41 +200,97 @@ fn crashed_after(arguments: &[&str], sql: &str) -> Server {
     server
 }
 
-/// SQL that writes a configuration with which no cluster starts, and what is said about it then.
-const BROKEN: [(&str, &[&str]); 4] = [
-    ("alter system set shared_preload_libraries = 'nope'", &["could not access file \"nope\""]),
+/// SQL that writes what no cluster starts with, what is said about it then, and the file that is put away.
+const BROKEN: [(&str, &[&str], &str); 4] = [
+    ("alter system set shared_preload_libraries = 'nope'", &["could not access file \"nope\""], "postgresql.auto.conf"),
     (
         "copy (select unnest(array['work_mem = 5MB', 'nonsense nonsense'])) to '/pglite/data/postgresql.auto.conf'",
         &["postgresql.auto.conf\" line 2", "nonsense"],
+        "postgresql.auto.conf",
     ),
-    ("copy (select '') to '/pglite/data/recovery.signal'", &["restore_command"]),
-    ("copy (select 'local nonsense') to '/pglite/data/pg_hba.conf'", &["pg_hba.conf", "line 1"]),
+    ("copy (select '') to '/pglite/data/recovery.signal'", &[], "recovery.signal"),
+    ("copy (select '') to '/pglite/data/standby.signal'", &[], "standby.signal"),
 ];
 
 #[test]
-fn a_cluster_that_cannot_start_again_ends_the_program_with_what_is_wrong() {
-    for (sql, told) in BROKEN {
-        let mut server = crashed_after(&[], sql);
-        let (status, _) = server.program.wait();
-        let stderr = server.program.wait_for_stderr().join("\n");
-        assert_eq!(status.code(), Some(3), "{sql}: {stderr}");
-        let last = stderr.lines().last().unwrap_or_default();
+fn what_keeps_a_cluster_from_starting_again_is_named_and_put_away() {
+    for (sql, told, file) in BROKEN {
+        let server = crashed_after(&[], sql);
+        assert_whole(&server);
+        let kept = format!("select count(*) from pg_ls_dir('.') name where name = '{file}.ignored'");
+        assert_eq!(Peer::connect(&server).value(&kept), "1", "{sql}");
+        let mut lines = Vec::new();
+        while lines.last().is_none_or(|line: &String| !line.contains(&format!("{file}.ignored"))) {
+            lines.push(server.program.stderr_line());
+        }
         for told in told {
-            assert!(last.contains(told), "{sql}: {told:?} is not in {last:?}");
+            assert!(lines.iter().any(|line| line.contains(told)), "{sql}: {told:?} is not in {lines:?}");
         }
     }
 }
 
 #[test]
-fn settings_with_which_a_cluster_does_not_start_can_be_put_away() {
-    for (sql, _) in &BROKEN[..2] {
-        let server = crashed_after(&["--ignore-auto-conf"], sql);
-        assert_whole(&server);
-        let peer = Peer::connect(&server);
-        assert_eq!(peer.value("show shared_preload_libraries"), "");
-        let kept = "select length(pg_read_file('postgresql.auto.conf.ignored')) > 0";
-        assert_eq!(peer.value(kept), "t", "{sql}");
+fn settings_can_be_put_away_before_every_start() {
+    let server = crashed_after(&["--ignore-auto-conf"], "alter system set work_mem = '7MB'");
+    assert_whole(&server);
+    assert_eq!(Peer::connect(&server).value("show work_mem"), "4MB");
+}
+
+#[test]
+fn a_cluster_that_cannot_start_again_ends_the_program_with_what_is_wrong() {
+    let mut server = crashed_after(&[], "copy (select 'local nonsense') to '/pglite/data/pg_hba.conf'");
+    let (status, _) = server.program.wait();
+    let stderr = server.program.wait_for_stderr().join("\n");
+    assert_eq!(status.code(), Some(3), "{stderr}");
+    let last = stderr.lines().last().unwrap_or_default();
+    for told in ["pg_hba.conf", "line 1"] {
+        assert!(last.contains(told), "{told:?} is not in {last:?}");
     }
+}
+
+#[test]
+fn what_this_program_cannot_do_is_refused_as_an_option_and_without_effect_in_sql() {
+    for setting in ["io_method=worker", "dynamic_shared_memory_type=sysv", "max_parallel_workers=8", "Summarize_WAL=on"]
+    {
+        let (status, stdout, stderr) = Program::spawn(&["serve", "--listen", "127.0.0.1:0", "--set", setting]).output();
+        assert_eq!((status, stdout.as_str()), (Some(1), ""), "{stderr}");
+        let name = setting.split('=').next().unwrap_or_default();
+        assert!(stderr.contains(&format!("{name} cannot be set")), "{stderr}");
+    }
+    for setting in ["dynamic_shared_memory_type = sysv", "shared_memory_type = sysv", "summarize_wal = on"] {
+        let server = crashed_after(&[], &format!("alter system set {setting}"));
+        assert_whole(&server);
+        let (name, value) = setting.split_once(" = ").expect("a setting");
+        assert_ne!(Peer::connect(&server).value(&format!("show {name}")), value);
+    }
+}
+
+#[test]
+fn a_program_that_is_stopped_while_its_cluster_starts_again_ends_in_order() {
+    for _ in 0..3 {
+        let mut server = crashed_after(&[], "select 1");
+        server.program.signal(Signal::TERM);
+        let (status, _) = server.program.wait();
+        let stderr = server.program.wait_for_stderr().join("\n");
+        assert_eq!(status.code(), Some(0), "{stderr}");
+        assert!(!stderr.contains("did not end in time"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_reload_without_files_to_spare_ends_no_cluster() {
+    let server = server(&[]);
+    let peer = Peer::connect(&server);
+    until_complete(&peer);
+    // Those that are open stay open.
+    let limits = rustix::process::getrlimit(Resource::Nofile);
+    server.program.limit(Resource::Nofile, Rlimit { current: Some(3), maximum: limits.maximum });
+    peer.run("alter system set work_mem = '7MB'");
+    peer.run("select pg_reload_conf()");
+    while !server.program.stderr_line().contains("configuration from before the reload") {}
+    server.program.limit(Resource::Nofile, limits);
+    assert_whole(&server);
+    assert_eq!(peer.value("show work_mem"), "7MB");
 }
 
 #[test]

@@ -16,16 +16,20 @@ pub(crate) const DATA_DIRECTORY: &str = "/pglite/data";
 
 /// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make it differ from
 /// `PostgreSQL` for its users: `-O`, which lets anybody change system tables, and a `search_path`.
-pub(crate) const START_PARAMETERS: &[&str] = &[
-    "--single",
-    "-F",
-    "-j",
-    "-clog_checkpoints=false",
+pub(crate) const START_PARAMETERS: &[&str] = &["--single", "-F", "-j", "-clog_checkpoints=false"];
+
+/// What comes after all other parameters, because nothing else works here: workers and their like are not started, and shared memory is the host's.
+pub(crate) const FIXED_PARAMETERS: &[&str] = &[
     "-cmax_worker_processes=0",
     "-cmax_parallel_workers=0",
     "-cmax_parallel_workers_per_gather=0",
     "-cmax_parallel_maintenance_workers=0",
     "-cio_method=sync",
+    "-cshared_memory_type=mmap",
+    "-cdynamic_shared_memory_type=posix",
+    // Without the process that summarizes or archives it, WAL would be kept for ever.
+    "-csummarize_wal=off",
+    "-carchive_mode=off",
 ];
 
 impl Backend {
@@ -36,7 +40,7 @@ impl Backend {
     pub(crate) fn boot(&mut self, database: &str, settings: &[String]) -> anyhow::Result<()> {
         self.call::<i32, i32>("pgl_setPGliteActive", 1)?;
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        let arguments = [START_PARAMETERS, &settings, &["-D", DATA_DIRECTORY, database]].concat();
+        let arguments = [START_PARAMETERS, &settings, FIXED_PARAMETERS, &["-D", DATA_DIRECTORY, database]].concat();
         let status = call::main(&mut self.store, EXECUTABLE, &arguments)?;
         ensure!(status == EXIT_ALIVE, "PostgreSQL did not start on database \"{database}\" (exit status {status})");
         self.call::<(), ()>("pgl_startPGlite", ()).context("PostgreSQL cannot be made to listen")
@@ -54,7 +58,7 @@ impl Backend {
         call::main(
             &mut self.store,
             EXECUTABLE,
-            &[START_PARAMETERS, &settings, &["-D", DATA_DIRECTORY, "postgres"]].concat(),
+            &[START_PARAMETERS, &settings, FIXED_PARAMETERS, &["-D", DATA_DIRECTORY, "postgres"]].concat(),
         )
     }
 

@@ -19,7 +19,7 @@ use super::{
     snapshot::Snapshot,
 };
 use crate::{
-    backend::{BOOTSTRAP_USER, Backend, START_PARAMETERS, program::Program},
+    backend::{BOOTSTRAP_USER, Backend, FIXED_PARAMETERS, START_PARAMETERS, program::Program},
     engine::{
         artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
         cache::{Cache, Lock},
@@ -285,6 +285,7 @@ impl Templates {
             self.program.key().as_bytes(),
             env!("CARGO_PKG_VERSION").as_bytes(),
             START_PARAMETERS.join(" ").as_bytes(),
+            FIXED_PARAMETERS.join(" ").as_bytes(),
             BOOTSTRAP_USER.as_bytes(),
             self.icu.digest(),
             SOURCE.as_bytes(),

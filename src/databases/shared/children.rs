@@ -52,11 +52,15 @@ impl Role {
     /// Whether it may end with that exit status without shared memory being in doubt (`process_pm_child_exit` in `postmaster.c`).
     pub(super) fn may_exit(self, status: i32) -> bool {
         match self {
-            Self::AutovacuumWorker => status == 0 || status == 1,
+            Self::AutovacuumWorker => [0, 1, NOT_STARTED].contains(&status),
+            Self::AutovacuumLauncher => [0, NOT_STARTED].contains(&status),
             _ => status == 0,
         }
     }
 }
+
+/// Stands for the exit status of a process that the system had no memory for: it has touched nothing.
+const NOT_STARTED: i32 = -1;
 
 /// The children of one postmaster.
 pub(super) struct Children {
@@ -86,7 +90,13 @@ impl Children {
         let work = move || {
             let run = || -> anyhow::Result<i32> {
                 let setup = |files| Setup { seat: Some(seat), ..Setup::backend(&program, files) };
-                let mut backend = running.fork().start(&program, console, setup)?;
+                let mut backend = match running.fork().start(&program, console, setup) {
+                    Ok(backend) => backend,
+                    Err(error) => {
+                        tracing::error!("the {role:?} process cannot be started: {error:#}");
+                        return Ok(NOT_STARTED);
+                    }
+                };
                 run_in_turn(&mut backend, |backend| backend.run_auxiliary(role.name()))
             };
             let ended = catch_unwind(AssertUnwindSafe(run));

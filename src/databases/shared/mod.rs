@@ -1,11 +1,13 @@
 //! `shared` mode: one cluster whose every connection is a session of its own, and what a postmaster does for it.
 //!
-//! * `mod`: keeping the cluster running, and its sessions
+//! * `mod`: the sessions of the cluster
+//! * `keeper`: starting it, and again after a crash
 //! * `process`: the postmaster itself, from the cluster's start to its end
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
 
 mod children;
+mod keeper;
 mod process;
 mod settings;
 
@@ -15,8 +17,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use anyhow::{anyhow, bail, ensure};
-use parking_lot::{Condvar, Mutex};
+use anyhow::ensure;
+use parking_lot::Mutex;
 
 use crate::{
     backend::{Ended, Whom},
@@ -35,11 +37,10 @@ use crate::{
 };
 
 use children::run_in_turn;
-use process::{End, Event, Running, Start};
+use keeper::Keeper;
+pub use keeper::OnFailure;
+use process::{Event, Running, Start};
 pub use settings::SharedSettings;
-
-/// How often in a row a cluster may fail to start again before that is given up.
-const ATTEMPTS: u32 = 3;
 
 /// Keeps one cluster running.
 pub(crate) struct Postmaster {
@@ -48,25 +49,6 @@ pub(crate) struct Postmaster {
     keeper: Arc<Keeper>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
-
-/// What the thread that keeps the cluster running and those who want a session have in common.
-struct Keeper {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-enum State {
-    /// The cluster starts, for the first time or again after a crash.
-    Starting,
-    Running(Arc<Running>),
-    /// It cannot be started, for this reason.
-    Failed(String),
-    /// It was shut down.
-    Stopped,
-}
-
-/// Is told, on any thread, when the shared cluster has crashed and cannot be started again.
-pub type OnFailure = Arc<dyn Fn(anyhow::Error) + Send + Sync>;
 
 impl Postmaster {
     /// A cluster with the files of a new one, which is started now. `on_failure` is told when it has crashed and cannot be started again.
@@ -81,7 +63,8 @@ impl Postmaster {
     ) -> anyhow::Result<Self> {
         let files = Arc::new(Mutex::new(Tree::from_frozen(templates.cluster()?)));
         let start = Start { program: templates.program().clone(), files, settings, log: log.clone() };
-        let keeper = Arc::new(Keeper { state: Mutex::new(State::Starting), changed: Condvar::new() });
+        start.settings.check()?;
+        let keeper = Arc::new(Keeper::default());
         let work = {
             let keeper = keeper.clone();
             move || keeper.keep_running(&start, on_failure.as_ref())
@@ -100,7 +83,10 @@ impl Postmaster {
         request: &SessionRequest<'_>,
         client: Box<dyn Client>,
     ) -> anyhow::Result<SessionEnd> {
-        let running = self.keeper.running()?;
+        let running = match self.keeper.running_for(request.control) {
+            Ok(running) => running,
+            Err(report) => return Ok(SessionEnd::Refused(report)),
+        };
         let seat = running.seats.join(Priority::Client);
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
         let interrupt = move |interrupt| match interrupt {
@@ -130,11 +116,7 @@ impl Postmaster {
         match ended {
             Ok(Ended::Client) => Ok(SessionEnd::ClientGone),
             Ok(Ended::Fatal) => Ok(SessionEnd::Orderly),
-            Err(error) if error.is::<Crashed>() => {
-                let message = "terminating connection because of crash of another server process";
-                let hint = "In a moment you should be able to reconnect to the database and repeat your command.";
-                Ok(SessionEnd::Refused(ErrorResponse::fatal(sqlstate::CRASH_SHUTDOWN, message).with_hint(hint)))
-            }
+            Err(error) if error.is::<Crashed>() => Ok(SessionEnd::Refused(crash_report())),
             Err(error) => Ok(SessionEnd::Trapped(error)),
         }
     }
@@ -187,7 +169,7 @@ impl Postmaster {
             return Err(ErrorResponse::freeze_in_transaction());
         }
         let running = self.keeper.running()?;
-        self.checkpoint(&running)?;
+        self.checkpoint(&running).map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })?;
         let files = running.fork().tree().lock().freeze();
         self.templates.freeze(name, database, key, &files)?;
         Ok(Vec::new())
@@ -215,16 +197,14 @@ impl Postmaster {
     /// Has the configuration files read again, by the postmaster, all sessions and all later ones.
     pub(crate) fn reload(&self) {
         // One that starts reads them.
-        if let State::Running(running) = &*self.keeper.state.lock() {
+        if let Some(running) = self.keeper.current() {
             running.reload();
         }
     }
 
     /// Shuts the cluster down, after its sessions have ended.
     pub(crate) fn shut_down(&self) {
-        if let State::Running(running) = &*self.keeper.state.lock() {
-            running.tell(Event::ShutDown);
-        }
+        self.keeper.stop();
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {
@@ -234,66 +214,13 @@ impl Postmaster {
 
     /// How many sessions there are.
     pub(crate) fn sessions(&self) -> usize {
-        match &*self.keeper.state.lock() {
-            State::Running(running) => running.seats.sessions(),
-            _ => 0,
-        }
+        self.keeper.current().map_or(0, |running| running.seats.sessions())
     }
 }
 
-impl Keeper {
-    /// The running cluster, waiting for it while it starts, as after a crash.
-    ///
-    /// # Errors
-    /// When it cannot be started, or was shut down.
-    fn running(&self) -> anyhow::Result<Arc<Running>> {
-        let mut state = self.state.lock();
-        loop {
-            match &*state {
-                State::Running(running) if !running.seats.have_crashed() => return Ok(running.clone()),
-                State::Starting | State::Running(_) => self.changed.wait(&mut state),
-                State::Failed(reason) => bail!("the cluster does not start: {reason}"),
-                State::Stopped => bail!("the cluster was shut down"),
-            }
-        }
-    }
-
-    fn set(&self, state: State) {
-        *self.state.lock() = state;
-        self.changed.notify_all();
-    }
-
-    /// Starts the cluster, and again whenever it has crashed, until it is shut down or cannot be started.
-    fn keep_running(self: &Arc<Self>, start: &Start, on_failure: Option<&OnFailure>) {
-        let mut has_started = false;
-        let mut failures = 0;
-        loop {
-            let keeper = self.clone();
-            let run = || process::run(start, move |running| keeper.set(State::Running(running)));
-            let ended = catch_unwind(AssertUnwindSafe(run));
-            let started = matches!(&*self.state.lock(), State::Running(_));
-            match ended.unwrap_or_else(|_| Err(anyhow!("the postmaster panicked; the log says where"))) {
-                Ok(End::ShutDown) => return self.set(State::Stopped),
-                Ok(End::Crashed) if started => {
-                    tracing::warn!("the cluster has crashed: it is started again, and recovers");
-                    (has_started, failures) = (true, 0);
-                    self.set(State::Starting);
-                }
-                ended => {
-                    let error =
-                        ended.map_or_else(|error| error, |_| anyhow!("a process crashed before it had started"));
-                    failures += 1;
-                    tracing::error!("the cluster does not start: {error:#}");
-                    if !has_started || failures == ATTEMPTS {
-                        self.set(State::Failed(format!("{error:#}")));
-                        if let Some(on_failure) = on_failure.filter(|_| has_started) {
-                            on_failure(error.context("the shared cluster has crashed, and does not start again"));
-                        }
-                        return;
-                    }
-                    self.set(State::Starting);
-                }
-            }
-        }
-    }
+/// What those are told whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in `src/backend/tcop/postgres.c`).
+fn crash_report() -> ErrorResponse {
+    let message = "terminating connection because of crash of another server process";
+    let hint = "In a moment you should be able to reconnect to the database and repeat your command.";
+    ErrorResponse::fatal(sqlstate::CRASH_SHUTDOWN, message).with_hint(hint)
 }

@@ -3,9 +3,9 @@
 //! Its guest is a backend that has come as far as a postmaster comes before its first fork, and stays there. What `PostgreSQL` has in `ServerLoop` and
 //! `PostmasterStateMachine` (`src/backend/postmaster/postmaster.c`) is here; connections are accepted elsewhere.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Mutex, RwLock};
 use wasmtime::Caller;
@@ -29,6 +29,10 @@ const PROCESS_ID: i32 = 42;
 /// Where `PostgreSQL` has dynamic shared memory, and the settings of `ALTER SYSTEM`.
 const SHARED_MEMORY: &[u8] = b"/dev/shm";
 const AUTO_CONF: &[u8] = b"/pglite/data/postgresql.auto.conf";
+/// Files that have a server recover from an archive or follow another one.
+const SIGNAL_FILES: [&[u8]; 2] = [b"/pglite/data/recovery.signal", b"/pglite/data/standby.signal"];
+/// What is added to the names of files that are put away.
+const IGNORED: &[u8] = b".ignored";
 
 /// Reasons why a child signals its postmaster: `PMSignalReason` (`src/include/storage/pmsignal.h`).
 mod reason {
@@ -71,9 +75,16 @@ pub(super) enum Event {
 pub(super) enum End {
     /// In order.
     ShutDown,
-    /// One of its processes has left shared memory in a state that none can go on from.
+    /// A client's session has left shared memory in a state that no process can go on from.
+    SessionCrashed,
+    /// One of the cluster's own processes has, or could not be started.
     Crashed,
 }
+
+/// `PostgreSQL` has refused to start, and has said why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Refused(String);
 
 impl Running {
     /// What its processes begin with.
@@ -93,17 +104,22 @@ impl Running {
     }
 }
 
-/// Runs a cluster on this thread until it ends; `on_start` is given it when it has recovered and lets clients in.
+/// Runs a cluster on this thread until it ends; `on_start` is given it when it has recovered and lets clients in. `without_auto_conf`: what `ALTER SYSTEM`
+/// has set is put away before, because the cluster did not start with it.
 ///
 /// # Errors
-/// When it does not start, with what `PostgreSQL` says about it.
-pub(super) fn run(start: &Start, on_start: impl FnOnce(Arc<Running>) + Send + 'static) -> anyhow::Result<End> {
+/// [`Refused`] when `PostgreSQL` does not start; others when the system has not what it takes.
+pub(super) fn run(
+    start: &Start,
+    without_auto_conf: bool,
+    on_start: impl FnOnce(Arc<Running>) + Send + 'static,
+) -> anyhow::Result<End> {
     let (events, received) = unbounded();
     let seats = Arc::new(Seats::default());
     let seat = seats.join_as(PROCESS_ID, Priority::Background);
     let recent = Recent::default();
     let served = Arc::new(Mutex::new(None));
-    tidy(start)?;
+    tidy(start, without_auto_conf || start.settings.ignore_auto_conf)?;
     let server = {
         let (program, log, recent) = (start.program.clone(), start.log.clone(), recent.clone());
         let (outcome, signals) = (served.clone(), seat.signals().clone());
@@ -116,9 +132,10 @@ pub(super) fn run(start: &Start, on_start: impl FnOnce(Arc<Running>) + Send + 's
             let fork = Fork::first(caller).map_err(wasmtime::Error::from_anyhow)?;
             let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events });
             let children = Children::new(running.clone(), program, log, recent);
-            let mut server = Server { caller, running, children, state: State::Starting(Box::new(on_start)) };
+            let state = State::Starting(Box::new(on_start));
+            let mut server = Server { caller, running, children, state, lacks_launcher: false };
             let end = match server.serve(&received) {
-                Err(error) if error.is::<Crashed>() => Ok(End::Crashed),
+                Err(error) if error.is::<Crashed>() => Ok(End::SessionCrashed),
                 end => end,
             };
             let is_in_order = matches!(end, Ok(End::ShutDown));
@@ -148,12 +165,12 @@ pub(super) fn run(start: &Start, on_start: impl FnOnce(Arc<Running>) + Send + 's
         (Some(Ok(end)), _) => Ok(end),
         (None, Err(error)) => Err(error),
         // It said why.
-        (Some(Err(_)) | None, _) => Err(anyhow!("{}", recent.told())),
+        (Some(Err(_)) | None, _) => Err(Refused(recent.told()).into()),
     }
 }
 
 /// Puts away what a crash leaves behind, and what is not to be used.
-fn tidy(start: &Start) -> anyhow::Result<()> {
+fn tidy(start: &Start, without_auto_conf: bool) -> anyhow::Result<()> {
     let mut files = Files::new(start.files.clone(), Box::new(Silent))?;
     // Dynamic shared memory does not outlive its cluster; PostgreSQL only removes what it finds in the main segment, which is gone.
     let directory = files.open(At::WorkingDirectory, SHARED_MEMORY, OpenFlags::READ_ONLY, 0)?;
@@ -163,13 +180,14 @@ fn tidy(start: &Start) -> anyhow::Result<()> {
         }
     }
     files.close(directory)?;
-    if start.settings.ignore_auto_conf {
-        match files
-            .rename((At::WorkingDirectory, AUTO_CONF), (At::WorkingDirectory, &[AUTO_CONF, b".ignored"].concat()))
-        {
-            Ok(()) => tracing::warn!("postgresql.auto.conf is ignored: it is postgresql.auto.conf.ignored now"),
+    // A cluster in memory is no standby and has no archive: these files only keep it from starting.
+    let unwanted = SIGNAL_FILES.iter().chain(without_auto_conf.then_some(&AUTO_CONF));
+    for path in unwanted {
+        let name = String::from_utf8_lossy(path);
+        match files.rename((At::WorkingDirectory, path), (At::WorkingDirectory, &[path, IGNORED].concat())) {
+            Ok(()) => tracing::warn!("{name} is put away for the cluster to start; it is {name}.ignored now"),
             Err(Errno::ENOENT) => {}
-            Err(error) => bail!("postgresql.auto.conf cannot be put away: {error}"),
+            Err(error) => bail!("{name} cannot be put away: {error}"),
         }
     }
     Ok(())
@@ -200,6 +218,8 @@ struct Server<'a, 'b> {
     running: Arc<Running>,
     children: Children,
     state: State,
+    /// Whether the autovacuum launcher is wanted and could not be started.
+    lacks_launcher: bool,
 }
 
 impl Server<'_, '_> {
@@ -210,10 +230,14 @@ impl Server<'_, '_> {
             self.children.start(role)?;
         }
         loop {
-            let end = match events.recv()? {
+            let Ok(event) = events.recv_timeout(self.patience()) else {
+                self.launch_autovacuum(false)?;
+                continue;
+            };
+            let end = match event {
                 Event::Signal => self.handle_signals()?,
                 Event::Ended { process_id, ended } => self.reap(process_id, ended)?,
-                Event::Crashed => Some(End::Crashed),
+                Event::Crashed => Some(End::SessionCrashed),
                 Event::ShutDown => self.shut_down(),
             };
             if let Some(end) = end {
@@ -225,22 +249,18 @@ impl Server<'_, '_> {
     fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
         let signals: Vec<_> = self.caller.data().signals.take().collect();
         if signals.contains(&Signal::HUP) {
-            let reloaded = self.in_turn(Self::reload);
-            if matches!(&reloaded, Err(error) if error.is::<Crashed>()) {
-                return Ok(Some(End::Crashed));
-            }
-            reloaded?;
+            self.in_turn(Self::reload)?;
             self.running.seats.send_to_others(PROCESS_ID, Signal::HUP);
             self.launch_autovacuum(false)?;
         }
         if signals.contains(&Signal::USR1) {
             let asked = self.in_turn(|server| Ok(postmaster::take_signals::<{ reason::COUNT }>(server.caller)?));
-            let Ok(asked) = asked else { return Ok(Some(End::Crashed)) };
+            let asked = asked?;
             if asked[reason::START_AUTOVACUUM_LAUNCHER] {
                 self.launch_autovacuum(true)?;
             }
             if asked[reason::START_AUTOVACUUM_WORKER] && matches!(self.state, State::Running) {
-                self.children.start(Role::AutovacuumWorker)?;
+                self.try_to_start(Role::AutovacuumWorker);
             }
             if asked[reason::XLOG_IS_SHUT_DOWN] {
                 self.children.send(Signal::USR2, |role| role == Role::Checkpointer);
@@ -254,8 +274,10 @@ impl Server<'_, '_> {
         if !postmaster::reload(self.caller)? {
             tracing::warn!("pg_hba.conf was not reloaded: the rules before stay in use");
         }
-        let fork = self.running.fork().again(self.caller)?;
-        *self.running.fork.write() = Arc::new(fork);
+        match self.running.fork().again(self.caller) {
+            Ok(fork) => *self.running.fork.write() = Arc::new(fork),
+            Err(error) => tracing::error!("new sessions have the configuration from before the reload: {error:#}"),
+        }
         Ok(())
     }
 
@@ -264,7 +286,7 @@ impl Server<'_, '_> {
         let Some(role) = self.children.forget(process_id) else { return Ok(None) };
         let status = match ended {
             Ok(status) => status,
-            Err(error) if error.is::<Crashed>() => return Ok(Some(End::Crashed)),
+            Err(error) if error.is::<Crashed>() => return Ok(Some(End::SessionCrashed)),
             Err(error) => {
                 tracing::error!("the {role:?} process (PID {process_id}) has crashed: {error:?}");
                 return Ok(Some(End::Crashed));
@@ -286,7 +308,10 @@ impl Server<'_, '_> {
                 self.launch_autovacuum(false)?;
             }
             (State::ShuttingDown, Role::Checkpointer) => return Ok(Some(End::ShutDown)),
-            (_, Role::Checkpointer) => bail!("the checkpointer has exited while the cluster was running"),
+            (_, Role::Checkpointer) => {
+                tracing::error!("the checkpointer has exited while the cluster was running");
+                return Ok(Some(End::Crashed));
+            }
             (State::Starting(_) | State::Running, Role::BackgroundWriter) | (State::Running, Role::WalWriter) => {
                 self.children.start(role)?;
             }
@@ -300,16 +325,34 @@ impl Server<'_, '_> {
     /// Starts the autovacuum launcher if it is wanted and not there. `anyway`: also where autovacuum is off, to prevent the wraparound of transaction ids.
     fn launch_autovacuum(&mut self, anyway: bool) -> anyhow::Result<()> {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::AutovacuumLauncher);
+        self.lacks_launcher = false;
         if is_missing && (anyway || self.in_turn(|server| Ok(postmaster::wants_autovacuum(server.caller)?))?) {
-            self.children.start(Role::AutovacuumLauncher)?;
+            self.lacks_launcher = !self.try_to_start(Role::AutovacuumLauncher);
         }
         Ok(())
+    }
+
+    /// Starts a process that the cluster can do without for a while; says whether it could be started.
+    fn try_to_start(&mut self, role: Role) -> bool {
+        let started = self.children.start(role);
+        if let Err(error) = &started {
+            tracing::warn!("the {role:?} process cannot be started for now: {error:#}");
+        }
+        started.is_ok()
+    }
+
+    /// How long to wait for an event: until it is time to try once more what could not be done, or for as long as it takes.
+    fn patience(&self) -> Duration {
+        if self.lacks_launcher { Duration::from_secs(10) } else { Duration::MAX }
     }
 
     fn shut_down(&mut self) -> Option<End> {
         if matches!(self.state, State::Starting(_)) {
             // There is nothing to put in order, recovery will.
             return Some(End::Crashed);
+        }
+        if matches!(self.state, State::Stopping | State::ShuttingDown) {
+            return None;
         }
         self.state = State::Stopping;
         self.children.send(Signal::TERM, |role| role != Role::Checkpointer);

@@ -1,5 +1,9 @@
 //! What can be chosen for a shared cluster.
 
+use anyhow::bail;
+
+use crate::backend::FIXED_PARAMETERS;
+
 /// Settings of a shared cluster, with defaults fit for an embedded database.
 #[derive(Clone, Debug)]
 pub struct SharedSettings {
@@ -28,6 +32,20 @@ impl Default for SharedSettings {
 }
 
 impl SharedSettings {
+    /// # Errors
+    /// When one of them cannot be chosen.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let is_fixed = |name: &str| {
+            FIXED_PARAMETERS.iter().any(|fixed| fixed.trim_start_matches("-c").split('=').next() == Some(name))
+        };
+        match self.further.iter().find(|(name, _)| is_fixed(&name.to_ascii_lowercase())) {
+            Some((name, _)) => bail!(
+                "{name} cannot be set: a cluster in this program has none of the processes or memory that it is about"
+            ),
+            None => Ok(()),
+        }
+    }
+
     /// As arguments of `postgres`.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![

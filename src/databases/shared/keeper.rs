@@ -1,0 +1,208 @@
+//! Keeps a cluster running: starts it, and again whenever it has crashed, until it is shut down or cannot be started.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::anyhow;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::process::{self, End, Event, Refused, Running, Start};
+use crate::{
+    protocol::error_response::{ErrorResponse, sqlstate},
+    session::{Control, cancel::Interrupt},
+};
+
+/// Is told, on any thread, when the shared cluster has crashed and cannot be started again.
+pub type OnFailure = Arc<dyn Fn(anyhow::Error) + Send + Sync>;
+
+/// How often in a row `PostgreSQL` may refuse to start again.
+const REFUSALS: u32 = 3;
+/// How often in a row a start may fail because the system has no threads, files or memory to give.
+const SHORTAGES: u32 = 12;
+/// How long to wait before the second attempt; before later ones twice as long as the time before, at most [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A cluster whose own processes crash within that time after its start has not really started.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How long a client waits for a cluster that starts.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What the thread that keeps a cluster running and those who want a session have in common.
+pub(super) struct Keeper {
+    shared: Mutex<Shared>,
+    changed: Condvar,
+}
+
+struct Shared {
+    state: State,
+    /// Whether it is to be shut down, or is.
+    stopping: bool,
+}
+
+enum State {
+    /// The cluster starts, for the first time or again after a crash.
+    Starting,
+    Running(Arc<Running>, Instant),
+    /// It cannot be started, for this reason.
+    Failed(String),
+    /// It was shut down.
+    Stopped,
+}
+
+impl Default for Keeper {
+    fn default() -> Self {
+        let shared = Shared { state: State::Starting, stopping: false };
+        Self { shared: Mutex::new(shared), changed: Condvar::new() }
+    }
+}
+
+impl Shared {
+    /// The running cluster, if it is known whether there is one.
+    fn running(&self) -> Option<anyhow::Result<Arc<Running>>> {
+        match &self.state {
+            State::Running(running, _) if !running.seats.have_crashed() => Some(Ok(running.clone())),
+            State::Starting | State::Running(..) => None,
+            State::Failed(reason) => Some(Err(anyhow!("the cluster does not start: {reason}"))),
+            State::Stopped => Some(Err(anyhow!("the cluster was shut down"))),
+        }
+    }
+}
+
+impl Keeper {
+    /// The running cluster, waiting for it while it starts, as after a crash.
+    ///
+    /// # Errors
+    /// When it cannot be started, or was shut down.
+    pub(super) fn running(&self) -> anyhow::Result<Arc<Running>> {
+        let mut shared = self.shared.lock();
+        loop {
+            match shared.running() {
+                Some(running) => return running,
+                None => self.changed.wait(&mut shared),
+            }
+        }
+    }
+
+    /// [`Self::running`] for a client, which `control` may order to end meanwhile.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub(super) fn running_for(self: &Arc<Self>, control: &Control) -> Result<Arc<Running>, ErrorResponse> {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (keeper, over) = (self.clone(), is_over.clone());
+        // There is nothing to cancel, and no key yet.
+        let _registration = control.register(0, &[], move |interrupt| {
+            if interrupt != Interrupt::Cancel {
+                over.store(true, Ordering::SeqCst);
+                // Under the lock, so that a client that has looked and not yet waited does not miss it.
+                let _shared = keeper.shared.lock();
+                keeper.changed.notify_all();
+            }
+        });
+        let cannot_connect = |message: String| ErrorResponse::fatal(sqlstate::CANNOT_CONNECT_NOW, message);
+        let deadline = Instant::now() + PATIENCE;
+        let mut shared = self.shared.lock();
+        loop {
+            if is_over.load(Ordering::SeqCst) {
+                let message = "terminating connection due to administrator command";
+                return Err(ErrorResponse::fatal(sqlstate::ADMIN_SHUTDOWN, message));
+            }
+            if let Some(running) = shared.running() {
+                return running.map_err(|error| cannot_connect(format!("{error:#}")));
+            }
+            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+                return Err(cannot_connect("the database system is starting up".to_owned()));
+            }
+        }
+    }
+
+    /// The cluster, if it runs at the moment.
+    pub(super) fn current(&self) -> Option<Arc<Running>> {
+        self.shared.lock().running().and_then(Result::ok)
+    }
+
+    /// From now on the cluster is not started again, and shut down if it runs.
+    pub(super) fn stop(&self) {
+        let mut shared = self.shared.lock();
+        shared.stopping = true;
+        if let State::Running(running, _) = &shared.state {
+            running.tell(Event::ShutDown);
+        }
+        self.changed.notify_all();
+    }
+
+    fn set(&self, mut shared: MutexGuard<'_, Shared>, state: State) {
+        shared.state = state;
+        self.changed.notify_all();
+    }
+
+    /// Clients are let in, unless the cluster is to be shut down.
+    fn has_started(&self, running: Arc<Running>) {
+        let shared = self.shared.lock();
+        if shared.stopping {
+            running.tell(Event::ShutDown);
+        }
+        self.set(shared, State::Running(running, Instant::now()));
+    }
+
+    /// Starts the cluster, and again whenever it has crashed.
+    pub(super) fn keep_running(self: &Arc<Self>, start: &Start, on_failure: Option<&OnFailure>) {
+        let mut has_run = false;
+        let (mut refusals, mut shortages) = (0, 0);
+        loop {
+            let keeper = self.clone();
+            let run = || process::run(start, refusals > 0, move |running| keeper.has_started(running));
+            let ended = catch_unwind(AssertUnwindSafe(run));
+            let ended = ended.unwrap_or_else(|_| Err(anyhow!("the postmaster panicked; the log says where")));
+            let shared = self.shared.lock();
+            let ran_for = match &shared.state {
+                State::Running(_, since) => Some(since.elapsed()),
+                _ => None,
+            };
+            if shared.stopping || matches!(ended, Ok(End::ShutDown)) {
+                return self.set(shared, State::Stopped);
+            }
+            self.set(shared, State::Starting);
+            has_run |= ran_for.is_some();
+            let error = match ended {
+                Ok(End::SessionCrashed) if ran_for.is_some() => None,
+                Ok(_) => Some(anyhow!("one of its own processes has crashed; the log says which")),
+                Err(error) => Some(error),
+            };
+            let Some(error) = error.filter(|_| ran_for.is_none_or(|ran_for| ran_for < SETTLED)) else {
+                tracing::warn!("the cluster has crashed: it is started again, and recovers");
+                (refusals, shortages) = (0, 0);
+                continue;
+            };
+            tracing::error!("the cluster does not start: {error:#}");
+            let is_refused = error.is::<Refused>();
+            if is_refused {
+                refusals += 1;
+            } else {
+                shortages += 1;
+            }
+            if !has_run || refusals == REFUSALS || shortages == SHORTAGES {
+                self.set(self.shared.lock(), State::Failed(format!("{error:#}")));
+                if let Some(on_failure) = on_failure.filter(|_| has_run) {
+                    on_failure(error.context("the shared cluster has crashed, and does not start again"));
+                }
+                return;
+            }
+            self.pause(refusals + shortages);
+        }
+    }
+
+    /// Waits before the next attempt, but not when the cluster is to be shut down.
+    fn pause(&self, attempts: u32) {
+        let pause = PAUSE.saturating_mul(1 << attempts.min(8).saturating_sub(1)).min(LONGEST_PAUSE);
+        let deadline = Instant::now() + pause;
+        let mut shared = self.shared.lock();
+        self.changed.wait_while_until(&mut shared, |shared| !shared.stopping, deadline);
+    }
+}
