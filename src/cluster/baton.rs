@@ -206,20 +206,18 @@ mod tests {
         let (came, order) = mpsc::channel();
         let threads: Vec<_> = (0..4)
             .map(|number| {
-                let (baton, came) = (baton.clone(), came.clone());
-
-                thread::spawn(move || {
-                    baton.take(&Arc::default(), Priority::Client).unwrap();
+                let (waiter, came) = (baton.clone(), came.clone());
+                let thread = thread::spawn(move || {
+                    waiter.take(&Arc::default(), Priority::Client).unwrap();
                     came.send(number).unwrap();
-                    baton.give();
-                })
+                    waiter.give();
+                });
+                wait_until_queued(&baton, number + 1);
+                thread
             })
             .collect();
-        wait_until_queued(&baton, 4);
         baton.give();
-        let mut arrived: Vec<i32> = order.iter().take(4).collect();
-        arrived.sort_unstable();
-        assert_eq!(arrived, [0, 1, 2, 3]);
+        assert_eq!(order.iter().take(4).collect::<Vec<_>>(), [0, 1, 2, 3]);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert!(!baton.is_wanted());
     }
