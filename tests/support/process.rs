@@ -7,6 +7,16 @@ pub fn anonymous_memory(id: u32) -> u64 {
     bytes(&format!("/proc/{id}/status"), "RssAnon")
 }
 
+/// Bytes of memory that it has had at the same time since [`forget_most_memory`].
+pub fn most_memory(id: u32) -> u64 {
+    bytes(&format!("/proc/{id}/status"), "VmHWM")
+}
+
+/// Has [`most_memory`] begin again with what the program has now.
+pub fn forget_most_memory(id: u32) {
+    fs::write(format!("/proc/{id}/clear_refs"), "5").expect("it runs, on Linux 4.0 or later");
+}
+
 /// The value of a field in kB (1,024 bytes) of one of proc(5)'s files, in bytes.
 pub fn bytes(file: &str, field: &str) -> u64 {
     let text = fs::read_to_string(file).expect("it runs, on Linux 4.5 or later");
