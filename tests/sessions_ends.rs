@@ -6,7 +6,7 @@ use std::net::Shutdown;
 
 use postgres::NoTls;
 use support::{
-    peer::{Peer, code},
+    peer::Peer,
     process::{anonymous_memory, open_files, threads},
     server::Server,
     wire,
@@ -97,7 +97,7 @@ fn a_hundred_sessions_work_at_once_and_the_next_one_is_told_that_there_are_too_m
     let server = Server::shared();
     let mut peers: Vec<Peer> = (0..100).map(|_| Peer::connect(&server)).collect();
     peers[0].run("create table t (a int)");
-    assert_eq!(code(&server.config().connect(NoTls).err().expect("one too many")), "53300");
+    assert_eq!(Peer::refused(&server.config()), "53300");
     for (number, peer) in peers.iter().enumerate() {
         peer.send(&format!("insert into t values ({number}); select count(*) from generate_series(1, 1000)"));
     }
