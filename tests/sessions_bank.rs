@@ -9,7 +9,7 @@ use std::{
 
 use postgres::Config;
 use support::{
-    peer::{Failure, Peer},
+    peer::{Failure, LOCKS_OF_OTHERS, Peer},
     server::Server,
 };
 
@@ -219,7 +219,7 @@ fn check(admin: &Peer, acknowledged: &[String]) {
                    or not exists (select from account where id = t.target)";
     assert_eq!(admin.value(orphans), "0");
     assert_eq!(admin.value("select count(*) from account where balance < 0"), "0");
-    assert_eq!(admin.value("select count(*) from pg_locks where pid <> pg_backend_pid() and locktype <> 'virtualxid'"), "0");
+    assert_eq!(admin.value(LOCKS_OF_OTHERS), "0");
 
     for query in [
         "select id from account where id between 1 and 1000 order by id",

@@ -18,6 +18,11 @@ use super::{
     wire::{self, Message},
 };
 
+/// Counts the locks of other clients, also of those that have gone. The cluster's own processes, autovacuum for one, may
+/// have locks at any time.
+pub const LOCKS_OF_OTHERS: &str = "select count(*) from pg_locks where pid <> pg_backend_pid() \
+    and pid not in (select pid from pg_stat_activity where backend_type <> 'client backend')";
+
 /// The rows of a statement, the values of each joined with `|`, or why there are none.
 pub type Answer = Result<Vec<String>, Failure>;
 
