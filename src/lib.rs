@@ -36,6 +36,7 @@
 //! * `backlog`: bytes on their way to an output that may be slow.
 //! * `patient`: standard streams that may be non-blocking.
 //! * `random`: bytes that nobody can guess.
+//! * `sync`: locks, which a model checker can take the place of.
 //! * [`artefact`]: the pinned PGlite files.
 
 mod answer;
@@ -69,4 +70,5 @@ mod router;
 pub mod serve;
 mod socket;
 pub mod startup;
+mod sync;
 pub mod template;

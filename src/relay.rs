@@ -7,15 +7,16 @@ use std::{
     time::Instant,
 };
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::{
     error_response::ErrorResponse,
     frame::{Frame, Kind, MAX_PAYLOAD, Options, WINDOW},
     guest::client::{Client, Endpoints, Interest, Readiness, Waker},
     outbox::Outbox,
+    sync::{Condvar, Mutex},
 };
 
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 #[cfg(test)]
 mod tests;
 
