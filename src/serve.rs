@@ -49,9 +49,9 @@ pub fn run(
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
     let (failed, failure) = bounded(1);
     let accept = move || {
-        let (log, mut ids) = (LogSink::to_own_log(), 1..);
+        let (log, mut id) = (LogSink::to_own_log(), 0);
         let error = accept::accept_all(&accepting, |client| {
-            let id = ids.next().expect("fewer connections than numbers");
+            id += 1;
             let opening = Opening { id, mode, template: None, log: log.of_connection(id) };
             start(client, &accepted_by, &hangups, opening)
         });
