@@ -22,7 +22,8 @@ fn a_setting_reaches_the_session_itself_those_that_wait_and_those_that_come_late
         session.until("select current_setting('work_mem') = '7MB'");
     }
     assert_eq!(Peer::connect(&server).value("show work_mem"), "7MB");
-    peer.run("alter system reset work_mem; select pg_reload_conf()");
+    peer.run("alter system reset work_mem");
+    peer.run("select pg_reload_conf()");
     idle.until("select current_setting('work_mem') = '4MB'");
     let later = Peer::connect(&server);
     later.until("select current_setting('work_mem') = '4MB'");
@@ -32,7 +33,8 @@ fn a_setting_reaches_the_session_itself_those_that_wait_and_those_that_come_late
 fn a_setting_that_takes_a_restart_says_so() {
     let server = Server::shared();
     let peer = Peer::connect(&server);
-    peer.run("alter system set max_prepared_transactions = 5; select pg_reload_conf()");
+    peer.run("alter system set max_prepared_transactions = 5");
+    peer.run("select pg_reload_conf()");
     peer.until("select pending_restart from pg_settings where name = 'max_prepared_transactions'");
     assert_eq!(peer.value("show max_prepared_transactions"), "0");
     let told = "parameter \"max_prepared_transactions\" cannot be changed without restarting the server";
@@ -47,9 +49,11 @@ fn the_clusters_own_processes_follow_a_reload() {
     let peer = Peer::connect(&server);
     let launchers = "from pg_stat_activity where backend_type = 'autovacuum launcher'";
     peer.until(&format!("select count(*) = 1 {launchers}"));
-    peer.run("alter system set track_counts = off; select pg_reload_conf()");
+    peer.run("alter system set track_counts = off");
+    peer.run("select pg_reload_conf()");
     peer.until(&format!("select count(*) = 0 {launchers}"));
-    peer.run("alter system reset track_counts; select pg_reload_conf()");
+    peer.run("alter system reset track_counts");
+    peer.run("select pg_reload_conf()");
     peer.until(&format!("select count(*) = 1 {launchers}"));
 }
 
