@@ -50,6 +50,7 @@ test-rust: toolchain $(PGLITE) ## the Rust tests
 	.ci/require psql=postgresql-client pgbench=postgresql
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
+	$(CARGO) test --locked --features loom --lib interleavings
 
 .PHONY: test-elixir
 test-elixir: toolchain $(PGLITE) ## the Elixir tests, and those with Postgrex and Ecto where Hex can be reached

@@ -170,12 +170,12 @@ impl TouchedPages {
     }
 
     /// Copies those that will be written in `memory`, before anybody looks at them: a page that has been looked at is mapped twice.
-    pub(crate) fn copy_written(&self, store: &impl AsContext, memory: Memory) {
-        let (base, size) = (memory.data_ptr(store), memory.data_size(store));
+    pub(crate) fn copy_written(&self, store: &mut impl AsContextMut, memory: Memory) {
+        let (base, size) = (memory.data_ptr(&*store), memory.data_size(&*store));
         for range in self.written.iter().filter(|range| range.start < range.end && range.end <= size) {
             for offset in range.clone().step_by(page_size()) {
-                // SAFETY: the byte lies inside the memory, where every value is valid. Nobody else is there: the guest does not run while its store is
-                // borrowed, and no other thread has the signals of a backend that has no client yet.
+                // SAFETY: the byte lies inside the memory, where every value is valid. Nobody else is there: the store is borrowed for writing, so the guest
+                // does not run and no slice of its memory exists, and no other thread has the signals of a backend that has no client yet.
                 let byte = unsafe { AtomicU8::from_ptr(base.add(offset)) };
                 // It changes nothing, but asks for a page to write to: a fault each takes less time than madvise does with MADV_POPULATE_WRITE.
                 let _ = byte.compare_exchange(black_box(0), 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -292,13 +292,13 @@ mod tests {
 
     #[test]
     fn what_lies_beyond_the_memory_is_not_copied_and_does_not_keep_the_rest_from_it() {
-        let (store, memory) = new_memory();
+        let (mut store, memory) = new_memory();
         let (page, size) = (page_size(), memory.data_size(&store));
         let backwards = Range { start: 4 * page, end: 3 * page };
         let beyond = [size..size + page, size - page..size + page, 1 << 50..(1 << 50) + page, backwards];
         let inside = [page..3 * page, 5 * page..6 * page];
         let written = inside[..1].iter().chain(&beyond).chain(&inside[1..]).cloned().collect();
-        TouchedPages { written, read: Vec::new() }.copy_written(&store, memory);
+        TouchedPages { written, read: Vec::new() }.copy_written(&mut store, memory);
         assert_eq!(present(&store, memory), [1, 2, 5]);
     }
 

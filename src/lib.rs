@@ -28,6 +28,7 @@
 //! * [`client`]: a client's byte stream, as a backend sees it.
 //! * [`icu`]: ICU's data besides those that PGlite has.
 //! * `random`: bytes that nobody can guess.
+//! * `sync`: locks, which a model checker can take the place of.
 
 mod backend;
 pub mod client;
@@ -46,4 +47,5 @@ pub mod protocol;
 mod random;
 pub mod serve;
 pub mod session;
+mod sync;
 pub mod template;

@@ -2,8 +2,8 @@
 
 use std::{io, net::IpAddr, sync::Arc, thread, time::Duration};
 
-use anyhow::Context;
-use crossbeam_channel::Receiver;
+use anyhow::{Context, anyhow};
+use crossbeam_channel::{Receiver, bounded, select};
 
 use crate::{
     connection::{Connections, Opening},
@@ -13,6 +13,7 @@ use crate::{
     session::{Mode, Sessions},
 };
 
+mod accept;
 mod hangups;
 mod listener;
 mod socket;
@@ -25,17 +26,15 @@ use listener::Listener;
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
 /// How long sessions may take to end when they are asked to.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long to leave clients waiting when the system has no means to accept them.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens on `listen` (`HOST:PORT`, on all addresses of the host, or `unix:PATH`) and serves clients until a message
-/// in `signals` asks to stop; another one asks to stop at once.
+/// in `signals` asks to stop, or until no client can come any more; another message asks to stop at once.
 ///
 /// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are
 /// still running when this returns, so the program has to exit.
 ///
 /// # Errors
-/// If it cannot listen there, with what to do about it.
+/// If it cannot listen there, with what to do about it, or can no longer.
 pub fn run(
     listen: &str,
     sessions: Arc<dyn Sessions>,
@@ -50,34 +49,36 @@ pub fn run(
     }
     let hangups = Hangups::watch().context("clients cannot be watched")?;
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
-    thread::Builder::new()
-        .name("accept".to_owned())
-        .spawn(move || accept_all(&accepting, &accepted_by, &hangups, mode))
-        .context("no thread to accept clients")?;
+    let (failed, failure) = bounded(1);
+    let accept = move || {
+        let (log, mut id) = (LogSink::to_own_log(), 0);
+        let error = accept::accept_all(&accepting, |client| {
+            id += 1;
+            let opening = Opening { id, mode, template: None, log: log.of_connection(id) };
+            start(client, &accepted_by, &hangups, opening)
+        });
+        // Nobody may wait for it any more.
+        let _ = failed.send(error);
+    };
+    thread::Builder::new().name("accept".to_owned()).spawn(accept).context("no thread to accept clients")?;
     on_ready(&listener.url());
 
-    // An error means that no signal can come any more, which is as good as one.
-    let _ = signals.recv();
+    let end = select! {
+        // An error means that no signal can come any more, which is as good as one.
+        recv(signals) -> _ => Ok(()),
+        recv(failure) -> error => {
+            let error = error.map_or_else(|_| anyhow!("the thread that does has panicked"), anyhow::Error::from);
+            Err(error.context("clients can no longer be accepted"))
+        }
+    };
     tracing::info!("stopping: sessions are asked to end; another signal stops at once");
     connections.shut_down_within(GRACE, signals, |()| Duration::ZERO);
     listener.remove_socket_file();
-    Ok(())
+    end
 }
 
 fn warn_about_strangers(address: IpAddr) {
     tracing::warn!(%address, "everybody who can reach this address is let in, as a superuser and without a password");
-}
-
-fn accept_all(listener: &Listener, connections: &Arc<Connections>, hangups: &Arc<Hangups>, mode: Mode) {
-    let log = LogSink::to_own_log();
-    for id in 1.. {
-        let opening = Opening { id, mode, template: None, log: log.of_connection(id) };
-        if let Err(error) = listener.accept().and_then(|client| start(client, connections, hangups, opening)) {
-            tracing::warn!(%error, "a client could not be accepted");
-            // Out of files or threads: trying again at once would fail again at once.
-            thread::sleep(PAUSE);
-        }
-    }
 }
 
 fn start(

@@ -8,7 +8,7 @@ use pglite_port::{connection::Connections, databases::Settings};
 use support::{
     cache,
     local::{Connect, Local},
-    peer::{Peer, code},
+    peer::Peer,
     server::{Server, rows, sqlstate},
     session::{errors, kinds},
     wire::Message,
@@ -141,5 +141,5 @@ fn the_login_of_every_session_of_a_shared_cluster_fires() {
         clients.push(Peer::of(&server, user, "postgres"));
     }
     assert_eq!(first.run("SELECT who FROM visits ORDER BY 1"), ["bob", "postgres"]);
-    assert_eq!(code(&Peer::with(server.config().user("eve")).err().expect("it is refused")), "P0001");
+    assert_eq!(Peer::refused(server.config().user("eve")), "P0001");
 }

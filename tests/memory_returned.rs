@@ -37,9 +37,10 @@ fn wait_for_memory(server: &Server, limit: u64) {
 /// Runs `sql`, which uses more than `used` bytes, and waits until nine tenths of those have gone back.
 fn use_and_wait(server: &Server, client: &mut Client, used: u64, sql: &str) -> Vec<String> {
     let before = memory(server);
+    process::forget_most_memory(server.program.id());
+    let resident = process::most_memory(server.program.id());
     let answer = rows(client, sql);
-    let most = process::bytes(&format!("/proc/{}/status", server.program.id()), "VmHWM");
-    assert!(most > before + used, "{sql:.60} used less");
+    assert!(process::most_memory(server.program.id()) > resident + used, "{sql:.60} used less");
     wait_for_memory(server, before + used / 10);
     answer
 }

@@ -4,9 +4,8 @@ mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use postgres::NoTls;
 use support::{
-    peer::{Peer, code},
+    peer::Peer,
     server::Server,
     session::{errors, kinds},
     wire,
@@ -63,9 +62,8 @@ const BEHAVIOURS: [(&str, fn(&Server)); 19] = [
         assert_eq!(peer.run("show application_name; show work_mem"), ["me", "7MB"]);
     }),
     ("an unknown database or role is refused", |server| {
-        let refused = |config: &mut postgres::Config| code(&config.connect(NoTls).err().expect("refused"));
-        assert_eq!(refused(server.config().dbname("unknown")), "3D000");
-        assert_eq!(refused(server.config().user("unknown")), "28000");
+        assert_eq!(Peer::refused(server.config().dbname("unknown")), "3D000");
+        assert_eq!(Peer::refused(server.config().user("unknown")), "28000");
     }),
     ("rows are copied in and out", |server| {
         let mut client = server.connect();

@@ -23,6 +23,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use support::{
     PATIENCE,
     fake::{Fake, echo, read_some, write_all},
+    process,
     program::Program,
     wire,
 };
@@ -133,6 +134,11 @@ fn read_to_end(stream: &mut impl Read) -> Vec<u8> {
     bytes
 }
 
+/// The program itself, on that address. In this mode it has nothing to say about a cluster.
+fn serve(address: &str) -> Program {
+    Program::spawn(&["serve", "--mode", "isolated", "--listen", address])
+}
+
 #[test]
 fn bytes_go_in_and_come_out_of_a_tcp_socket_after_encryption_was_refused() {
     let server = Server::on_a_free_port();
@@ -156,7 +162,7 @@ fn the_end_of_a_session_is_the_end_of_the_stream() {
 
 #[test]
 fn first_bytes_that_are_no_packet_get_no_answer_and_a_line_in_the_log() {
-    let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut program = serve("127.0.0.1:0");
     let url = program.first_line();
     for (bytes, why) in wire::STRANGERS {
         let mut stream = connect_to(address(&url));
@@ -279,7 +285,7 @@ fn a_socket_file_that_nobody_listens_on_is_replaced() {
 
 /// Runs `serve` on an address that will not do; the one line that it says.
 fn refused(address: &str) -> String {
-    let (status, stdout, stderr) = Program::spawn(&["serve", "--listen", address]).output();
+    let (status, stdout, stderr) = serve(address).output();
     assert_eq!((status, stdout.as_str()), (Some(1), ""), "{address}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     stderr
@@ -314,7 +320,7 @@ fn a_path_that_is_taken_is_left_alone() {
 #[test]
 fn the_program_prints_only_the_url_and_a_signal_ends_it_in_order() {
     for signal in [Signal::INT, Signal::TERM] {
-        let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0"]);
+        let mut program = serve("127.0.0.1:0");
         let url = program.first_line();
         let mut stream = connect_to(address(&url));
         stream.write_all(&wire::ssl_request()).expect("connected");
@@ -329,19 +335,52 @@ fn the_program_prints_only_the_url_and_a_signal_ends_it_in_order() {
 
 #[test]
 fn clients_that_come_while_there_are_no_files_to_spare_are_served_later() {
-    let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut program = serve("127.0.0.1:0");
     let url = program.first_line();
     let address = address(&url);
     // The program has inherited our limits; the hard one cannot be raised again.
     let inherited = getrlimit(Resource::Nofile);
     program.limit(Resource::Nofile, Rlimit { current: Some(0), ..inherited });
-    let _turned_away = TcpStream::connect(address).expect("it listens");
-    assert!(program.stderr_line().contains("could not be accepted"));
-    let mut stream = connect_to(address);
-    stream.write_all(&wire::ssl_request()).expect("connected");
-    assert!(program.stderr_line().contains("could not be accepted"));
+    let mut streams = [connect_to(address), connect_to(address)];
+    streams.iter_mut().for_each(|stream| stream.write_all(&wire::ssl_request()).expect("connected"));
+    assert!(program.stderr_line().contains("clients cannot be accepted"));
+    // It tries again and again, and says so once.
+    let pauses = || process::pauses(program.id(), "accept");
+    let before = pauses();
+    while pauses() < before + 3 {
+        thread::yield_now();
+    }
     program.limit(Resource::Nofile, inherited);
-    assert_eq!(read_exactly(&mut stream, 1), b"N");
+    for stream in &mut streams {
+        assert_eq!(read_exactly(stream, 1), b"N");
+    }
+    let line = program.stderr_line();
+    assert!(line.contains("clients are accepted again"), "{line}");
+}
+
+/// Asserts that the program ends its sessions and then itself when its listener fails.
+fn assert_ends_with_its_listener<S: Read + Write>(listen: &str, connect: impl FnOnce(&str) -> S) {
+    let mut program = serve(listen);
+    let mut session = connect(&program.first_line());
+    session.write_all(&wire::ssl_request()).expect("connected");
+    assert_eq!(read_exactly(&mut session, 1), b"N");
+    process::shut_listeners_down(program.id());
+    assert_eq!(wire::error(read_to_end(&mut session))[1], "57P01", "{listen}");
+    assert_eq!(program.wait().0.code(), Some(1), "{listen}");
+    let stderr = program.wait_for_stderr();
+    let last = stderr.last().expect("why it has ended");
+    assert!(last.contains("clients can no longer be accepted: Invalid argument"), "{listen}: {stderr:?}");
+}
+
+#[test]
+fn a_listener_that_fails_ends_the_program_in_order_with_status_1_and_what_is_wrong() {
+    assert_ends_with_its_listener("127.0.0.1:0", |url| connect_to(address(url)));
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("socket");
+    assert_ends_with_its_listener(&format!("unix:{}", path.display()), |_| {
+        UnixStream::connect(&path).expect("a socket")
+    });
+    assert!(!path.exists());
 }
 
 #[test]

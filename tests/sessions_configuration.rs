@@ -5,7 +5,7 @@ mod support;
 use pglite_port::port::frame::{Kind, Options};
 use rustix::process::Signal;
 use support::{
-    peer::{Peer, code},
+    peer::Peer,
     port::Port,
     server::Server,
     wire::{self, Message},
@@ -59,7 +59,7 @@ fn the_clusters_own_processes_follow_a_reload() {
 
 /// What becomes of a connection of the role `guest`.
 fn connect_as_guest(server: &Server) -> Result<(), String> {
-    Peer::with(server.config().user("guest")).map(drop).map_err(|error| code(&error))
+    Peer::with(server.config().user("guest")).map(drop).map_err(|failure| failure.sqlstate().to_owned())
 }
 
 /// SQL that gives `pg_hba.conf` these lines.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use pglite_port::port::frame::Kind;
 use support::{
-    peer::Peer,
+    peer::{LOCKS_OF_OTHERS, Peer},
     port::Port,
     server::Server,
     wire::{self, Message},
@@ -45,7 +45,7 @@ fn after_a_crash_all_sessions_end_and_the_cluster_has_what_was_committed() {
 
     let after = Peer::connect(&server);
     assert_eq!(after.value("select concat(count(*), ' ', max(a), ' ', min(b)) from t"), "1000 1000 committed");
-    assert_eq!(after.value("select count(*) from pg_locks where pid <> pg_backend_pid()"), "0");
+    assert_eq!(after.value(LOCKS_OF_OTHERS), "0");
     after.run("insert into t values (5000, 'now'); checkpoint");
     assert_eq!(Peer::of(&server, "postgres", "other").value("select current_database()"), "other");
 }

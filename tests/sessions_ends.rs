@@ -6,7 +6,7 @@ use std::net::Shutdown;
 
 use postgres::NoTls;
 use support::{
-    peer::{Peer, code},
+    peer::{LOCKS_OF_OTHERS, Peer},
     process::{anonymous_memory, open_files, threads},
     server::Server,
     wire,
@@ -45,7 +45,7 @@ fn a_session_that_leaves_in_the_middle_of_a_transaction_leaves_no_trace() {
         assert_eq!(watcher.run("update t set a = a + 10 returning a - 10"), ["1"]);
         watcher.run("update t set a = 1");
         watcher.until_sessions(1);
-        assert_eq!(watcher.value("select count(*) from pg_locks where pid <> pg_backend_pid()"), "0");
+        assert_eq!(watcher.value(LOCKS_OF_OTHERS), "0");
         assert_eq!(watcher.value("select pg_try_advisory_lock(7)"), "t");
         watcher.run("select pg_advisory_unlock(7)");
         assert_eq!(watcher.value("select count(*) from pg_class where relname = 'mine'"), "0");
@@ -97,7 +97,7 @@ fn a_hundred_sessions_work_at_once_and_the_next_one_is_told_that_there_are_too_m
     let server = Server::shared();
     let mut peers: Vec<Peer> = (0..100).map(|_| Peer::connect(&server)).collect();
     peers[0].run("create table t (a int)");
-    assert_eq!(code(&server.config().connect(NoTls).err().expect("one too many")), "53300");
+    assert_eq!(Peer::refused(&server.config()), "53300");
     for (number, peer) in peers.iter().enumerate() {
         peer.send(&format!("insert into t values ({number}); select count(*) from generate_series(1, 1000)"));
     }

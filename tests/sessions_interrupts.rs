@@ -51,13 +51,18 @@ fn whatever_a_session_does_it_can_be_cancelled_by_its_key_within_milliseconds() 
     let mut victim = server.session(&[]);
     let (process_id, key) = victim.key();
     for (sql, condition) in ENDLESS {
-        victim.query(sql);
-        watcher.until_active_and(process_id, condition);
-        let started = Instant::now();
-        server.cancel(process_id, &key);
-        assert_eq!(errors(&victim.until_ready()), ["57014"], "{sql}");
-        assert!(started.elapsed() < Duration::from_secs(1), "{sql}: {:?}", started.elapsed());
-        assert_eq!(victim.values("select 1"), ["1"], "{sql}");
+        let took = [(); 5].map(|()| {
+            victim.query(sql);
+            watcher.until_active_and(process_id, condition);
+            let started = Instant::now();
+            server.cancel(process_id, &key);
+            assert_eq!(errors(&victim.until_ready()), ["57014"], "{sql}");
+            let took = started.elapsed();
+            assert_eq!(victim.values("select 1"), ["1"], "{sql}");
+            took
+        });
+        // A busy machine may delay one of them, not all.
+        assert!(took.iter().min() < Some(&Duration::from_millis(20)), "{sql}: {took:?}");
     }
 }
 

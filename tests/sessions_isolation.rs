@@ -96,7 +96,7 @@ fn withdraw_from_both(one: &Peer, two: &Peer, level: &str) -> [Option<String>; 2
     }
     let mut ends = [one, two].into_iter().zip([1, 2]).map(|(peer, account)| {
         peer.send(&format!("update account set balance = balance - 150 where id = {account}; commit"));
-        peer.answer().err().map(|error| support::peer::code(&error))
+        peer.answer().err().map(|failure| failure.sqlstate().to_owned())
     });
     let ends = [ends.next().unwrap(), ends.next().unwrap()];
     for peer in [one, two] {

@@ -2,7 +2,10 @@
 
 mod support;
 
-use support::{peer::Peer, server::Server};
+use support::{
+    peer::{Failure, LOCKS_OF_OTHERS, Peer},
+    server::Server,
+};
 
 /// That many sessions of one cluster, in which `setup` was run, and one that watches.
 fn sessions<const N: usize>(setup: &str) -> (Server, [Peer; N], Peer) {
@@ -71,7 +74,7 @@ fn a_unique_key_that_is_not_committed_is_waited_for() {
         two.send(&format!("insert into name values ('{end}')"));
         watcher.until_waiting(&two, "Lock");
         one.run(end);
-        assert_eq!(two.answer().err().map(|error| support::peer::code(&error)).as_deref(), outcome, "{end}");
+        assert_eq!(two.answer().err().as_ref().map(Failure::sqlstate), outcome, "{end}");
     }
 }
 
@@ -121,8 +124,8 @@ fn of_two_sessions_in_a_deadlock_one_fails_and_the_other_goes_on() {
     two.send("update item set n = 2 where id = 1");
     let (first, second) = (one.answer(), two.answer());
     let ((Ok(_), Err(error)) | (Err(error), Ok(_))) = (first, second) else { panic!("not exactly one failed") };
-    assert_eq!(support::peer::code(&error), "40P01");
-    let detail = error.as_db_error().unwrap().detail().unwrap();
+    assert_eq!(error.sqlstate(), "40P01");
+    let detail = error.field('D');
     for peer in [&one, &two] {
         assert!(detail.contains(&format!("Process {}", peer.process_id)), "{detail}");
     }
@@ -138,8 +141,8 @@ fn of_three_sessions_in_a_deadlock_one_fails_and_the_others_go_on() {
         peer.send(&format!("update item set n = 1 where id = {id}; commit"));
     }
     let failed: Vec<_> = peers.iter().filter_map(|peer| peer.answer().err()).collect();
-    assert_eq!(failed.iter().map(support::peer::code).collect::<Vec<_>>(), ["40P01"]);
-    assert_eq!(watcher.value("select count(*) from pg_locks where not granted"), "0");
+    assert_eq!(failed.iter().map(Failure::sqlstate).collect::<Vec<_>>(), ["40P01"]);
+    assert_eq!(watcher.value(&format!("{LOCKS_OF_OTHERS} and not granted")), "0");
 }
 
 #[test]

@@ -2,18 +2,14 @@
 
 mod support;
 
-use support::{
-    peer::{Peer, code},
-    server::Server,
-};
+use support::{peer::Peer, server::Server};
 
 #[test]
 fn as_many_sessions_as_max_connections_says_are_let_in_and_the_next_one_is_told_why_not() {
     let server = Server::with(&["--mode", "shared", "--max-connections", "3"]);
     let sessions = [(); 3].map(|()| Peer::connect(&server));
-    let refused = || Peer::with(&server.config()).map(|_| ()).map_err(|error| code(&error));
     for _ in 0..3 {
-        assert_eq!(refused(), Err("53300".to_owned()));
+        assert_eq!(Peer::refused(&server.config()), "53300");
     }
     for session in &sessions {
         assert_eq!(session.value("select 1"), "1");
@@ -22,7 +18,7 @@ fn as_many_sessions_as_max_connections_says_are_let_in_and_the_next_one_is_told_
     drop(leaver);
     watcher.until_sessions(2);
     let _successor = Peer::connect(&server);
-    assert_eq!(refused(), Err("53300".to_owned()));
+    assert_eq!(Peer::refused(&server.config()), "53300");
 }
 
 #[test]

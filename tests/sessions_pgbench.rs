@@ -14,10 +14,6 @@ fn run(server: &Server, arguments: &[&str]) -> String {
 }
 
 fn runs_clean(protocol: &str) {
-    if installed("pgbench").arg("--version").output().is_err() {
-        eprintln!("skipped: pgbench is not installed");
-        return;
-    }
     let server = Server::shared();
     run(&server, &["--initialize", "--quiet", "--foreign-keys", "--scale=2"]);
     let text = run(&server, &["--client=16", "--jobs=2", "--transactions=60", &format!("--protocol={protocol}")]);

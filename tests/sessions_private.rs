@@ -2,11 +2,7 @@
 
 mod support;
 
-use postgres::NoTls;
-use support::{
-    peer::{Peer, code},
-    server::Server,
-};
+use support::{peer::Peer, server::Server};
 
 #[test]
 fn temporary_tables_of_the_same_name_are_different_tables() {
@@ -90,8 +86,8 @@ fn a_session_starts_with_what_its_startup_packet_says() {
         peer.value(&format!("select application_name from pg_stat_activity where pid = {}", peer.process_id)),
         "the application"
     );
-    assert_eq!(code(&server.config().options("-c no.such_setting").connect(NoTls).err().unwrap()), "42601");
-    assert_eq!(code(&server.config().options("-c work_mem=much").connect(NoTls).err().unwrap()), "22023");
+    assert_eq!(Peer::refused(server.config().options("-c no.such_setting")), "42601");
+    assert_eq!(Peer::refused(server.config().options("-c work_mem=much")), "22023");
     let recent = "select backend_start between now() - interval '1 minute' and now() from pg_stat_activity \
                   where pid = pg_backend_pid()";
     assert_eq!(peer.value(recent), "t");
@@ -123,9 +119,7 @@ fn no_session_starts_for_a_role_or_a_database_that_is_not_there_or_not_open() {
     admin.run("create database closed allow_connections false");
     admin.run("create database private");
     admin.run("revoke connect on database private from public");
-    let refused = |user: &str, database: &str| {
-        code(&server.config().user(user).dbname(database).connect(NoTls).err().expect("refused"))
-    };
+    let refused = |user: &str, database: &str| Peer::refused(server.config().user(user).dbname(database));
     assert_eq!(refused("unknown", "postgres"), "28000");
     assert_eq!(refused("nobody", "postgres"), "28000");
     assert_eq!(refused("postgres", "unknown"), "3D000");

@@ -88,5 +88,6 @@ fn many_sessions_have_their_timeouts_at_once() {
     for peer in &peers {
         assert_eq!(peer.error(), "57014");
     }
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // Half of what they would take one after the other.
+    assert!(started.elapsed() < Duration::from_millis(300) * 20 / 2, "{:?}", started.elapsed());
 }

@@ -17,8 +17,9 @@ impl Backend {
     ///
     /// # Errors
     /// None in a backend that was made.
-    pub(crate) fn copy_written(&self, pages: &TouchedPages) -> anyhow::Result<()> {
-        pages.copy_written(&self.store, self.exports()?.memory);
+    pub(crate) fn copy_written(&mut self, pages: &TouchedPages) -> anyhow::Result<()> {
+        let memory = self.exports()?.memory;
+        pages.copy_written(&mut self.store, memory);
         Ok(())
     }
 

@@ -94,6 +94,9 @@ impl Fork {
 
     /// A further process, which has not run yet; `setup` makes the rest of it from its files.
     ///
+    /// This needs no turn, though another process may be writing shared memory meanwhile: the shared pages are mapped last, and nothing
+    /// reads or writes the memory from then on until the process has its first turn.
+    ///
     /// # Errors
     /// When the system has no more memory mappings to give.
     pub(crate) fn start(

@@ -30,7 +30,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
 
 use crate::{
@@ -121,10 +121,10 @@ impl Backend {
 
     /// From now on `signals` interrupt this backend.
     fn attach(&mut self, signals: Arc<Signals>) -> anyhow::Result<()> {
-        let address = self.facts().address("InterruptPending")? as usize;
-        let flag: *mut i32 = self.exports()?.memory.data_ptr(&self.store).wrapping_add(address).cast();
-        ensure!(flag.is_aligned(), "InterruptPending is not aligned");
-        // SAFETY: the address is aligned and inside a memory that does not move; `Drop` detaches it before the memory goes.
+        // The address was read from the cache.
+        let address = self.facts().address("InterruptPending")?;
+        let flag = memory::word(&self.store, self.exports()?.memory, address).context("InterruptPending")?;
+        // SAFETY: the word is aligned and inside the memory (`word`); `Drop` detaches it before the memory goes.
         unsafe { signals.attach(flag) };
         self.store.data_mut().set_signals(signals);
         Ok(())

@@ -328,9 +328,9 @@ impl Backend {
     fn deliver_and_process(&mut self) -> anyhow::Result<()> {
         deliver(&mut self.store)?;
         let facts = self.facts();
-        let (cancel, interrupt) = (facts.address("QueryCancelPending")?, facts.address("InterruptPending")?);
+        let cancel = facts.address("QueryCancelPending")?;
         self.write_u32(cancel, 0)?;
-        if self.read_u32(interrupt)? != 0 {
+        if self.signals().is_interrupt_pending() {
             self.call::<(), ()>("ProcessInterrupts", ())?;
         }
         Ok(())

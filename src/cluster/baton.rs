@@ -7,16 +7,15 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use parking_lot::{Condvar, Mutex};
-
 use super::{Crashed, Signals};
+use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex};
+
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 
 /// How long a session may run on while another one waits.
 const SLICE: Duration = Duration::from_millis(5);
@@ -92,7 +91,8 @@ impl Baton {
 
     /// Gives the baton away, waits until another session has taken it, and then for its next turn. The caller must have it.
     ///
-    /// This does not count as a turn: sessions that only look whether they can go on do not keep each other awake.
+    /// This does not count as a turn: sessions that only look whether they can go on do not keep each other awake. One of them
+    /// may have found that it can, and that is what another one waits for; so all of them look again after a slice at the latest.
     ///
     /// # Errors
     /// As [`Self::take`].
@@ -101,30 +101,37 @@ impl Baton {
             let mut state = self.state.lock();
             let turns = self.turns();
             self.hand_on(&mut state);
-            self.begun.wait_while(&mut state, |state| !state.crashed && self.turns() == turns);
+            self.begun.wait_while_for(&mut state, |state| !state.crashed && self.turns() == turns, SLICE);
         }
         self.queue(signals, priority)
     }
 
     fn queue(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
         let holder = Holder { signals: signals.clone(), priority };
-        let place = {
-            let mut state = self.state.lock();
-            if state.crashed {
-                return Err(Crashed);
-            }
-            let Some(current) = &state.holder else {
-                state.holder = Some(holder);
-                return Ok(());
-            };
-            self.waiting.fetch_add(1, Ordering::SeqCst);
-            if current.priority == Priority::Background {
-                current.signals.interrupt();
-            }
-            let place = Arc::new(Place::default());
-            state.queue.push_back(place.clone());
-            place
+        self.ask(holder)?.map_or(Ok(()), |(place, holder)| self.wait(&place, holder))
+    }
+
+    /// Takes the baton for `holder` if it is free, and its place in the queue otherwise.
+    fn ask(&self, holder: Holder) -> Result<Option<(Arc<Place>, Holder)>, Crashed> {
+        let mut state = self.state.lock();
+        if state.crashed {
+            return Err(Crashed);
+        }
+        let Some(current) = &state.holder else {
+            state.holder = Some(holder);
+            return Ok(None);
         };
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        if current.priority == Priority::Background {
+            current.signals.interrupt();
+        }
+        let place = Arc::new(Place::default());
+        state.queue.push_back(place.clone());
+        Ok(Some((place, holder)))
+    }
+
+    /// Waits until the one at `place` is called, and takes the baton for it.
+    fn wait(&self, place: &Arc<Place>, holder: Holder) -> Result<(), Crashed> {
         loop {
             let called = place.wait();
             let mut state = self.state.lock();
@@ -137,7 +144,7 @@ impl Baton {
                 return Ok(());
             }
             if let (Some(front), Some(current)) = (state.queue.front(), &state.holder)
-                && Arc::ptr_eq(front, &place)
+                && Arc::ptr_eq(front, place)
             {
                 current.signals.interrupt();
             }
@@ -206,20 +213,18 @@ mod tests {
         let (came, order) = mpsc::channel();
         let threads: Vec<_> = (0..4)
             .map(|number| {
-                let (baton, came) = (baton.clone(), came.clone());
-
-                thread::spawn(move || {
-                    baton.take(&Arc::default(), Priority::Client).unwrap();
+                let (waiter, came) = (baton.clone(), came.clone());
+                let thread = thread::spawn(move || {
+                    waiter.take(&Arc::default(), Priority::Client).unwrap();
                     came.send(number).unwrap();
-                    baton.give();
-                })
+                    waiter.give();
+                });
+                wait_until_queued(&baton, number + 1);
+                thread
             })
             .collect();
-        wait_until_queued(&baton, 4);
         baton.give();
-        let mut arrived: Vec<i32> = order.iter().take(4).collect();
-        arrived.sort_unstable();
-        assert_eq!(arrived, [0, 1, 2, 3]);
+        assert_eq!(order.iter().take(4).collect::<Vec<_>>(), [0, 1, 2, 3]);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert!(!baton.is_wanted());
     }
@@ -239,6 +244,15 @@ mod tests {
         interrupts.recv().unwrap();
         baton.give();
         waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_session_that_passes_looks_again_after_a_slice_though_no_other_takes_a_turn() {
+        let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
+        baton.take(&signals, Priority::Client).unwrap();
+        let (looks, looked) = mpsc::channel();
+        thread::spawn(move || looks.send(baton.pass(&signals, Priority::Client)));
+        assert_eq!(looked.recv_timeout(Duration::from_mins(1)), Ok(Ok(())));
     }
 
     #[test]

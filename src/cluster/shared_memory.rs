@@ -95,7 +95,8 @@ impl Region {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: the place is inside the linear memory and made of whole pages (`place`); the memory does not move and is unmapped as a whole
         // when the store is dropped. Nobody holds a reference into it while `store` is borrowed. Other processes write these pages, but only one
-        // process of a cluster runs wasm or host functions at a time (`Baton`), which is also what orders their accesses. The file is not cut
+        // process of a cluster runs wasm or host functions at a time (`Baton`), which is also what orders their accesses. A process that is
+        // being made has no turn yet; mapping the pages touches none of them, nor does anything else before its turn (`Fork::start`). The file is not cut
         // off: the main segment's is known to nobody else, and a `SharedObject` is sealed against it.
         unsafe {
             rustix::mm::mmap(place, self.length, access, MapFlags::SHARED | MapFlags::FIXED, &*self.file, self.offset)

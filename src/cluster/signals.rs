@@ -4,7 +4,7 @@
 //! `ProcessInterrupts`, and a waiting backend is woken. Its handler then runs on the backend's own thread, at one of the
 //! places where the guest is in a host function (`guest::hooks`).
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
@@ -58,8 +58,21 @@ struct Target {
 /// The address of `InterruptPending`, a `sig_atomic_t`, in a guest's memory.
 struct Flag(*mut i32);
 
-// SAFETY: the pointer is only written through, as an atomic, and only while `Signals::target` is locked and the memory is there (`attach`).
+// SAFETY: the pointer is only used through `Flag::word`, and only while `Signals::target` is locked and the memory is there (`attach`).
 unsafe impl Send for Flag {}
+
+impl Flag {
+    /// The flag, which the host reads and writes as an atomic, on the backend's own thread too.
+    ///
+    /// It is the one word of a private memory that other threads write. The guest reads and writes it as `PostgreSQL` does a flag that a signal handler
+    /// sets: as an aligned word, any value of which it can take. Slices of the whole memory, of which images are made and in which the guest's
+    /// addresses are looked up, have that word in them. The host looks at no value in it there, and an image may have either: a backend that begins
+    /// with it looks once for nothing.
+    fn word(&self) -> &AtomicI32 {
+        // SAFETY: `attach`'s caller promised that the address is aligned, and valid until `detach`, which takes the same lock.
+        unsafe { AtomicI32::from_ptr(self.0) }
+    }
+}
 
 impl Signals {
     /// Sends `signal`.
@@ -71,14 +84,17 @@ impl Signals {
     /// Makes the backend look for whatever may be new: signals, due timers, the end of its slice.
     pub(crate) fn interrupt(&self) {
         let target = self.target.lock();
-        if let Some(Flag(address)) = target.interrupt_pending {
-            // SAFETY: `attach`'s caller promised that the address is valid until `detach`, which takes the same lock.
-            // The guest reads it non-atomically, as PostgreSQL reads a flag that a signal handler sets: an aligned word, any value of which it can take.
-            unsafe { std::sync::atomic::AtomicI32::from_ptr(address) }.store(1, Ordering::SeqCst);
+        if let Some(flag) = &target.interrupt_pending {
+            flag.word().store(1, Ordering::SeqCst);
         }
         if let Some(waker) = &target.waker {
             waker.wake();
         }
+    }
+
+    /// Whether the backend is to look for something, and has not yet.
+    pub(crate) fn is_interrupt_pending(&self) -> bool {
+        self.target.lock().interrupt_pending.as_ref().is_some_and(|flag| flag.word().load(Ordering::SeqCst) != 0)
     }
 
     /// Makes the backend look for the signals that have arrived, if any, once more: its memory or its client is another one now.
@@ -138,8 +154,11 @@ mod tests {
         let mut flag = 0_i32;
         // SAFETY: `flag` outlives the attachment.
         unsafe { signals.attach(&raw mut flag) };
+        assert!(!signals.is_interrupt_pending());
         signals.send(Signal::TERM);
+        assert!(signals.is_interrupt_pending());
         signals.detach();
+        assert!(!signals.is_interrupt_pending());
         assert_eq!(std::mem::take(&mut flag), 1);
         signals.send(Signal::TERM);
         assert_eq!(flag, 0);

@@ -5,7 +5,8 @@
 
 use std::io;
 
-use wasmtime::Caller;
+use anyhow::ensure;
+use wasmtime::{AsContext, Caller, Memory};
 
 use super::Guest;
 use crate::fs::Errno;
@@ -39,6 +40,16 @@ impl From<OutOfBounds> for io::Error {
 pub(crate) fn of<'a>(caller: &'a mut Caller<'_, Guest>) -> wasmtime::Result<(&'a mut [u8], &'a mut Guest)> {
     let memory = caller.data().memory()?;
     Ok(memory.data_and_store_mut(caller))
+}
+
+/// Where the aligned 32-bit word at `address` is in the host's memory. It stays there, because a memory neither moves nor shrinks.
+///
+/// # Errors
+/// When it is outside of the memory, or not aligned.
+pub(crate) fn word(store: &impl AsContext, memory: Memory, address: u32) -> anyhow::Result<*mut i32> {
+    read_bytes(memory.data(store), address, 4)?;
+    ensure!(address.is_multiple_of(4), "the address {address:#x} is not aligned");
+    Ok(memory.data_ptr(store).wrapping_add(address as usize).cast())
 }
 
 /// `length` bytes at `address`.
@@ -133,6 +144,20 @@ mod tests {
         assert!(read_bytes(&memory, u32::MAX, u32::MAX).is_err());
         assert!(read_bytes(&memory, 8, 0).is_ok());
         assert_eq!(Errno::from(read_u32(&memory, 8).unwrap_err()), Errno::EFAULT);
+    }
+
+    #[test]
+    fn a_word_is_aligned_and_inside_of_the_memory() {
+        let mut store = wasmtime::Store::new(&wasmtime::Engine::default(), ());
+        let memory = Memory::new(&mut store, wasmtime::MemoryType::new(1, None)).unwrap();
+        let end = 1 << 16;
+        memory.data_mut(&mut store)[end - 4] = 7;
+        let last = word(&store, memory, 65_532).unwrap();
+        // SAFETY: it is inside of the memory, in which nobody else is.
+        assert_eq!(unsafe { *last }, 7);
+        for address in [65_533, 65_534, 65_536, u32::MAX - 3, u32::MAX, 2] {
+            assert!(word(&store, memory, address).is_err(), "{address}");
+        }
     }
 
     #[test]

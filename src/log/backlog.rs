@@ -8,7 +8,10 @@ use std::{
     time::Instant,
 };
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
+
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 
 /// With so many queued bytes there is no room.
 pub(crate) const ROOM: usize = 1 << 20;

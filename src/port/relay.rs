@@ -7,8 +7,6 @@ use std::{
     time::Instant,
 };
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::{
     client::{Client, Endpoints, Interest, Readiness, Waker},
     port::{
@@ -16,8 +14,11 @@ use crate::{
         outbox::Outbox,
     },
     protocol::error_response::ErrorResponse,
+    sync::{Condvar, Mutex},
 };
 
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 #[cfg(test)]
 mod tests;
 

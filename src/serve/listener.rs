@@ -41,6 +41,22 @@ pub(super) struct SocketFile {
     identity: (u64, u64),
 }
 
+/// A connection that was accepted.
+pub(super) enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Accepted {
+    /// The client behind it.
+    pub(super) fn client(self) -> io::Result<SocketClient> {
+        match self {
+            Self::Tcp(stream, peer) => SocketClient::tcp(stream, peer),
+            Self::Unix(stream) => SocketClient::unix(stream),
+        }
+    }
+}
+
 impl Listener {
     /// Listens on `HOST:PORT`, on all addresses of that host, or on `unix:PATH`; a directory as the path means
     /// `.s.PGSQL.5432` in it, where libpq looks.
@@ -86,13 +102,10 @@ impl Listener {
     }
 
     /// Waits for a client.
-    pub(super) fn accept(&self) -> io::Result<SocketClient> {
+    pub(super) fn accept(&self) -> io::Result<Accepted> {
         match self {
-            Self::Tcp(listeners) => {
-                let (stream, peer) = accept_any(listeners)?;
-                SocketClient::tcp(stream, peer)
-            }
-            Self::Unix(listener, _) => SocketClient::unix(listener.accept()?.0),
+            Self::Tcp(listeners) => accept_any(listeners).map(|(stream, peer)| Accepted::Tcp(stream, peer)),
+            Self::Unix(listener, _) => listener.accept().map(|(stream, _)| Accepted::Unix(stream)),
         }
     }
 
@@ -175,6 +188,8 @@ fn accept_any(listeners: &[(TcpListener, SocketAddr)]) -> io::Result<(TcpStream,
         let mut files: Vec<_> = listeners.iter().map(|(listener, _)| PollFd::new(listener, PollFlags::IN)).collect();
         match poll(&mut files, None) {
             Ok(_) | Err(Errno::INTR) => {}
+            // The limit on files has become lower than the number of listeners (poll(2)).
+            Err(Errno::INVAL) => return Err(Errno::MFILE.into()),
             Err(error) => return Err(error.into()),
         }
         for (listener, _) in listeners {

@@ -1,19 +1,51 @@
-//! Clients of the driver on threads of their own, so that a test goes on while one of them waits.
+//! Sessions on threads of their own, so that a test goes on while one of them waits.
+//!
+//! They speak raw messages: the driver loses the server's last error when the end of the connection comes along with it.
 
 use std::{
+    collections::HashMap,
+    net::TcpStream,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
 };
 
-use postgres::{Config, Error, NoTls};
+use postgres::{Config, config::Host};
 
 use super::{
     PATIENCE,
-    server::{self, Server},
+    server::Server,
+    session::Session,
+    wire::{self, Message},
 };
 
-/// The rows of a statement, the values of each joined with `|`, or the error.
-pub type Answer = Result<Vec<String>, Error>;
+/// Counts the locks of other clients, also of those that have gone. The cluster's own processes, autovacuum for one, may
+/// have locks at any time.
+pub const LOCKS_OF_OTHERS: &str = "select count(*) from pg_locks where pid <> pg_backend_pid() \
+    and pid not in (select pid from pg_stat_activity where backend_type <> 'client backend')";
+
+/// The rows of a statement, the values of each joined with `|`, or why there are none.
+pub type Answer = Result<Vec<String>, Failure>;
+
+/// The server's error, or the end of the connection.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The fields of the last error, by their letter; none when the connection has ended without one.
+    fields: HashMap<char, String>,
+    /// Whether the connection has ended.
+    pub has_ended: bool,
+}
+
+impl Failure {
+    /// Its SQLSTATE.
+    pub fn sqlstate(&self) -> &str {
+        self.field('C')
+    }
+
+    /// The field with that letter.
+    pub fn field(&self, letter: char) -> &str {
+        self.fields.get(&letter).unwrap_or_else(|| panic!("no field {letter}: {self:?}"))
+    }
+}
 
 /// One of several sessions of a test.
 pub struct Peer {
@@ -42,14 +74,25 @@ impl Peer {
     }
 
     /// A session, or why there is none.
-    pub fn with(config: &Config) -> Result<Self, Error> {
-        let mut client = config.connect(NoTls)?;
-        let process_id = client.query_one("select pg_backend_pid()", &[])?.get(0);
+    pub fn with(config: &Config) -> Result<Self, Failure> {
+        let mut session = connect(config);
+        finish(&mut session)?;
+        let (process_id, _) = session.key();
         let (statements, to_run) = channel::<String>();
         let (answer, answers) = channel();
         // The connection closes when this is dropped, or when its statement has ended.
-        thread::spawn(move || to_run.iter().try_for_each(|sql| answer.send(server::answer(&mut client, &sql))));
+        thread::spawn(move || {
+            to_run.iter().try_for_each(|sql| {
+                session.query(&sql);
+                answer.send(finish(&mut session))
+            })
+        });
         Ok(Self { process_id, statements, answers })
+    }
+
+    /// The SQLSTATE with which a session is refused.
+    pub fn refused(config: &Config) -> String {
+        Self::with(config).err().expect("no session").sqlstate().to_owned()
     }
 
     /// Starts a statement (or several, as one simple query) and does not wait for it.
@@ -69,7 +112,7 @@ impl Peer {
 
     /// The SQLSTATE of the statement that was sent.
     pub fn error(&self) -> String {
-        code(&self.answer().expect_err("an error"))
+        self.answer().expect_err("an error").sqlstate().to_owned()
     }
 
     /// Runs a statement; its rows.
@@ -90,18 +133,14 @@ impl Peer {
         self.send(sql);
         match self.answer() {
             Ok(rows) => panic!("{sql}: {rows:?}"),
-            Err(error) => code(&error),
+            Err(failure) => failure.sqlstate().to_owned(),
         }
     }
 
-    /// Asserts that the statement that was sent has ended its session with that SQLSTATE.
-    ///
-    /// The driver loses the last message if the end of the connection comes along with it, so that the raw sessions are where
-    /// the code is really looked at.
+    /// Asserts that the session has ended with that SQLSTATE instead of an answer to the statement that was sent.
     pub fn assert_ended(&self, sqlstate: &str) {
-        let error = self.answer().expect_err("the session has ended");
-        let code = error.code().map_or(sqlstate, |code| code.code());
-        assert!(code == sqlstate && (error.is_closed() || error.as_db_error().is_some()), "{error:?}");
+        let failure = self.answer().expect_err("the session has ended");
+        assert!(failure.has_ended && failure.sqlstate() == sqlstate, "not {sqlstate}: {failure:?}");
     }
 
     /// Whether the statement that was sent is still under way.
@@ -141,11 +180,38 @@ impl Peer {
     }
 }
 
-/// The SQLSTATE of an error of the server.
-pub fn code(error: &Error) -> String {
-    match error.code() {
-        Some(code) => code.code().to_owned(),
-        // The driver may lose what the server said last when the connection ends with it.
-        None => String::new(),
+/// A connection on which the startup message was sent.
+fn connect(config: &Config) -> Session {
+    let ([Host::Tcp(host)], [port]) = (config.get_hosts(), config.get_ports()) else { panic!("no TCP: {config:?}") };
+    let stream = TcpStream::connect((host.as_str(), *port)).expect("it listens");
+    stream.set_nodelay(true).expect("an option");
+    let mut session = Session::new(stream);
+    let parameters = [
+        ("user", config.get_user()),
+        ("database", config.get_dbname()),
+        ("options", config.get_options()),
+        ("application_name", config.get_application_name()),
+        ("client_encoding", Some("UTF8")),
+    ];
+    let given: Vec<_> = parameters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    session.send(&wire::startup(&given));
+    session
+}
+
+/// Reads what the server says up to `ReadyForQuery`, or up to the end of the connection.
+fn finish(session: &mut Session) -> Answer {
+    let (mut rows, mut error) = (Vec::new(), None);
+    loop {
+        let message = session.next();
+        match message.as_ref().map(|message| message.kind) {
+            Some(b'D') => rows.extend(message.map(|row| row.values().join("|"))),
+            Some(b'E') => error = message,
+            Some(b'Z') if error.is_none() => return Ok(rows),
+            Some(b'Z') | None => {
+                let fields = error.as_ref().map(Message::fields).unwrap_or_default();
+                return Err(Failure { fields, has_ended: message.is_none() });
+            }
+            Some(_) => {}
+        }
     }
 }

@@ -2,9 +2,24 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
+use rustix::{
+    net::{Shutdown, shutdown, sockopt::socket_acceptconn},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
+
 /// Bytes of memory that only this process has, without what it has mapped from files.
 pub fn anonymous_memory(id: u32) -> u64 {
     bytes(&format!("/proc/{id}/status"), "RssAnon")
+}
+
+/// Bytes of memory that it has had at the same time since [`forget_most_memory`].
+pub fn most_memory(id: u32) -> u64 {
+    bytes(&format!("/proc/{id}/status"), "VmHWM")
+}
+
+/// Has [`most_memory`] begin again with what the program has now.
+pub fn forget_most_memory(id: u32) {
+    fs::write(format!("/proc/{id}/clear_refs"), "5").expect("it runs, on Linux 4.0 or later");
 }
 
 /// The value of a field in kB (1,024 bytes) of one of proc(5)'s files, in bytes.
@@ -45,4 +60,26 @@ pub fn open_sockets(id: u32) -> usize {
     let files = fs::read_dir(format!("/proc/{id}/fd")).expect("it runs");
     let targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
     targets.filter(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:")).count()
+}
+
+/// How often its thread of that name has gone to sleep.
+pub fn pauses(id: u32, thread: &str) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).expect("it runs").flatten().map(|entry| entry.path());
+    let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim_end() == thread);
+    let status = fs::read_to_string(threads.into_iter().find(is_it).expect(thread).join("status")).expect("it runs");
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("a count");
+    count.trim().parse().expect("a number")
+}
+
+/// Has every socket on which it listens fail.
+pub fn shut_listeners_down(id: u32) {
+    let pid = Pid::from_raw(id.try_into().expect("a process id")).expect("a process id");
+    let program = pidfd_open(pid, PidfdFlags::empty()).expect("it runs");
+    for entry in fs::read_dir(format!("/proc/{id}/fd")).expect("it runs").flatten() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).expect("a number");
+        let file = pidfd_getfd(&program, number, PidfdGetfdFlags::empty()).expect("its parent may have it");
+        if socket_acceptconn(&file) == Ok(true) {
+            shutdown(&file, Shutdown::Both).expect("it listens");
+        }
+    }
 }

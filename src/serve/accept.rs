@@ -1,0 +1,97 @@
+//! Accepting clients, and what an error means for those who come next.
+
+use std::{io, mem, thread, time::Duration};
+
+use rustix::io::Errno;
+
+use super::listener::Listener;
+use crate::serve::socket::SocketClient;
+
+/// How long to leave clients waiting when the system has no means to accept them.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What an error is about.
+#[derive(Debug, PartialEq, Eq)]
+enum About {
+    /// One client, who is gone or cannot be reached: the next one is as welcome.
+    Client,
+    /// Files, memory or threads, of which there are none left at the moment: to try again at once would fail again at once.
+    Means,
+    /// The listener itself, to which nobody will come any more.
+    Listener,
+}
+
+/// Gives every client that comes to `start`, until the listener fails; its error.
+pub(super) fn accept_all(listener: &Listener, mut start: impl FnMut(SocketClient) -> io::Result<()>) -> io::Error {
+    let mut has_no_means = false;
+    loop {
+        let started = match listener.accept() {
+            Ok(accepted) => accepted.client().and_then(&mut start).map_err(|error| (of_start(&error), error)),
+            Err(error) => Err((of_accept(&error), error)),
+        };
+        match started {
+            Ok(()) if mem::take(&mut has_no_means) => tracing::info!("clients are accepted again"),
+            Ok(()) => {}
+            Err((About::Client, error)) => tracing::debug!(%error, "a client could not be accepted"),
+            Err((About::Means, error)) => {
+                if !mem::replace(&mut has_no_means, true) {
+                    tracing::warn!(%error, "clients cannot be accepted, and have to wait");
+                }
+                thread::sleep(PAUSE);
+            }
+            Err((About::Listener, error)) => return error,
+        }
+    }
+}
+
+/// What an error of `accept` is about (accept(2), "Errors" and "Error handling"; the network's errors are those of the new connection).
+fn of_accept(error: &io::Error) -> About {
+    match Errno::from_io_error(error) {
+        Some(
+            Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::PERM
+            | Errno::TIMEDOUT
+            | Errno::NETDOWN
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH,
+        ) => About::Client,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => About::Means,
+        _ => About::Listener,
+    }
+}
+
+/// What an error is about that comes after the client was accepted. `EAGAIN` is that of a thread (`pthread_create(3)`).
+fn of_start(error: &io::Error) -> About {
+    match Errno::from_io_error(error) {
+        Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => About::Means,
+        _ => About::Client,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_a_client_of_the_system_and_of_the_listener_are_told_apart() {
+        for (error, accepting, starting) in [
+            (Errno::CONNABORTED, About::Client, About::Client),
+            (Errno::HOSTUNREACH, About::Client, About::Client),
+            (Errno::MFILE, About::Means, About::Means),
+            (Errno::NOMEM, About::Means, About::Means),
+            (Errno::AGAIN, About::Listener, About::Means),
+            (Errno::INVAL, About::Listener, About::Client),
+            (Errno::BADF, About::Listener, About::Client),
+        ] {
+            let error = error.into();
+            assert_eq!((of_accept(&error), of_start(&error)), (accepting, starting), "{error}");
+        }
+        assert_eq!(of_accept(&io::Error::other("no number")), About::Listener);
+    }
+}
