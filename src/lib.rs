@@ -32,6 +32,7 @@
 //! * [`fs`]: the guest's files, in memory, copied on write.
 //! * `image`: the contents of a memory on disk, mapped copy-on-write.
 //! * [`cache`]: the private directory for what is expensive to make.
+//! * `sources`: digests of the sources, for the keys of what is stored.
 //! * `backlog`: bytes on their way to an output that may be slow.
 //! * `patient`: standard streams that may be non-blocking.
 //! * `random`: bytes that nobody can guess.
@@ -66,5 +67,6 @@ mod relay;
 mod router;
 pub mod serve;
 mod socket;
+mod sources;
 pub mod startup;
 pub mod template;

@@ -13,6 +13,7 @@ use crate::{
     guest::{self, Guest, LibraryStore},
     image::{Image, Shape},
     instrument::{self, Facts},
+    sources,
 };
 
 /// `PostgreSQL`'s backend, ready to be instantiated any number of times.
@@ -39,7 +40,7 @@ impl Program {
     /// When the artefact cannot be read or is refused by the rewriter, or the cache cannot be written.
     pub(crate) fn load(artefact: &Artefact, cache: &Cache) -> anyhow::Result<Self> {
         let compiler = Compiler::new(cache.clone())?;
-        let key = hex_digest(&[PGLITE_WASM.sha256.as_bytes(), instrument::SOURCE.as_bytes()]);
+        let key = hex_digest(&[PGLITE_WASM.sha256.as_bytes(), sources::CODE.as_bytes()]);
         let parts_name = format!("pglite-{}", &key[..32]);
         if !cache.path(&parts_name).exists() {
             let lock = cache.lock(&parts_name)?;
@@ -92,7 +93,7 @@ impl Program {
     /// # Errors
     /// As [`Program::load`].
     pub(crate) fn initdb(&self, artefact: &Artefact) -> anyhow::Result<InstancePre<Guest>> {
-        let key = hex_digest(&[INITDB_WASM.sha256.as_bytes(), instrument::SOURCE.as_bytes()]);
+        let key = hex_digest(&[INITDB_WASM.sha256.as_bytes(), sources::CODE.as_bytes()]);
         let module: Module =
             self.compiler.module("initdb", &key, || Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?))?;
         self.libraries.linker().instantiate_pre(&module).map_err(anyhow::Error::from).context("initdb cannot be linked")

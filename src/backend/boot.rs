@@ -16,7 +16,7 @@ pub(crate) const DATA_DIRECTORY: &str = "/pglite/data";
 
 /// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make it differ from
 /// `PostgreSQL` for its users: `-O`, which lets anybody change system tables, and a `search_path`.
-pub(crate) const START_PARAMETERS: &[&str] = &[
+const START_PARAMETERS: &[&str] = &[
     "--single",
     "-F",
     "-j",

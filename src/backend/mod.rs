@@ -40,7 +40,7 @@ use crate::{
 };
 
 pub(crate) use admission::Admission;
-pub(crate) use boot::{EXECUTABLE, START_PARAMETERS};
+pub(crate) use boot::EXECUTABLE;
 pub(crate) use fork::{Fork, Whom};
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;

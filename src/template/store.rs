@@ -20,28 +20,17 @@ use super::{
 };
 use crate::{
     artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
-    backend::{BOOTSTRAP_USER, Backend, START_PARAMETERS},
+    backend::Backend,
     cache::{Cache, Lock},
     engine::{on_wasm_stack, spinner},
     fs::{Console, FrozenTree, Tree, open_bundle},
     log::LogSink,
     program::Program,
+    sources,
 };
 
 /// The template that is there without being prepared.
 pub(crate) const DEFAULT: &str = "postgres";
-
-/// How clusters are made, booted, warmed and captured, and what is stored of them; a template that was made in another way is built again.
-const SOURCE: &str = concat!(
-    include_str!("../artefact/extensions.rs"),
-    include_str!("../backend/registers.rs"),
-    include_str!("../fs/files/mod.rs"),
-    include_str!("../guest/dylink/mod.rs"),
-    include_str!("../image.rs"),
-    include_str!("initdb.rs"),
-    include_str!("build.rs"),
-    include_str!("snapshot.rs")
-);
 
 /// The templates of one program.
 pub struct Templates {
@@ -269,13 +258,7 @@ impl Templates {
 
     /// Everything besides its recipe or files that decides how a template looks.
     fn key(&self) -> String {
-        hex_digest(&[
-            self.program.key().as_bytes(),
-            env!("CARGO_PKG_VERSION").as_bytes(),
-            START_PARAMETERS.join(" ").as_bytes(),
-            BOOTSTRAP_USER.as_bytes(),
-            SOURCE.as_bytes(),
-        ])
+        hex_digest(&[self.program.key().as_bytes(), sources::CONTENTS.as_bytes()])
     }
 }
 

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
 use super::{super::Guest, layout::Layout, link::main_name};
-use crate::{artefact::hex_digest, engine::Compiler, instrument};
+use crate::{artefact::hex_digest, engine::Compiler, instrument, sources};
 
 /// A compiled side module, the same for every guest.
 pub(crate) struct Library {
@@ -120,7 +120,7 @@ impl LibraryStore {
     }
 }
 
-/// What stands for a compiled module in the cache: what it was made of, and the rewriter that made it.
+/// What stands for a compiled module in the cache: what it was made of, and the sources that made it.
 fn key(origin: &str) -> String {
-    hex_digest(&[origin.as_bytes(), instrument::SOURCE.as_bytes()])
+    hex_digest(&[origin.as_bytes(), sources::CODE.as_bytes()])
 }
