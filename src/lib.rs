@@ -15,6 +15,7 @@
 //! * [`cancel`]: backend keys, and how a session is interrupted.
 //! * [`error_response`]: errors as PostgreSQL tells them to its client.
 //! * [`log`]: log lines on their way out.
+//! * [`pruning`]: what the cache holds, and the removal of what nobody uses.
 //!
 //! From a session to the wasm:
 //! * [`databases`]: which cluster a connection gets.
@@ -62,6 +63,7 @@ mod patient;
 pub mod port;
 mod postmaster;
 mod program;
+pub mod pruning;
 mod random;
 mod relay;
 mod router;

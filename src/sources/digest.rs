@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 4] = ["engine", "image", "instrument", "program"];
 
 /// Parts of `src/` that clusters and templates do not depend on, because they are above them: they serve clients of what is stored.
-pub(crate) const ABOVE: [&str; 16] = [
+pub(crate) const ABOVE: [&str; 17] = [
     "cancel",
     "connection",
     "databases",
@@ -23,6 +23,7 @@ pub(crate) const ABOVE: [&str; 16] = [
     "outbox",
     "port",
     "postmaster",
+    "pruning",
     "relay",
     "router",
     "serve",

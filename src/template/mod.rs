@@ -22,6 +22,7 @@ mod store;
 
 pub(crate) use console::{LineConsole, Recent};
 pub use recipe::{Recipe, Script};
+pub(crate) use shelf::Remakeable;
 pub use shelf::{Shelf, Summary};
 pub use store::Templates;
 pub(crate) use store::{DEFAULT, Template, TemplateError};

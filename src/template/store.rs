@@ -21,8 +21,8 @@ use super::{
 use crate::{
     artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
     backend::Backend,
-    cache::{Cache, Lock},
-    engine::{on_wasm_stack, spinner},
+    cache::{Cache, InUse, Lock},
+    engine::{Compiler, on_wasm_stack, spinner},
     fs::{Console, FrozenTree, Tree, open_bundle},
     log::LogSink,
     program::Program,
@@ -40,6 +40,8 @@ pub struct Templates {
     shelf: Shelf,
     log: LogSink,
     pool: Pool,
+    /// Held once it was opened: what runs on its files is not known here.
+    cluster: Mutex<Option<InUse>>,
     in_use: Mutex<HashMap<String, (Edition, Arc<Template>)>>,
 }
 
@@ -49,6 +51,7 @@ pub(crate) struct Template {
     /// The database in it, which its clones are connected to.
     pub(crate) database: String,
     pub(crate) snapshot: Snapshot,
+    _in_use: InUse,
 }
 
 impl Template {
@@ -85,7 +88,7 @@ impl Templates {
         let program = Arc::new(Program::load(&artefact, &cache)?);
         let pool = Pool::new(program.clone(), warm)?;
         let shelf = Shelf::of(&cache)?;
-        Ok(Self { program, artefact, cache, shelf, log, pool, in_use: Mutex::default() })
+        Ok(Self { program, artefact, cache, shelf, log, pool, cluster: Mutex::default(), in_use: Mutex::default() })
     }
 
     pub(crate) fn program(&self) -> &Arc<Program> {
@@ -157,8 +160,8 @@ impl Templates {
             Err(error) => return Err(unusable(name, error).into()),
         };
         if label.program == self.key() {
-            match Snapshot::open(&self.program, &self.shelf.path(name)) {
-                Ok(snapshot) => return Ok(Template { name: label.name, database: label.database, snapshot }),
+            match self.open_built(&label) {
+                Ok(template) => return Ok(template),
                 Err(error) => tracing::warn!("building the template {name:?} again, because {error:#}"),
             }
         } else {
@@ -169,6 +172,14 @@ impl Templates {
             Ok(None) => Ok(self.build_from_own_files(lock, label)?),
             Err(error) => Err(unusable(name, error).into()),
         }
+    }
+
+    /// Opens the template of that label, whose lock is held.
+    fn open_built(&self, label: &Label) -> anyhow::Result<Template> {
+        let directory = self.shelf.path(&label.name);
+        let in_use = self.shelf.hold(&label.name)?.with_context(|| format!("{} is gone", directory.display()))?;
+        let snapshot = Snapshot::open(&self.program, &directory)?;
+        Ok(Template { name: label.name.clone(), database: label.database.clone(), snapshot, _in_use: in_use })
     }
 
     /// Builds the template `name` from `recipe`, replacing one of the same name.
@@ -226,12 +237,10 @@ impl Templates {
         progress: &ProgressBar,
     ) -> anyhow::Result<Template> {
         progress.set_message(format!("starting the template {}", label.name));
-        let directory = self
-            .shelf
+        self.shelf
             .publish(lock, label, recipe, |directory| self.builder(progress).capture(files, &label.database, directory))
             .with_context(|| format!("the template {:?} cannot be built", label.name))?;
-        let snapshot = Snapshot::open(&self.program, &directory)?;
-        Ok(Template { name: label.name.clone(), database: label.database.clone(), snapshot })
+        self.open_built(label)
     }
 
     fn builder<'a>(&'a self, progress: &'a ProgressBar) -> Builder<'a> {
@@ -243,6 +252,8 @@ impl Templates {
         let entry = format!("cluster-{}", &self.key()[..32]);
         let directory = self.cache.path(&entry);
         let lock = self.cache.lock(&entry)?;
+        let hold = || anyhow::Ok(*self.cluster.lock() = self.cache.hold(&entry)?);
+        hold()?;
         match FrozenTree::open(&directory) {
             Ok(cluster) => return Ok(cluster),
             Err(error) if directory.exists() => tracing::warn!("running initdb again, because {error}"),
@@ -252,14 +263,24 @@ impl Templates {
         let bundle = open_bundle(&self.artefact.path(PGLITE_DATA), &self.artefact.path(PGLITE_JS))?;
         let cluster = on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log))??;
         self.cache.publish_directory(&lock, |directory| Ok(cluster.write_to(directory)?))?;
+        hold()?;
         progress.finish_and_clear();
         Ok(FrozenTree::open(&directory)?)
     }
 
     /// Everything besides its recipe or files that decides how a template looks.
     fn key(&self) -> String {
-        hex_digest(&[self.program.key().as_bytes(), sources::CONTENTS.as_bytes()])
+        template_key(&self.program.key())
     }
+
+    /// What templates of this program are labelled with, without loading it.
+    pub(crate) fn program_in(cache: &Cache) -> anyhow::Result<String> {
+        Ok(template_key(&Program::key_with(&Compiler::new(cache.clone())?)))
+    }
+}
+
+fn template_key(program: &str) -> String {
+    hex_digest(&[program.as_bytes(), sources::CONTENTS.as_bytes()])
 }
 
 /// The error about a template that cannot even be built again.
