@@ -16,6 +16,9 @@ use crate::{
     template::{Remakeable, Shelf, Templates},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// What has not been used for this long is removed without being asked.
 pub const UNUSED_FOR: Duration = Duration::from_hours(30 * 24);
 
