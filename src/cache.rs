@@ -3,7 +3,8 @@
 //! Compiled code is trusted when it is loaded, so the directory belongs to the user who runs the program and to nobody else:
 //! it is made with mode 0700, and one that others own or can write to is refused.
 //! Entries appear whole or not at all: they are written beside their place and renamed, and a lock file makes a second
-//! process wait for the first instead of doing the same work. An entry in use is held ([`InUse`]), so that it is not removed.
+//! process wait for the first instead of doing the same work. An entry in use is held ([`InUse`]), so that it is not
+//! removed.
 
 use std::{
     fs::{self, File},

@@ -98,21 +98,18 @@ enum Command {
     ///
     /// `port` and `serve` do so by themselves, once a day, with what has not been used for 30 days.
     Cache {
-        /// Remove what no process uses and can be made again: compiled code, new clusters, and what other versions of the
-        /// program have built of templates; templates themselves stay
+        /// Remove what no process uses and can be made again: compiled code, new clusters, and what other versions of
+        /// the program have built of templates; templates themselves stay
         #[arg(long)]
         prune: bool,
         /// Remove what has not been used for this many days
-        #[arg(long, value_name = "DAYS", requires = "prune", default_value_t = UNUSED_FOR_DAYS)]
+        #[arg(long, value_name = "DAYS", requires = "prune", default_value_t = pruning::UNUSED_FOR_DAYS)]
         older_than: u32,
         /// Remove also what has not been used for the longest time, until no more than this remains
         #[arg(long, value_name = "MB", requires = "prune")]
         max_size: Option<u32>,
     },
 }
-
-#[expect(clippy::cast_possible_truncation, reason = "it is a month")]
-const UNUSED_FOR_DAYS: u32 = (pruning::UNUSED_FOR.as_secs() / (24 * 60 * 60)) as u32;
 
 /// How connections in mode `isolated` get their clones.
 #[derive(Args)]

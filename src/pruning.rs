@@ -1,7 +1,8 @@
 //! What the cache holds, and the removal of what nobody has used for long.
 //!
-//! Only what can be made again is removed: compiled code, instrumented programs, new clusters, the template that is there without being prepared, and
-//! of other templates what another version of the program has built of them. Their SQL or their files stay until somebody removes them by name.
+//! Only what can be made again is removed: compiled code, instrumented programs, new clusters, the template that is
+//! there without being prepared, and of other templates what another version of the program has built of them. Their
+//! SQL or their files stay until somebody removes them by name.
 
 use std::{
     fs::File,
@@ -19,8 +20,11 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// What has not been used for this long is removed without being asked.
-pub const UNUSED_FOR: Duration = Duration::from_hours(30 * 24);
+/// What has not been used for so many days is removed without being asked.
+pub const UNUSED_FOR_DAYS: u32 = 30;
+
+/// The same, as a duration.
+pub const UNUSED_FOR: Duration = Duration::from_hours(24 * UNUSED_FOR_DAYS as u64);
 
 /// The program looks for that so often at most.
 const INTERVAL: Duration = Duration::from_hours(24);
@@ -46,9 +50,10 @@ pub enum Kind {
 impl Kind {
     /// By the name of an entry; `None` for names that this program does not give.
     fn of(name: &str) -> Option<Self> {
+        let extension = Path::new(name).extension().unwrap_or_default();
         match name {
-            _ if name.ends_with(".cwasm") => Some(Self::Code),
-            _ if name.ends_with(".verified") => Some(Self::Checksum),
+            _ if extension == "cwasm" => Some(Self::Code),
+            _ if extension == "verified" => Some(Self::Checksum),
             _ if name.starts_with("pglite-") => Some(Self::Program),
             _ if name.starts_with("cluster-") => Some(Self::Cluster),
             _ => None,
@@ -141,7 +146,8 @@ impl Stock {
         Ok(entries)
     }
 
-    /// Removes what is beyond `limits`, can be made again and is not in use, and what processes that died have left half done.
+    /// Removes what is beyond `limits`, can be made again and is not in use, and what processes that died have left
+    /// half done.
     ///
     /// # Errors
     /// When the cache cannot be read. What cannot be removed is told in the answer.
@@ -189,7 +195,8 @@ impl Entry {
     }
 }
 
-/// Removes what has not been used for [`UNUSED_FOR`] on a thread of its own, once a day; that it fails is told to the log only.
+/// Removes what has not been used for [`UNUSED_FOR`] on a thread of its own, once a day; that it fails is told to the
+/// log only.
 pub fn prune_in_background(directory: Option<&Path>) {
     let directory = directory.map(Path::to_path_buf);
     let prune = move || match prune_when_due(directory.as_deref()) {

@@ -1,5 +1,5 @@
-//! The cache as the program's user meets it: listed, pruned by hand and by the program itself, while another program uses it, and never at the
-//! expense of a template.
+//! The cache as the program's user meets it: listed, pruned by hand and by the program itself, while another program
+//! uses it, and never at the expense of a template.
 
 mod support;
 
@@ -119,7 +119,8 @@ fn a_program_removes_by_itself_what_was_not_used_for_a_month() {
     assert_eq!(text(&server.psql(&["--command=select 1"])), "1");
 }
 
-/// Makes the template look as if another version of the program had built it, a long time ago: the program is the last field of its label.
+/// Makes the template look as if another version of the program had built it, a long time ago: the program is the last
+/// field of its label.
 fn pretend_another_program_built(cache: &Path, name: &str) -> PathBuf {
     let templates = entries(&cache.join("templates"));
     let is_it = |path: &PathBuf| {

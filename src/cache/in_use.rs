@@ -13,8 +13,9 @@ const RESOLUTION: Duration = Duration::from_hours(24);
 
 /// Holds an entry of the cache: while this is there, no process removes the entry on account of its age or size.
 ///
-/// It is a shared lock (`flock`) on the file or directory itself, which needs no right to write; the operating system frees it when the process dies.
-/// To replace an entry by another edition is still possible, and so is to remove a template by name: both leave the files to who has them open.
+/// It is a shared lock (`flock`) on the file or directory itself, which needs no right to write; the operating system
+/// frees it when the process dies. To replace an entry by another edition is still possible, and so is to remove a
+/// template by name: both leave the files to who has them open.
 #[derive(Debug)]
 pub struct InUse {
     _file: File,
@@ -47,7 +48,8 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
     matches!((file.metadata(), fs::metadata(path)), (Ok(open), Ok(named)) if identity(&open) == identity(&named))
 }
 
-/// The time of last use is the time of modification, which nothing else needs. A cache that cannot be written keeps the times that it has.
+/// The time of last use is the time of modification, which nothing else needs. A cache that cannot be written keeps
+/// the times that it has.
 fn note_use(file: &File) {
     if file.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|used| age(used) >= RESOLUTION)
         && let Err(error) = file.set_modified(SystemTime::now())
@@ -61,8 +63,8 @@ pub(crate) fn age(time: SystemTime) -> Duration {
     time.elapsed().unwrap_or_default()
 }
 
-/// Takes the entry at `path` for the caller alone: while the returned file is open, no process begins to use it. `None` when one uses it,
-/// which is noted, or when it is not there.
+/// Takes the entry at `path` for the caller alone: while the returned file is open, no process begins to use it.
+/// `None` when one uses it, which is noted, or when it is not there.
 pub(super) fn take_unused(path: &Path) -> io::Result<Option<File>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

@@ -60,7 +60,8 @@ impl Cache {
         Ok(entries)
     }
 
-    /// Removes the entry, unless a process uses it or has used it since it was looked at; whoever opens it at this moment waits, and finds nothing.
+    /// Removes the entry, unless a process uses it or has used it since it was looked at; whoever opens it at this
+    /// moment waits, and finds nothing.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -74,8 +75,8 @@ impl Cache {
         })
     }
 
-    /// Removes those of the files and directories `names` in the entry, a directory, that are there, under the conditions of [`Cache::remove_unused`].
-    /// The entry counts as used when it was before.
+    /// Removes those of the files and directories `names` in the entry, a directory, that are there, under the
+    /// conditions of [`Cache::remove_unused`]. The entry counts as used when it was before.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -116,7 +117,8 @@ impl Cache {
     fn sweep_one(&self, name: &str, path: &Path) -> io::Result<()> {
         let entry = [".new-", ".old-"].iter().find_map(|prefix| name.strip_prefix(prefix));
         if let Some(entry) = entry {
-            // Directories and what is on its way out have the name of their entry, whose lock is held by who works on them; new files have any.
+            // Directories and what is on its way out have the name of their entry, whose lock is held by who works on
+            // them; new files have any.
             let is_new_file = name.starts_with(".new-") && path.is_file();
             if is_new_file {
                 if path.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|made| age(made) > HALF_DONE) {

@@ -1,4 +1,5 @@
-//! Digests of the program's own sources. The build script and a test use this file, so it depends on nothing in the program.
+//! Digests of the program's own sources. The build script and a test use this file, so it depends on nothing in the
+//! program.
 
 use std::{
     fs, io,
@@ -10,7 +11,8 @@ use sha2::{Digest, Sha256};
 /// Parts of `src/` that decide what code is compiled, what memory a program begins with and how both are stored.
 pub(crate) const CODE: [&str; 4] = ["engine", "image", "instrument", "program"];
 
-/// Parts of `src/` that clusters and templates do not depend on, because they are above them: they serve clients of what is stored.
+/// Parts of `src/` that clusters and templates do not depend on, because they are above them: they serve clients of
+/// what is stored.
 pub(crate) const ABOVE: [&str; 17] = [
     "cancel",
     "connection",
@@ -31,10 +33,12 @@ pub(crate) const ABOVE: [&str; 17] = [
     "stop",
 ];
 
-/// Parts of `src/` that everything may use and that decide nothing about what is stored: where it is, and lines of the log.
+/// Parts of `src/` that everything may use and that decide nothing about what is stored: where it is, and lines of the
+/// log.
 pub(crate) const ASIDE: [&str; 4] = ["backlog", "cache", "log", "patient"];
 
-/// Packages whose versions decide what is compiled and how it is stored; those of which one is the beginning of the name.
+/// Packages whose versions decide what is compiled and how it is stored; those of which one is the beginning of the
+/// name.
 const PACKAGES: [&str; 6] = ["cranelift", "postcard", "regalloc2", "wasm-encoder", "wasmparser", "wasmtime"];
 
 /// Whether compiled code and the memory that it begins with depend on a part of `src/`.
@@ -47,8 +51,8 @@ pub(crate) fn decides_contents(part: &str) -> bool {
     !ABOVE.contains(&part) && !ASIDE.contains(&part)
 }
 
-/// The SHA-256 of the files that belong to those parts of `src/` for which `is_wanted`, tests excepted, and of the versions of [`PACKAGES`],
-/// for the package in the directory `root`.
+/// The SHA-256 of the files that belong to those parts of `src/` for which `is_wanted`, tests excepted, and of the
+/// versions of [`PACKAGES`], for the package in the directory `root`.
 ///
 /// # Errors
 /// When a file cannot be read.

@@ -197,8 +197,9 @@ impl Shelf {
         &self.directory
     }
 
-    /// What the template in an entry of [`Shelf::directory`] is called, and what of it can be made again: all of the one that is there without being
-    /// prepared; what another program than `program` has built of any other, which this one cannot use; nothing of one that cannot be read.
+    /// What the template in an entry of [`Shelf::directory`] is called, and what of it can be made again: all of the
+    /// one that is there without being prepared; what another program than `program` has built of any other, which this
+    /// one cannot use; nothing of one that cannot be read.
     pub(crate) fn remakeable(&self, usage: &Usage, program: &str) -> (String, Remakeable) {
         let directory = self.directory.path(&usage.name);
         let Ok(label) = read_label(&directory) else { return (usage.name.clone(), Remakeable::Nothing) };

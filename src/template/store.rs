@@ -252,7 +252,10 @@ impl Templates {
         let entry = format!("cluster-{}", &self.key()[..32]);
         let directory = self.cache.path(&entry);
         let lock = self.cache.lock(&entry)?;
-        let hold = || anyhow::Ok(*self.cluster.lock() = self.cache.hold(&entry)?);
+        let hold = || -> anyhow::Result<()> {
+            *self.cluster.lock() = self.cache.hold(&entry)?;
+            Ok(())
+        };
         hold()?;
         match FrozenTree::open(&directory) {
             Ok(cluster) => return Ok(cluster),
