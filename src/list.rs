@@ -71,6 +71,8 @@ fn time(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -85,8 +87,8 @@ mod tests {
     #[test]
     fn sizes_are_megabytes_and_times_are_universal() {
         assert_eq!([0, 49_999, 50_000, 12_345_678].map(size), ["0.0 MB", "0.0 MB", "0.1 MB", "12.3 MB"]);
-        let past = |days| days_ago(SystemTime::now() - std::time::Duration::from_hours(24 * days));
-        assert_eq!([0, 1, 40].map(past), ["today", "1 day ago", "40 days ago"]);
+        let past = |days| days_ago(SystemTime::now() - Duration::from_hours(24 * days));
+        assert_eq!([0_u64, 1, 40].map(past), ["today", "1 day ago", "40 days ago"]);
         assert_eq!(time(SystemTime::UNIX_EPOCH), "1970-01-01 00:00:00 UTC");
     }
 }
