@@ -14,8 +14,8 @@ defmodule PgliteEx.MixProject do
       # The binary is looked for after the modules, because the task that does it is one of them.
       compilers: Mix.compilers() ++ [:pglite_port],
       deps: [],
-      # Called when it is loaded.
-      xref: [exclude: [:telemetry]],
+      # Called when they are loaded.
+      xref: [exclude: [:telemetry, Telemetry.Metrics]],
       name: "PgliteEx",
       description: "PostgreSQL inside an OTP supervision tree: no Docker, no Node, no server",
       source_url: @source,
@@ -45,24 +45,8 @@ defmodule PgliteEx.MixProject do
       ],
       groups_for_extras: [Guides: ~r{guides/}],
       groups_for_modules: [
-        "For tests": [PgliteEx.Template, PgliteEx.Case],
-        Observing: [PgliteEx.Telemetry],
-        Inside: [
-          PgliteEx.Server,
-          PgliteEx.Listener,
-          PgliteEx.Gate,
-          PgliteEx.SocketServer,
-          PgliteEx.Connection,
-          PgliteEx.RawConnection,
-          PgliteEx.Channel,
-          PgliteEx.ReadyForQuery,
-          PgliteEx.WasmPort,
-          PgliteEx.Program,
-          PgliteEx.Frame,
-          PgliteEx.Stderr,
-          PgliteEx.Executable,
-          PgliteEx.Options
-        ]
+        "For tests": [PgliteEx.Template, PgliteEx.Case, PgliteEx.Gate],
+        Observing: [PgliteEx.Telemetry]
       ]
     ]
   end

@@ -27,6 +27,8 @@ pub struct Places {
     pub pglite: Option<PathBuf>,
     /// The directory for compiled code and prepared clusters; the user's cache if there is none.
     pub cache: Option<PathBuf>,
+    /// ICU's data for languages with a collation of their own, a directory or a package; without, there are none.
+    pub icu_data: Option<PathBuf>,
 }
 
 /// How clusters are made.
@@ -59,8 +61,8 @@ impl Databases {
     /// # Errors
     /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
     pub fn open(places: &Places, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
-        let (pglite, cache) = (places.pglite.as_deref(), places.cache.as_deref());
-        let templates = Templates::open(pglite, cache, settings.warm, log.clone())?;
+        let (pglite, cache, icu) = (places.pglite.as_deref(), places.cache.as_deref(), places.icu_data.as_deref());
+        let templates = Templates::open(pglite, cache, icu, settings.warm, log.clone())?;
         let templates = Arc::new(templates);
         let isolated = Isolated::new(templates.clone(), settings.start);
         let Settings { shared: settings, on_failure, .. } = settings;

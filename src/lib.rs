@@ -30,6 +30,7 @@
 //! * [`engine`]: Wasmtime's configuration, compiled code in the cache.
 //! * [`instrument`]: the rewriter of the wasm before it is compiled.
 //! * [`guest`]: the Emscripten host, everything that the wasm sees.
+//! * [`icu`]: ICU's data besides those that PGlite has.
 //! * [`fs`]: the guest's files, in memory, copied on write.
 //! * `image`: the contents of a memory on disk, mapped copy-on-write.
 //! * [`cache`]: the private directory for what is expensive to make.
@@ -54,6 +55,7 @@ mod footprint;
 pub mod frame;
 pub mod fs;
 pub mod guest;
+pub mod icu;
 mod image;
 pub mod instrument;
 mod isolated;

@@ -179,6 +179,9 @@ struct EngineOptions {
     /// Directory for compiled code and prepared clusters [default: $XDG_CACHE_HOME/pglite-port]
     #[arg(long, global = true, value_name = "DIRECTORY")]
     cache_dir: Option<PathBuf>,
+    /// Data of ICU 76 for languages with a collation of their own: a directory or a package (`icudt76l.dat`)
+    #[arg(long, global = true, value_name = "PATH")]
+    icu_data: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -273,7 +276,11 @@ impl CommandLine {
         stop: &Stop,
     ) -> anyhow::Result<Arc<Databases>> {
         let engine = &self.engine;
-        let places = Places { pglite: engine.pglite_dir.clone(), cache: engine.cache_dir.clone() };
+        let places = Places {
+            pglite: engine.pglite_dir.clone(),
+            cache: engine.cache_dir.clone(),
+            icu_data: engine.icu_data.clone(),
+        };
         let on_failure = Some(stop.on_failure());
         let settings = Settings { warm: clones.warm, shared: shared.settings(), on_failure, ..Settings::default() };
         let databases = Arc::new(Databases::open(&places, self.mode, settings, LogSink::to_own_log())?);
@@ -285,7 +292,8 @@ impl CommandLine {
 
 impl EngineOptions {
     fn open_templates(&self) -> anyhow::Result<Templates> {
-        Templates::open(self.pglite_dir.as_deref(), self.cache_dir.as_deref(), 0, LogSink::to_own_log())
+        let (pglite, cache, icu) = (self.pglite_dir.as_deref(), self.cache_dir.as_deref(), self.icu_data.as_deref());
+        Templates::open(pglite, cache, icu, 0, LogSink::to_own_log())
     }
 
     fn open_stock(&self) -> anyhow::Result<Stock> {

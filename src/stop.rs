@@ -17,7 +17,7 @@ const CLUSTER_FAILED: u8 = 3;
 
 /// Whatever asks the program to stop.
 pub(crate) struct Stop {
-    to_stop: Sender<()>,
+    sender: Sender<()>,
     asked: Receiver<()>,
     failure: Arc<Mutex<Option<anyhow::Error>>>,
     reloaded: Arc<OnceLock<Arc<dyn Sessions>>>,
@@ -30,9 +30,9 @@ impl Stop {
     /// When the system does not allow to handle them.
     pub(crate) fn on(signals: &[i32]) -> anyhow::Result<Self> {
         let mut signals = Signals::new(signals.iter().chain([&SIGHUP])).context("cannot handle signals")?;
-        let (to_stop, asked) = unbounded();
+        let (sender, asked) = unbounded();
         let reloaded = Arc::new(OnceLock::<Arc<dyn Sessions>>::new());
-        let (stop, reload) = (to_stop.clone(), reloaded.clone());
+        let (stop, reload) = (sender.clone(), reloaded.clone());
         let handle = move || {
             for signal in signals.forever() {
                 if signal != SIGHUP {
@@ -43,7 +43,7 @@ impl Stop {
             }
         };
         thread::Builder::new().name("signals".to_owned()).spawn(handle).context("no thread to handle signals")?;
-        Ok(Self { to_stop, asked, failure: Arc::default(), reloaded })
+        Ok(Self { sender, asked, failure: Arc::default(), reloaded })
     }
 
     /// A message for every time that somebody asks.
@@ -53,7 +53,7 @@ impl Stop {
 
     /// For a cluster that cannot be kept running: it stops the program, too.
     pub(crate) fn on_failure(&self) -> OnFailure {
-        let (failure, stop) = (self.failure.clone(), self.to_stop.clone());
+        let (failure, stop) = (self.failure.clone(), self.sender.clone());
         Arc::new(move |error| {
             *failure.lock() = Some(error);
             let _ = stop.send(());

@@ -205,12 +205,17 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     let expected = [
         (vec!["init_process"], "InitProcess"),
         (vec!["kill"], "kill"),
+        (vec!["locale_exists"], "__get_locale"),
+        (vec!["open_collator"], "icu_validate_locale"),
+        (vec!["open_collator"], "pg_ucol_open"),
         (vec!["pg_usleep"], "pg_usleep"),
         (vec!["postmaster_is_alive"], "PostmasterIsAliveInternal"),
         (vec!["process_interrupts"], "ProcessInterrupts"),
         (vec!["request_checkpoint"], "CreateCheckPoint"),
         (vec!["stack_depth"], "check_stack_depth"),
         (vec!["stack_depth"], "stack_is_too_deep"),
+        (vec!["to_lower"], "towlower"),
+        (vec!["to_upper"], "towupper"),
         (vec!["wait_event_set_wait"], "WaitEventSetWait"),
     ];
     assert_eq!(callers, expected);

@@ -17,36 +17,31 @@ defmodule PgliteEx do
       {:ok, conn} = Postgrex.start_link(PgliteEx.connection_opts(server))
       Postgrex.query!(conn, "select version()", [])
 
-  When the VM goes, however it goes, Postgres goes with it.
+  The program ends with the VM, however the VM ends.
 
   ## Two modes
 
     * `:shared` (default): all connections are sessions of one database cluster, as with any
       PostgreSQL.
-    * `:isolated`: every connection gets a cluster of its own, cloned from a template; nobody
-      else sees it, and it is gone when the connection closes. A pool of ten connections sees
-      ten databases, so `connection_opts/2` asks for a pool of one.
+    * `:isolated`: every connection gets a cluster of its own, cloned from a template, which is gone
+      when the connection closes. A pool of ten connections sees ten databases, so
+      `connection_opts/2` sets the pool size to one.
 
   All options are described in `PgliteEx.Options`. Any number of servers can run beside each
-  other. A `server` below is the pid that `start_link/1` returned, or the server's `:name`.
+  other. A `server` below is the pid that `start_link/1` returned, or the server's `:name`, on the
+  node on which it runs.
 
   ## Without a socket
 
-  Those who bring an implementation of the Postgres protocol along can talk to a session as they
-  would to a port, by messages: `open/2`, `send/2`, `close/1`.
+  An implementation of the Postgres protocol can talk to a session by messages, as to a port:
+  `open/2`, `send/2`, `close/1`.
   """
 
-  alias PgliteEx.{
-    Channel,
-    Connection,
-    Error,
-    Listener,
-    Options,
-    RawConnection,
-    Server,
-    Template,
-    WasmPort
-  }
+  alias PgliteEx.{Channel, Connection, Error, Listener, Options, Parts, RawConnection}
+  alias PgliteEx.{Readiness, Server, Template, WasmPort}
+
+  # How long a caller waits for a program that is being started, in milliseconds.
+  @ready_timeout 5_000
 
   @type server :: Supervisor.supervisor()
 
@@ -83,9 +78,9 @@ defmodule PgliteEx do
   end
 
   @doc """
-  Stops a server that no supervisor is in charge of.
+  Stops a server that is not the child of a supervisor.
 
-  Clients are told that the server stops, and the program has gone when this returns.
+  Clients are told that the server stops, and the program has ended when this returns.
   """
   @spec stop(server) :: :ok
   def stop(server), do: Supervisor.stop(server)
@@ -148,7 +143,19 @@ defmodule PgliteEx do
   def address(server), do: server |> Server.child(Listener) |> Listener.address()
 
   @doc """
-  What the program says of itself now: numbers of connections, memory in bytes, …
+  Waits until the server's program is ready, for at most `timeout` milliseconds.
+
+  The program is ready when `start_link/1` returns. When the program ends later, the supervisor starts it anew, and
+  connections and requests wait for it. The error's code is `"57P03"` when the deadline has passed; its
+  message then says why the program ended last.
+  """
+  @spec await_ready(server, timeout) :: :ok | {:error, Error.t()}
+  def await_ready(server, timeout \\ @ready_timeout) do
+    with {:ok, _wasm_port} <- server |> Parts.registry!() |> Readiness.await(timeout), do: :ok
+  end
+
+  @doc """
+  Figures of the program: number of connections, memory in bytes, …
 
   Integers where the program reports numbers, strings otherwise.
 
@@ -165,8 +172,9 @@ defmodule PgliteEx do
   Sends a request to the program and waits for its reply, for at most `timeout` milliseconds.
 
   For verbs that have no function of their own; ARCHITECTURE.md lists them. The options of the
-  reply come in their order, and keys may repeat. The error's code is the program's, `:timeout`, or
-  `"57P01"` when the program is gone before it has replied. Raises `ArgumentError` for strings with a
+  reply come in their order, and keys may repeat. The error's code is the program's, `:timeout`,
+  `"57P03"` when the program was not ready in that time (`await_ready/2`), or `"57P01"` when it is gone
+  before it has replied. Raises `ArgumentError` for strings with a
   NUL or that are not UTF-8, and for an empty verb or key.
 
       {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
@@ -174,8 +182,15 @@ defmodule PgliteEx do
   @spec request(server, String.t(), [{String.t(), String.t()}], timeout) ::
           {:ok, [{String.t(), String.t()}]} | {:error, Error.t()}
   def request(server, verb, options \\ [], timeout \\ 5_000) do
-    with {:ok, wasm_port} <- child(server, WasmPort),
-         do: WasmPort.request(wasm_port, verb, options, timeout)
+    registry = Parts.registry!(server)
+    started_at = System.monotonic_time(:millisecond)
+
+    with {:ok, wasm_port} <- Readiness.await(registry, timeout) do
+      waited = System.monotonic_time(:millisecond) - started_at
+      left = if timeout == :infinity, do: timeout, else: max(timeout - waited, 0)
+      settings = [timeout: left, server: Parts.options!(registry).name]
+      WasmPort.request(wasm_port, verb, options, settings)
+    end
   end
 
   @doc """
@@ -207,8 +222,8 @@ defmodule PgliteEx do
       result of any size takes no more of the VM's memory than one window (256 KiB).
     * `:mode` – `:shared` or `:isolated`, if it is not to be the server's.
 
-  Raises `ArgumentError` for another option or value. `{:error, %PgliteEx.Error{code: "57P01"}}`
-  while the program is being restarted.
+  Raises `ArgumentError` for another option or value. Waits for a program that is being restarted, as
+  `await_ready/2` does by default, and returns its error.
 
   The first bytes to send are a startup packet:
 
@@ -228,9 +243,16 @@ defmodule PgliteEx do
     allow!(options, :mode, [:shared, :isolated, nil])
     frame_options = for mode <- List.wrap(options[:mode]), do: {"mode", Atom.to_string(mode)}
 
-    with {:ok, wasm_port} <- child(server, WasmPort),
-         {:ok, connections} <- child(server, Connection) do
-      start_connection(connections, {wasm_port, self(), frame_options, options[:active]})
+    registry = Parts.registry!(server)
+
+    with {:ok, wasm_port} <- Readiness.await(registry, @ready_timeout) do
+      start_connection(Server.child(server, Connection), %{
+        wasm_port: wasm_port,
+        server: Parts.options!(registry).name,
+        frame_options: frame_options,
+        owner: self(),
+        active: options[:active]
+      })
     end
   end
 
@@ -263,15 +285,8 @@ defmodule PgliteEx do
   defp start_connection(connections, argument) do
     DynamicSupervisor.start_child(connections, {RawConnection, argument})
   catch
-    # The program has ended since it was looked for, and its connections' supervisor with it.
+    # The server ends.
     :exit, _ended -> {:error, Error.from_reason(Channel.program_gone())}
-  end
-
-  defp child(server, id) do
-    case Server.child(server, id) do
-      nil -> {:error, Error.from_reason(Channel.program_gone())}
-      pid -> {:ok, pid}
-    end
   end
 
   defp number_or_string(value) do

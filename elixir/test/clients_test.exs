@@ -2,7 +2,7 @@ defmodule PgliteEx.ClientsTest do
   @moduledoc "Clients that come, go, vanish, do not read, or come in crowds."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{Connection, Server, Servers, WireClient}
+  alias PgliteEx.{Connection, Options, Server, Servers, WireClient}
 
   setup context do
     # Tests of both modes start their own.
@@ -116,6 +116,58 @@ defmodule PgliteEx.ClientsTest do
     assert Enum.count(messages, &match?({?D, _row}, &1)) == 1_000
   end
 
+  test "a client that does not read for as long as send_timeout says is closed, and no other" do
+    server = Servers.start!(mode: :isolated, send_timeout: 200)
+    {greedy, _key} = WireClient.start_session!(server)
+    [connection] = connections(server)
+    monitor = Process.monitor(connection)
+    {other, _key} = WireClient.start_session!(server)
+    sql = "select repeat('x', 100000) from generate_series(1, 1000)"
+    :ok = :gen_tcp.send(greedy, WireClient.query_message(sql))
+
+    assert_receive {:DOWN, ^monitor, :process, ^connection, {:shutdown, {:closed, reason}}},
+                   10_000
+
+    assert reason == %{
+             "severity" => "LOG",
+             "code" => "08006",
+             "message" => "the client has not read for 200 ms"
+           }
+
+    assert :ok = Servers.await_connections(server, 1)
+    assert {:ok, [["1"]]} = WireClient.query(other, "select 1")
+    # What the system had taken for it, and no more.
+    assert {:error, :closed} = receive_all(greedy)
+  end
+
+  test "a connection whose acceptor ends before it has handed over the socket ends too" do
+    {:ok, listening} = :gen_tcp.listen(0, [:binary, active: false, ip: {127, 0, 0, 1}])
+    {:ok, port} = :inet.port(listening)
+    test = self()
+    options = Options.new!([])
+    supervisor = start_supervised!({DynamicSupervisor, strategy: :one_for_one})
+
+    for handed_over? <- [false, true] do
+      {:ok, client} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false])
+
+      acceptor =
+        spawn(fn ->
+          {:ok, socket} = :gen_tcp.accept(listening)
+          argument = %{acceptor: self(), program: nil, options: options}
+          {:ok, connection} = DynamicSupervisor.start_child(supervisor, {Connection, argument})
+          if handed_over?, do: :ok = :gen_tcp.controlling_process(socket, connection)
+          send(test, {:accepted, connection})
+          receive do: (:never -> :ok)
+        end)
+
+      assert_receive {:accepted, connection}, 5_000
+      monitor = Process.monitor(connection)
+      Process.exit(acceptor, :kill)
+      assert_receive {:DOWN, ^monitor, :process, ^connection, {:shutdown, _reason}}, 5_000
+      assert {:error, :closed} = :gen_tcp.recv(client, 0, 5_000)
+    end
+  end
+
   test "a client that sends more than is read is slowed down, and its bytes all arrive",
        %{server: server} do
     {client, _key} = WireClient.start_session!(server)
@@ -188,6 +240,10 @@ defmodule PgliteEx.ClientsTest do
     :erlang.garbage_collect()
     # Both ends of every socket are in this VM.
     assert div(:erlang.memory(:total) - before, 1_000) < 100_000
+  end
+
+  defp receive_all(client) do
+    with {:ok, _bytes} <- :gen_tcp.recv(client, 0, 10_000), do: receive_all(client)
   end
 
   defp vanish(client) do

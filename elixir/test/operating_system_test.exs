@@ -3,7 +3,10 @@ defmodule PgliteEx.OperatingSystemTest do
   # Not beside a thousand connections of other tests, because seconds are counted here.
   use ExUnit.Case, async: false
 
-  alias PgliteEx.{Gate, OperatingSystem, Server, Servers, WasmPort, WireClient}
+  import ExUnit.CaptureLog
+
+  alias PgliteEx.{BadProgram, Gate, Listener, OperatingSystem, Server, Servers, WasmPort}
+  alias PgliteEx.WireClient
 
   test "when the VM is killed while queries run, the program is gone within two seconds" do
     {vm, program} = start_vm_with_running_query!()
@@ -125,7 +128,7 @@ defmodule PgliteEx.OperatingSystemTest do
     end
 
     wasm_port = Server.child(server, WasmPort)
-    assert %{"protocol" => "1"} = WasmPort.hello(wasm_port)
+    assert {:ok, %{"protocol" => "1"}} = WasmPort.hello(wasm_port)
     assert {:error, %{code: :timeout}} = PgliteEx.request(server, "stats", [], 50)
 
     OperatingSystem.signal(program, :CONT)
@@ -133,11 +136,92 @@ defmodule PgliteEx.OperatingSystemTest do
     assert List.keymember?(messages, ?D, 0)
   end
 
-  test "the file of standard error has no name while the program runs" do
-    server = Servers.start!(mode: :isolated)
-    program = OperatingSystem.program(server)
-    assert {:ok, target} = File.read_link("/proc/#{program}/fd/2")
-    assert target =~ ~r/pglite_ex-.*\.stderr \(deleted\)/
+  @tag :tmp_dir
+  test "a VM that is killed at any moment leaves no file behind", %{tmp_dir: directory} do
+    temporary = Path.join(directory, "tmp")
+    File.mkdir_p!(temporary)
+    kill_vm = "kill -KILL $VM_PID"
+
+    for shell <- [kill_vm, "hello; #{kill_vm}", "hello; head -c 1 > /dev/null; #{kill_vm}"] do
+      program = BadProgram.write!(directory, "echo 'a line' >&2; #{shell}")
+
+      code = """
+      System.put_env("VM_PID", System.pid())
+      {:ok, server} = PgliteEx.start_link(executable: #{inspect(program)})
+      PgliteEx.stats(server)
+      """
+
+      vm = OperatingSystem.start_vm!(code, env: [{~c"TMPDIR", to_charlist(temporary)}])
+      # 128 and the signal.
+      assert_receive {^vm, {:exit_status, 137}}, 30_000
+      assert File.ls!(temporary) == []
+    end
+  end
+
+  @tag :tmp_dir
+  test "a VM without descriptors says so once, and accepts clients again when it has some",
+       %{tmp_dir: directory} do
+    program = BadProgram.write!(directory, "hello; exec sleep 1000")
+
+    code = """
+    {:ok, _started} = Application.ensure_all_started(:logger)
+    {:ok, server} = PgliteEx.start_link(executable: #{inspect(program)})
+    # Modules cannot be loaded either, without descriptors.
+    for application <- [:kernel, :stdlib, :elixir, :logger, :pglite_ex] do
+      _ = Application.load(application)
+      application |> Application.spec(:modules) |> :code.ensure_modules_loaded()
+    end
+
+    IO.puts("ready \#{System.pid()} \#{elem(PgliteEx.address(server), 1)}")
+    Process.sleep(:infinity)
+    """
+
+    vm = OperatingSystem.start_vm!(code)
+    [os_pid, port] = vm |> OperatingSystem.await_line!("ready ") |> String.split()
+    limit = length(File.ls!("/proc/#{os_pid}/fd")) + 3
+    {_output, 0} = System.cmd("prlimit", ["--pid", os_pid, "--nofile=#{limit}:#{limit}"])
+
+    clients =
+      for _ <- 1..10 do
+        {:ok, client} = :gen_tcp.connect({127, 0, 0, 1}, String.to_integer(port), active: false)
+        client
+      end
+
+    assert_receive {^vm, {:data, {:eol, ""}}}, 10_000
+    assert_receive {^vm, {:data, {:eol, warning}}}, 10_000
+    assert warning =~ "[warning] no client can be accepted for now: too many open files"
+    # It tries again several times meanwhile.
+    refute_receive {^vm, _more_output}, 500
+    Enum.each(clients, &:gen_tcp.close/1)
+    assert_receive {^vm, {:data, {:eol, ""}}}, 10_000
+    assert_receive {^vm, {:data, {:eol, information}}}, 10_000
+    assert information =~ "[info] clients are accepted again"
+    OperatingSystem.signal(os_pid, :KILL)
+  end
+
+  test "a listening socket that is lost is opened again, at the same address" do
+    directory = Path.join(System.tmp_dir!(), "pglite_ex-#{System.unique_integer([:positive])}")
+    on_exit(fn -> File.rm_rf!(directory) end)
+    server = Servers.start!(mode: :isolated, listen: {:local, directory})
+    listener = Server.child(server, Listener)
+    monitor = Process.monitor(listener)
+
+    log =
+      capture_log(fn ->
+        listener |> Listener.socket() |> :gen_tcp.close()
+        assert_receive {:DOWN, ^monitor, :process, ^listener, _reason}, 5_000
+        # The new one's parent answers when it has been started.
+        assert [_ | _] = Supervisor.which_children(server)
+      end)
+
+    assert log =~ "the listening socket cannot be used any more: it is closed"
+    {client, _key} = WireClient.start_session!(server)
+    assert {:ok, [["1"]]} = WireClient.query(client, "select 1")
+  end
+
+  test "the standard error of the program is a pipe" do
+    program = OperatingSystem.program(Servers.start!(mode: :isolated))
+    assert {:ok, "pipe:" <> _} = File.read_link("/proc/#{program}/fd/2")
   end
 
   test "a unix socket left behind by a killed VM is taken over, and removed at the end" do
@@ -179,8 +263,6 @@ defmodule PgliteEx.OperatingSystemTest do
 
   # The VM prints its own process id and its program's when a query runs.
   defp start_vm_with_running_query! do
-    paths = for application <- [:pglite_ex], do: Path.join(:code.lib_dir(application), "ebin")
-
     code = """
     {:ok, server} = PgliteEx.start_link(mode: :isolated)
     {client, _key} = PgliteEx.WireClient.start_session!(server)
@@ -190,17 +272,7 @@ defmodule PgliteEx.OperatingSystemTest do
     Process.sleep(:infinity)
     """
 
-    port =
-      Port.open({:spawn_executable, System.find_executable("elixir")}, [
-        :binary,
-        line: 1_000,
-        args: Enum.flat_map(paths, &["-pa", &1]) ++ ["-e", code]
-      ])
-
-    receive do
-      {^port, {:data, {:eol, "ready " <> pids}}} -> pids |> String.split() |> List.to_tuple()
-    after
-      30_000 -> flunk("the VM did not start")
-    end
+    vm = OperatingSystem.start_vm!(code)
+    vm |> OperatingSystem.await_line!("ready ") |> String.split() |> List.to_tuple()
   end
 end

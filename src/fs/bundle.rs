@@ -157,12 +157,24 @@ pub fn unpack_extension(tree: &mut Tree, archive: impl Read, below: &str) -> Res
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
             let executable = entry.header().mode()? & 0o111 != 0;
-            remove(tree, &path).map_err(failed)?;
-            place(tree, &path, Extent::owned(bytes), if executable { 0o755 } else { 0o644 })?;
+            replace(tree, &path, bytes, if executable { 0o755 } else { 0o644 })?;
             unpacked.push(path);
         }
     }
     Ok(unpacked)
+}
+
+/// Puts a file into the tree, in place of one of the same name, and makes the directories it lies in.
+///
+/// # Errors
+/// [`BundleError::Place`]
+pub fn put_file(tree: &mut Tree, path: &str, content: Vec<u8>) -> Result<(), BundleError> {
+    replace(tree, path, content, 0o644)
+}
+
+fn replace(tree: &mut Tree, path: &str, content: Vec<u8>, permissions: u32) -> Result<(), BundleError> {
+    remove(tree, path).map_err(|errno| BundleError::Place { path: path.to_owned(), errno })?;
+    place(tree, path, Extent::owned(content), permissions)
 }
 
 /// Removes the file `path`, if there is one.

@@ -31,7 +31,7 @@ mod shared;
 mod store;
 mod tree;
 
-pub use bundle::{BundleError, open_bundle, unpack_extension};
+pub use bundle::{BundleError, open_bundle, put_file, unpack_extension};
 pub use descriptors::{MAX_DESCRIPTORS, OpenFlags};
 pub use device::{Console, Device, Silent, Stream};
 pub use errno::Errno;

@@ -29,6 +29,11 @@ pub(crate) trait Commands: Send {
 /// What `system` returns without a shell: the status of one that has ended with `exit(127)`, as POSIX says.
 const NO_SHELL: i32 = 127 << 8;
 
+/// Where the output of `locale -a` is in the guest's files.
+pub(crate) const LOCALES_FILE: &str = "/pglite/locale-a";
+/// What it is, in place of that in PGlite's bundle: the locales that there are.
+pub(crate) const LOCALES: &str = "C\nC.utf8\nPOSIX\n";
+
 /// The backend's own commands. What it says of others is what it says on a system without a shell.
 pub(crate) struct BackendCommands;
 
@@ -39,9 +44,9 @@ impl Commands for BackendCommands {
     }
 
     fn read_from(&mut self, command: &str) -> Result<String, Errno> {
-        // pg_import_system_collations (src/backend/commands/collationcmds.c); PGlite's bundle has the answer as a file.
+        // pg_import_system_collations (src/backend/commands/collationcmds.c)
         if command.starts_with("locale -a") {
-            return Ok("/pglite/locale-a".to_owned());
+            return Ok(LOCALES_FILE.to_owned());
         }
         tracing::warn!("PostgreSQL wanted to read from {command:?}; there are no programs to run");
         Err(Errno::ENOENT)

@@ -14,6 +14,7 @@ mod dylink;
 mod heap;
 mod hooks;
 mod instance;
+mod locale;
 mod mapping;
 pub(crate) mod memory;
 mod net;
@@ -40,7 +41,7 @@ use crate::{
 };
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
-pub(crate) use commands::{BackendCommands, Commands};
+pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
@@ -201,6 +202,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         conversion::add_to_linker,
         dylink::add_to_linker,
         hooks::add_to_linker,
+        locale::add_to_linker,
         mapping::add_to_linker,
         net::add_to_linker,
         process::add_to_linker,
@@ -214,7 +216,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     Ok(linker)
 }
 
-/// The environment that PGlite gives its guests (`pglite.ts`).
+/// The environment that PGlite gives its guests (`pglite.ts`), with a locale that there is.
 pub(crate) fn environment() -> Vec<(&'static str, String)> {
     [
         ("HOME", "/home/postgres"),
@@ -225,9 +227,7 @@ pub(crate) fn environment() -> Vec<(&'static str, String)> {
         ("PGDATA", "/pglite/data"),
         ("PGUSER", "postgres"),
         ("PGDATABASE", "postgres"),
-        ("LANG", "en_US.UTF-8"),
-        ("LC_COLLATE", "en_US.UTF-8"),
-        ("LC_CTYPE", "en_US.UTF-8"),
+        ("LANG", "C.UTF-8"),
         ("TZ", "UTC"),
         ("PGTZ", "UTC"),
         ("PGCLIENTENCODING", "UTF8"),

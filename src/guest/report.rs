@@ -9,9 +9,28 @@ const ERROR: i32 = 21;
 /// That of an error which ends the session.
 const FATAL: i32 = 22;
 
+/// What is reported.
+struct Report<'a> {
+    level: i32,
+    sqlstate: &'a str,
+    message: &'a str,
+    detail: Option<&'a str>,
+    hint: Option<&'a str>,
+}
+
 /// Raises an SQL error with that SQLSTATE and message: the exception that it throws is the error returned, and has to be passed on.
 pub(super) fn error(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Error {
-    raise(store, ERROR, sqlstate, message, None)
+    error_with_hint(store, sqlstate, message, None)
+}
+
+/// As [`error`], with a hint for the user.
+pub(super) fn error_with_hint(
+    store: &mut impl AsContextMut<Data = Guest>,
+    sqlstate: &str,
+    message: &str,
+    hint: Option<&str>,
+) -> wasmtime::Error {
+    raise(store, &Report { level: ERROR, sqlstate, message, detail: None, hint })
 }
 
 /// As [`error`], with an error that ends the session: it is the guest's exit that is returned.
@@ -21,46 +40,30 @@ pub(crate) fn fatal(
     message: &str,
     detail: Option<&str>,
 ) -> wasmtime::Error {
-    raise(store, FATAL, sqlstate, message, detail)
+    raise(store, &Report { level: FATAL, sqlstate, message, detail, hint: None })
 }
 
-fn raise(
-    store: &mut impl AsContextMut<Data = Guest>,
-    level: i32,
-    sqlstate: &str,
-    message: &str,
-    detail: Option<&str>,
-) -> wasmtime::Error {
-    match report(store, level, sqlstate, message, detail) {
+fn raise(store: &mut impl AsContextMut<Data = Guest>, report: &Report<'_>) -> wasmtime::Error {
+    match tell(store, report) {
         Err(thrown) => thrown,
-        Ok(()) => wasmtime::format_err!("errfinish returned after an error ({sqlstate}: {message})"),
+        Ok(()) => wasmtime::format_err!("errfinish returned after an error ({}: {})", report.sqlstate, report.message),
     }
 }
 
-fn report(
-    store: &mut impl AsContextMut<Data = Guest>,
-    level: i32,
-    sqlstate: &str,
-    message: &str,
-    detail: Option<&str>,
-) -> wasmtime::Result<()> {
-    let instance = store.as_context().data().exports()?.instance;
-    let start = instance.get_typed_func::<(i32, u32), i32>(&mut *store, "errstart")?;
-    let code = instance.get_typed_func::<i32, i32>(&mut *store, "errcode")?;
-    let finish = instance.get_typed_func::<(u32, i32, u32), ()>(&mut *store, "errfinish")?;
-    if start.call(&mut *store, (level, 0))? == 0 {
+fn tell(store: &mut impl AsContextMut<Data = Guest>, report: &Report<'_>) -> wasmtime::Result<()> {
+    let Report { level, sqlstate, message, detail, hint } = *report;
+    if call::export::<(i32, u32), i32>(store, "errstart", (level, 0))? == 0 {
         bail!("PostgreSQL ignored an error ({sqlstate}: {message})");
     }
-    code.call(&mut *store, encode(sqlstate))?;
-    for (function, text) in [("errmsg_internal", Some(message)), ("errdetail_internal", detail)] {
+    call::export::<i32, i32>(store, "errcode", encode(sqlstate))?;
+    let texts = [("errmsg_internal", Some(message)), ("errdetail_internal", detail), ("errhint", hint)];
+    for (function, text) in texts {
         let Some(text) = text else { continue };
         // The text is a format; it has no arguments. Unwinding restores the guest's stack pointer.
-        let format = text.replace('\0', "").replace('%', "%%");
-        let address = call::push_string(store, format.as_bytes())?;
-        let function = instance.get_typed_func::<(u32, u32), i32>(&mut *store, function)?;
-        function.call(&mut *store, (address, 0))?;
+        let address = call::push_string(store, text.replace('\0', "").replace('%', "%%").as_bytes())?;
+        call::export::<(u32, u32), i32>(store, function, (address, 0))?;
     }
-    finish.call(&mut *store, (0, 0, 0))
+    call::export(store, "errfinish", (0_u32, 0_i32, 0_u32))
 }
 
 /// `MAKE_SQLSTATE` (`src/include/utils/elog.h`): six bits a character, the first lowest.

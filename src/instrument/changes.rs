@@ -40,16 +40,15 @@ impl Surroundings<'_> {
         let process_id = self.found.process_id;
         let edit = match change {
             Change::Export => return Ok(Vec::new()),
-            Change::Enter(hook) => Edit { at: 0..0, with: vec![self.call(hook)] },
-            Change::Replace(hook) => {
-                let parameters = (0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet);
-                Edit { at: whole, with: parameters.chain([self.call(hook)]).collect() }
-            }
+            Change::Enter(hook) => Edit { at: 0..0, with: self.pass_on(hook) },
+            Change::Replace(hook) => Edit { at: whole, with: self.pass_on(hook) },
+            Change::ReplaceBeyondAscii(hook) => Edit { at: 0..0, with: self.beyond_ascii(hook) },
+            Change::RefuseLocales => Edit { at: 0..0, with: self.refuse_locales() },
             Change::Nothing => Edit { at: whole, with: Vec::new() },
             Change::LeaveToCheckpointer(hook) => {
                 let mut with = vec![Instruction::GlobalGet(self.has_checkpointer), Instruction::If(BlockType::Empty)];
-                with.extend((0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet));
-                with.extend([self.call(hook), Instruction::I32Const(1), Instruction::Return, Instruction::End]);
+                with.extend(self.pass_on(hook));
+                with.extend([Instruction::I32Const(1), Instruction::Return, Instruction::End]);
                 Edit { at: 0..0, with }
             }
             Change::OwnProcessId => {
@@ -112,6 +111,37 @@ impl Surroundings<'_> {
 
     pub(super) fn call(&self, hook: Hook) -> Instruction<'static> {
         Instruction::Call(self.first_hook + hook.position())
+    }
+
+    fn beyond_ascii(&self, hook: Hook) -> Vec<Instruction<'static>> {
+        let mut instructions = vec![
+            Instruction::LocalGet(0),
+            Instruction::I32Const(0x80),
+            Instruction::I32GeU,
+            Instruction::If(BlockType::Empty),
+        ];
+        instructions.extend(self.pass_on(hook));
+        instructions.extend([Instruction::Return, Instruction::End]);
+        instructions
+    }
+
+    fn refuse_locales(&self) -> Vec<Instruction<'static>> {
+        vec![
+            Instruction::LocalGet(1),
+            self.call(Hook::LocaleExists),
+            Instruction::I32Eqz,
+            Instruction::If(BlockType::Empty),
+            // LOC_MAP_FAILED
+            Instruction::I32Const(-1),
+            Instruction::Return,
+            Instruction::End,
+        ]
+    }
+
+    /// A call of the host with the parameters of the function that it stands in.
+    fn pass_on(&self, hook: Hook) -> Vec<Instruction<'static>> {
+        let parameters = (0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet);
+        parameters.chain([self.call(hook)]).collect()
     }
 
     /// A call of a function of the table.

@@ -76,6 +76,7 @@ impl Found {
         match &target.evidence {
             Evidence::Exported => Ok(module.exported(ExternalKind::Func, target.name).into_iter().collect()),
             Evidence::Mentions(strings) => Ok(of_shape().filter(|&it| mentions.all_in(module, it, strings)).collect()),
+            Evidence::CalledBy(caller) => Ok(calls(&module.operators(self.function(caller)?)?)),
             Evidence::Between { caller, callee } => {
                 let callee = self.function(callee)?;
                 keep(self.called_by(module, caller, target)?, |it| Ok(calls(&module.operators(it)?).contains(&callee)))
@@ -260,6 +261,7 @@ pub(super) fn refusal(target: &Target, found: &str) -> InstrumentError {
     let evidence = match &target.evidence {
         Evidence::Exported => "that is exported under this name".to_owned(),
         Evidence::Mentions(strings) => format!("that mentions {strings:?}"),
+        Evidence::CalledBy(caller) => format!("that is all that {caller} calls"),
         Evidence::Between { caller, callee } => {
             format!("that {caller} calls and that calls {callee}")
         }

@@ -37,11 +37,21 @@ pub enum Hook {
     SemaphoreWait,
     /// `postmaster_is_alive() -> bool`: whether there is still somebody whom the session works for.
     PostmasterIsAlive,
+    /// `locale_exists(name) -> bool`: whether the C library has the locale with the NUL-terminated name at that address; an
+    /// empty name means the environment's locale.
+    LocaleExists,
+    /// `to_upper(code_point) -> code_point`: C's `towupper`, for what is not ASCII.
+    ToUpper,
+    /// `to_lower(code_point) -> code_point`: C's `towlower`, for what is not ASCII.
+    ToLower,
+    /// `open_collator(locale)`: ICU is about to open the collator of the locale whose NUL-terminated name is at that address. The
+    /// host raises an SQL error where ICU would fall back to another language's.
+    OpenCollator,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -51,6 +61,10 @@ impl Hook {
         Self::StackDepth,
         Self::SemaphoreWait,
         Self::PostmasterIsAlive,
+        Self::LocaleExists,
+        Self::ToUpper,
+        Self::ToLower,
+        Self::OpenCollator,
     ];
 
     /// The name under which it is imported.
@@ -66,6 +80,10 @@ impl Hook {
             Self::StackDepth => "stack_depth",
             Self::SemaphoreWait => "semaphore_wait",
             Self::PostmasterIsAlive => "postmaster_is_alive",
+            Self::LocaleExists => "locale_exists",
+            Self::ToUpper => "to_upper",
+            Self::ToLower => "to_lower",
+            Self::OpenCollator => "open_collator",
         }
     }
 
@@ -73,7 +91,14 @@ impl Hook {
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
             Self::InitProcess | Self::ProcessInterrupts | Self::PostmasterIsAlive => &[],
-            Self::PgUsleep | Self::RequestCheckpoint | Self::StackDepth | Self::SemaphoreWait => &[ValType::I32],
+            Self::PgUsleep
+            | Self::RequestCheckpoint
+            | Self::StackDepth
+            | Self::SemaphoreWait
+            | Self::LocaleExists
+            | Self::ToUpper
+            | Self::ToLower
+            | Self::OpenCollator => &[ValType::I32],
             Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
         }
     }
@@ -81,7 +106,12 @@ impl Hook {
     /// Its results.
     pub(super) fn results(self) -> &'static [ValType] {
         match self {
-            Self::Kill | Self::StackDepth | Self::PostmasterIsAlive => &[ValType::I32],
+            Self::Kill
+            | Self::StackDepth
+            | Self::PostmasterIsAlive
+            | Self::LocaleExists
+            | Self::ToUpper
+            | Self::ToLower => &[ValType::I32],
             _ => &[],
         }
     }

@@ -26,6 +26,8 @@ pub(super) enum Evidence {
     Exported,
     /// Its body refers to all of these string constants: `__func__` and `__FILE__` of its error reports, and messages.
     Mentions(&'static [&'static str]),
+    /// It is the only function that the function of this name calls, which is a target above it in the table.
+    CalledBy(&'static str),
     /// The function `caller` calls it, and it calls `callee`; both are targets above it in the table.
     Between { caller: &'static str, callee: &'static str },
     /// It compares its first parameter with the process id, calls `raise` if they are equal, else sets `errno`:
@@ -50,8 +52,12 @@ pub(super) enum Evidence {
 pub(super) enum Change {
     /// It is exported under its name.
     Export,
-    /// It calls the host first.
+    /// It calls the host first, with its own parameters.
     Enter(Hook),
+    /// The host does its work for characters that are not ASCII.
+    ReplaceBeyondAscii(Hook),
+    /// It knows no locale but those that the host knows.
+    RefuseLocales,
     /// The host does its work: its body passes its parameters on.
     Replace(Hook),
     /// It does nothing.
@@ -305,4 +311,40 @@ pub(super) const TARGETS: &[Target] = &[
     // For the two tables of encodings that they read; see `Facts`.
     Target { name: "check_encoding_conversion_args", shape: shape(5, 0), evidence: Evidence::Exported, changes: &[] },
     Target { name: "pg_encoding_max_length", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
+    // What setlocale and newlocale ask for each category (musl, src/locale/locale_map.c). It takes any name for a locale's.
+    Target {
+        name: "__get_locale",
+        shape: shape(2, 1),
+        evidence: Evidence::Mentions(&["LC_ALL", "LANG", "C.UTF-8", "POSIX"]),
+        changes: &[Change::RefuseLocales],
+    },
+    // musl maps \u{df} to \u{1e9e}, and knows Unicode 13 only.
+    Target { name: "towupper_l", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "towupper",
+        shape: shape(1, 1),
+        evidence: Evidence::CalledBy("towupper_l"),
+        changes: &[Change::ReplaceBeyondAscii(Hook::ToUpper)],
+    },
+    Target { name: "towlower_l", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "towlower",
+        shape: shape(1, 1),
+        evidence: Evidence::CalledBy("towlower_l"),
+        changes: &[Change::ReplaceBeyondAscii(Hook::ToLower)],
+    },
+    // Warns of languages that are not there, which is no more than half the truth about one whose data is not there.
+    Target {
+        name: "icu_validate_locale",
+        shape: shape(1, 0),
+        evidence: Evidence::Mentions(&["icu_validate_locale", "pg_locale.c"]),
+        changes: &[Change::Enter(Hook::OpenCollator)],
+    },
+    // Every use of an ICU collation begins here.
+    Target {
+        name: "pg_ucol_open",
+        shape: shape(1, 1),
+        evidence: Evidence::Mentions(&["pg_ucol_open", "pg_locale_icu.c"]),
+        changes: &[Change::Enter(Hook::OpenCollator)],
+    },
 ];

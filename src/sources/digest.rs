@@ -39,7 +39,7 @@ pub(crate) const ASIDE: [&str; 4] = ["backlog", "cache", "log", "patient"];
 
 /// Packages whose versions decide what is compiled and how it is stored; those of which one is the beginning of the
 /// name.
-const PACKAGES: [&str; 6] = ["cranelift", "postcard", "regalloc2", "wasm-encoder", "wasmparser", "wasmtime"];
+const PACKAGES: [&str; 7] = ["cranelift", "icu_", "postcard", "regalloc2", "wasm-encoder", "wasmparser", "wasmtime"];
 
 /// Whether compiled code and the memory that it begins with depend on a part of `src/`.
 pub(crate) fn decides_code(part: &str) -> bool {

@@ -9,8 +9,9 @@ use wasmtime::{InstancePre, Ref, Store};
 use crate::{
     artefact::{Artefact, EXTENSIONS},
     backend::{Backend, EXECUTABLE},
-    fs::{At, Errno, Files, FrozenTree, OpenFlags, Silent, Tree, unpack_extension},
-    guest::{Commands, Exports, Guest, Setup, call},
+    fs::{At, Errno, Files, FrozenTree, OpenFlags, Silent, Tree, put_file, unpack_extension},
+    guest::{Commands, Exports, Guest, LOCALES, LOCALES_FILE, Setup, call},
+    icu::IcuData,
     log::LogSink,
     program::Program,
 };
@@ -48,13 +49,14 @@ const HBA_FILE: &str = "/pglite/data/pg_hba.conf";
 const FROM_BACKEND: &str = "/pglite/pgstdout";
 const TO_BACKEND: &str = "/pglite/pgstdin";
 
-/// Makes a new cluster in the files of `bundle`, with the extensions beside them, and returns all files as they are then.
+/// Makes a new cluster in the files of `bundle`, with the extensions and ICU's data beside them, and returns all files as they are then.
 ///
 /// # Errors
 /// When an extension's bundle is missing, or `initdb` or a backend that it runs fails; their messages are in the log.
 pub(super) fn make_cluster(
     program: &Arc<Program>,
     artefact: &Artefact,
+    icu: &IcuData,
     bundle: Arc<FrozenTree>,
     log: &LogSink,
 ) -> anyhow::Result<Arc<FrozenTree>> {
@@ -63,6 +65,10 @@ pub(super) fn make_cluster(
         let archive = artefact.read(extension)?;
         unpack_extension(&mut tree, archive.as_slice(), PREFIX).with_context(|| extension.name)?;
     }
+    for (path, content) in icu.files() {
+        put_file(&mut tree, &path, content.to_vec())?;
+    }
+    put_file(&mut tree, LOCALES_FILE, LOCALES.into())?;
     let tree = Arc::new(Mutex::new(tree));
     let commands =
         BackendRunner { program: program.clone(), tree: tree.clone(), log: log.clone(), on_close: Pending::Nothing };

@@ -205,7 +205,7 @@ impl Shelf {
         let Ok(label) = read_label(&directory) else { return (usage.name.clone(), Remakeable::Nothing) };
         let remakeable = match self.recipe(&label.name) {
             Ok(Some(recipe)) if label.name == DEFAULT && recipe == Recipe::empty(DEFAULT) => Remakeable::Whole,
-            Ok(_) if label.program == program => Remakeable::Nothing,
+            Ok(_) if label.program.ends_with(program) => Remakeable::Nothing,
             Ok(Some(_)) => parts(&directory, &snapshot::ALL),
             Ok(None) => parts(&directory, &snapshot::BUILT),
             Err(_) => Remakeable::Nothing,

@@ -24,6 +24,7 @@ use crate::{
     cache::{Cache, InUse, Lock},
     engine::{Compiler, on_wasm_stack, spinner},
     fs::{Console, FrozenTree, Tree, open_bundle},
+    icu::IcuData,
     log::LogSink,
     program::Program,
     sources,
@@ -36,6 +37,7 @@ pub(crate) const DEFAULT: &str = "postgres";
 pub struct Templates {
     program: Arc<Program>,
     artefact: Artefact,
+    icu: IcuData,
     cache: Cache,
     shelf: Shelf,
     log: LogSink,
@@ -77,18 +79,26 @@ pub(crate) enum TemplateError {
 }
 
 impl Templates {
-    /// The templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found). A clone of each template in use is
-    /// kept ready `warm` times.
+    /// The templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found), with ICU's data in `icu`
+    /// (if any) besides those that are made here. A clone of each template in use is kept ready `warm` times.
     ///
     /// # Errors
-    /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
-    pub fn open(pglite: Option<&Path>, cache: Option<&Path>, warm: usize, log: LogSink) -> anyhow::Result<Self> {
+    /// When the artefact or ICU's data are missing or foreign, or the cache cannot be used; the message says what to do.
+    pub fn open(
+        pglite: Option<&Path>,
+        cache: Option<&Path>,
+        icu: Option<&Path>,
+        warm: usize,
+        log: LogSink,
+    ) -> anyhow::Result<Self> {
+        let icu = IcuData::open(icu)?;
         let cache = Cache::open(cache)?;
         let artefact = Artefact::find(pglite, &cache)?;
         let program = Arc::new(Program::load(&artefact, &cache)?);
         let pool = Pool::new(program.clone(), warm)?;
         let shelf = Shelf::of(&cache)?;
-        Ok(Self { program, artefact, cache, shelf, log, pool, cluster: Mutex::default(), in_use: Mutex::default() })
+        let (cluster, in_use) = Default::default();
+        Ok(Self { program, artefact, icu, cache, shelf, log, pool, cluster, in_use })
     }
 
     pub(crate) fn program(&self) -> &Arc<Program> {
@@ -249,7 +259,7 @@ impl Templates {
 
     /// The files of a new cluster, made once.
     pub(crate) fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
-        let entry = format!("cluster-{}", &self.key()[..32]);
+        let entry = format!("cluster-{}", &hex_digest(&[self.key().as_bytes()])[..32]);
         let directory = self.cache.path(&entry);
         let lock = self.cache.lock(&entry)?;
         let hold = || -> anyhow::Result<()> {
@@ -264,7 +274,8 @@ impl Templates {
         }
         let progress = spinner("running initdb (once)");
         let bundle = open_bundle(&self.artefact.path(PGLITE_DATA), &self.artefact.path(PGLITE_JS))?;
-        let cluster = on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, bundle, &self.log))??;
+        let cluster =
+            on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, &self.icu, bundle, &self.log))??;
         self.cache.publish_directory(&lock, |directory| Ok(cluster.write_to(directory)?))?;
         hold()?;
         progress.finish_and_clear();
@@ -273,10 +284,10 @@ impl Templates {
 
     /// Everything besides its recipe or files that decides how a template looks.
     fn key(&self) -> String {
-        template_key(&self.program.key())
+        format!("{}-{}", hex_digest(&[self.icu.digest()]), template_key(&self.program.key()))
     }
 
-    /// What templates of this program are labelled with, without loading it.
+    /// The end of what templates of this program are labelled with, whichever data of ICU they have; loads nothing.
     pub(crate) fn program_in(cache: &Cache) -> anyhow::Result<String> {
         Ok(template_key(&Program::key_with(&Compiler::new(cache.clone())?)))
     }

@@ -98,7 +98,7 @@ defmodule Integration.PostgrexTest do
       test "reconnects by itself when the program has been killed", %{conn: conn, server: server} do
         assert {:ok, _} = Postgrex.query(conn, "select 1", [])
         wasm_port = PgliteEx.Server.child(server, PgliteEx.WasmPort)
-        %{"pid" => program} = PgliteEx.WasmPort.hello(wasm_port)
+        {:ok, %{"pid" => program}} = PgliteEx.WasmPort.hello(wasm_port)
         monitor = Process.monitor(wasm_port)
         {_output, 0} = System.cmd("kill", ["-KILL", program])
         assert_receive {:DOWN, ^monitor, :process, ^wasm_port, _reason}, 5_000

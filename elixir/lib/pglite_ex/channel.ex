@@ -1,18 +1,17 @@
 defmodule PgliteEx.Channel do
-  @moduledoc """
-  One connection to the program as its owner process sees it: frames and the windows of both
-  directions, without a socket.
-
-  A plain value, kept in the owner's state. Whoever opens a channel owns it: the program's
-  frames arrive in the owner's mailbox, and the connection is closed when the owner is gone.
-
-    * To the program: `send/2` writes as much as the program's window admits and keeps the rest,
-      until more window arrives; `writable?/1` says whether anything is being kept. The owner
-      takes no more input while it is.
-    * From the program: `consumed/2` tells the program that bytes have been dealt with, in
-      portions of half a window. What is not consumed is not replaced, so at most one window of
-      bytes is ever in the owner's mailbox.
-  """
+  @moduledoc false
+  # One connection to the program as its owner process sees it: frames and the windows of both
+  # directions, without a socket.
+  #
+  # A plain value, kept in the state of its owner, the process that opened it. The program's frames
+  # arrive in the owner's mailbox, and the connection is closed when the owner ends.
+  #
+  #   * To the program: `send/2` writes as much as the program's window admits and keeps the rest,
+  #     until more window arrives; `writable?/1` says whether anything is being kept. The owner
+  #     takes no more input while it is.
+  #   * From the program: `consumed/2` tells the program that bytes have been dealt with, in
+  #     portions of half a window. What is not consumed is not replaced, so at most one window of
+  #     bytes is ever in the owner's mailbox.
 
   alias PgliteEx.{Error, Frame, WasmPort}
 
@@ -49,17 +48,20 @@ defmodule PgliteEx.Channel do
   @type reason :: %{String.t() => String.t()}
 
   @doc """
-  Opens a connection that belongs to the calling process; `nil` is a program that is not there.
+  Opens a connection that belongs to the calling process.
 
-  The error is that of `program_gone/0`: nothing else can go wrong before the program answers.
+  The error is `57P01`, or `57P03` when the program is not ready: nothing else can go wrong before
+  the program answers.
   """
-  @spec open(pid | nil, Frame.options()) :: {:ok, t} | {:error, Error.t()}
-  def open(wasm_port, options \\ [])
-  def open(nil, _options), do: {:error, Error.from_reason(program_gone())}
+  @spec open(wasm_port :: pid, Frame.options()) :: {:ok, t} | {:error, Error.t()}
+  def open(wasm_port, options \\ []) do
+    with {:ok, registration} <- WasmPort.register(wasm_port),
+         do: {:ok, open(wasm_port, registration, options)}
+  catch
+    :exit, _program_gone -> {:error, Error.from_reason(program_gone())}
+  end
 
-  def open(wasm_port, options) do
-    {:ok, registration} = WasmPort.register(wasm_port)
-
+  defp open(wasm_port, registration, options) do
     channel = %__MODULE__{
       id: registration.id,
       port: registration.port,
@@ -71,9 +73,7 @@ defmodule PgliteEx.Channel do
     }
 
     write(channel, {:open, channel.id, options})
-    {:ok, channel}
-  catch
-    :exit, _program_gone -> {:error, Error.from_reason(program_gone())}
+    channel
   end
 
   @doc "Sends bytes of the Postgres protocol, or keeps what the window does not admit yet."
@@ -141,6 +141,19 @@ defmodule PgliteEx.Channel do
   end
 
   @doc """
+  The reason of what cannot be done because the program is not ready yet: SQLSTATE `57P03`,
+  `cannot_connect_now`, as when a PostgreSQL server starts.
+  """
+  @spec starting() :: reason
+  def starting do
+    %{
+      "severity" => "FATAL",
+      "code" => "57P03",
+      "message" => "the database program is starting up"
+    }
+  end
+
+  @doc """
   The reason that an owner's exit reason stands for.
 
   An owner whose connection has ended stops with `{:shutdown, {:closed, reason}}`; every other exit
@@ -176,7 +189,7 @@ defmodule PgliteEx.Channel do
     push(%{channel | credit: channel.credit - size}, later)
   end
 
-  # Suspends this process, and nobody else, while the program does not read.
+  # Suspends this process, and no other, while the program does not read.
   defp write(channel, frame) do
     Port.command(channel.port, Frame.encode(frame))
     :ok

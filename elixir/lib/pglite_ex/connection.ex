@@ -1,28 +1,39 @@
 defmodule PgliteEx.Connection do
-  @moduledoc """
-  One client: the bytes of its socket to frames, and back.
-
-  The socket is read with `active: :once` and only while the channel takes more, so a client
-  that sends faster than Postgres reads is slowed down by TCP. A client that does not read holds
-  up this process in `:gen_tcp.send/2`, and through the window the session that serves it; nobody
-  else, and with at most one window of bytes kept here.
-
-  Nothing here parses the Postgres protocol. When the program is gone, or has refused the
-  connection, the client is told with the one message that this library writes itself, an
-  ErrorResponse (`57P01` when the program is gone).
-  """
+  @moduledoc false
+  # One client: the bytes of its socket to frames, and back.
+  #
+  # The socket is read with `active: :once` and only while the channel takes more, so a client
+  # that sends faster than Postgres reads is slowed down by TCP. A client that does not read holds
+  # up this process in `:gen_tcp.send/2`, for as long as the option `:send_timeout` says, and through
+  # the window the session that serves it, but no other process. At most one window of bytes is kept
+  # here.
+  #
+  # Nothing here parses the Postgres protocol. When the program is gone, or has refused the
+  # connection, the client is told with the one message that this library writes itself, an
+  # ErrorResponse (`57P01` when the program is gone).
 
   use GenServer, restart: :temporary, shutdown: 300
 
-  alias PgliteEx.{Channel, Options, ReadyForQuery, Telemetry}
+  alias PgliteEx.{Channel, Options, Readiness, ReadyForQuery, Span, Telemetry}
 
   # How long a client that does not read may hold up the last words, in milliseconds.
   @farewell_timeout 100
+  # How long a client waits for a program that is being started, in milliseconds.
+  @ready_timeout 10_000
+
+  @typedoc "The process that hands over a socket, and the registry with the program, if there is one."
+  @type argument :: %{
+          acceptor: pid,
+          program: Registry.registry() | nil,
+          options: Options.t()
+        }
+
+  @typedoc "A connection as the program knows it, and the name of the server."
+  @type identity :: %{wasm_port: pid, id: PgliteEx.Frame.id(), server: nil | GenServer.name()}
 
   @doc false
-  @spec start_link({wasm_port :: pid | nil, Options.t()}) :: GenServer.on_start()
-  def start_link({wasm_port, %Options{} = options}),
-    do: GenServer.start_link(__MODULE__, {wasm_port, options})
+  @spec start_link(argument) :: GenServer.on_start()
+  def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
 
   @doc "Gives the connection the socket that it controls now."
   @spec serve(pid, :gen_tcp.socket()) :: :ok
@@ -33,7 +44,7 @@ defmodule PgliteEx.Connection do
 
   `nil` before it has one, and when it is gone or held up by a client that does not read.
   """
-  @spec identity(pid) :: {wasm_port :: pid, PgliteEx.Frame.id()} | nil
+  @spec identity(pid) :: identity | nil
   def identity(connection) do
     GenServer.call(connection, :identity)
   catch
@@ -41,17 +52,22 @@ defmodule PgliteEx.Connection do
   end
 
   @impl GenServer
-  def init({wasm_port, options}) do
+  def init(%{acceptor: acceptor, program: program, options: options}) do
     # So that `terminate/2` runs and the client hears why its connection ends.
     Process.flag(:trap_exit, true)
 
     {:ok,
      %{
-       wasm_port: wasm_port,
-       metadata: %{server: options.name, mode: options.mode},
+       # Until it has handed over the socket.
+       acceptor: Process.monitor(acceptor),
+       program: program,
+       options: options,
+       # The request for a program that is ready.
+       waiting: nil,
+       wasm_port: nil,
        socket: nil,
        channel: nil,
-       started_at: System.monotonic_time(),
+       span: nil,
        first_answer: nil,
        bytes_in: 0,
        bytes_out: 0,
@@ -62,25 +78,21 @@ defmodule PgliteEx.Connection do
 
   @impl GenServer
   def handle_cast({:serve, socket}, state) do
-    state = %{state | socket: socket}
+    Process.demonitor(state.acceptor, [:flush])
+    state = %{state | socket: socket, acceptor: nil}
 
-    case Channel.open(state.wasm_port, addresses(socket)) do
-      {:ok, channel} ->
-        metadata = Map.merge(state.metadata, %{id: channel.id, peer: peer(socket)})
-        state = %{state | channel: channel, metadata: metadata}
-        Telemetry.execute([:connection, :start], %{system_time: System.system_time()}, metadata)
-        await_input(state)
-
-      {:error, _program_gone} ->
-        stop(Channel.program_gone(), state)
+    case Readiness.request(state.program, @ready_timeout) do
+      {:ok, request} -> {:noreply, %{state | waiting: request}}
+      {:error, error} -> refuse(error, state)
     end
   end
 
   @impl GenServer
   def handle_call(:identity, _from, %{channel: nil} = state), do: {:reply, nil, state}
 
-  def handle_call(:identity, _from, state),
-    do: {:reply, {state.wasm_port, state.channel.id}, state}
+  def handle_call(:identity, _from, %{wasm_port: wasm_port, channel: channel} = state) do
+    {:reply, %{wasm_port: wasm_port, id: channel.id, server: state.options.name}, state}
+  end
 
   @impl GenServer
   def handle_info({:tcp, socket, bytes}, %{socket: socket} = state) do
@@ -91,6 +103,18 @@ defmodule PgliteEx.Connection do
 
   def handle_info({:tcp_closed, socket}, %{socket: socket} = state), do: client_gone(state)
   def handle_info({:tcp_error, socket, _posix}, %{socket: socket} = state), do: client_gone(state)
+
+  # The socket has closed with the acceptor, or closes with this process.
+  def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{acceptor: monitor} = state),
+    do: {:stop, {:shutdown, :not_handed_over}, state}
+
+  def handle_info(message, %{channel: nil, waiting: request} = state) when request != nil do
+    case Readiness.handle_outcome(request, message) do
+      {:ok, wasm_port} -> open(%{state | waiting: nil, wasm_port: wasm_port})
+      {:error, error} -> refuse(error, state)
+      :unknown -> {:noreply, state}
+    end
+  end
 
   def handle_info(message, %{channel: %Channel{}} = state) do
     case Channel.handle(state.channel, message) do
@@ -105,21 +129,41 @@ defmodule PgliteEx.Connection do
 
   @impl GenServer
   def terminate(reason, state) do
-    reason = Channel.closing_reason(reason)
-    if state.socket, do: close_socket(reason, state)
+    if state.socket, do: close_socket(Channel.closing_reason(reason), state)
+    if state.span, do: stop_span(reason, state)
+  end
 
-    if state.channel do
-      Telemetry.execute(
-        [:connection, :stop],
-        %{
-          duration: System.monotonic_time() - state.started_at,
-          first_answer: state.first_answer,
-          bytes_in: state.bytes_in,
-          bytes_out: state.bytes_out
-        },
-        Map.put(state.metadata, :reason, reason)
-      )
+  defp open(state) do
+    case Channel.open(state.wasm_port, addresses(state.socket)) do
+      {:ok, channel} -> await_input(start_span(%{state | channel: channel}, channel.id))
+      {:error, error} -> refuse(error, state)
     end
+  end
+
+  defp refuse(error, state) do
+    reason = %{"severity" => "FATAL", "code" => error.code, "message" => error.message}
+    stop(reason, start_span(state, nil))
+  end
+
+  defp start_span(%{options: options} = state, id) do
+    metadata = %{server: options.name, mode: options.mode, id: id, peer: peer(state.socket)}
+    {span, event} = Span.start([:connection], metadata)
+    Telemetry.execute(event)
+    %{state | span: span}
+  end
+
+  defp stop_span(reason, %{span: span} = state) do
+    measurements = Map.take(state, [:first_answer, :bytes_in, :bytes_out])
+
+    Telemetry.execute(
+      case reason do
+        {reason, stacktrace} when is_list(stacktrace) ->
+          Span.exception(span, measurements, :exit, reason, stacktrace)
+
+        reason ->
+          Span.stop(span, measurements, %{reason: Channel.closing_reason(reason)})
+      end
+    )
   end
 
   defp await_input(state) do
@@ -141,19 +185,21 @@ defmodule PgliteEx.Connection do
            state
            | channel: Channel.consumed(state.channel, size),
              bytes_out: state.bytes_out + size,
-             first_answer: state.first_answer || System.monotonic_time() - state.started_at,
+             first_answer: state.first_answer || System.monotonic_time() - state.span.started_at,
              tail: ReadyForQuery.tail(state.tail, newest_first)
          }}
+
+      {:error, :timeout} ->
+        client_gone("the client has not read for #{state.options.send_timeout} ms", state)
 
       {:error, _closed} ->
         client_gone(state)
     end
   end
 
-  defp client_gone(state) do
-    reason = %{"severity" => "LOG", "code" => "08006", "message" => "the client is gone"}
-    stop(reason, state)
-  end
+  # `connection_failure`.
+  defp client_gone(message \\ "the client is gone", state),
+    do: stop(%{"severity" => "LOG", "code" => "08006", "message" => message}, state)
 
   defp stop(reason, state), do: {:stop, {:shutdown, {:closed, reason}}, state}
 

@@ -1,13 +1,15 @@
 defmodule PgliteEx.Error do
   @moduledoc """
-  What went wrong between the VM and `pglite-port`.
+  An error between the VM and `pglite-port`.
 
-    * `:code` – a SQLSTATE as a string, or an atom where SQL has no word for it;
+    * `:code` – a SQLSTATE as a string, or an atom for errors that SQL does not know;
     * `:message` – what happened and what to do next.
 
-  A SQLSTATE is the program's own (`"53300"`, too many connections), or one of two that this library
-  gives: `"57P01"` for what cannot be done because the program has gone, whether it is a connection or
-  a request, and `"08003"` for what is asked of a connection that is closed.
+  A SQLSTATE is the program's own (`"53300"`, too many connections), or one that this library gives:
+
+    * `"57P01"` – the program has ended, and the connection or request with it;
+    * `"57P03"` – the program is being started and was not ready in time;
+    * `"08003"` – the connection is closed.
 
   The atoms:
 
@@ -15,8 +17,9 @@ defmodule PgliteEx.Error do
     * `:program_exited` – the program ended, as the process that runs it says in its exit reason, with
       the exit status and the last lines on standard error;
     * `:protocol_violation` – the program sent what it must not send, or speaks another version;
-    * `:timeout` – it did not answer in time;
-    * a POSIX code, such as `:eaddrinuse` – the system refused a socket or a file.
+    * `:prepare_failed` – the preparing function of a template failed, or a process linked to it;
+    * `:timeout` – the program did not answer in time;
+    * a POSIX code, such as `:eaddrinuse` – the system refused a socket, a file or a process.
   """
 
   @type t :: %__MODULE__{code: String.t() | atom, message: String.t()}

@@ -1,16 +1,15 @@
 defmodule PgliteEx.Executable do
-  @moduledoc """
-  Finds the program `pglite-port`, and says what to do when it is missing.
-
-  The places, in order:
-
-    1. the option `:executable`, or the environment variable `PGLITE_PORT`: when one of them is
-       given, no other place is looked at;
-    2. `priv/pglite-port` of this application, where `mix compile` and
-       `mix pglite_ex.install` put it;
-    3. `target/release` and `target/debug` of the checkout around this library, if there is one;
-    4. the directories of `PATH`.
-  """
+  @moduledoc false
+  # Finds the program `pglite-port`, and says what to do when it is missing.
+  #
+  # The places, in order:
+  #
+  #   1. the option `:executable`, or the environment variable `PGLITE_PORT`: when one of them is
+  #      given, no other place is looked at;
+  #   2. `priv/pglite-port` of this application, where `mix compile` and
+  #      `mix pglite_ex.install` put it;
+  #   3. `target/release` and `target/debug` of the checkout around this library, if there is one;
+  #   4. the directories of `PATH`.
 
   @name "pglite-port"
   @checkout Path.expand("../../..", __DIR__)
@@ -78,7 +77,7 @@ defmodule PgliteEx.Executable do
     end
   end
 
-  # By anybody, as `System.find_executable/1` has it: whether by this user is seen at the start.
+  # Executable by some user, as in `System.find_executable/1`; a start shows whether by this one.
   defp executable?(path) do
     case File.stat(path) do
       {:ok, %{type: :regular, mode: mode}} -> Bitwise.band(mode, 0o111) != 0

@@ -1,13 +1,12 @@
 defmodule PgliteEx.Frame do
-  @moduledoc """
-  The frames that the VM and `pglite-port` exchange; the mirror of the program's `frame.rs`.
-
-  On the wire a frame is `length: u32 · kind: u8 · id: u32 · payload`, big-endian. The port
-  (`{:packet, 4}`) writes and strips the length, so this module sees the rest.
-  One golden file, `tests/golden/frames.txt`, is checked by the tests of both languages.
-
-  Options are pairs of strings in the form of a startup packet: `key\\0value\\0…\\0`.
-  """
+  @moduledoc false
+  # The frames that the VM and `pglite-port` exchange; the mirror of the program's `frame.rs`.
+  #
+  # On the wire a frame is `length: u32 · kind: u8 · id: u32 · payload`, big-endian. The port
+  # (`{:packet, 4}`) writes and strips the length, so this module sees the rest.
+  # One golden file, `tests/golden/frames.txt`, is checked by the tests of both languages.
+  #
+  # Options are pairs of strings in the form of a startup packet: `key\\0value\\0…\\0`.
 
   @typedoc "A connection's or a request's number; 0 speaks for the program itself."
   @type id :: 0..0xFFFFFFFF

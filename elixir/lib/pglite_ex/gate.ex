@@ -2,16 +2,16 @@ defmodule PgliteEx.Gate do
   @moduledoc """
   A further listening socket of a running server, with connections of its own.
 
-  Whoever has clients that it did not write itself, but wants to know their connections from all
-  others, gives them a gate: `PgliteEx.Case` opens one for every test. It takes a fraction of a
-  millisecond, listens on a free port of the loopback interface, and ends with its
-  connections. `PgliteEx.connection_opts/2`, `PgliteEx.url/2` and `PgliteEx.address/1` take a
-  gate as they take a server.
+  A gate tells the connections of some clients from all others, without any change to the clients:
+  `PgliteEx.Case` opens one for every test. Opening takes a fraction of a millisecond. A gate listens
+  on a free port of the loopback interface, and its connections end with it.
+  `PgliteEx.connection_opts/2`, `PgliteEx.url/2` and `PgliteEx.address/1` take a gate as they take a
+  server.
   """
 
   use Supervisor
 
-  alias PgliteEx.{Connection, Listener, Options, Server, SocketServer, Template}
+  alias PgliteEx.{Clients, Connection, Error, Listener, Options, Parts, Server, Template}
 
   @doc """
   Opens a gate.
@@ -34,29 +34,30 @@ defmodule PgliteEx.Gate do
   `{:error, %PgliteEx.Error{code: "08003"}}` when there is none, and `"55006"` while a transaction
   is open on it.
   """
-  @spec freeze(pid, String.t(), nil | String.t()) :: :ok | {:error, PgliteEx.Error.t()}
+  @spec freeze(pid, String.t(), nil | String.t()) :: :ok | {:error, Error.t()}
   def freeze(gate, name, key \\ nil) do
+    connections = DynamicSupervisor.which_children(Server.child(gate, Connection))
+
     identities =
-      for {_id, pid, _type, _modules} <-
-            DynamicSupervisor.which_children(Server.child(gate, Connection)),
+      for {_id, pid, _type, _modules} <- connections,
           identity = Connection.identity(pid),
           do: identity
 
-    case Enum.sort_by(identities, fn {_wasm_port, id} -> id end) do
-      [] -> {:error, %PgliteEx.Error{code: "08003", message: "no connection to freeze is open"}}
+    case Enum.sort_by(identities, & &1.id) do
+      [] -> {:error, %Error{code: "08003", message: "no connection to freeze is open"}}
       [oldest | _] -> Template.freeze_identity(oldest, name, key)
     end
   end
 
   @impl Supervisor
   def init(server) do
+    registry = Parts.claim_name()
     options = %Options{Server.options(server) | listen: {{127, 0, 0, 1}, 0}}
-    context = %{supervisor: self(), server: server, options: options}
 
     children = [
-      {Listener, options},
-      Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: Connection),
-      {SocketServer, context}
+      {Parts, {registry, options}},
+      {Listener, {registry, options}},
+      {Clients, %{registry: registry, server: server, options: options}}
     ]
 
     Supervisor.init(children, strategy: :rest_for_one)

@@ -1,24 +1,23 @@
 defmodule PgliteEx.Listener do
-  @moduledoc """
-  The process that owns a server's listening socket.
-
-  It is the first child of the server and outlives the program: the address stays the same
-  when the program is restarted, also with port 0, and clients that connect meanwhile wait in
-  the socket's queue.
-  """
+  @moduledoc false
+  # The process that owns a server's listening socket.
+  #
+  # It starts before the program and outlives it: the address stays the same when the program is
+  # restarted, also with port 0, and clients that connect meanwhile wait in the socket's queue.
 
   use GenServer
 
-  alias PgliteEx.{Error, Options}
+  alias PgliteEx.{Error, Options, Parts}
 
   # Connections that wait to be accepted: enough for a pool of hundreds that starts at once.
   @backlog 1_024
   # Bytes of one delivery from a client's socket.
   @receive_buffer 65_536
 
-  @doc "Starts listening."
-  @spec start_link(Options.t()) :: GenServer.on_start()
-  def start_link(%Options{} = options), do: GenServer.start_link(__MODULE__, options.listen)
+  @doc "Starts listening, as a part of the server or gate with this registry."
+  @spec start_link({Registry.registry(), Options.t()}) :: GenServer.on_start()
+  def start_link({registry, %Options{} = options}),
+    do: GenServer.start_link(__MODULE__, options, name: Parts.name(registry, __MODULE__))
 
   @doc "The socket on which connections are accepted."
   @spec socket(pid) :: :gen_tcp.socket()
@@ -29,12 +28,12 @@ defmodule PgliteEx.Listener do
   def address(listener), do: GenServer.call(listener, :address)
 
   @impl GenServer
-  def init(listen) do
+  def init(%Options{listen: listen} = options) do
     # So that `terminate/2` runs, and removes the file of a unix socket.
     Process.flag(:trap_exit, true)
 
     with :ok <- prepare_path(listen),
-         {:ok, socket} <- listen(listen),
+         {:ok, socket} <- listen(options),
          {:ok, address} <- real_address(listen, socket) do
       {:ok, %{socket: socket, address: address}}
     else
@@ -50,6 +49,9 @@ defmodule PgliteEx.Listener do
   def handle_info({:EXIT, socket, reason}, %{socket: socket} = state),
     do: {:stop, {:listening_socket_closed, reason}, state}
 
+  # The registry, which would not be found again: the supervisor restarts it and this process.
+  def handle_info({:EXIT, pid, reason}, state) when is_pid(pid), do: {:stop, reason, state}
+
   def handle_info(_stray_message, state), do: {:noreply, state}
 
   @impl GenServer
@@ -58,26 +60,26 @@ defmodule PgliteEx.Listener do
     with {:local, path} <- state.address, do: File.rm(path)
   end
 
-  defp listen({:local, _path} = address),
-    do: :gen_tcp.listen(0, [ifaddr: address] ++ socket_options())
+  defp listen(%Options{listen: {:local, _path} = address} = options),
+    do: :gen_tcp.listen(0, [ifaddr: address] ++ socket_options(options))
 
-  defp listen({host, port}) do
+  defp listen(%Options{listen: {host, port}} = options) do
     family = if tuple_size(host) == 8, do: [:inet6], else: []
-
-    :gen_tcp.listen(
-      port,
-      family ++ [ip: host, reuseaddr: true, nodelay: true] ++ socket_options()
-    )
+    own = [ip: host, reuseaddr: true, nodelay: true]
+    :gen_tcp.listen(port, family ++ own ++ socket_options(options))
   end
 
-  defp socket_options do
+  # Accepted sockets have the same options.
+  defp socket_options(options) do
     [
       :binary,
       packet: :raw,
       active: false,
       backlog: @backlog,
       buffer: @receive_buffer,
-      keepalive: true
+      keepalive: true,
+      send_timeout: options.send_timeout,
+      send_timeout_close: true
     ]
   end
 
@@ -87,7 +89,7 @@ defmodule PgliteEx.Listener do
     with {:ok, port} <- :inet.port(socket), do: {:ok, {host, port}}
   end
 
-  # A VM that was killed leaves its socket's file behind, and nobody answers there any more.
+  # A VM that was killed leaves the file of its socket behind; connections to it are refused.
   defp prepare_path({:local, path} = address) do
     with :ok <- File.mkdir_p(Path.dirname(path)) do
       case :gen_tcp.connect(address, 0, [:binary, active: false]) do

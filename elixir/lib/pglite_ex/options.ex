@@ -12,8 +12,10 @@ defmodule PgliteEx.Options do
     * `:listen` – `{host, port}`, where port 0 asks the system for a free one, or
       `{:local, path}` for a unix socket. libpq accepts only sockets called
       `.s.PGSQL.PORT`; a path that is not called so is taken as a directory and gets
-      `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. There are no passwords: whoever
-      reaches the socket is the superuser.
+      `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. There are no passwords: every client
+      that reaches the socket can be the superuser.
+    * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
+      `:infinity`; then its connection is closed. Default 60,000.
     * `:template` – in `:isolated` mode, the template that connections clone
       (see `PgliteEx.Template`).
     * `:warm` – how many clones of a template in use are kept ready in advance.
@@ -21,9 +23,14 @@ defmodule PgliteEx.Options do
       SQLSTATE `53300`.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
       list: `[work_mem: "16MB", jit: "off"]`.
-    * `:executable` – the path of `pglite-port`. Default: see `PgliteEx.Executable`.
+    * `:executable` – the path of `pglite-port`. Default: the environment variable `PGLITE_PORT`, or
+      else the first of `priv/pglite-port` of this application, where `mix compile` and
+      `mix pglite_ex.install` put it; `target/release` and `target/debug` of the checkout around this
+      library; the directories of `PATH`.
     * `:pglite_dir` – the directory of PGlite's files.
     * `:cache_dir` – where compiled code and templates are kept.
+    * `:icu_data` – ICU's data for languages with a collation of their own: a directory, or a
+      package such as `icudt76l.dat`.
     * `:log_level` – the least level of what the program writes to its standard error: `:error`,
       `:warn`, `:info`, `:debug` or `:trace`.
 
@@ -36,6 +43,7 @@ defmodule PgliteEx.Options do
             database: nil,
             username: "postgres",
             listen: nil,
+            send_timeout: 60_000,
             template: nil,
             warm: nil,
             max_connections: nil,
@@ -43,6 +51,7 @@ defmodule PgliteEx.Options do
             executable: nil,
             pglite_dir: nil,
             cache_dir: nil,
+            icu_data: nil,
             log_level: nil
 
   @type listen :: {:inet.ip_address(), :inet.port_number()} | {:local, Path.t()}
@@ -53,6 +62,7 @@ defmodule PgliteEx.Options do
           database: String.t(),
           username: String.t(),
           listen: listen,
+          send_timeout: pos_integer | :infinity,
           template: nil | String.t(),
           warm: nil | non_neg_integer,
           max_connections: nil | pos_integer,
@@ -60,6 +70,7 @@ defmodule PgliteEx.Options do
           executable: nil | Path.t(),
           pglite_dir: nil | Path.t(),
           cache_dir: nil | Path.t(),
+          icu_data: nil | Path.t(),
           log_level: nil | :error | :warn | :info | :debug | :trace
         }
 
@@ -72,14 +83,14 @@ defmodule PgliteEx.Options do
     :executable,
     :pglite_dir,
     :cache_dir,
+    :icu_data,
     :log_level
   ]
 
   @log_levels [:error, :warn, :info, :debug, :trace]
 
-  # `sun_path` of a unix socket's address holds 108 bytes on Linux, 104 on macOS and the BSDs,
-  # with a NUL at the end.
-  @longest_local_path 103
+  # `sun_path` of a unix socket's address holds 108 bytes, with a NUL at the end (unix(7)).
+  @longest_local_path 107
 
   @doc """
   Validates options and fills in the defaults.
@@ -155,6 +166,12 @@ defmodule PgliteEx.Options do
   defp validate!(:listen, listen),
     do: refuse!(:listen, listen, "{host, port} with a port of 0 to 65535, or {:local, path}")
 
+  defp validate!(:send_timeout, :infinity), do: :infinity
+  defp validate!(:send_timeout, ms) when is_integer(ms) and ms > 0, do: ms
+
+  defp validate!(:send_timeout, ms),
+    do: refuse!(:send_timeout, ms, "a number of milliseconds, 1 or more, or :infinity")
+
   defp validate!(:warm, count) when is_integer(count) and count >= 0, do: count
   defp validate!(:warm, count), do: refuse!(:warm, count, "a number of clones, 0 or more")
 
@@ -169,7 +186,7 @@ defmodule PgliteEx.Options do
       else: refuse!(:settings, settings, "a keyword list of strings, numbers and booleans")
   end
 
-  defp validate!(key, path) when key in [:executable, :pglite_dir, :cache_dir] do
+  defp validate!(key, path) when key in [:executable, :pglite_dir, :cache_dir, :icu_data] do
     if is_binary(path) and path != "",
       do: Path.expand(path),
       else: refuse!(key, path, "a path as a string")

@@ -1,9 +1,9 @@
 defmodule PgliteEx.Program do
-  @moduledoc """
-  Starts `pglite-port` as a port of the calling process, and ends it by force.
-
-  What happens between the two is the business of `PgliteEx.WasmPort`.
-  """
+  @moduledoc false
+  # Starts `pglite-port` as a port of the calling process, step by step, and ends it by force.
+  #
+  # Nothing here waits for the program: the owner passes on its messages while the program starts. What
+  # is said after the hello is the business of `PgliteEx.WasmPort`.
 
   alias PgliteEx.{Error, Executable, Frame, Options, Stderr}
 
@@ -19,12 +19,17 @@ defmodule PgliteEx.Program do
   # Bytes of a frame's length that are not its payload: kind and id.
   @frame_head 5
 
-  @enforce_keys [:port, :stderr]
-  defstruct [:port, :stderr, :hello, :window, :max_payload]
+  @enforce_keys [:options, :executable, :stderr, :timer]
+  defstruct [:options, :executable, :stderr, :timer, :port, :hello, :window, :max_payload]
 
   @type t :: %__MODULE__{
-          port: port,
+          options: Options.t(),
+          executable: Path.t(),
           stderr: Stderr.t(),
+          # Ends a start that takes too long.
+          timer: reference,
+          # `nil` until standard error has a place to go.
+          port: nil | port,
           # What the program says of itself; this and the rest are `nil` until it has.
           hello: nil | %{String.t() => String.t()},
           # Its limits, in bytes: of what may be on the way in one direction of a connection, and of
@@ -33,19 +38,65 @@ defmodule PgliteEx.Program do
           max_payload: nil | pos_integer
         }
 
-  @doc "Starts the program and waits for its hello."
-  @spec start(Options.t()) :: {:ok, t} | {:error, Error.t()}
-  def start(%Options{} = options) do
-    with {:ok, executable} <- Executable.find(options.executable),
-         {:ok, stderr} <- open_stderr() do
-      {name, settings} = port_settings(options, executable, stderr.path)
-      program = %__MODULE__{port: Port.open(name, settings), stderr: stderr}
-      started = await_hello(program)
-      # The program has opened the file by now, or has ended.
-      Stderr.unlink(stderr)
-      with {:error, _reason} <- started, do: kill(program)
-      started
+  @doc """
+  Begins to start the program. The owner, which traps exits, passes its messages to `handle/2`.
+  """
+  @spec open(Options.t()) :: {:ok, t} | {:error, Error.t()}
+  def open(%Options{} = options) do
+    with {:ok, executable} <- Executable.find(options.executable) do
+      timer = Process.send_after(self(), {__MODULE__, :start_timeout}, @start_timeout)
+      stderr = Stderr.open()
+      {:ok, %__MODULE__{options: options, executable: executable, stderr: stderr, timer: timer}}
     end
+  rescue
+    error in ErlangError -> {:error, not_spawned(error.original)}
+  end
+
+  @doc """
+  Takes a message of the owner's mailbox, or answers `:unknown` when it has another addressee.
+
+  `:ready` comes once, with the program's hello; from then on, only messages about standard error
+  are taken.
+  """
+  @spec handle(t, term) :: {:ok, t} | {:ready, t} | {:error, Error.t()} | :unknown
+  def handle(%__MODULE__{hello: nil, port: port} = program, {port, {:data, bytes}}) do
+    with {:ready, program} <- bytes |> Frame.decode() |> check_hello(program) do
+      Process.cancel_timer(program.timer)
+      {:ready, program}
+    end
+  end
+
+  def handle(%__MODULE__{hello: nil, port: port} = program, {port, {:exit_status, status}}),
+    do: {:error, ended(program, status)}
+
+  def handle(%__MODULE__{hello: nil, port: port} = program, {:EXIT, port, reason}),
+    do: {:error, ended(program, reason)}
+
+  def handle(%__MODULE__{hello: nil} = program, {__MODULE__, :start_timeout}) do
+    message = "pglite-port said nothing for #{@start_timeout} ms"
+    {:error, %Error{code: :timeout, message: message <> last_words(program.stderr)}}
+  end
+
+  def handle(%__MODULE__{} = program, message) do
+    case Stderr.handle(program.stderr, message) do
+      {:ok, stderr} -> {:ok, %{program | stderr: stderr}}
+      {:ready, stderr} -> run(%{program | stderr: stderr})
+      # While the program runs, only its last lines are lost.
+      {:error, error} -> if program.hello, do: {:ok, program}, else: {:error, error}
+      :unknown -> :unknown
+    end
+  end
+
+  defp run(%{options: options, stderr: stderr} = program) do
+    {name, settings} = port_settings(options, program.executable, stderr.path)
+    {:ok, %{program | port: Port.open(name, settings)}}
+  rescue
+    error in ErlangError -> {:error, not_spawned(error.original)}
+  end
+
+  defp not_spawned(posix) do
+    message = "cannot start a process of the operating system: #{:file.format_error(posix)}"
+    %Error{code: posix, message: message}
   end
 
   @doc """
@@ -59,7 +110,7 @@ defmodule PgliteEx.Program do
       iex> {{:spawn_executable, "/bin/sh"}, settings} =
       ...>   PgliteEx.Program.port_settings(options, "/opt/pglite-port", "/tmp/stderr")
       iex> Enum.take(settings[:args], 4)
-      ["-c", ~S(exec "$0" "$@" 2>>"$PGLITE_EX_STDERR"), "/opt/pglite-port", "port"]
+      ["-c", ~S(exec "$0" "$@" 2>"$PGLITE_EX_STDERR"), "/opt/pglite-port", "port"]
       iex> Enum.drop(settings[:args], 4)
       ["--mode", "isolated", "--max-connections", "5"]
   """
@@ -76,13 +127,15 @@ defmodule PgliteEx.Program do
        busy_limits_port: @busy_limits,
        env: environment(options, stderr_path),
        args:
-         ["-c", ~S(exec "$0" "$@" 2>>"$PGLITE_EX_STDERR"), executable, "port"] ++
+         ["-c", ~S(exec "$0" "$@" 2>"$PGLITE_EX_STDERR"), executable, "port"] ++
            arguments(options)
      ]}
   end
 
   @doc "Ends the program at once, if it is still there."
   @spec kill(t) :: :ok
+  def kill(%__MODULE__{port: nil}), do: :ok
+
   def kill(%__MODULE__{port: port}) do
     # While the port is open its program has not been reaped, so the number is not another's.
     with {:os_pid, os_pid} <- Port.info(port, :os_pid) do
@@ -117,7 +170,8 @@ defmodule PgliteEx.Program do
       {"--max-connections", options.max_connections},
       {"--warm", options.warm},
       {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},
-      {"--cache-dir", options.cache_dir}
+      {"--cache-dir", options.cache_dir},
+      {"--icu-data", options.icu_data}
     ]
 
     settings = for {name, value} <- options.settings, do: {"--set", "#{name}=#{value}"}
@@ -133,25 +187,6 @@ defmodule PgliteEx.Program do
     [{~c"PGLITE_EX_STDERR", String.to_charlist(stderr_path)} | log]
   end
 
-  defp open_stderr do
-    with {:error, posix} <- Stderr.open() do
-      message = "cannot create a file in #{System.tmp_dir()}: #{:file.format_error(posix)}"
-      {:error, %Error{code: posix, message: message}}
-    end
-  end
-
-  defp await_hello(%{port: port} = program) do
-    receive do
-      {^port, {:data, bytes}} -> bytes |> Frame.decode() |> check_hello(program)
-      {^port, {:exit_status, status}} -> {:error, ended(program, status)}
-      {:EXIT, ^port, reason} -> {:error, ended(program, reason)}
-    after
-      @start_timeout ->
-        message = "pglite-port said nothing for #{@start_timeout} ms"
-        {:error, %Error{code: :timeout, message: message <> last_words(program.stderr)}}
-    end
-  end
-
   defp check_hello({:ok, {:hello, 0, options}}, program) do
     hello = Map.new(options)
 
@@ -159,7 +194,8 @@ defmodule PgliteEx.Program do
          {:ok, window} <- limit(hello, "window"),
          {:ok, max_frame} <- limit(hello, "max_frame"),
          do:
-           {:ok, %{program | hello: hello, window: window, max_payload: max_frame - @frame_head}}
+           {:ready,
+            %{program | hello: hello, window: window, max_payload: max_frame - @frame_head}}
   end
 
   defp check_hello({:ok, frame}, _program),

@@ -1,21 +1,28 @@
 defmodule PgliteEx.RawConnection do
-  @moduledoc """
-  A connection without a socket: the bytes of the Postgres protocol as messages.
-
-  The process behind `PgliteEx.open/2`. It belongs to the process that opened it and ends with
-  it. One delivery at a time is on its way to an owner with `active: :once`; with
-  `active: true` everything is delivered as it comes, as a port does.
-  """
+  @moduledoc false
+  # A connection without a socket: the bytes of the Postgres protocol as messages.
+  #
+  # The process behind `PgliteEx.open/2`. It belongs to the process that opened it and ends with
+  # it. One delivery at a time is on its way to an owner with `active: :once`; with
+  # `active: true` everything is delivered as it comes, as a port does.
 
   use GenServer, restart: :temporary, shutdown: 300
 
-  alias PgliteEx.{Channel, Error}
+  alias PgliteEx.{Channel, Connection, Error, Frame}
 
   @type active :: true | :once | false
 
+  @typedoc "The program, the server's name, the options of the `O` frame, and how to deliver to whom."
+  @type argument :: %{
+          wasm_port: pid,
+          server: nil | GenServer.name(),
+          frame_options: Frame.options(),
+          owner: pid,
+          active: active
+        }
+
   @doc false
-  @spec start_link({wasm_port :: pid, owner :: pid, PgliteEx.Frame.options(), active}) ::
-          GenServer.on_start()
+  @spec start_link(argument) :: GenServer.on_start()
   def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
 
   @doc "Sends bytes; returns when the program's window has admitted them."
@@ -27,7 +34,7 @@ defmodule PgliteEx.RawConnection do
   def activate(connection, active), do: call(connection, {:activate, active})
 
   @doc "The program that serves the connection, and the connection's number in it."
-  @spec identity(pid) :: {:ok, {wasm_port :: pid, PgliteEx.Frame.id()}} | {:error, :closed}
+  @spec identity(pid) :: {:ok, Connection.identity()} | {:error, :closed}
   def identity(connection), do: call(connection, :identity)
 
   @doc "Closes the connection."
@@ -39,19 +46,20 @@ defmodule PgliteEx.RawConnection do
   end
 
   @impl GenServer
-  def init({wasm_port, owner, options, active}) do
+  def init(%{wasm_port: wasm_port, owner: owner} = argument) do
     # So that `terminate/2` runs and the owner hears why its connection ends.
     Process.flag(:trap_exit, true)
 
-    case Channel.open(wasm_port, options) do
+    case Channel.open(wasm_port, argument.frame_options) do
       {:ok, channel} ->
         {:ok,
          %{
            wasm_port: wasm_port,
+           server: argument.server,
            channel: channel,
            owner: owner,
            owner_monitor: Process.monitor(owner),
-           active: active,
+           active: argument.active,
            # What has not been delivered, newest first, and its size.
            undelivered: {[], 0},
            # The caller whose bytes wait for window, and those behind it.
@@ -71,8 +79,8 @@ defmodule PgliteEx.RawConnection do
   def handle_call({:activate, active}, _from, state),
     do: {:reply, :ok, deliver(%{state | active: active})}
 
-  def handle_call(:identity, _from, state),
-    do: {:reply, {:ok, {state.wasm_port, state.channel.id}}, state}
+  def handle_call(:identity, _from, %{wasm_port: wasm_port, channel: channel} = state),
+    do: {:reply, {:ok, %{wasm_port: wasm_port, id: channel.id, server: state.server}}, state}
 
   @impl GenServer
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{owner_monitor: monitor} = state),
@@ -97,7 +105,7 @@ defmodule PgliteEx.RawConnection do
   end
 
   @impl GenServer
-  # Closed by its owner, or its owner is gone: nobody needs a message about it.
+  # Closed by its owner, or its owner has ended: no message is needed.
   def terminate(:normal, _state), do: :ok
 
   def terminate(reason, state) do
@@ -111,7 +119,7 @@ defmodule PgliteEx.RawConnection do
          {{:value, {from, bytes}}, senders} <- :queue.out(state.senders) do
       admit_next(%{state | channel: Channel.send(state.channel, bytes)}, from, senders)
     else
-      _nobody_or_no_window -> state
+      _no_sender_or_no_window -> state
     end
   end
 

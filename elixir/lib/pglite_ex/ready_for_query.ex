@@ -1,11 +1,10 @@
 defmodule PgliteEx.ReadyForQuery do
-  @moduledoc """
-  Sees at the end of what a session has sent that it waits for input, without parsing messages.
-
-  A session ends every answer with the message ReadyForQuery, six bytes. Whoever receives an answer,
-  split anywhere, keeps a `t:tail/0` of it and asks `at_end?/1`. The same six bytes can be part of
-  other data, and then stand at the end of a piece by chance.
-  """
+  @moduledoc false
+  # Sees at the end of what a session has sent that it waits for input, without parsing messages.
+  #
+  # A session ends every answer with the message ReadyForQuery, six bytes. The receiver of an answer,
+  # split anywhere, keeps a `t:tail/0` of it and asks `at_end?/1`. The same six bytes can be part of
+  # other data, and then stand at the end of a piece by chance.
 
   # All but the last byte, the transaction status (protocol.sgml, "Message Formats").
   @start <<"Z", 5::32>>

@@ -1,27 +1,30 @@
 defmodule PgliteEx.Server do
-  @moduledoc """
-  The supervisor of one server.
-
-  Its children, in the order of their start:
-
-    1. `PgliteEx.Listener` owns the listening socket, which outlives the program;
-    2. `PgliteEx.WasmPort` runs the program;
-    3. a `DynamicSupervisor` for the `PgliteEx.Connection`s and `PgliteEx.RawConnection`s;
-    4. `PgliteEx.SocketServer` accepts clients.
-
-  With `:rest_for_one`, the end of the program ends the connections, which tell their clients so,
-  and starts everything but the listener anew.
-  """
+  @moduledoc false
+  # The supervisor of one server.
+  #
+  # Its children, in the order of their start:
+  #
+  #   1. `PgliteEx.Parts`, the registry in which the others are found;
+  #   2. `PgliteEx.Listener` owns the listening socket;
+  #   3. `PgliteEx.Reporter` logs for the owner of the port;
+  #   4. `PgliteEx.Readiness` tells waiting processes when the program is ready;
+  #   5. `PgliteEx.Clients` supervises connections and the process that accepts them;
+  #   6. `PgliteEx.WasmPort` owns the port and runs the program;
+  #   7. one that is never there: its start waits until the program is ready for the first time.
+  #
+  # The end of the program restarts the program only. The connections notice it by themselves, tell
+  # their clients, and end; new ones wait until the next program is ready. The supervisor waits for a
+  # program only when it starts.
 
   use Supervisor
 
-  alias PgliteEx.{Connection, Listener, Options, SocketServer, WasmPort}
+  alias PgliteEx.{Clients, Listener, Options, Parts, Readiness, Reporter, WasmPort}
 
   # A program that keeps ending at once is given up rather than started for ever.
   @max_restarts 10
   @max_seconds 10
 
-  @doc "Starts a server."
+  @doc "Starts a server; returns when its program is ready."
   @spec start_link(Options.t()) :: Supervisor.on_start()
   def start_link(%Options{} = options) do
     settings = if options.name, do: [name: options.name], else: []
@@ -31,37 +34,27 @@ defmodule PgliteEx.Server do
          do: {:error, reason}
   end
 
-  @doc """
-  The process id of a server's child; `nil` while it is being restarted.
+  @doc "The process of a part of a server or gate; `nil` while it is being restarted."
+  @spec child(PgliteEx.server(), module) :: pid | nil
+  def child(server, part), do: server |> Parts.registry!() |> Parts.whereis(part)
 
-  Asks the supervisor, so it is for the start of a process and not for every message.
-  """
-  @spec child(Supervisor.supervisor(), module) :: pid | nil
-  def child(server, id) do
-    Enum.find_value(Supervisor.which_children(server), fn
-      {^id, pid, _type, _modules} when is_pid(pid) -> pid
-      _other -> nil
-    end)
-  end
-
-  @doc "The options with which a server was started."
-  @spec options(Supervisor.supervisor()) :: Options.t()
-  def options(server) do
-    {:ok, %{start: {Listener, :start_link, [options]}}} =
-      :supervisor.get_childspec(server, Listener)
-
-    options
-  end
+  @doc "The options with which a server or gate was started."
+  @spec options(PgliteEx.server()) :: Options.t()
+  def options(server), do: server |> Parts.registry!() |> Parts.options!()
 
   @impl Supervisor
   def init(options) do
-    context = %{supervisor: self(), server: self(), options: options}
+    registry = Parts.claim_name()
+    reporter = Reporter.new(Parts.name(registry, Reporter))
 
     children = [
-      {Listener, options},
-      {WasmPort, options},
-      Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: Connection),
-      {SocketServer, context}
+      {Parts, {registry, options}},
+      {Listener, {registry, options}},
+      {Reporter, reporter},
+      {Readiness, registry},
+      {Clients, %{registry: registry, server: self(), options: options}},
+      {WasmPort, %{registry: registry, options: options, reporter: reporter}},
+      %{id: :first_start, start: {Readiness, :first_start, [registry]}, restart: :temporary}
     ]
 
     Supervisor.init(children,

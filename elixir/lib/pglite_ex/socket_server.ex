@@ -1,26 +1,46 @@
 defmodule PgliteEx.SocketServer do
-  @moduledoc """
-  The process that accepts clients and gives each one a `PgliteEx.Connection` of its own.
-
-  It asks its supervisor once for the processes that it needs. They are started before it, and
-  it is restarted whenever one of them is, so the process ids that it holds are never stale. The
-  program of a `PgliteEx.Gate` is another supervisor's, and restarted without the gate: it is asked
-  for again for every client.
-  """
+  @moduledoc false
+  # The process that accepts clients and gives each one a `PgliteEx.Connection` of its own.
 
   use Task, restart: :permanent
 
-  alias PgliteEx.{Connection, Listener, Options, Server, WasmPort}
+  require Logger
 
-  # How long to wait when there are no file descriptors or no ports of the VM left, in
-  # milliseconds.
+  alias PgliteEx.{Connection, Listener, Options, Parts}
+
+  # How long to wait when descriptors, ports of the VM or memory are exhausted, in milliseconds.
   @exhausted_pause 100
 
+  # Failures of the one connection that was to be accepted. Linux passes on errors of the network that
+  # are pending on it, and says to treat them like EAGAIN; EPERM is a firewall's (accept(2)).
+  @client_errors [
+    :econnaborted,
+    :eagain,
+    :eintr,
+    :enetdown,
+    :enetunreach,
+    :ehostdown,
+    :ehostunreach,
+    :enonet,
+    :enoprotoopt,
+    :eopnotsupp,
+    :eperm,
+    :eproto,
+    :etimedout
+  ]
+
+  # Of the process, the system, or the VM (`:system_limit`); they pass when others give something back.
+  @exhausted [:emfile, :enfile, :enobufs, :enomem, :system_limit]
+
   @typedoc """
-  The supervisor with the listener and the connections, the one with the program, and what
-  connections are told of their server.
+  The registry with the listener and the connections, the server whose program serves them, and
+  that server's options.
   """
-  @type context :: %{supervisor: pid, server: Supervisor.supervisor(), options: Options.t()}
+  @type context :: %{
+          registry: Registry.registry(),
+          server: PgliteEx.server(),
+          options: Options.t()
+        }
 
   @doc "Starts accepting clients."
   @spec start_link(context) :: {:ok, pid}
@@ -28,47 +48,67 @@ defmodule PgliteEx.SocketServer do
 
   @doc false
   @spec run(context) :: no_return
-  def run(%{supervisor: supervisor, server: server, options: options}) do
-    listening = supervisor |> Server.child(Listener) |> Listener.socket()
-    connections = Server.child(supervisor, Connection)
-    accept(listening, connections, program(supervisor, server), options)
+  def run(%{registry: registry} = context) do
+    listening = registry |> Parts.whereis(Listener) |> Listener.socket()
+    accept(listening, context, false)
   end
 
-  # A function that finds the program, or `nil` when there is none.
-  defp program(server, server) do
-    wasm_port = Server.child(server, WasmPort)
-    fn -> wasm_port end
-  end
+  @doc """
+  Whose fault it is that a connection could not be accepted.
 
-  defp program(_gate, server) do
-    fn ->
-      try do
-        Server.child(server, WasmPort)
-      catch
-        :exit, _server_gone -> nil
-      end
-    end
-  end
+    * `:client` – that of the one connection: the next one is accepted;
+    * `:exhausted` – something is exhausted that comes back: accepting is tried again;
+    * `:listener` – the listening socket is of no use any more.
 
-  defp accept(listening, connections, program, options) do
+  ## Examples
+
+      iex> PgliteEx.SocketServer.fault(:econnaborted)
+      :client
+
+      iex> PgliteEx.SocketServer.fault(:emfile)
+      :exhausted
+
+      iex> PgliteEx.SocketServer.fault(:closed)
+      :listener
+  """
+  @spec fault(:closed | :system_limit | :inet.posix()) :: :client | :exhausted | :listener
+  def fault(reason) when reason in @client_errors, do: :client
+  def fault(reason) when reason in @exhausted, do: :exhausted
+  def fault(_reason), do: :listener
+
+  defp accept(listening, context, exhausted?) do
     case :gen_tcp.accept(listening) do
       {:ok, socket} ->
-        hand_over(socket, connections, {program.(), options})
+        if exhausted?, do: log(:info, "clients are accepted again", context)
+        hand_over(socket, context)
+        accept(listening, context, false)
 
-      {:error, reason} when reason in [:emfile, :enfile, :system_limit] ->
-        Process.sleep(@exhausted_pause)
-
-      {:error, :closed} ->
-        exit(:shutdown)
-
-      {:error, _one_clients_failure} ->
-        :ok
+      {:error, reason} ->
+        accept(listening, context, cope(fault(reason), reason, context, exhausted?))
     end
-
-    accept(listening, connections, program, options)
   end
 
-  defp hand_over(socket, connections, argument) do
+  # Whether something is exhausted now.
+  defp cope(:client, _reason, _context, exhausted?), do: exhausted?
+
+  defp cope(:exhausted, reason, context, exhausted?) do
+    unless exhausted? do
+      log(:warning, "no client can be accepted for now: #{describe(reason)}", context)
+    end
+
+    Process.sleep(@exhausted_pause)
+    true
+  end
+
+  defp cope(:listener, reason, context, _exhausted?) do
+    log(:error, "the listening socket cannot be used any more: #{describe(reason)}", context)
+    exit({:shutdown, {:accept, reason}})
+  end
+
+  defp hand_over(socket, %{registry: registry, server: server, options: options}) do
+    argument = %{acceptor: self(), program: Parts.registry(server), options: options}
+    connections = Parts.whereis(registry, Connection)
+
     case DynamicSupervisor.start_child(connections, {Connection, argument}) do
       {:ok, pid} ->
         # A client that is gone already is noticed by its connection.
@@ -79,4 +119,11 @@ defmodule PgliteEx.SocketServer do
         :gen_tcp.close(socket)
     end
   end
+
+  defp log(level, text, %{options: options}),
+    do: Logger.log(level, text, domain: [:pglite_ex], server: options.name)
+
+  defp describe(:closed), do: "it is closed"
+  defp describe(:system_limit), do: "the VM has no port left (erl +Q)"
+  defp describe(posix), do: List.to_string(:inet.format_error(posix))
 end

@@ -14,7 +14,7 @@ defmodule PgliteEx.Template do
   while it stays the same, `prepare/4` finds the template there and does nothing.
   """
 
-  alias PgliteEx.{Error, RawConnection, ReadyForQuery, Server, Telemetry, WasmPort}
+  alias PgliteEx.{Connection, Error, RawConnection, Server, Telemetry, WasmPort, Workshop}
 
   @typedoc """
   A template: its name, the database in it, the key it was prepared with, its size on disk in
@@ -37,7 +37,12 @@ defmodule PgliteEx.Template do
   `fun` gets connection options (`PgliteEx.connection_opts/2`) of a live cluster that takes any
   number of connections and has nothing in it but an empty database called `name`. It must have
   closed its connections, or at least its transactions, when it returns; then the cluster is
-  frozen. What `fun` raises is raised here, and nothing is kept.
+  frozen.
+
+  `fun` runs in a process of its own, which ends with it: a repo that `fun` starts and does not stop
+  ends then too. When `fun` raises, throws or exits, or a process that it is linked to crashes,
+  nothing is kept, and the error has the code `:prepare_failed` and says what happened. The caller is
+  linked to none of these processes, and need not trap exits.
 
   Options:
 
@@ -48,58 +53,22 @@ defmodule PgliteEx.Template do
           {:ok, :built | :reused} | {:error, Error.t()}
   def prepare(server, name, fun, options \\ []) when is_binary(name) and is_function(fun, 1) do
     key = options |> Keyword.validate!(key: nil) |> Keyword.fetch!(:key)
-    started_at = System.monotonic_time()
+    metadata = %{server: Server.options(server).name, name: name, key: key}
 
-    with {:ok, result} <- prepare_unless_there(server, name, key, fun) do
-      Telemetry.execute(
-        [:template, :prepare],
-        %{duration: System.monotonic_time() - started_at},
-        %{server: Server.options(server).name, name: name, key: key, built?: result == :built}
-      )
-
-      {:ok, result}
-    end
+    Telemetry.span([:prepare], metadata, fn ->
+      case prepare_unless_there(server, name, key, fun) do
+        {:ok, result} -> {{:ok, result}, Map.merge(metadata, %{result: result, error: nil})}
+        {:error, error} -> {{:error, error}, Map.merge(metadata, %{result: nil, error: error})}
+      end
+    end)
   end
 
   defp prepare_unless_there(server, name, key, fun) do
     with {:ok, templates} <- list(server) do
       if key != nil and Enum.any?(templates, &(&1.name == name and &1.key == key)),
         do: {:ok, :reused},
-        else: build(Server.options(server), name, key, fun)
+        else: Workshop.build(Server.options(server), name, key, fun)
     end
-  end
-
-  # A server of its own, so that nothing but `fun` leaves traces in the cluster.
-  defp build(options, name, key, fun) do
-    workshop_options =
-      options
-      |> Map.take([:executable, :pglite_dir, :cache_dir, :username, :log_level])
-      |> Keyword.new()
-
-    with {:ok, workshop} <- PgliteEx.start_link(workshop_options) do
-      try do
-        with :ok <- create_database(workshop, name) do
-          fun.(PgliteEx.connection_opts(workshop, database: name))
-          freeze_cluster_of(workshop, name, key)
-        end
-      after
-        PgliteEx.stop(workshop)
-      end
-    else
-      # The exit reason of a process that did not start, some with a stack trace.
-      {:error, {%Error{} = error, _stacktrace}} -> {:error, error}
-      {:error, %Error{} = error} -> {:error, error}
-    end
-  end
-
-  # Whether it worked is seen when the session that is to be frozen asks for this database.
-  defp create_database(workshop, name) do
-    sql = "create database \"#{String.replace(name, "\"", "\"\"")}\""
-    in_session(workshop, "postgres", &ask(&1, [<<?Q, byte_size(sql) + 5::32>>, sql, 0]))
-  end
-
-  defp freeze_cluster_of(workshop, name, key) do
-    with :ok <- in_session(workshop, name, &freeze(&1, name, key: key)), do: {:ok, :built}
   end
 
   @doc """
@@ -144,9 +113,9 @@ defmodule PgliteEx.Template do
   """
   @spec reset(PgliteEx.connection()) :: :ok | {:error, Error.t()}
   def reset(connection) do
-    with {:ok, {wasm_port, id}} <- identity(connection),
+    with {:ok, %{wasm_port: wasm_port, id: id, server: server}} <- identity(connection),
          options = [{"connection", Integer.to_string(id)}],
-         {:ok, _reply} <- WasmPort.request(wasm_port, "reset", options),
+         {:ok, _reply} <- WasmPort.request(wasm_port, "reset", options, server: server),
          do: :ok
   end
 
@@ -167,14 +136,15 @@ defmodule PgliteEx.Template do
   end
 
   @doc false
-  @spec freeze_identity({pid, PgliteEx.Frame.id()}, String.t(), nil | String.t()) ::
+  @spec freeze_identity(Connection.identity(), String.t(), nil | String.t()) ::
           :ok | {:error, Error.t()}
-  def freeze_identity({wasm_port, id}, name, key) do
+  def freeze_identity(%{wasm_port: wasm_port, id: id, server: server}, name, key) do
     options =
       [{"connection", Integer.to_string(id)}, {"name", name}] ++
         for key <- List.wrap(key), do: {"key", key}
 
-    with {:ok, _reply} <- WasmPort.request(wasm_port, "freeze", options, @freeze_timeout), do: :ok
+    settings = [timeout: @freeze_timeout, server: server]
+    with {:ok, _reply} <- WasmPort.request(wasm_port, "freeze", options, settings), do: :ok
   end
 
   @doc """
@@ -207,57 +177,6 @@ defmodule PgliteEx.Template do
 
   defp identity(connection) do
     with {:error, :closed} <- RawConnection.identity(connection), do: {:error, closed()}
-  end
-
-  # Gives `fun` a connection whose session waits for input.
-  defp in_session(server, database, fun) do
-    with {:ok, connection} <- PgliteEx.open(server) do
-      try do
-        with :ok <- ask(connection, startup_packet(server, database)), do: fun.(connection)
-      after
-        PgliteEx.close(connection)
-        # The mailbox is the caller's, who knows nothing of this connection.
-        flush(connection)
-      end
-    end
-  end
-
-  # A startup packet of protocol 3.0.
-  defp startup_packet(server, database) do
-    parameters = ["user", 0, Server.options(server).username, 0, "database", 0, database, 0, 0]
-    [<<IO.iodata_length(parameters) + 8::32, 3::16, 0::16>> | parameters]
-  end
-
-  # Sends a message, and receives whatever comes until the session waits for input again.
-  defp ask(connection, message) do
-    monitor = Process.monitor(connection)
-    # Why it could not be sent comes as a message.
-    _ = PgliteEx.send(connection, message)
-    answer = await_ready(connection, monitor, <<>>)
-    Process.demonitor(monitor, [:flush])
-    answer
-  end
-
-  defp await_ready(connection, monitor, tail) do
-    receive do
-      {:pglite_ex, ^connection, {:data, bytes}} ->
-        tail = ReadyForQuery.tail(tail, [bytes])
-        if ReadyForQuery.at_end?(tail), do: :ok, else: await_ready(connection, monitor, tail)
-
-      {:pglite_ex, ^connection, {:closed, reason}} ->
-        {:error, Error.from_reason(reason)}
-
-      {:DOWN, ^monitor, :process, ^connection, _killed} ->
-        {:error, closed()}
-    end
-  end
-
-  defp flush(connection) do
-    receive do
-      {:pglite_ex, ^connection, _event} -> flush(connection)
-    after
-      0 -> :ok
-    end
   end
 
   defp closed, do: %Error{code: "08003", message: "the connection is closed"}

@@ -1,32 +1,37 @@
 defmodule PgliteEx.WasmPort do
-  @moduledoc """
-  The process that owns the port to one running `pglite-port`.
-
-  It starts the program, hands out connection numbers, passes frames from the program to the
-  process of their connection, and watches those processes so that the program learns when one
-  is gone. It never blocks: requests are answered when their reply arrives, and what it writes
-  itself (`C` and `Q` frames) waits in an outbox while the program does not read.
-  The bytes of a connection do not pass through it on their way in: each connection's process
-  writes them to the port itself (`PgliteEx.Channel`), within its window, and is the only one
-  that is held up when the program is slow.
-
-  When the program ends, this process stops with the program's last lines on standard error in
-  its exit reason, and the supervisor starts both anew. When this process ends, for whatever
-  reason, the port closes, and a `pglite-port` whose standard input has ended stops by itself.
-  """
+  @moduledoc false
+  # The process that owns the port to one running `pglite-port`.
+  #
+  # It starts the program, hands out connection numbers, passes frames from the program to the
+  # process of their connection, and watches those processes so that the program learns when one
+  # is gone. It waits for nothing: the program's hello is a message among others, requests are
+  # answered when their reply arrives, what it writes itself (`C` and `Q` frames) waits in an
+  # outbox while the program does not read, and a `PgliteEx.Reporter` logs for it.
+  # The bytes of a connection do not pass through it on their way in: each connection's process
+  # writes them to the port itself (`PgliteEx.Channel`), within its window, and is the only one
+  # that is held up when the program is slow.
+  #
+  # When the program ends, this process stops with the program's last lines on standard error in
+  # its exit reason, and the supervisor starts both anew. When this process ends, for whatever
+  # reason, the port closes, and a `pglite-port` whose standard input has ended stops by itself.
 
   use GenServer, shutdown: 8_000
 
-  require Logger
-
-  alias PgliteEx.{Channel, Error, Frame, Options, Program, Stderr, Telemetry}
+  alias PgliteEx.{Channel, Error, Frame, Options, Parts, Program, Readiness, Reporter, Span}
+  alias PgliteEx.Telemetry
 
   # How long the program may take to stop by itself, in milliseconds. It gives its sessions up to
   # five seconds.
   @stop_timeout 6_000
   # How often a write is tried again while the port is busy, in milliseconds.
   @outbox_retry 5
-  @stderr_trim_interval 60_000
+
+  @typedoc "The server that the program belongs to."
+  @type context :: %{
+          registry: Registry.registry(),
+          options: Options.t(),
+          reporter: Reporter.t()
+        }
 
   @typedoc "What a process needs to talk on a connection of its own."
   @type registration :: %{
@@ -36,9 +41,11 @@ defmodule PgliteEx.WasmPort do
           max_payload: pos_integer
         }
 
-  @doc "Starts the program and waits for its hello."
-  @spec start_link(Options.t()) :: GenServer.on_start()
-  def start_link(%Options{} = options), do: GenServer.start_link(__MODULE__, options)
+  @doc "Starts the program. It can be used when `PgliteEx.Readiness` says that it is ready."
+  @spec start_link(context) :: GenServer.on_start()
+  def start_link(context) do
+    GenServer.start_link(__MODULE__, context, name: Parts.name(context.registry, __MODULE__))
+  end
 
   @doc """
   Makes the caller the owner of a new connection number.
@@ -46,20 +53,33 @@ defmodule PgliteEx.WasmPort do
   The owner then receives `{PgliteEx.Channel, id, event}` messages, and the program is told
   when the owner is gone.
   """
-  @spec register(pid) :: {:ok, registration}
+  @spec register(pid) :: {:ok, registration} | {:error, Error.t()}
   def register(wasm_port), do: GenServer.call(wasm_port, :register, :infinity)
 
   @doc """
-  Sends a request to the program and waits for its reply, for at most `timeout` milliseconds.
+  Sends a request to the program and waits for its reply.
+
+  Settings: `:timeout` in milliseconds, and `:server`, the name of the server in telemetry events.
 
   The error's code is the program's, `:timeout`, or `"57P01"` when the program is gone before it has
   replied. Raises `ArgumentError` for strings that a frame cannot carry (`PgliteEx.Frame.encode/1`).
   """
-  @spec request(pid, String.t(), Frame.options(), timeout) ::
+  @spec request(pid, String.t(), Frame.options(), timeout: timeout, server: term) ::
           {:ok, Frame.options()} | {:error, Error.t()}
-  def request(wasm_port, verb, options \\ [], timeout \\ 5_000) do
+  def request(wasm_port, verb, options \\ [], settings \\ []) do
     # Tried here, so that what cannot be encoded is the caller's failure and not everybody's.
     _ = Frame.encode({:request, 0, verb, options})
+    metadata = %{server: settings[:server], verb: verb}
+
+    Telemetry.span([:request], metadata, fn ->
+      case call(wasm_port, verb, options, Keyword.get(settings, :timeout, 5_000)) do
+        {:ok, reply} -> {{:ok, reply}, Map.put(metadata, :error, nil)}
+        {:error, error} -> {{:error, error}, Map.put(metadata, :error, error)}
+      end
+    end)
+  end
+
+  defp call(wasm_port, verb, options, timeout) do
     GenServer.call(wasm_port, {:request, verb, options}, timeout)
   catch
     :exit, {:timeout, _call} ->
@@ -69,42 +89,46 @@ defmodule PgliteEx.WasmPort do
       {:error, Error.from_reason(Channel.program_gone())}
   end
 
-  @doc "What the program said of itself in its hello: versions, limits, process id."
-  @spec hello(pid) :: %{String.t() => String.t()}
+  @doc "What the program says of itself: versions, limits, process id."
+  @spec hello(pid) :: {:ok, %{String.t() => String.t()}} | {:error, Error.t()}
   def hello(wasm_port), do: GenServer.call(wasm_port, :hello, :infinity)
 
   @impl GenServer
-  def init(options) do
+  def init(context) do
     # So that `terminate/2` runs and stops the program in an orderly way.
     Process.flag(:trap_exit, true)
-    started_at = System.monotonic_time()
 
-    case Program.start(options) do
-      {:ok, program} ->
-        Process.send_after(self(), :trim_stderr, @stderr_trim_interval)
-        metadata = telemetry_metadata(options, program)
-        duration = System.monotonic_time() - started_at
-        Telemetry.execute([:server, :start], %{duration: duration}, metadata)
+    state = %{
+      context: context,
+      program: nil,
+      # The program's, from its hello on.
+      port: nil,
+      span: nil,
+      next_id: 1,
+      connections: %{},
+      requests: %{},
+      outbox: :queue.new(),
+      retrying?: false
+    }
 
-        {:ok,
-         %{
-           options: options,
-           program: program,
-           port: program.port,
-           started_at: started_at,
-           next_id: 1,
-           connections: %{},
-           requests: %{},
-           outbox: :queue.new(),
-           retrying?: false
-         }}
+    {:ok, state, {:continue, :start}}
+  end
 
-      {:error, error} ->
-        {:stop, failure(error)}
+  @impl GenServer
+  def handle_continue(:start, %{context: context} = state) do
+    Readiness.starting(context.registry)
+    state = start_span(state, [:startup], %{})
+
+    case Program.open(context.options) do
+      {:ok, program} -> {:noreply, %{state | program: program}}
+      {:error, error} -> {:stop, failure(error), state}
     end
   end
 
   @impl GenServer
+  def handle_call(_call, _from, %{port: nil} = state),
+    do: {:reply, {:error, Error.from_reason(Channel.starting())}, state}
+
   def handle_call(:register, {owner, _tag}, state) do
     {id, state} = take_id(state)
     :erlang.monitor(:process, owner, tag: {:owner_down, id})
@@ -124,7 +148,7 @@ defmodule PgliteEx.WasmPort do
     {:noreply, write(put_in(state.requests[id], from), {:request, id, verb, options})}
   end
 
-  def handle_call(:hello, _from, state), do: {:reply, state.program.hello, state}
+  def handle_call(:hello, _from, state), do: {:reply, {:ok, state.program.hello}, state}
 
   @impl GenServer
   def handle_info({port, {:data, bytes}}, %{port: port} = state) do
@@ -154,21 +178,38 @@ defmodule PgliteEx.WasmPort do
     {:noreply, write_outbox(%{state | retrying?: false})}
   end
 
-  def handle_info(:trim_stderr, state) do
-    Stderr.trim(state.program.stderr)
-    Process.send_after(self(), :trim_stderr, @stderr_trim_interval)
-    {:noreply, state}
+  def handle_info(message, state) do
+    case Program.handle(state.program, message) do
+      {:ok, program} -> {:noreply, %{state | program: program}}
+      {:ready, program} -> {:noreply, ready(%{state | program: program, port: program.port})}
+      {:error, error} -> {:stop, failure(error), state}
+      :unknown -> handle_stray(message, state)
+    end
   end
-
-  def handle_info(_stray_message, state), do: {:noreply, state}
 
   @impl GenServer
-  def terminate(reason, state) do
+  def terminate(reason, %{context: context} = state) do
+    reason = bare(reason)
+    Readiness.failed(context.registry, reason)
+    # Before the program is given time to end.
+    for {id, owner} when is_pid(owner) <- state.connections,
+        do: send(owner, {Channel, id, {:closed, Channel.program_gone()}})
+
+    with {%Error{} = error, _stacktrace} <- reason, do: log(state, :error, error.message)
     stop_program(reason, state)
-    duration = System.monotonic_time() - state.started_at
-    metadata = Map.put(telemetry_metadata(state.options, state.program), :reason, reason)
-    Telemetry.execute([:server, :stop], %{duration: duration}, metadata)
+    stop_span(reason, state)
   end
+
+  defp ready(%{context: context, program: program} = state) do
+    Readiness.ready(context.registry)
+    metadata = %{os_pid: program.hello["pid"], hello: program.hello}
+    Reporter.event(context.reporter, Span.stop(state.span, %{}, metadata))
+    start_span(state, [:server], metadata)
+  end
+
+  # The registry, which would not be found again: the supervisor restarts it and this process.
+  defp handle_stray({:EXIT, pid, reason}, state) when is_pid(pid), do: {:stop, reason, state}
+  defp handle_stray(_message, state), do: {:noreply, state}
 
   defp handle_frame({:data, id, bytes}, state), do: pass_on(id, {:data, bytes}, state)
   defp handle_frame({:window, id, bytes}, state), do: pass_on(id, {:window, bytes}, state)
@@ -185,7 +226,9 @@ defmodule PgliteEx.WasmPort do
   end
 
   defp handle_frame({:log, id, options}, state) do
-    log(id, Map.new(options), state.options.name)
+    options = Map.new(options)
+    metadata = [connection: id, target: options["target"]]
+    log(state, logger_level(options["level"]), options["text"] || "", metadata)
     {:noreply, state}
   end
 
@@ -206,9 +249,9 @@ defmodule PgliteEx.WasmPort do
   defp reply(:ok, options), do: {:ok, options}
   defp reply(:error, options), do: {:error, options |> Map.new() |> Error.from_reason()}
 
-  defp log(id, options, server) do
-    metadata = [domain: [:pglite_ex], server: server, connection: id, target: options["target"]]
-    Logger.log(logger_level(options["level"]), options["text"] || "", metadata)
+  defp log(%{context: context}, level, text, metadata \\ []) do
+    metadata = [domain: [:pglite_ex], server: context.options.name] ++ metadata
+    Reporter.log(context.reporter, level, text, metadata)
   end
 
   defp logger_level("error"), do: :error
@@ -248,11 +291,13 @@ defmodule PgliteEx.WasmPort do
     ArgumentError -> %{state | outbox: :queue.new()}
   end
 
-  defp stop_program(_reason, %{port: nil}), do: :ok
+  defp stop_program(_reason, %{program: nil}), do: :ok
 
-  # A program that does not keep to the protocol cannot be asked.
-  defp stop_program({%Error{code: :protocol_violation}, _stacktrace}, state),
-    do: Program.kill(state.program)
+  defp stop_program({%Error{code: :program_exited}, _stacktrace}, _state), do: :ok
+
+  # A program that does not keep to the protocol, or has not said hello, cannot be asked.
+  defp stop_program({%Error{}, _stacktrace}, state), do: Program.kill(state.program)
+  defp stop_program(_reason, %{port: nil} = state), do: Program.kill(state.program)
 
   defp stop_program(_reason, state) do
     {id, state} = take_id(state)
@@ -273,25 +318,40 @@ defmodule PgliteEx.WasmPort do
         await_end(write_outbox(%{state | retrying?: false}))
 
       :stop_timeout ->
-        Logger.warning("pglite-port has not stopped within #{@stop_timeout} ms and is killed")
+        log(state, :warning, "pglite-port has not stopped in #{@stop_timeout} ms and is killed")
         Program.kill(state.program)
     end
   end
 
-  # With a stack trace, an exit reason is reported as an exception, message and all.
+  # With a stack trace, an exit reason is reported as an exception, message and all. As a reason
+  # to shut down, it is not logged by the ending process itself, which would wait for Logger.
   defp failure(error) do
     {:current_stacktrace, [_process_info | stacktrace]} =
       Process.info(self(), :current_stacktrace)
 
-    {error, stacktrace}
+    {:shutdown, {error, stacktrace}}
   end
 
-  defp telemetry_metadata(options, program) do
-    %{
-      server: options.name,
-      mode: options.mode,
-      os_pid: program.hello["pid"],
-      hello: program.hello
-    }
+  defp bare({:shutdown, reason}), do: reason
+  defp bare(reason), do: reason
+
+  defp start_span(%{context: %{options: options, reporter: reporter}} = state, event, metadata) do
+    metadata = Map.merge(%{server: options.name, mode: options.mode}, metadata)
+    {span, event} = Span.start(event, metadata)
+    Reporter.event(reporter, event)
+    %{state | span: span}
+  end
+
+  defp stop_span(reason, %{span: span, context: context}) do
+    event =
+      case reason do
+        {reason, stacktrace} when is_list(stacktrace) ->
+          Span.exception(span, %{}, :exit, reason, stacktrace)
+
+        reason ->
+          Span.stop(span, %{}, %{reason: reason})
+      end
+
+    Reporter.event(context.reporter, event)
   end
 end

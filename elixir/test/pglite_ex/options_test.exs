@@ -19,6 +19,8 @@ defmodule PgliteEx.OptionsTest do
         listen: {"127.0.0.1", 70_000},
         listen: {"no.such.host.invalid", 0},
         listen: {:local, "/" <> String.duplicate("x", 120)},
+        send_timeout: 0,
+        send_timeout: :never,
         warm: -1,
         max_connections: 0,
         settings: ["work_mem=16MB"],
@@ -47,7 +49,7 @@ defmodule PgliteEx.OptionsTest do
     assert_raise ArgumentError, ~r/no option :pool_size/, fn -> Options.new!(pool_size: nil) end
   end
 
-  for option <- [:mode, :listen, :username, :settings] do
+  for option <- [:mode, :listen, :username, :settings, :send_timeout] do
     test "#{option}: nil is refused, because there is always one" do
       assert_raise ArgumentError, ~r/option #{unquote(option)}: nil is not allowed/, fn ->
         Options.new!([{unquote(option), nil}])

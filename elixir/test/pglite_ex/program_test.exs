@@ -7,10 +7,14 @@ defmodule PgliteEx.ProgramTest do
 
   describe "the settings of the port" do
     test "name the directories that were given, and no others" do
-      settings = settings(pglite_dir: "/opt/pglite", cache_dir: "/var/cache/app")
+      settings =
+        settings(pglite_dir: "/opt/pglite", cache_dir: "/var/cache/app", icu_data: "/opt/icu")
+
+      assert ["--icu-data", "/opt/icu"] = after_word(settings[:args], "--icu-data")
       assert ["--pglite-dir", "/opt/pglite"] = after_word(settings[:args], "--pglite-dir")
       assert ["--cache-dir", "/var/cache/app"] = after_word(settings[:args], "--cache-dir")
       assert [] = after_word(settings([])[:args], "--cache-dir")
+      assert [] = after_word(settings([])[:args], "--icu-data")
     end
 
     test "pass on PostgreSQL's own settings, and the level of the log" do

@@ -1,46 +1,70 @@
 defmodule PgliteEx.StderrTest do
   use ExUnit.Case, async: true
 
-  alias PgliteEx.Stderr
+  alias PgliteEx.{Error, Stderr}
 
   setup do
-    {:ok, stderr} = Stderr.open()
-    on_exit(fn -> File.rm(stderr.path) end)
-    %{stderr: stderr}
+    Process.flag(:trap_exit, true)
+    %{stderr: await_ready(Stderr.open())}
   end
 
-  test "only this user can read the file", %{stderr: stderr} do
-    assert %{mode: mode} = File.stat!(stderr.path)
-    assert Bitwise.band(mode, 0o777) == 0o600
-  end
-
-  test "the last lines are there when the file's name is not", %{stderr: stderr} do
-    {:ok, program} = :file.open(stderr.path, [:append, :raw])
-    Stderr.unlink(stderr)
-    refute File.exists?(stderr.path)
-
-    :ok = :file.write(program, Enum.map(1..5_000, &"line #{&1}\n"))
+  test "what a program writes to the pipe can be read when the program has ended",
+       %{stderr: stderr} do
+    write!(stderr, "seq -f 'line %.0f' 5000")
     assert Stderr.last_lines(stderr, 2) == ["line 4999", "line 5000"]
+  end
+
+  test "lines that were received before are among the last", %{stderr: stderr} do
+    write!(stderr, "echo first")
+    assert_receive message
+    assert {:ok, stderr} = Stderr.handle(stderr, message)
+    write!(stderr, "echo second")
+    assert Stderr.last_lines(stderr, 5) == ["first", "second"]
+  end
+
+  test "no more is kept than the last lines need", %{stderr: stderr} do
+    message = {stderr.port, {:data, :binary.copy("chatter\n", 200_000)}}
+    assert {:ok, %Stderr{text: text}} = Stderr.handle(stderr, message)
+    assert byte_size(text) == 8_192
+    assert :binary.referenced_byte_size(text) == 8_192
+  end
+
+  test "a line that is no text is shown as bytes", %{stderr: stderr} do
+    write!(stderr, ~S(printf '\377\n'))
+    assert Stderr.last_lines(stderr, 5) == ["<<255>>"]
   end
 
   test "a program that has written nothing has no last lines", %{stderr: stderr} do
     assert Stderr.last_lines(stderr, 2) == []
   end
 
-  test "a file that has grown large is emptied, and the program writes on", %{stderr: stderr} do
-    {:ok, program} = :file.open(stderr.path, [:append, :raw])
-    :ok = :file.write(program, :binary.copy("chatter\n", 200_000))
-    Stderr.trim(stderr)
-    assert File.stat!(stderr.path).size == 0
-
-    :ok = :file.write(program, "after\n")
-    assert Stderr.last_lines(stderr, 5) == ["after"]
-    assert File.stat!(stderr.path).size == 6
+  test "the end of the process behind the pipe is an error, and leaves what was read",
+       %{stderr: stderr} do
+    {:ok, stderr} = Stderr.handle(stderr, {stderr.port, {:data, "a line\n"}})
+    port = stderr.port
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    {_output, 0} = System.cmd("kill", ["-KILL", "#{os_pid}"])
+    assert_receive {:EXIT, ^port, _reason} = message, 5_000
+    assert {:error, %Error{code: :program_exited}} = Stderr.handle(stderr, message)
+    assert Stderr.last_lines(stderr, 2) == ["a line"]
   end
 
-  test "a small file is left as it is", %{stderr: stderr} do
-    File.write!(stderr.path, "a line\n")
-    Stderr.trim(stderr)
-    assert Stderr.last_lines(stderr, 5) == ["a line"]
+  test "messages of others are not taken", %{stderr: stderr} do
+    assert Stderr.handle(stderr, :something_else) == :unknown
+  end
+
+  defp await_ready(stderr) do
+    assert_receive message, 5_000
+
+    case Stderr.handle(stderr, message) do
+      {:ready, stderr} -> stderr
+      {:ok, stderr} -> await_ready(stderr)
+    end
+  end
+
+  # Runs a command whose output goes to the pipe.
+  defp write!(stderr, command) do
+    settings = [env: [{"PIPE", stderr.path}]]
+    {"", 0} = System.cmd("/bin/sh", ["-c", "{ #{command}; } > \"$PIPE\""], settings)
   end
 end

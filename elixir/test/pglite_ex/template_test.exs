@@ -87,7 +87,6 @@ defmodule PgliteEx.TemplateTest do
 
     program = BadProgram.write!(directory, program, [{:reply, 1, :ok, []}])
     server = Servers.start!(executable: program)
-    Process.flag(:trap_exit, true)
     assert {:error, error} = PgliteEx.prepare(server, "impossible", fn _ -> :ok end)
     assert %PgliteEx.Error{code: :program_exited} = error
     assert error.message =~ "no room for another"
@@ -134,13 +133,52 @@ defmodule PgliteEx.TemplateTest do
       assert {:error, %PgliteEx.Error{code: "08003"}} = Template.reset(connection)
     end
 
-    test "is not made when its function fails", %{server: server, name: name} do
-      assert_raise ArgumentError, "no migrations", fn ->
-        PgliteEx.prepare(server, name, fn _ -> raise ArgumentError, "no migrations" end)
-      end
+    # This process traps no exits.
+    for {what, failure, message} <- [
+          {"raises", quote(do: raise(ArgumentError, "no migrations")), "no migrations"},
+          {"throws", quote(do: throw(:a_ball)), ":a_ball"},
+          {"exits", quote(do: exit(:tired)), "tired"},
+          {"is linked to a process that crashes",
+           quote do
+             spawn_link(fn -> exit(:a_repo_crashed) end)
+             receive do: (:never -> :ok)
+           end, "a_repo_crashed"},
+          {"is linked to a process that is killed",
+           quote do
+             Process.exit(spawn_link(fn -> receive do: (:never -> :ok) end), :kill)
+             receive do: (:never -> :ok)
+           end, "killed"}
+        ] do
+      test "is not made when its function #{what}, and the caller goes on",
+           %{server: server, name: name} do
+        assert {:error, %PgliteEx.Error{code: :prepare_failed, message: message}} =
+                 PgliteEx.prepare(server, name, fn _ -> unquote(failure) end)
 
-      assert {:ok, templates} = Template.list(server)
-      refute Enum.any?(templates, &(&1.name == name))
+        assert message =~ unquote(message)
+        assert {:ok, templates} = Template.list(server)
+        refute Enum.any?(templates, &(&1.name == name))
+        assert {:messages, []} = Process.info(self(), :messages)
+      end
+    end
+
+    test "is not made when its caller ends: the function and its server end too",
+         %{server: server, name: name} do
+      test = self()
+
+      caller =
+        spawn(fn ->
+          PgliteEx.prepare(server, name, fn connection_opts ->
+            send(test, {:preparing, self(), Process.get(:"$callers"), connection_opts})
+            receive do: (:never -> :ok)
+          end)
+        end)
+
+      assert_receive {:preparing, worker, [^caller], options}, 10_000
+      monitor = Process.monitor(worker)
+      {:ok, client} = :gen_tcp.connect(~c"127.0.0.1", options[:port], [:binary, active: false])
+      Process.exit(caller, :kill)
+      assert_receive {:DOWN, ^monitor, :process, ^worker, :killed}, 5_000
+      assert {:error, :closed} = receive_until_closed(client)
     end
 
     test "is not made of a cluster with an open transaction", %{server: server, name: name} do
@@ -180,6 +218,11 @@ defmodule PgliteEx.TemplateTest do
 
       assert {:ok, :built} = PgliteEx.prepare(server, name, prepare, key: "2")
       assert_received :prepared
+    end
+
+    # A client that sends nothing may be told why it is closed.
+    defp receive_until_closed(client) do
+      with {:ok, _bytes} <- :gen_tcp.recv(client, 0, 10_000), do: receive_until_closed(client)
     end
 
     defp start_session!(server) do

@@ -3,7 +3,7 @@ defmodule PgliteEx.WasmPortTest do
 
   import ExUnit.CaptureLog
 
-  alias PgliteEx.{BadProgram, Channel, Error, OperatingSystem, Options, WasmPort}
+  alias PgliteEx.{BadProgram, Channel, Error, OperatingSystem, Readiness, Servers, WasmPort}
 
   describe "a program that" do
     @describetag :tmp_dir
@@ -15,21 +15,21 @@ defmodule PgliteEx.WasmPortTest do
 
     test "fails at once is reported with its status and its last lines", %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "echo 'cannot write to /cache' >&2; exit 1")
-      assert {:error, {%Error{code: :program_exited} = error, _}} = start(program)
+      error = assert_fails(program, :program_exited)
       assert error.message =~ "exit status 1"
       assert error.message =~ "cannot write to /cache"
     end
 
     test "is killed before its hello is reported with the signal", %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "kill -KILL $$")
-      assert {:error, {%Error{code: :program_exited} = error, _}} = start(program)
+      error = assert_fails(program, :program_exited)
       assert error.message =~ "killed by signal 9"
     end
 
     test "speaks another protocol is refused with both numbers", %{tmp_dir: directory} do
       hello = {:hello, 0, [{"protocol", "2"}]}
       program = BadProgram.write!(directory, "frame 1; exec sleep 1000", [hello])
-      assert {:error, {%Error{code: :protocol_violation} = error, _}} = start(program)
+      error = assert_fails(program, :protocol_violation)
       assert error.message =~ ~s(it speaks protocol "2" and this library speaks 1)
     end
 
@@ -40,7 +40,7 @@ defmodule PgliteEx.WasmPortTest do
       test "names no #{limit} that bytes can be sent with is refused", %{tmp_dir: directory} do
         hello = {:hello, 0, unquote(hello)}
         program = BadProgram.write!(directory, "frame 1; exec sleep 1000", [hello])
-        assert {:error, {%Error{code: :protocol_violation} = error, _}} = start(program)
+        error = assert_fails(program, :protocol_violation)
         assert error.message =~ unquote(limit)
       end
     end
@@ -50,8 +50,10 @@ defmodule PgliteEx.WasmPortTest do
 
       log =
         capture_log(fn ->
-          {:ok, wasm_port} = start(program)
-          assert_receive {:EXIT, ^wasm_port, {%Error{code: :protocol_violation}, _}}, 10_000
+          wasm_port = start(program)
+
+          assert_receive {:EXIT, ^wasm_port, {:shutdown, {%Error{code: :protocol_violation}, _}}},
+                         10_000
         end)
 
       assert log =~ "unknown kind 103"
@@ -63,10 +65,13 @@ defmodule PgliteEx.WasmPortTest do
 
       log =
         capture_log(fn ->
-          {:ok, wasm_port} = start(program)
+          wasm_port = start(program)
           {:ok, channel} = Channel.open(wasm_port)
           Channel.send(channel, "\n")
-          assert_receive {:EXIT, ^wasm_port, {%Error{code: :program_exited}, _}}, 10_000
+
+          assert_receive {:EXIT, ^wasm_port, {:shutdown, {%Error{code: :program_exited}, _}}},
+                         10_000
+
           assert_receive down
           assert {:closed, %{"code" => "57P01"}} = Channel.handle(channel, down)
         end)
@@ -77,7 +82,7 @@ defmodule PgliteEx.WasmPortTest do
 
     test "has just exited does not hurt those who still write to it", %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exit 0")
-      {:ok, wasm_port} = start(program)
+      wasm_port = start(program)
 
       with {:ok, channel} <- Channel.open(wasm_port) do
         assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
@@ -89,7 +94,7 @@ defmodule PgliteEx.WasmPortTest do
     test "has ended takes no connection more, with the code that its connections end with",
          %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exit 0")
-      {:ok, wasm_port} = start(program)
+      wasm_port = start(program)
       assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
       assert {:error, %Error{code: "57P01"}} = Channel.open(wasm_port)
     end
@@ -97,7 +102,7 @@ defmodule PgliteEx.WasmPortTest do
     test "dies before its reply answers those who wait, and those who come later, with an error",
          %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; head -c 1 > /dev/null; exit 1")
-      {:ok, wasm_port} = start(program)
+      wasm_port = start(program)
       assert {:error, %Error{code: "57P01"}} = WasmPort.request(wasm_port, "stats")
       assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
       assert {:error, %Error{code: "57P01"}} = WasmPort.request(wasm_port, "stats")
@@ -106,7 +111,7 @@ defmodule PgliteEx.WasmPortTest do
     test "does not read its input holds up one writer, and not the port's owner",
          %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exec sleep 1000")
-      {:ok, wasm_port} = start(program)
+      wasm_port = start(program)
 
       # They write on until they are held up: how much the VM takes before it does is its affair.
       write = fn ->
@@ -120,18 +125,49 @@ defmodule PgliteEx.WasmPortTest do
       held_up = await_suspended(writers)
       # Their `C` frames wait, and the owner goes on answering.
       for writer <- writers, do: Process.exit(writer, :kill)
-      assert %{"protocol" => "1"} = WasmPort.hello(wasm_port)
+      assert {:ok, %{"protocol" => "1"}} = WasmPort.hello(wasm_port)
       assert {:ok, %{id: _}} = WasmPort.register(wasm_port)
-      assert {:error, %Error{code: :timeout}} = WasmPort.request(wasm_port, "stats", [], 50)
+
+      assert {:error, %Error{code: :timeout}} =
+               WasmPort.request(wasm_port, "stats", [], timeout: 50)
+
       assert held_up != []
       # A VM that halts waits until what it has queued is read.
       GenServer.stop(wasm_port)
     end
 
+    test "takes its time to start holds up nobody, and those who need it wait for it",
+         %{tmp_dir: directory} do
+      gate = BadProgram.make_gate!(directory)
+      program = BadProgram.write!(directory, "await_gate; hello; cat > /dev/null")
+      {wasm_port, registry} = Servers.start_port!(executable: program)
+
+      # It answers, though there is nothing to do yet.
+      assert {:error, %Error{code: "57P03"}} = WasmPort.register(wasm_port)
+      assert {:error, %Error{code: "57P03"} = error} = Readiness.await(registry, 10)
+      assert error.message =~ "not ready within 10 ms"
+
+      waiting = Task.async(fn -> Readiness.await(registry, 10_000) end)
+      first_start = Task.async(fn -> Readiness.first_start(registry) end)
+      BadProgram.open_gate!(gate)
+      assert Task.await(waiting) == {:ok, wasm_port}
+      assert Task.await(first_start) == :ignore
+      assert {:ok, %{id: _}} = WasmPort.register(wasm_port)
+    end
+
+    test "is stopped before its hello is killed", %{tmp_dir: directory} do
+      gate = BadProgram.make_gate!(directory)
+      program = BadProgram.write!(directory, "echo $$ > '#{gate}'; exec sleep 1000")
+      {wasm_port, _registry} = Servers.start_port!(executable: program)
+      {os_pid, 0} = System.cmd("cat", [gate])
+      GenServer.stop(wasm_port)
+      assert OperatingSystem.ended_within?(String.trim(os_pid), 1)
+    end
+
     test "ignores the order to stop is killed", %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exec sleep 1000")
-      {:ok, wasm_port} = start(program)
-      %{"pid" => os_pid} = WasmPort.hello(wasm_port)
+      wasm_port = start(program)
+      {:ok, %{"pid" => os_pid}} = WasmPort.hello(wasm_port)
       GenServer.stop(wasm_port)
       assert OperatingSystem.ended_within?(os_pid, 1)
     end
@@ -147,7 +183,7 @@ defmodule PgliteEx.WasmPortTest do
 
       log =
         capture_log([metadata: [:target, :connection]], fn ->
-          {:ok, wasm_port} = start(program)
+          wasm_port = start(program)
           assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
         end)
 
@@ -159,7 +195,19 @@ defmodule PgliteEx.WasmPortTest do
   end
 
   defp start(program) do
-    WasmPort.start_link(Options.new!(executable: program))
+    {wasm_port, registry} = Servers.start_port!(executable: program)
+    {:ok, ^wasm_port} = Readiness.await(registry, 10_000)
+    wasm_port
+  end
+
+  defp assert_fails(program, code) do
+    {wasm_port, registry} = Servers.start_port!(executable: program)
+
+    assert_receive {:EXIT, ^wasm_port, {:shutdown, {%Error{code: ^code} = error, _stacktrace}}},
+                   10_000
+
+    assert {:error, {^error, _stacktrace}} = Readiness.first_start(registry)
+    error
   end
 
   # A writer that the port's queue has no room for is suspended by the VM.

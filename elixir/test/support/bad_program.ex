@@ -26,6 +26,7 @@ defmodule PgliteEx.BadProgram do
     File.write!(path, """
     #!/bin/sh
     frame() { cat "#{directory}/frame$1"; }
+    await_gate() { read line < "#{directory}/gate"; }
     hello() {
       sed "s/@PID@/$$/" "#{directory}/hello" > "#{directory}/hello.$$"
       size=$(wc -c < "#{directory}/hello.$$")
@@ -38,6 +39,16 @@ defmodule PgliteEx.BadProgram do
     File.chmod!(path, 0o755)
     path
   end
+
+  @doc "Makes a gate for `await_gate` in a program: it waits there until `open_gate!/1`."
+  def make_gate!(directory) do
+    path = Path.join(directory, "gate")
+    {_output, 0} = System.cmd("mkfifo", [path])
+    path
+  end
+
+  @doc "Lets one program through the gate, and returns when it has come to it."
+  def open_gate!(path), do: {_output, 0} = System.cmd("sh", ["-c", "echo go > \"$0\"", path])
 
   defp with_length(frame) do
     bytes = if is_binary(frame), do: frame, else: IO.iodata_to_binary(Frame.encode(frame))

@@ -1,12 +1,13 @@
 defmodule PgliteEx.OperatingSystem do
   @moduledoc "What tests ask of the operating system about processes, and do to them."
 
+  alias PgliteEx.{Server, WasmPort}
+
   @doc "The process id of a server's program."
   def program(server) do
-    server
-    |> PgliteEx.Server.child(PgliteEx.WasmPort)
-    |> PgliteEx.WasmPort.hello()
-    |> Map.get("pid")
+    :ok = PgliteEx.await_ready(server)
+    {:ok, %{"pid" => os_pid}} = server |> Server.child(WasmPort) |> WasmPort.hello()
+    os_pid
   end
 
   @doc "Sends a signal, such as `:KILL`."
@@ -28,6 +29,39 @@ defmodule PgliteEx.OperatingSystem do
     case File.read("/proc/#{os_pid}/stat") do
       {:ok, stat} -> stat |> String.split(") ") |> List.last() |> String.starts_with?("Z")
       {:error, :enoent} -> false
+    end
+  end
+
+  @doc """
+  Starts a VM that runs `code`, with this library; returns the port with its output, in lines.
+
+  Options: `:env`, as for `Port.open/2`.
+  """
+  def start_vm!(code, options \\ []) do
+    ebin = Path.join(:code.lib_dir(:pglite_ex), "ebin")
+
+    Port.open({:spawn_executable, System.find_executable("elixir")}, [
+      :binary,
+      :exit_status,
+      :stderr_to_stdout,
+      line: 1_000,
+      env: Keyword.get(options, :env, []),
+      args: ["-pa", ebin, "-e", code]
+    ])
+  end
+
+  @doc "Waits for a line of output that begins with `start`, and returns the rest of it."
+  def await_line!(port, start) do
+    receive do
+      {^port, {:data, {_complete_or_not, line}}} ->
+        if String.starts_with?(line, start),
+          do: String.replace_prefix(line, start, ""),
+          else: await_line!(port, start)
+
+      {^port, {:exit_status, status}} ->
+        raise "the process has ended with status #{status}"
+    after
+      30_000 -> raise "no line begins with #{inspect(start)}"
     end
   end
 end

@@ -3,10 +3,10 @@ defmodule Mix.Tasks.Compile.PglitePort do
   @moduledoc """
   Finds the program `pglite-port`, or builds it with cargo. Part of `mix compile`.
 
-    * Where the program can be found (`PgliteEx.Executable`), nothing is done.
+    * Where the program can be found (option `:executable` of `PgliteEx.Options`), nothing is done.
     * Otherwise, in a checkout with its Rust source and with `cargo` in the `PATH`, the program is
       built with `cargo build --release` and copied to `priv/`.
-    * Otherwise one message says what to do, and compilation goes on: the library is of use
+    * Otherwise one message says what to do, and compilation goes on: the library can be used
       once `mix pglite_ex.install` has run, or the option `:executable` names a program.
   """
 

@@ -1,0 +1,113 @@
+//! The locales of the C library and of ICU: which of them there are, and how letters change their case.
+//!
+//! The musl in `pglite.wasm` takes any name for a locale's and treats it like `C.UTF-8`; ICU falls back to the root
+//! collation for a language without data. `PostgreSQL` would pass both off as what was asked for, so the host
+//! answers instead.
+
+use wasmtime::{Caller, Linker};
+
+use crate::{
+    fs::{At, Follow},
+    icu::{self, Lacking},
+    instrument::{HOOK_MODULE, Hook},
+};
+
+use super::{Guest, memory, report};
+
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.func_wrap(
+        HOOK_MODULE,
+        Hook::LocaleExists.name(),
+        |mut caller: Caller<'_, Guest>, name: u32| -> wasmtime::Result<i32> {
+            Ok(i32::from(locale_exists(memory::read_c_string(memory::of(&mut caller)?.0, name)?)))
+        },
+    )?;
+    linker.func_wrap(HOOK_MODULE, Hook::ToUpper.name(), |code_point: u32| map(code_point, upper))?;
+    linker.func_wrap(HOOK_MODULE, Hook::ToLower.name(), |code_point: u32| map(code_point, lower))?;
+    linker.func_wrap(HOOK_MODULE, Hook::OpenCollator.name(), open_collator)?;
+    Ok(())
+}
+
+/// Whether the C library has the locale `name`: `C` and `C.UTF-8` are all that musl implements. The name of the
+/// character set may be spelled as glibc lets it be. An empty name is that of the environment's locale, which is one
+/// of these.
+fn locale_exists(name: &[u8]) -> bool {
+    match name {
+        b"" | b"C" | b"POSIX" => true,
+        _ => name
+            .strip_prefix(b"C.")
+            .is_some_and(|set| [&b"utf-8"[..], b"utf8"].iter().any(|utf8| set.eq_ignore_ascii_case(utf8))),
+    }
+}
+
+fn map(code_point: u32, mapping: fn(char) -> char) -> u32 {
+    char::from_u32(code_point).map_or(code_point, |character| mapping(character).into())
+}
+
+/// The uppercase letter, or the character itself: Unicode's simple mapping, which is one to one, and what glibc's
+/// `towupper` does.
+fn upper(character: char) -> char {
+    let mut mapped = character.to_uppercase();
+    if mapped.len() == 1 {
+        return mapped.next().unwrap_or(character);
+    }
+    // Greek letters with an iota below are the only ones that map to several characters and have a simple mapping too
+    // (UnicodeData.txt).
+    let distance = match character {
+        '\u{1f80}'..='\u{1f87}' | '\u{1f90}'..='\u{1f97}' | '\u{1fa0}'..='\u{1fa7}' => 8,
+        '\u{1fb3}' | '\u{1fc3}' | '\u{1ff3}' => 9,
+        _ => 0,
+    };
+    char::from_u32(u32::from(character) + distance).unwrap_or(character)
+}
+
+/// The lowercase letter, as [`upper`]. Only U+0130 maps to two characters, of which the second is the dot above.
+fn lower(character: char) -> char {
+    character.to_lowercase().next().unwrap_or(character)
+}
+
+/// Raises an error where ICU would use the root collation, because the data of the locale's own is not among the
+/// guest's files.
+fn open_collator(mut caller: Caller<'_, Guest>, locale: u32) -> wasmtime::Result<()> {
+    let locale = memory::read_text(memory::of(&mut caller)?.0, locale)?;
+    let files = &caller.data().files;
+    let is_there = |path: &str| files.stat(At::WorkingDirectory, path.as_bytes(), Follow::Yes).is_ok();
+    let Some(Lacking { collation }) = icu::lacking(&locale, is_there) else { return Ok(()) };
+    let message =
+        format!("the data of the ICU collation {collation:?}, which locale {locale:?} uses, is not installed");
+    let hint = "Start the server with the option --icu-data and the data of ICU 76.";
+    Err(report::error_with_hint(&mut caller, "0A000", &message, Some(hint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_c_and_c_utf_8_are_locales_of_the_c_library() {
+        for name in ["", "C", "POSIX", "C.UTF-8", "C.utf8", "C.UTF8", "C.utf-8", "C.Utf-8"] {
+            assert!(locale_exists(name.as_bytes()), "{name}");
+        }
+        for name in ["c", "posix", "C.", "c.UTF-8", "C.UTF-16", "C.UTF-8/", "POSIX.UTF-8", "en_US", "en_US.UTF-8", "xx"]
+        {
+            assert!(!locale_exists(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn letters_change_case_one_to_one() {
+        for (letter, uppercase) in [('ä', 'Ä'), ('ß', 'ß'), ('ŉ', 'ŉ'), ('ⓐ', 'Ⓐ'), ('ǆ', 'Ǆ'), ('ı', 'I')]
+        {
+            assert_eq!(upper(letter), uppercase);
+        }
+        for (letter, uppercase) in [('\u{1f80}', '\u{1f88}'), ('\u{1fa7}', '\u{1faf}'), ('\u{1ff3}', '\u{1ffc}')] {
+            assert_eq!(upper(letter), uppercase);
+            assert_eq!(lower(uppercase), letter);
+        }
+        for (letter, lowercase) in [('Ä', 'ä'), ('İ', 'i'), ('ẞ', 'ß'), ('Σ', 'σ'), ('\u{2126}', 'ω')] {
+            assert_eq!(lower(letter), lowercase);
+        }
+        assert_eq!(map(0xd800, upper), 0xd800);
+        assert_eq!(map(0x0011_0000, lower), 0x0011_0000);
+    }
+}

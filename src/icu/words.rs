@@ -1,0 +1,306 @@
+//! `word.brk`: where words end, which ICU has to know for `initcap`.
+//!
+//! ICU compiles such a file from rules; this is the same automaton written down by hand. Its rules are those of
+//! Unicode's text segmentation (UAX #29, "Word Boundary Rules") as ICU 76 has them in `word.txt`: a colon is no part
+//! of a word, and letters of South East Asia are letters like others. How ICU divides texts of scripts without
+//! capital letters, with dictionaries, is left out: `initcap` does not show it. The format is that of
+//! `icu4c/source/common/rbbidata.h`, version 6.
+
+use icu_properties::{
+    CodePointMapData, CodePointSetData,
+    props::{ExtendedPictographic, LineBreak, Script, WordBreak},
+};
+
+use super::{code_points::trie, header::file_with_header};
+
+const MAGIC: u32 = 0xb1a0;
+const VERSION: [u8; 4] = [6, 0, 0, 0];
+/// `RBBI_8BITS_ROWS`.
+const BYTE_ROWS: u32 = 4;
+/// `sizeof(RBBIDataHeader)` and `sizeof(RBBIStateTable)` without rows.
+const HEADER: u32 = 80;
+const TABLE_HEADER: u32 = 20;
+
+/// What a character is for the rules. ICU keeps the first three numbers of categories for itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Category {
+    Other = 3,
+    Cr,
+    Lf,
+    Newline,
+    /// Extends the character before it: `Extend` or `Format`.
+    Extend,
+    Joiner,
+    Space,
+    Letter,
+    /// A letter that is a pictograph too.
+    PictographLetter,
+    HebrewLetter,
+    Katakana,
+    Numeric,
+    ExtendNumLet,
+    MidLetter,
+    MidNum,
+    MidNumLet,
+    SingleQuote,
+    DoubleQuote,
+    RegionalIndicator,
+    Pictograph,
+}
+
+use Category as C;
+
+const CATEGORIES: [Category; 20] = [
+    C::Other,
+    C::Cr,
+    C::Lf,
+    C::Newline,
+    C::Extend,
+    C::Joiner,
+    C::Space,
+    C::Letter,
+    C::PictographLetter,
+    C::HebrewLetter,
+    C::Katakana,
+    C::Numeric,
+    C::ExtendNumLet,
+    C::MidLetter,
+    C::MidNum,
+    C::MidNumLet,
+    C::SingleQuote,
+    C::DoubleQuote,
+    C::RegionalIndicator,
+    C::Pictograph,
+];
+
+/// Code points behind this one are of no category but `Other`.
+const END: u32 = 0xe_0200;
+
+impl Category {
+    fn of(code_point: u32) -> Self {
+        let pictograph = CodePointSetData::new::<ExtendedPictographic>().contains32(code_point);
+        let is_complex = || CodePointMapData::<LineBreak>::new().get32(code_point) == LineBreak::ComplexContext;
+        let is_cjk = || {
+            matches!(code_point, 0xac00..=0xd7a3)
+                || [Script::Han, Script::Hiragana, Script::Katakana]
+                    .contains(&CodePointMapData::<Script>::new().get32(code_point))
+        };
+        match CodePointMapData::<WordBreak>::new().get32(code_point) {
+            WordBreak::CR => C::Cr,
+            WordBreak::LF => C::Lf,
+            WordBreak::Newline => C::Newline,
+            WordBreak::Extend | WordBreak::Format => C::Extend,
+            WordBreak::ZWJ => C::Joiner,
+            WordBreak::WSegSpace => C::Space,
+            // These form words among themselves only.
+            WordBreak::ALetter if is_cjk() => C::Other,
+            WordBreak::ALetter if pictograph => C::PictographLetter,
+            WordBreak::ALetter => C::Letter,
+            WordBreak::HebrewLetter => C::HebrewLetter,
+            WordBreak::Katakana => C::Katakana,
+            WordBreak::Numeric => C::Numeric,
+            WordBreak::ExtendNumLet => C::ExtendNumLet,
+            // The colons that ICU's rules take out.
+            WordBreak::MidLetter if matches!(code_point, 0x3a | 0xfe55 | 0xff1a) => C::Other,
+            WordBreak::MidLetter => C::MidLetter,
+            WordBreak::MidNum => C::MidNum,
+            WordBreak::MidNumLet => C::MidNumLet,
+            WordBreak::SingleQuote => C::SingleQuote,
+            WordBreak::DoubleQuote => C::DoubleQuote,
+            WordBreak::RegionalIndicator => C::RegionalIndicator,
+            _ if is_complex() => C::Letter,
+            _ if pictograph => C::Pictograph,
+            _ => C::Other,
+        }
+    }
+}
+
+/// What has been read of a word, but for what only extends its last character.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Read {
+    Nothing,
+    Cr,
+    Newline,
+    Space,
+    Other,
+    Letter,
+    HebrewLetter,
+    Katakana,
+    Numeric,
+    ExtendNumLet,
+    RegionalIndicator,
+    /// A letter and what joins it to another letter.
+    LetterMid,
+    /// A Hebrew letter and a single quote, which may be the end.
+    HebrewQuote,
+    /// A Hebrew letter and a double quote.
+    HebrewDoubleQuote,
+    /// A digit and what joins it to another digit.
+    NumericMid,
+}
+
+const READ: [Read; 15] = [
+    Read::Nothing,
+    Read::Cr,
+    Read::Newline,
+    Read::Space,
+    Read::Other,
+    Read::Letter,
+    Read::HebrewLetter,
+    Read::Katakana,
+    Read::Numeric,
+    Read::ExtendNumLet,
+    Read::RegionalIndicator,
+    Read::LetterMid,
+    Read::HebrewQuote,
+    Read::HebrewDoubleQuote,
+    Read::NumericMid,
+];
+
+impl Read {
+    /// Whether the word may end here.
+    fn is_word(self) -> bool {
+        !matches!(self, Self::Nothing | Self::LetterMid | Self::HebrewDoubleQuote | Self::NumericMid)
+    }
+
+    /// What has been read after one more character; `None` if that begins the next word. The numbers are those of
+    /// UAX #29's rules.
+    fn then(self, next: Category, after_joiner: bool) -> Option<Self> {
+        let alone = Self::of_one(next);
+        if self == Self::Nothing {
+            return Some(alone);
+        }
+        match (self, next) {
+            // WB3
+            (Self::Cr, C::Lf) => Some(Self::Newline),
+            // WB3a, WB3b
+            (Self::Cr | Self::Newline, _) | (_, C::Cr | C::Lf | C::Newline) => None,
+            // WB3d
+            (Self::Space, C::Space) => Some(Self::Space),
+            // WB4; WB15, WB16
+            (Self::Space, C::Extend | C::Joiner) | (Self::RegionalIndicator, C::RegionalIndicator) => Some(Self::Other),
+            (_, C::Extend | C::Joiner) => Some(self),
+            // WB3c
+            (_, C::Pictograph | C::PictographLetter) if after_joiner => Some(alone),
+            // WB5, WB7, WB7c, WB9, WB10, WB13b
+            (
+                Self::Letter
+                | Self::HebrewLetter
+                | Self::LetterMid
+                | Self::HebrewQuote
+                | Self::Numeric
+                | Self::ExtendNumLet,
+                C::Letter | C::PictographLetter | C::HebrewLetter,
+            )
+            | (Self::HebrewDoubleQuote, C::HebrewLetter)
+            // WB8, WB9, WB12, WB13b
+            | (
+                Self::Letter | Self::HebrewLetter | Self::Numeric | Self::NumericMid | Self::ExtendNumLet,
+                C::Numeric,
+            )
+            // WB13, WB13b
+            | (Self::Katakana | Self::ExtendNumLet, C::Katakana)
+            // WB13a
+            | (
+                Self::Letter | Self::HebrewLetter | Self::Numeric | Self::Katakana | Self::ExtendNumLet,
+                C::ExtendNumLet,
+            ) => Some(alone),
+            // WB7a, WB7b
+            (Self::HebrewLetter, C::SingleQuote) => Some(Self::HebrewQuote),
+            (Self::HebrewLetter, C::DoubleQuote) => Some(Self::HebrewDoubleQuote),
+            // WB6
+            (Self::Letter | Self::HebrewLetter, C::MidLetter | C::MidNumLet | C::SingleQuote) => Some(Self::LetterMid),
+            // WB11
+            (Self::Numeric, C::MidNum | C::MidNumLet | C::SingleQuote) => Some(Self::NumericMid),
+            // WB999
+            _ => None,
+        }
+    }
+
+    fn of_one(category: Category) -> Self {
+        match category {
+            C::Cr => Self::Cr,
+            C::Lf | C::Newline => Self::Newline,
+            C::Space => Self::Space,
+            C::Letter | C::PictographLetter => Self::Letter,
+            C::HebrewLetter => Self::HebrewLetter,
+            C::Katakana => Self::Katakana,
+            C::Numeric => Self::Numeric,
+            C::ExtendNumLet => Self::ExtendNumLet,
+            C::RegionalIndicator => Self::RegionalIndicator,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// State 0 ends, state 1 begins; then each of [`READ`], first not after a joiner, then after one.
+fn state(read: Read, after_joiner: bool) -> u8 {
+    let place = READ.iter().position(|other| *other == read).unwrap_or(0);
+    u8::try_from(1 + 2 * place + usize::from(after_joiner)).unwrap_or(0)
+}
+
+/// How many categories there are, with those that ICU keeps.
+fn category_count() -> usize {
+    3 + CATEGORIES.len()
+}
+
+/// The table for going forward: for each state whether a word may end, no look-ahead, the status (which nobody asks
+/// for), and the next state for each category.
+fn forward() -> Vec<Vec<u8>> {
+    let row = |read: Read, after_joiner: bool| {
+        let mut row = vec![u8::from(read.is_word()), 0, 0, 0, 0, 0];
+        row.extend(
+            CATEGORIES
+                .iter()
+                .map(|&next| read.then(next, after_joiner).map_or(0, |read| state(read, next == C::Joiner))),
+        );
+        row
+    };
+    let mut rows = vec![vec![0; 3 + category_count()]];
+    for read in READ {
+        rows.extend([row(read, false), row(read, true)]);
+    }
+    rows
+}
+
+/// The table for going back to where a word surely begins: it never stops before the text does.
+fn backward() -> Vec<Vec<u8>> {
+    let mut row = vec![0; 3];
+    row.resize(3 + category_count(), 1);
+    vec![vec![0; 3 + category_count()], row]
+}
+
+fn table(rows: &[Vec<u8>]) -> Vec<u8> {
+    let row = rows.first().map_or(0, Vec::len);
+    let numbers = [rows.len(), row, category_count(), 0].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+    let mut table: Vec<u8> = numbers.iter().chain(&[BYTE_ROWS]).flat_map(|number| number.to_le_bytes()).collect();
+    debug_assert_eq!(table.len(), TABLE_HEADER as usize);
+    table.extend(rows.iter().flatten());
+    table.resize(table.len().next_multiple_of(8), 0);
+    table
+}
+
+/// The file.
+pub(super) fn file() -> Vec<u8> {
+    let categories: Vec<u8> = (0..END).map(|code_point| Category::of(code_point) as u8).collect();
+    // One group of statuses with one status: 0. The rules' text is only for showing.
+    let statuses = [1_u32, 0].iter().flat_map(|number| number.to_le_bytes()).collect();
+    let sections: [Vec<u8>; 5] =
+        [table(&forward()), table(&backward()), trie(&categories, C::Other as u8), vec![0; 8], statuses];
+    let mut content = Vec::new();
+    let mut places = Vec::new();
+    for section in &sections {
+        let length = u32::try_from(section.len()).unwrap_or(u32::MAX);
+        places.extend([HEADER + u32::try_from(content.len()).unwrap_or(u32::MAX), length]);
+        content.extend(section);
+        content.resize(content.len().next_multiple_of(8), 0);
+    }
+    let length = HEADER + u32::try_from(content.len()).unwrap_or(u32::MAX);
+    let count = u32::try_from(category_count()).unwrap_or(u32::MAX);
+    let header = [MAGIC, u32::from_le_bytes(VERSION), length, count].into_iter().chain(places).chain([0; 6]);
+    let mut file: Vec<u8> = header.flat_map(u32::to_le_bytes).collect();
+    debug_assert_eq!(file.len(), HEADER as usize);
+    file.extend(content);
+    file_with_header(*b"Brk ", VERSION, &file)
+}
