@@ -4,15 +4,20 @@ use std::{
     io::{self, IsTerminal},
     num::NonZeroUsize,
     panic::resume_unwind,
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 use wasmtime::{Config, Engine, Module, OptLevel};
 
-use crate::engine::{artefact::hex_digest, cache::Cache};
+use crate::engine::{
+    artefact::hex_digest,
+    cache::{Cache, InUse},
+};
 
 pub mod artefact;
 pub mod cache;
@@ -45,6 +50,8 @@ pub(crate) fn on_wasm_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Res
 pub struct Compiler {
     engine: Engine,
     cache: Cache,
+    /// The entries of the modules that were loaded, which live as long as the program.
+    in_use: Arc<Mutex<Vec<InUse>>>,
 }
 
 impl Compiler {
@@ -54,7 +61,7 @@ impl Compiler {
     /// When Wasmtime does not support this machine.
     pub fn new(cache: Cache) -> anyhow::Result<Self> {
         let engine = Engine::new(&configuration()).map_err(anyhow::Error::from)?;
-        Ok(Self { engine, cache })
+        Ok(Self { engine, cache, in_use: Arc::default() })
     }
 
     /// The engine itself.
@@ -103,19 +110,28 @@ impl Compiler {
         progress.finish_and_clear();
         let path = self.cache.publish_file(&entry, &compiled)?;
         // SAFETY: the file was written by this process from Wasmtime's own output, into a directory that only this user can write.
-        unsafe { Module::deserialize_file(&self.engine, &path) }
+        let module = unsafe { Module::deserialize_file(&self.engine, &path) }
             .map_err(anyhow::Error::from)
-            .with_context(|| format!("{} cannot be loaded", path.display()))
+            .with_context(|| format!("{} cannot be loaded", path.display()))?;
+        self.in_use.lock().extend(self.cache.hold(&entry)?);
+        Ok(module)
     }
 
     fn load(&self, entry: &str) -> Option<Module> {
         let path = self.cache.path(entry);
-        if !path.exists() {
-            return None;
-        }
+        let in_use = match self.cache.hold(entry) {
+            Ok(held) => held?,
+            Err(error) => {
+                tracing::warn!("compiling again, because {error:#}");
+                return None;
+            }
+        };
         // SAFETY: `Cache` has checked that only this user can write the directory, and entries are renamed into it whole.
         match unsafe { Module::deserialize_file(&self.engine, &path) } {
-            Ok(module) => Some(module),
+            Ok(module) => {
+                self.in_use.lock().push(in_use);
+                Some(module)
+            }
             Err(error) => {
                 tracing::warn!("compiling again, because {} cannot be loaded: {error:#}", path.display());
                 None

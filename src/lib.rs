@@ -11,6 +11,7 @@
 //! * [`connection`]: one client from its first byte to its last.
 //! * [`databases`]: which cluster a connection gets: the shared one, or one of its own.
 //! * [`session`]: what serves clients and what makes their sessions have in common.
+//! * [`pruning`]: what the cache holds, and the removal of what was not used for long.
 //!
 //! From a session to the wasm:
 //! * [`template`]: clusters prepared and frozen, and their clones.
@@ -29,6 +30,7 @@
 //! * [`icu`]: ICU's data besides those that PGlite has.
 //! * `random`: bytes that nobody can guess.
 //! * `sync`: locks, which a model checker can take the place of.
+//! * `sources`: digests of the sources, for the keys of what is stored.
 
 mod backend;
 pub mod client;
@@ -44,8 +46,10 @@ pub mod instrument;
 pub mod log;
 pub mod port;
 pub mod protocol;
+pub mod pruning;
 mod random;
 pub mod serve;
 pub mod session;
+mod sources;
 mod sync;
 pub mod template;

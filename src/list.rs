@@ -1,4 +1,4 @@
-//! The table that `pglite-port templates` prints.
+//! The tables that `pglite-port templates` and `pglite-port cache` print.
 
 use std::{
     io::{self, Write},
@@ -6,26 +6,41 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use pglite_port::template::Summary;
+use pglite_port::{pruning::Entry, template::Summary};
 
 /// Prints one line for each template, under a line of headings; a reader that has seen enough is no error.
-pub(crate) fn print(templates: &[Summary]) -> io::Result<()> {
-    let rows: Vec<[String; 5]> = templates.iter().map(row).collect();
-    match write(&mut io::stdout().lock(), &rows) {
+pub(crate) fn print_templates(templates: &[Summary]) -> io::Result<()> {
+    print(["NAME", "DATABASE", "SIZE", "MADE", "SOURCE"], templates.iter().map(template_row))
+}
+
+/// As [`print_templates`], for everything in the cache.
+pub(crate) fn print_entries(entries: &[Entry]) -> io::Result<()> {
+    print(["KIND", "NAME", "SIZE", "USED"], entries.iter().map(entry_row))
+}
+
+fn print<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String; N]>) -> io::Result<()> {
+    match write(&mut io::stdout().lock(), headings, rows) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }
 }
 
-fn row(template: &Summary) -> [String; 5] {
+fn template_row(template: &Summary) -> [String; 5] {
     let source = if template.has_recipe { "recipe" } else { "frozen" };
     [template.name.clone(), template.database.clone(), size(template.size), time(template.made), source.to_owned()]
 }
 
-fn write(out: &mut impl Write, rows: &[[String; 5]]) -> io::Result<()> {
-    let headings = ["NAME", "DATABASE", "SIZE", "MADE", "SOURCE"].map(str::to_owned);
-    let all: Vec<&[String; 5]> = std::iter::once(&headings).chain(rows).collect();
-    let widths: Vec<usize> = (0..5).map(|i| all.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+fn entry_row(entry: &Entry) -> [String; 4] {
+    [entry.kind.as_str().to_owned(), entry.name.clone(), size(entry.size), days_ago(entry.used)]
+}
+
+fn write<const N: usize>(
+    out: &mut impl Write,
+    headings: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> io::Result<()> {
+    let all: Vec<[String; N]> = std::iter::once(headings.map(str::to_owned)).chain(rows).collect();
+    let widths: Vec<usize> = (0..N).map(|i| all.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
     for row in all {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
         writeln!(out, "{}", cells.join("  ").trim_end())?;
@@ -33,10 +48,19 @@ fn write(out: &mut impl Write, rows: &[[String; 5]]) -> io::Result<()> {
     Ok(())
 }
 
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     // Tenths of a megabyte, rounded.
     let tenths = (bytes + 50_000) / 100_000;
     format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
+/// Uses are known to the day.
+fn days_ago(time: SystemTime) -> String {
+    match time.elapsed().unwrap_or_default().as_secs() / (24 * 60 * 60) {
+        0 => "today".to_owned(),
+        1 => "1 day ago".to_owned(),
+        days => format!("{days} days ago"),
+    }
 }
 
 /// In universal time, as everything in a cluster is.
@@ -47,13 +71,15 @@ fn time(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let row = ["ä", "database", "1.0 MB", "now", "frozen"].map(str::to_owned);
         let mut out = Vec::new();
-        write(&mut out, &[row]).unwrap();
+        write(&mut out, ["NAME", "DATABASE", "SIZE", "MADE", "SOURCE"], [row].into_iter()).unwrap();
         let expected = "NAME  DATABASE  SIZE    MADE  SOURCE\nä     database  1.0 MB  now   frozen\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
@@ -61,6 +87,8 @@ mod tests {
     #[test]
     fn sizes_are_megabytes_and_times_are_universal() {
         assert_eq!([0, 49_999, 50_000, 12_345_678].map(size), ["0.0 MB", "0.0 MB", "0.1 MB", "12.3 MB"]);
+        let past = |days| days_ago(SystemTime::now() - Duration::from_hours(24 * days));
+        assert_eq!([0_u64, 1, 40].map(past), ["today", "1 day ago", "40 days ago"]);
         assert_eq!(time(SystemTime::UNIX_EPOCH), "1970-01-01 00:00:00 UTC");
     }
 }

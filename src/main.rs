@@ -11,6 +11,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -24,6 +25,7 @@ use pglite_port::{
     instrument::instrument,
     log::{LogSink, OwnLog},
     port::{self, Ending},
+    pruning::{self, Limits, Pruned, Stock},
     serve,
     session::Mode,
     template::{Recipe, Script, Shelf, Templates},
@@ -103,6 +105,21 @@ enum Command {
     Evidence {
         /// The file, of whatever version [default: the supported one, found as by the other commands]
         file: Option<PathBuf>,
+    },
+    /// List what the cache holds, or remove what has not been used for long
+    ///
+    /// `port` and `serve` do so by themselves, once a day, with what has not been used for 30 days.
+    Cache {
+        /// Remove what no process uses and can be made again: compiled code, new clusters, and what other versions of
+        /// the program have built of templates; templates themselves stay
+        #[arg(long)]
+        prune: bool,
+        /// Remove what has not been used for this many days
+        #[arg(long, value_name = "DAYS", requires = "prune", default_value_t = pruning::UNUSED_FOR_DAYS)]
+        older_than: u32,
+        /// Remove also what has not been used for the longest time, until no more than this remains
+        #[arg(long, value_name = "MB", requires = "prune")]
+        max_size: Option<u32>,
     },
 }
 
@@ -255,7 +272,15 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             evidence::print(&instrument(&wasm)?).context("the evidence cannot be written")?;
         }
         Command::Templates { remove: None } => {
-            list::print(&command_line.engine.open_shelf()?.list()?).context("the list cannot be written")?;
+            list::print_templates(&command_line.engine.open_shelf()?.list()?).context("the list cannot be written")?;
+        }
+        Command::Cache { prune: false, .. } => {
+            list::print_entries(&command_line.engine.open_stock()?.entries()?).context("the list cannot be written")?;
+        }
+        Command::Cache { prune: true, older_than, max_size } => {
+            let unused_for = Duration::from_hours(24 * u64::from(*older_than));
+            let limits = Limits { unused_for, size: max_size.map(|size| u64::from(size) * 1_000_000) };
+            return print_pruned(command_line.engine.open_stock()?.prune(limits)?, log);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -279,6 +304,7 @@ impl CommandLine {
         let settings = Settings { warm: clones.warm, shared: shared.settings(), on_failure, ..Settings::default() };
         let databases = Arc::new(Databases::open(&places, self.mode, settings, LogSink::to_own_log())?);
         stop.reload_on_hangup(databases.clone());
+        pruning::prune_in_background(engine.cache_dir.as_deref());
         Ok(databases)
     }
 }
@@ -295,9 +321,22 @@ impl EngineOptions {
         Ok(Artefact::find(self.pglite_dir.as_deref(), &cache)?.read(PGLITE_WASM)?)
     }
 
+    fn open_stock(&self) -> anyhow::Result<Stock> {
+        Stock::open(self.cache_dir.as_deref())
+    }
+
     fn open_shelf(&self) -> anyhow::Result<Shelf> {
         Shelf::open(self.cache_dir.as_deref())
     }
+}
+
+/// Says what was removed from the cache, and what could not be.
+fn print_pruned(pruned: Pruned, log: &OwnLog) -> anyhow::Result<ExitCode> {
+    let Pruned { entries, bytes, remaining, failures } = pruned;
+    let (bytes, remaining) = (list::size(bytes), list::size(remaining));
+    writeln!(io::stdout(), "{entries} removed, {bytes}; {remaining} remain").context("stdout cannot be written")?;
+    failures.iter().for_each(|error| log.line(&format!("{error:#}")));
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print_url(url: &str) {

@@ -94,7 +94,7 @@ pub trait Sessions: Send + Sync + 'static {
         Err(not_available("memory"))
     }
 
-    /// The templates: for each `name`, `database`, `key`, and `size` on disk in bytes.
+    /// The templates: for each `name`, `database`, `key`, `size` on disk in bytes, and when it was `made`, in microseconds since 1970.
     ///
     /// # Errors
     /// When they cannot be read, or these sessions have no templates.

@@ -16,7 +16,7 @@ pub(crate) const DATA_DIRECTORY: &str = "/pglite/data";
 
 /// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make it differ from
 /// `PostgreSQL` for its users: `-O`, which lets anybody change system tables, and a `search_path`.
-pub(crate) const START_PARAMETERS: &[&str] = &["--single", "-F", "-j", "-clog_checkpoints=false"];
+const START_PARAMETERS: &[&str] = &["--single", "-F", "-j", "-clog_checkpoints=false"];
 
 /// What comes after all other parameters, because nothing else works here: workers and their like are not started, and shared memory is the host's.
 pub(crate) const FIXED_PARAMETERS: &[&str] = &[

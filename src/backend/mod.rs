@@ -36,13 +36,17 @@ use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
 use crate::{
     backend::program::Program,
     cluster::{Crashed, Seat, Signals},
-    guest::{CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, memory, restore_libraries},
+    fs::Files,
+    guest::{
+        BackendCommands, CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, environment, memory,
+        restore_libraries,
+    },
     image::Image,
     instrument::Facts,
 };
 
 pub(crate) use admission::Admission;
-pub(crate) use boot::{EXECUTABLE, FIXED_PARAMETERS, START_PARAMETERS};
+pub(crate) use boot::{EXECUTABLE, FIXED_PARAMETERS};
 pub(crate) use fork::{Fork, Whom};
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;
@@ -251,5 +255,20 @@ impl Drop for Backend {
         self.store.data().memory_size.store(0, Ordering::Relaxed);
         self.store.data().signals.detach();
         self.store.data_mut().files.close_all();
+    }
+}
+
+impl Setup {
+    /// A backend's, on those files.
+    pub(crate) fn backend(program: &Program, files: Files) -> Self {
+        Self {
+            files,
+            environment: environment(),
+            commands: Box::new(BackendCommands),
+            library_store: program.libraries().clone(),
+            facts: program.facts().clone(),
+            seat: None,
+            before_fork: None,
+        }
     }
 }

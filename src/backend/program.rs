@@ -9,13 +9,13 @@ use wasmtime::{Engine, Instance, InstancePre, Module, Store};
 use crate::{
     engine::{
         Compiler,
-        artefact::{Artefact, INITDB_WASM, PGLITE_WASM, hex_digest},
-        cache::{Cache, Lock},
+        artefact::{Artefact, INITDB_WASM, PGLITE_WASM, PinnedFile, hex_digest},
+        cache::{Cache, InUse, Lock},
     },
-    fs::Files,
-    guest::{self, BackendCommands, Guest, LibraryStore, Setup, environment},
+    guest::{self, Guest, LibraryStore},
     image::{Image, Shape},
     instrument::{self, Facts},
+    sources,
 };
 
 /// `PostgreSQL`'s backend, ready to be instantiated any number of times.
@@ -25,7 +25,7 @@ pub(crate) struct Program {
     facts: Arc<Facts>,
     libraries: Arc<LibraryStore>,
     compiler: Compiler,
-    key: String,
+    _in_use: InUse,
 }
 
 /// What the cache keeps of an instrumented backend besides its code.
@@ -42,14 +42,9 @@ impl Program {
     /// When the artefact cannot be read or is refused by the rewriter, or the cache cannot be written.
     pub(crate) fn load(artefact: &Artefact, cache: &Cache) -> anyhow::Result<Self> {
         let compiler = Compiler::new(cache.clone())?;
-        let key = hex_digest(&[PGLITE_WASM.sha256.as_bytes(), instrument::SOURCE.as_bytes()]);
+        let key = code_key(PGLITE_WASM);
         let parts_name = format!("pglite-{}", &key[..32]);
-        if !cache.path(&parts_name).exists() {
-            let lock = cache.lock(&parts_name)?;
-            if !cache.path(&parts_name).exists() {
-                write_parts(artefact, cache, &lock)?;
-            }
-        }
+        let in_use = hold_parts(artefact, cache, &parts_name)?;
         let directory = cache.path(&parts_name);
         let parts =
             fs::read(directory.join("parts")).with_context(|| format!("{} cannot be read", directory.display()))?;
@@ -61,12 +56,18 @@ impl Program {
         let backend =
             linker.instantiate_pre(&module).map_err(anyhow::Error::from).context("PostgreSQL cannot be linked")?;
         let libraries = Arc::new(LibraryStore::new(compiler.clone(), linker));
-        Ok(Self { backend, pristine, facts: Arc::new(parts.facts), libraries, compiler, key })
+        let facts = Arc::new(parts.facts);
+        Ok(Self { backend, pristine, facts, libraries, compiler, _in_use: in_use })
     }
 
     /// Everything that decides how a memory of this program looks: the artefact, the rewriter, the engine.
     pub(crate) fn key(&self) -> String {
-        format!("{}-{}", self.key, self.compiler.fingerprint())
+        Self::key_with(&self.compiler)
+    }
+
+    /// As [`Program::key`], without loading anything.
+    pub(crate) fn key_with(compiler: &Compiler) -> String {
+        format!("{}-{}", code_key(PGLITE_WASM), compiler.fingerprint())
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -95,11 +96,30 @@ impl Program {
     /// # Errors
     /// As [`Program::load`].
     pub(crate) fn initdb(&self, artefact: &Artefact) -> anyhow::Result<InstancePre<Guest>> {
-        let key = hex_digest(&[INITDB_WASM.sha256.as_bytes(), instrument::SOURCE.as_bytes()]);
+        let key = code_key(INITDB_WASM);
         let module: Module =
             self.compiler.module("initdb", &key, || Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?))?;
         self.libraries.linker().instantiate_pre(&module).map_err(anyhow::Error::from).context("initdb cannot be linked")
     }
+}
+
+/// Stands for what the rewriter makes of `file`.
+fn code_key(file: PinnedFile) -> String {
+    hex_digest(&[file.sha256.as_bytes(), sources::CODE.as_bytes()])
+}
+
+/// The entry `name` with the parts of the backend, made if need be.
+fn hold_parts(artefact: &Artefact, cache: &Cache, name: &str) -> anyhow::Result<InUse> {
+    if let Some(in_use) = cache.hold(name)? {
+        return Ok(in_use);
+    }
+    let lock = cache.lock(name)?;
+    // Another process may have made it while this one waited for the lock.
+    if let Some(in_use) = cache.hold(name)? {
+        return Ok(in_use);
+    }
+    write_parts(artefact, cache, &lock)?;
+    cache.hold(name)?.with_context(|| format!("{} is gone again", cache.path(name).display()))
 }
 
 fn write_parts(artefact: &Artefact, cache: &Cache, lock: &Lock) -> anyhow::Result<()> {
@@ -111,19 +131,4 @@ fn write_parts(artefact: &Artefact, cache: &Cache, lock: &Lock) -> anyhow::Resul
         Ok(fs::write(directory.join("parts"), postcard::to_allocvec(&parts)?)?)
     })?;
     Ok(())
-}
-
-impl Setup {
-    /// A backend's, on those files.
-    pub(crate) fn backend(program: &Program, files: Files) -> Self {
-        Self {
-            files,
-            environment: environment(),
-            commands: Box::new(BackendCommands),
-            library_store: program.libraries().clone(),
-            facts: program.facts().clone(),
-            seat: None,
-            before_fork: None,
-        }
-    }
 }

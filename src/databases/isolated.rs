@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use anyhow::bail;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use crate::{
@@ -161,6 +162,7 @@ impl Isolated {
                 ("database", summary.database),
                 ("key", summary.key.unwrap_or_default()),
                 ("size", summary.size.to_string()),
+                ("made", Timestamp::try_from(summary.made).unwrap_or_default().as_microsecond().to_string()),
             ]
         });
         Ok(figures.collect())

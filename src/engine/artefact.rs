@@ -161,6 +161,8 @@ fn verify(path: &Path, file: PinnedFile, cache: &Cache) -> Result<(), ArtefactEr
         metadata.ctime_nsec()
     );
     let stamp_file = format!("{}.verified", file.sha256);
+    // Held for a moment, which notes that it is used.
+    let _in_use = cache.hold(&stamp_file);
     if fs::read_to_string(cache.path(&stamp_file)).is_ok_and(|known| known == stamp) {
         return Ok(());
     }

@@ -3,7 +3,8 @@
 //! Compiled code is trusted when it is loaded, so the directory belongs to the user who runs the program and to nobody else:
 //! it is made with mode 0700, and one that others own or can write to is refused.
 //! Entries appear whole or not at all: they are written beside their place and renamed, and a lock file makes a second
-//! process wait for the first instead of doing the same work.
+//! process wait for the first instead of doing the same work. An entry in use is held ([`InUse`]), so that it is not
+//! removed.
 
 use std::{
     fs::{self, File},
@@ -18,6 +19,16 @@ use rustix::{
     fs::{CWD, RenameFlags, renameat_with},
     io::Errno,
 };
+
+mod in_use;
+mod removal;
+#[cfg(test)]
+mod tests;
+
+pub use in_use::InUse;
+pub(crate) use in_use::age;
+pub(crate) use removal::size_on_disk;
+pub use removal::{Removed, Usage};
 
 /// A directory of the user's own, opened and checked.
 #[derive(Clone, Debug)]
@@ -63,11 +74,27 @@ impl Cache {
     /// # Errors
     /// When the lock file cannot be made.
     pub fn lock(&self, name: &str) -> anyhow::Result<Lock> {
-        let path = self.path(&format!("{name}.lock"));
-        let file = File::create(&path)
-            .and_then(|file| file.lock().map(|()| file))
-            .with_context(|| format!("the lock file {} cannot be taken", path.display()))?;
+        let path = self.path(&format!("{name}{LOCK}"));
+        let take = || loop {
+            let file = File::create(&path)?;
+            file.lock()?;
+            // Whoever held it may have removed the file meanwhile; the next process would lock another.
+            if in_use::is_at(&file, &path) {
+                return Ok(file);
+            }
+        };
+        let file: io::Result<File> = take();
+        let file = file.with_context(|| format!("the lock file {} cannot be taken", path.display()))?;
         Ok(Lock { name: name.to_owned(), _file: file })
+    }
+
+    /// Holds the entry `name`, so that it is not removed, and notes that it is used; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn hold(&self, name: &str) -> anyhow::Result<Option<InUse>> {
+        let path = self.path(name);
+        InUse::of(&path).with_context(|| format!("{} cannot be opened", path.display()))
     }
 
     /// Writes the file `name` whole: beside its place first, then renamed.
@@ -134,6 +161,9 @@ impl Cache {
     }
 }
 
+/// Follows an entry's name in that of its lock file.
+const LOCK: &str = ".lock";
+
 /// Holds a lock of [`Cache::lock`]; the operating system frees it when the process dies.
 #[derive(Debug)]
 pub struct Lock {
@@ -141,8 +171,9 @@ pub struct Lock {
     _file: File,
 }
 
-fn remove_if_there(directory: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(directory) {
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    match if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) } {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -175,76 +206,4 @@ fn make_private(directory: &Path) -> anyhow::Result<()> {
     // A directory that exists but cannot be written is found here and not after seconds of compiling.
     tempfile::tempfile_in(directory)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn a_new_cache_directory_is_private() {
-        let outer = tempfile::tempdir().unwrap();
-        let place = outer.path().join("a/b");
-        Cache::open(Some(&place)).unwrap();
-        assert_eq!(fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o700);
-    }
-
-    #[test]
-    fn a_directory_that_others_may_write_is_refused() {
-        let outer = tempfile::tempdir().unwrap();
-        fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let error = format!("{:#}", Cache::open(Some(outer.path())).unwrap_err());
-        assert!(error.contains("others may write to it (mode 0777)"), "{error}");
-        assert!(error.contains("--cache-dir"), "{error}");
-    }
-
-    #[test]
-    fn a_published_directory_replaces_the_one_before_it_whole() {
-        let outer = tempfile::tempdir().unwrap();
-        let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();
-        for content in ["one", "two"] {
-            let lock = cache.lock("entry").unwrap();
-            cache.publish_directory(&lock, |directory| Ok(fs::write(directory.join(content), content)?)).unwrap();
-        }
-        assert!(!cache.path("entry").join("one").exists());
-        assert_eq!(fs::read_to_string(cache.path("entry").join("two")).unwrap(), "two");
-        assert_eq!(names(&cache), ["entry", "entry.lock"], "nothing else is left behind");
-    }
-
-    #[test]
-    fn a_failed_fill_leaves_what_was_there() {
-        let outer = tempfile::tempdir().unwrap();
-        let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();
-        let lock = cache.lock("entry").unwrap();
-        cache.publish_directory(&lock, |directory| Ok(fs::write(directory.join("x"), "1")?)).unwrap();
-        cache.publish_directory(&lock, |_| bail!("no")).unwrap_err();
-        assert!(cache.path("entry").join("x").exists());
-        assert_eq!(names(&cache), ["entry", "entry.lock"]);
-    }
-
-    #[test]
-    fn what_a_dead_process_left_half_done_is_swept_away_by_the_next_one() {
-        let outer = tempfile::tempdir().unwrap();
-        let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();
-        for name in [".new-entry", ".old-entry", ".new-other"] {
-            fs::create_dir(cache.path(name)).unwrap();
-            fs::write(cache.path(name).join("half"), "1").unwrap();
-        }
-        let lock = cache.lock("entry").unwrap();
-        cache.publish_directory(&lock, |directory| Ok(fs::write(directory.join("x"), "1")?)).unwrap();
-        assert_eq!(names(&cache), [".new-other", "entry", "entry.lock"]);
-        assert!(!cache.path("entry").join("half").exists());
-        assert!(cache.remove_directory(&lock).unwrap());
-        assert!(!cache.remove_directory(&lock).unwrap());
-        assert_eq!(names(&cache), [".new-other", "entry.lock"]);
-    }
-
-    fn names(cache: &Cache) -> Vec<String> {
-        let entries = fs::read_dir(cache.path("")).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
 }

@@ -56,25 +56,6 @@ pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
 pub use start::Preload;
 
-/// The rewriter's own source: what it makes of a module is cached under a key that this is part of.
-pub const SOURCE: &str = concat!(
-    include_str!("bodies.rs"),
-    include_str!("changes.rs"),
-    include_str!("children.rs"),
-    include_str!("evidence.rs"),
-    include_str!("facts.rs"),
-    include_str!("hooks.rs"),
-    include_str!("image.rs"),
-    include_str!("invoke.rs"),
-    include_str!("longjmp.rs"),
-    include_str!("mod.rs"),
-    include_str!("module.rs"),
-    include_str!("rewrite.rs"),
-    include_str!("semaphores.rs"),
-    include_str!("start.rs"),
-    include_str!("targets.rs"),
-);
-
 /// Name of an exported mutable `i32` global: where it is not zero, another process of the cluster makes the checkpoints.
 pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
 

@@ -19,6 +19,7 @@ mod snapshot;
 mod store;
 
 pub use recipe::{Recipe, Script};
+pub(crate) use shelf::Remakeable;
 pub use shelf::{Shelf, Summary};
 pub use store::Templates;
 pub(crate) use store::{DEFAULT, Template, TemplateError};

@@ -5,7 +5,6 @@
 
 use std::{
     fs::{self, Metadata},
-    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -14,10 +13,10 @@ use std::{
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::{recipe::Recipe, record};
+use super::{DEFAULT, recipe::Recipe, record, snapshot};
 use crate::engine::{
     artefact::hex_digest,
-    cache::{Cache, Lock},
+    cache::{Cache, InUse, Lock, Usage, size_on_disk},
 };
 
 const LABEL: &str = "label";
@@ -63,6 +62,17 @@ impl Edition {
     fn of(metadata: &Metadata) -> Self {
         Self { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) }
     }
+}
+
+/// What of a template can be made again without losing anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Remakeable {
+    /// All of it.
+    Whole,
+    /// These of its files, which take so many bytes on disk.
+    Parts { names: &'static [&'static str], size: u64 },
+    /// Nothing.
+    Nothing,
 }
 
 /// The templates on disk.
@@ -177,6 +187,32 @@ impl Shelf {
         })
     }
 
+    /// Keeps the template `name` from being removed for not being used; `None` when there is none.
+    pub(super) fn hold(&self, name: &str) -> anyhow::Result<Option<InUse>> {
+        self.directory.hold(&entry(name))
+    }
+
+    /// The directory of all templates.
+    pub(crate) fn directory(&self) -> &Cache {
+        &self.directory
+    }
+
+    /// What the template in an entry of [`Shelf::directory`] is called, and what of it can be made again: all of the
+    /// one that is there without being prepared; what another program than `program` has built of any other, which this
+    /// one cannot use; nothing of one that cannot be read.
+    pub(crate) fn remakeable(&self, usage: &Usage, program: &str) -> (String, Remakeable) {
+        let directory = self.directory.path(&usage.name);
+        let Ok(label) = read_label(&directory) else { return (usage.name.clone(), Remakeable::Nothing) };
+        let remakeable = match self.recipe(&label.name) {
+            Ok(Some(recipe)) if label.name == DEFAULT && recipe == Recipe::empty(DEFAULT) => Remakeable::Whole,
+            Ok(_) if label.program.ends_with(program) => Remakeable::Nothing,
+            Ok(Some(_)) => parts(&directory, &snapshot::ALL),
+            Ok(None) => parts(&directory, &snapshot::BUILT),
+            Err(_) => Remakeable::Nothing,
+        };
+        (label.name, remakeable)
+    }
+
     fn directories(&self) -> anyhow::Result<Vec<PathBuf>> {
         let directory = self.directory.path("");
         let entries = fs::read_dir(&directory).with_context(|| format!("{} cannot be read", directory.display()))?;
@@ -192,24 +228,15 @@ fn entry(name: &str) -> String {
     format!("{readable}-{}", &hex_digest(&[name.as_bytes()])[..16])
 }
 
-fn read_label(directory: &Path) -> anyhow::Result<Label> {
-    record::read(&directory.join(LABEL))
+fn parts(directory: &Path, names: &'static [&'static str]) -> Remakeable {
+    match names.iter().filter_map(|name| size_on_disk(&directory.join(name)).ok()).sum() {
+        0 => Remakeable::Nothing,
+        size => Remakeable::Parts { names, size },
+    }
 }
 
-/// Bytes on disk of everything in `directory`, which holes are not.
-fn size_on_disk(directory: &Path) -> io::Result<u64> {
-    /// What `st_blocks` counts, in bytes (POSIX leaves it open; Linux, stat(2)).
-    const BLOCK: u64 = 512;
-    let mut size = 0;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        size += metadata.blocks() * BLOCK;
-        if metadata.is_dir() {
-            size += size_on_disk(&entry.path())?;
-        }
-    }
-    Ok(size)
+fn read_label(directory: &Path) -> anyhow::Result<Label> {
+    record::read(&directory.join(LABEL))
 }
 
 #[cfg(test)]

@@ -40,6 +40,11 @@ const FILES: &str = "files";
 const STATE: &str = "state";
 const FIRST_PAGES: &str = "first-pages";
 
+/// What a snapshot has besides the cluster's files, from which it can be made again.
+pub(super) const BUILT: [&str; 3] = [STATE, MEMORY, FIRST_PAGES];
+/// All of a snapshot.
+pub(super) const ALL: [&str; 4] = [STATE, MEMORY, FIRST_PAGES, FILES];
+
 /// A captured backend.
 pub(crate) struct Snapshot {
     state: State,

@@ -19,32 +19,21 @@ use super::{
     snapshot::Snapshot,
 };
 use crate::{
-    backend::{BOOTSTRAP_USER, Backend, FIXED_PARAMETERS, START_PARAMETERS, program::Program},
+    backend::{Backend, program::Program},
     engine::{
+        Compiler,
         artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
-        cache::{Cache, Lock},
+        cache::{Cache, InUse, Lock},
         on_wasm_stack, spinner,
     },
     fs::{Console, FrozenTree, Tree, open_bundle},
     icu::IcuData,
     log::LogSink,
+    sources,
 };
 
 /// The template that is there without being prepared.
 pub(crate) const DEFAULT: &str = "postgres";
-
-/// How clusters are made, booted, warmed and captured, and what is stored of them; a template that was made in another way is built again.
-const SOURCE: &str = concat!(
-    include_str!("../engine/artefact/extensions.rs"),
-    include_str!("../backend/registers.rs"),
-    include_str!("../fs/files/mod.rs"),
-    include_str!("../guest/commands.rs"),
-    include_str!("../guest/dylink/mod.rs"),
-    include_str!("../image.rs"),
-    include_str!("initdb.rs"),
-    include_str!("build.rs"),
-    include_str!("snapshot.rs")
-);
 
 /// The templates of one program.
 pub struct Templates {
@@ -55,6 +44,8 @@ pub struct Templates {
     shelf: Shelf,
     log: LogSink,
     pool: Pool,
+    /// Held once it was opened: what runs on its files is not known here.
+    cluster: Mutex<Option<InUse>>,
     in_use: Mutex<HashMap<String, (Edition, Arc<Template>)>>,
 }
 
@@ -64,6 +55,7 @@ pub(crate) struct Template {
     /// The database in it, which its clones are connected to.
     pub(crate) database: String,
     pub(crate) snapshot: Snapshot,
+    _in_use: InUse,
 }
 
 impl Template {
@@ -107,7 +99,8 @@ impl Templates {
         let program = Arc::new(Program::load(&artefact, &cache)?);
         let pool = Pool::new(program.clone(), warm)?;
         let shelf = Shelf::of(&cache)?;
-        Ok(Self { program, artefact, icu, cache, shelf, log, pool, in_use: Mutex::default() })
+        let (cluster, in_use) = Default::default();
+        Ok(Self { program, artefact, icu, cache, shelf, log, pool, cluster, in_use })
     }
 
     pub(crate) fn program(&self) -> &Arc<Program> {
@@ -179,8 +172,8 @@ impl Templates {
             Err(error) => return Err(unusable(name, error).into()),
         };
         if label.program == self.key() {
-            match Snapshot::open(&self.program, &self.shelf.path(name)) {
-                Ok(snapshot) => return Ok(Template { name: label.name, database: label.database, snapshot }),
+            match self.open_built(&label) {
+                Ok(template) => return Ok(template),
                 Err(error) => tracing::warn!("building the template {name:?} again, because {error:#}"),
             }
         } else {
@@ -191,6 +184,14 @@ impl Templates {
             Ok(None) => Ok(self.build_from_own_files(lock, label)?),
             Err(error) => Err(unusable(name, error).into()),
         }
+    }
+
+    /// Opens the template of that label, whose lock is held.
+    fn open_built(&self, label: &Label) -> anyhow::Result<Template> {
+        let directory = self.shelf.path(&label.name);
+        let in_use = self.shelf.hold(&label.name)?.with_context(|| format!("{} is gone", directory.display()))?;
+        let snapshot = Snapshot::open(&self.program, &directory)?;
+        Ok(Template { name: label.name.clone(), database: label.database.clone(), snapshot, _in_use: in_use })
     }
 
     /// Builds the template `name` from `recipe`, replacing one of the same name.
@@ -248,12 +249,10 @@ impl Templates {
         progress: &ProgressBar,
     ) -> anyhow::Result<Template> {
         progress.set_message(format!("starting the template {}", label.name));
-        let directory = self
-            .shelf
+        self.shelf
             .publish(lock, label, recipe, |directory| self.builder(progress).capture(files, &label.database, directory))
             .with_context(|| format!("the template {:?} cannot be built", label.name))?;
-        let snapshot = Snapshot::open(&self.program, &directory)?;
-        Ok(Template { name: label.name.clone(), database: label.database.clone(), snapshot })
+        self.open_built(label)
     }
 
     fn builder<'a>(&'a self, progress: &'a ProgressBar) -> Builder<'a> {
@@ -262,9 +261,14 @@ impl Templates {
 
     /// The files of a new cluster, made once.
     pub(crate) fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
-        let entry = format!("cluster-{}", &self.key()[..32]);
+        let entry = format!("cluster-{}", &hex_digest(&[self.key().as_bytes()])[..32]);
         let directory = self.cache.path(&entry);
         let lock = self.cache.lock(&entry)?;
+        let hold = || -> anyhow::Result<()> {
+            *self.cluster.lock() = self.cache.hold(&entry)?;
+            Ok(())
+        };
+        hold()?;
         match FrozenTree::open(&directory) {
             Ok(cluster) => return Ok(cluster),
             Err(error) if directory.exists() => tracing::warn!("running initdb again, because {error}"),
@@ -275,22 +279,24 @@ impl Templates {
         let cluster =
             on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, &self.icu, bundle, &self.log))??;
         self.cache.publish_directory(&lock, |directory| Ok(cluster.write_to(directory)?))?;
+        hold()?;
         progress.finish_and_clear();
         Ok(FrozenTree::open(&directory)?)
     }
 
     /// Everything besides its recipe or files that decides how a template looks.
     fn key(&self) -> String {
-        hex_digest(&[
-            self.program.key().as_bytes(),
-            env!("CARGO_PKG_VERSION").as_bytes(),
-            START_PARAMETERS.join(" ").as_bytes(),
-            FIXED_PARAMETERS.join(" ").as_bytes(),
-            BOOTSTRAP_USER.as_bytes(),
-            self.icu.digest(),
-            SOURCE.as_bytes(),
-        ])
+        format!("{}-{}", hex_digest(&[self.icu.digest()]), template_key(&self.program.key()))
     }
+
+    /// The end of what templates of this program are labelled with, whichever data of ICU they have; loads nothing.
+    pub(crate) fn program_in(cache: &Cache) -> anyhow::Result<String> {
+        Ok(template_key(&Program::key_with(&Compiler::new(cache.clone())?)))
+    }
+}
+
+fn template_key(program: &str) -> String {
+    hex_digest(&[program.as_bytes(), sources::CONTENTS.as_bytes()])
 }
 
 /// The error about a template that cannot even be built again.

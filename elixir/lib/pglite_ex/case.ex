@@ -29,13 +29,17 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
       * `:on_failure` – `:drop` (default), or `:keep`: when a test fails, its database is frozen
         as a template as it is at that moment, and the URL with which psql gets a clone
         of it is printed. With a transaction left open by the test there is nothing to keep;
-        that is printed then.
+        that is printed then. The last 10 databases that tests run in this directory have left
+        are kept, with `{:keep, count}` as many as that; older ones are dropped.
       * `:async` and others – as for `ExUnit.Case`.
     """
 
     use ExUnit.CaseTemplate
 
-    alias PgliteEx.Gate
+    alias PgliteEx.{Gate, Template}
+
+    # Each takes a few dozen megabytes of the cache.
+    @kept 10
 
     using options do
       {own, _exunit} = Keyword.split(options, [:server, :database, :on_failure])
@@ -79,28 +83,54 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
     @doc false
     @spec run(map, (() -> result)) :: result when result: term
     def run(%{pglite_ex: own} = context, test) do
-      if own[:on_failure] == :keep, do: keep_when_it_fails(context, test), else: test.()
+      case own[:on_failure] do
+        :keep ->
+          keep_when_it_fails(context, test, @kept)
+
+        {:keep, count} when is_integer(count) and count > 0 ->
+          keep_when_it_fails(context, test, count)
+
+        drop when drop in [:drop, nil] ->
+          test.()
+      end
     end
 
-    defp keep_when_it_fails(context, test) do
+    defp keep_when_it_fails(context, test, count) do
       test.()
     catch
       kind, reason ->
         stacktrace = __STACKTRACE__
-        IO.puts(keep(context))
+        IO.puts(keep(context, count))
         :erlang.raise(kind, reason, stacktrace)
     end
 
     # In the test's own process: when it has ended, its connections are gone.
-    defp keep(%{pglite_gate: gate, pglite_ex: own} = context) do
+    defp keep(%{pglite_gate: gate, pglite_ex: own} = context, count) do
       name = "failed_" <> Base.encode16(:crypto.strong_rand_bytes(4), case: :lower)
 
-      case Gate.freeze(gate, name) do
+      case Gate.freeze(gate, name, key()) do
         :ok ->
+          drop_all_but(own[:server], count)
+
           "\nThe database of \"#{context.test}\" is kept: psql #{PgliteEx.url(own[:server], name)}"
 
         {:error, error} ->
           "\nThe database of \"#{context.test}\" is not kept: #{Exception.message(error)}"
+      end
+    end
+
+    # Others that use the same cache have directories of their own, and their failures are theirs.
+    defp key, do: "failed in #{File.cwd!()}"
+
+    # What cannot be listed or dropped now goes after the next failure; a test that fails at the same
+    # time may be faster.
+    defp drop_all_but(server, count) do
+      with {:ok, templates} <- Template.list(server) do
+        templates
+        |> Enum.filter(&(&1.key == key()))
+        |> Enum.sort_by(& &1.made_at, {:desc, DateTime})
+        |> Enum.drop(count)
+        |> Enum.each(&Template.drop(server, &1.name))
       end
     end
   end

@@ -28,13 +28,14 @@ defmodule PgliteEx.Gate do
   end
 
   @doc """
-  Freezes the cluster of the gate's oldest connection as the template `name`.
+  Freezes the cluster of the gate's oldest connection as the template `name`, with `key` as in
+  `PgliteEx.Template.freeze/3`.
 
   `{:error, %PgliteEx.Error{code: "08003"}}` when there is none, and `"55006"` while a transaction
   is open on it.
   """
-  @spec freeze(pid, String.t()) :: :ok | {:error, Error.t()}
-  def freeze(gate, name) do
+  @spec freeze(pid, String.t(), nil | String.t()) :: :ok | {:error, Error.t()}
+  def freeze(gate, name, key \\ nil) do
     connections = DynamicSupervisor.which_children(Server.child(gate, Connection))
 
     identities =
@@ -44,7 +45,7 @@ defmodule PgliteEx.Gate do
 
     case Enum.sort_by(identities, & &1.id) do
       [] -> {:error, %Error{code: "08003", message: "no connection to freeze is open"}}
-      [oldest | _] -> Template.freeze_identity(oldest, name, nil)
+      [oldest | _] -> Template.freeze_identity(oldest, name, key)
     end
   end
 

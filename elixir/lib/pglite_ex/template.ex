@@ -17,10 +17,16 @@ defmodule PgliteEx.Template do
   alias PgliteEx.{Connection, Error, RawConnection, Server, Telemetry, WasmPort, Workshop}
 
   @typedoc """
-  A template: its name, the database in it, the key it was prepared with, and its size on disk in
-  bytes.
+  A template: its name, the database in it, the key it was prepared with, its size on disk in
+  bytes, and when it was made.
   """
-  @type t :: %{name: String.t(), database: String.t(), key: String.t(), size: non_neg_integer}
+  @type t :: %{
+          name: String.t(),
+          database: String.t(),
+          key: String.t(),
+          size: non_neg_integer,
+          made_at: DateTime.t()
+        }
 
   # Freezing writes the cluster's image, a few dozen megabytes, to the disk.
   @freeze_timeout 60_000
@@ -68,7 +74,7 @@ defmodule PgliteEx.Template do
   @doc """
   The templates that there are.
 
-      {:ok, [%{name: "my_app_test", database: "my_app_test", key: "9f86…", size: 4_194_304}]} =
+      {:ok, [%{name: "my_app_test", key: "9f86…", size: 4_194_304, made_at: ~U[…]}]} =
         PgliteEx.Template.list(server)
   """
   @spec list(PgliteEx.server()) :: {:ok, [t]} | {:error, Error.t()}
@@ -79,8 +85,16 @@ defmodule PgliteEx.Template do
   # Every template's options begin with its name.
   defp group([{"name", name} | options]) do
     {own, others} = Enum.split_while(options, fn {key, _value} -> key != "name" end)
-    %{"database" => database, "key" => key, "size" => size} = Map.new(own)
-    template = %{name: name, database: database, key: key, size: String.to_integer(size)}
+    %{"database" => database, "key" => key, "size" => size, "made" => made} = Map.new(own)
+
+    template = %{
+      name: name,
+      database: database,
+      key: key,
+      size: String.to_integer(size),
+      made_at: made |> String.to_integer() |> DateTime.from_unix!(:microsecond)
+    }
+
     [template | group(others)]
   end
 

@@ -83,6 +83,41 @@ defmodule PgliteEx.CaseTest do
     assert {"found\n", 0} = System.cmd("psql", [url, "-Atc", "select what from evidence"])
   end
 
+  @tag :freeze
+  test "of the databases that failed tests leave, the oldest go first", context do
+    server = :case_test_server
+    {:ok, _client} = connect(context.connection_opts)
+    # Somebody else's, who runs tests elsewhere.
+    :ok = PgliteEx.Gate.freeze(context.pglite_gate, "failed_elsewhere", "failed in /elsewhere")
+
+    fail = fn on_failure ->
+      context = put_in(context.pglite_ex, server: server, on_failure: on_failure)
+
+      output =
+        ExUnit.CaptureIO.capture_io(fn ->
+          catch_throw(PgliteEx.Case.run(context, fn -> throw(:failure) end))
+        end)
+
+      [name] = Regex.run(~r/failed_[0-9a-f]+/, output)
+      name
+    end
+
+    kept = fn ->
+      {:ok, templates} = PgliteEx.Template.list(server)
+      names = for %{key: "failed in " <> _, name: name} <- templates, do: name
+      Enum.sort(names -- ["failed_elsewhere"])
+    end
+
+    first = fail.({:keep, 1})
+    assert kept.() == [first]
+    second = fail.(:keep)
+    assert kept.() == Enum.sort([first, second])
+    third = fail.({:keep, 2})
+    assert kept.() == Enum.sort([second, third])
+    assert :ok = PgliteEx.Template.drop(server, "failed_elsewhere")
+    assert Enum.each(kept.(), &PgliteEx.Template.drop(server, &1)) == :ok
+  end
+
   test "every test of a module is wrapped", context do
     defmodule Failing do
       # As `use PgliteEx.Case` does, without becoming a part of this run.

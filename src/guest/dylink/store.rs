@@ -12,7 +12,7 @@ use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExpor
 use super::{super::Guest, layout::Layout, link::main_name};
 use crate::{
     engine::{Compiler, artefact::hex_digest},
-    instrument,
+    instrument, sources,
 };
 
 /// A compiled side module, the same for every guest.
@@ -123,7 +123,7 @@ impl LibraryStore {
     }
 }
 
-/// What stands for a compiled module in the cache: what it was made of, and the rewriter that made it.
+/// What stands for a compiled module in the cache: what it was made of, and the sources that made it.
 fn key(origin: &str) -> String {
-    hex_digest(&[origin.as_bytes(), instrument::SOURCE.as_bytes()])
+    hex_digest(&[origin.as_bytes(), sources::CODE.as_bytes()])
 }
