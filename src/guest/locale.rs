@@ -48,13 +48,11 @@ fn compute<T>(
     hook: Hook,
     computation: impl FnOnce(&Caller<'_, Guest>) -> wasmtime::Result<T>,
 ) -> wasmtime::Result<T> {
-    match catch(|| computation(caller)) {
-        Ok(result) => result,
-        Err(Panicked) => {
-            let message = format!("the host function {} failed; the program's log says how", hook.name());
-            Err(report::error(caller, "XX000", &message))
-        }
+    if let Ok(result) = catch(|| computation(caller)) {
+        return result;
     }
+    let message = format!("the host function {} failed; the program's log says how", hook.name());
+    Err(report::error(caller, "XX000", &message))
 }
 
 /// A computation panicked.
