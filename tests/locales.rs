@@ -145,6 +145,50 @@ fn a_collation_without_its_data_is_refused_with_the_way_to_get_them() {
 }
 
 #[test]
+fn rules_that_import_a_collation_without_its_data_are_refused() {
+    in_both_modes(|client| {
+        for (rules, collation) in [
+            ("[import sv]", "sv"),
+            ("&a < b [ import  de-u-co-phonebk ]", "de-u-co-phonebk"),
+            ("[import fr-CA]&a < b", "fr-CA"),
+        ] {
+            let sql = format!("create collation c (provider = icu, locale = 'und', rules = '{rules}')");
+            let error = failure(client, &sql);
+            assert_eq!(error.code().code(), "0A000", "{sql}: {error}");
+            assert!(error.message().contains(&format!("\"{collation}\"")), "{error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("--icu-data")), "{error:?}");
+        }
+        for rules in ["[import und]&a < z", "[import en-US]&a < z", "&a < z # [import sv]"] {
+            let sql = format!("create collation c (provider = icu, locale = 'und', rules = '{rules}')");
+            client.batch_execute(&sql).expect(rules);
+            assert_eq!(rows(client, "select 'z' < 'b' collate c"), ["t"], "{rules}");
+            client.batch_execute("drop collation c").expect("dropped");
+        }
+    });
+}
+
+#[test]
+fn a_locale_that_is_not_ascii_is_one_that_is_not_known() {
+    in_both_modes(|client| {
+        client.batch_execute("set icu_validation_level = warning").expect("set");
+        for locale in ["en-éab", "en_éab@collation=x", "en-aéb", "日本-語語"] {
+            // The outcome is ICU's; the cluster goes on.
+            for sql in [
+                format!("create collation pg_temp.x (provider = icu, locale = '{locale}')"),
+                format!("create database d template template0 locale_provider icu icu_locale '{locale}'"),
+            ] {
+                if let Err(error) = client.batch_execute(&sql) {
+                    let code = error.code().map(postgres::error::SqlState::code);
+                    assert!(code.is_some_and(|code| code != "XX000"), "{sql}: {error}");
+                }
+                client.batch_execute("drop collation if exists pg_temp.x").expect(&sql);
+                client.batch_execute("drop database if exists d").expect(&sql);
+            }
+        }
+    });
+}
+
+#[test]
 fn locales_that_the_c_library_does_not_have_are_refused_as_glibc_does() {
     in_both_modes(|client| {
         for (sql, message) in [

@@ -100,7 +100,8 @@ impl Locale {
         let extensions = subtags.iter().position(|subtag| subtag.len() == 1).unwrap_or(subtags.len());
         let (subtags, extensions) = subtags.split_at(extensions);
         let (mut script, mut region, mut is_posix) = (None, None, false);
-        for subtag in subtags.iter().skip(1) {
+        // Tags are ASCII (RFC 5646, 2.1); anything else names neither a script nor a region.
+        for subtag in subtags.iter().skip(1).filter(|subtag| subtag.is_ascii()) {
             match subtag.len() {
                 _ if subtag == "posix" => is_posix = true,
                 4 if script.is_none() => script = Some(capitalized(subtag)),
@@ -132,12 +133,17 @@ impl Locale {
 }
 
 fn capitalized(script: &str) -> String {
-    let (first, rest) = script.split_at(1);
-    format!("{}{rest}", first.to_ascii_uppercase())
+    let mut capitalized = script.to_owned();
+    if let Some(first) = capitalized.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    capitalized
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn lacks(locale: &str) -> Option<String> {
@@ -183,6 +189,31 @@ mod tests {
             let file = if locale.starts_with("de") { "de" } else { collation };
             let path = format!("{DIRECTORY}/coll/{}.res", file.replace('-', "_"));
             assert_eq!(lacking(locale, |asked| asked == path), None, "{locale}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_ascii_is_no_part_of_a_locale() {
+        for locale in ["en-éab", "en_éab@collation=x", "en-aéb-CA", "éab", "en-日", "en-u-é-co"] {
+            assert_eq!(lacks(locale), None, "{locale}");
+        }
+        assert_eq!(lacks("fr-éab-CA").as_deref(), Some("fr-CA"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_can_be_a_locale(
+            text: String,
+            subtags in prop::collection::vec("(?s)[a-z]{0,3}.{0,4}", 0..6),
+            separators in prop::collection::vec("[-_@=;]", 6),
+        ) {
+            let tag: String = subtags.iter().zip(&separators).flat_map(|(tag, separator)| [tag.as_str(), separator]).collect();
+            for locale in [text.clone(), format!("en-{text}@collation={text}"), format!("fr-{tag}"), tag] {
+                if let Some(lacking) = lacking(&locale, |_| false) {
+                    prop_assert!(lacking.collation.is_ascii(), "{locale:?}: {lacking:?}");
+                }
+                prop_assert_eq!(super::lacking(&locale, |_| true), None);
+            }
         }
     }
 

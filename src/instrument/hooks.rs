@@ -49,11 +49,14 @@ pub enum Hook {
     /// `open_collator(locale)`: ICU is about to open the collator of the locale whose NUL-terminated name is at that address. The
     /// host raises an SQL error where ICU would fall back to another language's.
     OpenCollator,
+    /// `import_rules(importer, locale, type)`: ICU is about to read the rules that others import from the locale and the type of
+    /// collation whose NUL-terminated names are at these addresses. The host raises an SQL error as at [`Self::OpenCollator`].
+    ImportRules,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -68,6 +71,7 @@ impl Hook {
         Self::ToUpper,
         Self::ToLower,
         Self::OpenCollator,
+        Self::ImportRules,
     ];
 
     /// The name under which it is imported.
@@ -88,6 +92,7 @@ impl Hook {
             Self::ToUpper => "to_upper",
             Self::ToLower => "to_lower",
             Self::OpenCollator => "open_collator",
+            Self::ImportRules => "import_rules",
         }
     }
 
@@ -104,6 +109,7 @@ impl Hook {
             | Self::ToLower
             | Self::OpenCollator => &[ValType::I32],
             Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
+            Self::ImportRules => &[ValType::I32, ValType::I32, ValType::I32],
         }
     }
 

@@ -360,4 +360,11 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["pg_ucol_open", "pg_locale_icu.c"]),
         changes: &[Change::Enter(Hook::OpenCollator)],
     },
+    // What ICU's parser of rules calls for an [import]. CollationLoader::loadRules (icu4c/source/i18n/ucol_res.cpp) is inlined.
+    Target {
+        name: "BundleImporter::getRules",
+        shape: shape(6, 0),
+        evidence: Evidence::Mentions(&["collations", "Sequence"]),
+        changes: &[Change::Enter(Hook::ImportRules)],
+    },
 ];
