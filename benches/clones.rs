@@ -1,9 +1,10 @@
-//! What an isolated connection costs: time to its first answer, private memory, reset. The aims are those of the project.
+//! What an isolated connection costs: time to its first answer, private memory, reset. The aims are those of the
+//! project.
 //!
 //! `cargo bench --bench clones -- first|warm|memory|live|process|reset` measures only that.
 //!
-//! Memory is `Private_Dirty` and `Pss` of `/proc/self/smaps_rollup`. Clients are in this process, so that neither sockets nor frames are measured,
-//! but the connection's thread is.
+//! Memory is `Private_Dirty` and `Pss` of `/proc/self/smaps_rollup`. Clients are in this process, so that neither
+//! sockets nor frames are measured, but the connection's thread is.
 
 #[path = "support/rows.rs"]
 mod rows;

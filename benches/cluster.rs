@@ -1,6 +1,7 @@
 //! What the sessions of one cluster cost, and what they cost each other; pgbench beside native PostgreSQL.
 //!
-//! Clients are in this process but for pgbench's, so that neither sockets nor frames are measured, but the sessions' threads are.
+//! Clients are in this process but for pgbench's, so that neither sockets nor frames are measured, but the sessions'
+//! threads are.
 
 #[path = "support/rows.rs"]
 mod rows;
@@ -143,7 +144,8 @@ fn beside_a_long_query(connections: &Arc<Connections>) -> Row {
     });
     let mut answers = Vec::new();
     while computes.load(Ordering::Acquire) {
-        // One that asks again at once is answered many times before the other one is back on its processor: those answers would hide the ones that waited.
+        // One that asks again at once is answered many times before the other one is back on its processor: those
+        // answers would hide the ones that waited.
         thread::sleep(Duration::from_millis(1));
         let start = Instant::now();
         other.values("SELECT 1");

@@ -1,4 +1,5 @@
-//! What one session costs: inside the process, over a socket, and from the start of the program; beside PGlite on Node.js.
+//! What one session costs: inside the process, over a socket, and from the start of the program; beside PGlite on
+//! Node.js.
 
 mod support;
 
@@ -228,7 +229,8 @@ struct Socket {
 }
 
 impl Socket {
-    /// Sends a message and reads until the server is ready for the next one. Returns the type of the first message of its answer.
+    /// Sends a message and reads until the server is ready for the next one. Returns the type of the first message of
+    /// its answer.
     fn ask(&mut self, message: &[u8]) -> u8 {
         self.stream.write_all(message).expect("the server reads");
         let (mut filled, mut first) = (0, None);

@@ -27,7 +27,8 @@ pub mod cache;
 /// `PostgreSQL` stops recursion by itself before that: see `guest::stack`.
 pub const WASM_STACK: usize = 34 << 20;
 
-/// The stack of a thread that runs wasm: [`WASM_STACK`] and room for the host functions at its end. Untouched pages cost nothing.
+/// The stack of a thread that runs wasm: [`WASM_STACK`] and room for the host functions at its end. Untouched pages
+/// cost nothing.
 pub const THREAD_STACK: usize = WASM_STACK + (4 << 20);
 
 /// Runs `work`, which runs wasm, on a thread with a stack of [`THREAD_STACK`], and waits for it.
@@ -78,10 +79,11 @@ impl Compiler {
         format!("{:016x}", std::hash::Hasher::finish(&hasher))
     }
 
-    /// Loads the compiled form of a wasm module from the cache, or compiles the module that `wasm` makes and keeps the result.
+    /// Loads the compiled form of a wasm module from the cache, or compiles the module that `wasm` makes and keeps
+    /// the result.
     ///
-    /// `name` is for people; `key` stands for everything that decides what `wasm` returns. Loading takes milliseconds, compiling
-    /// the backend seconds, during which a terminal on stderr shows that something happens.
+    /// `name` is for people; `key` stands for everything that decides what `wasm` returns. Loading takes
+    /// milliseconds, compiling the backend seconds, during which a terminal on stderr shows that something happens.
     ///
     /// # Errors
     /// Those of `wasm` and of the compilation, and when the cache cannot be written.
@@ -109,7 +111,8 @@ impl Compiler {
             .with_context(|| format!("{name} cannot be compiled"))?;
         progress.finish_and_clear();
         let path = self.cache.publish_file(&entry, &compiled)?;
-        // SAFETY: the file was written by this process from Wasmtime's own output, into a directory that only this user can write.
+        // SAFETY: the file was written by this process from Wasmtime's own output, into a directory that only this
+        // user can write.
         let module = unsafe { Module::deserialize_file(&self.engine, &path) }
             .map_err(anyhow::Error::from)
             .with_context(|| format!("{} cannot be loaded", path.display()))?;
@@ -126,7 +129,8 @@ impl Compiler {
                 return None;
             }
         };
-        // SAFETY: `Cache` has checked that only this user can write the directory, and entries are renamed into it whole.
+        // SAFETY: `Cache` has checked that only this user can write the directory, and entries are renamed into it
+        // whole.
         match unsafe { Module::deserialize_file(&self.engine, &path) } {
             Ok(module) => {
                 self.in_use.lock().push(in_use);

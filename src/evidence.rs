@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use pglite_port::instrument::Instrumented;
 use serde_json::Value;
 
-/// Prints every function with its index and evidence, then every fact with its address, each on a line; a reader that has seen enough is no error.
+/// Prints every function with its index and evidence, then every fact with its address, each on a line; a reader that
+/// has seen enough is no error.
 pub(crate) fn print(instrumented: &Instrumented) -> io::Result<()> {
     match write(&mut io::stdout().lock(), instrumented) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

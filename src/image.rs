@@ -1,8 +1,9 @@
 //! The contents of a linear memory on disk, mapped copy-on-write over the memories of instances.
 //!
-//! Nothing is copied when an instance gets its contents, and the pages that it does not write are shared with every other instance of
-//! every process. What an image does not cover is zero. This is done over Wasmtime's own mapping rather than with data segments in a module
-//! (which Wasmtime maps in the same way), because nothing has to be compiled for it.
+//! Nothing is copied when an instance gets its contents, and the pages that it does not write are shared with every
+//! other instance of every process. What an image does not cover is zero. This is done over Wasmtime's own mapping
+//! rather than with data segments in a module (which Wasmtime maps in the same way), because nothing has to be
+//! compiled for it.
 
 use std::{
     fs::File,
@@ -28,8 +29,8 @@ use crate::fs::is_zero;
 /// Bytes in a page of WebAssembly memory.
 const WASM_PAGE: u64 = 1 << 16;
 
-/// Zeros of at least this many bytes are left out of an image. Every gap costs one more mapping for each instance; smaller
-/// gaps cost nothing but address space, because they are holes in the file.
+/// Zeros of at least this many bytes are left out of an image. Every gap costs one more mapping for each instance;
+/// smaller gaps cost nothing but address space, because they are holes in the file.
 const GAP: usize = 1 << 20;
 
 /// The contents of a memory.
@@ -76,7 +77,8 @@ impl Shape {
 }
 
 impl Image {
-    /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns what [`Image::open`] needs besides.
+    /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns what
+    /// [`Image::open`] needs besides.
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Shape> {
         let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
         let write = || {
@@ -88,7 +90,8 @@ impl Image {
         Ok(shape)
     }
 
-    /// An image of `bytes` without what is in `excluded`, kept in memory of the operating system's rather than in a file.
+    /// An image of `bytes` without what is in `excluded`, kept in memory of the operating system's rather than in a
+    /// file.
     pub(crate) fn in_memory(bytes: &[u8], excluded: &[Range<u32>]) -> anyhow::Result<Self> {
         let mut extents = extents(bytes);
         for excluded in excluded {
@@ -122,9 +125,10 @@ impl Image {
         let base = memory.data_ptr(&*store);
         for (extent, offset) in self.shape.placed() {
             let length = usize::try_from(extent.end - extent.start)?;
-            // SAFETY: `check` found the extent page-aligned and inside the memory, which was just grown to the image's size, does not move
-            // (`memory_may_move(false)`) and is unmapped as a whole when the store is dropped. Nobody holds a reference into it while `store` is
-            // borrowed. Every byte value is valid, and the mapping is private, so that later changes of the file's name or owner do not matter.
+            // SAFETY: `check` found the extent page-aligned and inside the memory, which was just grown to the
+            // image's size, does not move (`memory_may_move(false)`) and is unmapped as a whole when the store is
+            // dropped. Nobody holds a reference into it while `store` is borrowed. Every byte value is valid, and the
+            // mapping is private, so that later changes of the file's name or owner do not matter.
             unsafe {
                 rustix::mm::mmap(
                     base.add(usize::try_from(extent.start)?).cast(),
@@ -153,7 +157,8 @@ pub(crate) struct TouchedPages {
     read: Vec<usize>,
 }
 
-/// When a page of a file is looked at, Linux maps those of its neighbours too that it has at hand: 64 KiB (`fault_around_bytes` in `mm/memory.c`).
+/// When a page of a file is looked at, Linux maps those of its neighbours too that it has at hand: 64 KiB
+/// (`fault_around_bytes` in `mm/memory.c`).
 const NEIGHBOURHOOD: usize = 64 << 10;
 
 impl TouchedPages {
@@ -169,15 +174,18 @@ impl TouchedPages {
         }
     }
 
-    /// Copies those that will be written in `memory`, before anybody looks at them: a page that has been looked at is mapped twice.
+    /// Copies those that will be written in `memory`, before anybody looks at them: a page that has been looked at is
+    /// mapped twice.
     pub(crate) fn copy_written(&self, store: &mut impl AsContextMut, memory: Memory) {
         let (base, size) = (memory.data_ptr(&*store), memory.data_size(&*store));
         for range in self.written.iter().filter(|range| range.start < range.end && range.end <= size) {
             for offset in range.clone().step_by(page_size()) {
-                // SAFETY: the byte lies inside the memory, where every value is valid. Nobody else is there: the store is borrowed for writing, so the guest
-                // does not run and no slice of its memory exists, and no other thread has the signals of a backend that has no client yet.
+                // SAFETY: the byte lies inside the memory, where every value is valid. Nobody else is there: the
+                // store is borrowed for writing, so the guest does not run and no slice of its memory exists, and no
+                // other thread has the signals of a backend that has no client yet.
                 let byte = unsafe { AtomicU8::from_ptr(base.add(offset)) };
-                // It changes nothing, but asks for a page to write to: a fault each takes less time than madvise does with MADV_POPULATE_WRITE.
+                // It changes nothing, but asks for a page to write to: a fault each takes less time than madvise does
+                // with MADV_POPULATE_WRITE.
                 let _ = byte.compare_exchange(black_box(0), 0, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
@@ -187,8 +195,9 @@ impl TouchedPages {
     pub(crate) fn look_at_read(&self, store: &impl AsContext, memory: Memory) {
         let (base, size) = (memory.data_ptr(store), memory.data_size(store));
         for &offset in self.read.iter().filter(|offset| **offset < size) {
-            // SAFETY: the byte lies inside the memory, which nobody writes: the guest does not run while its store is borrowed, and no other thread has the
-            // signals of a backend that has no client yet. The look itself is what is wanted.
+            // SAFETY: the byte lies inside the memory, which nobody writes: the guest does not run while its store is
+            // borrowed, and no other thread has the signals of a backend that has no client yet. The look itself is
+            // what is wanted.
             unsafe { base.add(offset).read_volatile() };
         }
     }

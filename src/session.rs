@@ -1,4 +1,5 @@
-//! What serves clients and what makes their sessions have in common: a request for a session, its end, and the outside's hold on it.
+//! What serves clients and what makes their sessions have in common: a request for a session, its end, and the
+//! outside's hold on it.
 //!
 //! * `mod`: the seam [`Sessions`]
 //! * [`cancel`]: backend keys, and how a session is interrupted
@@ -85,8 +86,8 @@ pub trait Sessions: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// The private memory of the connections that have a cluster of their own: for each `connection`, `memory`, `files` and `sum`, in bytes, then
-    /// the totals of all of them.
+    /// The private memory of the connections that have a cluster of their own: for each `connection`, `memory`,
+    /// `files` and `sum`, in bytes, then the totals of all of them.
     ///
     /// # Errors
     /// When there is no such accounting here.
@@ -94,7 +95,8 @@ pub trait Sessions: Send + Sync + 'static {
         Err(not_available("memory"))
     }
 
-    /// The templates: for each `name`, `database`, `key`, `size` on disk in bytes, and when it was `made`, in microseconds since 1970.
+    /// The templates: for each `name`, `database`, `key`, `size` on disk in bytes, and when it was `made`, in
+    /// microseconds since 1970.
     ///
     /// # Errors
     /// When they cannot be read, or these sessions have no templates.

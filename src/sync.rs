@@ -1,7 +1,7 @@
 //! Locks, conditions and atomic numbers: `parking_lot`'s and the standard library's.
 //!
-//! In tests with the feature `loom` they are those of a model checker, which runs a test once for every order in which its threads can use them:
-//! `cargo test --features loom --lib interleavings`.
+//! In tests with the feature `loom` they are those of a model checker, which runs a test once for every order in
+//! which its threads can use them: `cargo test --features loom --lib interleavings`.
 
 #[cfg(not(all(test, feature = "loom")))]
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -12,7 +12,8 @@ pub(crate) use parking_lot::{Condvar, Mutex};
 #[cfg(all(test, feature = "loom"))]
 pub(crate) use modelled::{AtomicU64, AtomicUsize, Condvar, Mutex};
 
-/// `loom`'s, in the shape of `parking_lot`'s. No time passes in a model: no wait ends because it has lasted long enough.
+/// `loom`'s, in the shape of `parking_lot`'s. No time passes in a model: no wait ends because it has lasted long
+/// enough.
 #[cfg(all(test, feature = "loom"))]
 mod modelled {
     use std::{

@@ -71,7 +71,8 @@ fn a_copy_in_is_cancelled_as_soon_as_there_are_rows_again() {
     session.until(b'G');
     let (process_id, secret) = session.key();
     server.cancel(process_id, &secret);
-    // PostgreSQL does not look at a cancel request while it waits for the client of a COPY (`ProcessClientReadInterrupt`).
+    // PostgreSQL does not look at a cancel request while it waits for the client of a COPY
+    // (`ProcessClientReadInterrupt`).
     session.send(&[wire::message(b'd', b"1\n"), wire::message(b'c', b"")].concat());
     assert_eq!(errors(&session.until_ready()), ["57014"]);
     assert_eq!(session.values("select count(*) from t"), ["0"]);
@@ -117,7 +118,8 @@ fn a_wrong_key_cancels_nothing_and_the_right_one_only_its_own_session() {
     }
     server.cancel(process_id, &secret);
     assert_eq!(errors(&first.until_ready()), ["57014"]);
-    // Had the second been cancelled by one of the others, its answer would be there before that of its own cancel request.
+    // Had the second been cancelled by one of the others, its answer would be there before that of its own cancel
+    // request.
     server.cancel(other.0, &other.1);
     assert_eq!(errors(&second.until_ready()), ["57014"]);
     assert_eq!(second.values("select 'alive'"), ["alive"]);

@@ -1,7 +1,7 @@
 //! A clone answers as a backend that has just been booted on the same files: byte for byte, whatever it is asked.
 //!
-//! What must differ is not asked for (random numbers, times) or made equal before comparing: process id and cancel key, and the numbers that
-//! PostgreSQL gives to new objects, of which a booted backend skips some, as after a crash.
+//! What must differ is not asked for (random numbers, times) or made equal before comparing: process id and cancel
+//! key, and the numbers that PostgreSQL gives to new objects, of which a booted backend skips some, as after a crash.
 
 mod support;
 
@@ -21,7 +21,8 @@ use support::{
     wire::{self, Message},
 };
 
-/// The first number that PostgreSQL gives to an object of a user (`FirstNormalObjectId` in `src/include/access/transam.h`).
+/// The first number that PostgreSQL gives to an object of a user (`FirstNormalObjectId` in
+/// `src/include/access/transam.h`).
 const FIRST_NORMAL_OBJECT: u32 = 16384;
 
 static CLONED: LazyLock<Arc<Connections>> = LazyLock::new(|| with(Start::Clone));
@@ -176,7 +177,8 @@ impl Names {
                 let mut at = 2;
                 while at < message.body.len() {
                     at += message.body[at..].iter().position(|byte| *byte == 0).expect("a name") + 1;
-                    // Table at 0, type at 6, of a field of 18 bytes (PostgreSQL manual, "Message Formats", RowDescription).
+                    // Table at 0, type at 6, of a field of 18 bytes (PostgreSQL manual, "Message Formats",
+                    // RowDescription).
                     for place in [at, at + 6] {
                         let number: &mut [u8; 4] =
                             (&mut message.body[place..place + 4]).try_into().expect("four bytes");

@@ -1,4 +1,5 @@
-//! Clones of a template: what they share with each other, which is nothing that anybody can see, and what becomes of their memory.
+//! Clones of a template: what they share with each other, which is nothing that anybody can see, and what becomes of
+//! their memory.
 
 mod support;
 

@@ -165,8 +165,8 @@ fn connect(connections: &Arc<Connections>) -> Local {
     Local::connect(connections, Connect::default()).0
 }
 
-/// What an answer consists of as text: the values of its rows, the SQLSTATE of its error, the last lines of its notices, channel and payload of
-/// its notifications. Plans are not indented.
+/// What an answer consists of as text: the values of its rows, the SQLSTATE of its error, the last lines of its
+/// notices, channel and payload of its notifications. Plans are not indented.
 fn outcome(answer: &[Message]) -> Vec<String> {
     let texts = |message: &Message| match message.kind {
         b'D' => message.values().iter().map(|value| value.trim_start().to_owned()).collect(),

@@ -1,4 +1,5 @@
-//! What PostgreSQL has freed goes back to the operating system: its sessions' memory while they wait, and its files' at once.
+//! What PostgreSQL has freed goes back to the operating system: its sessions' memory while they wait, and its files'
+//! at once.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! What the parent asks of connections that have a cluster of their own: reset, freeze, their memory, and the templates there are.
+//! What the parent asks of connections that have a cluster of their own: reset, freeze, their memory, and the
+//! templates there are.
 
 mod support;
 

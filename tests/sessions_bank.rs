@@ -34,7 +34,8 @@ const SCHEMA: &str = "\
     create unique index transfer_key on transfer (source, id); \
     create view total as select sum(balance) as sum from account";
 
-/// Errors after which a transaction may be tried again: serialization, deadlock, an overdrawn account, a cancel; and the end of the session.
+/// Errors after which a transaction may be tried again: serialization, deadlock, an overdrawn account, a cancel; and
+/// the end of the session.
 const EXPECTED: [&str; 5] = ["40001", "40P01", "23514", "57014", "57P01"];
 
 /// A session that is replaced when it is killed.
@@ -147,7 +148,8 @@ impl Customer<'_> {
     }
 }
 
-/// Lets so many customers work while `disturb` is called again and again, and checks the books then. How many transfers were acknowledged.
+/// Lets so many customers work while `disturb` is called again and again, and checks the books then. How many
+/// transfers were acknowledged.
 fn run_bank(customers: u64, disturb: impl Fn(&Config) + Sync) -> usize {
     let server = Server::shared();
     let config = server.config();

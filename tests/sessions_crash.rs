@@ -12,7 +12,8 @@ use support::{
     wire::{self, Message},
 };
 
-/// Makes `boom()`, which reads outside of its memory: an internal function that is declared with other types than it has.
+/// Makes `boom()`, which reads outside of its memory: an internal function that is declared with other types than it
+/// has.
 const BOOM: &str = "create function boom(int, int) returns text language internal strict as 'textcat'";
 const CRASH: &str = "select boom(2147483000, -1)";
 

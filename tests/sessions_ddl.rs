@@ -43,7 +43,8 @@ fn what_one_session_changes_in_the_schema_the_caches_of_the_other_know() {
 fn a_session_that_slept_through_thousands_of_changes_knows_them_all() {
     let (_server, one, two) = Peer::two();
     two.run("create table t (a int); select * from t");
-    // More messages than the queue of invalidations holds (MAXNUMMESSAGES is 4096): the sleeper is made to catch up, or starts over.
+    // More messages than the queue of invalidations holds (MAXNUMMESSAGES is 4096): the sleeper is made to catch up,
+    // or starts over.
     one.run(
         "do $$ begin for i in 1..1000 loop execute format('create table s%s (a int primary key)', i); end loop; end $$",
     );
@@ -65,7 +66,8 @@ fn ddl_of_a_transaction_is_seen_with_its_commit_and_waits_for_users_of_the_table
     assert_eq!(two.fail("select b from t"), "42703");
 }
 
-/// Inserts, updates and deletes rows of `t` beside `work`, until that is done; answers with how many transactions there were.
+/// Inserts, updates and deletes rows of `t` beside `work`, until that is done; answers with how many transactions
+/// there were.
 fn beside_writers(server: &Server, work: impl FnOnce(&Peer)) -> usize {
     let (config, done) = (server.config(), AtomicBool::new(false));
     thread::scope(|scope| {

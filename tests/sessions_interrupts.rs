@@ -117,7 +117,8 @@ fn a_copy_from_the_client_can_be_cancelled_and_ended_while_it_waits_for_data() {
     let (process_id, key) = victim.key();
     watcher.until_active_and(process_id, "wait_event = 'ClientRead'");
     server.cancel(process_id, &key);
-    // PostgreSQL notices when the client sends the next message (src/backend/tcop/postgres.c, ProcessClientReadInterrupt).
+    // PostgreSQL notices when the client sends the next message (src/backend/tcop/postgres.c,
+    // ProcessClientReadInterrupt).
     victim.send(&[wire::message(b'd', b"9\n"), wire::message(b'c', b"")].concat());
     assert_eq!(errors(&victim.until_ready()), ["57014"]);
     assert_eq!(victim.values("select count(*) from t"), ["1"]);

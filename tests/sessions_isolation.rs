@@ -86,8 +86,8 @@ fn at_repeatable_read_an_update_of_a_row_that_changed_meanwhile_fails() {
     assert_eq!(two.rows(), ["2"]);
 }
 
-/// Either session may withdraw from the account that it is given as long as the sum stays positive; both read before either writes.
-/// Returns how each commit ended.
+/// Either session may withdraw from the account that it is given as long as the sum stays positive; both read before
+/// either writes. Returns how each commit ended.
 fn withdraw_from_both(one: &Peer, two: &Peer, level: &str) -> [Option<String>; 2] {
     one.run("update account set balance = 100");
     for peer in [one, two] {

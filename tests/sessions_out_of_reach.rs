@@ -10,7 +10,8 @@ const OWN: [&str; 4] = ["autovacuum launcher", "background writer", "checkpointe
 /// What they are among. Workers of autovacuum come and go, and are in a database.
 const AMONG: &str = "from pg_stat_activity where backend_type not in ('client backend', 'autovacuum worker')";
 
-/// Makes `boom()`, which reads outside of its memory: an internal function that is declared with other types than it has.
+/// Makes `boom()`, which reads outside of its memory: an internal function that is declared with other types than it
+/// has.
 const BOOM: &str = "create function boom(int, int) returns text language internal strict as 'textcat'";
 const CRASH: &str = "select boom(2147483000, -1)";
 

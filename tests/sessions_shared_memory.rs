@@ -1,6 +1,7 @@
 //! Dynamic shared memory: segments that any session makes, maps, grows and gives back, the same bytes for all.
 //!
-//! What PostgreSQL has in it in every cluster are the statistics, as soon as they have no room any more in the main segment.
+//! What PostgreSQL has in it in every cluster are the statistics, as soon as they have no room any more in the main
+//! segment.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! Templates as the program's user meets them: prepared from SQL files, listed, removed, damaged, built by two at once.
+//! Templates as the program's user meets them: prepared from SQL files, listed, removed, damaged, built by two at
+//! once.
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! A trap in one backend ends its session, and nothing else.
 //!
-//! PostgreSQL in wasm does not trap by itself, as far as is known. But a superuser may load libraries, as in any PostgreSQL: these tests bring one
-//! along whose functions do what C programs do when they go wrong.
+//! PostgreSQL in wasm does not trap by itself, as far as is known. But a superuser may load libraries, as in any
+//! PostgreSQL: these tests bring one along whose functions do what C programs do when they go wrong.
 
 mod support;
 

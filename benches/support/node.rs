@@ -25,8 +25,8 @@ pub fn name() -> String {
     format!("PGlite on Node {}", String::from_utf8_lossy(&version.stdout).trim().trim_start_matches('v'))
 }
 
-/// Runs every script in one PGlite: `samples` times a number of rounds that takes at least `seconds`. Returns the seconds of one round, by
-/// the script's name.
+/// Runs every script in one PGlite: `samples` times a number of rounds that takes at least `seconds`. Returns the
+/// seconds of one round, by the script's name.
 ///
 /// # Panics
 /// When node does not run, or PGlite answers with something else than is expected.

@@ -13,7 +13,8 @@ struct Sample {
     times: Vec<f64>,
 }
 
-/// Seconds of one iteration of the benchmark `id` (`group/function`), as last measured into `directory`; nothing if it was not.
+/// Seconds of one iteration of the benchmark `id` (`group/function`), as last measured into `directory`; nothing if
+/// it was not.
 pub fn read(directory: &Path, id: &str) -> Option<Figure> {
     let file = fs::read(directory.join(id).join("new/sample.json")).ok()?;
     let sample: Sample = serde_json::from_slice(&file).ok()?;

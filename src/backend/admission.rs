@@ -22,7 +22,8 @@ const CONNECT: u64 = 1 << 11;
 /// `ACLCHECK_OK` (`src/include/utils/acl.h`).
 const ACLCHECK_OK: i32 = 0;
 
-/// What of its database's row in `pg_database`, and of `pg_db_role_setting`, a session has to know before it begins. To look there takes a while.
+/// What of its database's row in `pg_database`, and of `pg_db_role_setting`, a session has to know before it begins.
+/// To look there takes a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Admission {
     /// `datallowconn`
@@ -59,7 +60,8 @@ impl Backend {
         Admission::read(&rows).context("the database is not in pg_database")
     }
 
-    /// From now on the backend counts as a client's where connections are counted. It was not one yet when it took its place in shared memory.
+    /// From now on the backend counts as a client's where connections are counted. It was not one yet when it took
+    /// its place in shared memory.
     ///
     /// # Errors
     /// None in a backend that was booted.
@@ -107,7 +109,8 @@ impl Backend {
         Err(report::fatal(&mut self.store, code, &message(&name), detail).into())
     }
 
-    /// Loads the libraries that `session_preload_libraries` and `local_preload_libraries` name. Of those that are loaded already, nothing more happens.
+    /// Loads the libraries that `session_preload_libraries` and `local_preload_libraries` name. Of those that are
+    /// loaded already, nothing more happens.
     pub(super) fn preload_libraries(&mut self) -> anyhow::Result<()> {
         for preload in self.facts().preloads {
             let value = self.read_u32(preload.value)?;

@@ -14,11 +14,12 @@ pub(crate) const EXECUTABLE: &str = "/pglite/bin/postgres";
 /// The path of the cluster's data directory in the guest's files.
 pub(crate) const DATA_DIRECTORY: &str = "/pglite/data";
 
-/// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make it differ from
-/// `PostgreSQL` for its users: `-O`, which lets anybody change system tables, and a `search_path`.
+/// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make
+/// it differ from `PostgreSQL` for its users: `-O`, which lets anybody change system tables, and a `search_path`.
 const START_PARAMETERS: &[&str] = &["--single", "-F", "-j", "-clog_checkpoints=false"];
 
-/// What comes after all other parameters, because nothing else works here: workers and their like are not started, and shared memory is the host's.
+/// What comes after all other parameters, because nothing else works here: workers and their like are not started,
+/// and shared memory is the host's.
 pub(crate) const FIXED_PARAMETERS: &[&str] = &[
     "-cmax_worker_processes=0",
     "-cmax_parallel_workers=0",
@@ -33,7 +34,8 @@ pub(crate) const FIXED_PARAMETERS: &[&str] = &[
 ];
 
 impl Backend {
-    /// Starts `PostgreSQL` on the cluster in the backend's files, connected to `database` as the bootstrap superuser, with further arguments.
+    /// Starts `PostgreSQL` on the cluster in the backend's files, connected to `database` as the bootstrap superuser,
+    /// with further arguments.
     ///
     /// # Errors
     /// When it does not start; its own messages are in the log.
@@ -46,8 +48,9 @@ impl Backend {
         self.call::<(), ()>("pgl_startPGlite", ()).context("PostgreSQL cannot be made to listen")
     }
 
-    /// Starts `PostgreSQL` as the postmaster of the cluster in the backend's files, with further arguments, and returns its exit status. What it does in
-    /// between is done in [`Setup::before_fork`](crate::guest::Setup::before_fork).
+    /// Starts `PostgreSQL` as the postmaster of the cluster in the backend's files, with further arguments, and
+    /// returns its exit status. What it does in between is done in
+    /// [`Setup::before_fork`](crate::guest::Setup::before_fork).
     ///
     /// # Errors
     /// When the guest traps, and those of the hook.

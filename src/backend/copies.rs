@@ -1,4 +1,5 @@
-//! A backend with its pages ready, replaced by another one, or copied as it stands: all between two messages, where the guest is not on the stack.
+//! A backend with its pages ready, replaced by another one, or copied as it stands: all between two messages, where
+//! the guest is not on the stack.
 
 use std::sync::Arc;
 
@@ -32,7 +33,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Becomes `successor`, which takes over its client, its console and its signals; returns what it was, which is of no more use.
+    /// Becomes `successor`, which takes over its client, its console and its signals; returns what it was, which is
+    /// of no more use.
     ///
     /// # Errors
     /// None between backends of one program.

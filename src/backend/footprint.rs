@@ -88,7 +88,8 @@ impl Footprint {
     }
 }
 
-/// Linux' `/proc/self/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`): a word of flags for every page of this process.
+/// Linux' `/proc/self/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`): a word of flags for every page of this
+/// process.
 pub(crate) struct PageMap(File);
 
 /// The page is in memory.

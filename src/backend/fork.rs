@@ -1,10 +1,11 @@
 //! The processes of a running cluster: what `fork()` is for a postmaster.
 //!
-//! The postmaster of a cluster is a backend that is stopped where it would take a place in shared memory (`InitProcess`). Its memory is then what a
-//! postmaster's is when it forks: initialised, attached to shared memory, in no database. What is private of it becomes an image that every further process begins with;
-//! what is shared is mapped into all of them. A client's session then does what a postmaster's child does (`PostgreSQL`, `BackendMain` in
-//! `src/backend/tcop/backend_startup.c`): reads the startup packet, takes its place, and runs `PostgresMain`, which checks role and database, and
-//! ends in `proc_exit`. An auxiliary process runs its own main function.
+//! The postmaster of a cluster is a backend that is stopped where it would take a place in shared memory
+//! (`InitProcess`). Its memory is then what a postmaster's is when it forks: initialised, attached to shared memory,
+//! in no database. What is private of it becomes an image that every further process begins with; what is shared is
+//! mapped into all of them. A client's session then does what a postmaster's child does (`PostgreSQL`, `BackendMain`
+//! in `src/backend/tcop/backend_startup.c`): reads the startup packet, takes its place, and runs `PostgresMain`,
+//! which checks role and database, and ends in `proc_exit`. An auxiliary process runs its own main function.
 
 use std::sync::Arc;
 
@@ -94,8 +95,8 @@ impl Fork {
 
     /// A further process, which has not run yet; `setup` makes the rest of it from its files.
     ///
-    /// This needs no turn, though another process may be writing shared memory meanwhile: the shared pages are mapped last, and nothing
-    /// reads or writes the memory from then on until the process has its first turn.
+    /// This needs no turn, though another process may be writing shared memory meanwhile: the shared pages are mapped
+    /// last, and nothing reads or writes the memory from then on until the process has its first turn.
     ///
     /// # Errors
     /// When the system has no more memory mappings to give.
@@ -148,8 +149,8 @@ impl Backend {
         self.call::<(u32, u32), ()>("PostgresMain", (database, user))
     }
 
-    /// Runs the main function of the postmaster's children of that kind (`child_process_kinds` in `src/backend/postmaster/launch_backend.c`) until it exits,
-    /// and returns the exit status. It has the turn.
+    /// Runs the main function of the postmaster's children of that kind (`child_process_kinds` in
+    /// `src/backend/postmaster/launch_backend.c`) until it exits, and returns the exit status. It has the turn.
     ///
     /// # Errors
     /// When there is no such kind, or the guest traps.
@@ -198,7 +199,8 @@ impl Backend {
         }
     }
 
-    /// What the child of a fork has to change of what it was given (`InitPostmasterChild` in `src/backend/utils/init/miscinit.c`).
+    /// What the child of a fork has to change of what it was given (`InitPostmasterChild` in
+    /// `src/backend/utils/init/miscinit.c`).
     fn become_child(&mut self, destination: u32, has_checkpointer: bool) -> anyhow::Result<()> {
         let instance = self.exports()?.instance;
         let global =

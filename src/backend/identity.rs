@@ -31,7 +31,8 @@ impl Backend {
         self.write(self.facts().address("pg_global_prng_state")?, &seed)
     }
 
-    /// Sets `MyStartTime` and `MyStartTimestamp`, which are the same moment in seconds and microseconds, to now; returns the timestamp.
+    /// Sets `MyStartTime` and `MyStartTimestamp`, which are the same moment in seconds and microseconds, to now;
+    /// returns the timestamp.
     ///
     /// # Errors
     /// When the module's facts lack them.

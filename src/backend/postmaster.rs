@@ -1,5 +1,6 @@
-//! What the postmaster of a cluster does in its guest, where it is stopped in its `InitProcess`: the parts of `PostmasterMain` and `ServerLoop`
-//! (`PostgreSQL`, `src/backend/postmaster/postmaster.c`) that are about its own memory.
+//! What the postmaster of a cluster does in its guest, where it is stopped in its `InitProcess`: the parts of
+//! `PostmasterMain` and `ServerLoop` (`PostgreSQL`, `src/backend/postmaster/postmaster.c`) that are about its own
+//! memory.
 
 use wasmtime::Caller;
 
@@ -13,7 +14,8 @@ use crate::guest::{
 /// `PGC_SIGHUP` of `GucContext` (`src/include/utils/guc.h`).
 pub(super) const ON_RELOAD: i32 = 2;
 
-/// Becomes what the children of a postmaster begin with: `pg_hba.conf` is read, and there is a `Port` for their client.
+/// Becomes what the children of a postmaster begin with: `pg_hba.conf` is read, and there is a `Port` for their
+/// client.
 ///
 /// # Errors
 /// When the guest exits, because `pg_hba.conf` cannot be used, or traps.
@@ -30,8 +32,8 @@ pub(crate) fn prepare(caller: &mut Caller<'_, Guest>, process_id: i32) -> wasmti
     Ok(())
 }
 
-/// Reads the configuration files again (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`); says whether `pg_hba.conf` can be used. If
-/// it cannot, the one before stays in use.
+/// Reads the configuration files again (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`); says
+/// whether `pg_hba.conf` can be used. If it cannot, the one before stays in use.
 ///
 /// # Errors
 /// When the guest exits or traps.
@@ -40,7 +42,8 @@ pub(crate) fn reload(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
     Ok(call::<(), i32>(caller, "load_hba", ())? != 0)
 }
 
-/// Takes what the children have asked for: for each `PMSignalReason` (`src/include/storage/pmsignal.h`) up to `reasons`, whether it was.
+/// Takes what the children have asked for: for each `PMSignalReason` (`src/include/storage/pmsignal.h`) up to
+/// `reasons`, whether it was.
 ///
 /// # Errors
 /// When there is no shared memory.
@@ -64,7 +67,8 @@ pub(crate) fn exit(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     call(caller, "proc_exit", 0_i32)
 }
 
-/// Whether VACUUM and ANALYZE are to be run without being asked (`AutoVacuumingActive` in `src/backend/postmaster/autovacuum.c`).
+/// Whether VACUUM and ANALYZE are to be run without being asked (`AutoVacuumingActive` in
+/// `src/backend/postmaster/autovacuum.c`).
 ///
 /// # Errors
 /// When the guest traps.

@@ -53,7 +53,8 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
-    /// What an exit of the guest means, where `orderly` is its status when the client has gone; any other error is passed on.
+    /// What an exit of the guest means, where `orderly` is its status when the client has gone; any other error is
+    /// passed on.
     pub(super) fn by_exit(error: anyhow::Error, orderly: i32) -> anyhow::Result<Self> {
         match call::exit_status(error)? {
             status if status == orderly => Ok(Self::Client),
@@ -77,7 +78,8 @@ pub(crate) struct Session<'a> {
     pub(crate) admission: Admission,
 }
 
-/// What others ask of a session. It is handled between two commands of its client, when everything that the client had sent before has been answered.
+/// What others ask of a session. It is handled between two commands of its client, when everything that the client
+/// had sent before has been answered.
 pub(crate) trait Requests {
     /// Whether there is anything to handle.
     fn any(&self) -> bool;
@@ -109,8 +111,9 @@ impl Backend {
         ended.or_else(|error| Ended::by_exit(error, EXIT_ALIVE))
     }
 
-    /// What `BackendInitialize`, `InitPostgres` and `PostgresMain` do with a startup packet (`PostgreSQL`, `src/backend/tcop/backend_startup.c`,
-    /// `src/backend/utils/init/postinit.c`, `src/backend/tcop/postgres.c`), for a backend that is in its database already.
+    /// What `BackendInitialize`, `InitPostgres` and `PostgresMain` do with a startup packet (`PostgreSQL`,
+    /// `src/backend/tcop/backend_startup.c`, `src/backend/utils/init/postinit.c`, `src/backend/tcop/postgres.c`), for
+    /// a backend that is in its database already.
     fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
         let Session { startup, endpoints, cancel_key, admission, .. } = session;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
@@ -125,7 +128,8 @@ impl Backend {
         self.guest().client.write_all(AUTHENTICATION_OK);
         self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(*cancel_key))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;
-        // Without a handler an error is fatal, as it is to a session that is not there yet (`errstart` in `src/backend/utils/error/elog.c`).
+        // Without a handler an error is fatal, as it is to a session that is not there yet (`errstart` in
+        // `src/backend/utils/error/elog.c`).
         let handler = self.facts().address("PG_exception_stack")?;
         let main_loop = self.read_u32(handler)?;
         self.write_u32(handler, 0)?;
@@ -153,8 +157,8 @@ impl Backend {
         self.call::<(), ()>("pgl_pq_flush", ())
     }
 
-    /// Sends run-time parameters and the cancel key. PGlite's function for it begins with what the client has been sent already, and ends
-    /// with what comes when the session is ready.
+    /// Sends run-time parameters and the cancel key. PGlite's function for it begins with what the client has been
+    /// sent already, and ends with what comes when the session is ready.
     fn send_connection_data(&mut self) -> anyhow::Result<()> {
         self.guest().client.hold();
         let sent = self.call::<(), ()>("pgl_sendConnData", ()).and_then(|()| self.call::<(), ()>("pgl_pq_flush", ()));
@@ -165,8 +169,9 @@ impl Backend {
         Ok(())
     }
 
-    /// Applies what `ALTER DATABASE` and `ALTER ROLE` have set (`process_settings` in `src/backend/utils/init/postinit.c`, which does nothing in a
-    /// backend without a postmaster). Of a setting that is there twice, the first counts, and so do those of the startup packet.
+    /// Applies what `ALTER DATABASE` and `ALTER ROLE` have set (`process_settings` in
+    /// `src/backend/utils/init/postinit.c`, which does nothing in a backend without a postmaster). Of a setting that
+    /// is there twice, the first counts, and so do those of the startup packet.
     fn process_settings(&mut self) -> anyhow::Result<()> {
         let relation: u32 = self.call("table_open", (DB_ROLE_SETTING, ACCESS_SHARE_LOCK))?;
         let snapshot: u32 = self.call("GetLatestSnapshot", ())?;
@@ -185,7 +190,8 @@ impl Backend {
         self.call("table_close", (relation, ACCESS_SHARE_LOCK))
     }
 
-    /// Serves a session that asks one question of a client that the host plays. Says whether the database has let it in.
+    /// Serves a session that asks one question of a client that the host plays. Says whether the database has let it
+    /// in.
     ///
     /// # Errors
     /// When the guest traps.
@@ -200,11 +206,13 @@ impl Backend {
         }
     }
 
-    /// Begins the session of the client anew, after `replace` has put the backend back to where no client was there; returns what that returned.
+    /// Begins the session of the client anew, after `replace` has put the backend back to where no client was there;
+    /// returns what that returned.
     ///
-    /// To its client it is as after the startup: user, database and options are those of its startup packet, its cancel key stays valid. What was reported
-    /// of run-time parameters and is no longer true is reported again (`ParameterStatus` may come at any time; "Asynchronous Operations" in
-    /// `PostgreSQL`'s manual). That an open transaction is gone, the client finds out from the next `ReadyForQuery`.
+    /// To its client it is as after the startup: user, database and options are those of its startup packet, its
+    /// cancel key stays valid. What was reported of run-time parameters and is no longer true is reported again
+    /// (`ParameterStatus` may come at any time; "Asynchronous Operations" in `PostgreSQL`'s manual). That an open
+    /// transaction is gone, the client finds out from the next `ReadyForQuery`.
     ///
     /// # Errors
     /// Those of `replace`, and when the guest traps or exits.
@@ -228,7 +236,8 @@ impl Backend {
         Ok(replaced)
     }
 
-    /// [`Self::restart_session`] without its client; returns what a client is told at the start of its session, before and after.
+    /// [`Self::restart_session`] without its client; returns what a client is told at the start of its session,
+    /// before and after.
     fn restart_silently<T>(
         &mut self,
         session: &Session<'_>,
@@ -264,8 +273,9 @@ impl Backend {
         }
     }
 
-    /// What a postmaster does that is told to (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`): a cluster with one session has none.
-    /// A backend that has one would leave it to it to log what has changed, and what cannot change without a restart.
+    /// What a postmaster does that is told to (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`):
+    /// a cluster with one session has none. A backend that has one would leave it to it to log what has changed, and
+    /// what cannot change without a restart.
     fn reload_configuration(&mut self) -> anyhow::Result<()> {
         self.write_u32(self.hot.config_reload_pending, 0)?;
         let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
@@ -295,7 +305,8 @@ impl Backend {
         }
     }
 
-    /// Frees what belonged to the last message. `PostgresMain` does so before it waits for the next one, `PostgresMainLoopOnce` when it has come.
+    /// Frees what belonged to the last message. `PostgresMain` does so before it waits for the next one,
+    /// `PostgresMainLoopOnce` when it has come.
     fn forget_message(&mut self) -> anyhow::Result<()> {
         let (reset, current) = (self.hot.reset_context.clone(), self.facts().address("CurrentMemoryContext")?);
         let context = self.read_u32(self.facts().message_context)?;
@@ -303,7 +314,8 @@ impl Backend {
         Ok(reset.call(&mut self.store, context)?)
     }
 
-    /// Waits for the client between two messages, where the guest is not on the stack. Between two commands, `requests` are handled meanwhile.
+    /// Waits for the client between two messages, where the guest is not on the stack. Between two commands,
+    /// `requests` are handled meanwhile.
     fn wait_for_input(&mut self, mut requests: Option<&mut dyn Requests>) -> anyhow::Result<()> {
         loop {
             let asked = requests.as_deref_mut().filter(|requests| requests.any());

@@ -16,7 +16,8 @@ impl Backend {
     /// Runs `sql` as one simple query.
     ///
     /// # Errors
-    /// A [`SqlError`](crate::protocol::messages::SqlError), the first that `PostgreSQL` reports; anything else when the guest traps.
+    /// A [`SqlError`](crate::protocol::messages::SqlError), the first that `PostgreSQL` reports; anything else when
+    /// the guest traps.
     pub(crate) fn execute(&mut self, sql: &str) -> anyhow::Result<()> {
         self.query(sql).map(drop)
     }
@@ -46,7 +47,8 @@ impl Backend {
         Ok(self.call::<(), i32>("IsTransactionBlock", ())? != 0)
     }
 
-    /// Runs its timers as if they were due. `PostgreSQL` leaves one armed that nobody waits for any more, and does not arm another one before it.
+    /// Runs its timers as if they were due. `PostgreSQL` leaves one armed that nobody waits for any more, and does
+    /// not arm another one before it.
     ///
     /// # Errors
     /// When the guest traps.
@@ -83,7 +85,8 @@ impl Backend {
     }
 }
 
-/// The client of SQL that the host itself runs: what is sent to it is kept. More than it has sent is only wanted of it by `COPY FROM STDIN`.
+/// The client of SQL that the host itself runs: what is sent to it is kept. More than it has sent is only wanted of
+/// it by `COPY FROM STDIN`.
 struct Recorder(mpsc::Sender<Vec<u8>>);
 
 impl Client for Recorder {

@@ -1,9 +1,10 @@
 //! Whose turn it is: exactly one session of a cluster runs wasm at a time.
 //!
-//! The guest's code has no atomic operations, so `PostgreSQL`'s spinlocks and lightweight locks are only right when sessions change places where
-//! `PostgreSQL` itself holds none: waiting for the client, for a latch, asleep, or where it would handle interrupts. Sessions come in the order
-//! in which they asked. One that waits longer than a slice has the holder interrupted, whose hook in `ProcessInterrupts` then hands over;
-//! so nobody has to watch the clock when nobody waits.
+//! The guest's code has no atomic operations, so `PostgreSQL`'s spinlocks and lightweight locks are only right when
+//! sessions change places where `PostgreSQL` itself holds none: waiting for the client, for a latch, asleep, or where
+//! it would handle interrupts. Sessions come in the order in which they asked. One that waits longer than a slice has
+//! the holder interrupted, whose hook in `ProcessInterrupts` then hands over; so nobody has to watch the clock when
+//! nobody waits.
 
 use std::{
     collections::VecDeque,
@@ -89,10 +90,12 @@ impl Baton {
         Ok(())
     }
 
-    /// Gives the baton away, waits until another session has taken it, and then for its next turn. The caller must have it.
+    /// Gives the baton away, waits until another session has taken it, and then for its next turn. The caller must
+    /// have it.
     ///
-    /// This does not count as a turn: sessions that only look whether they can go on do not keep each other awake. One of them
-    /// may have found that it can, and that is what another one waits for; so all of them look again after a slice at the latest.
+    /// This does not count as a turn: sessions that only look whether they can go on do not keep each other awake.
+    /// One of them may have found that it can, and that is what another one waits for; so all of them look again
+    /// after a slice at the latest.
     ///
     /// # Errors
     /// As [`Self::take`].

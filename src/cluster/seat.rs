@@ -66,7 +66,8 @@ impl Seats {
         self.taken.lock().by_process_id.values().filter(|occupant| occupant.priority == Priority::Client).count()
     }
 
-    /// Sends `signal` (or none, to ask whether it is there) to the process with that process id; says whether there is one.
+    /// Sends `signal` (or none, to ask whether it is there) to the process with that process id; says whether there
+    /// is one.
     pub(crate) fn send(&self, process_id: i32, signal: Option<Signal>) -> bool {
         let target = self.find(process_id);
         if let (Some(target), Some(signal)) = (&target, signal) {
@@ -158,7 +159,8 @@ impl Seat {
         }
     }
 
-    /// Cannot go on before another session has: lets the others have their turns, and takes the next one after one of them.
+    /// Cannot go on before another session has: lets the others have their turns, and takes the next one after one of
+    /// them.
     ///
     /// # Errors
     /// [`Crashed`]

@@ -1,8 +1,9 @@
 //! Memory that the processes of a cluster share, mapped into the linear memory of each.
 //!
-//! In a `PostgreSQL` server the main segment is shared because it was mapped shared before `fork()`. Here the guest has only allocated it in its
-//! own heap; before the first fork it is moved into memory of the operating system's (`memfd`), which is then mapped over it, in every process
-//! at the same address. Dynamic shared memory is mapped by each process where its `malloc` has room (`guest::mapping`).
+//! In a `PostgreSQL` server the main segment is shared because it was mapped shared before `fork()`. Here the guest
+//! has only allocated it in its own heap; before the first fork it is moved into memory of the operating system's
+//! (`memfd`), which is then mapped over it, in every process at the same address. Dynamic shared memory is mapped by
+//! each process where its `malloc` has room (`guest::mapping`).
 
 use std::{ffi::c_void, fs::File, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
@@ -93,11 +94,12 @@ impl Region {
     pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
         let place = place(store, memory, self.address, self.length)?;
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: the place is inside the linear memory and made of whole pages (`place`); the memory does not move and is unmapped as a whole
-        // when the store is dropped. Nobody holds a reference into it while `store` is borrowed. Other processes write these pages, but only one
-        // process of a cluster runs wasm or host functions at a time (`Baton`), which is also what orders their accesses. A process that is
-        // being made has no turn yet; mapping the pages touches none of them, nor does anything else before its turn (`Fork::start`). The file is not cut
-        // off: the main segment's is known to nobody else, and a `SharedObject` is sealed against it.
+        // SAFETY: the place is inside the linear memory and made of whole pages (`place`); the memory does not move
+        // and is unmapped as a whole when the store is dropped. Nobody holds a reference into it while `store` is
+        // borrowed. Other processes write these pages, but only one process of a cluster runs wasm or host functions
+        // at a time (`Baton`), which is also what orders their accesses. A process that is being made has no turn
+        // yet; mapping the pages touches none of them, nor does anything else before its turn (`Fork::start`). The
+        // file is not cut off: the main segment's is known to nobody else, and a `SharedObject` is sealed against it.
         unsafe {
             rustix::mm::mmap(place, self.length, access, MapFlags::SHARED | MapFlags::FIXED, &*self.file, self.offset)
         }
@@ -136,7 +138,8 @@ fn place(store: &impl AsContext, memory: Memory, address: u32, length: usize) ->
 
 /// Where `PostgreSQL`'s main shared memory segment is in `memory`.
 ///
-/// It begins with a `PGShmemHeader`. So does the small System V segment that stands for it, but nothing was ever allocated from that one.
+/// It begins with a `PGShmemHeader`. So does the small System V segment that stands for it, but nothing was ever
+/// allocated from that one.
 ///
 /// # Errors
 /// When there is none.

@@ -1,8 +1,8 @@
 //! Signals: what other threads, and other sessions, tell a backend.
 //!
-//! A signal is remembered here, `InterruptPending` in the guest's memory is set so that its next `CHECK_FOR_INTERRUPTS` calls the hook in
-//! `ProcessInterrupts`, and a waiting backend is woken. Its handler then runs on the backend's own thread, at one of the
-//! places where the guest is in a host function (`guest::hooks`).
+//! A signal is remembered here, `InterruptPending` in the guest's memory is set so that its next
+//! `CHECK_FOR_INTERRUPTS` calls the hook in `ProcessInterrupts`, and a waiting backend is woken. Its handler then
+//! runs on the backend's own thread, at one of the places where the guest is in a host function (`guest::hooks`).
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
@@ -19,7 +19,8 @@ impl Signal {
     pub(crate) const HUP: Self = Self(1);
     /// Cancel the running query (`StatementCancelHandler`); write the shutdown checkpoint (`ReqShutdownXLOG`).
     pub(crate) const INT: Self = Self(2);
-    /// Look at what others have written into shared memory (`procsignal_sigusr1_handler`); for the postmaster, what a child wants of it.
+    /// Look at what others have written into shared memory (`procsignal_sigusr1_handler`); for the postmaster, what a
+    /// child wants of it.
     pub(crate) const USR1: Self = Self(10);
     /// Exit (the checkpointer); a worker has started or ended (the autovacuum launcher).
     pub(crate) const USR2: Self = Self(12);
@@ -58,18 +59,21 @@ struct Target {
 /// The address of `InterruptPending`, a `sig_atomic_t`, in a guest's memory.
 struct Flag(*mut i32);
 
-// SAFETY: the pointer is only used through `Flag::word`, and only while `Signals::target` is locked and the memory is there (`attach`).
+// SAFETY: the pointer is only used through `Flag::word`, and only while `Signals::target` is locked and the memory is
+// there (`attach`).
 unsafe impl Send for Flag {}
 
 impl Flag {
     /// The flag, which the host reads and writes as an atomic, on the backend's own thread too.
     ///
-    /// It is the one word of a private memory that other threads write. The guest reads and writes it as `PostgreSQL` does a flag that a signal handler
-    /// sets: as an aligned word, any value of which it can take. Slices of the whole memory, of which images are made and in which the guest's
-    /// addresses are looked up, have that word in them. The host looks at no value in it there, and an image may have either: a backend that begins
-    /// with it looks once for nothing.
+    /// It is the one word of a private memory that other threads write. The guest reads and writes it as `PostgreSQL`
+    /// does a flag that a signal handler sets: as an aligned word, any value of which it can take. Slices of the
+    /// whole memory, of which images are made and in which the guest's addresses are looked up, have that word in
+    /// them. The host looks at no value in it there, and an image may have either: a backend that begins with it
+    /// looks once for nothing.
     fn word(&self) -> &AtomicI32 {
-        // SAFETY: `attach`'s caller promised that the address is aligned, and valid until `detach`, which takes the same lock.
+        // SAFETY: `attach`'s caller promised that the address is aligned, and valid until `detach`, which takes the
+        // same lock.
         unsafe { AtomicI32::from_ptr(self.0) }
     }
 }
@@ -97,7 +101,8 @@ impl Signals {
         self.target.lock().interrupt_pending.as_ref().is_some_and(|flag| flag.word().load(Ordering::SeqCst) != 0)
     }
 
-    /// Makes the backend look for the signals that have arrived, if any, once more: its memory or its client is another one now.
+    /// Makes the backend look for the signals that have arrived, if any, once more: its memory or its client is
+    /// another one now.
     pub(crate) fn repeat(&self) {
         if self.any() {
             self.interrupt();

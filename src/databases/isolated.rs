@@ -268,7 +268,8 @@ impl ClusterRequests<'_> {
         Ok(())
     }
 
-    /// Shuts a copy of the backend down and makes a template of its files; the session itself goes on as if nothing had been.
+    /// Shuts a copy of the backend down and makes a template of its files; the session itself goes on as if nothing
+    /// had been.
     fn freeze(&self, backend: &mut Backend, name: &str, key: Option<&str>) -> Answer {
         if backend.is_in_transaction()? {
             return Err(ErrorResponse::freeze_in_transaction());

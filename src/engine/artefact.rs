@@ -44,7 +44,8 @@ pub const PGLITE_JS: PinnedFile =
 /// Every file that a backend cannot start without.
 pub const PINNED_FILES: [PinnedFile; 4] = [PGLITE_WASM, INITDB_WASM, PGLITE_DATA, PGLITE_JS];
 
-/// A directory with the pinned files in it, each checked against its hash: these four when it is found, the extensions when they are read.
+/// A directory with the pinned files in it, each checked against its hash: these four when it is found, the
+/// extensions when they are read.
 #[derive(Clone, Debug)]
 pub struct Artefact {
     directory: PathBuf,
@@ -89,7 +90,8 @@ impl Artefact {
     /// Finds the files in `directory` if it is given, else in `priv/` beside or above the executable,
     /// else in `pglite/node_modules` of the source tree, and checks their hashes.
     ///
-    /// Files whose hash has been checked before, and whose size and times are the same, are not read again; `cache` remembers that.
+    /// Files whose hash has been checked before, and whose size and times are the same, are not read again; `cache`
+    /// remembers that.
     ///
     /// # Errors
     /// See [`ArtefactError`].

@@ -1,10 +1,9 @@
 //! The private directory that keeps what is expensive to make: compiled code and prepared clusters.
 //!
-//! Compiled code is trusted when it is loaded, so the directory belongs to the user who runs the program and to nobody else:
-//! it is made with mode 0700, and one that others own or can write to is refused.
-//! Entries appear whole or not at all: they are written beside their place and renamed, and a lock file makes a second
-//! process wait for the first instead of doing the same work. An entry in use is held ([`InUse`]), so that it is not
-//! removed.
+//! Compiled code is trusted when it is loaded, so the directory belongs to the user who runs the program and to
+//! nobody else: it is made with mode 0700, and one that others own or can write to is refused. Entries appear whole
+//! or not at all: they are written beside their place and renamed, and a lock file makes a second process wait for
+//! the first instead of doing the same work. An entry in use is held ([`InUse`]), so that it is not removed.
 
 use std::{
     fs::{self, File},
@@ -37,10 +36,12 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens `directory`, or `$XDG_CACHE_HOME/pglite-port` (`~/.cache/pglite-port`) when there is none, and makes it if it is missing.
+    /// Opens `directory`, or `$XDG_CACHE_HOME/pglite-port` (`~/.cache/pglite-port`) when there is none, and makes it
+    /// if it is missing.
     ///
     /// # Errors
-    /// When it cannot be made or written, or when somebody else owns it or may write to it; the message says what to do.
+    /// When it cannot be made or written, or when somebody else owns it or may write to it; the message says what to
+    /// do.
     pub fn open(directory: Option<&Path>) -> anyhow::Result<Self> {
         let directory = match directory {
             Some(directory) => directory.to_path_buf(),
@@ -110,8 +111,9 @@ impl Cache {
         Ok(place)
     }
 
-    /// Makes the directory whose lock that is whole: `fill` writes into a directory beside it, which is then renamed into place.
-    /// A directory of that name that is there already is replaced; whoever has files of it open keeps them.
+    /// Makes the directory whose lock that is whole: `fill` writes into a directory beside it, which is then renamed
+    /// into place. A directory of that name that is there already is replaced; whoever has files of it open keeps
+    /// them.
     ///
     /// # Errors
     /// Those of `fill`, and when the cache cannot be written; what was there stays unless the last step failed.
@@ -121,7 +123,8 @@ impl Cache {
         fill: impl FnOnce(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<PathBuf> {
         let place = self.path(&lock.name);
-        // Nobody else uses these names while the caller holds the lock: what is there was left behind by a process that died.
+        // Nobody else uses these names while the caller holds the lock: what is there was left behind by a process
+        // that died.
         let (new, old) = (self.path(&format!(".new-{}", lock.name)), self.path(&format!(".old-{}", lock.name)));
         for left_behind in [&new, &old] {
             remove_if_there(left_behind).with_context(|| self.unwritable())?;
@@ -141,7 +144,8 @@ impl Cache {
         renamed.map(|()| place)
     }
 
-    /// Removes the directory whose lock that is, in whole; whoever has files of it open keeps them. Says whether it was there.
+    /// Removes the directory whose lock that is, in whole; whoever has files of it open keeps them. Says whether it
+    /// was there.
     ///
     /// # Errors
     /// When the cache cannot be written.

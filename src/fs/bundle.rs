@@ -77,8 +77,8 @@ struct IndexEntry {
     end: usize,
 }
 
-/// The files that PGlite brings along (`data`: `pglite.data`, `script`: `pglite.js`), in a tree that has what every guest
-/// needs. Their contents are mapped, not copied: `data` must not change while the tree is in use.
+/// The files that PGlite brings along (`data`: `pglite.data`, `script`: `pglite.js`), in a tree that has what every
+/// guest needs. Their contents are mapped, not copied: `data` must not change while the tree is in use.
 ///
 /// # Errors
 /// [`BundleError`], which names the file or the place.
@@ -89,8 +89,8 @@ pub fn open_bundle(data: &Path, script: &Path) -> Result<Arc<FrozenTree>, Bundle
     };
     let index = parse_index(&std::fs::read(script).map_err(failed(script))?)?;
     let file = File::open(data).map_err(failed(data))?;
-    // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink meanwhile is
-    // asked of the caller; it belongs to an installed package.
+    // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink meanwhile
+    // is asked of the caller; it belongs to an installed package.
     let map = unsafe { Mmap::map(&file) }.map_err(failed(data))?;
     let source = Arc::new(Source::Mapped(map));
     let mut tree = Tree::new();
@@ -131,9 +131,9 @@ fn place(tree: &mut Tree, path: &str, extent: Extent, permissions: u32) -> Resul
     Ok(())
 }
 
-/// Unpacks an extension's `.tar.gz` below the directory `below` of the guest (PGlite: `/pglite`), replacing files of the
-/// same names, and returns the paths of the files, in the archive's order. Names that begin with a dot are left out, as
-/// PGlite does (`extensionUtils.ts`).
+/// Unpacks an extension's `.tar.gz` below the directory `below` of the guest (PGlite: `/pglite`), replacing files of
+/// the same names, and returns the paths of the files, in the archive's order. Names that begin with a dot are left
+/// out, as PGlite does (`extensionUtils.ts`).
 ///
 /// # Errors
 /// [`BundleError`]; what was unpacked until then stays.

@@ -1,9 +1,10 @@
 //! The pieces that contents of files are kept in, in memory that is mapped for nothing else.
 //!
-//! In the heap of the program, chunks would lie between each other and between everything else, and a few that live on would keep the pages
-//! of all others: a table of a gigabyte, once dropped, would leave the program almost as large as it was. A dropped chunk is a slot
-//! of a slab that is free again. A few of those are kept as they are for the next chunks, which then cost no page faults; the pages of all
-//! others go back to the operating system, and so does a slab without chunks.
+//! In the heap of the program, chunks would lie between each other and between everything else, and a few that live
+//! on would keep the pages of all others: a table of a gigabyte, once dropped, would leave the program almost as
+//! large as it was. A dropped chunk is a slot of a slab that is free again. A few of those are kept as they are for
+//! the next chunks, which then cost no page faults; the pages of all others go back to the operating system, and so
+//! does a slab without chunks.
 
 use std::{
     alloc::{Layout, handle_alloc_error},
@@ -185,7 +186,8 @@ impl Slabs {
     }
 }
 
-/// Frees a slot. When many have been freed, their memory goes back to the system, while others take and free further ones.
+/// Frees a slot. When many have been freed, their memory goes back to the system, while others take and free further
+/// ones.
 fn free(slabs: &Mutex<Slabs>, slot: Slot) {
     let mut guard = slabs.lock();
     guard.recent.push(slot);
@@ -199,16 +201,16 @@ fn free(slabs: &Mutex<Slabs>, slot: Slot) {
     slabs.lock().put_back(&slots);
 }
 
-/// Gives the pages of slots that follow each other back to the system; on a machine whose pages are larger than a chunk, those that lie
-/// within them.
+/// Gives the pages of slots that follow each other back to the system; on a machine whose pages are larger than a
+/// chunk, those that lie within them.
 fn give_back(run: &[Slot]) {
     let [first, ..] = run else { return };
     let (start, end) = (first.address(), first.address() + run.len() * CHUNK);
     let skipped = start.next_multiple_of(page_size()) - start;
     let length = (end - end % page_size()).saturating_sub(start + skipped);
     if length > 0 {
-        // SAFETY: these are whole pages of slots that are nobody's; whoever takes one next expects nothing of its contents.
-        // If the system does not take them, they are its own loss.
+        // SAFETY: these are whole pages of slots that are nobody's; whoever takes one next expects nothing of its
+        // contents. If the system does not take them, they are its own loss.
         let _ = unsafe { madvise(first.0.as_ptr().byte_add(skipped).cast(), length, Advice::LinuxDontNeed) };
     }
 }

@@ -1,8 +1,8 @@
 //! What a file holds: shared, immutable bytes below, and the chunks that were written since above them.
 //!
-//! A chunk is 8 KiB, the block size of PostgreSQL's tables and of its write-ahead log (`BLCKSZ`, `XLOG_BLCKSZ`), so that
-//! PostgreSQL's writes replace whole chunks and copy nothing from below. Chunks nobody wrote are holes: they read as
-//! zeros and cost nothing.
+//! A chunk is 8 KiB, the block size of PostgreSQL's tables and of its write-ahead log (`BLCKSZ`, `XLOG_BLCKSZ`), so
+//! that PostgreSQL's writes replace whole chunks and copy nothing from below. Chunks nobody wrote are holes: they
+//! read as zeros and cost nothing.
 
 use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
 

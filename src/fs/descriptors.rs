@@ -262,8 +262,8 @@ impl Descriptors {
         Ok(())
     }
 
-    /// Lets `tree` retain what the descriptions of this copied table refer to. Descriptors of inodes that are no longer
-    /// there are closed.
+    /// Lets `tree` retain what the descriptions of this copied table refer to. Descriptors of inodes that are no
+    /// longer there are closed.
     pub(super) fn adopt(&mut self, tree: &mut Tree) {
         for (index, slot) in self.files.iter_mut().enumerate() {
             let Some(OpenFile { object: Object::Node(ino), .. }) = slot else {

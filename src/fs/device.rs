@@ -35,7 +35,8 @@ pub enum Device {
     Zero,
     /// Endless random bytes, of the quality that keys need.
     Random,
-    /// Empty when read: a guest has no standard input of its own. PGlite, too, gives its modules one that is at its end.
+    /// Empty when read: a guest has no standard input of its own. PGlite, too, gives its modules one that is at its
+    /// end.
     Stdin,
     /// The console's [`Stream::Out`], a terminal; empty when read.
     Terminal,

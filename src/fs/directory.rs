@@ -26,8 +26,8 @@ pub struct Entry {
 
 /// The entries of one directory.
 ///
-/// Each entry has a cookie, a number that only grows, so that a reader who remembers the last cookie it saw meets every
-/// entry that stays exactly once, whatever others add or remove meanwhile.
+/// Each entry has a cookie, a number that only grows, so that a reader who remembers the last cookie it saw meets
+/// every entry that stays exactly once, whatever others add or remove meanwhile.
 #[derive(Clone, Debug)]
 pub struct Directory {
     parent: Ino,

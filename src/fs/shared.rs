@@ -1,8 +1,9 @@
 //! Bytes that several processes map into their memories: a memory object of the operating system's instead of chunks.
 //!
-//! A file becomes one when it is first mapped shared, and stays one until its last name and its last user are gone. From then on it is
-//! written through mappings only, and keeps its length: SQL that can write files cannot take it away from those who have mapped it. It is of no
-//! use to other trees: what processes exchange through it does not outlive them.
+//! A file becomes one when it is first mapped shared, and stays one until its last name and its last user are gone.
+//! From then on it is written through mappings only, and keeps its length: SQL that can write files cannot take it
+//! away from those who have mapped it. It is of no use to other trees: what processes exchange through it does not
+//! outlive them.
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 

@@ -100,8 +100,9 @@ enum StoredKind {
 }
 
 impl FrozenTree {
-    /// Writes the tree into `directory`, which is made if need be; a tree that is there already is replaced, and those who
-    /// have it open keep it. The index is removed first and put in place last: a directory with an index is complete.
+    /// Writes the tree into `directory`, which is made if need be; a tree that is there already is replaced, and
+    /// those who have it open keep it. The index is removed first and put in place last: a directory with an index is
+    /// complete.
     ///
     /// Nobody else may write to or open the directory meanwhile.
     ///
@@ -154,8 +155,8 @@ impl FrozenTree {
         Ok(())
     }
 
-    /// Opens a tree that [`FrozenTree::write_to`] wrote. Content is mapped: the files in `directory` may be deleted, but
-    /// must not be changed, while the tree is in use.
+    /// Opens a tree that [`FrozenTree::write_to`] wrote. Content is mapped: the files in `directory` may be deleted,
+    /// but must not be changed, while the tree is in use.
     ///
     /// # Errors
     /// [`StoreError`], which says what is wrong with the stored files.
@@ -166,8 +167,8 @@ impl FrozenTree {
         if actual != stored.data_len {
             return Err(StoreError::DataLength { expected: stored.data_len, actual });
         }
-        // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink meanwhile
-        // is asked of the caller; its length has just been checked.
+        // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink
+        // meanwhile is asked of the caller; its length has just been checked.
         let source = Arc::new(Source::Mapped(unsafe { Mmap::map(&data) }?));
         let mut nodes = InoMap::default();
         nodes.reserve(stored.nodes.len());

@@ -25,9 +25,9 @@ enum Slot {
 
 /// A POSIX file tree in memory, of which a clone is free.
 ///
-/// A tree that builds on a [`FrozenTree`] costs nothing but what it changes, and neither sees the other's later changes.
-/// Sessions of one cluster share a tree as `Arc<Mutex<Tree>>`. This type knows inodes and names; paths, permissions to
-/// open and file descriptors are the business of [`Files`](super::Files).
+/// A tree that builds on a [`FrozenTree`] costs nothing but what it changes, and neither sees the other's later
+/// changes. Sessions of one cluster share a tree as `Arc<Mutex<Tree>>`. This type knows inodes and names; paths,
+/// permissions to open and file descriptors are the business of [`Files`](super::Files).
 #[derive(Debug)]
 pub struct Tree {
     base: Arc<FrozenTree>,
@@ -57,11 +57,11 @@ impl Tree {
         Self { next: base.next, base, overlay: InoMap::default(), opens: InoMap::default(), private_bytes: 0 }
     }
 
-    /// The tree as it is now, for others to build on. This tree builds on it from now on, too, so that what both have is
-    /// in memory once. Takes time per file, and per changed chunk; copies no content.
+    /// The tree as it is now, for others to build on. This tree builds on it from now on, too, so that what both have
+    /// is in memory once. Takes time per file, and per changed chunk; copies no content.
     ///
-    /// Files that are open but have no name any more stay in this tree and are not part of the frozen one. So do the bytes of files that
-    /// processes have mapped, which are empty in the frozen one.
+    /// Files that are open but have no name any more stay in this tree and are not part of the frozen one. So do the
+    /// bytes of files that processes have mapped, which are empty in the frozen one.
     pub fn freeze(&mut self) -> Arc<FrozenTree> {
         if self.overlay.is_empty() {
             return Arc::clone(&self.base);
@@ -247,8 +247,8 @@ impl Tree {
     /// Gives what is named `from` the name `to`, in one step; what `to` named before loses that name.
     ///
     /// # Errors
-    /// `EINVAL` if a directory would move into itself; `EISDIR`, `ENOTDIR`, `ENOTEMPTY` if `to` cannot be replaced by it;
-    /// `ENOENT`, `EACCES`.
+    /// `EINVAL` if a directory would move into itself; `EISDIR`, `ENOTDIR`, `ENOTEMPTY` if `to` cannot be replaced by
+    /// it; `ENOENT`, `EACCES`.
     pub fn rename(&mut self, from: (Ino, &[u8]), to: (Ino, &[u8])) -> Result<(), Errno> {
         let moved = self.directory_to_change(from.0)?.get(from.1).ok_or(Errno::ENOENT)?;
         let replaced = self.directory_to_change(to.0)?.get(to.1);

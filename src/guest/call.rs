@@ -40,7 +40,8 @@ pub(crate) fn push_string(store: &mut impl AsContextMut<Data = Guest>, text: &[u
     push(store, &[text, b"\0"].concat())
 }
 
-/// The value of a run-time parameter (`GetConfigOption` in `src/backend/utils/misc/guc.c`), of a number without its unit.
+/// The value of a run-time parameter (`GetConfigOption` in `src/backend/utils/misc/guc.c`), of a number without its
+/// unit.
 ///
 /// # Errors
 /// When there is none of that name, and when the guest traps.

@@ -11,8 +11,8 @@ use crate::{
     instrument::HOOK_MODULE,
 };
 
-/// The exported functions that are told the table slots of PGlite's callbacks, and the callbacks' names as imports, in the order of their slots, which
-/// follow the module's own elements.
+/// The exported functions that are told the table slots of PGlite's callbacks, and the callbacks' names as imports,
+/// in the order of their slots, which follow the module's own elements.
 pub(crate) const CALLBACKS: [(&str, &[&str]); 4] = [
     ("pgl_set_system_fn", &["system"]),
     ("pgl_set_popen_fn", &["popen"]),
@@ -107,7 +107,8 @@ impl ClientStream {
         self.sent
     }
 
-    /// Sends all of `bytes` in the backend's stead, between two of its messages, waiting where it has to. A client that is gone gets nothing.
+    /// Sends all of `bytes` in the backend's stead, between two of its messages, waiting where it has to. A client
+    /// that is gone gets nothing.
     pub(crate) fn write_all(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.write(bytes) {
@@ -159,9 +160,10 @@ fn announce_key(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Reads or writes. When that is not possible at once, it waits here if nothing else has to be done meanwhile, and otherwise lets `PostgreSQL` do its
-/// own waiting (`secure_read` and `secure_write` in `src/backend/libpq/be-secure.c`), in which it handles interrupts and, where others may look, says
-/// what it waits for (`pg_stat_activity`).
+/// Reads or writes. When that is not possible at once, it waits here if nothing else has to be done meanwhile, and
+/// otherwise lets `PostgreSQL` do its own waiting (`secure_read` and `secure_write` in
+/// `src/backend/libpq/be-secure.c`), in which it handles interrupts and, where others may look, says what it waits
+/// for (`pg_stat_activity`).
 fn transfer(
     caller: &mut Caller<'_, Guest>,
     interest: Interest,

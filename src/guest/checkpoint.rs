@@ -1,6 +1,6 @@
 //! Asking the checkpointer of a cluster for a checkpoint: what PGlite's build lacks of `RequestCheckpoint`
-//! (`PostgreSQL`, `src/backend/postmaster/checkpointer.c`), and of `XLogWrite` (`src/backend/access/transam/xlog.c`), which asks for one
-//! when so much WAL was written as `max_wal_size` allows.
+//! (`PostgreSQL`, `src/backend/postmaster/checkpointer.c`), and of `XLogWrite` (`src/backend/access/transam/xlog.c`),
+//! which asks for one when so much WAL was written as `max_wal_size` allows.
 
 use wasmtime::Caller;
 
@@ -37,14 +37,16 @@ mod offset {
     pub(super) const REQUESTS: u32 = 48;
 }
 
-/// What a session waits for, as `pg_stat_activity` tells it: `WAIT_EVENT_CHECKPOINT_DONE` and `WAIT_EVENT_CHECKPOINT_START`, the twelfth and the
-/// thirteenth of the class IPC (`src/backend/utils/activity/wait_event_names.txt`).
+/// What a session waits for, as `pg_stat_activity` tells it: `WAIT_EVENT_CHECKPOINT_DONE` and
+/// `WAIT_EVENT_CHECKPOINT_START`, the twelfth and the thirteenth of the class IPC
+/// (`src/backend/utils/activity/wait_event_names.txt`).
 mod wait_event {
     pub(super) const DONE: u32 = 0x0800_0000 + 11;
     pub(super) const START: u32 = 0x0800_0000 + 12;
 }
 
-/// Asks for a checkpoint, and waits for it if that is among `flags`. An interrupt of the wait leaves it as an SQL error does.
+/// Asks for a checkpoint, and waits for it if that is among `flags`. An interrupt of the wait leaves it as an SQL
+/// error does.
 ///
 /// # Errors
 /// An SQL error when the checkpoint fails; others when the guest traps or its cluster has crashed.
@@ -52,8 +54,9 @@ pub(super) fn request(mut caller: Caller<'_, Guest>, flags: i32) -> wasmtime::Re
     ask(&mut caller, flags.cast_unsigned())
 }
 
-/// The process begins a segment of WAL: if there are as many since the last checkpoint as there may be, it asks for the next one (`XLogCheckpointNeeded`
-/// and `CalculateCheckpointSegments`). A cluster with one process has no checkpointer.
+/// The process begins a segment of WAL: if there are as many since the last checkpoint as there may be, it asks for
+/// the next one (`XLogCheckpointNeeded` and `CalculateCheckpointSegments`). A cluster with one process has no
+/// checkpointer.
 ///
 /// # Errors
 /// When the guest traps.

@@ -1,4 +1,5 @@
-//! `system` and `popen`: the guest has no other programs, but `initdb` runs the backend, and the backend asks for the list of locales.
+//! `system` and `popen`: the guest has no other programs, but `initdb` runs the backend, and the backend asks for the
+//! list of locales.
 
 use wasmtime::{Caller, Linker};
 
@@ -22,7 +23,8 @@ pub(crate) trait Commands: Send {
     /// When it cannot be run.
     fn write_to(&mut self, command: &str) -> Result<String, Errno>;
 
-    /// The file that [`Commands::read_from`] or [`Commands::write_to`] named has been closed; returns the exit status of its command.
+    /// The file that [`Commands::read_from`] or [`Commands::write_to`] named has been closed; returns the exit status
+    /// of its command.
     fn close(&mut self) -> i32;
 }
 

@@ -1,10 +1,12 @@
 //! The free memory of the guest's heap: given back to the operating system while the guest waits for its client.
 //!
-//! The guest's `malloc` is Doug Lea's (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6, without `mmap` and built so that it never trims). Memory that it has
-//! once got stays in the linear memory, which cannot shrink; but the contents of a free chunk are undefined, so its pages need not be kept. Only its first
-//! words, which `malloc` keeps its chunks together with, and the word behind it have to survive.
+//! The guest's `malloc` is Doug Lea's (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6, without `mmap` and built
+//! so that it never trims). Memory that it has once got stays in the linear memory, which cannot shrink; but the
+//! contents of a free chunk are undefined, so its pages need not be kept. Only its first words, which `malloc` keeps
+//! its chunks together with, and the word behind it have to survive.
 //!
-//! This is not done when memory is freed: a query frees and takes the same megabytes again and again, and would fault their pages in each time.
+//! This is not done when memory is freed: a query frees and takes the same megabytes again and again, and would fault
+//! their pages in each time.
 
 use std::{
     ops::Range,
@@ -19,7 +21,8 @@ use wasmtime::AsContext;
 
 use super::Guest;
 
-/// Offsets in `struct malloc_state`, whose address is [`Facts::heap`](crate::instrument::Facts::heap); pointers and sizes have four bytes.
+/// Offsets in `struct malloc_state`, whose address is [`Facts::heap`](crate::instrument::Facts::heap); pointers and
+/// sizes have four bytes.
 mod state {
     /// `dvsize` and `dv`: the chunk that small requests are served from.
     pub(super) const VICTIM: [u32; 2] = [8, 20];
@@ -49,7 +52,8 @@ const IN_USE: u32 = 2;
 /// Smaller chunks keep their pages.
 const LEAST: u32 = 64 << 10;
 
-/// The first tree that may have chunks of [`LEAST`] bytes (`compute_tree_index`: two trees for each power of two, from 256 on).
+/// The first tree that may have chunks of [`LEAST`] bytes (`compute_tree_index`: two trees for each power of two,
+/// from 256 on).
 const FIRST_TREE: u32 = 2 * (LEAST.ilog2() - 8);
 
 /// Gives the pages of large free chunks back. The guest is waiting in a call of the host, or not called.
@@ -63,8 +67,9 @@ pub(super) fn give_back(store: &impl AsContext<Data = Guest>) -> wasmtime::Resul
     let word = |address: u32| {
         let address = address as usize;
         let is_inside = address.is_multiple_of(4) && address.checked_add(4).is_some_and(|end| end <= size);
-        // SAFETY: the word is aligned and inside the memory, which does not move. The guest does not run, and other threads write only where they share memory
-        // with it, or its flag for interrupts, both of which a damaged heap may lead to: therefore as an atomic.
+        // SAFETY: the word is aligned and inside the memory, which does not move. The guest does not run, and other
+        // threads write only where they share memory with it, or its flag for interrupts, both of which a damaged
+        // heap may lead to: therefore as an atomic.
         is_inside
             .then(|| u32::from_le(unsafe { AtomicU32::from_ptr(base.add(address).cast()) }.load(Ordering::Relaxed)))
     };
@@ -74,9 +79,10 @@ pub(super) fn give_back(store: &impl AsContext<Data = Guest>) -> wasmtime::Resul
         return Ok(());
     };
     for pages in chunks.into_iter().filter_map(pages_within) {
-        // SAFETY: whole pages inside the memory, of a private mapping or one that keeps its contents. They belong to a free chunk, of whose contents the guest
-        // expects nothing, and nobody holds a reference into the memory, whose store is borrowed here. What the guest finds there afterwards, zeros or
-        // what its image has there, are bytes as good as any.
+        // SAFETY: whole pages inside the memory, of a private mapping or one that keeps its contents. They belong to
+        // a free chunk, of whose contents the guest expects nothing, and nobody holds a reference into the memory,
+        // whose store is borrowed here. What the guest finds there afterwards, zeros or what its image has there, are
+        // bytes as good as any.
         let given = unsafe { madvise(base.add(pages.start).cast(), pages.len(), Advice::LinuxDontNeed) };
         if let Err(error) = given {
             tracing::debug!(%error, "free memory of a session stays with it");
@@ -94,7 +100,8 @@ fn pages_within(chunk: Range<u32>) -> Option<Range<usize>> {
     (start < end).then_some(start..end)
 }
 
-/// The free chunks of at least [`LEAST`] bytes of the heap with that state, in a memory of `size` bytes whose words `word` reads; `None` if they are not in order.
+/// The free chunks of at least [`LEAST`] bytes of the heap with that state, in a memory of `size` bytes whose words
+/// `word` reads; `None` if they are not in order.
 fn free_chunks(word: impl Fn(u32) -> Option<u32>, heap: u32, size: u32) -> Option<Vec<Range<u32>>> {
     let at = |address: u32, offset: u32| word(address.checked_add(offset)?);
     let mut chunks = Vec::new();

@@ -1,4 +1,5 @@
-//! The places inside `PostgreSQL` where the rewriter put a call of the host (`instrument`): waiting, sleeping, interrupts, signals.
+//! The places inside `PostgreSQL` where the rewriter put a call of the host (`instrument`): waiting, sleeping,
+//! interrupts, signals.
 
 use std::time::{Duration, Instant};
 
@@ -80,8 +81,9 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     Ok(delivered)
 }
 
-/// At a `CHECK_FOR_INTERRUPTS`: signals, timers, and the other sessions' turns where `PostgreSQL` would handle interrupts, that is where
-/// it holds no lightweight lock and is in no critical section (`ProcessInterrupts` in `src/backend/tcop/postgres.c`).
+/// At a `CHECK_FOR_INTERRUPTS`: signals, timers, and the other sessions' turns where `PostgreSQL` would handle
+/// interrupts, that is where it holds no lightweight lock and is in no critical section (`ProcessInterrupts` in
+/// `src/backend/tcop/postgres.c`).
 fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     deliver(caller)?;
     let (memory, guest) = memory::of(caller)?;
@@ -98,11 +100,11 @@ fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Waits as `poll` would in `WaitEventSetWait`, until the latch at `latch` (if any) is set, the timeout has passed, a signal has been
-/// handled, or the client's connection is ready for what the last callback wanted of it.
+/// Waits as `poll` would in `WaitEventSetWait`, until the latch at `latch` (if any) is set, the timeout has passed, a
+/// signal has been handled, or the client's connection is ready for what the last callback wanted of it.
 ///
-/// The `poll` of this build reports no events, so the latch is set in that last case too: `PostgreSQL` then looks at everything it waits for,
-/// and a latch may always be set without a reason (`src/include/storage/latch.h`).
+/// The `poll` of this build reports no events, so the latch is set in that last case too: `PostgreSQL` then looks at
+/// everything it waits for, and a latch may always be set without a reason (`src/include/storage/latch.h`).
 fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -> wasmtime::Result<()> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
@@ -128,8 +130,9 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
     }
 }
 
-/// `kill`: 0, or the negated errno. A negative process id, a group in `PostgreSQL`'s children, means the process here; 0, the caller's group and the
-/// `PostmasterPid` of a backend that was booted alone, means the caller if the cluster is its own.
+/// `kill`: 0, or the negated errno. A negative process id, a group in `PostgreSQL`'s children, means the process
+/// here; 0, the caller's group and the `PostmasterPid` of a backend that was booted alone, means the caller if the
+/// cluster is its own.
 fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(&mut caller)?;
     let own = memory::read_u32(memory, guest.my_proc_pid)?.cast_signed();

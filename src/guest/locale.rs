@@ -113,9 +113,9 @@ fn open_collator(mut caller: Caller<'_, Guest>, locale: u32) -> wasmtime::Result
     refuse(&mut caller, missing)
 }
 
-/// As [`open_collator`], for what the rules of a collation import: `[import LANGUAGE-TAG]`. ICU has read the tag.
-/// The error leaves ICU as no error of its own does: what ICU has allocated for the collator, about 50 kB, stays until the
-/// session ends.
+/// As [`open_collator`], for what the rules of a collation import: `[import LANGUAGE-TAG]`. ICU has read the tag. The
+/// error leaves ICU as no error of its own does: what ICU has allocated for the collator, about 50 kB, stays until
+/// the session ends.
 fn import_rules(mut caller: Caller<'_, Guest>, _importer: u32, locale: u32, kind: u32) -> wasmtime::Result<()> {
     let missing = compute(&mut caller, Hook::ImportRules, |caller| {
         let memory = caller.data().memory()?.data(caller);

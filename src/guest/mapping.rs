@@ -1,8 +1,8 @@
 //! `mmap` and `munmap` of files: into memory of the guest's own `malloc`.
 //!
-//! In a backend with a cluster of its own the file is copied in, and back at the end. Where processes share a cluster, a file that is mapped
-//! shared becomes a memory object of the operating system's, which is mapped over that memory in each of them: `PostgreSQL`'s dynamic shared
-//! memory (`src/backend/storage/ipc/dsm_impl.c`).
+//! In a backend with a cluster of its own the file is copied in, and back at the end. Where processes share a
+//! cluster, a file that is mapped shared becomes a memory object of the operating system's, which is mapped over that
+//! memory in each of them: `PostgreSQL`'s dynamic shared memory (`src/backend/storage/ipc/dsm_impl.c`).
 
 use rustix::param::page_size;
 use wasmtime::{Caller, Linker};
@@ -91,8 +91,8 @@ fn map_shared(caller: &mut Caller<'_, Guest>, mapping: Mapping) -> Result<(), Er
     })
 }
 
-/// Ends the mapping at `address`. The descriptor that the C library passes may have been closed since, or be another file's; it is not needed. The C
-/// library frees the memory, and ignores the answer.
+/// Ends the mapping at `address`. The descriptor that the C library passes may have been closed since, or be another
+/// file's; it is not needed. The C library frees the memory, and ignores the answer.
 fn unmap(
     mut caller: Caller<'_, Guest>,
     address: u32,
@@ -104,7 +104,8 @@ fn unmap(
 ) -> wasmtime::Result<i32> {
     let shared = caller.data().files.shared_at(address).unwrap_or(0);
     if shared > 0 {
-        // The C library gives the pages back to `malloc`, and the next to get them must not write into what others share.
+        // The C library gives the pages back to `malloc`, and the next to get them must not write into what others
+        // share.
         let memory = caller.data().memory()?;
         map_zeros_over(&mut caller, memory, address, shared as usize).map_err(wasmtime::Error::from_anyhow)?;
     }

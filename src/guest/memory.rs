@@ -1,7 +1,8 @@
 //! Reading and writing the guest's linear memory, with checked bounds.
 //!
-//! An address outside the memory is a bug of the guest. A system call answers it with `EFAULT`, as a kernel does; in any other host function it
-//! ends the instance as a trap does. Which of the two is decided by the caller's `?`, by way of the conversions of [`OutOfBounds`].
+//! An address outside the memory is a bug of the guest. A system call answers it with `EFAULT`, as a kernel does; in
+//! any other host function it ends the instance as a trap does. Which of the two is decided by the caller's `?`, by
+//! way of the conversions of [`OutOfBounds`].
 
 use std::io;
 
@@ -42,7 +43,8 @@ pub(crate) fn of<'a>(caller: &'a mut Caller<'_, Guest>) -> wasmtime::Result<(&'a
     Ok(memory.data_and_store_mut(caller))
 }
 
-/// Where the aligned 32-bit word at `address` is in the host's memory. It stays there, because a memory neither moves nor shrinks.
+/// Where the aligned 32-bit word at `address` is in the host's memory. It stays there, because a memory neither moves
+/// nor shrinks.
 ///
 /// # Errors
 /// When it is outside of the memory, or not aligned.

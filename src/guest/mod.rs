@@ -1,8 +1,8 @@
 //! The Emscripten host: what one wasm instance of PGlite sees of the world.
 //!
-//! Each file adds the imports of one concern to Wasmtime's linker; an import that no file knows fails at link time with its name.
-//! Errors in host functions are of three kinds. What the guest may handle is returned as its errno (`syscalls`, `wasi`).
-//! `I32Exit` unwinds for `exit`. Everything else ends the instance as a trap does.
+//! Each file adds the imports of one concern to Wasmtime's linker; an import that no file knows fails at link time
+//! with its name. Errors in host functions are of three kinds. What the guest may handle is returned as its errno
+//! (`syscalls`, `wasi`). `I32Exit` unwinds for `exit`. Everything else ends the instance as a trap does.
 
 pub(crate) mod call;
 mod callbacks;

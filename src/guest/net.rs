@@ -1,4 +1,5 @@
-//! Names and addresses. The guest has no network: numeric addresses are parsed, as `pg_hba.conf` needs it, and names are not looked up.
+//! Names and addresses. The guest has no network: numeric addresses are parsed, as `pg_hba.conf` needs it, and names
+//! are not looked up.
 //!
 //! Emscripten invents an address for every name (`DNS` in its `src/lib/libcore.js`), which here would only deceive.
 

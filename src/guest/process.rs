@@ -37,7 +37,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             if requested > u64::from(HEAP_MAX) {
                 return Ok(0);
             }
-            // A fifth more than there is, but not more than 96 MiB beyond what is asked for; less when that much is not to be had.
+            // A fifth more than there is, but not more than 96 MiB beyond what is asked for; less when that much is
+            // not to be had.
             for cut_down in [1, 2, 4] {
                 let overgrown = (current + current / (5 * cut_down)).min(requested + (96 << 20));
                 let size = requested.max(overgrown).next_multiple_of(PAGE).min(HEAP_MAX.into());

@@ -1,4 +1,5 @@
-//! SQL errors raised by the host, with the functions behind `ereport` (`PostgreSQL`, `src/backend/utils/error/elog.c`).
+//! SQL errors raised by the host, with the functions behind `ereport` (`PostgreSQL`,
+//! `src/backend/utils/error/elog.c`).
 
 use wasmtime::{AsContextMut, Caller, Func, FuncType, bail};
 
@@ -18,7 +19,8 @@ struct Report<'a> {
     hint: Option<&'a str>,
 }
 
-/// Raises an SQL error with that SQLSTATE and message: the exception that it throws is the error returned, and has to be passed on.
+/// Raises an SQL error with that SQLSTATE and message: the exception that it throws is the error returned, and has to
+/// be passed on.
 pub(super) fn error(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Error {
     error_with_hint(store, sqlstate, message, None)
 }

@@ -1,8 +1,9 @@
 //! How deep the stack is: what stops unbounded recursion.
 //!
-//! `PostgreSQL` compares the depth of its stack with `max_stack_depth` wherever it may recurse (`src/backend/utils/misc/stack_depth.c`). What it
-//! can measure in wasm is the stack in linear memory, where a function has only what it takes the address of: some have nothing there, and recurse without
-//! end until the native stack is used up, which is a trap and ends the session. So the native stack is measured as well, where
+//! `PostgreSQL` compares the depth of its stack with `max_stack_depth` wherever it may recurse
+//! (`src/backend/utils/misc/stack_depth.c`). What it can measure in wasm is the stack in linear memory, where a
+//! function has only what it takes the address of: some have nothing there, and recurse without end until the native
+//! stack is used up, which is a trap and ends the session. So the native stack is measured as well, where
 //! `PostgreSQL` makes its comparison, and the SQL error is its own.
 
 use wasmtime::{Caller, Linker};
@@ -15,10 +16,12 @@ use crate::{
 
 /// How many bytes of native stack count as one of `max_stack_depth`.
 ///
-/// So that as many levels fit into its default, 2 MB, as in PostgreSQL on the machine itself: compiled wasm takes more than its native stack.
+/// So that as many levels fit into its default, 2 MB, as in PostgreSQL on the machine itself: compiled wasm takes
+/// more than its native stack.
 const NATIVE_BYTES: usize = 4;
 
-/// What functions that do not look at the depth may use beyond the limit (`STACK_DEPTH_SLOP` in `src/include/miscadmin.h` is a quarter of it).
+/// What functions that do not look at the depth may use beyond the limit (`STACK_DEPTH_SLOP` in
+/// `src/include/miscadmin.h` is a quarter of it).
 const SLOP: usize = 2 << 20;
 
 /// The size of the stack in linear memory: PGlite is linked with `-sSTACK_SIZE=8MB`. Below it are variables.

@@ -1,4 +1,5 @@
-//! Time as Emscripten's C library asks for it. The guest's zone is UTC (`TZ=UTC`), so that no host's zone gets into a cluster.
+//! Time as Emscripten's C library asks for it. The guest's zone is UTC (`TZ=UTC`), so that no host's zone gets into a
+//! cluster.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -93,7 +94,8 @@ fn write_tm(memory: &mut [u8], time: i64, address: u32, local: bool) -> wasmtime
     Ok(0)
 }
 
-/// `mktime`: seconds since the epoch, and the fields of `struct tm` brought into their ranges; -1 when the time is out of range.
+/// `mktime`: seconds since the epoch, and the fields of `struct tm` brought into their ranges; -1 when the time is
+/// out of range.
 fn make_time(memory: &mut [u8], address: u32) -> wasmtime::Result<i64> {
     let mut fields = [0_i64; 6];
     for (field, offset) in fields.iter_mut().zip([tm::YEAR, tm::MON, tm::MDAY, tm::HOUR, tm::MIN, tm::SEC]) {

@@ -1,7 +1,8 @@
 //! Interval timers: `_setitimer_js`, on which `PostgreSQL`'s timeouts stand.
 //!
-//! `PostgreSQL` keeps one real-time timer armed for the nearest of its timeouts. When it is due, `_emscripten_timeout` must run in the guest, on its own thread;
-//! it raises `SIGALRM`. A thread of the program watches the clock and interrupts the backend, whose hooks then find the timer due.
+//! `PostgreSQL` keeps one real-time timer armed for the nearest of its timeouts. When it is due,
+//! `_emscripten_timeout` must run in the guest, on its own thread; it raises `SIGALRM`. A thread of the program
+//! watches the clock and interrupts the backend, whose hooks then find the timer due.
 
 use std::{
     collections::BTreeMap,
@@ -155,7 +156,8 @@ impl Alarm {
         }
     }
 
-    /// Forgets a deadline, if it has not passed: a timeout that is set for every statement must not stay until it would have been due.
+    /// Forgets a deadline, if it has not passed: a timeout that is set for every statement must not stay until it
+    /// would have been due.
     fn withdraw(&self, deadline: Instant, which: usize, signals: &Arc<Signals>) {
         self.waiting.lock().remove(&(deadline, Arc::as_ptr(signals).addr(), which));
     }

@@ -7,11 +7,13 @@ use wasmtime::AsContextMut;
 use super::{Guest, heap};
 use crate::client::{Interest, Readiness};
 
-/// How long a session waits for its client's next message before its free memory goes back to the system. A client that asks one question after the
-/// other never waits for that; whoever asks once a second waits for as many page faults as the answer writes pages, microseconds for a small one.
+/// How long a session waits for its client's next message before its free memory goes back to the system. A client
+/// that asks one question after the other never waits for that; whoever asks once a second waits for as many page
+/// faults as the answer writes pages, microseconds for a small one.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// Waits as [`Client::wait`](crate::client::Client::wait) does; meanwhile the other sessions of its cluster have their turns.
+/// Waits as [`Client::wait`](crate::client::Client::wait) does; meanwhile the other sessions of its cluster have
+/// their turns.
 ///
 /// # Errors
 /// When another session of the cluster has crashed.

@@ -1,6 +1,7 @@
 //! The functions of WASI preview 1 that take descriptors, on the same table as the system calls.
 //!
-//! They answer 0 or an errno that is not negative, and results go where a pointer says (Emscripten, `src/lib/libwasi.js`).
+//! They answer 0 or an errno that is not negative, and results go where a pointer says (Emscripten,
+//! `src/lib/libwasi.js`).
 
 use wasmtime::{Caller, Linker};
 
@@ -102,8 +103,8 @@ fn buffer(memory: &[u8], buffers: u32, index: u32) -> Result<(u32, u32), Errno> 
     Ok((memory::read_u32(memory, iovec)?, memory::read_u32(memory, iovec.saturating_add(4))?))
 }
 
-/// Calls `transfer` with memory, position, address and length of each buffer until one is not transferred whole, and stores at `count` how many bytes
-/// were. An error counts only if nothing has been transferred before it.
+/// Calls `transfer` with memory, position, address and length of each buffer until one is not transferred whole, and
+/// stores at `count` how many bytes were. An error counts only if nothing has been transferred before it.
 fn transfer(
     memory: &mut [u8],
     (buffers, number): (u32, u32),

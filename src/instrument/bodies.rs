@@ -217,7 +217,8 @@ impl Report {
     }
 }
 
-/// Where `BeginReportingGUCOptions` calls `report`, the function of that index, and the local with the setting that it passes.
+/// Where `BeginReportingGUCOptions` calls `report`, the function of that index, and the local with the setting that
+/// it passes.
 pub(super) fn reported_all(
     target: &Target,
     operators: &[Operator],
@@ -232,7 +233,8 @@ pub(super) fn reported_all(
     once(target, "a setting reported", operators, 2, call)
 }
 
-/// The address of `pg_enc2name_tbl`, entries of eight bytes that begin with a name, which error messages name four times.
+/// The address of `pg_enc2name_tbl`, entries of eight bytes that begin with a name, which error messages name four
+/// times.
 pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let name = |window: &[Operator]| match *window {
         [
@@ -279,12 +281,14 @@ fn same(
     }
 }
 
-/// The memory in which sessions and checkpointer meet: `CheckpointerShmemStruct` in `src/backend/postmaster/checkpointer.c`.
+/// The memory in which sessions and checkpointer meet: `CheckpointerShmemStruct` in
+/// `src/backend/postmaster/checkpointer.c`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpointer {
     /// Address of `CheckpointerShmem`, a pointer to the structure, which begins with the checkpointer's process id.
     pub shared: u32,
-    /// Where in the structure the number of queued requests to sync files is, an `int` behind what checkpoints are asked for with.
+    /// Where in the structure the number of queued requests to sync files is, an `int` behind what checkpoints are
+    /// asked for with.
     pub requests: u32,
 }
 
@@ -323,13 +327,14 @@ impl Checkpointer {
 pub struct PostmasterSignals {
     /// Address of `PostmasterPid` (`src/backend/utils/init/globals.c`).
     pub process_id: u32,
-    /// Address of `PMSignalState` (`src/backend/storage/ipc/pmsignal.c`), a pointer to a structure that begins with a flag, an
-    /// `int`, for every `PMSignalReason`.
+    /// Address of `PMSignalState` (`src/backend/storage/ipc/pmsignal.c`), a pointer to a structure that begins with a
+    /// flag, an `int`, for every `PMSignalReason`.
     pub state: u32,
 }
 
 impl PostmasterSignals {
-    /// Reads it out of `SendPostmasterSignal`: `PMSignalState->PMSignalFlags[reason] = true; kill(PostmasterPid, SIGUSR1);`.
+    /// Reads it out of `SendPostmasterSignal`: `PMSignalState->PMSignalFlags[reason] = true; kill(PostmasterPid,
+    /// SIGUSR1);`.
     pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
         let sent = |window: &[Operator]| match *window {
             [
@@ -354,7 +359,8 @@ impl PostmasterSignals {
     }
 }
 
-/// The address of `IsPostmasterEnvironment` (`src/backend/utils/init/globals.c`) in `pgl_startPGlite`, which sets it and `IsUnderPostmaster`.
+/// The address of `IsPostmasterEnvironment` (`src/backend/utils/init/globals.c`) in `pgl_startPGlite`, which sets it
+/// and `IsUnderPostmaster`.
 pub(super) fn is_postmaster_environment(
     target: &Target,
     operators: &[Operator],
@@ -371,7 +377,8 @@ pub(super) fn is_postmaster_environment(
     Ok(once(target, "another flag set than IsUnderPostmaster", operators, 3, set)?.1)
 }
 
-/// The address of `whereToSendOutput` (`src/backend/tcop/postgres.c`) in `pgl_startPGlite`: `whereToSendOutput = DestRemote`.
+/// The address of `whereToSendOutput` (`src/backend/tcop/postgres.c`) in `pgl_startPGlite`: `whereToSendOutput =
+/// DestRemote`.
 pub(super) fn where_to_send_output(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let stored = |window: &[Operator]| match *window {
         [Operator::I32Const { value: address }, Operator::I32Const { value: 2 }, Operator::I32Store { memarg }]
@@ -384,7 +391,8 @@ pub(super) fn where_to_send_output(target: &Target, operators: &[Operator]) -> R
     Ok(once(target, "output sent to the client", operators, 3, stored)?.1)
 }
 
-/// The address of `MessageContext` in `PostgresMainLoopOnce`: `MemoryContextSwitchTo(MessageContext); MemoryContextReset(MessageContext)`.
+/// The address of `MessageContext` in `PostgresMainLoopOnce`: `MemoryContextSwitchTo(MessageContext);
+/// MemoryContextReset(MessageContext)`.
 pub(super) fn message_context(target: &Target, operators: &[Operator], current: u32) -> Result<u32, InstrumentError> {
     let switched_to = |window: &[Operator]| match *window {
         [

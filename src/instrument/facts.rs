@@ -63,9 +63,11 @@ pub struct Facts {
     pub my_cancel_key: u32,
     /// Address of `MyCancelKeyLength`, an `int`.
     pub my_cancel_key_length: u32,
-    /// Address of `pqsignal_handlers` (`src/port/pqsignal.c`): the table index of each signal's handler, by its number.
+    /// Address of `pqsignal_handlers` (`src/port/pqsignal.c`): the table index of each signal's handler, by its
+    /// number.
     pub signal_handlers: u32,
-    /// Addresses of the numbers of callbacks that `proc_exit` runs: what `on_exit_reset` sets to zero (`src/backend/storage/ipc/ipc.c`).
+    /// Addresses of the numbers of callbacks that `proc_exit` runs: what `on_exit_reset` sets to zero
+    /// (`src/backend/storage/ipc/ipc.c`).
     pub exit_callbacks: [u32; 3],
     /// Address of `send_ready_for_query`, a byte, which PGlite has made a variable of `src/backend/tcop/postgres.c`.
     pub send_ready_for_query: u32,
@@ -83,13 +85,15 @@ pub struct Facts {
     pub children: Vec<ChildKind>,
     /// The settings that name libraries to load when a session starts.
     pub preloads: [Preload; 2],
-    /// Where in `MyProc` it is told that the backend counts for connection limits, a byte (`src/include/storage/proc.h`).
+    /// Where in `MyProc` it is told that the backend counts for connection limits, a byte
+    /// (`src/include/storage/proc.h`).
     pub is_regular_backend: u32,
     /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
     pub encoding_names: u32,
     /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
     pub encoding_functions: u32,
-    /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`), the state of the heap, as that file's version 2.8.6 lays it out.
+    /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`), the state of the heap, as that file's version 2.8.6
+    /// lays it out.
     pub heap: u32,
 }
 
@@ -147,7 +151,8 @@ impl Facts {
         })
     }
 
-    /// What C calls the address of an exported name: a variable's address in memory, a function's slot in the table if it has one.
+    /// What C calls the address of an exported name: a variable's address in memory, a function's slot in the table
+    /// if it has one.
     #[must_use]
     pub fn symbol(&self, name: &str) -> Option<u32> {
         self.data_symbols.get(name).or_else(|| self.table_slots.get(name)).copied()

@@ -16,8 +16,8 @@ pub enum Hook {
     /// It is called where `WaitEventSetWait` called `poll()`: the latch has been looked at and was not set, and
     /// `maybe_sleeping` in it is 1, so that whoever sets it calls `kill(owner, SIGURG)`. `timeout_ms` is the caller's
     /// whole timeout (-1 for none, 0 to return at once); `latch` is the address of a `struct Latch`, or 0. The host
-    /// returns when the latch is set, when `timeout_ms` have fully passed on the monotonic clock (otherwise it is called
-    /// again with the same timeout), or when it has run a signal handler.
+    /// returns when the latch is set, when `timeout_ms` have fully passed on the monotonic clock (otherwise it is
+    /// called again with the same timeout), or when it has run a signal handler.
     WaitEventSetWait,
     /// `pg_usleep(microseconds)`: sleep; not at all if the number is not positive.
     PgUsleep,
@@ -30,27 +30,30 @@ pub enum Hook {
     /// `request_checkpoint(flags)`: a process that is not the checkpointer wants a checkpoint. `flags` are those of
     /// `RequestCheckpoint` (`src/include/access/xlog.h`); with `CHECKPOINT_WAIT` it is made before the host returns.
     RequestCheckpoint,
-    /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in linear memory.
+    /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in
+    /// linear memory.
     StackDepth,
-    /// `semaphore_wait(semaphore)`: another session has to do something first, such as release a lightweight lock. The host
-    /// returns when one may have done it; otherwise it is called again.
+    /// `semaphore_wait(semaphore)`: another session has to do something first, such as release a lightweight lock.
+    /// The host returns when one may have done it; otherwise it is called again.
     SemaphoreWait,
     /// `postmaster_is_alive() -> bool`: whether there is still somebody whom the session works for.
     PostmasterIsAlive,
-    /// `wal_segment()`: the process begins a segment of WAL. It may hold lightweight locks and be in a critical section.
+    /// `wal_segment()`: the process begins a segment of WAL. It may hold lightweight locks and be in a critical
+    /// section.
     WalSegment,
-    /// `locale_exists(name) -> bool`: whether the C library has the locale with the NUL-terminated name at that address; an
-    /// empty name means the environment's locale.
+    /// `locale_exists(name) -> bool`: whether the C library has the locale with the NUL-terminated name at that
+    /// address; an empty name means the environment's locale.
     LocaleExists,
     /// `to_upper(code_point) -> code_point`: C's `towupper`, for what is not ASCII.
     ToUpper,
     /// `to_lower(code_point) -> code_point`: C's `towlower`, for what is not ASCII.
     ToLower,
-    /// `open_collator(locale)`: ICU is about to open the collator of the locale whose NUL-terminated name is at that address. The
-    /// host raises an SQL error where ICU would fall back to another language's.
+    /// `open_collator(locale)`: ICU is about to open the collator of the locale whose NUL-terminated name is at that
+    /// address. The host raises an SQL error where ICU would fall back to another language's.
     OpenCollator,
-    /// `import_rules(importer, locale, type)`: ICU is about to read the rules that others import from the locale and the type of
-    /// collation whose NUL-terminated names are at these addresses. The host raises an SQL error as at [`Self::OpenCollator`].
+    /// `import_rules(importer, locale, type)`: ICU is about to read the rules that others import from the locale and
+    /// the type of collation whose NUL-terminated names are at these addresses. The host raises an SQL error as at
+    /// [`Self::OpenCollator`].
     ImportRules,
 }
 

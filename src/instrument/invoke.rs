@@ -7,8 +7,9 @@ use wasm_encoder::{
 
 use super::longjmp::{TAG, lower_longjmp};
 
-/// A module with the function `name` alone, an `invoke_*` of a signature that the main module does not have: `invoke_` and then
-/// the result and the parameters of the function called, each as `v` (none), `i`, `j`, `f` or `d`. Its imports are exports of the main module.
+/// A module with the function `name` alone, an `invoke_*` of a signature that the main module does not have:
+/// `invoke_` and then the result and the parameters of the function called, each as `v` (none), `i`, `j`, `f` or `d`.
+/// Its imports are exports of the main module.
 ///
 /// Returns `None` when that is not how `name` is made.
 #[must_use]

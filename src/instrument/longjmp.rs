@@ -1,8 +1,9 @@
 //! Replaces Emscripten's `longjmp`, which unwinds through JavaScript, by WebAssembly exceptions.
 //!
-//! Emscripten compiles a call under `setjmp` to `invoke_X(index, arguments…)`, an import that calls the table entry and catches what
-//! `_emscripten_throw_longjmp`, another import, throws (Emscripten, `src/lib/libcore.js` and `libdylink.js`, `createInvokeFunction`).
-//! `PostgreSQL` passes there several times in every statement (`PG_TRY`). Here both become functions of the module itself:
+//! Emscripten compiles a call under `setjmp` to `invoke_X(index, arguments…)`, an import that calls the table entry
+//! and catches what `_emscripten_throw_longjmp`, another import, throws (Emscripten, `src/lib/libcore.js` and
+//! `libdylink.js`, `createInvokeFunction`). `PostgreSQL` passes there several times in every statement (`PG_TRY`).
+//! Here both become functions of the module itself:
 //!
 //! ```wat
 //! (func $invoke_iii (param $index i32) (param $a i32) (param $b i32) (result i32) (local $stack i32)
@@ -16,8 +17,9 @@
 //! (func $_emscripten_throw_longjmp (throw $longjmp))
 //! ```
 //!
-//! No host call is left, entering such a call costs nothing, and the native stack holds only wasm however deep the calls nest.
-//! The functions are exported under their names, so that side modules, which import them, share one tag with the main module.
+//! No host call is left, entering such a call costs nothing, and the native stack holds only wasm however deep the
+//! calls nest. The functions are exported under their names, so that side modules, which import them, share one tag
+//! with the main module.
 
 use std::collections::HashMap;
 
@@ -177,7 +179,8 @@ impl Module {
         })
     }
 
-    /// The index of the type of a function without parameters and results, of which the first new one is put behind the module's types.
+    /// The index of the type of a function without parameters and results, of which the first new one is put behind
+    /// the module's types.
     fn tag_type(&self) -> u32 {
         u32::try_from(self.types.len()).unwrap_or(u32::MAX)
     }
@@ -317,7 +320,8 @@ impl Reencode for Lowering {
         _after: Option<SectionId>,
         before: Option<SectionId>,
     ) -> Reencoded {
-        // Tags stand between memories and globals. Emscripten's modules have no tags of their own yet, and all have globals.
+        // Tags stand between memories and globals. Emscripten's modules have no tags of their own yet, and all have
+        // globals.
         if self.module.tag_is_own && matches!(before, Some(SectionId::Global)) {
             let mut tags = TagSection::new();
             tags.tag(self.own_tag());

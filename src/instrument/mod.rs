@@ -6,8 +6,8 @@
 //!   used for; its memory is empty. What a fresh backend's memory holds ([`Instrumented::memory`]) is as little a part
 //!   of it as what a running one's holds, so that a clone is the same compiled code with other memory contents.
 //! * **The host is called** where PostgreSQL would leave the processor to other processes: [`Hook`].
-//! * **Several processes** can be made from one memory, as `fork()` does: the process id is a variable, and checkpoints
-//!   are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
+//! * **Several processes** can be made from one memory, as `fork()` does: the process id is a variable, and
+//!   checkpoints are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
 //! * **What a host needs to see is exported**: functions, and every mutable global.
 //!
 //! # How functions are found
@@ -18,9 +18,9 @@
 //!
 //! # Reading order
 //! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` and
-//! `children` (what is read out of what was found), `start` (the same, of what starts a session), `hooks` (what is called), `changes` and
-//! `semaphores` (what is changed), `rewrite` (writing), `longjmp` and `invoke` (exceptions instead of host calls),
-//! `facts` (what else was learned).
+//! `children` (what is read out of what was found), `start` (the same, of what starts a session), `hooks` (what is
+//! called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp` and `invoke` (exceptions
+//! instead of host calls), `facts` (what else was learned).
 
 mod bodies;
 mod changes;
@@ -56,12 +56,14 @@ pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
 pub use start::Preload;
 
-/// Name of an exported mutable `i32` global: where it is not zero, another process of the cluster makes the checkpoints.
+/// Name of an exported mutable `i32` global: where it is not zero, another process of the cluster makes the
+/// checkpoints.
 pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
 
 /// PGlite's backend, ready to be compiled.
 pub struct Instrumented {
-    /// All code, no data: it defines an empty memory and exports it as `memory`, and imports the hooks from [`HOOK_MODULE`].
+    /// All code, no data: it defines an empty memory and exports it as `memory`, and imports the hooks from
+    /// [`HOOK_MODULE`].
     pub code: Vec<u8>,
     /// The contents of a fresh backend's memory.
     pub memory: Vec<u8>,
@@ -84,8 +86,8 @@ pub struct Finding {
 
 /// Name under which a side module's start function is exported, if it has one.
 ///
-/// It zeroes memory and works out globals. So it is for a loader to call, once in the life of a memory: where the memory
-/// of a clone already holds the side module's variables, it would reset them.
+/// It zeroes memory and works out globals. So it is for a loader to call, once in the life of a memory: where the
+/// memory of a clone already holds the side module's variables, it would reset them.
 pub const SIDE_MODULE_START: &str = "pglite_port.start";
 
 /// Why a module was refused.
@@ -172,7 +174,8 @@ pub fn instrument_plain(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     longjmp::lower_longjmp(wasm)
 }
 
-/// Prepares a side module (an extension's or PL/pgSQL's `.so`) for being loaded, and for being there already in the memory of a clone.
+/// Prepares a side module (an extension's or PL/pgSQL's `.so`) for being loaded, and for being there already in the
+/// memory of a clone.
 ///
 /// Its data segments are left out: they are for the loader to write. Nothing runs when it is instantiated.
 ///
@@ -187,8 +190,8 @@ pub fn instrument_side_module(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     rewrite.apply(&module)
 }
 
-/// Export names that a side module's own mutable globals have once it is prepared: a clone has to set them to what they
-/// were, as it does not call [`SIDE_MODULE_START`].
+/// Export names that a side module's own mutable globals have once it is prepared: a clone has to set them to what
+/// they were, as it does not call [`SIDE_MODULE_START`].
 ///
 /// # Errors
 /// If the bytes are no module.

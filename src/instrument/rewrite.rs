@@ -31,17 +31,19 @@ pub(super) struct Rewrite {
     pub(super) edits: BTreeMap<u32, Vec<Edit>>,
     /// Whether data segments and the start function, which set memory up, are left out.
     pub(super) without_data: bool,
-    /// Whether an imported memory becomes the module's own, and its table gets room for [`SPARE_TABLE_ELEMENTS`] more and a limit.
+    /// Whether an imported memory becomes the module's own, and its table gets room for [`SPARE_TABLE_ELEMENTS`] more
+    /// and a limit.
     pub(super) own_memory: bool,
     /// Names of functions for backtraces, by the original's indices.
     pub(super) names: BTreeMap<u32, String>,
 }
 
-/// Elements that are added to the table, so that callbacks and the usual side modules find room without the table being copied.
+/// Elements that are added to the table, so that callbacks and the usual side modules find room without the table
+/// being copied.
 const SPARE_TABLE_ELEMENTS: u64 = 1024;
 
-/// How far the table can grow unless the module says: many times what all of PGlite's extensions fill. Without a limit, a
-/// library could make the host allocate what it likes.
+/// How far the table can grow unless the module says: many times what all of PGlite's extensions fill. Without a
+/// limit, a library could make the host allocate what it likes.
 const MAX_TABLE_ELEMENTS: u64 = 1 << 20;
 
 impl Rewrite {

@@ -1,7 +1,8 @@
 //! Where a session waits on the semaphore of its process slot, above all for a lightweight lock.
 //!
-//! `PGSemaphoreLock` is inlined, and Emscripten's `sem_wait` without threads is nothing (`library_pthread_stub.c`). So all that is left is a loop
-//! that looks for what only another session can change: `for (;;) { PGSemaphoreLock(proc->sem); if (!proc->lwWaiting) break; extraWaits++; }`.
+//! `PGSemaphoreLock` is inlined, and Emscripten's `sem_wait` without threads is nothing (`library_pthread_stub.c`).
+//! So all that is left is a loop that looks for what only another session can change: `for (;;) {
+//! PGSemaphoreLock(proc->sem); if (!proc->lwWaiting) break; extraWaits++; }`.
 
 use wasmparser::Operator;
 
@@ -10,8 +11,8 @@ use super::changes::{Edit, Surroundings};
 use super::hooks::Hook;
 use super::module::Module;
 
-/// How many there are in PostgreSQL 18: `LWLockAcquire`, `LWLockAcquireOrWait`, `LWLockWaitForVar`, `LWLockDequeueSelf`,
-/// `ProcArrayGroupClearXid` and `TransactionGroupUpdateXidStatus`.
+/// How many there are in PostgreSQL 18: `LWLockAcquire`, `LWLockAcquireOrWait`, `LWLockWaitForVar`,
+/// `LWLockDequeueSelf`, `ProcArrayGroupClearXid` and `TransactionGroupUpdateXidStatus`.
 const WAITS: usize = 6;
 
 /// For each of the waits its function, and the edit that calls the host there.

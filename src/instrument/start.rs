@@ -1,4 +1,5 @@
-//! What is read out of the functions that start a session, for the host to start one in a backend that has been running before.
+//! What is read out of the functions that start a session, for the host to start one in a backend that has been
+//! running before.
 
 use serde::{Deserialize, Serialize};
 use wasmparser::Operator;

@@ -43,9 +43,11 @@ pub(super) enum Evidence {
     /// Under a postmaster it sets one of a list of flags and sends `SIGUSR1`: `SendPostmasterSignal` in `PostgreSQL`'s
     /// `src/backend/storage/ipc/pmsignal.c`, which has no name string.
     SignalsPostmaster,
-    /// The function `caller`, a target above it in the table, calls it, and it looks at all of these exported variables.
+    /// The function `caller`, a target above it in the table, calls it, and it looks at all of these exported
+    /// variables.
     Reads { caller: &'static str, variables: &'static [&'static str] },
-    /// It measures the stack with the variables that [`Evidence::Exported`] `check_stack_depth`, above it in the table, uses.
+    /// It measures the stack with the variables that [`Evidence::Exported`] `check_stack_depth`, above it in the
+    /// table, uses.
     MeasuresStack,
 }
 
@@ -190,7 +192,8 @@ pub(super) const TARGETS: &[Target] = &[
         },
         changes: &[Change::Export],
     },
-    // For session_preload_libraries and local_preload_libraries: process_session_preload_libraries is inlined into InitPostgres.
+    // For session_preload_libraries and local_preload_libraries: process_session_preload_libraries is inlined into
+    // InitPostgres.
     Target {
         name: "load_libraries",
         shape: shape(3, 0),
@@ -229,14 +232,16 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["PostmasterIsAliveInternal", "pmsignal.c"]),
         changes: &[Change::Replace(Hook::PostmasterIsAlive)],
     },
-    // PGlite's RequestCheckpoint makes every checkpoint by itself: the half that asks the checkpointer is not in the file.
+    // PGlite's RequestCheckpoint makes every checkpoint by itself: the half that asks the checkpointer is not in the
+    // file.
     Target {
         name: "CreateCheckPoint",
         shape: shape(1, 1),
         evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
         changes: &[Change::LeaveToCheckpointer(Hook::RequestCheckpoint), Change::Export],
     },
-    // XLogWrite calls it when it begins a segment of WAL. In PostgreSQL it then asks for a checkpoint if there are too many; PGlite has removed that.
+    // XLogWrite calls it when it begins a segment of WAL. In PostgreSQL it then asks for a checkpoint if there are
+    // too many; PGlite has removed that.
     Target {
         name: "XLogFileInit",
         shape: shape_with_i64(2, 1),
@@ -324,7 +329,8 @@ pub(super) const TARGETS: &[Target] = &[
     // For the two tables of encodings that they read; see `Facts`.
     Target { name: "check_encoding_conversion_args", shape: shape(5, 0), evidence: Evidence::Exported, changes: &[] },
     Target { name: "pg_encoding_max_length", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
-    // What setlocale and newlocale ask for each category (musl, src/locale/locale_map.c). It takes any name for a locale's.
+    // What setlocale and newlocale ask for each category (musl, src/locale/locale_map.c). It takes any name for a
+    // locale's.
     Target {
         name: "__get_locale",
         shape: shape(2, 1),
@@ -360,7 +366,8 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["pg_ucol_open", "pg_locale_icu.c"]),
         changes: &[Change::Enter(Hook::OpenCollator)],
     },
-    // What ICU's parser of rules calls for an [import]. CollationLoader::loadRules (icu4c/source/i18n/ucol_res.cpp) is inlined.
+    // What ICU's parser of rules calls for an [import]. CollationLoader::loadRules (icu4c/source/i18n/ucol_res.cpp)
+    // is inlined.
     Target {
         name: "BundleImporter::getRules",
         shape: shape(6, 0),

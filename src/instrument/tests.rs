@@ -22,8 +22,8 @@ use super::{
     side_module_globals,
 };
 
-/// A module whose function 1 returns 7, and whose exported function 2, `run`, adds to 1000 what the imported function 0
-/// makes of function 1's result, called directly, through the table and through a reference.
+/// A module whose function 1 returns 7, and whose exported function 2, `run`, adds to 1000 what the imported function
+/// 0 makes of function 1's result, called directly, through the table and through a reference.
 struct Sample {
     start: Option<Vec<Instruction<'static>>>,
     passive: bool,

@@ -53,7 +53,8 @@ impl LineConsole {
         Self { log, target, has_client: false, recent: None, lines: [Vec::new(), Vec::new()] }
     }
 
-    /// The terminal of a client's session: what is only about the session is told to the client, and to the log for those who look for details.
+    /// The terminal of a client's session: what is only about the session is told to the client, and to the log for
+    /// those who look for details.
     pub(crate) fn of_session(log: LogSink) -> Self {
         Self { log, target: "postgres", has_client: true, recent: None, lines: [Vec::new(), Vec::new()] }
     }
@@ -73,7 +74,8 @@ impl LineConsole {
     }
 }
 
-/// The level of a line by `PostgreSQL`'s own word for it (`error_severity` in `src/backend/utils/error/elog.c`), which follows the process id.
+/// The level of a line by `PostgreSQL`'s own word for it (`error_severity` in `src/backend/utils/error/elog.c`),
+/// which follows the process id.
 fn level(line: &str, has_client: bool) -> Level {
     match text(line).split_once(':').map_or("", |(severity, _)| severity) {
         "PANIC" => Level::ERROR,

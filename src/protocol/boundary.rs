@@ -1,4 +1,5 @@
-//! Follows what is sent to a client from message to message, to know where a message may begin, and whether a transaction is open.
+//! Follows what is sent to a client from message to message, to know where a message may begin, and whether a
+//! transaction is open.
 
 use std::{io, sync::Arc, time::Instant};
 

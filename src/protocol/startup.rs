@@ -131,7 +131,8 @@ impl StartupMessage {
         [&length.to_be_bytes()[..], &body].concat()
     }
 
-    /// Whether a walsender is asked for: the parameter is `database`, or a boolean that is true (`parse_bool` in `src/backend/utils/adt/bool.c`).
+    /// Whether a walsender is asked for: the parameter is `database`, or a boolean that is true (`parse_bool` in
+    /// `src/backend/utils/adt/bool.c`).
     #[must_use]
     pub fn asks_for_replication(&self) -> bool {
         let refusals: [&[u8]; 5] = [b"false", b"no", b"off", b"0", b"f"];

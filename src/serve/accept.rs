@@ -15,7 +15,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 enum About {
     /// One client, who is gone or cannot be reached: the next one is as welcome.
     Client,
-    /// Files, memory or threads, of which there are none left at the moment: to try again at once would fail again at once.
+    /// Files, memory or threads, of which there are none left at the moment: to try again at once would fail again at
+    /// once.
     Means,
     /// The listener itself, to which nobody will come any more.
     Listener,
@@ -44,7 +45,8 @@ pub(super) fn accept_all(listener: &Listener, mut start: impl FnMut(SocketClient
     }
 }
 
-/// What an error of `accept` is about (accept(2), "Errors" and "Error handling"; the network's errors are those of the new connection).
+/// What an error of `accept` is about (accept(2), "Errors" and "Error handling"; the network's errors are those of
+/// the new connection).
 fn of_accept(error: &io::Error) -> About {
     match Errno::from_io_error(error) {
         Some(
@@ -66,7 +68,8 @@ fn of_accept(error: &io::Error) -> About {
     }
 }
 
-/// What an error is about that comes after the client was accepted. `EAGAIN` is that of a thread (`pthread_create(3)`).
+/// What an error is about that comes after the client was accepted. `EAGAIN` is that of a thread
+/// (`pthread_create(3)`).
 fn of_start(error: &io::Error) -> About {
     match Errno::from_io_error(error) {
         Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => About::Means,

@@ -1,8 +1,9 @@
 //! Clients that hang up while nobody reads from them: their sessions compute, or sleep.
 //!
-//! A client that sends no more may still read: it gets the results of what it has sent before. It has hung up when the
-//! kernel says so: at once for a unix socket; for TCP when its machine has answered with a reset or does not answer any
-//! more. A TCP client on this machine has also hung up when no program holds its end of the connection any more.
+//! A client that sends no more may still read: it gets the results of what it has sent before. It has hung up when
+//! the kernel says so: at once for a unix socket; for TCP when its machine has answered with a reset or does not
+//! answer any more. A TCP client on this machine has also hung up when no program holds its end of the connection any
+//! more.
 
 use std::{
     collections::HashMap,
@@ -27,7 +28,8 @@ use crate::{
 };
 
 /// How long a session may take to notice by itself that its client has hung up: one that reads does at once, and what
-/// the client has sent before it may still come to its end. A client that still reads is looked at again after as long.
+/// the client has sent before it may still come to its end. A client that still reads is looked at again after as
+/// long.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// The connections whose clients have not hung up yet.

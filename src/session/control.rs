@@ -90,8 +90,8 @@ impl Control {
         self.0.waker.wake();
     }
 
-    /// Asks something of the session, or of the one that is to come. It is told when it waits for its client; a request that it
-    /// does not get to any more answers for itself.
+    /// Asks something of the session, or of the one that is to come. It is told when it waits for its client; a
+    /// request that it does not get to any more answers for itself.
     pub fn ask(&self, request: Request) {
         let attendant = {
             let mut state = self.0.state.lock();
@@ -105,7 +105,8 @@ impl Control {
         attendant(request);
     }
 
-    /// From now on requests go to `attendant` rather than to the session, which has no moment between two commands for them. It must not block.
+    /// From now on requests go to `attendant` rather than to the session, which has no moment between two commands
+    /// for them. It must not block.
     pub fn attend_requests(&self, attendant: impl Fn(Request) + Send + Sync + 'static) {
         let attendant: Attendant = Arc::new(attendant);
         let waiting = {

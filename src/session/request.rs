@@ -2,10 +2,12 @@
 
 use crate::protocol::error_response::{ErrorResponse, sqlstate};
 
-/// What is asked of a session. It is done between two commands of its client, after everything that the client had sent before.
+/// What is asked of a session. It is done between two commands of its client, after everything that the client had
+/// sent before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Put the session's cluster back to its template. For the client everything is as after its startup: what it has set, prepared or begun is gone.
+    /// Put the session's cluster back to its template. For the client everything is as after its startup: what it has
+    /// set, prepared or begun is gone.
     Reset,
     /// Make a template from the session's cluster as it is now.
     Freeze {

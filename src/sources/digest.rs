@@ -62,7 +62,8 @@ pub(crate) fn of(root: &Path, is_wanted: fn(&str) -> bool) -> io::Result<String>
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The part of `src/` that the file at `place` below it belongs to: the name of the module below the crate's root, or one of [`INNER`].
+/// The part of `src/` that the file at `place` below it belongs to: the name of the module below the crate's root, or
+/// one of [`INNER`].
 pub(crate) fn part(place: &Path) -> Option<&str> {
     let path = place.to_str()?;
     let is_in = |part: &&str| path.strip_prefix(*part).is_some_and(|rest| rest.starts_with('/') || rest == ".rs");

@@ -18,7 +18,8 @@ use crate::{
 /// Databases that `initdb` has made and that take connections.
 const INITIAL_DATABASES: [&str; 2] = ["postgres", "template1"];
 
-/// Settings of clusters that exist in memory only and have one session. Values of the cluster's own configuration give way to them.
+/// Settings of clusters that exist in memory only and have one session. Values of the cluster's own configuration
+/// give way to them.
 const SETTINGS: [&str; 4] = [
     // What does not fit is read from the files in memory, which costs little more.
     "-cshared_buffers=16MB",
@@ -29,8 +30,8 @@ const SETTINGS: [&str; 4] = [
     "-cwal_recycle=off",
 ];
 
-/// Queries that load what almost every session uses, so that clones have it: catalog caches, the plan of a first query.
-/// They leave nothing behind in the database, and no event trigger of its owner's sees them.
+/// Queries that load what almost every session uses, so that clones have it: catalog caches, the plan of a first
+/// query. They leave nothing behind in the database, and no event trigger of its owner's sees them.
 const WARM_UP: [&str; 4] = [
     "SET event_triggers = off",
     "SELECT 1",
@@ -40,7 +41,8 @@ const WARM_UP: [&str; 4] = [
     "DISCARD ALL",
 ];
 
-/// Whether the database has functions of its own in PL/pgSQL. Its library makes a clone take a seventh longer, and is worth it where sessions will use it.
+/// Whether the database has functions of its own in PL/pgSQL. Its library makes a clone take a seventh longer, and is
+/// worth it where sessions will use it.
 const HAS_PLPGSQL: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang WHERE l.lanname = 'plpgsql')";
 
 /// Loads PL/pgSQL and what it uses.

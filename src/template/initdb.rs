@@ -46,7 +46,8 @@ const HBA_FILE: &str = "/pglite/data/pg_hba.conf";
 const FROM_BACKEND: &str = "/pglite/pgstdout";
 const TO_BACKEND: &str = "/pglite/pgstdin";
 
-/// Makes a new cluster in the files of `bundle`, with the extensions and ICU's data beside them, and returns all files as they are then.
+/// Makes a new cluster in the files of `bundle`, with the extensions and ICU's data beside them, and returns all
+/// files as they are then.
 ///
 /// # Errors
 /// When an extension's bundle is missing, or `initdb` or a backend that it runs fails; their messages are in the log.
@@ -115,7 +116,8 @@ fn rewrite(tree: &Arc<Mutex<Tree>>, path: &str, edit: impl FnOnce(&str) -> Strin
     rewrite().with_context(|| format!("{path} cannot be rewritten"))
 }
 
-/// `configuration` without what the program's options say anyway: whenever it is read again, it would be an attempt to change it.
+/// `configuration` without what the program's options say anyway: whenever it is read again, it would be an attempt
+/// to change it.
 fn leave_to_options(configuration: &str) -> String {
     let is_option = |line: &str| BY_OPTION.iter().any(|name| line.starts_with(name));
     let lines =

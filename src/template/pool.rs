@@ -25,8 +25,8 @@ pub(crate) struct Pool {
     taken: Option<Sender<Weak<Template>>>,
 }
 
-/// How long to wait after a clone was taken while others are ready. Its client's session starts meanwhile, which would take longer, because only one
-/// thread of a process can change its mappings at a time.
+/// How long to wait after a clone was taken while others are ready. Its client's session starts meanwhile, which
+/// would take longer, because only one thread of a process can change its mappings at a time.
 const PAUSE: Duration = Duration::from_millis(1);
 
 struct Shared {
@@ -62,7 +62,8 @@ impl Pool {
         Ok(Self { shared, taken: Some(taken) })
     }
 
-    /// A clone of `template`: one that is ready, or a new one. What makes a clone different from all others is made now.
+    /// A clone of `template`: one that is ready, or a new one. What makes a clone different from all others is made
+    /// now.
     ///
     /// # Errors
     /// When the system has no more memory mappings to give.
@@ -73,11 +74,13 @@ impl Pool {
         Ok(clone)
     }
 
-    /// Puts `backend` back to where a clone of `template` begins, by putting another one in its place. Its client, its console and signals that have arrived
-    /// stay. Returns the one that was replaced: both exist until that is dropped, which takes as long as all the rest.
+    /// Puts `backend` back to where a clone of `template` begins, by putting another one in its place. Its client,
+    /// its console and signals that have arrived stay. Returns the one that was replaced: both exist until that is
+    /// dropped, which takes as long as all the rest.
     ///
-    /// A new clone is made sooner than an old one can be put back: to drop the pages that it has changed takes as long as to copy those that it is about
-    /// to change again, and only the latter has to be done before the session can go on.
+    /// A new clone is made sooner than an old one can be put back: to drop the pages that it has changed takes as
+    /// long as to copy those that it is about to change again, and only the latter has to be done before the session
+    /// can go on.
     ///
     /// # Errors
     /// As [`Pool::take`].

@@ -19,7 +19,8 @@ use crate::{
 pub struct Recipe {
     /// The database in it, which clients ask for.
     pub database: String,
-    /// The role that owns the database and runs the SQL, made with `LOGIN` and `SUPERUSER` unless it is the bootstrap superuser `postgres`.
+    /// The role that owns the database and runs the SQL, made with `LOGIN` and `SUPERUSER` unless it is the bootstrap
+    /// superuser `postgres`.
     pub user: String,
     /// SQL to run in the database, in this order and in one session.
     pub scripts: Vec<Script>,

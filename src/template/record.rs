@@ -1,11 +1,13 @@
-//! Small values in files of their own: a magic number that names the format and its version, a checksum, the value in postcard's encoding.
+//! Small values in files of their own: a magic number that names the format and its version, a checksum, the value in
+//! postcard's encoding.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
-/// A change of a label or a recipe changes the number; a change of anything else only a template's key, so that it is built again (`store.rs`).
+/// A change of a label or a recipe changes the number; a change of anything else only a template's key, so that it is
+/// built again (`store.rs`).
 const MAGIC: &[u8; 8] = b"PGLTMPL1";
 
 pub(super) fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
@@ -15,7 +17,8 @@ pub(super) fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// # Errors
-/// When the file cannot be read, is of another format or damaged. The first cause is the [`std::io::Error`] if there is one.
+/// When the file cannot be read, is of another format or damaged. The first cause is the [`std::io::Error`] if there
+/// is one.
 pub(super) fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
     let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
     decode(&bytes).with_context(|| format!("{} is damaged", path.display()))

@@ -1,7 +1,8 @@
 //! The directory of templates: one subdirectory for each, with a label that says what it is.
 //!
-//! A subdirectory is built beside its place and renamed in whole, so that it is there whole or not at all; who has one open keeps it when it is
-//! replaced or removed. Its name is made from the template's name, which may be any that a database may have.
+//! A subdirectory is built beside its place and renamed in whole, so that it is there whole or not at all; who has
+//! one open keeps it when it is replaced or removed. Its name is made from the template's name, which may be any that
+//! a database may have.
 
 use std::{
     fs::{self, Metadata},
@@ -198,8 +199,8 @@ impl Shelf {
     }
 
     /// What the template in an entry of [`Shelf::directory`] is called, and what of it can be made again: all of the
-    /// one that is there without being prepared; what another program than `program` has built of any other, which this
-    /// one cannot use; nothing of one that cannot be read.
+    /// one that is there without being prepared; what another program than `program` has built of any other, which
+    /// this one cannot use; nothing of one that cannot be read.
     pub(crate) fn remakeable(&self, usage: &Usage, program: &str) -> (String, Remakeable) {
         let directory = self.directory.path(&usage.name);
         let Ok(label) = read_label(&directory) else { return (usage.name.clone(), Remakeable::Nothing) };

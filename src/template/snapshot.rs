@@ -2,14 +2,17 @@
 //!
 //! Captured are
 //! * linear memory, by page, as an image that clones map copy-on-write ([`Image`]);
-//! * every mutable global of the module, also those that the published file does not export, `__stack_pointer` among them;
-//! * the table: the side modules that were loaded, their bases, and the slots that `GOT.func` and `dlsym` claimed. The slots of the
-//!   modules' own elements and of the callbacks are filled alike in every instance;
-//! * the files, and what the process had of them: descriptors with their positions, working directory, file mode mask, mappings.
+//! * every mutable global of the module, also those that the published file does not export, `__stack_pointer` among
+//!   them;
+//! * the table: the side modules that were loaded, their bases, and the slots that `GOT.func` and `dlsym` claimed.
+//!   The slots of the modules' own elements and of the callbacks are filled alike in every instance;
+//! * the files, and what the process had of them: descriptors with their positions, working directory, file mode
+//!   mask, mappings.
 //!
-//! Not captured, because it is the same in every guest: the environment, which `PostgreSQL` has read into its memory by then.
-//! Not captured, because it must not be: the client, and signals. A snapshot is only taken where no client is connected. Of timers only which are armed is
-//! captured; in a clone they run at once, because the guest's memory says that they will.
+//! Not captured, because it is the same in every guest: the environment, which `PostgreSQL` has read into its memory
+//! by then. Not captured, because it must not be: the client, and signals. A snapshot is only taken where no client
+//! is connected. Of timers only which are armed is captured; in a clone they run at once, because the guest's memory
+//! says that they will.
 //!
 //! What clones must not share is made anew in each: see [`Snapshot::make_distinct`].
 
@@ -116,7 +119,8 @@ impl Snapshot {
         Ok(Self { state, image, files, libraries, first_pages })
     }
 
-    /// Finds out which pages of the snapshot in `directory` a session touches before its first answer, so that its clones have them early.
+    /// Finds out which pages of the snapshot in `directory` a session touches before its first answer, so that its
+    /// clones have them early.
     ///
     /// # Errors
     /// When a clone cannot answer, or the directory cannot be written.
@@ -157,7 +161,8 @@ impl Snapshot {
         &self.files
     }
 
-    /// A backend that goes on from here, in files of its own, and is the same as every other one until [`Snapshot::make_distinct`].
+    /// A backend that goes on from here, in files of its own, and is the same as every other one until
+    /// [`Snapshot::make_distinct`].
     ///
     /// # Errors
     /// When the system has no more memory mappings to give.
@@ -181,8 +186,8 @@ impl Snapshot {
         Ok(backend)
     }
 
-    /// Makes `backend`, which was made from here, differ from every other clone in what must not be shared: the state of `random()`
-    /// and the start times, which are now. Its cancel key is made when a client connects.
+    /// Makes `backend`, which was made from here, differ from every other clone in what must not be shared: the state
+    /// of `random()` and the start times, which are now. Its cancel key is made when a client connects.
     ///
     /// # Errors
     /// When the system has no random bytes.
@@ -200,12 +205,14 @@ fn tree(files: &Arc<FrozenTree>) -> Arc<Mutex<Tree>> {
     Arc::new(Mutex::new(Tree::from_frozen(files.clone())))
 }
 
-/// Where times stand that are to be the clone's own: when backend and server have started (`MyStartTimestamp`, what `pgstat_bestart` copies of it into the
-/// backend's status entry, and `PgStartTime`), and when statistics were written last (`last_flush` in `PostgreSQL`'s `src/backend/utils/activity/pgstat.c`). All
-/// are found by their values.
+/// Where times stand that are to be the clone's own: when backend and server have started (`MyStartTimestamp`, what
+/// `pgstat_bestart` copies of it into the backend's status entry, and `PgStartTime`), and when statistics were
+/// written last (`last_flush` in `PostgreSQL`'s `src/backend/utils/activity/pgstat.c`). All are found by their
+/// values.
 ///
-/// A backend writes its statistics when a second has passed since the last time. A clone would do so after its first query, whenever that is, for what the
-/// template has done, into pages of its own: so they are written here, and the clone's second begins when it is made.
+/// A backend writes its statistics when a second has passed since the last time. A clone would do so after its first
+/// query, whenever that is, for what the template has done, into pages of its own: so they are written here, and the
+/// clone's second begins when it is made.
 fn find_times(backend: &mut Backend) -> anyhow::Result<Vec<u32>> {
     let rows = backend.query(SERVER_START).context("PostgreSQL does not tell when it has started")?;
     let server_start = first_value(&rows).and_then(|microseconds| microseconds.parse::<i64>().ok());

@@ -1,8 +1,9 @@
 //! The templates of one program: found, built when they have to be, and kept open for all their clones.
 //!
-//! A template is labelled with the program that built it; when the program, `PostgreSQL` or the start parameters have changed since, or a file of it is
-//! damaged, it is built again: from its recipe, or, if it was frozen from a running database, from its files (a database started from them
-//! recovers as after a crash, so unlogged tables are empty then).
+//! A template is labelled with the program that built it; when the program, `PostgreSQL` or the start parameters have
+//! changed since, or a file of it is damaged, it is built again: from its recipe, or, if it was frozen from a running
+//! database, from its files (a database started from them recovers as after a crash, so unlogged tables are empty
+//! then).
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -81,11 +82,13 @@ pub(crate) enum TemplateError {
 }
 
 impl Templates {
-    /// The templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found), with ICU's data in `icu`
-    /// (if any) besides those that are made here. A clone of each template in use is kept ready `warm` times.
+    /// The templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found), with
+    /// ICU's data in `icu` (if any) besides those that are made here. A clone of each template in use is kept ready
+    /// `warm` times.
     ///
     /// # Errors
-    /// When the artefact or ICU's data are missing or foreign, or the cache cannot be used; the message says what to do.
+    /// When the artefact or ICU's data are missing or foreign, or the cache cannot be used; the message says what to
+    /// do.
     pub fn open(
         pglite: Option<&Path>,
         cache: Option<&Path>,
@@ -118,7 +121,8 @@ impl Templates {
         &self.shelf
     }
 
-    /// The template for a client that asks for `database`: that of this name, else the one made last whose database that is.
+    /// The template for a client that asks for `database`: that of this name, else the one made last whose database
+    /// that is.
     ///
     /// # Errors
     /// [`TemplateError`]
@@ -132,7 +136,8 @@ impl Templates {
         }
     }
 
-    /// The template `name`, opened once for all its clones. When it has been replaced or removed since, by this or another process, that counts.
+    /// The template `name`, opened once for all its clones. When it has been replaced or removed since, by this or
+    /// another process, that counts.
     ///
     /// # Errors
     /// [`TemplateError`]
@@ -202,8 +207,9 @@ impl Templates {
         self.build(&self.shelf.lock(name)?, name, recipe).map(drop)
     }
 
-    /// Makes the template `name` from the files of a cluster that has `database`, replacing one of the same name. `key` is kept for whoever asks.
-    /// The cluster should have been shut down; otherwise it recovers as after a crash.
+    /// Makes the template `name` from the files of a cluster that has `database`, replacing one of the same name.
+    /// `key` is kept for whoever asks. The cluster should have been shut down; otherwise it recovers as after a
+    /// crash.
     ///
     /// # Errors
     /// When `PostgreSQL` does not start on it, or the cache cannot be written.

@@ -1,6 +1,7 @@
 //! Sessions on threads of their own, so that a test goes on while one of them waits.
 //!
-//! They speak raw messages: the driver loses the server's last error when the end of the connection comes along with it.
+//! They speak raw messages: the driver loses the server's last error when the end of the connection comes along with
+//! it.
 
 use std::{
     collections::HashMap,
@@ -18,8 +19,8 @@ use super::{
     wire::{self, Message},
 };
 
-/// Counts the locks of other clients, also of those that have gone. The cluster's own processes, autovacuum for one, may
-/// have locks at any time.
+/// Counts the locks of other clients, also of those that have gone. The cluster's own processes, autovacuum for one,
+/// may have locks at any time.
 pub const LOCKS_OF_OTHERS: &str = "select count(*) from pg_locks where pid <> pg_backend_pid() \
     and pid not in (select pid from pg_stat_activity where backend_type <> 'client backend')";
 
@@ -165,7 +166,8 @@ impl Peer {
         self.until_active_and(process_id, "true");
     }
 
-    /// Waits until the backend of that process id is running a statement and its row in `pg_stat_activity` meets the condition.
+    /// Waits until the backend of that process id is running a statement and its row in `pg_stat_activity` meets the
+    /// condition.
     pub fn until_active_and(&self, process_id: i32, condition: &str) {
         self.until(&format!("select state = 'active' and {condition} from pg_stat_activity where pid = {process_id}"));
     }

@@ -6,7 +6,8 @@ use loom::{cell::UnsafeCell, thread};
 
 use super::*;
 
-/// What the holder of the baton may touch, as shared memory is: two accesses that the baton does not order fail the model.
+/// What the holder of the baton may touch, as shared memory is: two accesses that the baton does not order fail the
+/// model.
 #[derive(Default)]
 struct Memory(UnsafeCell<Vec<u32>>);
 

@@ -1,4 +1,5 @@
-//! The processes of a cluster that serve no client: `PostgreSQL`'s own, each a fork of the postmaster on a thread of its own.
+//! The processes of a cluster that serve no client: `PostgreSQL`'s own, each a fork of the postmaster on a thread of
+//! its own.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +38,8 @@ pub(super) enum Role {
 }
 
 impl Role {
-    /// Its name in `child_process_kinds` (`PostgreSQL`, `src/backend/postmaster/launch_backend.c`), which is that of its thread, too.
+    /// Its name in `child_process_kinds` (`PostgreSQL`, `src/backend/postmaster/launch_backend.c`), which is that of
+    /// its thread, too.
     fn name(self) -> &'static str {
         match self {
             Self::Startup => "startup",
@@ -49,7 +51,8 @@ impl Role {
         }
     }
 
-    /// Whether it may end with that exit status without shared memory being in doubt (`process_pm_child_exit` in `postmaster.c`).
+    /// Whether it may end with that exit status without shared memory being in doubt (`process_pm_child_exit` in
+    /// `postmaster.c`).
     pub(super) fn may_exit(self, status: i32) -> bool {
         match self {
             Self::AutovacuumWorker => [0, 1, NOT_STARTED].contains(&status),
@@ -141,7 +144,8 @@ impl Children {
     }
 }
 
-/// Runs a process of a cluster from its first turn to its exit. If it traps or panics meanwhile, its cluster has crashed: shared memory is as it left it.
+/// Runs a process of a cluster from its first turn to its exit. If it traps or panics meanwhile, its cluster has
+/// crashed: shared memory is as it left it.
 ///
 /// # Errors
 /// Those of `run`; [`Crashed`] when another process has crashed.

@@ -25,7 +25,8 @@ pub type OnFailure = Arc<dyn Fn(anyhow::Error) + Send + Sync>;
 const REFUSALS: u32 = 3;
 /// How often in a row a start may fail because the system has no threads, files or memory to give.
 const SHORTAGES: u32 = 12;
-/// How long to wait before the second attempt; before later ones twice as long as the time before, at most [`LONGEST_PAUSE`].
+/// How long to wait before the second attempt; before later ones twice as long as the time before, at most
+/// [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A cluster whose own processes crash within that time after its start has not really started.

@@ -51,7 +51,8 @@ pub(crate) struct Postmaster {
 }
 
 impl Postmaster {
-    /// A cluster with the files of a new one, which is started now. `on_failure` is told when it has crashed and cannot be started again.
+    /// A cluster with the files of a new one, which is started now. `on_failure` is told when it has crashed and
+    /// cannot be started again.
     ///
     /// # Errors
     /// When it does not start.
@@ -92,7 +93,8 @@ impl Postmaster {
         let interrupt = move |interrupt| match interrupt {
             Interrupt::Cancel => signals.send(Signal::INT),
             Interrupt::Terminate => signals.send(Signal::TERM),
-            // What its client has sent is still carried out, as in PostgreSQL: the session ends when it reads the end of its input.
+            // What its client has sent is still carried out, as in PostgreSQL: the session ends when it reads the end
+            // of its input.
             Interrupt::ClientGone => {}
         };
         // Until PostgreSQL has made the key, nobody knows one.
@@ -163,7 +165,8 @@ impl Postmaster {
         }
     }
 
-    /// Makes a template from the cluster as it is now; clones of it are for clients that ask for `database`. Transactions that are open are not part of it.
+    /// Makes a template from the cluster as it is now; clones of it are for clients that ask for `database`.
+    /// Transactions that are open are not part of it.
     fn freeze(&self, database: &str, transaction: &TransactionStatus, name: &str, key: Option<&str>) -> Answer {
         if transaction.is_open() {
             return Err(ErrorResponse::freeze_in_transaction());
@@ -218,7 +221,8 @@ impl Postmaster {
     }
 }
 
-/// What those are told whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in `src/backend/tcop/postgres.c`).
+/// What those are told whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in
+/// `src/backend/tcop/postgres.c`).
 fn crash_report() -> ErrorResponse {
     let message = "terminating connection because of crash of another server process";
     let hint = "In a moment you should be able to reconnect to the database and repeat your command.";

@@ -1,7 +1,9 @@
-//! The postmaster of a cluster from its start to its end: which children there are, and what they and others ask of it.
+//! The postmaster of a cluster from its start to its end: which children there are, and what they and others ask of
+//! it.
 //!
-//! Its guest is a backend that has come as far as a postmaster comes before its first fork, and stays there. What `PostgreSQL` has in `ServerLoop` and
-//! `PostmasterStateMachine` (`src/backend/postmaster/postmaster.c`) is here; connections are accepted elsewhere.
+//! Its guest is a backend that has come as far as a postmaster comes before its first fork, and stays there. What
+//! `PostgreSQL` has in `ServerLoop` and `PostmasterStateMachine` (`src/backend/postmaster/postmaster.c`) is here;
+//! connections are accepted elsewhere.
 
 use std::{sync::Arc, time::Duration};
 
@@ -104,8 +106,8 @@ impl Running {
     }
 }
 
-/// Runs a cluster on this thread until it ends; `on_start` is given it when it has recovered and lets clients in. `without_auto_conf`: what `ALTER SYSTEM`
-/// has set is put away before, because the cluster did not start with it.
+/// Runs a cluster on this thread until it ends; `on_start` is given it when it has recovered and lets clients in.
+/// `without_auto_conf`: what `ALTER SYSTEM` has set is put away before, because the cluster did not start with it.
 ///
 /// # Errors
 /// [`Refused`] when `PostgreSQL` does not start; others when the system has not what it takes.
@@ -172,7 +174,8 @@ pub(super) fn run(
 /// Puts away what a crash leaves behind, and what is not to be used.
 fn tidy(start: &Start, without_auto_conf: bool) -> anyhow::Result<()> {
     let mut files = Files::new(start.files.clone(), Box::new(Silent))?;
-    // Dynamic shared memory does not outlive its cluster; PostgreSQL only removes what it finds in the main segment, which is gone.
+    // Dynamic shared memory does not outlive its cluster; PostgreSQL only removes what it finds in the main segment,
+    // which is gone.
     let directory = files.open(At::WorkingDirectory, SHARED_MEMORY, OpenFlags::READ_ONLY, 0)?;
     for entry in files.read_directory(directory, usize::MAX)? {
         if entry.kind != S_IFDIR {
@@ -322,7 +325,8 @@ impl Server<'_, '_> {
         Ok(None)
     }
 
-    /// Starts the autovacuum launcher if it is wanted and not there. `anyway`: also where autovacuum is off, to prevent the wraparound of transaction ids.
+    /// Starts the autovacuum launcher if it is wanted and not there. `anyway`: also where autovacuum is off, to
+    /// prevent the wraparound of transaction ids.
     fn launch_autovacuum(&mut self, anyway: bool) -> anyhow::Result<()> {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::AutovacuumLauncher);
         self.lacks_launcher = false;
@@ -341,7 +345,8 @@ impl Server<'_, '_> {
         started.is_ok()
     }
 
-    /// How long to wait for an event: until it is time to try once more what could not be done, or for as long as it takes.
+    /// How long to wait for an event: until it is time to try once more what could not be done, or for as long as it
+    /// takes.
     fn patience(&self) -> Duration {
         if self.lacks_launcher { Duration::from_secs(10) } else { Duration::MAX }
     }
@@ -370,7 +375,8 @@ impl Server<'_, '_> {
 
     /// Ends all processes without letting them run on.
     fn crash(&mut self) {
-        // While another one has the turn, it may be writing files; where none can be had any more, somebody else has crashed.
+        // While another one has the turn, it may be writing files; where none can be had any more, somebody else has
+        // crashed.
         if self.in_turn(|_| Ok(())).is_ok()
             && let Some(seat) = &mut self.caller.data_mut().seat
             && seat.take_turn().is_ok()

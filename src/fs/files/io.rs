@@ -70,10 +70,12 @@ impl Files {
         Ok(())
     }
 
-    /// Reads from `position`, or from the descriptor's own position, which moves on; returns how many bytes, 0 at the end.
+    /// Reads from `position`, or from the descriptor's own position, which moves on; returns how many bytes, 0 at the
+    /// end.
     ///
     /// # Errors
-    /// `EBADF` if `fd` is not open for reading, `EISDIR`, `ESPIPE` if it has no positions, `EAGAIN` from an empty pipe.
+    /// `EBADF` if `fd` is not open for reading, `EISDIR`, `ESPIPE` if it has no positions, `EAGAIN` from an empty
+    /// pipe.
     pub fn read(&mut self, fd: i32, position: Option<u64>, buffer: &mut [u8]) -> Result<usize, Errno> {
         let file = self.state.descriptors.file_mut(fd)?;
         if !file.flags.readable() {
@@ -107,7 +109,8 @@ impl Files {
     /// Writes at `position`, or at the descriptor's own position, which moves on; with `O_APPEND` always at the end.
     ///
     /// # Errors
-    /// `EBADF` if `fd` is not open for writing, `EBUSY` if processes have mapped the file, `EFBIG`, `ESPIPE` if it has no positions, `EPIPE`.
+    /// `EBADF` if `fd` is not open for writing, `EBUSY` if processes have mapped the file, `EFBIG`, `ESPIPE` if it
+    /// has no positions, `EPIPE`.
     pub fn write(&mut self, fd: i32, position: Option<u64>, bytes: &[u8]) -> Result<usize, Errno> {
         let file = self.state.descriptors.file_mut(fd)?;
         if !file.flags.writable() {

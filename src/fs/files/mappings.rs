@@ -1,5 +1,5 @@
-//! Files mapped into a process' memory: by copying, in at `mmap` and back at `munmap`, or, where several processes share a tree,
-//! as one memory object of the operating system's.
+//! Files mapped into a process' memory: by copying, in at `mmap` and back at `munmap`, or, where several processes
+//! share a tree, as one memory object of the operating system's.
 
 use std::{fs::File, ops::Range, sync::Arc};
 
@@ -32,8 +32,8 @@ impl Files {
     /// Checks that the file behind `fd` can be mapped, and says what that mapping would be; nothing is mapped yet.
     ///
     /// # Errors
-    /// `EACCES` if `fd` is not open for reading, or not for reading and writing while `write_back` is asked for; `ENODEV`
-    /// if it is no regular file; `EBADF`.
+    /// `EACCES` if `fd` is not open for reading, or not for reading and writing while `write_back` is asked for;
+    /// `ENODEV` if it is no regular file; `EBADF`.
     pub fn prepare_mapping(&self, fd: i32, address: u32, offset: u64, write_back: bool) -> Result<Mapping, Errno> {
         let file = self.state.descriptors.file(fd)?;
         if !file.flags.readable() || (write_back && !file.flags.writable()) {
@@ -50,7 +50,8 @@ impl Files {
         }
     }
 
-    /// Maps a file: fills `memory` with its bytes and zeros after its end, and keeps it in existence until it is unmapped.
+    /// Maps a file: fills `memory` with its bytes and zeros after its end, and keeps it in existence until it is
+    /// unmapped.
     ///
     /// # Errors
     /// `EBADF` if the file has gone since it was prepared.
@@ -69,8 +70,9 @@ impl Files {
         Ok(())
     }
 
-    /// Maps a file for several processes: returns the memory object that is to be mapped, from [`Mapping::offset`] on, over the first
-    /// [`Mapping::shared`] bytes at [`Mapping::address`], and keeps it in existence until it is unmapped.
+    /// Maps a file for several processes: returns the memory object that is to be mapped, from [`Mapping::offset`]
+    /// on, over the first [`Mapping::shared`] bytes at [`Mapping::address`], and keeps it in existence until it is
+    /// unmapped.
     ///
     /// # Errors
     /// `EBADF` if the file has gone since it was prepared; `ENOMEM`.
@@ -115,8 +117,8 @@ impl Files {
         self.state.mappings.iter().find(|mapping| mapping.address == address).map(|it| it.shared).ok_or(Errno::EINVAL)
     }
 
-    /// Ends the mapping at `address`, whose bytes are `memory`, and writes them back if that was asked for and they are a copy, as far as
-    /// the file reaches: a mapping does not extend its file.
+    /// Ends the mapping at `address`, whose bytes are `memory`, and writes them back if that was asked for and they
+    /// are a copy, as far as the file reaches: a mapping does not extend its file.
     ///
     /// # Errors
     /// `EINVAL` if nothing is mapped at `address`.

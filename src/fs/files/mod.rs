@@ -67,10 +67,11 @@ impl Files {
     }
 
     /// A process that begins with what another one had: the same inodes open at the same descriptors and positions,
-    /// in `tree`, which is the other's or a clone of it. From here on the two share nothing but the tree; in particular
-    /// each has its own positions and its own copies of the pipes.
+    /// in `tree`, which is the other's or a clone of it. From here on the two share nothing but the tree; in
+    /// particular each has its own positions and its own copies of the pipes.
     ///
-    /// Descriptors of files that `tree` does not have any more are closed; a working directory that is gone becomes `/`.
+    /// Descriptors of files that `tree` does not have any more are closed; a working directory that is gone becomes
+    /// `/`.
     #[must_use]
     pub fn resume(tree: Arc<Mutex<Tree>>, state: &ProcessState, console: Box<dyn Console>) -> Self {
         let mut state = state.clone();
@@ -118,7 +119,8 @@ impl Files {
     /// The whole of a file. Meant for the host itself; a guest opens and reads.
     ///
     /// # Errors
-    /// `EISDIR`, `EINVAL` for what has no length, `EFBIG` if it does not fit into memory, `ENOENT` and the others of a walk.
+    /// `EISDIR`, `EINVAL` for what has no length, `EFBIG` if it does not fit into memory, `ENOENT` and the others of
+    /// a walk.
     pub fn read_file(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
         let tree = self.tree.lock();
         let ino = self.inode(&tree, At::WorkingDirectory, path, Follow::Yes)?;

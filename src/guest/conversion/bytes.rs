@@ -1,5 +1,5 @@
-//! Conversions between single-byte encodings, and from and to the "Mule internal code", in which a leading byte says to which
-//! character set the next byte belongs (`src/backend/utils/mb/conv.c`).
+//! Conversions between single-byte encodings, and from and to the "Mule internal code", in which a leading byte says
+//! to which character set the next byte belongs (`src/backend/utils/mb/conv.c`).
 
 use super::{
     super::memory::{self, OutOfBounds},

@@ -65,7 +65,8 @@ impl Encoding {
         table_function::<u32, u32>(caller, function)?.call(caller.as_context_mut(), text)
     }
 
-    /// The length of the character at `text`, of which `available` bytes are there, if it is valid; never 0, so that whoever goes on by it arrives.
+    /// The length of the character at `text`, of which `available` bytes are there, if it is valid; never 0, so that
+    /// whoever goes on by it arrives.
     pub(super) fn verify(
         &self,
         caller: &mut Caller<'_, Guest>,

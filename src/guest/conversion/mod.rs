@@ -1,8 +1,9 @@
 //! Conversions between character encodings, as far as `pglite.wasm` lacks them.
 //!
 //! `PostgreSQL`'s conversions are side modules that consist of tables and of calls into the server
-//! (`src/backend/utils/mb/conv.c`, `mbutils.c`, `src/common/wchar.c`). PGlite was linked without those functions, because nothing in
-//! its main module needs them: here they are, under the names by which the side modules import them.
+//! (`src/backend/utils/mb/conv.c`, `mbutils.c`, `src/common/wchar.c`). PGlite was linked without those functions,
+//! because nothing in its main module needs them: here they are, under the names by which the side modules import
+//! them.
 //!
 //! * `mod`: the functions, with the arguments of their C declarations (`src/include/mb/pg_wchar.h`)
 //! * `encoding`: what the main module knows of an encoding
@@ -160,8 +161,9 @@ fn add_bytes(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     add_mule(linker, "mic2latin", |encoding| (MULE_INTERNAL, encoding), from_mule)
 }
 
-/// Adds a conversion from or to Mule's code, and the one of its name `…_with_table`. `between` says from and to which encoding it is, when
-/// that of the single bytes is given; `conversion` is given the text, the leading byte and the table.
+/// Adds a conversion from or to Mule's code, and the one of its name `…_with_table`. `between` says from and to which
+/// encoding it is, when that of the single bytes is given; `conversion` is given the text, the leading byte and the
+/// table.
 fn add_mule(
     linker: &mut Linker<Guest>,
     name: &str,
@@ -207,8 +209,8 @@ fn add_mule(
     Ok(())
 }
 
-/// Converts the text of `passage` with `conversion`, writes the result with a NUL behind it, and returns how many bytes of the text were
-/// converted. A conversion that stopped early is an SQL error, unless the passage wants none.
+/// Converts the text of `passage` with `conversion`, writes the result with a NUL behind it, and returns how many
+/// bytes of the text were converted. A conversion that stopped early is an SQL error, unless the passage wants none.
 fn convert(
     caller: &mut Caller<'_, Guest>,
     passage: Passage,

@@ -1,8 +1,9 @@
-//! What a loader has to know of a side module ("shared object") of Emscripten: what it needs, what it offers, its data.
+//! What a loader has to know of a side module ("shared object") of Emscripten: what it needs, what it offers, its
+//! data.
 //!
-//! The format is the tool conventions' `dylink.0` section (WebAssembly tool-conventions, `DynamicLinking.md`).
-//! Its code is apart from that (`instrument_side_module`), so that a clone, whose memory already holds the data as it was changed since, can have the
-//! code alone.
+//! The format is the tool conventions' `dylink.0` section (WebAssembly tool-conventions, `DynamicLinking.md`). Its
+//! code is apart from that (`instrument_side_module`), so that a clone, whose memory already holds the data as it was
+//! changed since, can have the code alone.
 
 use std::collections::{HashMap, HashSet};
 
@@ -151,7 +152,8 @@ fn read_element(element: wasmparser::Element<'_>, elements: &mut HashMap<u32, u3
     Ok(())
 }
 
-/// The constant in `base + constant`, `base` or `constant`, where base is an imported global; `None` for anything else.
+/// The constant in `base + constant`, `base` or `constant`, where base is an imported global; `None` for anything
+/// else.
 fn constant(expression: &wasmparser::ConstExpr<'_>) -> anyhow::Result<Option<u32>> {
     let mut value = Some(0_u32);
     for operator in expression.get_operators_reader() {
@@ -171,7 +173,8 @@ mod tests {
     use super::*;
     use crate::instrument::instrument_side_module;
 
-    /// A side module with one datum `answer` at offset 4, one function `f` in the table at offset 1, and 8 bytes of data.
+    /// A side module with one datum `answer` at offset 4, one function `f` in the table at offset 1, and 8 bytes of
+    /// data.
     fn side_module() -> Vec<u8> {
         use wasm_encoder::*;
         let mut module = Module::new();

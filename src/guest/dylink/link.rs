@@ -8,11 +8,13 @@ use wasmtime::{AsContextMut, Extern, ExternType, Func, Global, GlobalType, Insta
 use super::{Library, Loaded, Owner, Place, layout::Symbol};
 use crate::guest::{Guest, report};
 
-/// Names under which the C library of the main module knows what side modules ask for (Emscripten, `src/lib/libcore.js`).
+/// Names under which the C library of the main module knows what side modules ask for (Emscripten,
+/// `src/lib/libcore.js`).
 const ALIASES: [(&str, &str); 2] =
     [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get")];
 
-/// Links `library` at `place`; its data must be in memory already. From then on it is the last of the loaded libraries: answers its number.
+/// Links `library` at `place`; its data must be in memory already. From then on it is the last of the loaded
+/// libraries: answers its number.
 pub(super) fn instantiate(
     store: &mut impl AsContextMut<Data = Guest>,
     library: Arc<Library>,
@@ -20,7 +22,8 @@ pub(super) fn instantiate(
 ) -> anyhow::Result<usize> {
     let (memory_base, table_base) = (place.memory_base, place.table_base);
     let mut imports = Vec::new();
-    // A copy has the table of the library that it is copied from: looking a hundred names up takes longer than all else.
+    // A copy has the table of the library that it is copied from: looking a hundred names up takes longer than all
+    // else.
     let mut known = place.offsets.clone().into_iter();
     let mut offset_table = Vec::new();
     let module = library.module().clone();

@@ -1,13 +1,15 @@
 //! Dynamic linking: `dlopen` and `dlsym` for Emscripten's side modules.
 //!
-//! PL/pgSQL, Snowball, the encoding conversions and every extension are side modules. A loaded one has its data in memory that the
-//! guest allocated, its functions in the shared table from a base on, and a *global offset table*: imported mutable globals that hold
-//! addresses (`GOT.mem`) and table slots (`GOT.func`). The reference is Emscripten's `src/lib/libdylink.js`.
+//! PL/pgSQL, Snowball, the encoding conversions and every extension are side modules. A loaded one has its data in
+//! memory that the guest allocated, its functions in the shared table from a base on, and a *global offset table*:
+//! imported mutable globals that hold addresses (`GOT.mem`) and table slots (`GOT.func`). The reference is
+//! Emscripten's `src/lib/libdylink.js`.
 //!
-//! Two things differ from it. Symbols are looked up in the main module, then in the library itself, then in the libraries loaded before,
-//! where Emscripten lets a library loaded earlier override a later one's own symbols. And a function that nobody defines raises an SQL error
-//! that names it when it is called, where Emscripten's glue throws a `TypeError` that ends the session. Data that nobody
-//! defines has no such moment: a library that needs it is not loaded.
+//! Two things differ from it. Symbols are looked up in the main module, then in the library itself, then in the
+//! libraries loaded before, where Emscripten lets a library loaded earlier override a later one's own symbols. And a
+//! function that nobody defines raises an SQL error that names it when it is called, where Emscripten's glue throws a
+//! `TypeError` that ends the session. Data that nobody defines has no such moment: a library that needs it is not
+//! loaded.
 //!
 //! * `mod`: loading a library, and what a guest keeps of its libraries
 //! * `layout`: what has to be known of a library's file
@@ -74,7 +76,8 @@ pub(crate) struct Libraries {
     loaded: Vec<Loaded>,
     /// The library behind each handle that the guest's `dlopen` made.
     handles: HashMap<u32, usize>,
-    /// Table slots beyond those of the modules' own elements, which `GOT.func` or `dlsym` asked for, by the function's owner and name.
+    /// Table slots beyond those of the modules' own elements, which `GOT.func` or `dlsym` asked for, by the
+    /// function's owner and name.
     claims: HashMap<(Owner, String), u32>,
     /// The first table slot that nobody has.
     free_slot: u32,
@@ -89,8 +92,8 @@ pub(crate) struct LibrariesImage {
     free_slot: u32,
 }
 
-/// What ended the guest's code while a library was loaded, be it a trap, an exit or an SQL error: not a failure to load the library, but for those to know
-/// who called the guest.
+/// What ended the guest's code while a library was loaded, be it a trap, an exit or an SQL error: not a failure to
+/// load the library, but for those to know who called the guest.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
 struct Ended(wasmtime::Error);
@@ -176,8 +179,8 @@ fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: u32) -> anyhow::Resu
     Ok(())
 }
 
-/// The number of the library at `path`, which is loaded if it is not yet; `needing` are the paths of those that are about to be loaded, each of which
-/// needs the next.
+/// The number of the library at `path`, which is loaded if it is not yet; `needing` are the paths of those that are
+/// about to be loaded, each of which needs the next.
 fn find_or_load(caller: &mut Caller<'_, Guest>, path: &str, needing: &mut Vec<String>) -> anyhow::Result<usize> {
     let known = caller.data().libraries.loaded.iter().position(|loaded| loaded.place.path == path);
     match known {
@@ -231,7 +234,8 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     };
     let number = instantiate(caller, library.clone(), place)?;
     let instance = caller.data().libraries.loaded[number].instance;
-    // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in its clones.
+    // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in
+    // its clones.
     for initializer in [SIDE_MODULE_START, "__wasm_apply_data_relocs", "__wasm_call_ctors"] {
         if let Some(function) = instance.get_func(&mut *caller, initializer) {
             let initialized = function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ());

@@ -37,8 +37,9 @@ impl Library {
         &self.module
     }
 
-    /// For each of its imports, in order, the export of the main module that it stands for, if it is one. There is only one main module
-    /// that loads libraries; looking names up for every clone again would take longer than all else about a library.
+    /// For each of its imports, in order, the export of the main module that it stands for, if it is one. There is
+    /// only one main module that loads libraries; looking names up for every clone again would take longer than all
+    /// else about a library.
     pub(super) fn from_main(&self, main: &Module) -> &[Option<ModuleExport>] {
         self.from_main.get_or_init(|| {
             let imports = self.module.imports();
@@ -66,7 +67,8 @@ impl LibraryStore {
         &self.linker
     }
 
-    /// The host function `name` of the rewriter's own module of imports, where PGlite's callbacks are too, as a function of that store.
+    /// The host function `name` of the rewriter's own module of imports, where PGlite's callbacks are too, as a
+    /// function of that store.
     ///
     /// # Errors
     /// When there is none.

@@ -10,7 +10,8 @@ use crate::{
 
 /// `O_CLOEXEC`, which changes nothing: the guest cannot `exec`.
 const O_CLOEXEC: u32 = 0o2_000_000;
-/// The flags that `F_SETFL` can change, as Emscripten has it: `O_APPEND`, `O_NONBLOCK`, `O_ASYNC`, `O_DIRECT`, `O_NOATIME`.
+/// The flags that `F_SETFL` can change, as Emscripten has it: `O_APPEND`, `O_NONBLOCK`, `O_ASYNC`, `O_DIRECT`,
+/// `O_NOATIME`.
 const CHANGEABLE: u32 = 0o2000 | 0o4000 | 0o20_000 | 0o40_000 | 0o1_000_000;
 /// The size of `struct pollfd`: the descriptor, events wanted (at 4), events that happened (at 6).
 const POLLFD: u32 = 8;
@@ -56,7 +57,8 @@ pub(super) fn dup3(_memory: &mut [u8], files: &mut Files, fd: i32, new: i32, fla
     files.dup_to(fd, new)
 }
 
-/// `arguments` is where the variable argument lies. Locks are granted to everybody, as in Emscripten: PostgreSQL locks no files.
+/// `arguments` is where the variable argument lies. Locks are granted to everybody, as in Emscripten: PostgreSQL
+/// locks no files.
 pub(super) fn fcntl64(memory: &mut [u8], files: &mut Files, fd: i32, command: u32, arguments: u32) -> Answer {
     let flags = files.flags(fd)?;
     match command {
@@ -118,7 +120,8 @@ pub(super) fn fdatasync(_memory: &mut [u8], files: &mut Files, fd: i32) -> Answe
     files.flags(fd).map(|_| 0)
 }
 
-/// Fills `buffer` with as many `struct dirent` as fit into `size` bytes, and answers how many bytes that makes; 0 at the end of the directory.
+/// Fills `buffer` with as many `struct dirent` as fit into `size` bytes, and answers how many bytes that makes; 0 at
+/// the end of the directory.
 pub(super) fn getdents64(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32, size: u32) -> Answer {
     let room = size / structures::DIRENT;
     if room == 0 {
@@ -150,8 +153,9 @@ pub(super) fn pipe2(memory: &mut [u8], files: &mut Files, ends: u32, flags: u32)
     Ok(0)
 }
 
-/// Reports what is ready and never waits, as Emscripten's `doPollSync` does; a negative descriptor, too, is reported (`POLLNVAL`) where Linux would pass
-/// over it. PostgreSQL waits elsewhere: in a hook at the head of the loop in `WaitEventSetWait`.
+/// Reports what is ready and never waits, as Emscripten's `doPollSync` does; a negative descriptor, too, is reported
+/// (`POLLNVAL`) where Linux would pass over it. PostgreSQL waits elsewhere: in a hook at the head of the loop in
+/// `WaitEventSetWait`.
 pub(super) fn poll(memory: &mut [u8], files: &mut Files, descriptors: u32, number: u32, _timeout: i32) -> Answer {
     if number as usize > MAX_DESCRIPTORS {
         return Err(Errno::EINVAL);

@@ -1,7 +1,7 @@
 //! The system calls of Emscripten's C library that concern files (`src/lib/libsyscall.js` in Emscripten).
 //!
-//! A system call is a function of the guest's memory, its files and the call's arguments. It answers a number that is not negative, or an errno,
-//! which the C library gets as its negative.
+//! A system call is a function of the guest's memory, its files and the call's arguments. It answers a number that is
+//! not negative, or an errno, which the C library gets as its negative.
 
 mod descriptors;
 mod paths;

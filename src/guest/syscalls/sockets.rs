@@ -1,7 +1,8 @@
 //! Sockets: the guest has none.
 //!
-//! Under Emscripten a socket is a `WebSocket`, of the family `AF_INET` only. Here no family is supported. The other calls then
-//! get a descriptor that cannot be a socket, which Emscripten's `getSocketFromFD` (`libsyscall.js`) answers with `EBADF`.
+//! Under Emscripten a socket is a `WebSocket`, of the family `AF_INET` only. Here no family is supported. The other
+//! calls then get a descriptor that cannot be a socket, which Emscripten's `getSocketFromFD` (`libsyscall.js`)
+//! answers with `EBADF`.
 
 use wasmtime::Linker;
 

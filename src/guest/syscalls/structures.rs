@@ -1,4 +1,5 @@
-//! C structures that system calls fill in, as Emscripten's musl lays them out (`system/lib/libc/musl/arch/emscripten/bits`).
+//! C structures that system calls fill in, as Emscripten's musl lays them out
+//! (`system/lib/libc/musl/arch/emscripten/bits`).
 
 use super::Answer;
 use crate::{
@@ -81,8 +82,8 @@ pub(super) fn write_stat(memory: &mut [u8], buffer: u32, stat: &Stat) -> Answer 
     Ok(0)
 }
 
-/// Fills in a `struct statfs` with the figures of Emscripten's `FS.statfsNode` (`libfs.js`): a file system in memory has no size of its own.
-/// `inodes` is how many inodes there have been.
+/// Fills in a `struct statfs` with the figures of Emscripten's `FS.statfsNode` (`libfs.js`): a file system in memory
+/// has no size of its own. `inodes` is how many inodes there have been.
 pub(super) fn write_statfs(memory: &mut [u8], buffer: u32, inodes: u64) -> Answer {
     let fields = memory::bytes_mut(memory, buffer, STATFS)?;
     fields.fill(0);

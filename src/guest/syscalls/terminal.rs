@@ -59,7 +59,8 @@ pub(super) fn ioctl(memory: &mut [u8], files: &mut Files, fd: i32, request: u32,
     if !device.is_some_and(Device::is_terminal) {
         return Err(Errno::ENOTTY);
     }
-    // Only the terminal of standard output has attributes and a size in Emscripten; those of standard error are left as they are.
+    // Only the terminal of standard output has attributes and a size in Emscripten; those of standard error are left
+    // as they are.
     let has_attributes = device == Some(Device::Terminal);
     match request {
         request::TCGETS if has_attributes => {

@@ -1,4 +1,5 @@
-//! The backlog under a model checker: every order in which those who put bytes in, wait and write can come at each other.
+//! The backlog under a model checker: every order in which those who put bytes in, wait and write can come at each
+//! other.
 
 use std::sync::Arc;
 
