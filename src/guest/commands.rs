@@ -25,7 +25,7 @@ pub(crate) trait Commands: Send {
 
     /// The file that [`Commands::read_from`] or [`Commands::write_to`] named has been closed; returns the exit status
     /// of its command.
-    fn close(&mut self) -> i32;
+    fn wait(&mut self) -> i32;
 }
 
 /// What `system` returns without a shell: the status of one that has ended with `exit(127)`, as POSIX says.
@@ -59,7 +59,7 @@ impl Commands for BackendCommands {
         Err(Errno::ENOENT)
     }
 
-    fn close(&mut self) -> i32 {
+    fn wait(&mut self) -> i32 {
         0
     }
 }
@@ -92,7 +92,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         let instance = caller.data().exports()?.instance;
         let close = instance.get_typed_func::<u32, i32>(&mut caller, "fclose")?;
         close.call(&mut caller, stream)?;
-        Ok(caller.data_mut().commands.close())
+        Ok(caller.data_mut().commands.wait())
     })?;
     Ok(())
 }

@@ -17,7 +17,7 @@
 //! that names the function. Nothing here depends on indices or addresses of one version.
 //!
 //! # Reading order
-//! `module` (what is read), `image` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` and
+//! `module` (what is read), `initial_memory` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` and
 //! `children` (what is read out of what was found), `start` (the same, of what starts a session), `hooks` (what is
 //! called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp` and `invoke` (exceptions
 //! instead of host calls), `facts` (what else was learned).
@@ -28,7 +28,7 @@ mod children;
 mod evidence;
 mod facts;
 mod hooks;
-mod image;
+mod initial_memory;
 mod invoke;
 mod longjmp;
 mod module;
@@ -125,8 +125,8 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     let module = Module::parse(wasm)?;
     module.refuse_passive_data()?;
     let limits = PageLimits::of(&module)?;
-    let (data, zeroed) = (module.static_data()?, image::zeroed_by_start(&module)?);
-    let memory = image::initial_memory(limits, &data, &zeroed)?;
+    let (data, zeroed) = (module.static_data()?, initial_memory::zeroed_by_start(&module)?);
+    let memory = initial_memory::initial_memory(limits, &data, &zeroed)?;
     let found = Found::search(&module, &memory)?;
     let facts = Facts::gather(&module, &memory, &found, limits)?;
 

@@ -13,7 +13,7 @@ use wasmtime::{Caller, Engine, Func, Instance, Linker, Store, Val};
 
 use super::changes::Edit;
 use super::hooks::Hook;
-use super::image::{initial_memory, zeroed_by_start};
+use super::initial_memory::{initial_memory, zeroed_by_start};
 use super::module::Module;
 use super::rewrite::Rewrite;
 use super::targets::{Evidence, Shape, Target};

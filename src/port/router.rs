@@ -120,7 +120,7 @@ impl Router {
             return self.refuse(id, &violation("connection id 0 is the program itself: choose another"));
         }
         if self.table.lock().open.contains_key(&id) {
-            return self.violated(id, format!("connection {id} was opened a second time"));
+            return self.close_for_violation(id, format!("connection {id} was opened a second time"));
         }
         if let Err(report) = self.parse_opening(payload).and_then(|wanted| self.start(id, wanted)) {
             self.refuse(id, &report);
@@ -204,12 +204,12 @@ impl Router {
             }
         };
         if let Err(message) = result {
-            self.violated(frame.id, message);
+            self.close_for_violation(frame.id, message);
         }
     }
 
     /// Closes a connection whose parent has broken the protocol.
-    fn violated(&self, id: u32, message: String) {
+    fn close_for_violation(&self, id: u32, message: String) {
         let entry = self.table.lock().close(id);
         if let Some(Entry { relay, control, .. }) = entry {
             relay.close(&violation(message));

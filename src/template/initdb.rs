@@ -188,7 +188,7 @@ impl Commands for BackendRunner {
         Ok(TO_BACKEND.to_owned())
     }
 
-    fn close(&mut self) -> i32 {
+    fn wait(&mut self) -> i32 {
         match std::mem::replace(&mut self.on_close, Pending::Nothing) {
             Pending::Nothing => 0,
             Pending::Status(status) => status,

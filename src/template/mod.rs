@@ -6,20 +6,20 @@
 //! * `snapshot`: a backend captured, and started again
 //! * `shelf`: templates on disk
 //! * `record`: small values in files
-//! * `store`: the templates of one program, and those in use
+//! * `catalog`: the templates of one program, and those in use
 //! * `pool`: clones that are kept ready
 
 mod build;
+mod catalog;
 mod initdb;
 mod pool;
 mod recipe;
 mod record;
 mod shelf;
 mod snapshot;
-mod store;
 
+pub use catalog::Templates;
+pub(crate) use catalog::{DEFAULT, Template, TemplateError};
 pub use recipe::{Recipe, Script};
 pub(crate) use shelf::Remakeable;
 pub use shelf::{Shelf, Summary};
-pub use store::Templates;
-pub(crate) use store::{DEFAULT, Template, TemplateError};

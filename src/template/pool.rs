@@ -11,7 +11,7 @@ use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
-use super::store::Template;
+use super::catalog::Template;
 use crate::{
     backend::{Backend, program::Program},
     engine::THREAD_STACK,

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 /// A change of a label or a recipe changes the number; a change of anything else only a template's key, so that it is
-/// built again (`store.rs`).
+/// built again (`catalog.rs`).
 const MAGIC: &[u8; 8] = b"PGLTMPL1";
 
 pub(super) fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {

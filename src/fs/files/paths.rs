@@ -49,7 +49,7 @@ fn name(location: &Location, error: Errno) -> Result<&[u8], Errno> {
 }
 
 impl Files {
-    fn start(&self, at: At) -> Result<Ino, Errno> {
+    fn starting_directory(&self, at: At) -> Result<Ino, Errno> {
         match at {
             At::WorkingDirectory => Ok(self.state.working_directory),
             At::Descriptor(fd) => self.open_inode(fd, Errno::ENOTDIR),
@@ -59,7 +59,7 @@ impl Files {
     fn walk(&self, tree: &Tree, at: At, path: &[u8], follow: Follow) -> Result<Location, Errno> {
         // An absolute path is not relative to anything: POSIX has the descriptor ignored, valid or not.
         let start = if path.starts_with(b"/") { At::WorkingDirectory } else { at };
-        path::walk(tree, &self.state.descriptors, self.start(start)?, path, follow)
+        path::walk(tree, &self.state.descriptors, self.starting_directory(start)?, path, follow)
     }
 
     /// The inode that a path names; `EINVAL` for an entry of `/proc/self/fd` that has none.
@@ -309,7 +309,7 @@ impl Files {
         follow: Follow,
     ) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
-        let ino = if path.is_empty() { self.start(at)? } else { self.inode(&tree, at, path, follow)? };
+        let ino = if path.is_empty() { self.starting_directory(at)? } else { self.inode(&tree, at, path, follow)? };
         tree.change(ino, |node| {
             let times = &mut node.attributes;
             times.accessed = accessed.or(times.accessed);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use wasmtime::{AsContextMut, Extern, ExternType, Func, Global, GlobalType, Instance, Ref, Val};
 
-use super::{Library, Loaded, Owner, Place, layout::Symbol};
+use super::{Library, Loaded, Owner, Place, dylink_section::Symbol};
 use crate::guest::{Guest, report};
 
 /// Names under which the C library of the main module knows what side modules ask for (Emscripten,

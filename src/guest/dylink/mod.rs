@@ -12,15 +12,15 @@
 //! loaded.
 //!
 //! * `mod`: loading a library, and what a guest keeps of its libraries
-//! * `layout`: what has to be known of a library's file
-//! * `store`: the libraries of the whole program, compiled
+//! * `dylink_section`: what has to be known of a library's file
+//! * `compiled`: the libraries of the whole program, compiled
 //! * `link`: what a library's imports stand for
-//! * `image`: the libraries of one guest, put into another
+//! * `restore`: the libraries of one guest, put into another
 
-mod image;
-mod layout;
+mod compiled;
+mod dylink_section;
 mod link;
-mod store;
+mod restore;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -29,9 +29,9 @@ use wasmtime::{Caller, Instance, Linker};
 
 use super::{Guest, memory};
 use crate::instrument::SIDE_MODULE_START;
-pub(crate) use image::restore;
+pub(crate) use compiled::{Library, LibraryStore};
 use link::{address, instantiate, reserve};
-pub(crate) use store::{Library, LibraryStore};
+pub(crate) use restore::restore;
 
 /// Who defines a symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

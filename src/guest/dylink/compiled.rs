@@ -9,7 +9,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
-use super::{super::Guest, layout::Layout, link::main_name};
+use super::{super::Guest, dylink_section::Layout, link::main_name};
 use crate::{
     engine::{Compiler, artefact::hex_digest},
     instrument, sources,
