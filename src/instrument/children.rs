@@ -1,9 +1,15 @@
-//! The kinds of processes that a postmaster starts: the table `child_process_kinds` in PostgreSQL's
+//! What the processes of a cluster have in common: the kinds of processes that a postmaster starts, and where they
+//! meet it and the checkpointer.
+//!
+//! The kinds are the table `child_process_kinds` in PostgreSQL's
 //! `src/backend/postmaster/launch_backend.c`, read out of the memory of a fresh backend.
 
 use serde::{Deserialize, Serialize};
+use wasmparser::Operator;
 
 use super::InstrumentError;
+use super::bodies::once;
+use super::targets::Target;
 
 /// Bytes of a row: pointer to the name, table slot of the main function, whether it attaches to shared memory.
 const ROW: usize = 12;
@@ -35,11 +41,11 @@ pub(super) fn kinds(memory: &[u8]) -> Result<Vec<ChildKind>, InstrumentError> {
         .step_by(4)
         .filter(|&address| rows(address).zip(NEIGHBOURS).filter(|(row, name)| is_named(*row, name)).count() == 2)
         .collect();
-    let [address] = found[..] else { return Err(refusal(&format!("{} such tables", found.len()))) };
+    let [address] = found[..] else { return Err(no_table(&format!("{} such tables", found.len()))) };
     let first = (0..=address / ROW)
         .map(|rows| address - rows * ROW)
         .find(|&row| Row::read(memory, row).is_some_and(|row| is_named(row, FIRST)))
-        .ok_or_else(|| refusal("one without a first row"))?;
+        .ok_or_else(|| no_table("one without a first row"))?;
     let kinds = (0..).zip(rows(first)).filter(|(_, row)| row.main != 0);
     Ok(kinds
         .map(|(number, row)| ChildKind { name: String::from_utf8_lossy(row.name).into_owned(), number, main: row.main })
@@ -66,12 +72,122 @@ impl<'a> Row<'a> {
     }
 }
 
-fn refusal(found: &str) -> InstrumentError {
+fn no_table(found: &str) -> InstrumentError {
     InstrumentError::Evidence {
         function: "child_process_kinds".to_owned(),
         expected: format!("one table with rows named {NEIGHBOURS:?} behind one named {FIRST:?}"),
         found: found.to_owned(),
     }
+}
+
+/// The memory in which sessions and checkpointer meet: `CheckpointerShmemStruct` in
+/// `src/backend/postmaster/checkpointer.c`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointer {
+    /// Address of `CheckpointerShmem`, a pointer to the structure, which begins with the checkpointer's process id.
+    pub shared: u32,
+    /// Where in the structure the number of queued requests to sync files is, an `int` behind what checkpoints are
+    /// asked for with.
+    pub requests: u32,
+}
+
+impl Checkpointer {
+    /// Reads it out of `ForwardSyncRequest`: `if (CheckpointerShmem->checkpointer_pid == 0 …`.
+    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
+        let process_id = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: address },
+                Operator::I32Load { memarg: pointer },
+                Operator::LocalTee { .. },
+                Operator::I32Load { memarg: process_id },
+                Operator::I32Eqz,
+            ] if pointer.offset == 0 && process_id.offset == 0 => Some(address.cast_unsigned()),
+            _ => None,
+        };
+        // `CheckpointerShmem->num_requests >= CheckpointerShmem->max_requests`
+        let is_full = |window: &[Operator]| match *window {
+            [
+                Operator::I32Load { memarg: requests },
+                Operator::LocalTee { .. },
+                Operator::LocalGet { .. },
+                Operator::I32Load { memarg: max_requests },
+                Operator::I32GeS,
+            ] => u32::try_from(requests.offset).ok().filter(|_| max_requests.offset > requests.offset),
+            _ => None,
+        };
+        let (_, shared) = once(target, "a look for the checkpointer's process id", operators, 5, process_id)?;
+        let (_, requests) = once(target, "a comparison with the queue's size", operators, 5, is_full)?;
+        Ok(Self { shared, requests })
+    }
+}
+
+/// What a child tells the postmaster by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostmasterSignals {
+    /// Address of `PostmasterPid` (`src/backend/utils/init/globals.c`).
+    pub process_id: u32,
+    /// Address of `PMSignalState` (`src/backend/storage/ipc/pmsignal.c`), a pointer to a structure that begins with a
+    /// flag, an `int`, for every `PMSignalReason`.
+    pub state: u32,
+}
+
+impl PostmasterSignals {
+    /// Reads it out of `SendPostmasterSignal`: `PMSignalState->PMSignalFlags[reason] = true; kill(PostmasterPid,
+    /// SIGUSR1);`.
+    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
+        let sent = |window: &[Operator]| match *window {
+            [
+                Operator::I32Const { value: state },
+                Operator::I32Load { memarg: pointer },
+                Operator::LocalGet { local_index: 0 },
+                Operator::I32Const { value: 2 },
+                Operator::I32Shl,
+                Operator::I32Add,
+                Operator::I32Const { value: 1 },
+                Operator::I32Store { memarg: flag },
+                Operator::I32Const { value: process_id },
+                Operator::I32Load { memarg: target },
+                Operator::I32Const { value: 10 },
+                Operator::Call { .. },
+            ] if pointer.offset == 0 && flag.offset == 0 && target.offset == 0 => {
+                Some(Self { process_id: process_id.cast_unsigned(), state: state.cast_unsigned() })
+            }
+            _ => None,
+        };
+        Ok(once(target, "a flag set and SIGUSR1 sent", operators, 12, sent)?.1)
+    }
+}
+
+/// The address of `IsPostmasterEnvironment` (`src/backend/utils/init/globals.c`) in `pgl_startPGlite`, which sets it
+/// and `IsUnderPostmaster`.
+pub(super) fn is_postmaster_environment(
+    target: &Target,
+    operators: &[Operator],
+    is_under_postmaster: u32,
+) -> Result<u32, InstrumentError> {
+    let set = |window: &[Operator]| match *window {
+        [Operator::I32Const { value: address }, Operator::I32Const { value: 1 }, Operator::I32Store8 { memarg }]
+            if memarg.offset == 0 =>
+        {
+            Some(address.cast_unsigned()).filter(|&address| address != is_under_postmaster)
+        }
+        _ => None,
+    };
+    Ok(once(target, "another flag set than IsUnderPostmaster", operators, 3, set)?.1)
+}
+
+/// The address of `whereToSendOutput` (`src/backend/tcop/postgres.c`) in `pgl_startPGlite`: `whereToSendOutput =
+/// DestRemote`.
+pub(super) fn where_to_send_output(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let stored = |window: &[Operator]| match *window {
+        [Operator::I32Const { value: address }, Operator::I32Const { value: 2 }, Operator::I32Store { memarg }]
+            if memarg.offset == 0 =>
+        {
+            Some(address.cast_unsigned())
+        }
+        _ => None,
+    };
+    Ok(once(target, "output sent to the client", operators, 3, stored)?.1)
 }
 
 #[cfg(test)]

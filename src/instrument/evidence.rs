@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use wasmparser::{ExternalKind, Operator, ValType};
 
 use super::InstrumentError;
-use super::bodies::{Kill, PostmasterSignals, stack_measure};
+use super::bodies::{Kill, stack_measure};
+use super::children::PostmasterSignals;
 use super::module::Module;
 use super::targets::{Evidence, Shape, TARGETS, Target};
 

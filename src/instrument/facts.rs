@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 use wasmparser::ExternalKind;
 
 use super::bodies::{
-    CancelKey, Checkpointer, Kill, PostmasterSignals, cancel_key_length, encoding_functions, encoding_names,
-    first_variable, heap_state, is_postmaster_environment, message_context, signal_handlers, where_to_send_output,
+    CancelKey, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable, heap_state,
+    message_context, signal_handlers,
 };
-use super::children::{self, ChildKind};
+use super::children::{
+    self, Checkpointer, ChildKind, PostmasterSignals, is_postmaster_environment, where_to_send_output,
+};
 use super::evidence::Found;
 use super::module::Module;
 use super::start::{Preload, is_regular_backend, preloads};

@@ -17,10 +17,10 @@
 //! that names the function. Nothing here depends on indices or addresses of one version.
 //!
 //! # Reading order
-//! `module` (what is read), `initial_memory` (what is in memory), `targets` (the table), `evidence` (finding), `bodies` and
-//! `children` (what is read out of what was found), `start` (the same, of what starts a session), `hooks` (what is
-//! called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp` and `invoke` (exceptions
-//! instead of host calls), `facts` (what else was learned).
+//! `module` (what is read), `initial_memory` (what is in memory), `targets` (the table), `evidence` (finding),
+//! `bodies` and `children` (what is read out of what was found), `start` (the same, of what starts a session),
+//! `hooks` (what is called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp` and
+//! `invoke` (exceptions instead of host calls), `facts` (what else was learned).
 
 mod bodies;
 mod changes;
@@ -49,8 +49,7 @@ use module::Module;
 use rewrite::Rewrite;
 use targets::{Change, TARGETS};
 
-pub use bodies::{Checkpointer, PostmasterSignals};
-pub use children::ChildKind;
+pub use children::{Checkpointer, ChildKind, PostmasterSignals};
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
