@@ -205,6 +205,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     }
     callers.sort_unstable();
     let expected = [
+        (vec!["import_rules"], "BundleImporter::getRules"),
         (vec!["init_process"], "InitProcess"),
         (vec!["kill"], "kill"),
         (vec!["locale_exists"], "__get_locale"),

@@ -63,7 +63,7 @@ impl Role {
 }
 
 /// Stands for the exit status of a process that the system had no memory for: it has touched nothing.
-const NOT_STARTED: i32 = -1;
+pub(super) const NOT_STARTED: i32 = -1;
 
 /// The children of one postmaster.
 pub(super) struct Children {

@@ -14,7 +14,7 @@ use wasmtime::Caller;
 
 use super::{
     SharedSettings,
-    children::{Children, Role},
+    children::{Children, NOT_STARTED, Role},
 };
 use crate::{
     backend::{Backend, Fork, postmaster, program::Program},
@@ -296,7 +296,7 @@ impl Server<'_, '_> {
             }
         };
         if !role.may_exit(status) {
-            if role == Role::Startup {
+            if role == Role::Startup && status != NOT_STARTED {
                 return Err(NotStarted.into());
             }
             tracing::error!("the {role:?} process (PID {process_id}) exited with status {status}");
