@@ -17,7 +17,7 @@ pub(crate) trait Commands: Send {
     /// When it cannot be run.
     fn read_from(&mut self, command: &str) -> Result<String, Errno>;
 
-    /// Returns the file whose content is to be the standard input of `command`, which runs in [`Commands::close`].
+    /// Returns the file whose content is to be the standard input of `command`, which runs in [`Commands::wait`].
     ///
     /// # Errors
     /// When it cannot be run.
