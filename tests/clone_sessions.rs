@@ -7,32 +7,17 @@ use std::sync::Arc;
 use pglite_port::{connection::Connections, databases::Settings};
 use support::{
     cache,
-    local::{Connect, Local},
+    local::{Connect, Local, frozen},
     process,
     server::Server,
     session::errors,
-    wire::Message,
 };
-
-/// Runs `sql` in a clone of the default template, and makes a template of that.
-fn frozen(name: &str, sql: &str) -> Arc<Connections> {
-    let connections = cache::connections(Settings::default());
-    let mut clone = Local::connect(&connections, Connect::default()).0;
-    clone.values(sql);
-    clone.freeze(name);
-    connections
-}
-
-fn connect(connections: &Arc<Connections>, template: &str, user: &str) -> (Local, Vec<Message>) {
-    let parameters = &[("user", user)];
-    Local::connect(connections, Connect { template: Some(template), parameters, ..Connect::default() })
-}
 
 #[test]
 fn a_timeout_of_more_than_ten_seconds_ends_a_query_though_its_template_was_only_just_made() {
     // PostgreSQL arms a timer of ten seconds for statistics, and none that is due later while that one is on its way.
     let connections = frozen("just_made", "CREATE TABLE t (a int)");
-    let mut clone = connect(&connections, "just_made", "postgres").0;
+    let mut clone = Local::connect_as(&connections, "just_made", "postgres").0;
     let messages = clone.query("SET statement_timeout = '10500ms'; SELECT pg_sleep(3600)");
     assert_eq!(errors(&messages), ["57014"]);
 }
@@ -44,7 +29,7 @@ fn a_setting_that_has_become_wrong_is_warned_of_after_the_authentication() {
         "CREATE ROLE alice LOGIN; CREATE TEXT SEARCH CONFIGURATION mine (COPY = simple); \
          ALTER ROLE alice SET default_text_search_config = 'public.mine'; DROP TEXT SEARCH CONFIGURATION mine",
     );
-    let (mut clone, startup) = connect(&connections, "wrong_setting", "alice");
+    let (mut clone, startup) = Local::connect_as(&connections, "wrong_setting", "alice");
     let kinds: String = startup.iter().map(|message| char::from(message.kind)).collect();
     assert!(kinds.starts_with("RN"), "{kinds}");
     assert_eq!((kinds.matches('R').count(), kinds.matches('Z').count()), (1, 1), "{kinds}");
@@ -62,12 +47,12 @@ fn what_can_only_be_set_before_the_first_temporary_table_can_be_set() {
 #[test]
 fn a_role_that_may_not_log_in_is_refused() {
     let connections = frozen("roles", "CREATE ROLE nobody NOLOGIN");
-    assert_eq!(errors(&connect(&connections, "roles", "nobody").1), ["28000"]);
+    assert_eq!(errors(&Local::connect_as(&connections, "roles", "nobody").1), ["28000"]);
 }
 
 /// The SQLSTATE with which sessions of that role are refused, if they are.
 fn refusal(connections: &Arc<Connections>, template: &str, user: &str) -> Vec<String> {
-    errors(&connect(connections, template, user).1)
+    errors(&Local::connect_as(connections, template, user).1)
 }
 
 #[test]
@@ -92,7 +77,7 @@ fn only_roles_with_the_privilege_are_let_into_a_database() {
     );
     assert_eq!(refusal(&connections, "by_privilege", "member"), [""; 0]);
     assert_eq!(refusal(&connections, "by_privilege", "postgres"), [""; 0]);
-    let startup = connect(&connections, "by_privilege", "stranger").1;
+    let startup = Local::connect_as(&connections, "by_privilege", "stranger").1;
     let fields = startup.last().expect("an error").fields();
     let told = ['S', 'C', 'M', 'D'].map(|field| fields[&field].as_str());
     let detail = "User does not have CONNECT privilege.";
@@ -103,7 +88,7 @@ fn only_roles_with_the_privilege_are_let_into_a_database() {
 fn a_database_that_takes_no_connections_lets_nobody_in() {
     // One's own database can be closed in the catalog only.
     let connections = frozen("closed", "UPDATE pg_database SET datallowconn = false WHERE datname = 'postgres'");
-    let startup = connect(&connections, "closed", "postgres").1;
+    let startup = Local::connect_as(&connections, "closed", "postgres").1;
     let fields = startup.last().expect("an error").fields();
     assert_eq!(fields[&'C'], "55000");
     assert_eq!(fields[&'M'], "database \"postgres\" is not currently accepting connections");
@@ -117,8 +102,8 @@ fn libraries_that_a_role_wants_at_the_start_are_loaded() {
          CREATE ROLE lost LOGIN; ALTER ROLE lost SET local_preload_libraries = 'nowhere'",
     );
     let setting = "SHOW auto_explain.log_min_duration";
-    assert_eq!(errors(&connect(&connections, "preload", "postgres").0.query(setting)), ["42704"]);
-    assert_eq!(connect(&connections, "preload", "slow").0.values(setting), ["-1"]);
+    assert_eq!(errors(&Local::connect_as(&connections, "preload", "postgres").0.query(setting)), ["42704"]);
+    assert_eq!(Local::connect_as(&connections, "preload", "slow").0.values(setting), ["-1"]);
     assert_eq!(refusal(&connections, "preload", "lost"), ["58P01"]);
 }
 

@@ -2,16 +2,13 @@
 
 mod support;
 
-use std::sync::Arc;
-
-use pglite_port::{connection::Connections, databases::Settings};
+use pglite_port::databases::Settings;
 use support::{
     cache,
-    local::{Connect, Local},
+    local::{Connect, Local, frozen},
     peer::Peer,
     server::{Server, rows, sqlstate},
     session::{errors, kinds},
-    wire::Message,
 };
 
 /// A trigger for every event of DDL, which notes what it is called for.
@@ -69,43 +66,29 @@ fn one_that_raises_an_error_forbids_the_command() {
     }
 }
 
-/// A template in which a trigger on `login` is.
-fn with_greeting(name: &str) -> Arc<Connections> {
-    let connections = cache::connections(Settings::default());
-    let mut clone = Local::connect(&connections, Connect::default()).0;
-    clone.values(ON_LOGIN);
-    clone.freeze(name);
-    connections
-}
-
-fn connect(connections: &Arc<Connections>, template: &str, user: &str) -> (Local, Vec<Message>) {
-    let parameters = &[("user", user)];
-    Local::connect(connections, Connect { template: Some(template), parameters, ..Connect::default() })
-}
-
 #[test]
 fn the_login_of_a_clone_fires_before_its_session_is_ready() {
-    let connections = with_greeting("greeting");
-    let (mut clone, startup) = connect(&connections, "greeting", "bob");
+    let connections = frozen("greeting", ON_LOGIN);
+    let (mut clone, startup) = Local::connect_as(&connections, "greeting", "bob");
     let kinds = kinds(&startup);
     assert!(kinds.starts_with("RS") && kinds.ends_with("KNZ"), "{kinds}");
     let notice = startup.iter().find(|message| message.kind == b'N').expect("a notice").fields();
     assert_eq!(notice[&'M'], "welcome, bob");
     clone.values("RESET ROLE");
-    let (mut other, _) = connect(&connections, "greeting", "postgres");
+    let (mut other, _) = Local::connect_as(&connections, "greeting", "postgres");
     assert_eq!(other.values("SELECT who FROM visits"), ["postgres"], "neither the template nor another clone counts");
 }
 
 #[test]
 fn a_login_that_fails_ends_the_session_of_a_clone_before_it_is_ready() {
-    let connections = with_greeting("doorman");
-    let (clone, startup) = connect(&connections, "doorman", "eve");
+    let connections = frozen("doorman", ON_LOGIN);
+    let (clone, startup) = Local::connect_as(&connections, "doorman", "eve");
     assert_eq!(errors(&startup), ["P0001"]);
     let error = startup.iter().find(|message| message.kind == b'E').expect("an error").fields();
     assert_eq!((error[&'S'].as_str(), error[&'M'].as_str()), ("FATAL", "go away"));
     assert!(!kinds(&startup).contains('Z'));
     drop(clone);
-    assert_eq!(connect(&connections, "doorman", "bob").0.values("SELECT session_user"), ["bob"]);
+    assert_eq!(Local::connect_as(&connections, "doorman", "bob").0.values("SELECT session_user"), ["bob"]);
 }
 
 #[test]
@@ -117,7 +100,7 @@ fn a_template_whose_login_lets_nobody_in_can_be_made_and_entered_without_event_t
          CREATE EVENT TRIGGER closed ON login EXECUTE FUNCTION close()",
     );
     clone.freeze("closed");
-    assert_eq!(errors(&connect(&connections, "closed", "postgres").1), ["P0001"]);
+    assert_eq!(errors(&Local::connect_as(&connections, "closed", "postgres").1), ["P0001"]);
     let parameters = &[("user", "postgres"), ("options", "-c event_triggers=off")];
     let enter = Connect { template: Some("closed"), parameters, ..Connect::default() };
     assert_eq!(Local::connect(&connections, enter).0.values("SELECT 1"), ["1"]);
@@ -125,8 +108,8 @@ fn a_template_whose_login_lets_nobody_in_can_be_made_and_entered_without_event_t
 
 #[test]
 fn a_reset_begins_with_a_login() {
-    let connections = with_greeting("reset_greeting");
-    let (mut clone, _) = connect(&connections, "reset_greeting", "postgres");
+    let connections = frozen("reset_greeting", ON_LOGIN);
+    let (mut clone, _) = Local::connect_as(&connections, "reset_greeting", "postgres");
     clone.values("INSERT INTO visits VALUES ('somebody')");
     clone.reset();
     assert_eq!(clone.values("SELECT who FROM visits"), ["postgres"]);

@@ -11,12 +11,13 @@ use crossbeam_channel::{Receiver, bounded};
 use pglite_port::{
     client::{Client, Interest, Readiness, Waker},
     connection::{Connections, Opening},
+    databases::Settings,
     log::LogSink,
     protocol::error_response::ErrorResponse,
     session::{Control, Mode, Request, Task},
 };
 
-use super::{PATIENCE, wire};
+use super::{PATIENCE, cache, wire};
 
 #[derive(Default)]
 struct State {
@@ -135,6 +136,12 @@ impl Local {
         (local, messages)
     }
 
+    /// As [`Local::connect`], as `user` to a clone of `template`.
+    pub fn connect_as(connections: &Arc<Connections>, template: &str, user: &str) -> (Self, Vec<wire::Message>) {
+        let parameters = &[("user", user)];
+        Self::connect(connections, Connect { template: Some(template), parameters, ..Connect::default() })
+    }
+
     /// Sends bytes.
     pub fn send(&mut self, bytes: &[u8]) {
         self.pipe.change(|state| state.to_backend.extend(bytes));
@@ -198,6 +205,15 @@ impl Drop for Local {
             let _ = self.ended.recv_timeout(PATIENCE);
         }
     }
+}
+
+/// Runs `sql` in a clone of the default template, and makes a template of that.
+pub fn frozen(name: &str, sql: &str) -> Arc<Connections> {
+    let connections = cache::connections(Settings::default());
+    let mut clone = Local::connect(&connections, Connect::default()).0;
+    clone.values(sql);
+    clone.freeze(name);
+    connections
 }
 
 /// Whether the bytes end with a whole `ReadyForQuery`: a byte sequence that no other message of the tests ends with.
