@@ -28,6 +28,7 @@
 //! * [`fs`]: the guest's files, in memory, copied on write.
 //! * [`client`]: a client's byte stream, as a backend sees it.
 //! * [`icu`]: ICU's data besides those that PGlite has.
+//! * `postgres`: numbers and offsets that are compiled into the guest, with their sources.
 //! * `random`: bytes that nobody can guess.
 //! * `sync`: locks, which a model checker can take the place of.
 //! * `sources`: digests of the sources, for the keys of what is stored.
@@ -45,6 +46,7 @@ mod image;
 pub mod instrument;
 pub mod log;
 pub mod port;
+mod postgres;
 pub mod protocol;
 pub mod pruning;
 mod random;

@@ -3,10 +3,7 @@
 use anyhow::{Context, bail, ensure};
 
 use super::Backend;
-use crate::guest::call;
-
-/// With this status the guest leaves `main`, and lives (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
-pub(super) const EXIT_ALIVE: i32 = 99;
+use crate::{guest::call, postgres::process::EXIT_ALIVE};
 
 /// The path that the guest believes to be its executable's.
 pub(crate) const EXECUTABLE: &str = "/pglite/bin/postgres";

@@ -5,18 +5,20 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use wasmtime_wasi::I32Exit;
 
-use super::{Admission, Backend, boot::EXIT_ALIVE, postmaster::ON_RELOAD};
+use super::{Admission, Backend};
 use crate::{
     client::{Client, Endpoints, Interest, Readiness},
     guest::{ClientStream, call, deliver, wait},
+    postgres::{
+        catalog,
+        process::{EXIT_ALIVE, EXIT_LONGJMP},
+        setting,
+    },
     protocol::{
         messages::{message, messages},
         startup::{Negotiation, StartupMessage, Step},
     },
 };
-
-/// With this status an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
-const EXIT_LONGJMP: i32 = 100;
 
 /// The type of the message that tells a run-time parameter's value.
 const PARAMETER_STATUS: u8 = b'S';
@@ -29,19 +31,6 @@ const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
 
 /// The bootstrap superuser, as whom a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
-
-/// `DbRoleSettingRelationId` (`src/include/catalog/pg_db_role_setting.h`).
-const DB_ROLE_SETTING: u32 = 2964;
-/// `AccessShareLock` (`src/include/storage/lockdefs.h`).
-const ACCESS_SHARE_LOCK: i32 = 1;
-
-/// Where a setting comes from: `GucSource` (`src/include/utils/guc.h`), with the prefix `PGC_S_`.
-mod source {
-    pub(super) const GLOBAL: i32 = 5;
-    pub(super) const DATABASE: i32 = 6;
-    pub(super) const USER: i32 = 7;
-    pub(super) const DATABASE_USER: i32 = 8;
-}
 
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,21 +162,21 @@ impl Backend {
     /// `src/backend/utils/init/postinit.c`, which does nothing in a backend without a postmaster). Of a setting that
     /// is there twice, the first counts, and so do those of the startup packet.
     fn process_settings(&mut self) -> anyhow::Result<()> {
-        let relation: u32 = self.call("table_open", (DB_ROLE_SETTING, ACCESS_SHARE_LOCK))?;
+        let relation: u32 = self.call("table_open", (catalog::DB_ROLE_SETTING, catalog::ACCESS_SHARE_LOCK))?;
         let snapshot: u32 = self.call("GetLatestSnapshot", ())?;
         let snapshot: u32 = self.call("RegisterSnapshot", snapshot)?;
         let database = self.read_u32(self.facts().address("MyDatabaseId")?)?;
         let role: u32 = self.call("GetSessionUserId", ())?;
         for (database, role, source) in [
-            (database, role, source::DATABASE_USER),
-            (0, role, source::USER),
-            (database, 0, source::DATABASE),
-            (0, 0, source::GLOBAL),
+            (database, role, setting::DATABASE_USER),
+            (0, role, setting::USER),
+            (database, 0, setting::DATABASE),
+            (0, 0, setting::GLOBAL),
         ] {
             self.call::<_, ()>("ApplySetting", (snapshot, database, role, relation, source))?;
         }
         self.call::<_, ()>("UnregisterSnapshot", snapshot)?;
-        self.call("table_close", (relation, ACCESS_SHARE_LOCK))
+        self.call("table_close", (relation, catalog::ACCESS_SHARE_LOCK))
     }
 
     /// Serves a session that asks one question of a client that the host plays. Says whether the database has let it
@@ -280,7 +269,7 @@ impl Backend {
         self.write_u32(self.hot.config_reload_pending, 0)?;
         let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
         self.write(is_under_postmaster, &[0])?;
-        self.call::<i32, ()>("ProcessConfigFile", ON_RELOAD)?;
+        self.call::<i32, ()>("ProcessConfigFile", setting::ON_RELOAD)?;
         self.write(is_under_postmaster, &[1])
     }
 

@@ -37,7 +37,7 @@ struct Occupant {
     priority: Priority,
 }
 
-/// The first process id that is given out. The postmaster of a cluster has the one that is compiled into it, 42.
+/// The first process id that is given out. The postmaster of a cluster has [`process::FIRST`](crate::postgres::process::FIRST).
 const FIRST_PROCESS_ID: i32 = 1000;
 
 impl Seats {

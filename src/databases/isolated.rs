@@ -14,14 +14,12 @@ use crate::{
     client::Client,
     cluster::{Signal, Signals},
     log::{LineConsole, LogSink},
+    postgres::process,
     protocol::error_response::{ErrorResponse, sqlstate},
     random,
     session::{Answer, Request, SessionEnd, SessionRequest, Task, cancel::Interrupt},
     template::{DEFAULT, Template, TemplateError, Templates},
 };
-
-/// The process id that every backend with a cluster of its own has.
-const PROCESS_ID: i32 = 42;
 
 /// How clusters of connections are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,7 +85,7 @@ impl Isolated {
         let footprint = Arc::new(Footprint::of(&mut backend)?);
         let signals = backend.signals();
         let _counted = Counted::new(self, request.id, Live { footprint: footprint.clone(), signals: signals.clone() });
-        let _registration = request.control.register(PROCESS_ID, &secret, move |interrupt| {
+        let _registration = request.control.register(process::FIRST, &secret, move |interrupt| {
             signals.send(match interrupt {
                 Interrupt::Cancel => Signal::INT,
                 // Nobody else has this cluster: what its client left unfinished need not be finished.

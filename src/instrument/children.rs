@@ -10,14 +10,10 @@ use wasmparser::Operator;
 use super::InstrumentError;
 use super::bodies::once;
 use super::targets::Target;
-
-/// Bytes of a row: pointer to the name, table slot of the main function, whether it attaches to shared memory.
-const ROW: usize = 12;
+use crate::postgres::child::{BACKGROUND_WRITER, CHECKPOINTER, INVALID, MAIN, ON_SHARED_MEMORY, ROW};
 
 /// Names of two rows that follow each other, by which the table is recognised.
-const NEIGHBOURS: [&str; 2] = ["bgwriter", "checkpointer"];
-/// Name of the first row.
-const FIRST: &str = "invalid";
+const NEIGHBOURS: [&str; 2] = [BACKGROUND_WRITER, CHECKPOINTER];
 
 /// A kind of children of the postmaster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +40,7 @@ pub(super) fn kinds(memory: &[u8]) -> Result<Vec<ChildKind>, InstrumentError> {
     let [address] = found[..] else { return Err(no_table(&format!("{} such tables", found.len()))) };
     let first = (0..=address / ROW)
         .map(|rows| address - rows * ROW)
-        .find(|&row| Row::read(memory, row).is_some_and(|row| is_named(row, FIRST)))
+        .find(|&row| Row::read(memory, row).is_some_and(|row| is_named(row, INVALID)))
         .ok_or_else(|| no_table("one without a first row"))?;
     let kinds = (0..).zip(rows(first)).filter(|(_, row)| row.main != 0);
     Ok(kinds
@@ -67,15 +63,15 @@ impl<'a> Row<'a> {
         let name = &name[..name.iter().take(64).position(|&byte| byte == 0)?];
         let is_row = !name.is_empty()
             && name.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')
-            && word(address + 8)? <= 1;
-        Some(Self { name, main: word(address + 4)? }).filter(|_| is_row)
+            && word(address + ON_SHARED_MEMORY)? <= 1;
+        Some(Self { name, main: word(address + MAIN)? }).filter(|_| is_row)
     }
 }
 
 fn no_table(found: &str) -> InstrumentError {
     InstrumentError::Evidence {
         function: "child_process_kinds".to_owned(),
-        expected: format!("one table with rows named {NEIGHBOURS:?} behind one named {FIRST:?}"),
+        expected: format!("one table with rows named {NEIGHBOURS:?} behind one named {INVALID:?}"),
         found: found.to_owned(),
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 /// Parts of `src/` that decide what code is compiled, what memory a program begins with and how both are stored.
-pub(crate) const CODE: [&str; 4] = ["backend/program", "engine", "image", "instrument"];
+pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that clusters and templates do not depend on, because they are above them: they serve clients of
 /// what is stored.

@@ -17,6 +17,7 @@ use crate::{
     engine::THREAD_STACK,
     guest::Setup,
     log::{LineConsole, LogSink, Recent},
+    postgres::child,
     session::panic_text,
 };
 
@@ -42,12 +43,12 @@ impl Role {
     /// its thread, too.
     fn name(self) -> &'static str {
         match self {
-            Self::Startup => "startup",
-            Self::Checkpointer => "checkpointer",
-            Self::BackgroundWriter => "bgwriter",
-            Self::WalWriter => "wal_writer",
-            Self::AutovacuumLauncher => "autovacuum launcher",
-            Self::AutovacuumWorker => "autovacuum worker",
+            Self::Startup => child::STARTUP,
+            Self::Checkpointer => child::CHECKPOINTER,
+            Self::BackgroundWriter => child::BACKGROUND_WRITER,
+            Self::WalWriter => child::WAL_WRITER,
+            Self::AutovacuumLauncher => child::AUTOVACUUM_LAUNCHER,
+            Self::AutovacuumWorker => child::AUTOVACUUM_WORKER,
         }
     }
 

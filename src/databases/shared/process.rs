@@ -23,10 +23,8 @@ use crate::{
     fs::{At, Errno, Files, OpenFlags, S_IFDIR, Silent, Tree},
     guest::{Guest, Setup},
     log::{LineConsole, LogSink, Recent},
+    postgres::{postmaster_signal, process},
 };
-
-/// The process id that is compiled into PGlite.
-const PROCESS_ID: i32 = 42;
 
 /// Where `PostgreSQL` has dynamic shared memory, and the settings of `ALTER SYSTEM`.
 const SHARED_MEMORY: &[u8] = b"/dev/shm";
@@ -35,15 +33,6 @@ const AUTO_CONF: &[u8] = b"/pglite/data/postgresql.auto.conf";
 const SIGNAL_FILES: [&[u8]; 2] = [b"/pglite/data/recovery.signal", b"/pglite/data/standby.signal"];
 /// What is added to the names of files that are put away.
 const IGNORED: &[u8] = b".ignored";
-
-/// Reasons why a child signals its postmaster: `PMSignalReason` (`src/include/storage/pmsignal.h`).
-mod reason {
-    pub(super) const START_AUTOVACUUM_LAUNCHER: usize = 4;
-    pub(super) const START_AUTOVACUUM_WORKER: usize = 5;
-    pub(super) const XLOG_IS_SHUT_DOWN: usize = 9;
-    /// How many there are.
-    pub(super) const COUNT: usize = 10;
-}
 
 /// What a cluster is started with.
 pub(super) struct Start {
@@ -102,7 +91,7 @@ impl Running {
 
     /// Has the configuration files read again.
     pub(super) fn reload(&self) {
-        self.seats.send(PROCESS_ID, Some(Signal::HUP));
+        self.seats.send(process::FIRST, Some(Signal::HUP));
     }
 }
 
@@ -118,7 +107,7 @@ pub(super) fn run(
 ) -> anyhow::Result<End> {
     let (events, received) = unbounded();
     let seats = Arc::new(Seats::default());
-    let seat = seats.join_as(PROCESS_ID, Priority::Background);
+    let seat = seats.join_as(process::FIRST, Priority::Background);
     let recent = Recent::default();
     let served = Arc::new(Mutex::new(None));
     tidy(start, without_auto_conf || start.settings.ignore_auto_conf)?;
@@ -130,7 +119,7 @@ pub(super) fn run(
             signals.set_waker(Some(Waker::new(move || {
                 let _ = ring.send(Event::Signal);
             })));
-            postmaster::prepare(caller, PROCESS_ID)?;
+            postmaster::prepare(caller, process::FIRST)?;
             let fork = Fork::first(caller).map_err(wasmtime::Error::from_anyhow)?;
             let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events });
             let children = Children::new(running.clone(), program, log, recent);
@@ -253,19 +242,19 @@ impl Server<'_, '_> {
         let signals: Vec<_> = self.caller.data().signals.take().collect();
         if signals.contains(&Signal::HUP) {
             self.in_turn(Self::reload)?;
-            self.running.seats.send_to_others(PROCESS_ID, Signal::HUP);
+            self.running.seats.send_to_others(process::FIRST, Signal::HUP);
             self.launch_autovacuum(false)?;
         }
         if signals.contains(&Signal::USR1) {
-            let asked = self.in_turn(|server| Ok(postmaster::take_signals::<{ reason::COUNT }>(server.caller)?));
+            let asked = self.in_turn(|server| Ok(postmaster::take_signals(server.caller)?));
             let asked = asked?;
-            if asked[reason::START_AUTOVACUUM_LAUNCHER] {
+            if asked[postmaster_signal::START_AUTOVACUUM_LAUNCHER] {
                 self.launch_autovacuum(true)?;
             }
-            if asked[reason::START_AUTOVACUUM_WORKER] && matches!(self.state, State::Running) {
+            if asked[postmaster_signal::START_AUTOVACUUM_WORKER] && matches!(self.state, State::Running) {
                 self.try_to_start(Role::AutovacuumWorker);
             }
-            if asked[reason::XLOG_IS_SHUT_DOWN] {
+            if asked[postmaster_signal::XLOG_IS_SHUT_DOWN] {
                 self.children.send(Signal::USR2, |role| role == Role::Checkpointer);
             }
         }
