@@ -19,7 +19,7 @@ use std::{
 
 use pglite_port::{
     connection::Connections,
-    databases::{Databases, Places, Settings},
+    databases::{Databases, Paths, Settings},
     log::LogSink,
     port::frame::{Kind, Options},
     session::{Mode, Sessions},
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 fn open(warm: usize) -> Arc<Databases> {
     let settings = Settings { warm, ..Settings::default() };
     let log = LogSink::new(|_, _, _, _| {});
-    Arc::new(Databases::open(&Places::default(), Mode::Isolated, settings, log).expect("databases"))
+    Arc::new(Databases::open(&Paths::default(), Mode::Isolated, settings, log).expect("databases"))
 }
 
 fn connect(connections: &Arc<Connections>, id: u32) -> Local {

@@ -22,7 +22,7 @@ pub use shared::{OnFailure, SharedSettings};
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
+pub struct Paths {
     /// The directory with PGlite's files; looked for if there is none.
     pub pglite: Option<PathBuf>,
     /// The directory for compiled code and prepared clusters; the user's cache if there is none.
@@ -60,8 +60,8 @@ impl Databases {
     ///
     /// # Errors
     /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
-    pub fn open(places: &Places, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
-        let (pglite, cache, icu) = (places.pglite.as_deref(), places.cache.as_deref(), places.icu_data.as_deref());
+    pub fn open(paths: &Paths, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
+        let (pglite, cache, icu) = (paths.pglite.as_deref(), paths.cache.as_deref(), paths.icu_data.as_deref());
         let templates = Templates::open(pglite, cache, icu, settings.warm, log.clone())?;
         let templates = Arc::new(templates);
         let isolated = Isolated::new(templates.clone(), settings.start);

@@ -42,16 +42,16 @@ impl AddAssign for PrivateBytes {
 }
 
 /// Where a backend's memory and files are.
-pub(crate) struct Footprint(Mutex<Places>);
+pub(crate) struct Footprint(Mutex<Spans>);
 
-struct Places {
+struct Spans {
     /// The first address of the linear memory, which does not move.
     memory: usize,
     size: Arc<AtomicUsize>,
     tree: Arc<Mutex<Tree>>,
 }
 
-impl Places {
+impl Spans {
     fn of(backend: &mut Backend) -> anyhow::Result<Self> {
         let (memory, size) = backend.memory_range()?;
         Ok(Self { memory, size, tree: backend.guest().files.tree().clone() })
@@ -64,7 +64,7 @@ impl Footprint {
     /// # Errors
     /// None in a backend that was made.
     pub(crate) fn of(backend: &mut Backend) -> anyhow::Result<Self> {
-        Ok(Self(Mutex::new(Places::of(backend)?)))
+        Ok(Self(Mutex::new(Spans::of(backend)?)))
     }
 
     /// Follows `backend` to where its memory and its files are now.
@@ -72,7 +72,7 @@ impl Footprint {
     /// # Errors
     /// None in a backend that was made.
     pub(crate) fn follow(&self, backend: &mut Backend) -> anyhow::Result<()> {
-        *self.0.lock() = Places::of(backend)?;
+        *self.0.lock() = Spans::of(backend)?;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use wasmtime::{Caller, Ref, Val};
 
-use super::{Backend, Registers, session::Ended};
+use super::{Backend, Registers, client_session::Ended};
 use crate::{
     backend::program::Program,
     client::{Endpoints, Nobody},

@@ -5,24 +5,24 @@
 //! * `sql`: having it run SQL of the host's own
 //! * `copies`: being replaced, and making copies
 //! * `admission`: who may begin a session, and with what
-//! * `session`: one client's session in a backend of its own
+//! * `client_session`: one client's session in a backend of its own
 //! * `postmaster`: the parent of the processes of a running cluster
 //! * `fork`: those processes
 //! * `identity`: what no two backends may share
-//! * `port`: where a backend's client is
+//! * `endpoints`: where a backend's client is
 //! * `registers`: its state outside memory and files
 
 mod admission;
 mod boot;
+mod client_session;
 mod copies;
+mod endpoints;
 pub(crate) mod footprint;
 mod fork;
 mod identity;
-mod port;
 pub(crate) mod postmaster;
 pub(crate) mod program;
 mod registers;
-mod session;
 mod sql;
 
 use std::sync::{
@@ -47,10 +47,10 @@ use crate::{
 
 pub(crate) use admission::Admission;
 pub(crate) use boot::{EXECUTABLE, FIXED_PARAMETERS};
+pub(crate) use client_session::{BOOTSTRAP_USER, Ended, Requests, Session};
 pub(crate) use fork::{Fork, Whom};
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;
-pub(crate) use session::{BOOTSTRAP_USER, Ended, Requests, Session};
 
 /// A running backend, on whatever thread has it.
 pub(crate) struct Backend {

@@ -2,7 +2,7 @@
 //!
 //! A signal is remembered here, `InterruptPending` in the guest's memory is set so that its next
 //! `CHECK_FOR_INTERRUPTS` calls the hook in `ProcessInterrupts`, and a waiting backend is woken. Its handler then
-//! runs on the backend's own thread, at one of the places where the guest is in a host function (`guest::hooks`).
+//! runs on the backend's own thread, at one of the places where the guest is in a host function (`guest::interrupts`).
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 

@@ -18,13 +18,12 @@
 //!
 //! # Reading order
 //! `module` (what is read), `initial_memory` (what is in memory), `targets` (the table), `evidence` (finding),
-//! `bodies` and `children` (what is read out of what was found), `start` (the same, of what starts a session),
+//! `bodies` and `processes` (what is read out of what was found), `start` (the same, of what starts a session),
 //! `hooks` (what is called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp` and
 //! `invoke` (exceptions instead of host calls), `facts` (what else was learned).
 
 mod bodies;
 mod changes;
-mod children;
 mod evidence;
 mod facts;
 mod hooks;
@@ -32,6 +31,7 @@ mod initial_memory;
 mod invoke;
 mod longjmp;
 mod module;
+mod processes;
 mod rewrite;
 mod semaphores;
 mod start;
@@ -49,10 +49,10 @@ use module::Module;
 use rewrite::Rewrite;
 use targets::{Change, TARGETS};
 
-pub use children::{Checkpointer, ChildKind, PostmasterSignals};
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
+pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
 pub use start::Preload;
 
 /// Name of an exported mutable `i32` global: where it is not zero, another process of the cluster makes the

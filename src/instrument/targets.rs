@@ -8,14 +8,14 @@ use super::hooks::Hook;
 pub(super) struct Target {
     /// Its name in C; a function that is exported under this name by us, or refused by this name.
     pub(super) name: &'static str,
-    pub(super) shape: Shape,
+    pub(super) signature: Signature,
     pub(super) evidence: Evidence,
     pub(super) changes: &'static [Change],
 }
 
 /// Numbers of parameters and results. All are `i32`: what C's `int`, `long` and pointers are in wasm32.
 #[derive(Clone, Copy)]
-pub(super) struct Shape {
+pub(super) struct Signature {
     pub(super) parameters: usize,
     pub(super) results: usize,
     /// Whether the first parameter is an `i64` instead: what C's `uint64` is.
@@ -86,106 +86,111 @@ pub(super) enum Change {
     CancelKey,
 }
 
-const fn shape(parameters: usize, results: usize) -> Shape {
-    Shape { parameters, results, begins_with_i64: false }
+const fn signature(parameters: usize, results: usize) -> Signature {
+    Signature { parameters, results, begins_with_i64: false }
 }
 
-const fn shape_with_i64(parameters: usize, results: usize) -> Shape {
-    Shape { begins_with_i64: true, ..shape(parameters, results) }
+const fn signature_with_i64(parameters: usize, results: usize) -> Signature {
+    Signature { begins_with_i64: true, ..signature(parameters, results) }
 }
 
 /// Every function that [`super::instrument`] looks for.
 pub(super) const TARGETS: &[Target] = &[
-    Target { name: "getpid", shape: shape(0, 1), evidence: Evidence::Exported, changes: &[Change::AnswerProcessId] },
-    Target { name: "kill", shape: shape(2, 1), evidence: Evidence::KillItself, changes: &[Change::Kill] },
+    Target {
+        name: "getpid",
+        signature: signature(0, 1),
+        evidence: Evidence::Exported,
+        changes: &[Change::AnswerProcessId],
+    },
+    Target { name: "kill", signature: signature(2, 1), evidence: Evidence::KillItself, changes: &[Change::Kill] },
     // Runs the handler of a signal as the C library does: blocked signals stay pending. For the host to deliver one.
-    Target { name: "raise", shape: shape(1, 1), evidence: Evidence::CalledByKill, changes: &[Change::Export] },
+    Target { name: "raise", signature: signature(1, 1), evidence: Evidence::CalledByKill, changes: &[Change::Export] },
     Target {
         name: "wrapper_handler",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::ChecksProcessIdOfSignal,
         changes: &[Change::OwnProcessId],
     },
     Target {
         name: "proc_exit",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::Mentions(&["proc_exit", "ipc.c", "proc_exit() called in child process"]),
         changes: &[Change::OwnProcessId, Change::Export],
     },
     Target {
         name: "ProcKill",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["ProcKill", "proc.c", "ProcKill() called in child process"]),
         changes: &[Change::OwnProcessId],
     },
     Target {
         name: "AuxiliaryProcKill",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["AuxiliaryProcKill", "proc.c", "AuxiliaryProcKill() called in child process"]),
         changes: &[Change::OwnProcessId],
     },
     // The moment before a postmaster's child takes a slot in shared memory.
     Target {
         name: "InitProcess",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Mentions(&["InitProcess", "proc.c", "proc header uninitialized"]),
         changes: &[Change::Enter(Hook::InitProcess), Change::Export],
     },
     Target {
         name: "PostgresMain",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["PostgresMain", "postgres.c", "could not generate random cancel key"]),
         changes: &[Change::Export],
     },
     // BackendInitialize is inlined into it.
     Target {
         name: "BackendMain",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["BackendInitialize", "backend_startup.c", "connection received: host=%s"]),
         changes: &[Change::Export],
     },
     Target {
         name: "InitPostgres",
-        shape: shape(6, 0),
+        signature: signature(6, 0),
         evidence: Evidence::Mentions(&["InitPostgres", "postinit.c"]),
         changes: &[Change::Export],
     },
     Target {
         name: "InitializeSessionUserId",
-        shape: shape(3, 0),
+        signature: signature(3, 0),
         evidence: Evidence::Mentions(&["InitializeSessionUserId", "miscinit.c"]),
         changes: &[Change::Export],
     },
     Target {
         name: "process_postgres_switches",
-        shape: shape(4, 0),
+        signature: signature(4, 0),
         evidence: Evidence::Mentions(&["process_postgres_switches", "postgres.c"]),
         changes: &[],
     },
     Target {
         name: "process_startup_options",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Between { caller: "InitPostgres", callee: "process_postgres_switches" },
         changes: &[Change::Export],
     },
     // What ALTER DATABASE and ALTER ROLE have set. process_settings, which calls it, is inlined into InitPostgres.
-    Target { name: "ProcessGUCArray", shape: shape(4, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "ProcessGUCArray", signature: signature(4, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "ApplySetting",
-        shape: shape(5, 0),
+        signature: signature(5, 0),
         evidence: Evidence::Between { caller: "InitPostgres", callee: "ProcessGUCArray" },
         changes: &[Change::Export],
     },
     // A backend's entry in pg_stat_activity.
     Target {
         name: "pgstat_bestart_initial",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Reads { caller: "InitPostgres", variables: &["MyBackendType", "MyProcPid", "MyProcPort"] },
         changes: &[Change::Export],
     },
     Target {
         name: "pgstat_bestart_final",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Reads {
             caller: "InitPostgres",
             variables: &["MyBackendType", "MyDatabaseId", "application_name"],
@@ -196,39 +201,39 @@ pub(super) const TARGETS: &[Target] = &[
     // InitPostgres.
     Target {
         name: "load_libraries",
-        shape: shape(3, 0),
+        signature: signature(3, 0),
         evidence: Evidence::Mentions(&["load_libraries", "miscinit.c"]),
         changes: &[Change::Export],
     },
     Target {
         name: "EventTriggerOnLogin",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Mentions(&["EventTriggerOnLogin", "event_trigger.c"]),
         changes: &[Change::Export],
     },
     // WaitEventSetWaitBlock, which carries the name, is inlined into it.
     Target {
         name: "WaitEventSetWait",
-        shape: shape(5, 1),
+        signature: signature(5, 1),
         evidence: Evidence::Mentions(&["WaitEventSetWaitBlock", "waiteventset.c"]),
         changes: &[Change::Wait],
     },
     Target {
         name: "pg_usleep",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::Exported,
         changes: &[Change::Replace(Hook::PgUsleep)],
     },
     Target {
         name: "ProcessInterrupts",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
     // It reads from a pipe that only a postmaster's children have. VACUUM asks whenever it has slept.
     Target {
         name: "PostmasterIsAliveInternal",
-        shape: shape(0, 1),
+        signature: signature(0, 1),
         evidence: Evidence::Mentions(&["PostmasterIsAliveInternal", "pmsignal.c"]),
         changes: &[Change::Replace(Hook::PostmasterIsAlive)],
     },
@@ -236,7 +241,7 @@ pub(super) const TARGETS: &[Target] = &[
     // file.
     Target {
         name: "CreateCheckPoint",
-        shape: shape(1, 1),
+        signature: signature(1, 1),
         evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
         changes: &[Change::LeaveToCheckpointer(Hook::RequestCheckpoint), Change::Export],
     },
@@ -244,125 +249,135 @@ pub(super) const TARGETS: &[Target] = &[
     // too many; PGlite has removed that.
     Target {
         name: "XLogFileInit",
-        shape: shape_with_i64(2, 1),
+        signature: signature_with_i64(2, 1),
         evidence: Evidence::Mentions(&["XLogFileInit", "xlog.c"]),
         changes: &[Change::Enter(Hook::WalSegment)],
     },
     // Puts requests to sync files into a queue for the checkpointer; see `Facts::checkpointer`.
     Target {
         name: "ForwardSyncRequest",
-        shape: shape(2, 1),
+        signature: signature(2, 1),
         evidence: Evidence::Mentions(&["ForwardSyncRequest", "ForwardSyncRequest must not be called in checkpointer"]),
         changes: &[],
     },
     // The three lists of callbacks that proc_exit runs. A child must not run those of the postmaster.
-    Target { name: "before_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "on_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "before_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "on_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "on_proc_exit",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["on_proc_exit", "ipc.c", "out of on_proc_exit slots"]),
         changes: &[],
     },
     // Marks a slot of the postmaster's that a backend without one has not got. The host knows its children.
     Target {
         name: "RegisterPostmasterChildActive",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Between { caller: "InitProcess", callee: "on_shmem_exit" },
         changes: &[Change::Nothing],
     },
     // Where the postmaster's process id and the reasons for its signals are.
-    Target { name: "SendPostmasterSignal", shape: shape(1, 0), evidence: Evidence::SignalsPostmaster, changes: &[] },
+    Target {
+        name: "SendPostmasterSignal",
+        signature: signature(1, 0),
+        evidence: Evidence::SignalsPostmaster,
+        changes: &[],
+    },
     // A session's `pg_hba.conf` is the postmaster's, which reads it again when it is told to.
     Target {
         name: "load_hba",
-        shape: shape(0, 1),
+        signature: signature(0, 1),
         evidence: Evidence::Mentions(&["load_hba", "hba.c"]),
         changes: &[Change::Export],
     },
     // Where `whereToSendOutput` is.
-    Target { name: "pgl_startPGlite", shape: shape(0, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "pgl_startPGlite", signature: signature(0, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "PostgresSendReadyForQueryIfNecessary",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[],
     },
-    Target { name: "PostgresMainLoopOnce", shape: shape(0, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "PostgresMainLoopOnce", signature: signature(0, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "pgl_sendConnData",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
     },
     // Where the heap is; see `Facts`.
-    Target { name: "malloc", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "malloc", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
     // ParameterStatus: PGlite does not remember what it has told the client, and would tell it again.
-    Target { name: "strcmp", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "strdup", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "free", shape: shape(1, 0), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "hash_seq_init", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "strcmp", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "strdup", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "free", signature: signature(1, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "hash_seq_init", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "BeginReportingGUCOptions",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Between { caller: "pgl_sendConnData", callee: "hash_seq_init" },
         changes: &[Change::ForgetReports],
     },
     Target {
         name: "ReportGUCOption",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::Between { caller: "BeginReportingGUCOptions", callee: "strcmp" },
         changes: &[Change::RememberReport],
     },
     Target {
         name: "check_stack_depth",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::StackDepth],
     },
     Target {
         name: "stack_is_too_deep",
-        shape: shape(0, 1),
+        signature: signature(0, 1),
         evidence: Evidence::MeasuresStack,
         changes: &[Change::StackDepth],
     },
     // For the two tables of encodings that they read; see `Facts`.
-    Target { name: "check_encoding_conversion_args", shape: shape(5, 0), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "pg_encoding_max_length", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "check_encoding_conversion_args",
+        signature: signature(5, 0),
+        evidence: Evidence::Exported,
+        changes: &[],
+    },
+    Target { name: "pg_encoding_max_length", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
     // What setlocale and newlocale ask for each category (musl, src/locale/locale_map.c). It takes any name for a
     // locale's.
     Target {
         name: "__get_locale",
-        shape: shape(2, 1),
+        signature: signature(2, 1),
         evidence: Evidence::Mentions(&["LC_ALL", "LANG", "C.UTF-8", "POSIX"]),
         changes: &[Change::RefuseLocales],
     },
     // musl maps \u{df} to \u{1e9e}, and knows Unicode 13 only.
-    Target { name: "towupper_l", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "towupper_l", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "towupper",
-        shape: shape(1, 1),
+        signature: signature(1, 1),
         evidence: Evidence::CalledBy("towupper_l"),
         changes: &[Change::ReplaceBeyondAscii(Hook::ToUpper)],
     },
-    Target { name: "towlower_l", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "towlower_l", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "towlower",
-        shape: shape(1, 1),
+        signature: signature(1, 1),
         evidence: Evidence::CalledBy("towlower_l"),
         changes: &[Change::ReplaceBeyondAscii(Hook::ToLower)],
     },
     // Warns of languages that are not there, which is no more than half the truth about one whose data is not there.
     Target {
         name: "icu_validate_locale",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::Mentions(&["icu_validate_locale", "pg_locale.c"]),
         changes: &[Change::Enter(Hook::OpenCollator)],
     },
     // Every use of an ICU collation begins here.
     Target {
         name: "pg_ucol_open",
-        shape: shape(1, 1),
+        signature: signature(1, 1),
         evidence: Evidence::Mentions(&["pg_ucol_open", "pg_locale_icu.c"]),
         changes: &[Change::Enter(Hook::OpenCollator)],
     },
@@ -370,7 +385,7 @@ pub(super) const TARGETS: &[Target] = &[
     // is inlined.
     Target {
         name: "BundleImporter::getRules",
-        shape: shape(6, 0),
+        signature: signature(6, 0),
         evidence: Evidence::Mentions(&["collations", "Sequence"]),
         changes: &[Change::Enter(Hook::ImportRules)],
     },

@@ -27,7 +27,7 @@ use crate::{
     backend::{Admission, Backend, Registers, footprint::PageMap, program::Program, timestamp},
     fs::{Files, FrozenTree, ProcessState, Silent, Tree},
     guest::{Library, Setup},
-    image::{Image, Shape, TouchedPages},
+    image::{Image, Layout, TouchedPages},
     protocol::messages::first_value,
 };
 
@@ -61,7 +61,7 @@ pub(crate) struct Snapshot {
 /// Everything of it but memory and files.
 #[derive(Serialize, Deserialize)]
 struct State {
-    memory: Shape,
+    memory: Layout,
     registers: Registers,
     process: ProcessState,
     /// Where in memory times stand that are to be the clone's own, in microseconds since the epoch of `PostgreSQL`.

@@ -8,7 +8,7 @@ use std::{
 
 use pglite_port::{
     connection::Connections,
-    databases::{Databases, Places, Settings},
+    databases::{Databases, Paths, Settings},
     log::LogSink,
     session::Mode,
 };
@@ -28,8 +28,8 @@ pub fn shared() -> PathBuf {
 
 /// Databases in that cache.
 pub fn open_at(cache: &Path, settings: Settings) -> Databases {
-    let places = Places { cache: Some(cache.to_owned()), ..Places::default() };
-    Databases::open(&places, Mode::Isolated, settings, LogSink::to_own_log()).expect("databases")
+    let paths = Paths { cache: Some(cache.to_owned()), ..Paths::default() };
+    Databases::open(&paths, Mode::Isolated, settings, LogSink::to_own_log()).expect("databases")
 }
 
 /// Connections to databases in the shared cache.

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::anyhow;
 
-use super::process::{Event, Running};
+use super::server::{Event, Running};
 use crate::{
     backend::{Backend, program::Program},
     cluster::{Crashed, Priority, Signal},

@@ -12,7 +12,7 @@ use std::{
 use anyhow::anyhow;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::process::{self, End, Event, Refused, Running, Start};
+use super::server::{self, End, Event, Refused, Running, Start};
 use crate::{
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Control, cancel::Interrupt},
@@ -158,7 +158,7 @@ impl Keeper {
         let (mut refusals, mut shortages) = (0, 0);
         loop {
             let keeper = self.clone();
-            let run = || process::run(start, refusals > 0, move |running| keeper.has_started(running));
+            let run = || server::run(start, refusals > 0, move |running| keeper.has_started(running));
             let ended = catch_unwind(AssertUnwindSafe(run));
             let ended = ended.unwrap_or_else(|_| Err(anyhow!("the postmaster panicked; the log says where")));
             let shared = self.shared.lock();

@@ -2,13 +2,13 @@
 //!
 //! * `mod`: the sessions of the cluster
 //! * `keeper`: starting it, and again after a crash
-//! * `process`: the postmaster itself, from the cluster's start to its end
+//! * `server`: the postmaster itself, from the cluster's start to its end
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
 
 mod children;
 mod keeper;
-mod process;
+mod server;
 mod settings;
 
 use std::{
@@ -39,7 +39,7 @@ use crate::{
 use children::run_in_turn;
 use keeper::Keeper;
 pub use keeper::OnFailure;
-use process::{Event, Running, Start};
+use server::{Event, Running, Start};
 pub use settings::SharedSettings;
 
 /// Keeps one cluster running.

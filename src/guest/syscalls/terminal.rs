@@ -1,6 +1,6 @@
 //! `ioctl`: what programs ask of terminals, and how many bytes wait in a pipe.
 
-use super::Answer;
+use super::SyscallResult;
 use crate::{
     fs::{Device, Errno, Files, OpenFlags},
     guest::memory,
@@ -32,7 +32,7 @@ const NCCS: usize = 32;
 const WINDOW: [u16; 2] = [24, 80];
 
 /// `arguments` is where the variable argument lies, a pointer for all requests here.
-pub(super) fn ioctl(memory: &mut [u8], files: &mut Files, fd: i32, request: u32, arguments: u32) -> Answer {
+pub(super) fn ioctl(memory: &mut [u8], files: &mut Files, fd: i32, request: u32, arguments: u32) -> SyscallResult {
     let device = files.device(fd)?;
     match request {
         request::FIONREAD => {

@@ -79,7 +79,7 @@ fn no_table(found: &str) -> InstrumentError {
 /// The memory in which sessions and checkpointer meet: `CheckpointerShmemStruct` in
 /// `src/backend/postmaster/checkpointer.c`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checkpointer {
+pub struct CheckpointerShmem {
     /// Address of `CheckpointerShmem`, a pointer to the structure, which begins with the checkpointer's process id.
     pub shared: u32,
     /// Where in the structure the number of queued requests to sync files is, an `int` behind what checkpoints are
@@ -87,7 +87,7 @@ pub struct Checkpointer {
     pub requests: u32,
 }
 
-impl Checkpointer {
+impl CheckpointerShmem {
     /// Reads it out of `ForwardSyncRequest`: `if (CheckpointerShmem->checkpointer_pid == 0 …`.
     pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
         let process_id = |window: &[Operator]| match *window {
