@@ -1,4 +1,8 @@
 //! Which cluster a connection gets: the program behind every connection.
+//!
+//! * `isolated`: clusters of one connection each
+//! * `shared`: one cluster for many
+//! * `administration`: figures, templates, reloading
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -10,10 +14,11 @@ use crate::{
     databases::{isolated::Isolated, shared::Postmaster},
     log::LogSink,
     protocol::error_response::{ErrorResponse, sqlstate},
-    session::{Answer, Mode, SessionEnd, SessionRequest, Sessions},
+    session::{Mode, SessionEnd, SessionStart, Sessions},
     template::Templates,
 };
 
+mod administration;
 mod isolated;
 mod shared;
 
@@ -93,15 +98,15 @@ impl Databases {
 }
 
 impl Sessions for Databases {
-    fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd {
-        if request.startup.asks_for_replication() {
+    fn serve(&self, start: SessionStart<'_>, client: Box<dyn Client>) -> SessionEnd {
+        if start.startup.asks_for_replication() {
             // The guest would let it in, and then has no walsender's wake-ups.
             let message = "this server does not support replication connections";
             return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
         }
-        let served = match request.mode {
-            Mode::Isolated => self.isolated.serve(&request, client),
-            Mode::Shared => self.postmaster().and_then(|postmaster| postmaster.serve(&request, client)),
+        let served = match start.mode {
+            Mode::Isolated => self.isolated.serve(&start, client),
+            Mode::Shared => self.postmaster().and_then(|postmaster| postmaster.serve(&start, client)),
         };
         served.unwrap_or_else(|error| {
             tracing::error!("a session could not be started: {error:#}");
@@ -113,33 +118,5 @@ impl Sessions for Databases {
         if let Some(postmaster) = self.postmaster.lock().take() {
             postmaster.shut_down();
         }
-    }
-
-    fn reload(&self) -> Answer {
-        // One that is being started reads its configuration anyway.
-        if let Some(Some(postmaster)) = self.postmaster.try_lock().as_deref() {
-            postmaster.reload();
-        }
-        self.isolated.reload();
-        Ok(Vec::new())
-    }
-
-    fn stats(&self) -> Vec<(&'static str, String)> {
-        let mut stats = self.isolated.stats();
-        let sessions = self.postmaster.lock().as_ref().map_or(0, |postmaster| postmaster.sessions());
-        stats.push(("shared_sessions", sessions.to_string()));
-        stats
-    }
-
-    fn memory(&self) -> Answer {
-        self.isolated.memory()
-    }
-
-    fn templates(&self) -> Answer {
-        self.isolated.templates()
-    }
-
-    fn drop_template(&self, name: &str) -> Answer {
-        self.isolated.drop_template(name)
     }
 }

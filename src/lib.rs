@@ -10,6 +10,7 @@
 //! * [`serve`]: a TCP or unix-socket listener, for use without frames.
 //! * [`connection`]: one client from its first byte to its last.
 //! * [`databases`]: which cluster a connection gets: the shared one, or one of its own.
+//! * [`administration`]: what administers the program: figures, templates, configuration.
 //! * [`session`]: what serves clients and what makes their sessions have in common.
 //! * [`pruning`]: what the cache holds, and the removal of what was not used for long.
 //!
@@ -33,6 +34,7 @@
 //! * `sync`: locks, which a model checker can take the place of.
 //! * `sources`: digests of the sources, for the keys of what is stored.
 
+pub mod administration;
 mod backend;
 pub mod client;
 mod cluster;

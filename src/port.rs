@@ -12,6 +12,7 @@ use std::{
 use crossbeam_channel::{Receiver, select, unbounded};
 
 use crate::{
+    administration::Administration,
     connection::Connections,
     engine::artefact::{PGLITE_VERSION, POSTGRES_VERSION},
     log::patient::Patient,
@@ -74,14 +75,14 @@ impl Ending {
 pub fn run(
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
-    sessions: Arc<dyn Sessions>,
+    databases: Arc<impl Sessions + Administration>,
     mode: Mode,
     signals: &Receiver<()>,
 ) -> io::Result<Ending> {
     let (ending, endings) = unbounded();
     let outbox = Arc::new(Outbox::default());
     outbox.push_options(Kind::Hello, 0, &hello());
-    let connections = Arc::new(Connections::new(sessions));
+    let connections = Arc::new(Connections::new(databases.clone()));
 
     let (writer_outbox, writer_ending) = (outbox.clone(), ending.clone());
     thread::Builder::new().name("stdout".to_owned()).spawn(move || {
@@ -92,7 +93,7 @@ pub fn run(
     })?;
 
     let on_shut_down = ending.clone();
-    let router = Router::new(connections.clone(), outbox.clone(), mode, move || {
+    let router = Router::new(connections.clone(), databases, outbox.clone(), mode, move || {
         let _ = on_shut_down.send(Ending::ShutDown);
     });
     thread::Builder::new().name("stdin".to_owned()).spawn(move || {

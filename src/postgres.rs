@@ -144,7 +144,7 @@ pub(crate) mod level {
 }
 
 /// `struct Port` (`src/include/libpq/libpq-be.h`): what a backend knows of its client's connection.
-pub(crate) mod port {
+pub(crate) mod port_struct {
     /// Offset of `laddr`. `pq_init` (`src/backend/libpq/pqcomm.c`) stores 128 in its `salen`, at 140.
     pub(crate) const LOCAL_ADDRESS: u32 = 12;
     /// Offset of `raddr`, to which `pq_init` copies the address that it is given; its `salen` is at 272.
@@ -199,5 +199,5 @@ pub(crate) mod encoding {
     }
 
     /// Bytes of an entry of `pg_utf_to_local_combined` or `pg_local_to_utf_combined`, of three words.
-    pub(crate) const COMBINED: usize = 12;
+    pub(crate) const COMBINED: u32 = 12;
 }

@@ -8,7 +8,7 @@ use super::Backend;
 use crate::{
     client::Endpoints,
     guest::encode_socket_address,
-    postgres::port::{LOCAL_ADDRESS, REMOTE_ADDRESS, REMOTE_HOST, REMOTE_PORT, STORAGE},
+    postgres::port_struct::{LOCAL_ADDRESS, REMOTE_ADDRESS, REMOTE_HOST, REMOTE_PORT, STORAGE},
 };
 
 /// The client that `pgl_startPGlite` invents.

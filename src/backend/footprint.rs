@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    ops::AddAssign,
+    iter::Sum,
     os::unix::fs::FileExt,
     sync::{
         Arc,
@@ -18,26 +18,27 @@ use crate::{backend::Backend, fs::Tree, image::TouchedPages};
 
 /// Bytes that a backend shares with no other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PrivateBytes {
+pub struct PrivateBytes {
     /// Pages of linear memory that it has written.
-    pub(crate) memory: u64,
+    pub memory: u64,
     /// Parts of files that it has written.
-    pub(crate) files: u64,
+    pub files: u64,
 }
 
 impl PrivateBytes {
-    /// Memory, files and their sum, under these names.
-    pub(crate) fn figures(self, names: [&'static str; 3]) -> [(&'static str, String); 3] {
-        let [memory, files, sum] = names;
-        let Self { memory: in_memory, files: in_files } = self;
-        [(memory, in_memory.to_string()), (files, in_files.to_string()), (sum, (in_memory + in_files).to_string())]
+    /// Memory and files together.
+    #[must_use]
+    pub fn sum(self) -> u64 {
+        self.memory + self.files
     }
 }
 
-impl AddAssign for PrivateBytes {
-    fn add_assign(&mut self, other: Self) {
-        self.memory += other.memory;
-        self.files += other.files;
+impl Sum for PrivateBytes {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |total, one| Self {
+            memory: total.memory + one.memory,
+            files: total.files + one.files,
+        })
     }
 }
 

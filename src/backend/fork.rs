@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use wasmtime::{Caller, Ref, Val};
 
-use super::{Backend, Registers, client_session::Ended};
+use super::{Backend, Registers, client_session::SessionExit};
 use crate::{
     backend::program::Program,
     client::{Endpoints, Nobody},
@@ -112,13 +112,13 @@ impl Backend {
     ///
     /// # Errors
     /// When the guest traps.
-    pub(crate) fn serve_forked(&mut self, client: ClientStream, whom: Whom<'_>) -> anyhow::Result<Ended> {
+    pub(crate) fn serve_forked(&mut self, client: ClientStream, whom: Whom<'_>) -> anyhow::Result<SessionExit> {
         self.set_client(client);
         let ended = self.run_session_for(whom);
         self.set_client(ClientStream::default());
         match ended {
-            Ok(()) => Ok(Ended::Client),
-            Err(error) => Ended::by_exit(error, 0),
+            Ok(()) => Ok(SessionExit::Client),
+            Err(error) => SessionExit::by_exit(error, 0),
         }
     }
 

@@ -47,7 +47,7 @@ use crate::{
 
 pub(crate) use admission::Admission;
 pub(crate) use boot::{EXECUTABLE, FIXED_PARAMETERS};
-pub(crate) use client_session::{BOOTSTRAP_USER, Ended, Requests, Session};
+pub(crate) use client_session::{BOOTSTRAP_USER, Session, SessionExit};
 pub(crate) use fork::{Fork, Whom};
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;

@@ -59,16 +59,17 @@ impl Backend {
         self.handle_idle_interrupts()
     }
 
-    /// Calls `run` with a client that has sent `input` and whose answers are returned; then there is no client.
+    /// Calls `run` with another client, which has sent `input` and whose answers are returned.
     pub(super) fn record<T>(
         &mut self,
         input: &[u8],
         run: impl FnOnce(&mut Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<(T, Vec<u8>)> {
         let (sent, answers) = mpsc::channel();
+        let client = std::mem::take(&mut self.guest().client);
         self.set_client(ClientStream::new(Box::new(Recorder(sent)), input));
         let ran = run(self);
-        self.set_client(ClientStream::default());
+        self.set_client(client);
         Ok((ran?, answers.try_iter().flatten().collect()))
     }
 

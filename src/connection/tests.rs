@@ -11,7 +11,7 @@ use crate::{
 struct None;
 
 impl Sessions for None {
-    fn serve(&self, request: SessionRequest<'_>, _: Box<dyn Client>) -> SessionEnd {
+    fn serve(&self, request: SessionStart<'_>, _: Box<dyn Client>) -> SessionEnd {
         panic!("a session for {:?}", request.startup)
     }
 }

@@ -3,15 +3,16 @@
 use std::{
     collections::{HashMap, VecDeque},
     ffi::CStr,
-    fs,
     net::SocketAddr,
     sync::Arc,
     thread,
 };
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use crate::{
+    administration::{Administration, Figure, PrivateBytes, Summary, process_figures},
     client::Endpoints,
     connection::{Connections, Opening},
     log::LogSink,
@@ -21,7 +22,7 @@ use crate::{
         relay::{Relay, close_options},
     },
     protocol::error_response::{ErrorResponse, sqlstate},
-    session::{Answer, Control, Mode, Request, Sessions, Task, cancel::Interrupt},
+    session::{Control, Mode, Outcome, PendingTask, Task, cancel::Interrupt},
 };
 
 /// How many closed connections are remembered, so that frames that were under way are not answered.
@@ -43,9 +44,13 @@ const VERBS: [(&str, Verb); 8] = [
     ("reload", reload),
 ];
 
+/// What the reply to a request says.
+type Reply = Result<Options, ErrorResponse>;
+
 /// Knows the connections that the parent has opened.
 pub(crate) struct Router {
     connections: Arc<Connections>,
+    administration: Arc<dyn Administration>,
     outbox: Arc<Outbox>,
     mode: Mode,
     /// Called for the verb `shutdown`.
@@ -77,11 +82,19 @@ impl Router {
     /// A router without connections. `mode` is for those that do not choose one.
     pub(crate) fn new(
         connections: Arc<Connections>,
+        administration: Arc<dyn Administration>,
         outbox: Arc<Outbox>,
         mode: Mode,
         on_shut_down: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        Self { connections, outbox, mode, on_shut_down: Box::new(on_shut_down), table: Mutex::default() }
+        Self {
+            connections,
+            administration,
+            outbox,
+            mode,
+            on_shut_down: Box::new(on_shut_down),
+            table: Mutex::default(),
+        }
     }
 
     /// Acts on a frame from the parent. Waits, if the parent does not read its answers.
@@ -105,7 +118,7 @@ impl Router {
     }
 
     /// Replies to the request `id`.
-    fn reply(&self, id: u32, result: Result<Options, ErrorResponse>) {
+    fn reply(&self, id: u32, result: Reply) {
         let (word, options) = match result {
             Ok(options) => (&b"ok\0"[..], options),
             Err(report) => (&b"error\0"[..], Options::new().with("code", report.code).with("message", report.message)),
@@ -238,23 +251,24 @@ impl Router {
 }
 
 impl Router {
-    /// Replies to the request `id` with what `answer` finds out, which may take a while.
-    fn answer_on_thread(self: &Arc<Self>, id: u32, answer: impl FnOnce(&dyn Sessions) -> Answer + Send + 'static) {
+    /// Replies to the request `id` with what `ask` finds out, which may take a while.
+    fn reply_on_thread(self: &Arc<Self>, id: u32, ask: impl FnOnce(&Self) -> Reply + Send + 'static) {
         let router = self.clone();
-        let work = move || router.reply(id, answer(router.connections.sessions()).map(to_options));
+        let work = move || router.reply(id, ask(&router));
         if let Err(error) = thread::Builder::new().name("request".to_owned()).spawn(work) {
             let message = format!("no thread for the request: {error}");
             self.reply(id, Err(ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message)));
         }
     }
 
-    /// Has the connection that the options name do `task`, and replies to the request `id` when it has.
-    fn ask_connection(self: &Arc<Self>, id: u32, options: &Options, task: Result<Task, ErrorResponse>) {
+    /// Gives `task` to the connection that the options name, and replies to the request `id` when it is done.
+    fn assign_task(self: &Arc<Self>, id: u32, options: &Options, task: Result<Task, ErrorResponse>) {
         let asked = task.and_then(|task| Ok((task, self.asked_connection(options)?)));
         match asked {
             Ok((task, control)) => {
                 let router = self.clone();
-                control.ask(Request::new(task, move |answer| router.reply(id, answer.map(to_options))));
+                let report = move |outcome: Outcome| router.reply(id, outcome.map(|()| Options::new()));
+                control.assign(PendingTask::new(task, report));
             }
             Err(report) => self.reply(id, Err(report)),
         }
@@ -269,10 +283,6 @@ impl Router {
             ErrorResponse::error(sqlstate::CONNECTION_DOES_NOT_EXIST, message)
         })
     }
-}
-
-fn to_options(figures: Vec<(&'static str, String)>) -> Options {
-    figures.into_iter().fold(Options::new(), |options, (key, value)| options.with(key, value))
 }
 
 impl Table {
@@ -316,14 +326,12 @@ fn violation(message: impl Into<String>) -> ErrorResponse {
     ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, message)
 }
 
-/// `stats`: `connections` there are, resident `memory` of the program in bytes where the system tells,
-/// and the sessions' own figures.
+/// `stats`: the figures of the program, see [`figure`](crate::administration::figure).
 fn stats(router: &Arc<Router>, id: u32, _: &Options) {
-    let mut figures = vec![("connections", router.connections.count().to_string())];
-    figures.extend(resident_memory().map(|memory| ("memory", memory.to_string())));
-    router.answer_on_thread(id, |sessions| {
-        figures.extend(sessions.stats());
-        Ok(figures)
+    router.reply_on_thread(id, |router| {
+        let figures = [router.connections.figures(), process_figures(), router.administration.figures()];
+        let add = |options: Options, Figure { metric, value }: Figure| options.with(metric.name, value);
+        Ok(figures.into_iter().flatten().fold(Options::new(), add))
     });
 }
 
@@ -333,38 +341,61 @@ fn shut_down(router: &Arc<Router>, id: u32, _: &Options) {
     (router.on_shut_down)();
 }
 
-/// `memory`: private bytes of the connections that have a cluster of their own, see [`Sessions::memory`].
+/// `memory`: private bytes of the connections that have a cluster of their own: for each `connection`, `memory`,
+/// `files` and their `sum`, then the totals.
 fn memory(router: &Arc<Router>, id: u32, _: &Options) {
-    router.answer_on_thread(id, Sessions::memory);
+    router.reply_on_thread(id, |router| {
+        let connections = router.administration.memory()?;
+        let total: PrivateBytes = connections.iter().map(|(_, bytes)| *bytes).sum();
+        let add = |options: Options, keys: [&str; 3], bytes: PrivateBytes| {
+            options.with(keys[0], bytes.memory).with(keys[1], bytes.files).with(keys[2], bytes.sum())
+        };
+        let options = connections.into_iter().fold(Options::new(), |options, (connection, bytes)| {
+            add(options.with("connection", connection), ["memory", "files", "sum"], bytes)
+        });
+        Ok(add(options, ["total_memory", "total_files", "total"], total))
+    });
 }
 
-/// `reload`: has the clusters read their configuration files again, see [`Sessions::reload`].
+/// `reload`: has the clusters read their configuration files again, see [`Administration::reload`].
 fn reload(router: &Arc<Router>, id: u32, _: &Options) {
-    router.answer_on_thread(id, Sessions::reload);
+    router.reply_on_thread(id, |router| {
+        router.administration.reload();
+        Ok(Options::new())
+    });
 }
 
-/// `templates`: what templates there are, see [`Sessions::templates`].
+/// `templates`: for each template `name`, `database`, `key`, `size` on disk in bytes, and when it was `made`, in
+/// microseconds since 1970.
 fn templates(router: &Arc<Router>, id: u32, _: &Options) {
-    router.answer_on_thread(id, Sessions::templates);
+    router.reply_on_thread(id, |router| {
+        let add = |options: Options, template: Summary| {
+            let made = Timestamp::try_from(template.made).unwrap_or_default().as_microsecond();
+            let options = options.with("name", template.name).with("database", template.database);
+            options.with("key", template.key.unwrap_or_default()).with("size", template.size).with("made", made)
+        };
+        Ok(router.administration.templates()?.into_iter().fold(Options::new(), add))
+    });
 }
 
 /// `drop_template`: removes the template `name`.
 fn drop_template(router: &Arc<Router>, id: u32, options: &Options) {
     match required(options, "name") {
-        Ok(name) => router.answer_on_thread(id, move |sessions| sessions.drop_template(&name)),
+        Ok(name) => router
+            .reply_on_thread(id, move |router| router.administration.drop_template(&name).map(|()| Options::new())),
         Err(report) => router.reply(id, Err(report)),
     }
 }
 
 /// `reset`: puts the cluster of `connection` back to its template, see [`Task::Reset`].
 fn reset(router: &Arc<Router>, id: u32, options: &Options) {
-    router.ask_connection(id, options, Ok(Task::Reset));
+    router.assign_task(id, options, Ok(Task::Reset));
 }
 
 /// `freeze`: makes the template `name` from the cluster of `connection` and keeps `key` with it, see [`Task::Freeze`].
 fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
     let key = options.get("key").map(str::to_owned);
-    router.ask_connection(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
+    router.assign_task(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
 }
 
 /// The value of an option that has to be there.
@@ -373,12 +404,4 @@ fn required(options: &Options, key: &str) -> Result<String, ErrorResponse> {
     value.map(str::to_owned).ok_or_else(|| {
         ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, format!("the option {key} is missing or empty"))
     })
-}
-
-/// Resident memory of this process in bytes: the second figure of Linux' `/proc/self/statm`, which
-/// counts pages.
-fn resident_memory() -> Option<u64> {
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * u64::try_from(rustix::param::page_size()).ok()?)
 }

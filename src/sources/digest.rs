@@ -13,8 +13,8 @@ pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instr
 
 /// Parts of `src/` that clusters and templates do not depend on, because they are above them: they serve clients of
 /// what is stored.
-pub(crate) const ABOVE: [&str; 10] =
-    ["connection", "databases", "lib", "list", "main", "port", "pruning", "serve", "session", "stop"];
+pub(crate) const ABOVE: [&str; 11] =
+    ["administration", "connection", "databases", "lib", "list", "main", "port", "pruning", "serve", "session", "stop"];
 
 /// Parts of `src/` that everything may use and that decide nothing about what is stored: where it is, and lines of the
 /// log.

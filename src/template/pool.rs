@@ -74,22 +74,6 @@ impl Pool {
         Ok(clone)
     }
 
-    /// Puts `backend` back to where a clone of `template` begins, by putting another one in its place. Its client,
-    /// its console and signals that have arrived stay. Returns the one that was replaced: both exist until that is
-    /// dropped, which takes as long as all the rest.
-    ///
-    /// A new clone is made sooner than an old one can be put back: to drop the pages that it has changed takes as
-    /// long as to copy those that it is about to change again, and only the latter has to be done before the session
-    /// can go on.
-    ///
-    /// # Errors
-    /// As [`Pool::take`].
-    pub(crate) fn reset(&self, template: &Arc<Template>, backend: &mut Backend) -> anyhow::Result<Backend> {
-        let replaced = backend.succeed_to(self.clone_of(template)?)?;
-        template.snapshot.make_distinct(backend)?;
-        Ok(replaced)
-    }
-
     /// One that is ready, or a new one.
     fn clone_of(&self, template: &Arc<Template>) -> anyhow::Result<Backend> {
         let ready = self.shared.take(template);

@@ -34,7 +34,13 @@ pub fn open_at(cache: &Path, settings: Settings) -> Databases {
 
 /// Connections to databases in the shared cache.
 pub fn connections(settings: Settings) -> Arc<Connections> {
-    Arc::new(Connections::new(Arc::new(open_at(&shared(), settings))))
+    administered(settings).1
+}
+
+/// Databases in the shared cache, and connections to them.
+pub fn administered(settings: Settings) -> (Arc<Databases>, Arc<Connections>) {
+    let databases = Arc::new(open_at(&shared(), settings));
+    (databases.clone(), Arc::new(Connections::new(databases)))
 }
 
 /// A cache of the test's own, with compiled code but no templates in it.

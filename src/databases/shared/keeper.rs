@@ -12,7 +12,7 @@ use std::{
 use anyhow::anyhow;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::server::{self, End, Event, Refused, Running, Start};
+use super::server::{self, End, Event, Launch, Refused, Running};
 use crate::{
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Control, cancel::Interrupt},
@@ -153,12 +153,12 @@ impl Keeper {
     }
 
     /// Starts the cluster, and again whenever it has crashed.
-    pub(super) fn keep_running(self: &Arc<Self>, start: &Start, on_failure: Option<&OnFailure>) {
+    pub(super) fn keep_running(self: &Arc<Self>, launch: &Launch, on_failure: Option<&OnFailure>) {
         let mut has_run = false;
         let (mut refusals, mut shortages) = (0, 0);
         loop {
             let keeper = self.clone();
-            let run = || server::run(start, refusals > 0, move |running| keeper.has_started(running));
+            let run = || server::run(launch, refusals > 0, move |running| keeper.has_started(running));
             let ended = catch_unwind(AssertUnwindSafe(run));
             let ended = ended.unwrap_or_else(|_| Err(anyhow!("the postmaster panicked; the log says where")));
             let shared = self.shared.lock();

@@ -35,7 +35,7 @@ const SIGNAL_FILES: [&[u8]; 2] = [b"/pglite/data/recovery.signal", b"/pglite/dat
 const IGNORED: &[u8] = b".ignored";
 
 /// What a cluster is started with.
-pub(super) struct Start {
+pub(super) struct Launch {
     pub(super) program: Arc<Program>,
     pub(super) files: Arc<Mutex<Tree>>,
     pub(super) settings: SharedSettings,
@@ -101,7 +101,7 @@ impl Running {
 /// # Errors
 /// [`Refused`] when `PostgreSQL` does not start; others when the system has not what it takes.
 pub(super) fn run(
-    start: &Start,
+    launch: &Launch,
     without_auto_conf: bool,
     on_start: impl FnOnce(Arc<Running>) + Send + 'static,
 ) -> anyhow::Result<End> {
@@ -110,9 +110,9 @@ pub(super) fn run(
     let seat = seats.join_as(process::FIRST, Priority::Background);
     let recent = Recent::default();
     let served = Arc::new(Mutex::new(None));
-    tidy(start, without_auto_conf || start.settings.ignore_auto_conf)?;
+    tidy(launch, without_auto_conf || launch.settings.ignore_auto_conf)?;
     let server = {
-        let (program, log, recent) = (start.program.clone(), start.log.clone(), recent.clone());
+        let (program, log, recent) = (launch.program.clone(), launch.log.clone(), recent.clone());
         let (outcome, signals) = (served.clone(), seat.signals().clone());
         move |caller: &mut Caller<'_, Guest>| {
             let ring = events.clone();
@@ -143,13 +143,13 @@ pub(super) fn run(
             }
         }
     };
-    let console = LineConsole::new(start.log.clone(), "postgres").remembering(&recent);
-    let files = Files::new(start.files.clone(), Box::new(console))?;
+    let console = LineConsole::new(launch.log.clone(), "postgres").remembering(&recent);
+    let files = Files::new(launch.files.clone(), Box::new(console))?;
     let setup =
-        Setup { seat: Some(seat), before_fork: Some(Box::new(server)), ..Setup::backend(&start.program, files) };
-    let mut backend = Backend::new(&start.program, setup)?;
+        Setup { seat: Some(seat), before_fork: Some(Box::new(server)), ..Setup::backend(&launch.program, files) };
+    let mut backend = Backend::new(&launch.program, setup)?;
     backend.take_turn()?;
-    let exited = backend.run_postmaster(&start.settings.arguments());
+    let exited = backend.run_postmaster(&launch.settings.arguments());
     let served = served.lock().take();
     match (served, exited) {
         (Some(Err(error)), _) if !error.is::<NotStarted>() => Err(error),
@@ -161,8 +161,8 @@ pub(super) fn run(
 }
 
 /// Puts away what a crash leaves behind, and what is not to be used.
-fn tidy(start: &Start, without_auto_conf: bool) -> anyhow::Result<()> {
-    let mut files = Files::new(start.files.clone(), Box::new(Silent))?;
+fn tidy(launch: &Launch, without_auto_conf: bool) -> anyhow::Result<()> {
+    let mut files = Files::new(launch.files.clone(), Box::new(Silent))?;
     // Dynamic shared memory does not outlive its cluster; PostgreSQL only removes what it finds in the main segment,
     // which is gone.
     let directory = files.open(At::WorkingDirectory, SHARED_MEMORY, OpenFlags::READ_ONLY, 0)?;

@@ -92,9 +92,9 @@ impl Combined {
         memory: &[u8],
         order: impl Fn([u32; 3]) -> std::cmp::Ordering,
     ) -> Result<Option<[u32; 3]>, OutOfBounds> {
-        let size = self.count.saturating_mul(COMBINED as u32);
-        let (entries, _) = memory::read_bytes(memory, self.address, size)?.as_chunks::<{ COMBINED }>();
-        let words = |entry: &[u8; COMBINED]| {
+        let size = self.count.saturating_mul(COMBINED);
+        let (entries, _) = memory::read_bytes(memory, self.address, size)?.as_chunks::<{ COMBINED as usize }>();
+        let words = |entry: &[u8; COMBINED as usize]| {
             let (words, _) = entry.as_chunks::<4>();
             [0, 1, 2].map(|word: usize| u32::from_le_bytes(words[word]))
         };
