@@ -1,6 +1,6 @@
 //! Connections that have a cluster of their own: a clone of a template, gone when the connection closes.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, convert::Infallible, io, sync::Arc};
 
 use anyhow::bail;
 use parking_lot::Mutex;
@@ -100,14 +100,8 @@ impl Isolated {
             cancel_key: secret,
             admission,
         };
-        let tasks = Tasks { isolated: self, template, footprint, session, start };
-        let mut served = backend.begin_session(client, &session);
-        let error = loop {
-            match served.and_then(|()| backend.run_session(|| start.control.has_tasks())) {
-                Ok(()) => served = tasks.run(&mut backend),
-                Err(error) => break error,
-            }
-        };
+        let conversation = Conversation { isolated: self, template, footprint, session, start };
+        let Err(error) = conversation.hold(&mut backend, client);
         Ok(match backend.end_session(error) {
             Ok(SessionExit::Client) => SessionEnd::ClientGone,
             Ok(SessionExit::Fatal) => SessionEnd::Orderly,
@@ -159,8 +153,8 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// One connection's session, for the tasks that are given to it.
-struct Tasks<'a> {
+/// What is said between one client and its backend, and what others ask in between.
+struct Conversation<'a> {
     isolated: &'a Isolated,
     template: Arc<Template>,
     footprint: Arc<Footprint>,
@@ -168,12 +162,18 @@ struct Tasks<'a> {
     start: &'a SessionStart<'a>,
 }
 
-impl Tasks<'_> {
-    /// Does every task there is.
-    ///
-    /// # Errors
-    /// What ends the session.
-    fn run(&self, backend: &mut Backend) -> anyhow::Result<()> {
+impl Conversation<'_> {
+    /// Runs the session until something ends it, which is the error.
+    fn hold(&self, backend: &mut Backend, client: Box<dyn Client>) -> anyhow::Result<Infallible> {
+        backend.begin_session(client, &self.session)?;
+        loop {
+            backend.run_session(|| self.start.control.has_tasks())?;
+            self.do_tasks(backend)?;
+        }
+    }
+
+    /// Does every task there is. An error ends the session.
+    fn do_tasks(&self, backend: &mut Backend) -> anyhow::Result<()> {
         while let Some(pending) = self.start.control.take_task() {
             match &pending.task {
                 Task::Reset => self.reset(backend, pending)?,
