@@ -17,7 +17,7 @@ pub trait Administration: Send + Sync + 'static {
     /// The private memory of every connection that has a cluster of its own, by the connection's number.
     ///
     /// # Errors
-    /// When the operating system does not tell.
+    /// When `/proc/self/pagemap` cannot be read.
     fn memory(&self) -> Result<Vec<(u32, PrivateBytes)>, ErrorResponse>;
 
     /// The templates, by name.
@@ -36,7 +36,7 @@ pub trait Administration: Send + Sync + 'static {
     fn reload(&self);
 }
 
-/// The figures of this process, as far as the operating system tells them.
+/// The figures of this process, as far as the operating system provides them.
 #[must_use]
 pub fn process_figures() -> Vec<Figure> {
     resident_memory().map(|memory| figure::RESIDENT_MEMORY.figure(memory)).into_iter().collect()

@@ -88,7 +88,7 @@ fn serve<C: Client + Clone + 'static>(
     };
     // In the middle of a message an ErrorResponse would be taken for a part of it.
     if report.severity != Severity::Log && followed.is_between_messages() {
-        // A client that is gone need not be told.
+        // A client that is gone cannot be written to.
         let _ = write_all(&mut followed, &report.encode());
     }
     report
@@ -130,7 +130,7 @@ fn negotiate<C: Client>(
     }
 }
 
-/// Appends exactly `missing` bytes from the client to `packet`, or fewer if it leaves; says whether all have come.
+/// Appends exactly `missing` bytes from the client to `packet`, or fewer if it leaves; returns whether all have come.
 fn read_more<C: Client>(
     client: &mut C,
     packet: &mut Vec<u8>,

@@ -45,7 +45,7 @@ pub struct Settings {
     pub start: Start,
     /// The shared cluster's.
     pub shared: SharedSettings,
-    /// Is told when the shared cluster has crashed and cannot be started again.
+    /// Called when the shared cluster has crashed and cannot be started again.
     pub on_failure: Option<OnFailure>,
 }
 
@@ -56,7 +56,7 @@ pub struct Databases {
     settings: SharedSettings,
     on_failure: Option<OnFailure>,
     log: LogSink,
-    /// The shared cluster, started when somebody first wants it.
+    /// The shared cluster, started for the first connection that needs it.
     postmaster: Mutex<Option<Arc<Postmaster>>>,
 }
 

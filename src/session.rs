@@ -94,18 +94,18 @@ pub struct SessionStart<'a> {
 /// How a session ended.
 #[derive(Debug)]
 pub enum SessionEnd {
-    /// As PostgreSQL ends one: the client said so, or the backend has told it why.
+    /// As PostgreSQL ends one: the client has ended it, or has got the backend's error.
     Orderly,
     /// The client went away.
     ClientGone,
-    /// The session could not start or was ended from outside, and its client has not been told why: this
-    /// is why. A report of [`Severity::Log`](crate::protocol::error_response::Severity::Log) it is not told.
+    /// The session could not start or was ended from outside, for this reason, which its client has not got yet. It
+    /// does not get a report of [`Severity::Log`](crate::protocol::error_response::Severity::Log).
     Refused(ErrorResponse),
     /// The wasm trapped; the error carries the backtrace, for the log.
     Trapped(anyhow::Error),
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")

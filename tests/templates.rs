@@ -237,7 +237,7 @@ fn what_is_wrong_with_an_sql_file_is_said_in_one_line_with_its_place() {
         ),
         (
             b"COPY pg_class FROM STDIN",
-            "a.sql: COPY from stdin failed: there is nobody to send the rows of COPY FROM STDIN; use INSERT (SQLSTATE 57014)",
+            "a.sql: COPY from stdin failed: COPY FROM STDIN has no client here to send its rows; use INSERT (SQLSTATE 57014)",
         ),
         (
             b"SELECT nothing()",

@@ -1,4 +1,4 @@
-//! Who may begin a session, and with what it begins: what `InitPostgres` does after the authentication
+//! Which sessions are let in, and what they begin with: what `InitPostgres` does after the authentication
 //! (`PostgreSQL`, `src/backend/utils/init/postinit.c`), for a backend that is in its database already.
 
 use anyhow::Context;

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// The type of the message that tells a run-time parameter's value.
+/// The type of `ParameterStatus`.
 const PARAMETER_STATUS: u8 = b'S';
 
 /// `AuthenticationOk`.
@@ -29,15 +29,15 @@ const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 /// `ReadyForQuery`, outside a transaction.
 const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
 
-/// The bootstrap superuser, as whom a backend is started.
+/// The bootstrap superuser, as which a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
 
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SessionExit {
-    /// The client has said that it goes, or is gone.
+    /// The client has sent `Terminate`, or is gone.
     Client,
-    /// `PostgreSQL` has ended the session itself and has told the client why.
+    /// `PostgreSQL` has ended the session itself and has sent the client its error.
     Fatal,
 }
 
@@ -112,7 +112,7 @@ impl Backend {
         self.guest().client.write_all(AUTHENTICATION_OK);
         self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(*cancel_key))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;
-        // Without a handler an error is fatal, as it is to a session that is not there yet (`errstart` in
+        // Without a handler an error is fatal, as it is before a session has begun (`errstart` in
         // `src/backend/utils/error/elog.c`).
         let handler = self.facts().address("PG_exception_stack")?;
         let main_loop = self.read_u32(handler)?;
@@ -174,8 +174,7 @@ impl Backend {
         self.call("table_close", (relation, catalog::ACCESS_SHARE_LOCK))
     }
 
-    /// Serves a session that asks one question of a client that the host plays. Says whether the database has let it
-    /// in.
+    /// Serves one query of a client that the host plays, and returns whether the database has let it in.
     ///
     /// # Errors
     /// When the guest traps.
@@ -190,7 +189,7 @@ impl Backend {
         }
     }
 
-    /// What a client is told at the start of its session, as it would be told now.
+    /// What a client is sent at the start of its session, as it would be sent now.
     ///
     /// # Errors
     /// When the guest traps.
@@ -251,9 +250,9 @@ impl Backend {
         }
     }
 
-    /// What a postmaster does that is told to (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`):
-    /// a cluster with one session has none. A backend that has one would leave it to it to log what has changed, and
-    /// what cannot change without a restart.
+    /// What a postmaster does on `SIGHUP` (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`): a
+    /// cluster with one session has none. A backend under a postmaster would not log what has changed, or cannot
+    /// change without a restart.
     fn reload_configuration(&mut self) -> anyhow::Result<()> {
         self.write_u32(self.hot.config_reload_pending, 0)?;
         let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
@@ -296,7 +295,7 @@ impl Backend {
     fn wait_for_input(&mut self, is_asked: impl Fn() -> bool) -> anyhow::Result<Waited> {
         loop {
             let asked = is_asked();
-            // What the client has sent by now comes first, so that what is asked is in order with it.
+            // Messages that have arrived by now come first, so that tasks are in order with them.
             let deadline = if asked { Some(Instant::now()) } else { self.guest().timers.next() };
             match wait(&mut self.store, Interest::Read, deadline)? {
                 Readiness::Ready => return Ok(Waited::Input),

@@ -99,7 +99,7 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 /// The page belongs to a file or is shared, so it was not copied on a write.
 const FILE: u64 = 1 << 61;
-/// Nobody else has the page mapped, which tells it from the page of zeros that everybody reads.
+/// The page is mapped once, unlike the page of zeros, which all mappings share until they write.
 const EXCLUSIVE: u64 = 1 << 56;
 
 impl PageMap {
@@ -166,7 +166,7 @@ mod tests {
         let pages = PageMap::open().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&vec![1; 8 * page], 0).unwrap();
-        // SAFETY: nobody else has the file.
+        // SAFETY: no other process has the file.
         let mut map = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
         let mut nothing = MmapMut::map_anon(4 * page).unwrap();
         let count = |map: &MmapMut| pages.private_bytes(map.as_ptr().addr(), map.len()).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! The postmaster of a cluster is a backend that is stopped where it would take a place in shared memory
 //! (`InitProcess`). Its memory is then what a postmaster's is when it forks: initialised, attached to shared memory,
-//! in no database. What is private of it becomes an image that every further process begins with; what is shared is
+//! in no database. Its private memory becomes an image that every further process begins with; its shared memory is
 //! mapped into all of them. A client's session then does what a postmaster's child does (`PostgreSQL`, `BackendMain`
 //! in `src/backend/tcop/backend_startup.c`): reads the startup packet, takes its place, and runs `PostgresMain`,
 //! which checks role and database, and ends in `proc_exit`. An auxiliary process runs its own main function.
@@ -29,7 +29,7 @@ use crate::{
 /// The flags of a checkpoint that is made at once.
 const CHECKPOINT_NOW: i32 = (checkpoint::IMMEDIATE | checkpoint::FORCE | checkpoint::WAIT).cast_signed();
 
-/// Whom a session is for.
+/// The database and the role of a session, and its client's address.
 #[derive(Clone, Copy)]
 pub(crate) struct Whom<'a> {
     pub(crate) database: &'a [u8],
@@ -50,7 +50,7 @@ pub(crate) struct Fork {
 }
 
 impl Fork {
-    /// Captures the postmaster, which is in its `InitProcess`, and moves what is shared of its memory.
+    /// Captures the postmaster, which is in its `InitProcess`, and moves its shared memory into a mapping.
     ///
     /// # Errors
     /// When its shared memory is not found, or the system has no memory.

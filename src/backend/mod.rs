@@ -4,7 +4,7 @@
 //! * `boot`: starting `PostgreSQL` in it
 //! * `sql`: having it run SQL of the host's own
 //! * `copies`: being replaced, and making copies
-//! * `admission`: who may begin a session, and with what
+//! * `admission`: which sessions are let in, and what they begin with
 //! * `client_session`: one client's session in a backend of its own
 //! * `postmaster`: the parent of the processes of a running cluster
 //! * `fork`: those processes
@@ -58,7 +58,7 @@ pub(crate) struct Backend {
     hot: Hot,
 }
 
-/// What is used for every message.
+/// Functions and addresses that are used for every message.
 struct Hot {
     pending_input: TypedFunc<(), i32>,
     main_loop_once: TypedFunc<(), ()>,
@@ -142,7 +142,7 @@ impl Backend {
         Ok((self.exports()?.memory.data_ptr(&self.store).addr(), self.store.data().memory_size.clone()))
     }
 
-    /// Tells PGlite where in the table its callbacks are.
+    /// Gives PGlite the table slots of its callbacks.
     fn announce_callbacks(&mut self) -> anyhow::Result<()> {
         let mut slot = u32::try_from(self.facts().table_elements)?;
         for (setter, names) in CALLBACKS {
@@ -155,7 +155,7 @@ impl Backend {
         Ok(())
     }
 
-    /// What is to be kept of this backend besides its memory and its files.
+    /// The state of this backend besides its memory and its files.
     ///
     /// # Errors
     /// As [`Registers::capture`].
@@ -201,7 +201,7 @@ impl Backend {
         let guest = self.store.data_mut();
         guest.signals.set_waker(client.waker());
         guest.client = client;
-        // What came while nobody could be woken.
+        // Signals that came while there was no client to wake.
         guest.signals.repeat();
     }
 

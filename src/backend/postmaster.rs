@@ -25,13 +25,13 @@ pub(crate) fn prepare(caller: &mut Caller<'_, Guest>, process_id: i32) -> wasmti
     let memory = memory::of(caller)?.0;
     memory::write_bytes(memory, facts.address("IsUnderPostmaster")?, &[0])?;
     memory::write_u32(memory, facts.where_to_send_output, destination::NONE)?;
-    // What only says that a start or a shutdown is in order is a NOTICE then, which nobody needs in a log.
+    // Messages about an orderly start or shutdown are notices then, which the log leaves out.
     memory::write_bytes(memory, facts.is_postmaster_environment, &[0])?;
     memory::write_u32(memory, facts.postmaster.process_id, process_id.cast_unsigned())?;
     Ok(())
 }
 
-/// Reads the configuration files again (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`); says
+/// Reads the configuration files again (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`); returns
 /// whether `pg_hba.conf` can be used. If it cannot, the one before stays in use.
 ///
 /// # Errors

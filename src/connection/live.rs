@@ -29,7 +29,7 @@ pub struct Connections {
     cancels: CancelRegistry,
     startup_timeout: Duration,
     live: Mutex<Live>,
-    /// Told when a connection has ended.
+    /// Notified when a connection has ended.
     ended: Condvar,
 }
 
@@ -119,7 +119,7 @@ impl Connections {
         let connections = self.clone();
         let spawned = thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
             connections.shut_down();
-            // Nobody listens after the deadline.
+            // The receiver is gone after the deadline.
             let _ = done.send(());
         });
         if let Err(error) = spawned {

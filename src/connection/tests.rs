@@ -7,7 +7,7 @@ use crate::{
     session::Sessions,
 };
 
-/// Sessions that nobody is to ask for.
+/// Makes no session, and fails the test that asks for one.
 struct None;
 
 impl Sessions for None {

@@ -88,7 +88,7 @@ impl Isolated {
         let _registration = start.control.register(process::FIRST, &secret, move |interrupt| {
             signals.send(match interrupt {
                 Interrupt::Cancel => Signal::INT,
-                // Nobody else has this cluster: what its client left unfinished need not be finished.
+                // The cluster ends with the connection, so its unfinished commands can be abandoned.
                 Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
             });
         });
@@ -126,7 +126,7 @@ impl Isolated {
     /// Private bytes by connection.
     ///
     /// # Errors
-    /// When the operating system does not tell.
+    /// When `/proc/self/pagemap` cannot be read.
     pub(crate) fn private_bytes(&self) -> io::Result<Vec<(u32, PrivateBytes)>> {
         let live: Vec<_> = self.live.lock().iter().map(|(id, live)| (*id, live.footprint.clone())).collect();
         let pages = PageMap::open()?;
@@ -153,7 +153,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// What is said between one client and its backend, and what others ask in between.
+/// One client's session, and the tasks between its commands.
 struct Conversation<'a> {
     isolated: &'a Isolated,
     template: Arc<Template>,
@@ -200,7 +200,7 @@ impl Conversation<'_> {
                 let message = format!("the cluster cannot be put back to its template: {}", error.root_cause());
                 let report = ErrorResponse::error(sqlstate::INTERNAL_ERROR, message.clone());
                 pending.finish(Err(report.with_hint("Its connection ends. Open another one.")));
-                // Not the error itself: if it was an exit, its client would be taken to have been told.
+                // Not the error itself, because an exit means that the client has got an error from PostgreSQL.
                 bail!(message)
             }
         }

@@ -129,7 +129,7 @@ impl Control {
         self.0.state.lock().tasks.pop_front()
     }
 
-    /// What to tell a client that has no session yet if it is not to get one any more.
+    /// The error for a client without a session if it is not to get one any more.
     pub(crate) fn refusal(&self) -> Option<ErrorResponse> {
         let (code, message) = if self.0.too_late {
             (sqlstate::CANNOT_CONNECT_NOW, "the database system is shutting down")

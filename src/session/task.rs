@@ -1,8 +1,8 @@
-//! What is asked of one connection's session, and how it went: from the thread that asks to the session's own, and back.
+//! Tasks for one connection's session: from the thread of the request to the session's own, and the outcome back.
 
 use crate::protocol::error_response::{ErrorResponse, sqlstate};
 
-/// What is asked of a session. It is done between two commands of its client, after everything that the client had
+/// A task for a session. It is done between two commands of its client, after everything that the client had
 /// sent before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {

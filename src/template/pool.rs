@@ -21,7 +21,7 @@ use crate::{
 /// Clones of templates, ready to be taken.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    /// Tells its thread which template a clone was taken of; `None` when nothing is kept ready.
+    /// To the pool's thread: the template of each clone that was taken. `None` when no clones are kept ready.
     taken: Option<Sender<Weak<Template>>>,
 }
 

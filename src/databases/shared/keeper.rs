@@ -18,7 +18,7 @@ use crate::{
     session::{Control, cancel::Interrupt},
 };
 
-/// Is told, on any thread, when the shared cluster has crashed and cannot be started again.
+/// Called, on any thread, when the shared cluster has crashed and cannot be started again.
 pub type OnFailure = Arc<dyn Fn(anyhow::Error) + Send + Sync>;
 
 /// How often in a row `PostgreSQL` may refuse to start again.
@@ -34,7 +34,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 /// How long a client waits for a cluster that starts.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What the thread that keeps a cluster running and those who want a session have in common.
+/// The state of a cluster, shared by the thread that keeps it running and by connections.
 pub(super) struct Keeper {
     shared: Mutex<Shared>,
     changed: Condvar,
@@ -93,7 +93,7 @@ impl Keeper {
     /// [`Self::running`] for a client, which `control` may order to end meanwhile.
     ///
     /// # Errors
-    /// What the client is told.
+    /// The error for the client.
     pub(super) fn running_for(self: &Arc<Self>, control: &Control) -> Result<Arc<Running>, ErrorResponse> {
         let is_over = Arc::new(AtomicBool::new(false));
         let (keeper, over) = (self.clone(), is_over.clone());

@@ -51,8 +51,8 @@ pub(crate) struct Postmaster {
 }
 
 impl Postmaster {
-    /// A cluster with the files of a new one, which is started now. `on_failure` is told when it has crashed and
-    /// cannot be started again.
+    /// A cluster with the files of a new one, which is started now. `on_failure` is called when it has crashed
+    /// and cannot be started again.
     ///
     /// # Errors
     /// When it does not start.
@@ -97,7 +97,7 @@ impl Postmaster {
             // of its input.
             Interrupt::ClientGone => {}
         };
-        // Until PostgreSQL has made the key, nobody knows one.
+        // Without a key until PostgreSQL has made one.
         let registration = Arc::new(Mutex::new(Some(start.control.register(process_id, &[], interrupt.clone()))));
         let announce = {
             let (registration, control) = (registration.clone(), start.control.clone());
@@ -165,7 +165,7 @@ impl Postmaster {
         }
     }
 
-    /// Makes a template from the cluster as it is now; clones of it are for clients that ask for `database`.
+    /// Makes a template from the cluster as it is now; its clones serve connections to `database`.
     /// Transactions that are open are not part of it.
     fn freeze(&self, database: &str, transaction: &TransactionStatus, name: &str, key: Option<&str>) -> Outcome {
         if transaction.is_open() {
@@ -220,7 +220,7 @@ impl Postmaster {
     }
 }
 
-/// What those are told whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in
+/// The error for sessions whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in
 /// `src/backend/tcop/postgres.c`).
 fn crash_report() -> ErrorResponse {
     let message = "terminating connection because of crash of another server process";

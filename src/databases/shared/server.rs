@@ -31,7 +31,7 @@ const SHARED_MEMORY: &[u8] = b"/dev/shm";
 const AUTO_CONF: &[u8] = b"/pglite/data/postgresql.auto.conf";
 /// Files that have a server recover from an archive or follow another one.
 const SIGNAL_FILES: [&[u8]; 2] = [b"/pglite/data/recovery.signal", b"/pglite/data/standby.signal"];
-/// What is added to the names of files that are put away.
+/// Suffix of files that are renamed so that `PostgreSQL` ignores them.
 const IGNORED: &[u8] = b".ignored";
 
 /// What a cluster is started with.
@@ -72,7 +72,7 @@ pub(super) enum End {
     Crashed,
 }
 
-/// `PostgreSQL` has refused to start, and has said why.
+/// `PostgreSQL` has refused to start, for this reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refused(String);
@@ -83,7 +83,7 @@ impl Running {
         self.fork.read().clone()
     }
 
-    /// Tells the postmaster what has happened.
+    /// Sends an event to the postmaster.
     pub(super) fn tell(&self, event: Event) {
         // A postmaster that is gone has no more use for it.
         let _ = self.events.send(event);
@@ -96,7 +96,7 @@ impl Running {
 }
 
 /// Runs a cluster on this thread until it ends; `on_start` is given it when it has recovered and lets clients in.
-/// `without_auto_conf`: what `ALTER SYSTEM` has set is put away before, because the cluster did not start with it.
+/// `without_auto_conf`: the settings of `ALTER SYSTEM` are left out, because the cluster did not start with them.
 ///
 /// # Errors
 /// [`Refused`] when `PostgreSQL` does not start; others when the system has not what it takes.
@@ -155,12 +155,12 @@ pub(super) fn run(
         (Some(Err(error)), _) if !error.is::<NotStarted>() => Err(error),
         (Some(Ok(end)), _) => Ok(end),
         (None, Err(error)) => Err(error),
-        // It said why.
+        // The log has the reason.
         (Some(Err(_)) | None, _) => Err(Refused(recent.told()).into()),
     }
 }
 
-/// Puts away what a crash leaves behind, and what is not to be used.
+/// Removes what a crash leaves behind, and renames files that are not to be used.
 fn tidy(launch: &Launch, without_auto_conf: bool) -> anyhow::Result<()> {
     let mut files = Files::new(launch.files.clone(), Box::new(Silent))?;
     // Dynamic shared memory does not outlive its cluster; PostgreSQL only removes what it finds in the main segment,
@@ -177,9 +177,9 @@ fn tidy(launch: &Launch, without_auto_conf: bool) -> anyhow::Result<()> {
     for path in unwanted {
         let name = String::from_utf8_lossy(path);
         match files.rename((At::WorkingDirectory, path), (At::WorkingDirectory, &[path, IGNORED].concat())) {
-            Ok(()) => tracing::warn!("{name} is put away for the cluster to start; it is {name}.ignored now"),
+            Ok(()) => tracing::warn!("{name} was renamed to {name}.ignored so that the cluster can start"),
             Err(Errno::ENOENT) => {}
-            Err(error) => bail!("{name} cannot be put away: {error}"),
+            Err(error) => bail!("{name} cannot be renamed: {error}"),
         }
     }
     Ok(())
@@ -195,7 +195,7 @@ type OnStart = Box<dyn FnOnce(Arc<Running>) + Send>;
 
 /// What a cluster is doing.
 enum State {
-    /// It recovers; whom to tell when it has.
+    /// It recovers; called when it has.
     Starting(OnStart),
     Running,
     /// Its processes are ending, the checkpointer last.
@@ -325,7 +325,7 @@ impl Server<'_, '_> {
         Ok(())
     }
 
-    /// Starts a process that the cluster can do without for a while; says whether it could be started.
+    /// Starts a process that the cluster can do without for a while, and returns whether it could be started.
     fn try_to_start(&mut self, role: Role) -> bool {
         let started = self.children.start(role);
         if let Err(error) = &started {
@@ -354,7 +354,7 @@ impl Server<'_, '_> {
         None
     }
 
-    /// Has the shutdown checkpoint written as soon as nobody else is there.
+    /// Has the shutdown checkpoint written once only the checkpointer is left.
     fn finish_stopping(&mut self) {
         if matches!(self.state, State::Stopping) && self.children.has_only(Role::Checkpointer) {
             self.state = State::ShuttingDown;
@@ -364,8 +364,7 @@ impl Server<'_, '_> {
 
     /// Ends all processes without letting them run on.
     fn crash(&mut self) {
-        // While another one has the turn, it may be writing files; where none can be had any more, somebody else has
-        // crashed.
+        // A process that has the turn may be writing files. No turn can be had after another process has crashed.
         if let Some(seat) = &mut self.caller.data_mut().seat
             && seat.take_turn().is_ok()
         {

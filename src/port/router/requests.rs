@@ -28,7 +28,7 @@ const VERBS: [(&str, Verb); 8] = [
     ("reload", reload),
 ];
 
-/// What the reply to a request says.
+/// The options of a reply, or why there are none.
 type Reply = Result<Options, ErrorResponse>;
 
 impl Router {
