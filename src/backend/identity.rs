@@ -1,6 +1,6 @@
-//! What no two backends may share, though one is the copy of another: random numbers and start times.
+//! State that no two backends may share, though one is the copy of another: random numbers and start times.
 //!
-//! What needs unpredictable bytes reads `/dev/urandom`; a cancel key is made when a client connects.
+//! Code that needs unpredictable bytes reads `/dev/urandom`; a cancel key is made when a client connects.
 
 use anyhow::ensure;
 

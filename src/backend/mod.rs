@@ -80,7 +80,7 @@ impl Backend {
         Ok(backend)
     }
 
-    /// A backend that goes on where the one stood of which `image` and `registers` were taken.
+    /// A backend that goes on from the state in `image` and `registers`.
     /// `libraries` are those of `registers`, in its order.
     ///
     /// # Errors
@@ -196,7 +196,7 @@ impl Backend {
         self.store.data().signals.clone()
     }
 
-    /// From now on the backend talks to that client.
+    /// Sets the backend's client.
     fn set_client(&mut self, client: ClientStream) {
         let guest = self.store.data_mut();
         guest.signals.set_waker(client.waker());

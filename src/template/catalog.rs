@@ -121,8 +121,8 @@ impl Templates {
         &self.shelf
     }
 
-    /// The template for connections to `database`: that of this name, else the one made last whose database
-    /// that is.
+    /// The template for connections to `database`: that of this name, else the one made last whose
+    /// database has it.
     ///
     /// # Errors
     /// [`TemplateError`]
@@ -208,8 +208,8 @@ impl Templates {
     }
 
     /// Makes the template `name` from the files of a cluster that has `database`, replacing one of the same name.
-    /// `key` is the caller's, and is listed with the template. The cluster should have been shut down; otherwise it recovers as after a
-    /// crash.
+    /// `key` is the caller's, and is listed with the template. The cluster should have been shut down; otherwise it
+    /// recovers as after a crash.
     ///
     /// # Errors
     /// When `PostgreSQL` does not start on it, or the cache cannot be written.

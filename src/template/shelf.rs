@@ -198,9 +198,9 @@ impl Shelf {
         &self.directory
     }
 
-    /// What the template in an entry of [`Shelf::directory`] is called, and what of it can be made again: all of the
-    /// one that is there without being prepared; what another program than `program` has built of any other, which
-    /// this one cannot use; nothing of one that cannot be read.
+    /// The name of the template in an entry of [`Shelf::directory`], and what of it can be made again. The default
+    /// template can be made again as a whole. Of other templates, the files that another program than `program` has
+    /// built can, because this program cannot use them. Nothing can of a template that cannot be read.
     pub(crate) fn remakeable(&self, usage: &Usage, program: &str) -> (String, Remakeable) {
         let directory = self.directory.path(&usage.name);
         let Ok(label) = read_label(&directory) else { return (usage.name.clone(), Remakeable::Nothing) };
