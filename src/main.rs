@@ -133,6 +133,10 @@ struct CloneOptions {
 /// The shared cluster.
 #[derive(Args)]
 struct SharedOptions {
+    /// Keep the shared cluster in this directory of the host, which gets a new one if it is empty or not there; without
+    /// this, the cluster is in memory, and gone with the program
+    #[arg(long, value_name = "DIRECTORY")]
+    data: Option<PathBuf>,
     /// How many clients can be connected to the shared cluster at once
     #[arg(long, value_name = "N", default_value_t = SharedSettings::default().max_connections)]
     max_connections: u16,
@@ -156,6 +160,7 @@ impl SharedOptions {
             max_connections: self.max_connections,
             shared_buffers: self.shared_buffers,
             autovacuum: self.autovacuum,
+            data_directory: self.data.clone(),
             further: self.settings.clone(),
             ignore_auto_conf: self.ignore_auto_conf,
         }

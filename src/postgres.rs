@@ -56,6 +56,23 @@ pub(crate) mod shared_memory {
     pub(crate) const FREE_OFFSET: usize = 12;
 }
 
+/// `global/pg_control`: `ControlFileData` (`src/include/catalog/pg_control.h`).
+pub(crate) mod control_file {
+    /// `FLOATFORMAT_VALUE`, by which the part of the file about the layout of data is found.
+    const FLOAT_FORMAT: f64 = 1_234_567.0;
+    /// Bytes from there to `float8ByVal`, a `bool`, which a 64-bit `PostgreSQL` has set: the number itself and eight
+    /// words, the last of which is `loblksize`.
+    const FLOAT8_BY_VALUE: usize = 8 + 8 * 4;
+
+    /// Whether the cluster is one of a `PostgreSQL` that passes 8-byte values by reference; `None` if the file is not
+    /// understood.
+    pub(crate) fn is_32_bit(file: &[u8]) -> Option<bool> {
+        let format = FLOAT_FORMAT.to_le_bytes();
+        let place = file.windows(format.len()).position(|bytes| bytes == format)?;
+        Some(*file.get(place + FLOAT8_BY_VALUE)? == 0)
+    }
+}
+
 /// Checkpoints.
 pub(crate) mod checkpoint {
     /// Flags (`src/include/access/xlog.h`): no delays between writes.

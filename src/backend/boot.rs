@@ -13,7 +13,10 @@ pub(crate) const DATA_DIRECTORY: &str = "/pglite/data";
 
 /// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make
 /// it differ from `PostgreSQL` for its users: `-O`, which allows changes of system tables, and a `search_path`.
-const START_PARAMETERS: &[&str] = &["--single", "-F", "-j", "-clog_checkpoints=false"];
+const START_PARAMETERS: &[&str] = &["--single", "-j", "-clog_checkpoints=false"];
+
+/// Files in memory need no syncs.
+pub(crate) const IN_MEMORY: &str = "-F";
 
 /// What comes after all other parameters, because nothing else works here: workers and their like are not started,
 /// and shared memory is the host's.
@@ -39,7 +42,8 @@ impl Backend {
     pub(crate) fn boot(&mut self, database: &str, settings: &[String]) -> anyhow::Result<()> {
         self.call::<i32, i32>("pgl_setPGliteActive", 1)?;
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        let arguments = [START_PARAMETERS, &settings, FIXED_PARAMETERS, &["-D", DATA_DIRECTORY, database]].concat();
+        let arguments =
+            [START_PARAMETERS, &[IN_MEMORY], &settings, FIXED_PARAMETERS, &["-D", DATA_DIRECTORY, database]].concat();
         let status = call::main(&mut self.store, EXECUTABLE, &arguments)?;
         ensure!(status == EXIT_ALIVE, "PostgreSQL did not start on database \"{database}\" (exit status {status})");
         self.call::<(), ()>("pgl_startPGlite", ()).context("PostgreSQL cannot be made to listen")

@@ -46,7 +46,7 @@ use crate::{
 };
 
 pub(crate) use admission::Admission;
-pub(crate) use boot::{EXECUTABLE, FIXED_PARAMETERS};
+pub(crate) use boot::{DATA_DIRECTORY, EXECUTABLE, FIXED_PARAMETERS, IN_MEMORY};
 pub(crate) use client_session::{BOOTSTRAP_USER, Session, SessionExit};
 pub(crate) use fork::{Fork, Whom};
 pub(crate) use identity::timestamp;

@@ -33,6 +33,8 @@ impl OpenFlags {
     pub const APPEND: Self = Self(0o2000);
     /// `O_NONBLOCK`.
     pub const NONBLOCKING: Self = Self(0o4000);
+    /// `O_DSYNC`, which is one bit of `O_SYNC`.
+    pub const SYNCHRONOUS: Self = Self(0o10_000);
     /// `O_DIRECTORY`.
     pub const DIRECTORY: Self = Self(0o200_000);
     /// `O_NOFOLLOW`.

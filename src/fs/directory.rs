@@ -31,6 +31,8 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub struct Directory {
     parent: Ino,
+    /// Whether its names are those of a directory of a storage.
+    stored: bool,
     entries: BTreeMap<u64, Entry>,
     cookies: HashMap<Name, u64>,
     next: u64,
@@ -40,7 +42,17 @@ impl Directory {
     /// An empty directory whose `..` is `parent`.
     #[must_use]
     pub fn new(parent: Ino) -> Self {
-        Self { parent, entries: BTreeMap::new(), cookies: HashMap::new(), next: FIRST_COOKIE }
+        Self { parent, stored: false, entries: BTreeMap::new(), cookies: HashMap::new(), next: FIRST_COOKIE }
+    }
+
+    /// Whether its names are those of a directory of a [`Storage`](super::Storage).
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.stored
+    }
+
+    pub(super) fn set_stored(&mut self, stored: bool) {
+        self.stored = stored;
     }
 
     /// What `..` names.

@@ -18,6 +18,8 @@ pub enum Errno {
     EBUSY = 10,
     /// The client is gone.
     ECONNRESET = 15,
+    /// The quota of the file system's user is exhausted.
+    EDQUOT = 19,
     /// The name is taken.
     EEXIST = 20,
     /// A pointer outside the guest's memory.
@@ -38,6 +40,8 @@ pub enum Errno {
     EMLINK = 34,
     /// A file name over 255 bytes, or a path over 4095.
     ENAMETOOLONG = 37,
+    /// The system has too many open files.
+    ENFILE = 41,
     /// The device cannot do that.
     ENODEV = 43,
     /// No such file or directory.
@@ -60,10 +64,14 @@ pub enum Errno {
     EPIPE = 64,
     /// The result does not fit.
     ERANGE = 68,
+    /// The file system is read-only.
+    EROFS = 69,
     /// Not seekable.
     ESPIPE = 70,
     /// No such process.
     ESRCH = 71,
+    /// The two names are in different storages.
+    EXDEV = 75,
     /// Not supported here.
     EOPNOTSUPP = 138,
 }
@@ -90,7 +98,24 @@ impl From<io::Error> for Errno {
         match error.kind() {
             io::ErrorKind::OutOfMemory => Self::ENOMEM,
             io::ErrorKind::StorageFull => Self::ENOSPC,
-            _ => Self::EIO,
+            io::ErrorKind::QuotaExceeded => Self::EDQUOT,
+            io::ErrorKind::ReadOnlyFilesystem => Self::EROFS,
+            io::ErrorKind::FileTooLarge => Self::EFBIG,
+            io::ErrorKind::NotFound => Self::ENOENT,
+            io::ErrorKind::AlreadyExists => Self::EEXIST,
+            io::ErrorKind::PermissionDenied => Self::EACCES,
+            io::ErrorKind::DirectoryNotEmpty => Self::ENOTEMPTY,
+            io::ErrorKind::NotADirectory => Self::ENOTDIR,
+            io::ErrorKind::IsADirectory => Self::EISDIR,
+            io::ErrorKind::InvalidFilename => Self::ENAMETOOLONG,
+            io::ErrorKind::CrossesDevices => Self::EXDEV,
+            io::ErrorKind::Unsupported => Self::EOPNOTSUPP,
+            _ => match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+                Some(rustix::io::Errno::MFILE) => Self::EMFILE,
+                Some(rustix::io::Errno::NFILE) => Self::ENFILE,
+                Some(rustix::io::Errno::LOOP) => Self::ELOOP,
+                _ => Self::EIO,
+            },
         }
     }
 }

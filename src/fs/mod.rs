@@ -4,8 +4,10 @@
 //!
 //! * `extent`, `chunk`, `content`: bytes of files: shared and immutable below, changed chunks above.
 //! * `shared`: bytes of files that processes have mapped.
+//! * `storage`, `host`: files that outlive the program, in a directory of the host.
 //! * `directory`, `device`, `node`: what an inode can be.
 //! * `frozen`, `tree`: one cluster's inodes and names: a frozen base, and what changed since.
+//! * `mount`: the part of a tree that is in a storage.
 //! * `path`: from a path to an inode.
 //! * `pipe`, `descriptors`: what a process has open.
 //! * `files`: one process' view of a tree; the functions of POSIX.
@@ -23,11 +25,14 @@ mod errno;
 mod extent;
 mod files;
 mod frozen;
+mod host;
 mod layout;
+mod mount;
 mod node;
 mod path;
 mod pipe;
 mod shared;
+mod storage;
 mod store;
 mod tree;
 
@@ -38,7 +43,10 @@ pub use device::{Console, Device, Silent, Stream};
 pub use errno::Errno;
 pub use files::{At, DirectoryEntry, Files, Mapping, NewTime, ProcessState, Whence};
 pub use frozen::FrozenTree;
+pub use host::HostDirectory;
+pub use mount::ToSync;
 pub use node::{Access, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, Stat, Timestamp};
 pub use path::Follow;
+pub use storage::{Storage, StoredEntry, StoredEntryKind, StoredFile};
 pub use store::StoreError;
 pub use tree::Tree;

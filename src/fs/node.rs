@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{content::Content, device::Device, directory::Directory, shared::SharedObject};
+use super::{content::Content, device::Device, directory::Directory, shared::SharedObject, storage::StoredFile};
 
 /// An inode number. Numbers grow and are never given out twice in a tree or in the trees cloned from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,6 +77,8 @@ pub struct Attributes {
 pub enum Kind {
     /// A regular file.
     File(Content),
+    /// A regular file of a storage.
+    Stored(Stored),
     /// A regular file that several processes have mapped.
     Shared(SharedObject),
     /// A directory.
@@ -90,6 +92,15 @@ pub enum Kind {
         /// What `..` names.
         parent: Ino,
     },
+}
+
+/// What a tree knows of a file in its [`Storage`](super::Storage).
+#[derive(Clone, Debug, Default)]
+pub struct Stored {
+    /// Its length in bytes, which nobody else changes.
+    pub len: u64,
+    /// Open while anything in the tree has it open.
+    pub file: Option<Arc<dyn StoredFile>>,
 }
 
 /// An inode.
@@ -122,7 +133,7 @@ impl Node {
     #[must_use]
     pub fn mode(&self) -> u32 {
         let kind = match self.kind {
-            Kind::File(_) | Kind::Shared(_) => S_IFREG,
+            Kind::File(_) | Kind::Stored(_) | Kind::Shared(_) => S_IFREG,
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => S_IFDIR,
             Kind::Symlink(_) => S_IFLNK,
             Kind::Device(_) => S_IFCHR,
@@ -160,6 +171,7 @@ impl Node {
     pub fn stat(&self, ino: Ino) -> Stat {
         let size = match &self.kind {
             Kind::File(content) => content.len(),
+            Kind::Stored(stored) => stored.len,
             Kind::Shared(object) => object.len(),
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => 4096,
             Kind::Symlink(target) => target.len() as u64,
@@ -180,7 +192,7 @@ impl Node {
                 Kind::File(content) => content.private_bytes(),
                 Kind::Directory(directory) => directory.private_bytes(),
                 Kind::Symlink(target) => target.len(),
-                Kind::Device(_) | Kind::DescriptorDirectory { .. } | Kind::Shared(_) => 0,
+                Kind::Device(_) | Kind::DescriptorDirectory { .. } | Kind::Shared(_) | Kind::Stored(_) => 0,
             }
     }
 }

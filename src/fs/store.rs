@@ -131,7 +131,7 @@ impl FrozenTree {
                 Kind::Device(device) => StoredKind::Device(*device),
                 Kind::DescriptorDirectory { parent } => StoredKind::DescriptorDirectory { parent: *parent },
                 // A tree is frozen without what processes share, see `Tree::freeze`.
-                Kind::Shared(_) => StoredKind::File { len: 0, start: data_len, stored: 0 },
+                Kind::Shared(_) | Kind::Stored(_) => StoredKind::File { len: 0, start: data_len, stored: 0 },
             };
             nodes.push(StoredNode { ino: *ino, attributes: node.attributes, kind });
         }

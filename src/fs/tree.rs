@@ -7,6 +7,7 @@ use super::{
     directory::{Directory, Name},
     errno::Errno,
     frozen::{FrozenTree, InoMap, ROOT},
+    mount::Mount,
     node::{Access, Ino, Kind, Node, Timestamp},
 };
 
@@ -36,6 +37,8 @@ pub struct Tree {
     /// How many open file descriptions and working directories, of all sessions, refer to an inode.
     opens: InoMap<u32>,
     private_bytes: usize,
+    /// The directory whose files outlive the program, if there is one.
+    pub(super) mount: Option<Mount>,
 }
 
 impl Default for Tree {
@@ -54,14 +57,21 @@ impl Tree {
     /// A tree that starts as `base`. Takes the same time for any number of files.
     #[must_use]
     pub fn from_frozen(base: Arc<FrozenTree>) -> Self {
-        Self { next: base.next, base, overlay: InoMap::default(), opens: InoMap::default(), private_bytes: 0 }
+        Self {
+            next: base.next,
+            base,
+            overlay: InoMap::default(),
+            opens: InoMap::default(),
+            private_bytes: 0,
+            mount: None,
+        }
     }
 
     /// The tree as it is now, for others to build on. This tree builds on it from now on, too, so that what both have
     /// is in memory once. Takes time per file, and per changed chunk; copies no content.
     ///
     /// Files that are open but have no name any more stay in this tree and are not part of the frozen one. So do the
-    /// bytes of files that processes have mapped, which are empty in the frozen one.
+    /// bytes of files that processes have mapped, and of stored ones, which are empty in the frozen one.
     pub fn freeze(&mut self) -> Arc<FrozenTree> {
         if self.overlay.is_empty() {
             return Arc::clone(&self.base);
@@ -70,7 +80,7 @@ impl Tree {
         let mut kept = InoMap::default();
         for (ino, slot) in self.overlay.drain() {
             match slot {
-                Slot::Changed(node) if matches!(node.kind, Kind::Shared(_)) => {
+                Slot::Changed(node) if matches!(node.kind, Kind::Shared(_) | Kind::Stored(_)) => {
                     if node.attributes.links > 0 {
                         let kind = Kind::File(Content::default());
                         nodes.insert(ino, Arc::new(Node { attributes: node.attributes, kind }));
@@ -186,9 +196,16 @@ impl Tree {
     /// # Errors
     /// `EEXIST` if the name is taken; `ENOTDIR`, `EACCES`, `ENOENT` if `parent` takes no names.
     pub fn create(&mut self, parent: Ino, name: &[u8], node: Node) -> Result<Ino, Errno> {
-        if self.directory_to_change(parent)?.get(name).is_some() {
+        let directory = self.directory_to_change(parent)?;
+        if directory.get(name).is_some() {
             return Err(Errno::EEXIST);
         }
+        let node = if directory.is_stored() { self.store_node(parent, name, node)? } else { node };
+        self.insert(parent, name, node)
+    }
+
+    /// Adds a node that is in its storage already, if it belongs there.
+    pub(super) fn insert(&mut self, parent: Ino, name: &[u8], node: Node) -> Result<Ino, Errno> {
         let ino = self.next;
         self.next.0 += 1;
         let slot = Slot::Changed(node);
@@ -211,6 +228,7 @@ impl Tree {
         if self.directory_to_change(parent)?.get(name).is_some() {
             return Err(Errno::EEXIST);
         }
+        self.link_stored(parent, name, ino)?;
         self.change(ino, |node| {
             node.attributes.links = links;
             node.attributes.changed = Timestamp::now();
@@ -227,6 +245,7 @@ impl Tree {
         if self.node(ino).is_some_and(Node::is_directory) {
             return Err(Errno::EISDIR);
         }
+        self.in_storage(parent, name, |storage, path| storage.unlink(path))?;
         self.change_directory(parent, |directory| directory.remove(name))?;
         self.drop_link(ino)
     }
@@ -240,6 +259,7 @@ impl Tree {
         if !self.directory(ino, &[])?.is_empty() {
             return Err(Errno::ENOTEMPTY);
         }
+        self.in_storage(parent, name, |storage, path| storage.remove_directory(path))?;
         self.change_directory(parent, |directory| directory.remove(name))?;
         self.drop_link(ino)
     }
@@ -269,6 +289,7 @@ impl Tree {
                 (true, true) => return Err(Errno::ENOTEMPTY),
             }
         }
+        self.rename_stored(from, to)?;
         self.change_directory(from.0, |directory| directory.remove(from.1))?;
         self.change_directory(to.0, |directory| directory.insert(to.1, moved))?;
         if is_directory && from.0 != to.0 {
@@ -369,6 +390,7 @@ impl Tree {
         *count.get_mut() -= 1;
         if *count.get() == 0 {
             count.remove();
+            self.close_stored(ino);
             self.discard_if_unused(ino);
         }
     }

@@ -1,11 +1,14 @@
-//! Waiting for the client, and what is done meanwhile.
+//! Waiting for the client or for the disk, and what is done meanwhile.
 
 use std::time::{Duration, Instant};
 
-use wasmtime::AsContextMut;
+use wasmtime::{AsContextMut, Caller};
 
 use super::{Guest, heap};
-use crate::client::{Interest, Readiness};
+use crate::{
+    client::{Interest, Readiness},
+    fs::Errno,
+};
 
 /// How long a session waits for its client's next message before its free memory goes back to the system. A client
 /// that asks one question after the other never waits for that; whoever asks once a second waits for as many page
@@ -43,4 +46,26 @@ pub(crate) fn wait(
         seat.take_turn()?;
     }
     Ok(readiness)
+}
+
+/// Has the file or the directory behind `fd` on the disk (`fsync`, `fdatasync`). Meanwhile the other processes of the
+/// cluster have their turns, and what they commit is on the disk with the next sync.
+///
+/// # Errors
+/// When another process of the cluster has crashed. The inner error is the guest's.
+pub(super) fn sync(caller: &mut Caller<'_, Guest>, fd: i32) -> wasmtime::Result<Result<(), Errno>> {
+    let guest = caller.data_mut();
+    let to_sync = match guest.files.to_sync(fd) {
+        Ok(Some(to_sync)) => to_sync,
+        Ok(None) => return Ok(Ok(())),
+        Err(errno) => return Ok(Err(errno)),
+    };
+    if let Some(seat) = &mut guest.seat {
+        seat.end_turn();
+    }
+    let synced = to_sync.sync();
+    if let Some(seat) = &mut guest.seat {
+        seat.take_turn()?;
+    }
+    Ok(synced)
 }

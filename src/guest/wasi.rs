@@ -5,7 +5,7 @@
 
 use wasmtime::{Caller, Linker};
 
-use super::{Guest, memory};
+use super::{Guest, memory, waiting};
 use crate::fs::{Errno, Files, Whence};
 
 /// The size of an `iovec`: address and length of a buffer.
@@ -25,8 +25,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     linker.func_wrap(MODULE, "fd_close", |mut caller: Caller<'_, Guest>, fd: i32| {
         answer(&mut caller, |_, files| files.close(fd))
     })?;
-    linker.func_wrap(MODULE, "fd_sync", |mut caller: Caller<'_, Guest>, fd: i32| {
-        answer(&mut caller, |_, files| sync(files, fd))
+    linker.func_wrap(MODULE, "fd_sync", |mut caller: Caller<'_, Guest>, fd: i32| -> wasmtime::Result<i32> {
+        Ok(waiting::sync(&mut caller, fd)?.map_or_else(Errno::number, |()| 0))
     })?;
     linker.func_wrap(MODULE, "fd_fdstat_get", |mut caller: Caller<'_, Guest>, fd: i32, buffer: u32| {
         answer(&mut caller, |memory, files| fdstat_get(memory, files, fd, buffer))
@@ -63,11 +63,6 @@ fn answer(
 ) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(caller)?;
     Ok(call(memory, &mut guest.files).map_or_else(Errno::number, |()| 0))
-}
-
-/// Memory is as durable as it gets; a pipe has nothing to sync, which POSIX calls an error.
-fn sync(files: &mut Files, fd: i32) -> WasiResult {
-    if files.bytes_in_pipe(fd)?.is_some() { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 fn fdstat_get(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> WasiResult {

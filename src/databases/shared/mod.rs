@@ -5,8 +5,10 @@
 //! * `server`: the postmaster itself, from the cluster's start to its end
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
+//! * `data_directory`: the directory of the host that it is kept in
 
 mod children;
+mod data_directory;
 mod keeper;
 mod server;
 mod settings;
@@ -37,6 +39,7 @@ use crate::{
 };
 
 use children::run_in_turn;
+use data_directory::DataDirectory;
 use keeper::Keeper;
 pub use keeper::OnFailure;
 use server::{Event, Launch, Running};
@@ -62,7 +65,14 @@ impl Postmaster {
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
-        let files = Arc::new(Mutex::new(Tree::from_frozen(templates.cluster()?)));
+        let cluster = templates.cluster()?;
+        let mut tree = Tree::from_frozen(cluster.clone());
+        let data_directory = settings.data_directory.as_deref();
+        let data_directory = data_directory.map(|path| DataDirectory::open(path, &cluster)).transpose()?;
+        if let Some(data_directory) = &data_directory {
+            data_directory.mount(&mut tree)?;
+        }
+        let files = Arc::new(Mutex::new(tree));
         let launch = Launch { program: templates.program().clone(), files, settings, log: log.clone() };
         launch.settings.check()?;
         let keeper = Arc::new(Keeper::default());

@@ -1,8 +1,10 @@
 //! What can be chosen for a shared cluster.
 
+use std::path::PathBuf;
+
 use anyhow::bail;
 
-use crate::backend::FIXED_PARAMETERS;
+use crate::backend::{FIXED_PARAMETERS, IN_MEMORY};
 
 /// Settings of a shared cluster, with defaults fit for an embedded database.
 #[derive(Clone, Debug)]
@@ -11,6 +13,8 @@ pub struct SharedSettings {
     pub max_connections: u16,
     /// The size of `shared_buffers` in MiB.
     pub shared_buffers: u32,
+    /// The directory that the cluster is kept in; without one it is in memory, and gone with the program.
+    pub data_directory: Option<PathBuf>,
     /// Further settings of `PostgreSQL`, by their names (`postgresql.conf`).
     pub further: Vec<(String, String)>,
     /// Whether tables are vacuumed and analyzed without being asked.
@@ -19,11 +23,22 @@ pub struct SharedSettings {
     pub ignore_auto_conf: bool,
 }
 
+/// Settings of a cluster in memory, where WAL is only needed to recover from a crash of a session.
+const IN_MEMORY_SETTINGS: [&str; 5] = [
+    IN_MEMORY,
+    "-cwal_init_zero=off",
+    "-cwal_recycle=off",
+    "-cmax_wal_size=128MB",
+    // Pages are written to memory, which need not be spread over time, and WAL goes the sooner.
+    "-ccheckpoint_completion_target=0",
+];
+
 impl Default for SharedSettings {
     fn default() -> Self {
         Self {
             max_connections: 100,
             shared_buffers: 64,
+            data_directory: None,
             further: Vec::new(),
             autovacuum: true,
             ignore_auto_conf: false,
@@ -53,13 +68,11 @@ impl SharedSettings {
             format!("-cshared_buffers={}MB", self.shared_buffers),
             // What fits into the main segment costs a session no mapping of its own.
             "-cmin_dynamic_shared_memory=16MB".to_owned(),
-            "-cwal_init_zero=off".to_owned(),
-            "-cwal_recycle=off".to_owned(),
-            "-cmax_wal_size=128MB".to_owned(),
-            // Pages are written to memory, which need not be spread over time, and WAL goes the sooner.
-            "-ccheckpoint_completion_target=0".to_owned(),
             format!("-cautovacuum={}", self.autovacuum),
         ];
+        if self.data_directory.is_none() {
+            arguments.extend(IN_MEMORY_SETTINGS.map(str::to_owned));
+        }
         arguments.extend(self.further.iter().map(|(name, value)| format!("-c{name}={value}")));
         arguments
     }

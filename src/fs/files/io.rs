@@ -88,6 +88,16 @@ impl Files {
         };
         let tree = self.tree.lock();
         match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
+            Kind::Stored(stored) => {
+                let stored = stored.file.clone().ok_or(Errno::EBADF)?;
+                drop(tree);
+                let at = position.unwrap_or(file.position);
+                let count = stored.read_at(at, buffer)?;
+                if position.is_none() {
+                    file.position += count as u64;
+                }
+                Ok(count)
+            }
             kind @ (Kind::File(_) | Kind::Shared(_)) => {
                 let at = position.unwrap_or(file.position);
                 let count = match kind {
@@ -122,8 +132,13 @@ impl Files {
             Object::Pipe(pipe, _) => return self.state.descriptors.pipe(pipe)?.write(bytes),
         };
         let mut tree = self.tree.lock();
+        let mut target = None;
         let len = match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
             Kind::File(content) => content.len(),
+            Kind::Stored(stored) => {
+                target = Some(stored.file.clone().ok_or(Errno::EBADF)?);
+                stored.len
+            }
             Kind::Shared(_) => return Err(Errno::EBUSY),
             Kind::Device(device) => {
                 let device = *device;
@@ -135,16 +150,28 @@ impl Files {
         };
         let at = if file.flags.has(OpenFlags::APPEND) { len } else { position.unwrap_or(file.position) };
         let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
+        let (mut end, mut count) = (end, bytes.len());
+        if let Some(target) = target {
+            drop(tree);
+            count = target.write_at(at, bytes)?;
+            if file.flags.has(OpenFlags::SYNCHRONOUS) {
+                target.sync()?;
+            }
+            end = at + count as u64;
+            tree = self.tree.lock();
+        }
         tree.change(ino, |node| {
             node.touch();
-            if let Kind::File(content) = &mut node.kind {
-                content.write_at(at, bytes);
+            match &mut node.kind {
+                Kind::File(content) => content.write_at(at, bytes),
+                Kind::Stored(stored) => stored.len = stored.len.max(end),
+                _ => {}
             }
         })?;
         if position.is_none() {
             file.position = end;
         }
-        Ok(bytes.len())
+        Ok(count)
     }
 
     /// Moves the position of `fd` and returns it.
@@ -158,6 +185,7 @@ impl Files {
         };
         let end = match &self.tree.lock().node(ino).ok_or(Errno::EBADF)?.kind {
             Kind::File(content) => content.len(),
+            Kind::Stored(stored) => stored.len,
             Kind::Shared(object) => object.len(),
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => 0,
             Kind::Device(Device::Null | Device::Zero) => return Ok(0),

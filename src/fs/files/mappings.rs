@@ -9,7 +9,7 @@ use super::Files;
 use crate::fs::{
     descriptors::Object,
     errno::Errno,
-    node::{Ino, Kind},
+    node::{Ino, Kind, Stored},
     shared::SharedObject,
 };
 
@@ -43,7 +43,7 @@ impl Files {
             return Err(Errno::ENODEV);
         };
         match self.tree.lock().node(ino).map(|node| &node.kind) {
-            Some(Kind::File(_) | Kind::Shared(_)) => {
+            Some(Kind::File(_) | Kind::Stored(_) | Kind::Shared(_)) => {
                 Ok(Mapping { address, offset, write_back, shared: 0, ino: Some(ino) })
             }
             _ => Err(Errno::ENODEV),
@@ -60,6 +60,7 @@ impl Files {
         let mut tree = self.tree.lock();
         let count = match tree.node(ino).map(|node| &node.kind) {
             Some(Kind::File(content)) => content.read_at(mapping.offset, memory),
+            Some(Kind::Stored(stored)) => stored.file.as_ref().ok_or(Errno::EBADF)?.read_at(mapping.offset, memory)?,
             Some(Kind::Shared(object)) => object.read_at(mapping.offset, memory)?,
             _ => return Err(Errno::EBADF),
         };
@@ -129,17 +130,28 @@ impl Files {
             return Ok(());
         };
         let mut tree = self.tree.lock();
+        let mut written = Ok(());
         if mapping.write_back && mapping.shared == 0 {
-            tree.change(ino, |node| {
-                if let Kind::File(content) = &mut node.kind {
-                    let rest = content.len().saturating_sub(mapping.offset);
-                    let count = usize::try_from(rest).map_or(memory.len(), |rest| rest.min(memory.len()));
-                    content.write_at(mapping.offset, &memory[..count]);
+            let of_file = |len: u64| {
+                let rest = len.saturating_sub(mapping.offset);
+                &memory[..usize::try_from(rest).map_or(memory.len(), |rest| rest.min(memory.len()))]
+            };
+            written = tree.change(ino, |node| {
+                match &mut node.kind {
+                    Kind::File(content) => content.write_at(mapping.offset, of_file(content.len())),
+                    Kind::Stored(Stored { len, file: Some(file) }) => {
+                        let bytes = of_file(*len);
+                        if file.write_at(mapping.offset, bytes)? < bytes.len() {
+                            return Err(Errno::ENOSPC);
+                        }
+                    }
+                    _ => {}
                 }
                 node.touch();
+                Ok(())
             })?;
         }
         tree.release(ino);
-        Ok(())
+        written
     }
 }

@@ -134,6 +134,7 @@ impl Files {
                 Ok(bytes)
             }
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => Err(Errno::EISDIR),
+            Kind::Stored(_) => Err(Errno::EOPNOTSUPP),
             Kind::Device(_) | Kind::Symlink(_) | Kind::Shared(_) => Err(Errno::EINVAL),
         }
     }

@@ -82,6 +82,9 @@ impl Files {
         let ino = match location.place {
             Some(_) if exclusive => return Err(Errno::EEXIST),
             Some(Place::Node(ino)) => {
+                if let Some(name) = &location.name {
+                    tree.open_stored(ino, location.parent, name)?;
+                }
                 Self::prepare_to_open(&mut tree, ino, flags)?;
                 ino
             }
@@ -117,7 +120,7 @@ impl Files {
         {
             return Err(Errno::EACCES);
         }
-        if truncate && matches!(node.kind, Kind::File(_) | Kind::Shared(_)) {
+        if truncate && matches!(node.kind, Kind::File(_) | Kind::Stored(_) | Kind::Shared(_)) {
             Self::cut(tree, ino, 0)?;
         }
         Ok(())
@@ -130,18 +133,24 @@ impl Files {
         }
         let node = tree.node(ino).ok_or(Errno::ENOENT)?;
         match node.kind {
-            Kind::File(_) if node.permits(Access::Write) => {}
-            Kind::File(_) => return Err(Errno::EACCES),
+            Kind::File(_) | Kind::Stored(_) if node.permits(Access::Write) => {}
+            Kind::File(_) | Kind::Stored(_) => return Err(Errno::EACCES),
             Kind::Shared(_) => return Err(Errno::EBUSY),
             _ if node.is_directory() => return Err(Errno::EISDIR),
             _ => return Err(Errno::EINVAL),
         }
         tree.change(ino, |node| {
-            node.touch();
-            if let Kind::File(content) = &mut node.kind {
-                content.set_len(len);
+            match &mut node.kind {
+                Kind::File(content) => content.set_len(len),
+                Kind::Stored(stored) => {
+                    stored.file.as_ref().ok_or(Errno::EBADF)?.set_len(len)?;
+                    stored.len = len;
+                }
+                _ => {}
             }
-        })
+            node.touch();
+            Ok(())
+        })?
     }
 
     /// Sets the length of a file.
@@ -150,8 +159,13 @@ impl Files {
     /// `EISDIR`, `EINVAL` for what has no length, `EACCES`, `EBUSY` if processes have mapped it, `EFBIG`, `ENOENT`.
     pub fn truncate(&mut self, path: &[u8], len: u64) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
-        let ino = self.inode(&tree, At::WorkingDirectory, path, Follow::Yes)?;
-        Self::cut(&mut tree, ino, len)
+        let location = self.walk(&tree, At::WorkingDirectory, path, Follow::Yes)?;
+        let Place::Node(ino) = location.existing()? else { return Err(Errno::EINVAL) };
+        tree.retain(ino)?;
+        let opened = location.name.as_ref().map_or(Ok(()), |name| tree.open_stored(ino, location.parent, name));
+        let cut = opened.and_then(|()| Self::cut(&mut tree, ino, len));
+        tree.release(ino);
+        cut
     }
 
     /// What is known of the file that a path names.

@@ -5,6 +5,7 @@ use crate::fs::{
     descriptors::Object,
     device::Device,
     errno::Errno,
+    mount::ToSync,
     node::{Attributes, Ino, Kind, PERMISSIONS, S_IFIFO, Stat, Timestamp},
     pipe::End,
     tree::Tree,
@@ -82,7 +83,27 @@ impl Files {
         if !self.flags(fd)?.writable() {
             return Err(Errno::EINVAL);
         }
+        if let Some(Kind::Stored(stored)) = tree.node(ino).map(|node| &node.kind) {
+            // With room on the disk, which is what PostgreSQL asks for.
+            let file = stored.file.clone().ok_or(Errno::EBADF)?;
+            drop(tree);
+            file.allocate(end)?;
+            return self.tree.lock().change(ino, |node| {
+                node.touch();
+                if let Kind::Stored(stored) = &mut node.kind {
+                    stored.len = stored.len.max(end);
+                }
+            });
+        }
         Self::cut(&mut tree, ino, end)
+    }
+
+    /// What has to be synced for what `fd` is open on to be on the disk; `None` if it is in memory.
+    ///
+    /// # Errors
+    /// `EBADF`; `EINVAL` for a pipe, which POSIX calls an error; `ENOENT` if a directory has been removed.
+    pub fn to_sync(&self, fd: i32) -> Result<Option<ToSync>, Errno> {
+        self.tree.lock().to_sync(self.open_inode(fd, Errno::EINVAL)?)
     }
 
     /// Sets an open file's permission bits.

@@ -1,11 +1,11 @@
 //! System calls that take a descriptor.
 
-use wasmtime::Linker;
+use wasmtime::{Caller, Linker};
 
 use super::{SyscallResult, count, four, not_negative, one, structures, three, two};
 use crate::{
     fs::{Errno, Files, MAX_DESCRIPTORS, OpenFlags},
-    guest::{Guest, memory},
+    guest::{Guest, memory, waiting},
 };
 
 /// `O_CLOEXEC`, which changes nothing: the guest cannot `exec`.
@@ -40,7 +40,13 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     two(linker, "__syscall_ftruncate64", ftruncate64)?;
     four(linker, "__syscall_fallocate", fallocate)?;
     four(linker, "__syscall_fadvise64", fadvise64)?;
-    one(linker, "__syscall_fdatasync", fdatasync)?;
+    linker.func_wrap(
+        "env",
+        "__syscall_fdatasync",
+        |mut caller: Caller<'_, Guest>, fd: i32| -> wasmtime::Result<i32> {
+            Ok(waiting::sync(&mut caller, fd)?.map_or_else(|errno| -errno.number(), |()| 0))
+        },
+    )?;
     three(linker, "__syscall_getdents64", getdents64)?;
     two(linker, "__syscall_pipe2", pipe2)?;
     three(linker, "__syscall_poll", poll)
@@ -121,10 +127,6 @@ pub(super) fn fadvise64(
     _advice: u32,
 ) -> SyscallResult {
     if files.is_seekable(fd)? { Ok(0) } else { Err(Errno::ESPIPE) }
-}
-
-pub(super) fn fdatasync(_memory: &mut [u8], files: &mut Files, fd: i32) -> SyscallResult {
-    files.flags(fd).map(|_| 0)
 }
 
 /// Fills `buffer` with as many `struct dirent` as fit into `size` bytes, and answers how many bytes that makes; 0 at

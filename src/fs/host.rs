@@ -1,0 +1,300 @@
+//! A directory of the host as a [`Storage`].
+//!
+//! Every path is walked below one descriptor, follows no symbolic link and stays in one file system: by `openat2`
+//! where the kernel has it (Linux 5.6), component by component elsewhere. So nothing outside of the directory is
+//! reached, whatever is renamed or linked in it meanwhile.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::FileExt},
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
+
+use super::{
+    node::Timestamp,
+    storage::{Storage, StoredEntry, StoredEntryKind, StoredFile},
+};
+
+/// Modes of what is made: the guest's own are only shown to the guest.
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+const DIRECTORY_MODE: Mode = Mode::RWXU;
+
+/// How a directory is opened to work in it.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// How a file is opened.
+const FILE: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW).union(OFlags::NOCTTY);
+
+/// A directory of the host.
+#[derive(Debug)]
+pub struct HostDirectory {
+    root: OwnedFd,
+}
+
+impl HostDirectory {
+    /// The directory at `path`, which may lead through symbolic links.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
+    }
+
+    /// Keeps every other program and every other opener in this one from locking the directory, for as long as this
+    /// value lives; returns whether it could. No file says so, so nothing is left behind when the program is killed.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn try_lock(&self) -> io::Result<bool> {
+        match rustix::fs::flock(&self.root, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens what is at `path` below the root.
+    fn open_below(&self, path: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        if path.is_empty() {
+            return Ok(rustix::fs::openat(&self.root, c".", flags, mode)?);
+        }
+        match open_beneath(&self.root, path, flags, mode) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) => {
+                self.open_by_components(path, flags, mode)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_by_components(&self, path: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        let mut names = path.split(|byte| *byte == b'/').peekable();
+        let mut at = None;
+        while let Some(name) = names.next() {
+            if matches!(name, b"" | b"." | b"..") {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            let directory = at.as_ref().map_or(self.root.as_fd(), OwnedFd::as_fd);
+            if names.peek().is_none() {
+                return Ok(rustix::fs::openat(directory, OsStr::from_bytes(name), flags, mode)?);
+            }
+            at = Some(rustix::fs::openat(directory, OsStr::from_bytes(name), DIRECTORY, Mode::empty())?);
+        }
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+
+    /// The directory that `path` is in, and the last name of `path`.
+    fn parent<'a>(&self, path: &'a [u8]) -> io::Result<(OwnedFd, &'a OsStr)> {
+        let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&b""[..], path),
+        };
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok((self.open_below(parent, DIRECTORY, Mode::empty())?, OsStr::from_bytes(name)))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let resolve =
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    Ok(rustix::fs::openat2(root, OsStr::from_bytes(path), flags, mode, resolve)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_beneath(_: &OwnedFd, _: &[u8], _: OFlags, _: Mode) -> io::Result<OwnedFd> {
+    Err(rustix::io::Errno::NOSYS.into())
+}
+
+impl Storage for HostDirectory {
+    fn open(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
+        Ok(Arc::new(HostFile(File::from(self.open_below(path, FILE, Mode::empty())?))))
+    }
+
+    fn create(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
+        let created = self.open_below(path, FILE | OFlags::CREATE | OFlags::EXCL, FILE_MODE)?;
+        Ok(Arc::new(HostFile(File::from(created))))
+    }
+
+    fn create_directory(&self, path: &[u8]) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::mkdirat(parent, name, DIRECTORY_MODE)?)
+    }
+
+    fn create_symlink(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::symlinkat(OsStr::from_bytes(target), parent, name)?)
+    }
+
+    fn link(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        let ((old, old_name), (new, new_name)) = (self.parent(from)?, self.parent(to)?);
+        Ok(rustix::fs::linkat(old, old_name, new, new_name, AtFlags::empty())?)
+    }
+
+    fn unlink(&self, path: &[u8]) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::unlinkat(parent, name, AtFlags::empty())?)
+    }
+
+    fn remove_directory(&self, path: &[u8]) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
+    }
+
+    fn rename(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        let ((old, old_name), (new, new_name)) = (self.parent(from)?, self.parent(to)?);
+        Ok(rustix::fs::renameat(old, old_name, new, new_name)?)
+    }
+
+    fn sync_directory(&self, path: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::fsync(self.open_below(path, DIRECTORY, Mode::empty())?)?)
+    }
+
+    fn list(&self, path: &[u8]) -> io::Result<Vec<StoredEntry>> {
+        let directory = self.open_below(path, DIRECTORY, Mode::empty())?;
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(&directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let kind = match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => StoredEntryKind::File { len: stat.st_size.cast_unsigned() },
+                FileType::Directory => StoredEntryKind::Directory,
+                FileType::Symlink => {
+                    let target = rustix::fs::readlinkat(&directory, name, Vec::new())?;
+                    StoredEntryKind::Symlink { target: target.into_bytes() }
+                }
+                _ => StoredEntryKind::Other,
+            };
+            let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
+            let modified = Timestamp { seconds: stat.st_mtime, nanoseconds };
+            entries.push(StoredEntry { name: name.to_bytes().to_vec(), kind, modified });
+        }
+        Ok(entries)
+    }
+}
+
+/// A file of the host.
+#[derive(Debug)]
+struct HostFile(File);
+
+impl StoredFile for HostFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        // A signal or the end of a page's cache may cut a read short.
+        while done < buffer.len() {
+            match self.0.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.0.write_at(&bytes[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(written) => done += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What was written before counts; the next attempt has the error.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn allocate(&self, end: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, end)?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn directory() -> (tempfile::TempDir, HostDirectory) {
+        let directory = tempfile::tempdir().unwrap();
+        let host = HostDirectory::open(directory.path()).unwrap();
+        (directory, host)
+    }
+
+    #[test]
+    fn files_are_written_where_their_names_say_and_only_their_owner_may_read_them() {
+        use std::os::unix::fs::PermissionsExt;
+        let (outer, host) = directory();
+        host.create_directory(b"base").unwrap();
+        let file = host.create(b"base/1").unwrap();
+        assert_eq!(file.write_at(3, b"abc").unwrap(), 3);
+        file.sync().unwrap();
+        host.sync_directory(b"base").unwrap();
+        assert_eq!(fs::read(outer.path().join("base/1")).unwrap(), b"\0\0\0abc");
+        let mode = |path: &str| fs::metadata(outer.path().join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("base"), mode("base/1")), (0o700, 0o600));
+        assert!(host.create(b"base/1").is_err(), "it is there");
+        let mut buffer = [9; 8];
+        assert_eq!(host.open(b"base/1").unwrap().read_at(1, &mut buffer).unwrap(), 5);
+        assert_eq!(&buffer[..5], b"\0\0abc");
+    }
+
+    #[test]
+    fn no_path_and_no_symbolic_link_leads_out_of_the_directory() {
+        let (outer, host) = directory();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink(outside.path(), outer.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), outer.path().join("file")).unwrap();
+        let outside_name = outside.path().file_name().unwrap().as_encoded_bytes();
+        let up = [b"../", outside_name, b"/secret"].concat();
+        let absolute = outside.path().join("secret").into_os_string().into_encoded_bytes();
+        for path in [&b"link/secret"[..], b"file", &up, &absolute] {
+            let name = String::from_utf8_lossy(path);
+            assert!(host.open(path).is_err(), "{name}");
+            assert!(host.open_by_components(path, FILE, Mode::empty()).is_err(), "{name}");
+        }
+        for path in [&b"link/new"[..], b"../new", b"..", b"."] {
+            let name = String::from_utf8_lossy(path);
+            assert!(host.create(path).is_err(), "{name}");
+            assert!(host.create_directory(path).is_err(), "{name}");
+            assert!(host.rename(b"file", path).is_err(), "{name}");
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_is_locked_once_and_free_when_its_owner_is_gone() {
+        let (outer, host) = directory();
+        let other = HostDirectory::open(&outer.path().join(".")).unwrap();
+        assert!(host.try_lock().unwrap());
+        assert!(!other.try_lock().unwrap());
+        drop(host);
+        assert!(other.try_lock().unwrap());
+    }
+}

@@ -1,0 +1,296 @@
+//! The part of a tree that is kept in a [`Storage`]: every change of a name below it is made there first, and the tree
+//! follows only when it has succeeded.
+//!
+//! The tree knows all names and lengths, because it is the only one that changes them; so a path of the guest's is
+//! resolved here, and the storage is only asked for names that the tree has.
+
+use std::{io, sync::Arc};
+
+use super::{
+    content::Content,
+    directory::Directory,
+    errno::Errno,
+    layout::make_directories,
+    node::{Ino, Kind, Node, Stored},
+    storage::{Storage, StoredEntryKind, StoredFile},
+    tree::Tree,
+};
+
+/// Permissions that the guest sees, whatever they are in the storage.
+const FILE_PERMISSIONS: u32 = 0o600;
+const DIRECTORY_PERMISSIONS: u32 = 0o700;
+
+/// How many bytes are copied at once.
+const PIECE: usize = 1 << 20;
+
+/// A storage, and the directory of the tree that it is mounted on.
+#[derive(Debug)]
+pub(super) struct Mount {
+    root: Ino,
+    storage: Arc<dyn Storage>,
+}
+
+impl Tree {
+    /// Puts the files of `storage` in the place of those below the directory `path`. From now on they are changed
+    /// there.
+    ///
+    /// # Errors
+    /// `EBUSY` if there is a storage in the tree already; those of the storage.
+    pub fn mount(&mut self, path: &[u8], storage: Arc<dyn Storage>) -> Result<(), Errno> {
+        if self.mount.is_some() {
+            return Err(Errno::EBUSY);
+        }
+        let root = make_directories(self, path)?;
+        self.clear(root)?;
+        self.change(root, |node| {
+            node.attributes.permissions = DIRECTORY_PERMISSIONS;
+            if let Kind::Directory(directory) = &mut node.kind {
+                directory.set_stored(true);
+            }
+        })?;
+        self.load(root, b"", &*storage)?;
+        self.mount = Some(Mount { root, storage });
+        Ok(())
+    }
+
+    /// Copies everything below the directory `path` into `storage`, and has it all on the disk when this returns. The
+    /// file that is called `last` there is only made when all others are on the disk.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such directory; those of the storage.
+    pub fn copy_to(&self, path: &[u8], storage: &dyn Storage, last: &[u8]) -> Result<(), Errno> {
+        let mut at = super::frozen::ROOT;
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            at = self.lookup(at, name)?.ok_or(Errno::ENOENT)?;
+        }
+        let is_last = |path: &[u8]| path == last;
+        self.copy_directory(at, b"", storage, &|path| !is_last(path))?;
+        self.copy_directory(at, b"", storage, &is_last)
+    }
+
+    fn copy_directory(
+        &self,
+        ino: Ino,
+        path: &[u8],
+        storage: &dyn Storage,
+        is_wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<(), Errno> {
+        let Some(Kind::Directory(directory)) = self.node(ino).map(|node| &node.kind) else {
+            return Err(Errno::ENOTDIR);
+        };
+        for (_, entry) in directory.iter_from(0) {
+            let path = joined(path, &entry.name);
+            if !is_wanted(&path) {
+                continue;
+            }
+            match &self.node(entry.ino).ok_or(Errno::ENOENT)?.kind {
+                Kind::File(content) => copy_content(content, &*storage.create(&path)?)?,
+                Kind::Directory(_) => {
+                    storage.create_directory(&path)?;
+                    self.copy_directory(entry.ino, &path, storage, is_wanted)?;
+                }
+                Kind::Symlink(target) => storage.create_symlink(&path, target)?,
+                _ => return Err(Errno::EOPNOTSUPP),
+            }
+        }
+        Ok(storage.sync_directory(path)?)
+    }
+
+    /// Forgets everything below the directory `ino`.
+    fn clear(&mut self, ino: Ino) -> Result<(), Errno> {
+        let Some(Kind::Directory(directory)) = self.node(ino).map(|node| &node.kind) else { return Ok(()) };
+        let entries: Vec<_> = directory.iter_from(0).map(|(_, entry)| entry.clone()).collect();
+        for entry in entries {
+            if self.node(entry.ino).is_some_and(Node::is_directory) {
+                self.clear(entry.ino)?;
+                self.rmdir(ino, &entry.name)?;
+            } else {
+                self.unlink(ino, &entry.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what is in the directory `path` of `storage` to the directory `ino`.
+    fn load(&mut self, ino: Ino, path: &[u8], storage: &dyn Storage) -> Result<(), Errno> {
+        for entry in storage.list(path)? {
+            let mut node = match entry.kind {
+                StoredEntryKind::File { len } => Node::new(Kind::Stored(Stored { len, file: None }), FILE_PERMISSIONS),
+                StoredEntryKind::Directory => Node::new(stored_directory(ino), DIRECTORY_PERMISSIONS),
+                StoredEntryKind::Symlink { target } => Node::new(Kind::Symlink(Arc::from(target)), 0o777),
+                // PostgreSQL makes no others; what somebody has put there is not a part of the cluster.
+                StoredEntryKind::Other => continue,
+            };
+            node.attributes.modified = entry.modified;
+            let is_directory = node.is_directory();
+            let child = self.insert(ino, &entry.name, node)?;
+            if is_directory {
+                self.load(child, &joined(path, &entry.name), storage)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `node` in its storage, for the name `name` in the stored directory `parent`; returns what it is from now
+    /// on.
+    pub(super) fn store_node(&self, parent: Ino, name: &[u8], mut node: Node) -> Result<Node, Errno> {
+        let kind = self.in_storage(parent, name, |storage, path| {
+            Ok(match &node.kind {
+                Kind::File(content) if content.is_empty() => {
+                    Some(Kind::Stored(Stored { len: 0, file: Some(storage.create(path)?) }))
+                }
+                Kind::Directory(_) => {
+                    storage.create_directory(path)?;
+                    Some(stored_directory(parent))
+                }
+                Kind::Symlink(target) => {
+                    storage.create_symlink(path, target)?;
+                    Some(node.kind.clone())
+                }
+                _ => None,
+            })
+        })?;
+        node.kind = kind.flatten().ok_or(Errno::EPERM)?;
+        Ok(node)
+    }
+
+    /// Has the stored file `ino`, which has the name `name` in `parent`, open for those that retain it.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub(super) fn open_stored(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> Result<(), Errno> {
+        let Some(Kind::Stored(Stored { file: None, .. })) = self.node(ino).map(|node| &node.kind) else {
+            return Ok(());
+        };
+        let opened = self.in_storage(parent, name, |storage, path| storage.open(path))?;
+        self.change(ino, |node| {
+            if let Kind::Stored(stored) = &mut node.kind {
+                stored.file = opened;
+            }
+        })
+    }
+
+    /// Closes the stored file `ino`, which nothing in the tree has open any more.
+    pub(super) fn close_stored(&mut self, ino: Ino) {
+        if let Some(Kind::Stored(Stored { file: Some(_), .. })) = self.node(ino).map(|node| &node.kind) {
+            // It was there a moment ago.
+            let _ = self.change(ino, |node| {
+                if let Kind::Stored(stored) = &mut node.kind {
+                    stored.file = None;
+                }
+            });
+        }
+    }
+
+    pub(super) fn link_stored(&self, parent: Ino, name: &[u8], ino: Ino) -> Result<(), Errno> {
+        let is_stored = matches!(self.node(ino).map(|node| &node.kind), Some(Kind::Stored(_)));
+        match (is_stored, self.path_in_storage(parent, name)) {
+            (false, None) => Ok(()),
+            (true, Some(to)) => {
+                let from = self.path_of(ino).and_then(|path| self.relative(&path)).ok_or(Errno::ENOENT)?;
+                self.mount.as_ref().map_or(Ok(()), |mount| Ok(mount.storage.link(&from, &to)?))
+            }
+            _ => Err(Errno::EXDEV),
+        }
+    }
+
+    pub(super) fn rename_stored(&self, from: (Ino, &[u8]), to: (Ino, &[u8])) -> Result<(), Errno> {
+        match (self.path_in_storage(from.0, from.1), self.path_in_storage(to.0, to.1), &self.mount) {
+            (None, None, _) => Ok(()),
+            (Some(from), Some(to), Some(mount)) => Ok(mount.storage.rename(&from, &to)?),
+            _ => Err(Errno::EXDEV),
+        }
+    }
+
+    /// Does something with the name `name` in the directory `parent` where that is stored; nothing elsewhere.
+    pub(super) fn in_storage<T>(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        act: impl FnOnce(&dyn Storage, &[u8]) -> io::Result<T>,
+    ) -> Result<Option<T>, Errno> {
+        match (self.path_in_storage(parent, name), &self.mount) {
+            (Some(path), Some(mount)) => Ok(Some(act(&*mount.storage, &path)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// What has to be synced for the file or the directory `ino` to be on the disk; `None` if it is in memory.
+    ///
+    /// # Errors
+    /// `ENOENT` if the directory has been removed.
+    pub(super) fn to_sync(&self, ino: Ino) -> Result<Option<ToSync>, Errno> {
+        match self.node(ino).map(|node| &node.kind) {
+            Some(Kind::Stored(Stored { file: Some(file), .. })) => Ok(Some(ToSync::File(file.clone()))),
+            Some(Kind::Directory(directory)) if directory.is_stored() => {
+                let path = self.path_of_directory(ino).and_then(|path| self.relative(&path)).ok_or(Errno::ENOENT)?;
+                Ok(self.mount.as_ref().map(|mount| ToSync::Directory(mount.storage.clone(), path)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The path in the storage of the name `name` in the directory `parent`; `None` where that is not stored.
+    fn path_in_storage(&self, parent: Ino, name: &[u8]) -> Option<Vec<u8>> {
+        match &self.node(parent)?.kind {
+            Kind::Directory(directory) if directory.is_stored() => {
+                Some(joined(&self.relative(&self.path_of_directory(parent)?)?, name))
+            }
+            _ => None,
+        }
+    }
+
+    /// An absolute path as the storage has it.
+    fn relative(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let root = self.path_of_directory(self.mount.as_ref()?.root)?;
+        let rest = path.strip_prefix(&*root)?;
+        Some(rest.strip_prefix(b"/").unwrap_or(rest).to_vec())
+    }
+}
+
+/// A file or a directory of a storage that is to be written to the disk. This takes no lock.
+#[derive(Debug)]
+pub enum ToSync {
+    /// A file.
+    File(Arc<dyn StoredFile>),
+    /// A directory, by its path.
+    Directory(Arc<dyn Storage>, Vec<u8>),
+}
+
+impl ToSync {
+    /// Writes it to the disk.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub fn sync(&self) -> Result<(), Errno> {
+        Ok(match self {
+            Self::File(file) => file.sync()?,
+            Self::Directory(storage, path) => storage.sync_directory(path)?,
+        })
+    }
+}
+
+fn stored_directory(parent: Ino) -> Kind {
+    let mut directory = Directory::new(parent);
+    directory.set_stored(true);
+    Kind::Directory(directory)
+}
+
+fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+}
+
+fn copy_content(content: &Content, target: &dyn StoredFile) -> Result<(), Errno> {
+    let mut buffer = vec![0; PIECE];
+    let mut offset = 0;
+    loop {
+        let read = content.read_at(offset, &mut buffer);
+        if read == 0 {
+            return Ok(target.sync()?);
+        }
+        if target.write_at(offset, &buffer[..read])? < read {
+            return Err(Errno::ENOSPC);
+        }
+        offset += read as u64;
+    }
+}
