@@ -23,7 +23,7 @@ mod isolated;
 mod shared;
 
 pub use isolated::Start;
-pub use shared::{OnFailure, SharedSettings};
+pub use shared::{DataDirectory, OnFailure, SharedSettings};
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pglite_port::{
-    databases::{Databases, Paths, Settings, SharedSettings},
+    databases::{DataDirectory, Databases, Paths, Settings, SharedSettings},
     engine::{
         artefact::{Artefact, PGLITE_WASM},
         cache::Cache,
@@ -30,6 +30,7 @@ use pglite_port::{
     session::Mode,
     template::{Recipe, Script, Shelf, Templates},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::{
     consts::signal::{SIGINT, SIGTERM},
     flag,
@@ -160,7 +161,7 @@ impl SharedOptions {
             max_connections: self.max_connections,
             shared_buffers: self.shared_buffers,
             autovacuum: self.autovacuum,
-            data_directory: self.data.clone(),
+            data_directory: self.data.clone().map(DataDirectory::Host),
             further: self.settings.clone(),
             ignore_auto_conf: self.ignore_auto_conf,
         }
@@ -218,6 +219,7 @@ fn main() -> ExitCode {
         }
     };
     start_log(&log.0);
+    allow_open_files();
     match run(&command_line, &log.0) {
         Ok(status) => status,
         Err(error) => {
@@ -233,6 +235,14 @@ struct LastLines(OwnLog);
 impl Drop for LastLines {
     fn drop(&mut self) {
         self.0.drain();
+    }
+}
+
+/// A cluster in a directory has a file open for every table and index in use, and a program may open few at first.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }
 
@@ -253,6 +263,10 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             return Ok(stop.status(log));
         }
         Command::Serve { listen, clones, shared } => {
+            ensure!(
+                mode == Mode::Shared || shared.data.is_none(),
+                "--data is for mode shared: a cluster of one connection is gone when that closes"
+            );
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
             let sessions = command_line.open_databases(clones, shared, &stop)?;
             serve::run(listen, sessions, mode, stop.asked(), print_url)?;

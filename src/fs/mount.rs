@@ -10,6 +10,7 @@ use super::{
     content::Content,
     directory::Directory,
     errno::Errno,
+    frozen::{FrozenTree, ROOT},
     layout::make_directories,
     node::{Ino, Kind, Node, Stored},
     storage::{Storage, StoredEntryKind, StoredFile},
@@ -59,13 +60,48 @@ impl Tree {
     /// # Errors
     /// `ENOENT` if there is no such directory; those of the storage.
     pub fn copy_to(&self, path: &[u8], storage: &dyn Storage, last: &[u8]) -> Result<(), Errno> {
-        let mut at = super::frozen::ROOT;
+        let mut at = ROOT;
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             at = self.lookup(at, name)?.ok_or(Errno::ENOENT)?;
         }
         let is_last = |path: &[u8]| path == last;
         self.copy_directory(at, b"", storage, &|path| !is_last(path))?;
         self.copy_directory(at, b"", storage, &is_last)
+    }
+
+    /// As [`Tree::freeze`], with the bytes of stored files, all of which are read into memory. Nothing may write them
+    /// meanwhile. This tree stays as it is.
+    ///
+    /// # Errors
+    /// Those of the storage; `ENOMEM`.
+    pub fn freeze_stored(&self) -> Result<Arc<FrozenTree>, Errno> {
+        let mut frozen = Tree::from_frozen(self.detached().freeze());
+        let Some(mount) = &self.mount else { return Ok(frozen.freeze()) };
+        self.read_directory(mount.root, b"", &*mount.storage, &mut frozen)?;
+        Ok(frozen.freeze())
+    }
+
+    /// Reads the stored files below the directory `ino` into `target`, in which they have the same numbers.
+    fn read_directory(&self, ino: Ino, path: &[u8], storage: &dyn Storage, target: &mut Self) -> Result<(), Errno> {
+        target.change(ino, |node| {
+            if let Kind::Directory(directory) = &mut node.kind {
+                directory.set_stored(false);
+            }
+        })?;
+        let Some(Kind::Directory(directory)) = self.node(ino).map(|node| &node.kind) else { return Ok(()) };
+        for (_, entry) in directory.iter_from(0) {
+            let path = joined(path, &entry.name);
+            match self.node(entry.ino).map(|node| &node.kind) {
+                Some(Kind::Directory(_)) => self.read_directory(entry.ino, &path, storage, target)?,
+                Some(Kind::Stored(stored)) => {
+                    let file = stored.file.clone().map_or_else(|| storage.open(&path), Ok)?;
+                    let content = read_content(&*file, stored.len)?;
+                    target.change(entry.ino, |node| node.kind = Kind::File(content))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn copy_directory(
@@ -263,10 +299,11 @@ impl ToSync {
     /// # Errors
     /// Those of the storage.
     pub fn sync(&self) -> Result<(), Errno> {
-        Ok(match self {
-            Self::File(file) => file.sync()?,
-            Self::Directory(storage, path) => storage.sync_directory(path)?,
-        })
+        let synced = match self {
+            Self::File(file) => file.sync(),
+            Self::Directory(storage, path) => storage.sync_directory(path),
+        };
+        Ok(synced?)
     }
 }
 
@@ -278,6 +315,22 @@ fn stored_directory(parent: Ino) -> Kind {
 
 fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+}
+
+fn read_content(source: &dyn StoredFile, len: u64) -> Result<Content, Errno> {
+    let mut content = Content::default();
+    let mut buffer = vec![0; PIECE];
+    let mut offset = 0;
+    while offset < len {
+        let read = source.read_at(offset, &mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        content.write_at(offset, &buffer[..read]);
+        offset += read as u64;
+    }
+    content.set_len(len);
+    Ok(content)
 }
 
 fn copy_content(content: &Content, target: &dyn StoredFile) -> Result<(), Errno> {

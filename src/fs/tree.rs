@@ -17,7 +17,7 @@ pub(super) const MAX_LEN: u64 = i64::MAX as u64;
 const SLOT_COST: usize = 32;
 
 /// What the overlay says of an inode.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Slot {
     Changed(Node),
     /// The base has it, but it is gone.
@@ -105,6 +105,13 @@ impl Tree {
         self.private_bytes = self.overlay.values().map(held_by).sum();
         self.base = Arc::new(FrozenTree { nodes, next: self.next });
         Arc::clone(&self.base)
+    }
+
+    /// A tree of its own with the same nodes, which nothing has open, and without a storage.
+    pub(super) fn detached(&self) -> Self {
+        let overlay = self.overlay.iter().map(|(ino, slot)| (*ino, slot.clone())).collect();
+        let (base, opens) = (Arc::clone(&self.base), InoMap::default());
+        Self { base, overlay, next: self.next, opens, private_bytes: self.private_bytes, mount: None }
     }
 
     /// Bytes that this tree holds and shares with no other, near enough: changed chunks, changed nodes. Takes no time.

@@ -9,6 +9,7 @@ pub mod fake;
 pub mod local;
 pub mod peer;
 pub mod port;
+pub mod power;
 pub mod process;
 pub mod program;
 pub mod server;

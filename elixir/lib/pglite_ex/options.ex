@@ -19,6 +19,9 @@ defmodule PgliteEx.Options do
     * `:template` – in `:isolated` mode, the template that connections clone
       (see `PgliteEx.Template`).
     * `:warm` – how many clones of a template in use are kept ready in advance.
+    * `:data` – the directory that the shared cluster is kept in. It gets a new cluster if it is empty
+      or not there, and no other program can open it meanwhile. Default: none; the cluster is in
+      memory then, and gone with the program.
     * `:max_connections` – how many sessions a shared cluster takes at once; one more gets
       SQLSTATE `53300`.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
@@ -46,6 +49,7 @@ defmodule PgliteEx.Options do
             send_timeout: 60_000,
             template: nil,
             warm: nil,
+            data: nil,
             max_connections: nil,
             settings: [],
             executable: nil,
@@ -65,6 +69,7 @@ defmodule PgliteEx.Options do
           send_timeout: pos_integer | :infinity,
           template: nil | String.t(),
           warm: nil | non_neg_integer,
+          data: nil | Path.t(),
           max_connections: nil | pos_integer,
           settings: [{atom, String.t() | number | boolean}],
           executable: nil | Path.t(),
@@ -79,6 +84,7 @@ defmodule PgliteEx.Options do
     :database,
     :template,
     :warm,
+    :data,
     :max_connections,
     :executable,
     :pglite_dir,
@@ -186,7 +192,7 @@ defmodule PgliteEx.Options do
       else: refuse!(:settings, settings, "a keyword list of strings, numbers and booleans")
   end
 
-  defp validate!(key, path) when key in [:executable, :pglite_dir, :cache_dir, :icu_data] do
+  defp validate!(key, path) when key in [:data, :executable, :pglite_dir, :cache_dir, :icu_data] do
     if is_binary(path) and path != "",
       do: Path.expand(path),
       else: refuse!(key, path, "a path as a string")

@@ -167,6 +167,7 @@ defmodule PgliteEx.Program do
   defp arguments(options) do
     flags = [
       {"--mode", options.mode},
+      {"--data", options.data},
       {"--max-connections", options.max_connections},
       {"--warm", options.warm},
       {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},

@@ -13,7 +13,9 @@ defmodule PgliteEx.ProgramTest do
       assert ["--icu-data", "/opt/icu"] = after_word(settings[:args], "--icu-data")
       assert ["--pglite-dir", "/opt/pglite"] = after_word(settings[:args], "--pglite-dir")
       assert ["--cache-dir", "/var/cache/app"] = after_word(settings[:args], "--cache-dir")
+      assert ["--data", "/srv/data"] = after_word(settings(data: "/srv/data")[:args], "--data")
       assert [] = after_word(settings([])[:args], "--cache-dir")
+      assert [] = after_word(settings([])[:args], "--data")
       assert [] = after_word(settings([])[:args], "--icu-data")
     end
 

@@ -1,9 +1,10 @@
 //! The directory of the host that a cluster is kept in: who may open it, what is in it, and how a new one comes to be.
 
 use std::{
-    fs,
+    fmt,
+    fs::{self, DirBuilder},
     io::{self, ErrorKind},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,108 +22,129 @@ use crate::{
 const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 
 /// The file that a directory is recognised by as a cluster; it is the last one that a new cluster gets.
-const PG_VERSION: &str = "PG_VERSION";
+const PG_VERSION: &[u8] = b"PG_VERSION";
 
-/// A cluster's directory, which no other program has opened.
-pub(super) struct DataDirectory {
-    path: PathBuf,
-    directory: Arc<HostDirectory>,
+/// The file without which a cluster cannot start.
+const PG_CONTROL: &[u8] = b"global/pg_control";
+
+/// Where a cluster is kept.
+#[derive(Clone, Debug)]
+pub enum DataDirectory {
+    /// In this directory of the host, which is made if it is not there.
+    Host(PathBuf),
+    /// In a storage of the caller's.
+    Storage(Arc<dyn Storage>),
 }
 
 impl DataDirectory {
-    /// Opens the directory at `path`, which is made if it is not there, and gets the files of `cluster` if it is empty.
+    /// Its storage, with a cluster in it: that of `cluster` if it was empty. A directory of the host is locked for as
+    /// long as the storage lives.
     ///
     /// # Errors
     /// When another program has it open, or it holds something else than a cluster of this `PostgreSQL`; the message
     /// says what to do.
-    pub(super) fn open(path: &Path, cluster: &Arc<FrozenTree>) -> anyhow::Result<Self> {
-        match fs::create_dir(path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("the data directory {} cannot be made", path.display()));
-            }
-        }
-        let unusable = || format!("the data directory {} cannot be used", path.display());
-        let directory = Arc::new(HostDirectory::open(path).with_context(unusable)?);
-        ensure!(directory.try_lock().with_context(unusable)?, "{}", in_use(path));
-        let this = Self { path: path.to_owned(), directory };
-        this.prepare(cluster).with_context(unusable)?;
-        Ok(this)
-    }
-
-    /// Puts the directory in the place of the data directory in `tree`.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub(super) fn mount(&self, tree: &mut Tree) -> anyhow::Result<()> {
-        tree.mount(DATA_DIRECTORY.as_bytes(), self.directory.clone())
-            .with_context(|| format!("the data directory {} cannot be read", self.path.display()))
-    }
-
-    fn prepare(&self, cluster: &Arc<FrozenTree>) -> anyhow::Result<()> {
-        let names: Vec<_> = self.directory.list(b"")?.into_iter().map(|entry| entry.name).collect();
-        if names.iter().any(|name| name == UNFINISHED) {
-            tracing::warn!("{}: a new cluster was not finished; it is made again", self.path.display());
-            self.empty(b"")?;
-        } else if !names.is_empty() {
-            return self.check();
-        }
-        tracing::info!("making a new cluster in {}", self.path.display());
-        self.directory.create(UNFINISHED)?.sync()?;
-        self.directory.sync_directory(b"")?;
-        let tree = Tree::from_frozen(cluster.clone());
-        tree.copy_to(DATA_DIRECTORY.as_bytes(), &*self.directory, PG_VERSION.as_bytes())?;
-        self.directory.unlink(UNFINISHED)?;
-        self.directory.sync_directory(b"")?;
-        // The directory itself is a name in another one.
-        if let Some(parent) = self.path.canonicalize()?.parent() {
+    pub(super) fn open(&self, cluster: &Arc<FrozenTree>) -> anyhow::Result<Arc<dyn Storage>> {
+        let storage = match self {
+            Self::Host(path) => open_host(path)?,
+            Self::Storage(storage) => storage.clone(),
+        };
+        prepare(&*storage, cluster).with_context(|| format!("the {self} cannot be used"))?;
+        if let Self::Host(path) = self
+            && let Some(parent) = path.canonicalize()?.parent()
+        {
+            // The directory itself is a name in another one.
             fs::File::open(parent)?.sync_all()?;
         }
-        Ok(())
+        Ok(storage)
     }
+}
 
-    /// Removes everything below `path` but the mark itself, which goes last.
-    fn empty(&self, path: &[u8]) -> io::Result<()> {
-        for entry in self.directory.list(path)? {
-            let below = if path.is_empty() { entry.name.clone() } else { [path, b"/", &entry.name].concat() };
-            if entry.kind == StoredEntryKind::Directory {
-                self.empty(&below)?;
-                self.directory.remove_directory(&below)?;
-            } else if below != UNFINISHED {
-                self.directory.unlink(&below)?;
-            }
+impl fmt::Display for DataDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(path) => write!(f, "data directory {}", path.display()),
+            Self::Storage(_) => f.write_str("storage of the cluster"),
         }
-        self.directory.sync_directory(path)?;
-        if path.is_empty() { self.directory.unlink(UNFINISHED) } else { Ok(()) }
     }
+}
 
-    /// Checks that what is there is a cluster of this `PostgreSQL`.
-    fn check(&self) -> anyhow::Result<()> {
-        let version = match fs::read_to_string(self.path.join(PG_VERSION)) {
-            Ok(version) => version.trim().to_owned(),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                bail!("it is not empty, and it is no cluster, because it has no file {PG_VERSION}: choose another")
-            }
-            Err(error) => return Err(error).context(PG_VERSION),
-        };
-        let major = POSTGRES_VERSION.split('.').next().unwrap_or_default();
-        ensure!(
-            version == major,
-            "it is a cluster of PostgreSQL {version}, and this program has PostgreSQL {POSTGRES_VERSION}: \
-             dump it with the program that made it, and restore the dump into a new directory"
-        );
-        let control = self.path.join("global/pg_control");
-        let bytes = fs::read(&control).with_context(|| {
-            format!("{} cannot be read, so a part of the cluster is missing: restore a backup", control.display())
-        })?;
-        ensure!(
-            control_file::is_32_bit(&bytes).unwrap_or(true),
-            "it is a cluster of a 64-bit PostgreSQL, and PGlite is a 32-bit one: dump it with pg_dump, and restore \
-             the dump into a new directory"
-        );
-        Ok(())
+fn open_host(path: &Path) -> anyhow::Result<Arc<dyn Storage>> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("the data directory {} cannot be made", path.display()));
+        }
     }
+    let unusable = || format!("the data directory {} cannot be used", path.display());
+    let directory = HostDirectory::open(path).with_context(unusable)?;
+    ensure!(directory.try_lock().with_context(unusable)?, "{}", in_use(path));
+    Ok(Arc::new(directory))
+}
+
+/// Makes a new cluster in an empty storage, and checks any other.
+fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<()> {
+    let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
+    if names.iter().any(|name| name == UNFINISHED) {
+        tracing::warn!("a new cluster was not finished; it is made again");
+        empty(storage, b"")?;
+    } else if !names.is_empty() {
+        return check(storage);
+    }
+    tracing::info!("making a new cluster");
+    storage.create(UNFINISHED)?.sync()?;
+    storage.sync_directory(b"")?;
+    Tree::from_frozen(cluster.clone()).copy_to(DATA_DIRECTORY.as_bytes(), storage, PG_VERSION)?;
+    storage.unlink(UNFINISHED)?;
+    Ok(storage.sync_directory(b"")?)
+}
+
+/// Removes everything below `path`, and the mark itself last.
+fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
+    for entry in storage.list(path)? {
+        let below = if path.is_empty() { entry.name.clone() } else { [path, b"/", &entry.name].concat() };
+        if entry.kind == StoredEntryKind::Directory {
+            empty(storage, &below)?;
+            storage.remove_directory(&below)?;
+        } else if below != UNFINISHED {
+            storage.unlink(&below)?;
+        }
+    }
+    storage.sync_directory(path)?;
+    if path.is_empty() { storage.unlink(UNFINISHED) } else { Ok(()) }
+}
+
+/// Checks that what is there is a cluster of this `PostgreSQL`.
+fn check(storage: &dyn Storage) -> anyhow::Result<()> {
+    let version = match read(storage, PG_VERSION) {
+        Ok(version) => String::from_utf8_lossy(&version).trim().to_owned(),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another")
+        }
+        Err(error) => return Err(error).context("PG_VERSION cannot be read"),
+    };
+    let major = POSTGRES_VERSION.split('.').next().unwrap_or_default();
+    ensure!(
+        version == major,
+        "it is a cluster of PostgreSQL {version}, and this program has PostgreSQL {POSTGRES_VERSION}: \
+         dump it with the program that made it, and restore the dump into a new directory"
+    );
+    let control = read(storage, PG_CONTROL)
+        .context("global/pg_control cannot be read, so a part of the cluster is missing: restore a backup")?;
+    ensure!(
+        control_file::is_32_bit(&control).unwrap_or(true),
+        "it is a cluster of a 64-bit PostgreSQL, and PGlite is a 32-bit one: dump it with pg_dump, and restore the \
+         dump into a new directory"
+    );
+    Ok(())
+}
+
+/// The beginning of a small file.
+fn read(storage: &dyn Storage, path: &[u8]) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 8192];
+    let read = storage.open(path)?.read_at(0, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(bytes)
 }
 
 /// Why a directory that is locked cannot be opened.

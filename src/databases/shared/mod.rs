@@ -19,15 +19,15 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use parking_lot::Mutex;
 
 use crate::{
-    backend::{SessionExit, Whom},
+    backend::{DATA_DIRECTORY, SessionExit, Whom},
     client::Client,
     cluster::{Crashed, Priority, Seat, Signal},
     engine::THREAD_STACK,
-    fs::Tree,
+    fs::{FrozenTree, Tree},
     guest::{ClientStream, Setup},
     log::{LineConsole, LogSink},
     protocol::{
@@ -39,7 +39,7 @@ use crate::{
 };
 
 use children::run_in_turn;
-use data_directory::DataDirectory;
+pub use data_directory::DataDirectory;
 use keeper::Keeper;
 pub use keeper::OnFailure;
 use server::{Event, Launch, Running};
@@ -50,6 +50,8 @@ pub(crate) struct Postmaster {
     templates: Arc<Templates>,
     log: LogSink,
     keeper: Arc<Keeper>,
+    /// Whether the cluster is in a directory of the host.
+    is_durable: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -67,11 +69,11 @@ impl Postmaster {
     ) -> anyhow::Result<Self> {
         let cluster = templates.cluster()?;
         let mut tree = Tree::from_frozen(cluster.clone());
-        let data_directory = settings.data_directory.as_deref();
-        let data_directory = data_directory.map(|path| DataDirectory::open(path, &cluster)).transpose()?;
-        if let Some(data_directory) = &data_directory {
-            data_directory.mount(&mut tree)?;
+        if let Some(data_directory) = &settings.data_directory {
+            tree.mount(DATA_DIRECTORY.as_bytes(), data_directory.open(&cluster)?)
+                .with_context(|| format!("the {data_directory} cannot be read"))?;
         }
+        let is_durable = settings.data_directory.is_some();
         let files = Arc::new(Mutex::new(tree));
         let launch = Launch { program: templates.program().clone(), files, settings, log: log.clone() };
         launch.settings.check()?;
@@ -82,7 +84,7 @@ impl Postmaster {
         };
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
         keeper.running()?;
-        Ok(Self { templates: templates.clone(), log, keeper, thread: Mutex::new(Some(thread)) })
+        Ok(Self { templates: templates.clone(), log, keeper, is_durable, thread: Mutex::new(Some(thread)) })
     }
 
     /// Serves one client as a session of the cluster.
@@ -183,8 +185,27 @@ impl Postmaster {
         }
         let running = self.keeper.running()?;
         self.checkpoint(&running).map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })?;
-        let files = running.fork().tree().lock().freeze();
+        let files = self
+            .frozen_files(&running)
+            .map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })?;
         Ok(self.templates.freeze(name, database, key, &files)?)
+    }
+
+    /// The cluster's files as they are now.
+    ///
+    /// # Errors
+    /// When they cannot be read, or the cluster crashes meanwhile.
+    fn frozen_files(&self, running: &Running) -> anyhow::Result<Arc<FrozenTree>> {
+        let tree = running.fork().tree().clone();
+        if !self.is_durable {
+            return Ok(tree.lock().freeze());
+        }
+        // With the turn, because no session may write them meanwhile.
+        let mut seat = running.seats.join(Priority::Background);
+        seat.take_turn()?;
+        let frozen = tree.lock().freeze_stored();
+        seat.end_turn();
+        frozen.context("the cluster's files cannot be read")
     }
 
     /// Has the cluster's checkpointer make a checkpoint, and waits for it.

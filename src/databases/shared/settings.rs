@@ -1,9 +1,8 @@
 //! What can be chosen for a shared cluster.
 
-use std::path::PathBuf;
-
 use anyhow::bail;
 
+use super::DataDirectory;
 use crate::backend::{FIXED_PARAMETERS, IN_MEMORY};
 
 /// Settings of a shared cluster, with defaults fit for an embedded database.
@@ -13,8 +12,8 @@ pub struct SharedSettings {
     pub max_connections: u16,
     /// The size of `shared_buffers` in MiB.
     pub shared_buffers: u32,
-    /// The directory that the cluster is kept in; without one it is in memory, and gone with the program.
-    pub data_directory: Option<PathBuf>,
+    /// Where the cluster is kept; without it is in memory, and gone with the program.
+    pub data_directory: Option<DataDirectory>,
     /// Further settings of `PostgreSQL`, by their names (`postgresql.conf`).
     pub further: Vec<(String, String)>,
     /// Whether tables are vacuumed and analyzed without being asked.

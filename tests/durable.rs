@@ -1,0 +1,233 @@
+//! Clusters in a directory of the host: what is there after the program has ended, however it did.
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use pglite_port::{
+    connection::Connections,
+    databases::{DataDirectory, Settings, SharedSettings},
+    session::Mode,
+};
+use rustix::process::Signal;
+use support::{
+    cache,
+    local::{Connect, Local},
+    program::Program,
+    server::{Server, answer, rows},
+};
+use tempfile::TempDir;
+
+/// A data directory that is not there yet, in a directory of the test's.
+fn place() -> (TempDir, PathBuf) {
+    let outer = tempfile::tempdir().expect("a directory");
+    let path = outer.path().join("data");
+    (outer, path)
+}
+
+fn open(path: &Path) -> Server {
+    Server::with(&["--data", path.to_str().expect("text")])
+}
+
+/// What a program says that cannot open the directory.
+fn refusal(path: &Path) -> String {
+    let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0", "--data", path.to_str().expect("text")]);
+    let (status, stdout, stderr) = program.output();
+    assert_eq!((status, stdout.as_str()), (Some(1), ""), "{stderr}");
+    stderr
+}
+
+/// Stops the program in order.
+fn stop(mut server: Server) -> Vec<String> {
+    server.program.signal(Signal::TERM);
+    server.program.wait_for_stderr()
+}
+
+/// Stops it as a power cut of the process would.
+fn kill(mut server: Server) {
+    server.program.signal(Signal::KILL);
+    server.program.wait();
+}
+
+#[test]
+fn what_was_committed_is_there_after_a_stop_and_after_a_kill() {
+    let (_outer, path) = place();
+    let server = open(&path);
+    let mut client = server.connect();
+    rows(&mut client, "create table t (a int primary key, b text)");
+    rows(&mut client, "insert into t select i, repeat('x', i % 100) from generate_series(1, 10000) i");
+    rows(&mut client, "create database other");
+    drop(client);
+    stop(server);
+
+    let server = open(&path);
+    let mut client = server.connect();
+    assert_eq!(rows(&mut client, "select count(*), sum(length(b)) from t"), ["10000|495000"]);
+    rows(&mut client, "update t set b = 'changed' where a <= 100");
+    rows(&mut client, "begin; insert into t values (20000, 'not committed')");
+    kill(server);
+
+    let server = open(&path);
+    let mut client = server.connect();
+    let seen = "select count(*), count(*) filter (where b = 'changed'), max(a) from t";
+    assert_eq!(rows(&mut client, seen), ["10000|100|10000"]);
+    assert_eq!(rows(&mut client, "select datname from pg_database order by 1")[0], "other");
+}
+
+#[test]
+fn an_orderly_stop_leaves_nothing_to_recover_and_a_kill_does() {
+    let (_outer, path) = place();
+    let recovers = |lines: Vec<String>| lines.iter().any(|line| line.contains("not properly shut down"));
+    let server = open(&path);
+    rows(&mut server.connect(), "create table t ()");
+    stop(server);
+    let server = open(&path);
+    rows(&mut server.connect(), "create table u ()");
+    assert!(!recovers(stop(server)), "it was shut down");
+    kill(open(&path));
+    assert!(recovers(stop(open(&path))), "it was killed");
+}
+
+#[test]
+fn a_directory_has_one_owner_by_whatever_name_it_is_called() {
+    let (outer, path) = place();
+    let server = open(&path);
+    let link = outer.path().join("link");
+    symlink(&path, &link).expect("a link");
+    let detour = outer.path().join("link/../data/.");
+    for name in [&path, &link, &detour] {
+        let message = refusal(name);
+        let owner = format!("is in use by process {}", server.program.id());
+        assert!(message.contains(&owner), "{}: {message}", name.display());
+    }
+    rows(&mut server.connect(), "select 1");
+    kill(server);
+    // No file of the killed program is in the way.
+    assert!(path.join("postmaster.pid").exists());
+    rows(&mut open(&link).connect(), "select 1");
+}
+
+#[test]
+fn only_its_owner_may_look_into_it() {
+    let (_outer, path) = place();
+    let server = open(&path);
+    rows(&mut server.connect(), "create table t as select 1");
+    let mut unseen = vec![path.clone()];
+    while let Some(at) = unseen.pop() {
+        let mode = fs::symlink_metadata(&at).expect("it is there").permissions().mode() & 0o777;
+        assert_eq!(mode, if at.is_dir() { 0o700 } else { 0o600 }, "{}", at.display());
+        if at.is_dir() {
+            unseen.extend(fs::read_dir(&at).expect("a directory").map(|entry| entry.expect("an entry").path()));
+        }
+    }
+}
+
+#[test]
+fn a_directory_with_something_else_in_it_is_left_alone_and_named() {
+    let (_outer, path) = place();
+    fs::create_dir(&path).expect("a directory");
+    fs::write(path.join("letter.txt"), "dear").expect("a file");
+    let message = refusal(&path);
+    assert!(message.contains("it is not empty, and it is no cluster"), "{message}");
+    assert_eq!(fs::read_dir(&path).expect("a directory").count(), 1);
+    let missing = path.join("no/such/parent");
+    assert!(refusal(&missing).contains("cannot be made"));
+    assert!(refusal(&path.join("letter.txt")).contains("cannot be used"));
+}
+
+#[test]
+fn clusters_that_this_program_cannot_run_are_refused_with_what_they_are() {
+    let (_outer, path) = place();
+    stop(open(&path));
+    let version = path.join("PG_VERSION");
+    fs::write(&version, "17\n").expect("a file");
+    let message = refusal(&path);
+    assert!(message.contains("it is a cluster of PostgreSQL 17"), "{message}");
+    fs::write(&version, "18\n").expect("a file");
+
+    let control = path.join("global/pg_control");
+    let whole = fs::read(&control).expect("a file");
+    let mut other = whole.clone();
+    // float8ByVal follows the floating-point number and eight words.
+    let format = 1_234_567_f64.to_le_bytes();
+    let place = other.windows(8).position(|bytes| bytes == format).expect("it is in there");
+    other[place + 40] = 1;
+    fs::write(&control, other).expect("a file");
+    let message = refusal(&path);
+    assert!(message.contains("64-bit PostgreSQL"), "{message}");
+    fs::remove_file(&control).expect("a file");
+    let message = refusal(&path);
+    assert!(message.contains("a part of the cluster is missing"), "{message}");
+    fs::write(&control, whole).expect("a file");
+    rows(&mut open(&path).connect(), "select 1");
+}
+
+#[test]
+fn a_cluster_that_was_not_finished_is_made_again() {
+    let (_outer, path) = place();
+    fs::create_dir_all(path.join("base/1")).expect("a directory");
+    fs::write(path.join("base/1/1259"), "half of it").expect("a file");
+    fs::write(path.join("pglite-port.unfinished"), "").expect("a file");
+    let server = open(&path);
+    assert_eq!(rows(&mut server.connect(), "select count(*) > 300 from pg_class"), ["t"]);
+    assert!(!path.join("pglite-port.unfinished").exists());
+}
+
+#[test]
+fn symbolic_links_in_the_directory_lead_to_no_file_of_the_host() {
+    let (outer, path) = place();
+    stop(open(&path));
+    let secret = outer.path().join("secret");
+    fs::write(&secret, "secret").expect("a file");
+    symlink(&secret, path.join("file")).expect("a link");
+    symlink(outer.path(), path.join("directory")).expect("a link");
+    let server = open(&path);
+    let mut client = server.connect();
+    for name in ["file", "directory/secret", "../secret", secret.to_str().expect("text")] {
+        let read = answer(&mut client, &format!("select pg_read_file('{name}')"));
+        assert!(read.is_err(), "{name}: {read:?}");
+        let written = answer(&mut client, &format!("copy (select 1) to '/pglite/data/{name}'"));
+        assert_ne!(fs::read_to_string(&secret).expect("a file"), "1\n", "{name}: {written:?}");
+    }
+    assert_eq!(fs::read_to_string(&secret).expect("a file"), "secret");
+    assert_eq!(fs::read_dir(outer.path()).expect("a directory").count(), 2);
+}
+
+#[test]
+fn a_template_can_be_frozen_from_it() {
+    let (_outer, path) = place();
+    let settings = Settings {
+        shared: SharedSettings { data_directory: Some(DataDirectory::Host(path)), ..SharedSettings::default() },
+        ..Settings::default()
+    };
+    let own = cache::own();
+    let databases = cache::open_at(own.path(), settings);
+    let connections = Arc::new(Connections::new(Arc::new(databases)));
+    let shared = Connect { id: 1, mode: Mode::Shared, ..Connect::default() };
+    let mut original = Local::connect(&connections, shared).0;
+    original.values("create table t as select i, repeat('x', i) from generate_series(1, 1000) i");
+    original.freeze("frozen");
+    original.values("insert into t values (1001, 'later')");
+    let mut clone = Local::connect_as(&connections, "frozen", "postgres").0;
+    assert_eq!(clone.values("select count(*) || ' ' || sum(length(repeat)) from t"), ["1000 500500"]);
+    clone.values("drop table t");
+    assert_eq!(original.values("select count(*) from t"), ["1001"]);
+    drop((original, clone));
+    connections.shut_down();
+}
+
+#[test]
+fn isolated_connections_have_no_directory() {
+    let (_outer, path) = place();
+    let data = path.to_str().expect("text");
+    let mut program = Program::spawn(&["serve", "--mode", "isolated", "--listen", "127.0.0.1:0", "--data", data]);
+    let (status, _, stderr) = program.output();
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("--data is for mode shared"), "{stderr}");
+    assert!(!path.exists());
+}

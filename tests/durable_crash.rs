@@ -1,0 +1,209 @@
+//! A program that is killed at any moment: what was acknowledged is there, nothing else is, and the next start is good.
+//!
+//! `PGLITE_PORT_KILLS` says how often; `make crash` kills a thousand times. A failure names the seed with which
+//! `PGLITE_PORT_SEED` repeats the choices, though not the scheduling.
+
+mod support;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use postgres::{Client, Config, NoTls};
+use rustix::process::Signal;
+use support::{
+    program::Program,
+    server::{Server, answer, rows},
+};
+
+const KILLS: u64 = 50;
+const WRITERS: u64 = 4;
+const ACCOUNTS: u64 = 20;
+/// The longest time from a server's start to its end.
+const LONGEST: u64 = 600;
+
+/// Numbers that a seed decides (`xorshift64*`).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
+    }
+}
+
+/// What one writer knows of its rows: those before `acknowledged` are committed, that of `acknowledged` may be.
+#[derive(Clone, Default)]
+struct Writer {
+    acknowledged: Arc<AtomicU64>,
+}
+
+fn open(path: &Path) -> Server {
+    Server::with(&["--data", path.to_str().expect("text")])
+}
+
+/// What every cluster here begins with. It may have been begun before.
+fn set_up(client: &mut Client) {
+    rows(client, "create extension if not exists amcheck");
+    rows(
+        client,
+        "begin;
+         create table if not exists rows (writer int, n int, filler text, primary key (writer, n));
+         create index if not exists rows_by_n on rows (n);
+         create table if not exists accounts (id int primary key, balance int);
+         insert into accounts select id, 100 from generate_series(1, 20) id on conflict do nothing;
+         commit",
+    );
+}
+
+/// Runs `work` with a session until that fails, as it does when the server is killed.
+fn until_killed(
+    config: &Config,
+    stop: &Arc<AtomicBool>,
+    mut work: impl FnMut(&mut Client) -> Result<(), postgres::Error> + Send + 'static,
+) -> JoinHandle<()> {
+    let (config, stop) = (config.clone(), stop.clone());
+    thread::spawn(move || {
+        let Ok(mut client) = config.connect(NoTls) else { return };
+        while !stop.load(Ordering::SeqCst) {
+            if let Err(error) = work(&mut client) {
+                // A serialization failure or a deadlock is the load's own; anything without a code is the kill.
+                if error.code().is_none() || client.is_closed() {
+                    return;
+                }
+            }
+        }
+    })
+}
+
+fn write(config: &Config, stop: &Arc<AtomicBool>, number: u64, writer: &Writer) -> JoinHandle<()> {
+    let (acknowledged, mut dice) = (writer.acknowledged.clone(), Dice(number + 1));
+    until_killed(config, stop, move |client| {
+        let next = acknowledged.load(Ordering::SeqCst);
+        let filler = "x".repeat(usize::try_from(dice.below(2000)).expect("small"));
+        let (from, to) = (1 + dice.below(ACCOUNTS), 1 + dice.below(ACCOUNTS));
+        client.simple_query(&format!(
+            "begin; insert into rows values ({number}, {next}, '{filler}');
+             update accounts set balance = balance - 1 where id = {from};
+             update accounts set balance = balance + 1 where id = {to};
+             commit"
+        ))?;
+        acknowledged.store(next + 1, Ordering::SeqCst);
+        Ok(())
+    })
+}
+
+/// What happens beside the writers.
+const DISTURBANCES: [&str; 12] = [
+    "checkpoint",
+    "vacuum rows",
+    "vacuum full accounts",
+    "analyze",
+    "create table if not exists passing as select generate_series(1, 2000) a",
+    "drop table if exists passing",
+    "create database passing",
+    "drop database if exists passing",
+    "reindex table rows",
+    "alter table rows alter filler set storage external",
+    "select pg_switch_wal()",
+    "create unlogged table if not exists unlogged as select 1; truncate unlogged",
+];
+
+fn disturb(config: &Config, stop: &Arc<AtomicBool>, seed: u64) -> JoinHandle<()> {
+    let mut dice = Dice(seed);
+    until_killed(config, stop, move |client| {
+        let choice = usize::try_from(dice.below(DISTURBANCES.len() as u64)).expect("small");
+        client.simple_query(DISTURBANCES[choice]).map(drop)
+    })
+}
+
+/// Checks what a cluster has after it was killed, and corrects what its writers know.
+fn check(client: &mut Client, writers: &[Writer], what: &str) {
+    for (number, writer) in (0_u64..).zip(writers) {
+        let seen = rows(client, &format!("select count(*), coalesce(max(n) + 1, 0) from rows where writer = {number}"));
+        let (count, next) = seen[0].split_once('|').expect("two columns");
+        assert_eq!(count, next, "{what}: writer {number} has gaps");
+        let (next, acknowledged) = (next.parse::<u64>().expect("a number"), writer.acknowledged.load(Ordering::SeqCst));
+        let may_be = acknowledged..=acknowledged + 1;
+        assert!(may_be.contains(&next), "{what}: writer {number} has {next} rows, acknowledged were {acknowledged}");
+        writer.acknowledged.store(next, Ordering::SeqCst);
+    }
+    let total = rows(client, "select sum(balance), count(*) from accounts");
+    assert_eq!(total, [format!("{}|{ACCOUNTS}", 100 * ACCOUNTS)], "{what}: money was lost or made");
+    let indexes = "select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam
+                   where a.amname = 'btree' and c.relpersistence = 'p' and c.relkind = 'i'";
+    let checked = answer(client, indexes);
+    assert!(checked.is_ok(), "{what}: {checked:?}");
+    // Every page of every table can be read.
+    rows(
+        client,
+        "do $$ declare t regclass; begin for t in select oid from pg_class where relkind in ('r', 'm') \
+         and relpersistence = 'p' loop execute format('select count(t.*) from %s t', t); end loop; end $$",
+    );
+}
+
+/// A directory, and what its writers know.
+struct Round {
+    path: PathBuf,
+    writers: Vec<Writer>,
+}
+
+impl Round {
+    fn new(outer: &Path, number: u64) -> Self {
+        let path = outer.join(format!("data-{number}"));
+        Self { path, writers: (0..WRITERS).map(|_| Writer::default()).collect() }
+    }
+}
+
+#[test]
+fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_else() {
+    let number = |name: &str, default: u64| env::var(name).map_or(default, |text| text.parse().expect("a number"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis();
+    let seed = number("PGLITE_PORT_SEED", u64::try_from(now).expect("a small number"));
+    let kills = number("PGLITE_PORT_KILLS", KILLS);
+    println!("PGLITE_PORT_SEED={seed}");
+    let mut dice = Dice(seed | 1);
+    let outer = tempfile::tempdir().expect("a directory");
+    let mut round = Round::new(outer.path(), 0);
+    for kill in 0..kills {
+        let what = format!("kill {kill} of seed {seed}");
+        if dice.below(10) == 0 {
+            round = Round::new(outer.path(), kill + 1);
+            // A first start, killed while it makes the cluster.
+            let data = round.path.to_str().expect("text");
+            let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0", "--data", data]);
+            thread::sleep(Duration::from_millis(dice.below(400)));
+            program.signal(Signal::KILL);
+            program.wait();
+        }
+        let mut server = open(&round.path);
+        let config = server.config();
+        let mut client = server.connect();
+        set_up(&mut client);
+        check(&mut client, &round.writers, &what);
+        drop(client);
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads: Vec<_> =
+            (0_u64..).zip(&round.writers).map(|(number, writer)| write(&config, &stop, number, writer)).collect();
+        threads.push(disturb(&config, &stop, dice.below(u64::MAX) | 1));
+        thread::sleep(Duration::from_millis(dice.below(LONGEST)));
+        server.program.signal(Signal::KILL);
+        server.program.wait();
+        stop.store(true, Ordering::SeqCst);
+        threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        if (kill + 1) % 100 == 0 {
+            println!("{} of {kills}", kill + 1);
+        }
+    }
+    let server = open(&round.path);
+    check(&mut server.connect(), &round.writers, "at the end");
+}

@@ -1,0 +1,377 @@
+//! A storage in memory that remembers in which order it was changed, and what a disk could be left with when the power
+//! fails at any moment.
+//!
+//! What was synced is there. Of what was not, each sector of each write may be there or not, and so may changes of a
+//! file's length. Names in a directory change in the order of their changes, up to any of those that were not synced;
+//! what was synced has its name, as it has with ext4 and XFS, which write the creation of the name in the same
+//! transaction.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, ErrorKind},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use pglite_port::fs::{Storage, StoredEntry, StoredEntryKind, StoredFile, Timestamp};
+
+/// What a disk writes whole.
+const SECTOR: usize = 512;
+
+/// Numbers that a seed decides (`xorshift64*`).
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
+    }
+}
+
+/// What a name names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Object {
+    File(usize),
+    Directory,
+    Symlink(Vec<u8>),
+}
+
+/// A change, in the order in which all of them were made.
+#[derive(Clone, Debug)]
+enum Change {
+    Write {
+        file: usize,
+        offset: u64,
+        bytes: Arc<[u8]>,
+    },
+    Length {
+        file: usize,
+        len: u64,
+    },
+    /// `path` names `object` from now on, or nothing.
+    Name {
+        path: Vec<u8>,
+        object: Option<Object>,
+    },
+    /// Two names at once.
+    Rename {
+        from: Vec<u8>,
+        to: Vec<u8>,
+        object: Object,
+    },
+    SyncFile {
+        file: usize,
+    },
+    SyncDirectory {
+        path: Vec<u8>,
+    },
+}
+
+/// The files and names at one moment.
+#[derive(Clone, Debug, Default)]
+struct Disk {
+    names: BTreeMap<Vec<u8>, Object>,
+    files: Vec<Arc<Vec<u8>>>,
+}
+
+impl Disk {
+    fn write(&mut self, file: usize, offset: u64, bytes: &[u8]) {
+        let (offset, content) = (usize::try_from(offset).expect("it fits"), Arc::make_mut(&mut self.files[file]));
+        if content.len() < offset + bytes.len() {
+            content.resize(offset + bytes.len(), 0);
+        }
+        content[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn set_len(&mut self, file: usize, len: u64) {
+        Arc::make_mut(&mut self.files[file]).resize(usize::try_from(len).expect("it fits"), 0);
+    }
+
+    fn set_name(&mut self, path: &[u8], object: Option<&Object>) {
+        match object {
+            Some(object) => self.names.insert(path.to_vec(), object.clone()),
+            None => self.names.remove(path),
+        };
+    }
+
+    /// Forgets names in directories that have none themselves.
+    fn drop_unreachable(&mut self) {
+        let names: BTreeSet<_> = self.names.keys().cloned().collect();
+        let is_reachable = |path: &[u8]| {
+            let mut at = parent(path);
+            while !at.is_empty() {
+                if !names.contains(at) {
+                    return false;
+                }
+                at = parent(at);
+            }
+            true
+        };
+        self.names.retain(|path, _| is_reachable(path));
+    }
+
+    /// Moves what is called `from`, and all that is below it.
+    fn rename(&mut self, from: &[u8], to: &[u8], object: &Object) {
+        self.names.remove(from);
+        self.names.insert(to.to_vec(), object.clone());
+        let below = [from, b"/"].concat();
+        let moved: Vec<_> = self.names.keys().filter(|path| path.starts_with(&below)).cloned().collect();
+        for path in moved {
+            if let Some(object) = self.names.remove(&path) {
+                self.names.insert([to, &path[from.len()..]].concat(), object);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    now: Disk,
+    /// From here on changes are remembered.
+    before: Disk,
+    changes: Option<Vec<Change>>,
+    syncs: usize,
+}
+
+/// A storage in memory; a clone is the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<State>>);
+
+impl Memory {
+    fn of(disk: Disk) -> Self {
+        Self(Arc::new(Mutex::new(State { now: disk, ..State::default() })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic")
+    }
+
+    /// Remembers changes from now on. What is there now is on the disk.
+    pub fn record(&self) {
+        let mut state = self.state();
+        state.before = state.now.clone();
+        state.changes = Some(Vec::new());
+    }
+
+    /// How many changes are remembered.
+    pub fn moment(&self) -> usize {
+        self.state().changes.as_ref().map_or(0, Vec::len)
+    }
+
+    /// How often something was synced.
+    pub fn syncs(&self) -> usize {
+        self.state().syncs
+    }
+
+    /// A storage as the disk could be if the power failed when there were `moment` changes.
+    pub fn after_power_loss(&self, moment: usize, dice: &mut Dice) -> Self {
+        let state = self.state();
+        let changes = &state.changes.as_ref().expect("they are recorded")[..moment];
+        // What was synced later, by the number of the last sync.
+        let mut files = BTreeMap::new();
+        let mut directories = BTreeMap::new();
+        for (number, change) in changes.iter().enumerate() {
+            match change {
+                Change::SyncFile { file } => drop(files.insert(*file, number)),
+                Change::SyncDirectory { path } => drop(directories.insert(path.clone(), number)),
+                _ => {}
+            }
+        }
+        // None, all, or each with even chances.
+        let luck = dice.below(4);
+        let survives = |dice: &mut Dice| match luck {
+            0 => false,
+            1 => true,
+            _ => dice.below(2) == 0,
+        };
+        let is_synced = |number: usize, file: &usize| files.get(file).is_some_and(|sync| number < *sync);
+        let mut disk = state.before.clone();
+        disk.files.resize(state.now.files.len(), Arc::default());
+        // Directories whose names are no longer followed.
+        let mut behind = BTreeSet::new();
+        for (number, change) in changes.iter().enumerate() {
+            match change {
+                Change::Write { file, offset, bytes } if is_synced(number, file) => disk.write(*file, *offset, bytes),
+                Change::Write { file, offset, bytes } => {
+                    let mut at = 0;
+                    while at < bytes.len() {
+                        let place = usize::try_from(*offset).expect("it fits") + at;
+                        let end = (at + SECTOR - place % SECTOR).min(bytes.len());
+                        if survives(dice) {
+                            disk.write(*file, place as u64, &bytes[at..end]);
+                        }
+                        at = end;
+                    }
+                }
+                Change::Length { file, len } if is_synced(number, file) || survives(dice) => disk.set_len(*file, *len),
+                Change::Name { path, object } => {
+                    let parent = parent(path).to_vec();
+                    let synced = directories.get(&parent).is_some_and(|sync| number < *sync);
+                    let with_object = match object {
+                        Some(Object::File(file)) => is_synced(number, file),
+                        Some(Object::Directory) => directories.get(path).is_some_and(|sync| number < *sync),
+                        _ => false,
+                    };
+                    if synced || with_object || (!behind.contains(&parent) && survives(dice)) {
+                        disk.set_name(path, object.as_ref());
+                    } else {
+                        behind.insert(parent);
+                    }
+                }
+                Change::Rename { from, to, object } => {
+                    let parents = [parent(from).to_vec(), parent(to).to_vec()];
+                    let synced =
+                        parents.iter().any(|parent| directories.get(parent).is_some_and(|sync| number < *sync));
+                    if synced || (!parents.iter().any(|parent| behind.contains(parent)) && survives(dice)) {
+                        disk.rename(from, to, object);
+                    } else {
+                        behind.extend(parents);
+                    }
+                }
+                Change::Length { .. } | Change::SyncFile { .. } | Change::SyncDirectory { .. } => {}
+            }
+        }
+        disk.drop_unreachable();
+        Self::of(disk)
+    }
+
+    fn change(&self, change: Change) {
+        let mut state = self.state();
+        match &change {
+            Change::Write { file, offset, bytes } => state.now.write(*file, *offset, bytes),
+            Change::Length { file, len } => state.now.set_len(*file, *len),
+            Change::Name { path, object } => state.now.set_name(path, object.as_ref()),
+            Change::Rename { from, to, object } => state.now.rename(from, to, object),
+            Change::SyncFile { .. } | Change::SyncDirectory { .. } => state.syncs += 1,
+        }
+        if let Some(changes) = &mut state.changes {
+            changes.push(change);
+        }
+    }
+
+    fn object(&self, path: &[u8]) -> io::Result<Object> {
+        self.state().now.names.get(path).cloned().ok_or_else(|| ErrorKind::NotFound.into())
+    }
+
+    fn name(&self, path: &[u8], object: Object) -> io::Result<()> {
+        if self.object(path).is_ok() {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        self.change(Change::Name { path: path.to_vec(), object: Some(object) });
+        Ok(())
+    }
+
+    fn handle(&self, file: usize) -> Arc<dyn StoredFile> {
+        Arc::new(File { memory: self.clone(), file })
+    }
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(b"", |slash| &path[..slash])
+}
+
+impl Storage for Memory {
+    fn open(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
+        match self.object(path)? {
+            Object::File(file) => Ok(self.handle(file)),
+            _ => Err(ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn create(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
+        let file = {
+            let mut state = self.state();
+            state.now.files.push(Arc::default());
+            state.now.files.len() - 1
+        };
+        self.name(path, Object::File(file))?;
+        Ok(self.handle(file))
+    }
+
+    fn create_directory(&self, path: &[u8]) -> io::Result<()> {
+        self.name(path, Object::Directory)
+    }
+
+    fn create_symlink(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
+        self.name(path, Object::Symlink(target.to_vec()))
+    }
+
+    fn link(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        let object = self.object(from)?;
+        self.name(to, object)
+    }
+
+    fn unlink(&self, path: &[u8]) -> io::Result<()> {
+        self.object(path)?;
+        self.change(Change::Name { path: path.to_vec(), object: None });
+        Ok(())
+    }
+
+    fn remove_directory(&self, path: &[u8]) -> io::Result<()> {
+        self.unlink(path)
+    }
+
+    fn rename(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        let object = self.object(from)?;
+        self.change(Change::Rename { from: from.to_vec(), to: to.to_vec(), object });
+        Ok(())
+    }
+
+    fn sync_directory(&self, path: &[u8]) -> io::Result<()> {
+        self.change(Change::SyncDirectory { path: path.to_vec() });
+        Ok(())
+    }
+
+    fn list(&self, path: &[u8]) -> io::Result<Vec<StoredEntry>> {
+        let state = self.state();
+        let entry = |(name, object): (&Vec<u8>, &Object)| {
+            let kind = match object {
+                Object::File(file) => StoredEntryKind::File { len: state.now.files[*file].len() as u64 },
+                Object::Directory => StoredEntryKind::Directory,
+                Object::Symlink(target) => StoredEntryKind::Symlink { target: target.clone() },
+            };
+            let begins = if path.is_empty() { 0 } else { path.len() + 1 };
+            StoredEntry { name: name[begins..].to_vec(), kind, modified: Timestamp::default() }
+        };
+        Ok(state.now.names.iter().filter(|(name, _)| parent(name) == path).map(entry).collect())
+    }
+}
+
+#[derive(Debug)]
+struct File {
+    memory: Memory,
+    file: usize,
+}
+
+impl StoredFile for File {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let state = self.memory.state();
+        let content = &state.now.files[self.file];
+        let rest = content.get(usize::try_from(offset).expect("it fits")..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.memory.change(Change::Write { file: self.file, offset, bytes: Arc::from(bytes) });
+        Ok(bytes.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.memory.change(Change::Length { file: self.file, len });
+        Ok(())
+    }
+
+    fn allocate(&self, end: u64) -> io::Result<()> {
+        let len = self.memory.state().now.files[self.file].len() as u64;
+        if end > len { self.set_len(end) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.memory.change(Change::SyncFile { file: self.file });
+        Ok(())
+    }
+}
