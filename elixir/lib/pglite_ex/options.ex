@@ -192,7 +192,8 @@ defmodule PgliteEx.Options do
       else: refuse!(:settings, settings, "a keyword list of strings, numbers and booleans")
   end
 
-  defp validate!(key, path) when key in [:data, :executable, :pglite_dir, :cache_dir, :icu_data] do
+  defp validate!(key, path)
+       when key in [:data, :executable, :pglite_dir, :cache_dir, :icu_data] do
     if is_binary(path) and path != "",
       do: Path.expand(path),
       else: refuse!(key, path, "a path as a string")
