@@ -43,6 +43,7 @@ pub enum BundleError {
     #[error(
         "{name} should be bytes {start} to {end} of PGlite's data file, which has {available}; \
          script and data must be of the same release"
+    )]
     Range {
         /// The file in the bundle.
         name: String,
