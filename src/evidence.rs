@@ -1,12 +1,12 @@
-//! What `pglite-port evidence` prints.
+//! The output of `pglite-port evidence`.
 
 use std::io::{self, Write};
 
 use pglite_port::instrument::Instrumented;
 use serde_json::Value;
 
-/// Prints every function with its index and evidence, then every fact with its address, each on a line; a reader that
-/// has seen enough is no error.
+/// Prints every function with its index and evidence, then every fact with its address, one on each line. A closed
+/// pipe is no error.
 pub(crate) fn print(instrumented: &Instrumented) -> io::Result<()> {
     match write(&mut io::stdout().lock(), instrumented) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -21,7 +21,7 @@ fn write(out: &mut impl Write, instrumented: &Instrumented) -> io::Result<()> {
     write_value(out, "fact", &serde_json::to_value(&instrumented.facts)?)
 }
 
-/// Writes what is in `value`, with the way to it in front of each number and text.
+/// Writes every number and text in `value` after its path.
 fn write_value(out: &mut impl Write, path: &str, value: &Value) -> io::Result<()> {
     match value {
         Value::Object(fields) => {

@@ -8,7 +8,7 @@ use std::{
 use jiff::{Timestamp, tz::TimeZone};
 use pglite_port::{pruning::Entry, template::Summary};
 
-/// Prints one line for each template, under a line of headings; a reader that has seen enough is no error.
+/// Prints one line for each template, after a line of headings. A closed pipe is no error.
 pub(crate) fn print_templates(templates: &[Summary]) -> io::Result<()> {
     print(["NAME", "DATABASE", "SIZE", "MADE", "SOURCE"], templates.iter().map(template_row))
 }
@@ -54,7 +54,7 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{}.{} MB", tenths / 10, tenths % 10)
 }
 
-/// Uses are known to the day.
+/// Times of use are known to the day.
 fn days_ago(time: SystemTime) -> String {
     match time.elapsed().unwrap_or_default().as_secs() / (24 * 60 * 60) {
         0 => "today".to_owned(),
@@ -63,7 +63,7 @@ fn days_ago(time: SystemTime) -> String {
     }
 }
 
-/// In universal time, as everything in a cluster is.
+/// In UTC, as all times in a cluster.
 fn time(time: SystemTime) -> String {
     let Ok(timestamp) = Timestamp::try_from(time) else { return "?".to_owned() };
     timestamp.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()

@@ -64,7 +64,7 @@ fn what_a_dead_process_left_half_done_is_swept_away_by_the_next_one() {
     assert_eq!(names(&cache), [".new-other", "entry.lock"]);
 }
 
-/// A cache with the entry `entry`, a directory that was used so many days ago.
+/// A cache with the entry `entry`, a directory that was last used `days` days ago.
 fn with_entry(days: u64) -> (tempfile::TempDir, Cache) {
     let outer = tempfile::tempdir().unwrap();
     let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();
