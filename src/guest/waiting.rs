@@ -1,4 +1,4 @@
-//! Waiting for the client, and what is done meanwhile.
+//! Waiting for the client, and the work meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,13 @@ use wasmtime::AsContextMut;
 use super::{Guest, heap};
 use crate::client::{Interest, Readiness};
 
-/// How long a session waits for its client's next message before its free memory goes back to the system. A client
-/// that asks one question after the other never waits for that; whoever asks once a second waits for as many page
-/// faults as the answer writes pages, microseconds for a small one.
+/// How long a session waits for its client's next message before it returns its free memory to the system. A client
+/// that sends one query after the other never reaches it. For a client that sends one query each second, each query
+/// costs as many page faults as it writes pages, which takes microseconds for a small query.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// Waits as [`Client::wait`](crate::client::Client::wait) does; meanwhile the other sessions of its cluster have
-/// their turns.
+/// Waits as [`Client::wait`](crate::client::Client::wait) does; other sessions of the cluster have their turns
+/// meanwhile.
 ///
 /// # Errors
 /// When another session of the cluster has crashed.
