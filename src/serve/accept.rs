@@ -1,4 +1,4 @@
-//! Accepting clients, and what an error means for those who come next.
+//! Accepting clients, and handling of errors while accepting.
 
 use std::{io, mem, thread, time::Duration};
 
@@ -7,22 +7,21 @@ use rustix::io::Errno;
 use super::listener::Listener;
 use crate::serve::socket::SocketClient;
 
-/// How long to leave clients waiting when the system has no means to accept them.
+/// The pause before the next attempt when the system has no resources to accept clients.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What an error is about.
+/// The cause of an error.
 #[derive(Debug, PartialEq, Eq)]
 enum About {
-    /// One client, who is gone or cannot be reached: the next one is as welcome.
+    /// One client, which is gone or cannot be reached; the next one can be accepted.
     Client,
-    /// Files, memory or threads, of which there are none left at the moment: to try again at once would fail again at
-    /// once.
+    /// Files, memory or threads, which are used up at the moment; another attempt at once would fail as well.
     Means,
-    /// The listener itself, to which nobody will come any more.
+    /// The listener itself, which cannot accept clients any more.
     Listener,
 }
 
-/// Gives every client that comes to `start`, until the listener fails; its error.
+/// Passes every accepted client to `start` until the listener fails; returns its error.
 pub(super) fn accept_all(listener: &Listener, mut start: impl FnMut(SocketClient) -> io::Result<()>) -> io::Error {
     let mut has_no_means = false;
     loop {
@@ -36,7 +35,7 @@ pub(super) fn accept_all(listener: &Listener, mut start: impl FnMut(SocketClient
             Err((About::Client, error)) => tracing::debug!(%error, "a client could not be accepted"),
             Err((About::Means, error)) => {
                 if !mem::replace(&mut has_no_means, true) {
-                    tracing::warn!(%error, "clients cannot be accepted, and have to wait");
+                    tracing::warn!(%error, "clients cannot be accepted at the moment, and wait");
                 }
                 thread::sleep(PAUSE);
             }
@@ -45,8 +44,8 @@ pub(super) fn accept_all(listener: &Listener, mut start: impl FnMut(SocketClient
     }
 }
 
-/// What an error of `accept` is about (accept(2), "Errors" and "Error handling"; the network's errors are those of
-/// the new connection).
+/// The cause of an error of `accept` (accept(2), "Errors" and "Error handling"; network errors are those of the new
+/// connection).
 fn of_accept(error: &io::Error) -> About {
     match Errno::from_io_error(error) {
         Some(
@@ -68,8 +67,7 @@ fn of_accept(error: &io::Error) -> About {
     }
 }
 
-/// What an error is about that comes after the client was accepted. `EAGAIN` is that of a thread
-/// (`pthread_create(3)`).
+/// The cause of an error after the client was accepted. `EAGAIN` comes from starting a thread (`pthread_create(3)`).
 fn of_start(error: &io::Error) -> About {
     match Errno::from_io_error(error) {
         Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => About::Means,
