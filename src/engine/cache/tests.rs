@@ -19,7 +19,7 @@ fn a_directory_that_others_may_write_is_refused() {
     let outer = tempfile::tempdir().unwrap();
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let error = format!("{:#}", Cache::open(Some(outer.path())).unwrap_err());
-    assert!(error.contains("others may write to it (mode 0777)"), "{error}");
+    assert!(error.contains("others can write to it (mode 0777)"), "{error}");
     assert!(error.contains("--cache-dir"), "{error}");
 }
 
