@@ -70,7 +70,7 @@ pub fn run(
         // An error means that the senders are gone, so no signal can come; stop as well.
         recv(signals) -> _ => Ok(()),
         recv(failure) -> error => {
-            let error = error.map_or_else(|_| anyhow!("the thread that accepts clients has panicked"), anyhow::Error::from);
+            let error = error.map_or_else(|_| anyhow!("the accepting thread has panicked"), anyhow::Error::from);
             Err(error.context("clients can no longer be accepted"))
         }
     };

@@ -207,7 +207,8 @@ mod tests {
             subtags in prop::collection::vec("(?s)[a-z]{0,3}.{0,4}", 0..6),
             separators in prop::collection::vec("[-_@=;]", 6),
         ) {
-            let tag: String = subtags.iter().zip(&separators).flat_map(|(tag, separator)| [tag.as_str(), separator]).collect();
+            let parts = subtags.iter().zip(&separators);
+            let tag: String = parts.flat_map(|(tag, separator)| [tag.as_str(), separator]).collect();
             for locale in [text.clone(), format!("en-{text}@collation={text}"), format!("fr-{tag}"), tag] {
                 if let Some(lacking) = lacking(&locale, |_| false) {
                     prop_assert!(lacking.collation.is_ascii(), "{locale:?}: {lacking:?}");

@@ -55,7 +55,7 @@ impl Hangups {
         let watching = hangups.clone();
         thread::Builder::new().name("hangups".to_owned()).spawn(move || {
             if let Err(error) = watching.run() {
-                tracing::error!(%error, "closed connections are detected only by sessions that read from their clients");
+                tracing::error!(%error, "only sessions that read from their clients detect closed connections");
             }
         })?;
         Ok(hangups)
