@@ -45,7 +45,7 @@ pub fn run(
     let listener = Arc::new(Listener::bind(listen)?);
     let connections = Arc::new(Connections::new(sessions));
     for address in listener.ips().filter(|address| !address.is_loopback()) {
-        warn_about_strangers(address);
+        warn_about_open_address(address);
     }
     let hangups = Hangups::watch().context("the thread that detects closed connections cannot be started")?;
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
@@ -80,7 +80,7 @@ pub fn run(
     end
 }
 
-fn warn_about_strangers(address: IpAddr) {
+fn warn_about_open_address(address: IpAddr) {
     tracing::warn!(%address, "every client that can reach this address can connect as a superuser without a password");
 }
 

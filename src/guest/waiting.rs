@@ -10,7 +10,7 @@ use crate::client::{Interest, Readiness};
 /// How long a session waits for its client's next message before it returns its free memory to the system. A client
 /// that sends one query after the other never reaches it. For a client that sends one query each second, each query
 /// costs as many page faults as it writes pages, which takes microseconds for a small query.
-const MOMENT: Duration = Duration::from_secs(1);
+const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// Waits as [`Client::wait`](crate::client::Client::wait) does; other sessions of the cluster have their turns
 /// meanwhile.
@@ -27,9 +27,9 @@ pub(crate) fn wait(
     if let Some(seat) = &mut guest.seat {
         seat.end_turn();
     }
-    let moment = Instant::now() + MOMENT;
-    let readiness = if interest == Interest::Read && deadline.is_none_or(|deadline| deadline > moment) {
-        match guest.client.wait(interest, Some(moment)) {
+    let idle_at = Instant::now() + IDLE_TIME;
+    let readiness = if interest == Interest::Read && deadline.is_none_or(|deadline| deadline > idle_at) {
+        match guest.client.wait(interest, Some(idle_at)) {
             Readiness::TimedOut => {
                 heap::give_back(&context)?;
                 context.data_mut().client.wait(interest, deadline)

@@ -36,7 +36,7 @@ pub enum Hook {
     /// `semaphore_wait(semaphore)`: waits for another session, for example to release a lightweight lock. The host
     /// returns when a session may have done so; if none has, it is called again.
     SemaphoreWait,
-    /// `postmaster_is_alive() -> bool`: whether the session still has a client or host to work for.
+    /// `postmaster_is_alive() -> bool`: whether the postmaster still runs.
     PostmasterIsAlive,
     /// `wal_segment()`: the process begins a WAL segment. It may hold lightweight locks and be in a critical section.
     WalSegment,
