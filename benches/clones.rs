@@ -17,11 +17,12 @@ use std::{
 };
 
 use pglite_port::{
+    administration::{Administration, figure},
     connection::Connections,
-    databases::{Databases, Places, Settings},
+    databases::{Databases, Paths, Settings},
     log::LogSink,
     port::frame::{Kind, Options},
-    session::{Mode, Sessions},
+    session::Mode,
 };
 use rows::{Figure, Row, Unit, leave};
 use support::{
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         table.times("clone to first SELECT 1, warm pool", Some(0.1e-3), &warm(rounds));
     }
     if wanted("memory") {
-        memory(&mut table, &connections);
+        memory(&mut table, &plain, &connections);
     }
     if wanted("live") {
         many(&mut table, &connections, if is_test { 10 } else { 1000 });
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
 fn open(warm: usize) -> Arc<Databases> {
     let settings = Settings { warm, ..Settings::default() };
     let log = LogSink::new(|_, _, _, _| {});
-    Arc::new(Databases::open(&Places::default(), Mode::Isolated, settings, log).expect("databases"))
+    Arc::new(Databases::open(&Paths::default(), Mode::Isolated, settings, log).expect("databases"))
 }
 
 fn connect(connections: &Arc<Connections>, id: u32) -> Local {
@@ -120,17 +121,17 @@ impl Pool {
     }
 
     fn wait_until_full(&self) {
-        while !self.databases.stats().iter().any(|(key, value)| *key == "warm" && value == "8") {
+        while !self.databases.figures().contains(&figure::WARM_CLONES.figure(8)) {
             std::thread::sleep(Duration::from_micros(100));
         }
     }
 }
 
-fn memory(table: &mut Table, connections: &Arc<Connections>) {
+fn memory(table: &mut Table, databases: &Databases, connections: &Arc<Connections>) {
     let before = smaps();
     let mut clones: Vec<Local> = (0..CLONES).map(|id| connect(connections, id)).collect();
     table.bytes("private memory after SELECT 1", Some(0.8e6), (smaps() - before).private / u64::from(CLONES));
-    table.bytes("  of it linear memory and files, as told by `memory`", None, told(connections));
+    table.bytes("  of it linear memory and files, as told by `memory`", None, told(databases));
     for clone in &mut clones {
         clone.values("CREATE TABLE t (id int PRIMARY KEY, name text)");
         clone.values("INSERT INTO t SELECT n, 'name ' || n FROM generate_series(1, 100) n");
@@ -138,14 +139,13 @@ fn memory(table: &mut Table, connections: &Arc<Connections>) {
     }
     let each = (smaps() - before).private / u64::from(CLONES);
     table.bytes("private memory after CREATE TABLE and 100 rows", Some(2.5e6), each);
-    table.bytes("  of it linear memory and files, as told by `memory`", None, told(connections));
+    table.bytes("  of it linear memory and files, as told by `memory`", None, told(databases));
 }
 
 /// The median of the sums that the request `memory` returns.
-fn told(connections: &Arc<Connections>) -> u64 {
-    let figures = connections.sessions().memory().expect("figures");
-    let mut sums: Vec<u64> =
-        figures.iter().filter(|(key, _)| *key == "sum").map(|(_, value)| value.parse().expect("a number")).collect();
+fn told(databases: &Databases) -> u64 {
+    let connections = databases.memory().expect("figures");
+    let mut sums: Vec<u64> = connections.into_iter().map(|(_, bytes)| bytes.sum()).collect();
     sums.sort_unstable();
     sums[sums.len() / 2]
 }

@@ -23,7 +23,7 @@ use std::{
 
 use pglite_port::{
     connection::Connections,
-    databases::{Databases, Places, Settings},
+    databases::{Databases, Paths, Settings},
     log::LogSink,
     session::Mode,
 };
@@ -62,7 +62,7 @@ fn main() {
 
 fn start() -> Arc<Connections> {
     let settings = Settings::default();
-    let databases = Databases::open(&Places::default(), Mode::Shared, settings, LogSink::new(|_, _, _, _| {}));
+    let databases = Databases::open(&Paths::default(), Mode::Shared, settings, LogSink::new(|_, _, _, _| {}));
     Arc::new(Connections::new(Arc::new(databases.expect("databases"))))
 }
 

@@ -16,7 +16,7 @@ use std::{
 use criterion::{Criterion, SamplingMode};
 use pglite_port::{
     connection::Connections,
-    databases::{Databases, Places, Settings},
+    databases::{Databases, Paths, Settings},
     log::LogSink,
     port::frame::{Frame, Kind, Parsed, parse},
     session::Mode,
@@ -89,7 +89,7 @@ fn main() {
 fn in_process(criterion: &mut Criterion, scripts: &[(&'static str, Script, Option<f64>)]) {
     for mode in MODES {
         let log = LogSink::to_own_log();
-        let databases = Databases::open(&Places::default(), mode, Settings::default(), log).expect("databases");
+        let databases = Databases::open(&Paths::default(), mode, Settings::default(), log).expect("databases");
         let connections = Arc::new(Connections::new(Arc::new(databases)));
         let mut group = criterion.benchmark_group(format!("{mode} in process"));
         for (name, script, _) in scripts {

@@ -14,7 +14,7 @@ use crate::{
         error_response::{ErrorResponse, Severity, sqlstate},
         startup::{Negotiation, StartupError, StartupMessage, Step},
     },
-    session::{Control, Mode, SessionEnd, SessionRequest, panic_text},
+    session::{Control, Mode, SessionEnd, SessionStart, panic_text},
 };
 
 mod live;
@@ -43,7 +43,7 @@ pub struct Opening {
 /// Serves `client` from its first byte to its last and returns the report of how it ended, for the close frame.
 ///
 /// A panic on the way ends only this connection.
-fn attend<C: Client + Clone + 'static>(
+fn serve<C: Client + Clone + 'static>(
     connections: &Connections,
     mut client: C,
     opening: &Opening,
@@ -52,10 +52,10 @@ fn attend<C: Client + Clone + 'static>(
     let mut followed = Followed::new(client.clone());
     let end = catch_unwind(AssertUnwindSafe(|| {
         let (startup, packet) = match negotiate(connections, &mut client, control) {
-            Ok(start) => start,
+            Ok(negotiated) => negotiated,
             Err(end) => return end,
         };
-        let request = SessionRequest {
+        let start = SessionStart {
             id: opening.id,
             startup: &startup,
             packet: &packet,
@@ -65,7 +65,7 @@ fn attend<C: Client + Clone + 'static>(
             control,
             transaction: followed.transaction(),
         };
-        connections.sessions().serve(request, Box::new(followed.clone()))
+        connections.sessions().serve(start, Box::new(followed.clone()))
     }));
     let report = match end {
         Ok(SessionEnd::Orderly) => return closed("connection closed"),
@@ -88,7 +88,7 @@ fn attend<C: Client + Clone + 'static>(
     };
     // In the middle of a message an ErrorResponse would be taken for a part of it.
     if report.severity != Severity::Log && followed.is_between_messages() {
-        // A client that is gone need not be told.
+        // A client that is gone cannot be written to.
         let _ = write_all(&mut followed, &report.encode());
     }
     report
@@ -130,7 +130,7 @@ fn negotiate<C: Client>(
     }
 }
 
-/// Appends exactly `missing` bytes from the client to `packet`, or fewer if it leaves; says whether all have come.
+/// Appends exactly `missing` bytes from the client to `packet`, or fewer if it leaves; returns whether all have come.
 fn read_more<C: Client>(
     client: &mut C,
     packet: &mut Vec<u8>,

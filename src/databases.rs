@@ -1,4 +1,8 @@
 //! Which cluster a connection gets: the program behind every connection.
+//!
+//! * `isolated`: clusters of one connection each
+//! * `shared`: one cluster for many
+//! * `administration`: figures, templates, reloading
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -10,10 +14,11 @@ use crate::{
     databases::{isolated::Isolated, shared::Postmaster},
     log::LogSink,
     protocol::error_response::{ErrorResponse, sqlstate},
-    session::{Answer, Mode, SessionEnd, SessionRequest, Sessions},
+    session::{Mode, SessionEnd, SessionStart, Sessions},
     template::Templates,
 };
 
+mod administration;
 mod isolated;
 mod shared;
 
@@ -22,7 +27,7 @@ pub use shared::{OnFailure, SharedSettings};
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
+pub struct Paths {
     /// The directory with PGlite's files; looked for if there is none.
     pub pglite: Option<PathBuf>,
     /// The directory for compiled code and prepared clusters; the user's cache if there is none.
@@ -40,7 +45,7 @@ pub struct Settings {
     pub start: Start,
     /// The shared cluster's.
     pub shared: SharedSettings,
-    /// Is told when the shared cluster has crashed and cannot be started again.
+    /// Called when the shared cluster has crashed and cannot be started again.
     pub on_failure: Option<OnFailure>,
 }
 
@@ -51,7 +56,7 @@ pub struct Databases {
     settings: SharedSettings,
     on_failure: Option<OnFailure>,
     log: LogSink,
-    /// The shared cluster, started when somebody first wants it.
+    /// The shared cluster, started for the first connection that needs it.
     postmaster: Mutex<Option<Arc<Postmaster>>>,
 }
 
@@ -60,8 +65,8 @@ impl Databases {
     ///
     /// # Errors
     /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
-    pub fn open(places: &Places, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
-        let (pglite, cache, icu) = (places.pglite.as_deref(), places.cache.as_deref(), places.icu_data.as_deref());
+    pub fn open(paths: &Paths, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
+        let (pglite, cache, icu) = (paths.pglite.as_deref(), paths.cache.as_deref(), paths.icu_data.as_deref());
         let templates = Templates::open(pglite, cache, icu, settings.warm, log.clone())?;
         let templates = Arc::new(templates);
         let isolated = Isolated::new(templates.clone(), settings.start);
@@ -93,15 +98,15 @@ impl Databases {
 }
 
 impl Sessions for Databases {
-    fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd {
-        if request.startup.asks_for_replication() {
+    fn serve(&self, start: SessionStart<'_>, client: Box<dyn Client>) -> SessionEnd {
+        if start.startup.asks_for_replication() {
             // The guest would let it in, and then has no walsender's wake-ups.
             let message = "this server does not support replication connections";
             return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
         }
-        let served = match request.mode {
-            Mode::Isolated => self.isolated.serve(&request, client),
-            Mode::Shared => self.postmaster().and_then(|postmaster| postmaster.serve(&request, client)),
+        let served = match start.mode {
+            Mode::Isolated => self.isolated.serve(&start, client),
+            Mode::Shared => self.postmaster().and_then(|postmaster| postmaster.serve(&start, client)),
         };
         served.unwrap_or_else(|error| {
             tracing::error!("a session could not be started: {error:#}");
@@ -113,33 +118,5 @@ impl Sessions for Databases {
         if let Some(postmaster) = self.postmaster.lock().take() {
             postmaster.shut_down();
         }
-    }
-
-    fn reload(&self) -> Answer {
-        // One that is being started reads its configuration anyway.
-        if let Some(Some(postmaster)) = self.postmaster.try_lock().as_deref() {
-            postmaster.reload();
-        }
-        self.isolated.reload();
-        Ok(Vec::new())
-    }
-
-    fn stats(&self) -> Vec<(&'static str, String)> {
-        let mut stats = self.isolated.stats();
-        let sessions = self.postmaster.lock().as_ref().map_or(0, |postmaster| postmaster.sessions());
-        stats.push(("shared_sessions", sessions.to_string()));
-        stats
-    }
-
-    fn memory(&self) -> Answer {
-        self.isolated.memory()
-    }
-
-    fn templates(&self) -> Answer {
-        self.isolated.templates()
-    }
-
-    fn drop_template(&self, name: &str) -> Answer {
-        self.isolated.drop_template(name)
     }
 }

@@ -36,19 +36,19 @@ const GAP: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Image {
     file: File,
-    shape: Shape,
+    layout: Layout,
 }
 
 /// The addresses of an image's contents.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Shape {
+pub(crate) struct Layout {
     /// The memory's size in pages of 64 KiB.
     wasm_pages: u64,
     /// Contents that are not zero, by address; in the file they follow each other without gaps.
     extents: Vec<Range<u64>>,
 }
 
-impl Shape {
+impl Layout {
     fn file_len(&self) -> u64 {
         self.extents.iter().map(|extent| extent.end - extent.start).sum()
     }
@@ -78,15 +78,15 @@ impl Shape {
 impl Image {
     /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns the shape, which
     /// [`Image::open`] needs.
-    pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Shape> {
-        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
+    pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Layout> {
+        let layout = Layout { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
         let write = || {
             let file = File::create(path)?;
-            write_extents(&file, bytes, &shape)?;
+            write_extents(&file, bytes, &layout)?;
             file.sync_all()
         };
         write().with_context(|| format!("{} cannot be written", path.display()))?;
-        Ok(shape)
+        Ok(layout)
     }
 
     /// An image of `bytes` without the ranges in `excluded`, kept in a memory file of the operating system.
@@ -96,32 +96,32 @@ impl Image {
             let excluded = excluded.start.into()..excluded.end.into();
             extents = extents.into_iter().flat_map(|extent| without(&extent, &excluded)).collect();
         }
-        let shape = Shape { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents };
-        shape.check()?;
+        let layout = Layout { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents };
+        layout.check()?;
         let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no memory for an image")?);
-        write_extents(&file, bytes, &shape).context("no memory for an image")?;
-        Ok(Self { file, shape })
+        write_extents(&file, bytes, &layout).context("no memory for an image")?;
+        Ok(Self { file, layout })
     }
 
     /// Opens the image at `path`, which must not be changed while instances use it.
-    pub(crate) fn open(path: &Path, shape: Shape) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, layout: Layout) -> anyhow::Result<Self> {
         let open = || {
-            shape.check()?;
+            layout.check()?;
             let file = File::open(path)?;
-            let (found, expected) = (file.metadata()?.len(), shape.file_len());
+            let (found, expected) = (file.metadata()?.len(), layout.file_len());
             ensure!(found == expected, "it has {found} bytes, expected {expected}");
             Ok(file)
         };
         let file = open().with_context(|| format!("the memory image {} cannot be used", path.display()))?;
-        Ok(Self { file, shape })
+        Ok(Self { file, layout })
     }
 
     /// Maps the contents over `memory`, which was never written, and grows it to their size.
     pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
-        let missing = self.shape.wasm_pages.saturating_sub(memory.size(&*store));
+        let missing = self.layout.wasm_pages.saturating_sub(memory.size(&*store));
         memory.grow(&mut *store, missing)?;
         let base = memory.data_ptr(&*store);
-        for (extent, offset) in self.shape.placed() {
+        for (extent, offset) in self.layout.placed() {
             let length = usize::try_from(extent.end - extent.start)?;
             // SAFETY: `check` found the extent page-aligned and inside the memory, which was just grown to the
             // image's size, does not move (`memory_may_move(false)`) and is unmapped as a whole when the store is
@@ -223,10 +223,10 @@ fn without(extent: &Range<u64>, excluded: &Range<u64>) -> impl Iterator<Item = R
     [before, after].into_iter().filter(|part| part.start < part.end)
 }
 
-fn write_extents(file: &File, bytes: &[u8], shape: &Shape) -> io::Result<()> {
+fn write_extents(file: &File, bytes: &[u8], layout: &Layout) -> io::Result<()> {
     let page = page_size();
-    file.set_len(shape.file_len())?;
-    for (extent, offset) in shape.placed() {
+    file.set_len(layout.file_len())?;
+    for (extent, offset) in layout.placed() {
         let place = |address: u64| usize::try_from(address).map_or(bytes.len(), |address| address.min(bytes.len()));
         for (at, content) in (offset..).step_by(page).zip(bytes[place(extent.start)..place(extent.end)].chunks(page)) {
             // Zeros remain holes.

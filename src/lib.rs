@@ -10,6 +10,7 @@
 //! * [`serve`]: a TCP or unix-socket listener, for use without frames.
 //! * [`connection`]: one client from its first byte to its last.
 //! * [`databases`]: chooses a connection's cluster, the shared one or its own.
+//! * [`administration`]: administration of the program: figures, templates, configuration.
 //! * [`session`]: the interface between the rooms above.
 //! * [`pruning`]: lists the cache and removes what has not been used for long.
 //!
@@ -28,10 +29,12 @@
 //! * [`fs`]: the guest's files, in memory, copied on write.
 //! * [`client`]: a client's byte stream, as a backend uses it.
 //! * [`icu`]: ICU data that PGlite does not contain.
+//! * `postgres`: numbers and offsets that are compiled into the guest, with their sources.
 //! * `random`: unpredictable bytes.
 //! * `sync`: locks, which a model checker can replace.
 //! * `sources`: digests of the sources, for the keys in the cache.
 
+pub mod administration;
 mod backend;
 pub mod client;
 mod cluster;
@@ -45,6 +48,7 @@ mod image;
 pub mod instrument;
 pub mod log;
 pub mod port;
+mod postgres;
 pub mod protocol;
 pub mod pruning;
 mod random;

@@ -1,4 +1,4 @@
-//! The tables that `pglite-port templates` and `pglite-port cache` print.
+//! The output of the commands `templates`, `cache` and `evidence`.
 
 use std::{
     io::{self, Write},
@@ -6,7 +6,8 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use pglite_port::{pruning::Entry, template::Summary};
+use pglite_port::{instrument::Instrumented, pruning::Entry, template::Summary};
+use serde_json::Value;
 
 /// Prints one line for each template, after a line of headings. A closed pipe is no error.
 pub(crate) fn print_templates(templates: &[Summary]) -> io::Result<()> {
@@ -19,7 +20,12 @@ pub(crate) fn print_entries(entries: &[Entry]) -> io::Result<()> {
 }
 
 fn print<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String; N]>) -> io::Result<()> {
-    match write(&mut io::stdout().lock(), headings, rows) {
+    until_enough(write(&mut io::stdout().lock(), headings, rows))
+}
+
+/// A closed pipe is no error.
+fn until_enough(written: io::Result<()>) -> io::Result<()> {
+    match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }
@@ -67,6 +73,32 @@ fn days_ago(time: SystemTime) -> String {
 fn time(time: SystemTime) -> String {
     let Ok(timestamp) = Timestamp::try_from(time) else { return "?".to_owned() };
     timestamp.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// Prints every function with its index and evidence, then every fact with its address, one on each line. A closed
+/// pipe is no error.
+pub(crate) fn print_evidence(instrumented: &Instrumented) -> io::Result<()> {
+    until_enough(write_evidence(&mut io::stdout().lock(), instrumented))
+}
+
+fn write_evidence(out: &mut impl Write, instrumented: &Instrumented) -> io::Result<()> {
+    for finding in &instrumented.findings {
+        writeln!(out, "function {} {}: {}", finding.name, finding.index, finding.evidence)?;
+    }
+    write_value(out, "fact", &serde_json::to_value(&instrumented.facts)?)
+}
+
+/// Writes every number and text in `value` after its path.
+fn write_value(out: &mut impl Write, path: &str, value: &Value) -> io::Result<()> {
+    match value {
+        Value::Object(fields) => {
+            fields.iter().try_for_each(|(name, value)| write_value(out, &format!("{path} {name}"), value))
+        }
+        Value::Array(items) => (0..)
+            .zip(items)
+            .try_for_each(|(index, value): (usize, _)| write_value(out, &format!("{path} {index}"), value)),
+        value => writeln!(out, "{path}: {value}"),
+    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pglite_port::{
-    databases::{Databases, Places, Settings, SharedSettings},
+    databases::{Databases, Paths, Settings, SharedSettings},
     engine::{
         artefact::{Artefact, PGLITE_WASM},
         cache::Cache,
@@ -37,7 +37,6 @@ use signal_hook::{
 use stop::Stop;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-mod evidence;
 mod list;
 mod stop;
 
@@ -272,7 +271,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
                 Some(file) => fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?,
                 None => command_line.engine.read_backend()?,
             };
-            evidence::print(&instrument(&wasm)?).context("the evidence cannot be written")?;
+            list::print_evidence(&instrument(&wasm)?).context("the evidence cannot be written")?;
         }
         Command::Templates { remove: None } => {
             list::print_templates(&command_line.engine.open_shelf()?.list()?).context("the list cannot be written")?;
@@ -298,14 +297,14 @@ impl CommandLine {
         stop: &Stop,
     ) -> anyhow::Result<Arc<Databases>> {
         let engine = &self.engine;
-        let places = Places {
+        let paths = Paths {
             pglite: engine.pglite_dir.clone(),
             cache: engine.cache_dir.clone(),
             icu_data: engine.icu_data.clone(),
         };
         let on_failure = Some(stop.on_failure());
         let settings = Settings { warm: clones.warm, shared: shared.settings(), on_failure, ..Settings::default() };
-        let databases = Arc::new(Databases::open(&places, self.mode, settings, LogSink::to_own_log())?);
+        let databases = Arc::new(Databases::open(&paths, self.mode, settings, LogSink::to_own_log())?);
         stop.reload_on_hangup(databases.clone());
         pruning::prune_in_background(engine.cache_dir.as_deref());
         Ok(databases)

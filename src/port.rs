@@ -12,6 +12,7 @@ use std::{
 use crossbeam_channel::{Receiver, select, unbounded};
 
 use crate::{
+    administration::Administration,
     connection::Connections,
     engine::artefact::{PGLITE_VERSION, POSTGRES_VERSION},
     log::patient::Patient,
@@ -30,7 +31,7 @@ mod router;
 
 /// How long sessions may take to end when they are asked to in an orderly way.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long they may take when nobody can hear them any more. With [`FLUSH`] it stays below the two
+/// How long they may take when the parent is gone. With [`FLUSH`] it stays below the two
 /// seconds that are promised.
 const SHORT_GRACE: Duration = Duration::from_secs(1);
 /// How long the last frames may take on their way out.
@@ -74,25 +75,25 @@ impl Ending {
 pub fn run(
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
-    sessions: Arc<dyn Sessions>,
+    databases: Arc<impl Sessions + Administration>,
     mode: Mode,
     signals: &Receiver<()>,
 ) -> io::Result<Ending> {
     let (ending, endings) = unbounded();
     let outbox = Arc::new(Outbox::default());
     outbox.push_options(Kind::Hello, 0, &hello());
-    let connections = Arc::new(Connections::new(sessions));
+    let connections = Arc::new(Connections::new(databases.clone()));
 
     let (writer_outbox, writer_ending) = (outbox.clone(), ending.clone());
     thread::Builder::new().name("stdout".to_owned()).spawn(move || {
         let error = writer_outbox.write_to(output);
         tracing::debug!(%error, "stdout takes no more: the parent is gone");
-        // Nobody listens after the end has begun.
+        // The receiver is gone after the end has begun.
         let _ = writer_ending.send(Ending::ParentGone);
     })?;
 
     let on_shut_down = ending.clone();
-    let router = Router::new(connections.clone(), outbox.clone(), mode, move || {
+    let router = Router::new(connections.clone(), databases, outbox.clone(), mode, move || {
         let _ = on_shut_down.send(Ending::ShutDown);
     });
     thread::Builder::new().name("stdin".to_owned()).spawn(move || {
@@ -129,7 +130,7 @@ pub fn take_stdio() -> io::Result<(impl Read + Send + 'static, impl Write + Send
     Ok((Patient::from(input), Patient::from(output)))
 }
 
-/// What the parent is told first.
+/// The options of the first frame.
 fn hello() -> Options {
     Options::new()
         .with("protocol", frame::PROTOCOL_VERSION)
@@ -141,7 +142,7 @@ fn hello() -> Options {
         .with("pid", process::id())
 }
 
-/// Passes frames on until there are no more, and says why.
+/// Passes frames on until there are no more, and returns the reason.
 fn read_frames(mut input: impl Read, router: &Arc<Router>) -> Ending {
     // Bytes `start..end` have been read but not parsed; the frame at `start` is the stream's `offset`th byte.
     let (mut buffer, mut start, mut end, mut offset) = (vec![0; READ], 0, 0, 0);

@@ -1,29 +1,25 @@
-//! What serves clients and what makes their sessions have in common: a request for a session, its end, and the
-//! outside's hold on it.
+//! What serves clients and what makes their sessions have in common: a session's start, its end, and the outside's
+//! hold on it.
 //!
 //! * `mod`: the seam [`Sessions`]
 //! * [`cancel`]: backend keys, and how a session is interrupted
-//! * `control`: interrupts, requests and the order to end, from other threads
-//! * `request`: what is asked of a session
+//! * `control`: interrupts, tasks and the order to end, from other threads
+//! * `task`: what is asked of a session
 
 pub mod cancel;
 mod control;
-mod request;
+mod task;
 
 use std::{any::Any, fmt, str::FromStr};
 
 use crate::{
     client::Client,
     log::LogSink,
-    protocol::{
-        boundary::TransactionStatus,
-        error_response::{ErrorResponse, sqlstate},
-        startup::StartupMessage,
-    },
+    protocol::{boundary::TransactionStatus, error_response::ErrorResponse, startup::StartupMessage},
 };
 
 pub use control::{Control, Registration};
-pub use request::{Answer, Request, Task};
+pub use task::{Outcome, PendingTask, Task};
 
 /// Which kind of database a connection gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,60 +63,16 @@ pub trait Sessions: Send + Sync + 'static {
     ///
     /// All that the session has to say has been written when it returns: [`Client::write`] takes a part
     /// at a time, and a session waits for the rest of its window.
-    fn serve(&self, request: SessionRequest<'_>, client: Box<dyn Client>) -> SessionEnd;
+    fn serve(&self, start: SessionStart<'_>, client: Box<dyn Client>) -> SessionEnd;
 
     /// Puts everything away (a shutdown checkpoint, say) after the last session has ended. The program
     /// exits when it returns, or when it takes too long.
     fn shut_down(&self) {}
-
-    /// Has the clusters read their configuration files again, as a `SIGHUP` to a postmaster does.
-    ///
-    /// # Errors
-    /// When a cluster cannot, or these sessions have none.
-    fn reload(&self) -> Answer {
-        Err(not_available("reload"))
-    }
-
-    /// Figures for the reply to `stats`.
-    fn stats(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
-
-    /// The private memory of the connections that have a cluster of their own: for each `connection`, `memory`,
-    /// `files` and `sum`, in bytes, then the totals of all of them.
-    ///
-    /// # Errors
-    /// When there is no such accounting here.
-    fn memory(&self) -> Answer {
-        Err(not_available("memory"))
-    }
-
-    /// The templates: for each `name`, `database`, `key`, `size` on disk in bytes, and when it was `made`, in
-    /// microseconds since 1970.
-    ///
-    /// # Errors
-    /// When they cannot be read, or these sessions have no templates.
-    fn templates(&self) -> Answer {
-        Err(not_available("templates"))
-    }
-
-    /// Removes the template `name`; clones of it live on.
-    ///
-    /// # Errors
-    /// When there is none, or it cannot be removed.
-    fn drop_template(&self, name: &str) -> Answer {
-        let _ = name;
-        Err(not_available("drop_template"))
-    }
-}
-
-fn not_available(what: &str) -> ErrorResponse {
-    ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, format!("{what} is not available for these sessions"))
 }
 
 /// What a session is made from.
 #[non_exhaustive]
-pub struct SessionRequest<'a> {
+pub struct SessionStart<'a> {
     /// The connection's number.
     pub id: u32,
     /// The startup message, parsed.
@@ -142,18 +94,18 @@ pub struct SessionRequest<'a> {
 /// How a session ended.
 #[derive(Debug)]
 pub enum SessionEnd {
-    /// As PostgreSQL ends one: the client said so, or the backend has told it why.
+    /// As PostgreSQL ends one: the client has ended it, or has got the backend's error.
     Orderly,
     /// The client went away.
     ClientGone,
-    /// The session could not start or was ended from outside, and its client has not been told why: this
-    /// is why. A report of [`Severity::Log`](crate::protocol::error_response::Severity::Log) it is not told.
+    /// The session could not start or was ended from outside, for this reason, which its client has not got yet. It
+    /// does not get a report of [`Severity::Log`](crate::protocol::error_response::Severity::Log).
     Refused(ErrorResponse),
     /// The wasm trapped; the error carries the backtrace, for the log.
     Trapped(anyhow::Error),
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")

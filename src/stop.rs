@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
-use pglite_port::{databases::OnFailure, log::OwnLog, session::Sessions};
+use pglite_port::{administration::Administration, databases::OnFailure, log::OwnLog};
 use signal_hook::{consts::signal::SIGHUP, iterator::Signals};
 
 /// The exit status when the shared cluster has crashed and does not start again.
@@ -20,7 +20,7 @@ pub(crate) struct Stop {
     sender: Sender<()>,
     asked: Receiver<()>,
     failure: Arc<Mutex<Option<anyhow::Error>>>,
-    reloaded: Arc<OnceLock<Arc<dyn Sessions>>>,
+    reloaded: Arc<OnceLock<Arc<dyn Administration>>>,
 }
 
 impl Stop {
@@ -31,14 +31,14 @@ impl Stop {
     pub(crate) fn on(signals: &[i32]) -> anyhow::Result<Self> {
         let mut signals = Signals::new(signals.iter().chain([&SIGHUP])).context("cannot handle signals")?;
         let (sender, asked) = unbounded();
-        let reloaded = Arc::new(OnceLock::<Arc<dyn Sessions>>::new());
+        let reloaded = Arc::new(OnceLock::<Arc<dyn Administration>>::new());
         let (stop, reload) = (sender.clone(), reloaded.clone());
         let handle = move || {
             for signal in signals.forever() {
                 if signal != SIGHUP {
                     let _ = stop.send(());
-                } else if let Some(Err(error)) = reload.get().map(|sessions| sessions.reload()) {
-                    tracing::error!("the configuration was not reloaded: {}", error.message);
+                } else if let Some(administration) = reload.get() {
+                    administration.reload();
                 }
             }
         };
@@ -63,10 +63,10 @@ impl Stop {
         })
     }
 
-    /// Makes `SIGHUP` reload the configuration of the clusters of `sessions`.
-    pub(crate) fn reload_on_hangup(&self, sessions: Arc<dyn Sessions>) {
+    /// Makes `SIGHUP` reload the configuration of the clusters of `administration`.
+    pub(crate) fn reload_on_hangup(&self, administration: Arc<dyn Administration>) {
         // It is set once.
-        let _ = self.reloaded.set(sessions);
+        let _ = self.reloaded.set(administration);
     }
 
     /// The exit status after a stop; an error that caused it is written to `log`.

@@ -14,7 +14,7 @@ use std::{
 use pglite_port::{
     connection::Connections,
     databases::Settings,
-    session::{Request, Task},
+    session::{PendingTask, Task},
     template::{Recipe, Script, Shelf},
 };
 use rustix::process::Signal;
@@ -157,7 +157,7 @@ fn of_templates_only_what_another_version_has_built_goes_and_their_data_stays() 
         local.values("INSERT INTO t VALUES (2)");
         let (sender, answer) = channel();
         let task = Task::Freeze { name: "frozen".into(), key: None };
-        local.control.ask(Request::new(task, move |answer| sender.send(answer).expect("we wait")));
+        local.control.assign(PendingTask::new(task, move |answer| sender.send(answer).expect("we wait")));
         answer.recv_timeout(PATIENCE).expect("an answer").expect("it is frozen");
         drop((local, connections));
         // The connection's thread uses the template until its end.

@@ -6,9 +6,9 @@ mod support;
 use std::{collections::HashSet, sync::Arc, thread, time::Instant};
 
 use pglite_port::{
+    administration::{Administration, Figure, PrivateBytes, figure},
     connection::Connections,
     databases::{Databases, Settings},
-    session::Sessions,
 };
 use support::{
     PATIENCE, cache,
@@ -49,8 +49,7 @@ fn random_numbers_start_times_and_cancel_keys_differ_between_clones_whether_they
 
 #[test]
 fn a_clone_from_the_pool_has_started_when_it_was_taken_and_not_when_it_was_made() {
-    let databases = Arc::new(cache::open_at(&cache::shared(), Settings { warm: 1, ..Settings::default() }));
-    let connections = Arc::new(Connections::new(databases.clone()));
+    let (databases, connections) = cache::administered(Settings { warm: 1, ..Settings::default() });
     wait_until_warm(&databases, 1);
     let before = connect(&connections, 1).values("SELECT clock_timestamp()").remove(0);
     wait_until_warm(&databases, 1);
@@ -59,11 +58,11 @@ fn a_clone_from_the_pool_has_started_when_it_was_taken_and_not_when_it_was_made(
     assert_eq!(clone.values(&later), ["t"]);
 }
 
-fn wait_until_warm(databases: &Databases, clones: usize) {
+fn wait_until_warm(databases: &Databases, clones: u64) {
     let deadline = Instant::now() + PATIENCE;
-    let wanted = ("warm", clones.to_string());
-    while !databases.stats().contains(&wanted) {
-        assert!(Instant::now() < deadline, "{:?}", databases.stats());
+    let wanted: Figure = figure::WARM_CLONES.figure(clones);
+    while !databases.figures().contains(&wanted) {
+        assert!(Instant::now() < deadline, "{:?}", databases.figures());
         thread::yield_now();
     }
 }
@@ -149,44 +148,38 @@ fn temporary_files_of_one_clone_are_no_other_clones() {
     assert_eq!((one.values(listed), two.values(listed)), (vec![], files), "only its own are gone");
 }
 
-/// What a connection has for itself in memory, in files and in all, in bytes.
-fn private_memory(connections: &Connections, id: u32) -> [u64; 3] {
-    let (figures, id) = (connections.sessions().memory().expect("figures"), id.to_string());
-    let at = figures.iter().position(|(key, value)| *key == "connection" && *value == id).expect("it is listed");
-    ["memory", "files", "sum"].map(|key| {
-        let (_, value) = figures[at..].iter().find(|figure| figure.0 == key).expect("a figure");
-        value.parse().expect("a number")
-    })
+/// What a connection has for itself.
+fn private_bytes(databases: &Databases, id: u32) -> PrivateBytes {
+    let connections = databases.memory().expect("figures");
+    connections.into_iter().find(|(connection, _)| *connection == id).expect("it is listed").1
 }
 
 #[test]
 fn private_memory_is_told_by_connection_and_grows_with_what_it_writes_and_no_other() {
-    let connections = cache::connections(Settings::default());
+    let (databases, connections) = cache::administered(Settings::default());
     let (mut writer, _idle) = (connect(&connections, 7), connect(&connections, 8));
-    let told = |id: u32| private_memory(&connections, id);
+    let told = |id: u32| private_bytes(&databases, id);
     let (before, idle_before) = (told(7), told(8));
-    assert!(before[0] > 0);
+    assert!(before.memory > 0);
     writer.values("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 2000)");
     let (after, idle_after) = (told(7), told(8));
-    assert!(after[0] > before[0] + (1 << 20), "{before:?} {after:?}");
-    assert!(after[1] > before[1] + (2 << 20), "the table has 2 MB: {before:?} {after:?}");
-    assert_eq!(after[2], after[0] + after[1]);
+    assert!(after.memory > before.memory + (1 << 20), "{before:?} {after:?}");
+    assert!(after.files > before.files + (2 << 20), "the table has 2 MB: {before:?} {after:?}");
     assert_eq!(idle_after, idle_before);
     drop(writer);
-    let figures = connections.sessions().memory().expect("figures");
-    assert!(!figures.contains(&("connection", "7".to_owned())), "a closed connection is not listed: {figures:?}");
+    let listed: Vec<u32> = databases.memory().expect("figures").into_iter().map(|(id, _)| id).collect();
+    assert_eq!(listed, [8], "a closed connection is not listed");
 }
 
 #[test]
 fn a_clone_takes_no_more_memory_for_its_first_query_when_its_template_is_older() {
     let cache = cache::own();
-    let databases = cache::open_at(cache.path(), Settings::default());
-    let connections = Arc::new(Connections::new(Arc::new(databases)));
+    let databases = Arc::new(cache::open_at(cache.path(), Settings::default()));
+    let connections = Arc::new(Connections::new(databases.clone()));
     let after_a_query = |id: u32| {
         let mut clone = connect(&connections, id);
         clone.values("SELECT 1");
-        let [memory, ..] = private_memory(&connections, id);
-        (clone, memory)
+        (clone, private_bytes(&databases, id).memory)
     };
     let (mut first, early) = after_a_query(1);
     // Statistics, for one, are told once a second, and a clone has its template's memory of when that was.

@@ -9,7 +9,7 @@ use pglite_port::{
     log::Level,
     port::frame::{Kind, Options, WINDOW},
     protocol::error_response::ErrorResponse,
-    session::{Mode, SessionEnd, SessionRequest},
+    session::{Mode, SessionEnd, SessionStart},
 };
 use support::{
     PATIENCE,
@@ -25,7 +25,7 @@ fn port() -> Port {
     Port::with_sessions(Fake(behave))
 }
 
-fn behave(request: &SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
+fn behave(request: &SessionStart<'_>, client: &mut dyn Client) -> SessionEnd {
     match request.startup.user.as_slice() {
         b"echo" => echo(client),
         b"flood" => {
@@ -55,7 +55,7 @@ fn behave(request: &SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
 #[test]
 fn a_session_gets_the_startup_packet_whole_and_parsed_and_the_bytes_behind_it_from_its_client() {
     let (sender, seen) = channel();
-    let mut port = Port::with_sessions(Fake(move |request: &SessionRequest<'_>, client: &mut dyn Client| {
+    let mut port = Port::with_sessions(Fake(move |request: &SessionStart<'_>, client: &mut dyn Client| {
         let seen = (request.packet.to_vec(), request.startup.database.clone(), request.mode, read_some(client));
         sender.send(seen).expect("the test waits");
         SessionEnd::Orderly
@@ -221,7 +221,7 @@ fn many_connections_run_at_once() {
 #[test]
 fn lines_of_the_guest_become_log_frames_and_those_that_find_no_room_are_counted() {
     let (sender, logged) = channel();
-    let mut port = Port::with_sessions(Fake(move |request: &SessionRequest<'_>, client: &mut dyn Client| {
+    let mut port = Port::with_sessions(Fake(move |request: &SessionStart<'_>, client: &mut dyn Client| {
         let text = "x".repeat(1000);
         for line in 0..100_000 {
             request.log.line(Level::WARN, "guest::stderr", &format!("{line} {text}"));

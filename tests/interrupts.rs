@@ -16,7 +16,7 @@ use pglite_port::{
     client::{Client, Interest},
     port::Ending,
     protocol::error_response::ErrorResponse,
-    session::{SessionEnd, SessionRequest, cancel::Interrupt},
+    session::{SessionEnd, SessionStart, cancel::Interrupt},
 };
 use support::{
     PATIENCE,
@@ -31,7 +31,7 @@ const REGISTERED: &[u8] = b"1\0\0\0\x04";
 /// Sessions that register under process id 42 and the user's name, pass interrupts on and end when they are to.
 fn interruptible() -> (Port, Receiver<Interrupt>) {
     let (sender, interrupts) = channel();
-    let port = Port::with_sessions(Fake(move |request: &SessionRequest<'_>, client: &mut dyn Client| {
+    let port = Port::with_sessions(Fake(move |request: &SessionStart<'_>, client: &mut dyn Client| {
         let (terminated, waker): (Arc<AtomicBool>, _) = (Arc::default(), client.waker());
         let (flag, interrupts): (_, Sender<Interrupt>) = (terminated.clone(), sender.clone());
         let _registration = request.control.register(42, &request.startup.user, move |interrupt| {
@@ -98,7 +98,7 @@ fn a_session_that_registers_after_it_was_to_end_is_told_at_once() {
     let (go, gone) = channel::<()>();
     let (sender, interrupts) = channel();
     let gate = Mutex::new(gone);
-    let mut port = Port::with_sessions(Fake(move |request: &SessionRequest<'_>, client: &mut dyn Client| {
+    let mut port = Port::with_sessions(Fake(move |request: &SessionStart<'_>, client: &mut dyn Client| {
         write_all(client, b"booting").expect("the window is open");
         gate.lock().expect("no panic").recv().expect("the test says when");
         let sender = sender.clone();
@@ -118,7 +118,7 @@ fn a_session_that_registers_after_it_was_to_end_is_told_at_once() {
 
 #[test]
 fn the_end_of_stdin_ends_the_port_within_two_seconds_even_if_a_session_never_does() {
-    let mut port = Port::with_sessions(Fake(|_: &SessionRequest<'_>, client: &mut dyn Client| {
+    let mut port = Port::with_sessions(Fake(|_: &SessionStart<'_>, client: &mut dyn Client| {
         write_all(client, b"computing").expect("the window is open");
         loop {
             thread::park();

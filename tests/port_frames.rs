@@ -251,6 +251,13 @@ fn requests_are_answered_and_those_that_nobody_knows_are_refused() {
     assert_eq!((reply.id, word.as_str(), stats.get("connections")), (5, "ok", Some("1")));
     let memory: u64 = stats.get("memory").expect("on Linux").parse().expect("bytes");
     assert!(memory > 1 << 20, "{memory}");
+    port.close(1);
+    port.until_closed(1);
+    port.open(1);
+    port.request(7, "stats");
+    let (_, stats) = port.next().reply();
+    let counted = ["connections", "connections_opened"].map(|key| stats.get(key));
+    assert_eq!(counted, [Some("1"), Some("2")], "one is open, two were opened");
     for (payload, code) in [(&b"dance\0\0"[..], "0A000"), (b"stats", "08P01"), (b"stats\0", "08P01"), (b"", "08P01")] {
         port.send_frame(Kind::Request, 6, payload);
         let (word, options) = port.next().reply();

@@ -17,7 +17,7 @@ use pglite_port::{
     client::{Client, Interest},
     protocol::error_response::ErrorResponse,
     serve,
-    session::{Mode, SessionEnd, SessionRequest, cancel::Interrupt},
+    session::{Mode, SessionEnd, SessionStart, cancel::Interrupt},
 };
 use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use support::{
@@ -78,7 +78,7 @@ impl Drop for Server {
     }
 }
 
-fn behave(request: &SessionRequest<'_>, client: &mut dyn Client) -> SessionEnd {
+fn behave(request: &SessionStart<'_>, client: &mut dyn Client) -> SessionEnd {
     let waker = client.waker();
     let (sender, terminated) = channel();
     let _registration = request.control.register(1, b"key", move |interrupt| {

@@ -13,7 +13,7 @@ use std::{
 use pglite_port::{
     connection::Connections,
     databases::{Settings, Start},
-    session::{Request, Task},
+    session::{PendingTask, Task},
     template::{Recipe, Script, Shelf},
 };
 use support::{
@@ -153,7 +153,7 @@ fn what_a_database_and_a_role_were_given_as_settings_their_sessions_have() {
 /// Has a connection carry out a task.
 fn carry_out(local: &Local, task: Task) {
     let (sender, answer) = channel();
-    local.control.ask(Request::new(task, move |answer| sender.send(answer).expect("we wait")));
+    local.control.assign(PendingTask::new(task, move |answer| sender.send(answer).expect("we wait")));
     answer.recv_timeout(PATIENCE).expect("an answer").expect("it is done");
 }
 
@@ -237,7 +237,7 @@ fn what_is_wrong_with_an_sql_file_is_said_in_one_line_with_its_place() {
         ),
         (
             b"COPY pg_class FROM STDIN",
-            "a.sql: COPY from stdin failed: there is nobody to send the rows of COPY FROM STDIN; use INSERT (SQLSTATE 57014)",
+            "a.sql: COPY from stdin failed: COPY FROM STDIN has no client here to send its rows; use INSERT (SQLSTATE 57014)",
         ),
         (
             b"SELECT nothing()",

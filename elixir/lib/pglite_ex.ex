@@ -155,9 +155,15 @@ defmodule PgliteEx do
   end
 
   @doc """
-  Figures of the program: number of connections, memory in bytes, …
+  Figures of the program, by their names.
 
-  Integers where the program reports numbers, strings otherwise.
+    * `"connections"`: connections that are open; `"connections_opened"`: those that were opened since the program
+      started
+    * `"shared_sessions"`: sessions in the shared cluster
+    * `"memory"`: resident memory of the program, in bytes
+    * `"private_memory"`, `"private_files"` and their sum `"private"`: what isolated connections share with no other,
+      in bytes
+    * `"warm"`: clones of templates that are ready
 
       {:ok, %{"connections" => 2}} = PgliteEx.stats(server)
   """

@@ -1,4 +1,4 @@
-//! Who may begin a session, and with what it begins: what `InitPostgres` does after the authentication
+//! Which sessions are let in, and what they begin with: what `InitPostgres` does after the authentication
 //! (`PostgreSQL`, `src/backend/utils/init/postinit.c`), for a backend that is in its database already.
 
 use anyhow::Context;
@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Backend;
 use crate::{
     guest::{memory, report},
+    postgres::catalog::{ACL_CONNECT, ACLCHECK_OK, DATABASE},
     protocol::{error_response::sqlstate, messages::Rows},
 };
 
@@ -14,13 +15,6 @@ use crate::{
 const ADMISSION: &str = "SELECT datallowconn, pg_catalog.has_database_privilege('public', oid, 'CONNECT'), datconnlimit, \
     EXISTS (SELECT FROM pg_catalog.pg_db_role_setting) \
     FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()";
-
-/// `DatabaseRelationId` (`src/include/catalog/pg_database.h`).
-const DATABASE: u32 = 1262;
-/// `ACL_CONNECT` (`src/include/nodes/parsenodes.h`).
-const CONNECT: u64 = 1 << 11;
-/// `ACLCHECK_OK` (`src/include/utils/acl.h`).
-const ACLCHECK_OK: i32 = 0;
 
 /// What of its database's row in `pg_database`, and of `pg_db_role_setting`, a session has to know before it begins.
 /// To look there takes a while.
@@ -87,7 +81,7 @@ impl Backend {
         if !admits_public {
             let database = self.read_u32(self.facts().address("MyDatabaseId")?)?;
             let user: u32 = self.call("GetUserId", ())?;
-            let checked: i32 = self.call("object_aclcheck", (DATABASE, database, user, CONNECT))?;
+            let checked: i32 = self.call("object_aclcheck", (DATABASE, database, user, ACL_CONNECT))?;
             if checked != ACLCHECK_OK {
                 let detail = "User does not have CONNECT privilege.";
                 let code = sqlstate::INSUFFICIENT_PRIVILEGE;

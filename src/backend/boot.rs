@@ -3,10 +3,7 @@
 use anyhow::{Context, bail, ensure};
 
 use super::Backend;
-use crate::guest::call;
-
-/// With this status the guest leaves `main`, and lives (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
-pub(super) const EXIT_ALIVE: i32 = 99;
+use crate::{guest::call, postgres::process::EXIT_ALIVE};
 
 /// The path that the guest believes to be its executable's.
 pub(crate) const EXECUTABLE: &str = "/pglite/bin/postgres";
@@ -15,7 +12,7 @@ pub(crate) const EXECUTABLE: &str = "/pglite/bin/postgres";
 pub(crate) const DATA_DIRECTORY: &str = "/pglite/data";
 
 /// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make
-/// it differ from `PostgreSQL` for its users: `-O`, which lets anybody change system tables, and a `search_path`.
+/// it differ from `PostgreSQL` for its users: `-O`, which allows changes of system tables, and a `search_path`.
 const START_PARAMETERS: &[&str] = &["--single", "-F", "-j", "-clog_checkpoints=false"];
 
 /// What comes after all other parameters, because nothing else works here: workers and their like are not started,

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    ops::AddAssign,
+    iter::Sum,
     os::unix::fs::FileExt,
     sync::{
         Arc,
@@ -18,40 +18,41 @@ use crate::{backend::Backend, fs::Tree, image::TouchedPages};
 
 /// Bytes that a backend shares with no other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PrivateBytes {
+pub struct PrivateBytes {
     /// Pages of linear memory that it has written.
-    pub(crate) memory: u64,
+    pub memory: u64,
     /// Parts of files that it has written.
-    pub(crate) files: u64,
+    pub files: u64,
 }
 
 impl PrivateBytes {
-    /// Memory, files and their sum, under these names.
-    pub(crate) fn figures(self, names: [&'static str; 3]) -> [(&'static str, String); 3] {
-        let [memory, files, sum] = names;
-        let Self { memory: in_memory, files: in_files } = self;
-        [(memory, in_memory.to_string()), (files, in_files.to_string()), (sum, (in_memory + in_files).to_string())]
+    /// Memory and files together.
+    #[must_use]
+    pub fn sum(self) -> u64 {
+        self.memory + self.files
     }
 }
 
-impl AddAssign for PrivateBytes {
-    fn add_assign(&mut self, other: Self) {
-        self.memory += other.memory;
-        self.files += other.files;
+impl Sum for PrivateBytes {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |total, one| Self {
+            memory: total.memory + one.memory,
+            files: total.files + one.files,
+        })
     }
 }
 
 /// Where a backend's memory and files are.
-pub(crate) struct Footprint(Mutex<Places>);
+pub(crate) struct Footprint(Mutex<Spans>);
 
-struct Places {
+struct Spans {
     /// The first address of the linear memory, which does not move.
     memory: usize,
     size: Arc<AtomicUsize>,
     tree: Arc<Mutex<Tree>>,
 }
 
-impl Places {
+impl Spans {
     fn of(backend: &mut Backend) -> anyhow::Result<Self> {
         let (memory, size) = backend.memory_range()?;
         Ok(Self { memory, size, tree: backend.guest().files.tree().clone() })
@@ -64,7 +65,7 @@ impl Footprint {
     /// # Errors
     /// None in a backend that was made.
     pub(crate) fn of(backend: &mut Backend) -> anyhow::Result<Self> {
-        Ok(Self(Mutex::new(Places::of(backend)?)))
+        Ok(Self(Mutex::new(Spans::of(backend)?)))
     }
 
     /// Follows `backend` to where its memory and its files are now.
@@ -72,7 +73,7 @@ impl Footprint {
     /// # Errors
     /// None in a backend that was made.
     pub(crate) fn follow(&self, backend: &mut Backend) -> anyhow::Result<()> {
-        *self.0.lock() = Places::of(backend)?;
+        *self.0.lock() = Spans::of(backend)?;
         Ok(())
     }
 
@@ -98,7 +99,7 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 /// The page belongs to a file or is shared, so it was not copied on a write.
 const FILE: u64 = 1 << 61;
-/// Nobody else has the page mapped, which tells it from the page of zeros that everybody reads.
+/// The page is mapped once, unlike the page of zeros, which all mappings share until they write.
 const EXCLUSIVE: u64 = 1 << 56;
 
 impl PageMap {
@@ -165,7 +166,7 @@ mod tests {
         let pages = PageMap::open().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&vec![1; 8 * page], 0).unwrap();
-        // SAFETY: nobody else has the file.
+        // SAFETY: no other process has the file.
         let mut map = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
         let mut nothing = MmapMut::map_anon(4 * page).unwrap();
         let count = |map: &MmapMut| pages.private_bytes(map.as_ptr().addr(), map.len()).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! The postmaster of a cluster is a backend that is stopped where it would take a place in shared memory
 //! (`InitProcess`). Its memory is then what a postmaster's is when it forks: initialised, attached to shared memory,
-//! in no database. What is private of it becomes an image that every further process begins with; what is shared is
+//! in no database. Its private memory becomes an image that every further process begins with; its shared memory is
 //! mapped into all of them. A client's session then does what a postmaster's child does (`PostgreSQL`, `BackendMain`
 //! in `src/backend/tcop/backend_startup.c`): reads the startup packet, takes its place, and runs `PostgresMain`,
 //! which checks role and database, and ends in `proc_exit`. An auxiliary process runs its own main function.
@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use wasmtime::{Caller, Ref, Val};
 
-use super::{Backend, Registers, session::Ended};
+use super::{Backend, Registers, client_session::SessionExit};
 use crate::{
     backend::program::Program,
     client::{Endpoints, Nobody},
@@ -23,25 +23,13 @@ use crate::{
     image::Image,
     instrument::HAS_CHECKPOINTER,
     log::LineConsole,
+    postgres::{catalog, checkpoint, child, destination, process},
 };
 
-/// Offset of `owner_pid` in `struct Latch` (`src/include/storage/latch.h`).
-const LATCH_OWNER: u32 = 12;
+/// The flags of a checkpoint that is made at once.
+const CHECKPOINT_NOW: i32 = (checkpoint::IMMEDIATE | checkpoint::FORCE | checkpoint::WAIT).cast_signed();
 
-/// Bytes of a name that `PostgreSQL` looks at (`NAMEDATALEN` - 1).
-const NAME_LENGTH: usize = 63;
-
-/// `DestNone` and `DestRemote` of `CommandDest` (`src/include/tcop/dest.h`).
-pub(super) const DESTINATION_NONE: u32 = 0;
-const DESTINATION_REMOTE: u32 = 2;
-
-/// The name in `child_process_kinds` of the process that makes the checkpoints.
-const CHECKPOINTER: &str = "checkpointer";
-
-/// `CHECKPOINT_IMMEDIATE`, `CHECKPOINT_FORCE` and `CHECKPOINT_WAIT` (`src/include/access/xlog.h`).
-const CHECKPOINT_NOW: i32 = 0x0004 | 0x0008 | 0x0020;
-
-/// Whom a session is for.
+/// The database and the role of a session, and its client's address.
 #[derive(Clone, Copy)]
 pub(crate) struct Whom<'a> {
     pub(crate) database: &'a [u8],
@@ -62,7 +50,7 @@ pub(crate) struct Fork {
 }
 
 impl Fork {
-    /// Captures the postmaster, which is in its `InitProcess`, and moves what is shared of its memory.
+    /// Captures the postmaster, which is in its `InitProcess`, and moves its shared memory into a mapping.
     ///
     /// # Errors
     /// When its shared memory is not found, or the system has no memory.
@@ -124,18 +112,18 @@ impl Backend {
     ///
     /// # Errors
     /// When the guest traps.
-    pub(crate) fn serve_forked(&mut self, client: ClientStream, whom: Whom<'_>) -> anyhow::Result<Ended> {
+    pub(crate) fn serve_forked(&mut self, client: ClientStream, whom: Whom<'_>) -> anyhow::Result<SessionExit> {
         self.set_client(client);
         let ended = self.run_session_for(whom);
         self.set_client(ClientStream::default());
         match ended {
-            Ok(()) => Ok(Ended::Client),
-            Err(error) => Ended::by_exit(error, 0),
+            Ok(()) => Ok(SessionExit::Client),
+            Err(error) => SessionExit::by_exit(error, 0),
         }
     }
 
     fn run_session_for(&mut self, whom: Whom<'_>) -> anyhow::Result<()> {
-        self.become_child(DESTINATION_REMOTE, true)?;
+        self.become_child(destination::REMOTE, true)?;
         self.write(self.facts().is_postmaster_environment, &[1])?;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
         self.set_endpoints(port, whom.endpoints)?;
@@ -144,7 +132,7 @@ impl Backend {
             return Ok(());
         }
         self.call::<(), ()>("InitProcess", ())?;
-        let mut name = |name: &[u8]| self.push_string(&name[..name.len().min(NAME_LENGTH)]);
+        let mut name = |name: &[u8]| self.push_string(&name[..name.len().min(catalog::NAME_LENGTH)]);
         let (database, user) = (name(whom.database)?, name(whom.user)?);
         self.call::<(u32, u32), ()>("PostgresMain", (database, user))
     }
@@ -156,7 +144,7 @@ impl Backend {
     /// When there is no such kind, or the guest traps.
     pub(crate) fn run_auxiliary(&mut self, kind: &str) -> anyhow::Result<i32> {
         let main = self.facts().child(kind)?.main;
-        self.run_alone(kind != CHECKPOINTER, |backend| {
+        self.run_alone(kind != child::CHECKPOINTER, |backend| {
             let table = backend.exports()?.table;
             let Some(Ref::Func(Some(main))) = table.get(&mut backend.store, main.into()) else {
                 bail!("there is no function at index {main} of the table");
@@ -187,7 +175,7 @@ impl Backend {
         main: impl FnOnce(&mut Self) -> anyhow::Result<()>,
     ) -> anyhow::Result<i32> {
         self.set_client(ClientStream::new(Box::new(Nobody::default()), &[]));
-        let ran = self.become_child(DESTINATION_NONE, has_checkpointer).and_then(|()| {
+        let ran = self.become_child(destination::NONE, has_checkpointer).and_then(|()| {
             let port = self.facts().address("MyProcPort")?;
             self.write_u32(port, 0)?;
             main(self)
@@ -212,7 +200,7 @@ impl Backend {
         self.write(self.facts().address("IsUnderPostmaster")?, &[1])?;
         self.write_u32(self.facts().where_to_send_output, destination)?;
         let latch = self.read_u32(self.facts().address("MyLatch")?)?;
-        self.write_u32(latch.wrapping_add(LATCH_OWNER), process_id.cast_unsigned())?;
+        self.write_u32(latch.wrapping_add(process::LATCH_OWNER), process_id.cast_unsigned())?;
         // on_exit_reset: what the postmaster does at its end is not this one's to do.
         for callbacks in self.facts().exit_callbacks {
             self.write_u32(callbacks, 0)?;

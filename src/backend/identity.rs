@@ -1,21 +1,19 @@
-//! What no two backends may share, though one is the copy of another: random numbers and start times.
+//! State that no two backends may share, though one is the copy of another: random numbers and start times.
 //!
-//! What needs unpredictable bytes reads `/dev/urandom`; a cancel key is made when a client connects.
+//! Code that needs unpredictable bytes reads `/dev/urandom`; a cancel key is made when a client connects.
 
 use anyhow::ensure;
 
 use super::Backend;
-use crate::{guest::memory, random};
-
-/// Microseconds between the epochs of Unix and of `PostgreSQL` (2000-01-01; `src/include/datatype/timestamp.h`).
-const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
-
-/// Bytes from `MyStartTime` to `MyStartTimestamp`, which follows it in `src/backend/utils/init/globals.c`.
-const TO_TIMESTAMP: u32 = 8;
+use crate::{
+    guest::memory,
+    postgres::timestamp::{EPOCH, START_TIMESTAMP},
+    random,
+};
 
 /// A time as `PostgreSQL` counts it (`TimestampTz`): in microseconds since its epoch.
 pub(crate) fn timestamp(time: jiff::Timestamp) -> i64 {
-    time.as_microsecond() - POSTGRES_EPOCH
+    time.as_microsecond() - EPOCH
 }
 
 impl Backend {
@@ -41,7 +39,7 @@ impl Backend {
         let timestamp = timestamp(now);
         let address = self.facts().address("MyStartTime")?;
         self.write(address, &now.as_second().to_le_bytes())?;
-        self.write(address + TO_TIMESTAMP, &timestamp.to_le_bytes())?;
+        self.write(address + START_TIMESTAMP, &timestamp.to_le_bytes())?;
         Ok(timestamp)
     }
 
@@ -52,9 +50,9 @@ impl Backend {
     pub(crate) fn start_timestamp(&self) -> anyhow::Result<i64> {
         let (memory, address) = (self.memory()?, self.facts().address("MyStartTime")?);
         let seconds = memory::read_u64(memory, address)?.cast_signed();
-        let timestamp = memory::read_u64(memory, address + TO_TIMESTAMP)?.cast_signed();
+        let timestamp = memory::read_u64(memory, address + START_TIMESTAMP)?.cast_signed();
         ensure!(
-            (timestamp + POSTGRES_EPOCH).div_euclid(1_000_000) == seconds,
+            (timestamp + EPOCH).div_euclid(1_000_000) == seconds,
             "MyStartTimestamp ({timestamp}) does not follow MyStartTime ({seconds}) in this version of PGlite"
         );
         Ok(timestamp)

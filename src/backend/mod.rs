@@ -4,25 +4,25 @@
 //! * `boot`: starting `PostgreSQL` in it
 //! * `sql`: having it run SQL of the host's own
 //! * `copies`: being replaced, and making copies
-//! * `admission`: who may begin a session, and with what
-//! * `session`: one client's session in a backend of its own
+//! * `admission`: which sessions are let in, and what they begin with
+//! * `client_session`: one client's session in a backend of its own
 //! * `postmaster`: the parent of the processes of a running cluster
 //! * `fork`: those processes
 //! * `identity`: what no two backends may share
-//! * `port`: where a backend's client is
+//! * `endpoints`: where a backend's client is
 //! * `registers`: its state outside memory and files
 
 mod admission;
 mod boot;
+mod client_session;
 mod copies;
+mod endpoints;
 pub(crate) mod footprint;
 mod fork;
 mod identity;
-mod port;
 pub(crate) mod postmaster;
 pub(crate) mod program;
 mod registers;
-mod session;
 mod sql;
 
 use std::sync::{
@@ -47,10 +47,10 @@ use crate::{
 
 pub(crate) use admission::Admission;
 pub(crate) use boot::{EXECUTABLE, FIXED_PARAMETERS};
+pub(crate) use client_session::{BOOTSTRAP_USER, Session, SessionExit};
 pub(crate) use fork::{Fork, Whom};
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;
-pub(crate) use session::{BOOTSTRAP_USER, Ended, Requests, Session};
 
 /// A running backend, on whatever thread has it.
 pub(crate) struct Backend {
@@ -58,7 +58,7 @@ pub(crate) struct Backend {
     hot: Hot,
 }
 
-/// What is used for every message.
+/// Functions and addresses that are used for every message.
 struct Hot {
     pending_input: TypedFunc<(), i32>,
     main_loop_once: TypedFunc<(), ()>,
@@ -80,7 +80,7 @@ impl Backend {
         Ok(backend)
     }
 
-    /// A backend that goes on where the one stood of which `image` and `registers` were taken.
+    /// A backend that goes on from the state in `image` and `registers`.
     /// `libraries` are those of `registers`, in its order.
     ///
     /// # Errors
@@ -142,7 +142,7 @@ impl Backend {
         Ok((self.exports()?.memory.data_ptr(&self.store).addr(), self.store.data().memory_size.clone()))
     }
 
-    /// Tells PGlite where in the table its callbacks are.
+    /// Gives PGlite the table slots of its callbacks.
     fn announce_callbacks(&mut self) -> anyhow::Result<()> {
         let mut slot = u32::try_from(self.facts().table_elements)?;
         for (setter, names) in CALLBACKS {
@@ -155,7 +155,7 @@ impl Backend {
         Ok(())
     }
 
-    /// What is to be kept of this backend besides its memory and its files.
+    /// The state of this backend besides its memory and its files.
     ///
     /// # Errors
     /// As [`Registers::capture`].
@@ -196,12 +196,12 @@ impl Backend {
         self.store.data().signals.clone()
     }
 
-    /// From now on the backend talks to that client.
+    /// Sets the backend's client.
     fn set_client(&mut self, client: ClientStream) {
         let guest = self.store.data_mut();
         guest.signals.set_waker(client.waker());
         guest.client = client;
-        // What came while nobody could be woken.
+        // Signals that came while there was no client to wake.
         guest.signals.repeat();
     }
 

@@ -4,15 +4,14 @@
 
 use wasmtime::Caller;
 
-use super::fork::DESTINATION_NONE;
-use crate::guest::{
-    Guest,
-    call::{export as call, setting_value},
-    memory,
+use crate::{
+    guest::{
+        Guest,
+        call::{export as call, setting_value},
+        memory,
+    },
+    postgres::{destination, postmaster_signal, setting},
 };
-
-/// `PGC_SIGHUP` of `GucContext` (`src/include/utils/guc.h`).
-pub(super) const ON_RELOAD: i32 = 2;
 
 /// Becomes what the children of a postmaster begin with: `pg_hba.conf` is read, and there is a `Port` for their
 /// client.
@@ -25,33 +24,32 @@ pub(crate) fn prepare(caller: &mut Caller<'_, Guest>, process_id: i32) -> wasmti
     // PGlite makes the process a backend under a postmaster; it is the postmaster.
     let memory = memory::of(caller)?.0;
     memory::write_bytes(memory, facts.address("IsUnderPostmaster")?, &[0])?;
-    memory::write_u32(memory, facts.where_to_send_output, DESTINATION_NONE)?;
-    // What only says that a start or a shutdown is in order is a NOTICE then, which nobody needs in a log.
+    memory::write_u32(memory, facts.where_to_send_output, destination::NONE)?;
+    // Messages about an orderly start or shutdown are notices then, which the log leaves out.
     memory::write_bytes(memory, facts.is_postmaster_environment, &[0])?;
     memory::write_u32(memory, facts.postmaster.process_id, process_id.cast_unsigned())?;
     Ok(())
 }
 
-/// Reads the configuration files again (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`); says
+/// Reads the configuration files again (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`); returns
 /// whether `pg_hba.conf` can be used. If it cannot, the one before stays in use.
 ///
 /// # Errors
 /// When the guest exits or traps.
 pub(crate) fn reload(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
-    call::<i32, ()>(caller, "ProcessConfigFile", ON_RELOAD)?;
+    call::<i32, ()>(caller, "ProcessConfigFile", setting::ON_RELOAD)?;
     Ok(call::<(), i32>(caller, "load_hba", ())? != 0)
 }
 
-/// Takes what the children have asked for: for each `PMSignalReason` (`src/include/storage/pmsignal.h`) up to
-/// `reasons`, whether it was.
+/// Takes what the children have asked for: whether it was, for each of [`postmaster_signal`].
 ///
 /// # Errors
 /// When there is no shared memory.
-pub(crate) fn take_signals<const REASONS: usize>(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<[bool; REASONS]> {
+pub(crate) fn take_signals(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<[bool; postmaster_signal::COUNT]> {
     let address = caller.data().facts.postmaster.state;
     let memory = memory::of(caller)?.0;
     let flags = memory::read_u32(memory, address)?;
-    let mut asked = [false; REASONS];
+    let mut asked = [false; postmaster_signal::COUNT];
     for (flag, asked) in (flags..).step_by(4).zip(&mut asked) {
         *asked = memory::read_u32(memory, flag)? != 0;
         memory::write_u32(memory, flag, 0)?;

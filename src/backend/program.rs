@@ -13,7 +13,7 @@ use crate::{
         cache::{Cache, InUse, Lock},
     },
     guest::{self, Guest, LibraryStore},
-    image::{Image, Shape},
+    image::{Image, Layout},
     instrument::{self, Facts},
     sources,
 };
@@ -32,7 +32,7 @@ pub(crate) struct Program {
 #[derive(Serialize, Deserialize)]
 struct Parts {
     facts: Facts,
-    image: Shape,
+    image: Layout,
 }
 
 impl Program {

@@ -20,7 +20,7 @@ impl Registers {
         self.libraries.libraries()
     }
 
-    /// What is to be kept of the guest in `store`.
+    /// Reads the state of the guest in `store`.
     ///
     /// # Errors
     /// When it is not a backend of the instrumented program.

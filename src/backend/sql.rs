@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What ends a `COPY FROM STDIN` of SQL that has no client to send the rows: `CopyFail`.
-const NO_ROWS: &[u8] = b"there is nobody to send the rows of COPY FROM STDIN; use INSERT\0";
+const NO_ROWS: &[u8] = b"COPY FROM STDIN has no client here to send its rows; use INSERT\0";
 
 impl Backend {
     /// Runs `sql` as one simple query.
@@ -47,8 +47,8 @@ impl Backend {
         Ok(self.call::<(), i32>("IsTransactionBlock", ())? != 0)
     }
 
-    /// Runs its timers as if they were due. `PostgreSQL` leaves one armed that nobody waits for any more, and does
-    /// not arm another one before it.
+    /// Runs its timers as if they were due. `PostgreSQL` leaves one armed that is no longer needed, and does not arm
+    /// another one before it.
     ///
     /// # Errors
     /// When the guest traps.
@@ -59,16 +59,17 @@ impl Backend {
         self.handle_idle_interrupts()
     }
 
-    /// Calls `run` with a client that has sent `input` and whose answers are returned; then there is no client.
+    /// Calls `run` with another client, which has sent `input` and whose answers are returned.
     pub(super) fn record<T>(
         &mut self,
         input: &[u8],
         run: impl FnOnce(&mut Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<(T, Vec<u8>)> {
         let (sent, answers) = mpsc::channel();
+        let client = std::mem::take(&mut self.guest().client);
         self.set_client(ClientStream::new(Box::new(Recorder(sent)), input));
         let ran = run(self);
-        self.set_client(ClientStream::default());
+        self.set_client(client);
         Ok((ran?, answers.try_iter().flatten().collect()))
     }
 
@@ -85,8 +86,8 @@ impl Backend {
     }
 }
 
-/// The client of SQL that the host itself runs: what is sent to it is kept. More than it has sent is only wanted of
-/// it by `COPY FROM STDIN`.
+/// The client of SQL that the host itself runs: it keeps what it is sent. Only `COPY FROM STDIN` reads more of it than
+/// was given.
 struct Recorder(mpsc::Sender<Vec<u8>>);
 
 impl Client for Recorder {

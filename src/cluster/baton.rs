@@ -44,7 +44,7 @@ pub(crate) struct Baton {
 #[derive(Default)]
 struct State {
     holder: Option<Holder>,
-    queue: VecDeque<Arc<Place>>,
+    queue: VecDeque<Arc<Waiter>>,
     crashed: bool,
 }
 
@@ -53,14 +53,14 @@ struct Holder {
     priority: Priority,
 }
 
-/// A place in the queue.
+/// A process that waits in the queue.
 #[derive(Default)]
-struct Place {
+struct Waiter {
     called: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Place {
+impl Waiter {
     fn call(&self) {
         *self.called.lock() = true;
         self.changed.notify_one();
@@ -115,7 +115,7 @@ impl Baton {
     }
 
     /// Takes the baton for `holder` if it is free; otherwise adds a place to the queue.
-    fn ask(&self, holder: Holder) -> Result<Option<(Arc<Place>, Holder)>, Crashed> {
+    fn ask(&self, holder: Holder) -> Result<Option<(Arc<Waiter>, Holder)>, Crashed> {
         let mut state = self.state.lock();
         if state.crashed {
             return Err(Crashed);
@@ -128,13 +128,13 @@ impl Baton {
         if current.priority == Priority::Background {
             current.signals.interrupt();
         }
-        let place = Arc::new(Place::default());
+        let place = Arc::new(Waiter::default());
         state.queue.push_back(place.clone());
         Ok(Some((place, holder)))
     }
 
     /// Waits until `place` is called, and takes the baton for `holder`.
-    fn wait(&self, place: &Arc<Place>, holder: Holder) -> Result<(), Crashed> {
+    fn wait(&self, place: &Arc<Waiter>, holder: Holder) -> Result<(), Crashed> {
         loop {
             let called = place.wait();
             let mut state = self.state.lock();

@@ -37,7 +37,8 @@ struct Occupant {
     priority: Priority,
 }
 
-/// The first process id of a session. The postmaster of a cluster has 42, which is compiled into PGlite.
+/// The first process id of a session. The postmaster of a cluster has
+/// [`process::FIRST`](crate::postgres::process::FIRST).
 const FIRST_PROCESS_ID: i32 = 1000;
 
 impl Seats {

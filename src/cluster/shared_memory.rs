@@ -15,13 +15,11 @@ use rustix::{
 };
 use wasmtime::{AsContext, AsContextMut, Memory};
 
-use crate::fs::is_zero;
+use crate::{
+    fs::is_zero,
+    postgres::shared_memory::{FREE_OFFSET, MAGIC, TOTAL_SIZE},
+};
 
-/// `PGShmemMagic` (`PostgreSQL`, `src/include/storage/pg_shmem.h`).
-const MAGIC: u32 = 679_834_894;
-/// Offsets in `PGShmemHeader`: `totalsize` and `freeoffset`, each of 4 bytes in wasm32.
-const TOTAL_SIZE: usize = 8;
-const FREE_OFFSET: usize = 12;
 /// Anonymous mappings are aligned to pages of WebAssembly memory (Emscripten, `emscripten_mmap.c`).
 const ALIGNMENT: usize = 1 << 16;
 

@@ -2,7 +2,7 @@
 //!
 //! A signal is stored here, `InterruptPending` in the guest's memory is set so that its next `CHECK_FOR_INTERRUPTS`
 //! calls the hook in `ProcessInterrupts`, and a waiting backend is woken. The handler then runs on the backend's own
-//! thread, where the guest is in a host function (`guest::hooks`).
+//! thread, where the guest is in a host function (`guest::interrupts`).
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 

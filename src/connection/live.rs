@@ -11,8 +11,9 @@ use std::{
 use crossbeam_channel::{Receiver, at, bounded, select};
 use parking_lot::{Condvar, Mutex};
 
-use super::{Opening, STARTUP_TIMEOUT, attend};
+use super::{Opening, STARTUP_TIMEOUT, serve};
 use crate::{
+    administration::figure::{self, Figure},
     client::Client,
     engine::THREAD_STACK,
     protocol::error_response::ErrorResponse,
@@ -28,7 +29,7 @@ pub struct Connections {
     cancels: CancelRegistry,
     startup_timeout: Duration,
     live: Mutex<Live>,
-    /// Told when a connection has ended.
+    /// Notified when a connection has ended.
     ended: Condvar,
 }
 
@@ -75,7 +76,7 @@ impl Connections {
         thread::Builder::new().name(format!("connection-{}", opening.id)).stack_size(THREAD_STACK).spawn(
             move || {
                 let _span = tracing::info_span!("connection", id = opening.id).entered();
-                let report = attend(&leave.connections, client.clone(), &opening, &on_thread);
+                let report = serve(&leave.connections, client.clone(), &opening, &on_thread);
                 on_end(client, report);
             },
         )?;
@@ -118,7 +119,7 @@ impl Connections {
         let connections = self.clone();
         let spawned = thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
             connections.shut_down();
-            // Nobody listens after the deadline.
+            // The receiver is gone after the deadline.
             let _ = done.send(());
         });
         if let Err(error) = spawned {
@@ -143,6 +144,13 @@ impl Connections {
         }
     }
 
+    /// How many connections there are, and how many there were.
+    #[must_use]
+    pub fn figures(&self) -> Vec<Figure> {
+        let live = self.live.lock();
+        vec![figure::CONNECTIONS.figure(live.controls.len() as u64), figure::CONNECTIONS_OPENED.figure(live.next)]
+    }
+
     /// How many connections there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -150,7 +158,7 @@ impl Connections {
     }
 
     /// What makes the sessions.
-    pub fn sessions(&self) -> &dyn Sessions {
+    pub(super) fn sessions(&self) -> &dyn Sessions {
         &*self.sessions
     }
 

@@ -7,11 +7,11 @@ use crate::{
     session::Sessions,
 };
 
-/// Sessions that nobody is to ask for.
+/// Makes no session, and fails the test that asks for one.
 struct None;
 
 impl Sessions for None {
-    fn serve(&self, request: SessionRequest<'_>, _: Box<dyn Client>) -> SessionEnd {
+    fn serve(&self, request: SessionStart<'_>, _: Box<dyn Client>) -> SessionEnd {
         panic!("a session for {:?}", request.startup)
     }
 }

@@ -1,27 +1,25 @@
 //! Connections that have a cluster of their own: a clone of a template, gone when the connection closes.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, convert::Infallible, io, sync::Arc};
 
 use anyhow::bail;
-use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use crate::{
     backend::{
-        Backend, Ended, Requests, Session,
+        Backend, Session, SessionExit,
         footprint::{Footprint, PageMap, PrivateBytes},
     },
     client::Client,
     cluster::{Signal, Signals},
+    fs::Silent,
     log::{LineConsole, LogSink},
+    postgres::process,
     protocol::error_response::{ErrorResponse, sqlstate},
     random,
-    session::{Answer, Request, SessionEnd, SessionRequest, Task, cancel::Interrupt},
+    session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
     template::{DEFAULT, Template, TemplateError, Templates},
 };
-
-/// The process id that every backend with a cluster of its own has.
-const PROCESS_ID: i32 = 42;
 
 /// How clusters of connections are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,9 +63,9 @@ impl Isolated {
     ///
     /// # Errors
     /// When its cluster cannot be made.
-    pub(crate) fn serve(&self, request: &SessionRequest<'_>, client: Box<dyn Client>) -> anyhow::Result<SessionEnd> {
-        let database = String::from_utf8_lossy(&request.startup.database);
-        let found = match request.template {
+    pub(crate) fn serve(&self, start: &SessionStart<'_>, client: Box<dyn Client>) -> anyhow::Result<SessionEnd> {
+        let database = String::from_utf8_lossy(&start.startup.database);
+        let found = match start.template {
             Some(name) => self.templates.find(name),
             None => self.templates.find_for_database(&database),
         };
@@ -75,37 +73,38 @@ impl Isolated {
             Ok(template) => template,
             Err(TemplateError::Broken(error)) => return Err(error),
             Err(TemplateError::Unknown(name)) => {
-                let what = if request.template.is_some() { "template" } else { "database" };
+                let what = if start.template.is_some() { "template" } else { "database" };
                 let report =
                     ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, format!("{what} \"{name}\" does not exist"));
                 return Ok(SessionEnd::Refused(report.with_hint("Prepare it: pglite-port prepare NAME --sql FILE")));
             }
         };
-        let mut backend = self.start(&template, request.log)?;
+        let mut backend = self.start(&template, start.log)?;
         let mut secret = [0; 4];
         random::fill(&mut secret)?;
         let footprint = Arc::new(Footprint::of(&mut backend)?);
         let signals = backend.signals();
-        let _counted = Counted::new(self, request.id, Live { footprint: footprint.clone(), signals: signals.clone() });
-        let _registration = request.control.register(PROCESS_ID, &secret, move |interrupt| {
+        let _counted = Counted::new(self, start.id, Live { footprint: footprint.clone(), signals: signals.clone() });
+        let _registration = start.control.register(process::FIRST, &secret, move |interrupt| {
             signals.send(match interrupt {
                 Interrupt::Cancel => Signal::INT,
-                // Nobody else has this cluster: what its client left unfinished need not be finished.
+                // The cluster ends with the connection, so its unfinished commands can be abandoned.
                 Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
             });
         });
         let admission = template.snapshot.admission();
         let session = Session {
-            startup: request.startup,
-            packet: request.packet,
+            startup: start.startup,
+            packet: start.packet,
             endpoints: client.endpoints(),
             cancel_key: secret,
             admission,
         };
-        let mut requests = ClusterRequests { isolated: self, template, footprint, session, request };
-        Ok(match backend.serve(client, &session, &mut requests) {
-            Ok(Ended::Client) => SessionEnd::ClientGone,
-            Ok(Ended::Fatal) => SessionEnd::Orderly,
+        let conversation = Conversation { isolated: self, template, footprint, session, start };
+        let Err(error) = conversation.hold(&mut backend, client);
+        Ok(match backend.end_session(error) {
+            Ok(SessionExit::Client) => SessionEnd::ClientGone,
+            Ok(SessionExit::Fatal) => SessionEnd::Orderly,
             Err(error) => SessionEnd::Trapped(error),
         })
     }
@@ -124,78 +123,15 @@ impl Isolated {
         live.iter().for_each(|live| live.signals.send(Signal::HUP));
     }
 
-    /// For the verb `memory`, see [`Sessions::memory`](crate::session::Sessions::memory).
+    /// Private bytes by connection.
     ///
     /// # Errors
-    /// When the system does not tell.
-    pub(crate) fn memory(&self) -> Answer {
-        let (connections, total) = self.private_bytes().map_err(|error| {
-            ErrorResponse::error(sqlstate::IO_ERROR, format!("private memory cannot be counted: {error}"))
-        })?;
-        let mut figures = Vec::new();
-        for (id, bytes) in connections {
-            figures.push(("connection", id.to_string()));
-            figures.extend(bytes.figures(["memory", "files", "sum"]));
-        }
-        figures.extend(total.figures(["total_memory", "total_files", "total"]));
-        Ok(figures)
-    }
-
-    /// For the verb `stats`: what all isolated connections have for themselves, and how many clones are ready.
-    pub(crate) fn stats(&self) -> Vec<(&'static str, String)> {
-        let mut figures = vec![("warm", self.templates.pool().ready().to_string())];
-        if let Ok((_, total)) = self.private_bytes() {
-            figures.extend(total.figures(["private_memory", "private_files", "private"]));
-        }
-        figures
-    }
-
-    /// For the verb `templates`.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub(crate) fn templates(&self) -> Answer {
-        let summaries = self.templates.shelf().list().map_err(unwritable)?;
-        let figures = summaries.into_iter().flat_map(|summary| {
-            [
-                ("name", summary.name),
-                ("database", summary.database),
-                ("key", summary.key.unwrap_or_default()),
-                ("size", summary.size.to_string()),
-                ("made", Timestamp::try_from(summary.made).unwrap_or_default().as_microsecond().to_string()),
-            ]
-        });
-        Ok(figures.collect())
-    }
-
-    /// For the verb `drop_template`.
-    ///
-    /// # Errors
-    /// When there is none of that name, or it cannot be removed.
-    pub(crate) fn drop_template(&self, name: &str) -> Answer {
-        if self.templates.shelf().remove(name).map_err(unwritable)? {
-            return Ok(Vec::new());
-        }
-        Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
-    }
-
-    /// Private bytes by connection, and of all together.
-    fn private_bytes(&self) -> io::Result<(Vec<(u32, PrivateBytes)>, PrivateBytes)> {
+    /// When `/proc/self/pagemap` cannot be read.
+    pub(crate) fn private_bytes(&self) -> io::Result<Vec<(u32, PrivateBytes)>> {
         let live: Vec<_> = self.live.lock().iter().map(|(id, live)| (*id, live.footprint.clone())).collect();
         let pages = PageMap::open()?;
-        let mut total = PrivateBytes::default();
-        let mut connections = Vec::with_capacity(live.len());
-        for (id, footprint) in live {
-            let bytes = footprint.count(&pages)?;
-            total += bytes;
-            connections.push((id, bytes));
-        }
-        Ok((connections, total))
+        live.into_iter().map(|(id, footprint)| Ok((id, footprint.count(&pages)?))).collect()
     }
-}
-
-fn unwritable(error: anyhow::Error) -> ErrorResponse {
-    ErrorResponse::error(sqlstate::IO_ERROR, format!("{error:#}"))
 }
 
 /// Keeps a connection in the list of those whose memory is counted.
@@ -217,71 +153,86 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// What is asked of one connection.
-struct ClusterRequests<'a> {
+/// One client's session, and the tasks between its commands.
+struct Conversation<'a> {
     isolated: &'a Isolated,
     template: Arc<Template>,
     footprint: Arc<Footprint>,
     session: Session<'a>,
-    request: &'a SessionRequest<'a>,
+    start: &'a SessionStart<'a>,
 }
 
-impl Requests for ClusterRequests<'_> {
-    fn any(&self) -> bool {
-        self.request.control.has_requests()
+impl Conversation<'_> {
+    /// Runs the session until something ends it, which is the error.
+    fn hold(&self, backend: &mut Backend, client: Box<dyn Client>) -> anyhow::Result<Infallible> {
+        backend.begin_session(client, &self.session)?;
+        loop {
+            backend.run_session(|| self.start.control.has_tasks())?;
+            self.do_tasks(backend)?;
+        }
     }
 
-    fn handle(&mut self, backend: &mut Backend) -> anyhow::Result<()> {
-        while let Some(request) = self.request.control.take_request() {
-            match &request.task {
-                Task::Reset => self.reset(backend, request)?,
+    /// Does every task there is. An error ends the session.
+    fn do_tasks(&self, backend: &mut Backend) -> anyhow::Result<()> {
+        while let Some(pending) = self.start.control.take_task() {
+            match &pending.task {
+                Task::Reset => self.reset(backend, pending)?,
                 Task::Freeze { name, key } => {
-                    let answer = self.freeze(backend, name, key.as_deref());
-                    request.answer(answer);
+                    let outcome = self.freeze(backend, name, key.as_deref());
+                    pending.finish(outcome);
                 }
             }
         }
         Ok(())
     }
-}
 
-impl ClusterRequests<'_> {
-    /// An error here ends the session: nobody knows what state it is in.
-    fn reset(&self, backend: &mut Backend, request: Request) -> anyhow::Result<()> {
-        let pool = self.isolated.templates.pool();
-        let reset = backend.restart_session(&self.session, |backend| pool.reset(&self.template, backend));
-        let replaced = match reset {
-            Ok(replaced) => replaced,
+    /// An error here ends the session, whose state is then unknown.
+    fn reset(&self, backend: &mut Backend, pending: PendingTask) -> anyhow::Result<()> {
+        match self.begin_again(backend) {
+            Ok(replaced) => {
+                pending.finish(Ok(()));
+                // Its memory is given back while the client does something with the answer.
+                drop(replaced);
+                Ok(())
+            }
             Err(error) => {
                 tracing::error!("a cluster cannot be put back to its template: {error:?}");
                 let message = format!("the cluster cannot be put back to its template: {}", error.root_cause());
                 let report = ErrorResponse::error(sqlstate::INTERNAL_ERROR, message.clone());
-                request.answer(Err(report.with_hint("Its connection ends. Open another one.")));
-                // Not the error itself: if it was an exit, its client would be taken to have been told.
-                bail!(message);
+                pending.finish(Err(report.with_hint("Its connection ends. Open another one.")));
+                // Not the error itself, because an exit means that the client has got an error from PostgreSQL.
+                bail!(message)
             }
-        };
-        self.footprint.follow(backend)?;
-        request.answer(Ok(Vec::new()));
-        // Its memory is given back while the client does something with the answer.
-        drop(replaced);
-        Ok(())
+        }
     }
 
-    /// Shuts a copy of the backend down and makes a template of its files; the session itself goes on as if nothing
-    /// had been.
-    fn freeze(&self, backend: &mut Backend, name: &str, key: Option<&str>) -> Answer {
+    /// Puts another clone of the template in the place of the backend, and begins the client's session in it. Returns
+    /// the one that was replaced: both exist until that is dropped, which takes as long as all the rest.
+    ///
+    /// A new clone is made sooner than an old one can be put back: to drop the pages that it has changed takes as
+    /// long as to copy those that it is about to change again, and only the latter has to be done before the session
+    /// can go on.
+    fn begin_again(&self, backend: &mut Backend) -> anyhow::Result<Backend> {
+        let greeting = backend.greeting()?;
+        let successor = self.isolated.templates.pool().take(&self.template, Box::new(Silent))?;
+        let replaced = backend.succeed_to(successor)?;
+        backend.begin_session_again(&self.session, &greeting)?;
+        self.footprint.follow(backend)?;
+        Ok(replaced)
+    }
+
+    /// Shuts a copy of the backend down and makes a template of its files; the session goes on unchanged.
+    fn freeze(&self, backend: &mut Backend, name: &str, key: Option<&str>) -> Outcome {
         if backend.is_in_transaction()? {
             return Err(ErrorResponse::freeze_in_transaction());
         }
-        let console = Box::new(LineConsole::of_session(self.request.log.clone()));
+        let console = Box::new(LineConsole::of_session(self.start.log.clone()));
         let files = backend.copy(self.isolated.templates.program(), console).and_then(|mut copy| {
             let tree = copy.guest().files.tree().clone();
             copy.shut_down()?;
             Ok(tree.lock().freeze())
         });
         let database = &self.template.database;
-        files.and_then(|files| self.isolated.templates.freeze(name, database, key, &files))?;
-        Ok(Vec::new())
+        Ok(files.and_then(|files| self.isolated.templates.freeze(name, database, key, &files))?)
     }
 }

@@ -9,40 +9,10 @@ use super::{
     call::{export as call, setting_value},
     memory, report,
 };
-use crate::cluster::Signal;
-
-/// Flags of a checkpoint (`src/include/access/xlog.h`).
-mod flag {
-    /// Without delays between its writes.
-    pub(super) const IMMEDIATE: u32 = 0x0004;
-    /// The requesting process waits until it is done.
-    pub(super) const WAIT: u32 = 0x0020;
-    /// A process has requested it.
-    pub(super) const REQUESTED: u32 = 0x0040;
-    /// Requested because of the amount of WAL.
-    pub(super) const CAUSE_XLOG: u32 = 0x0080;
-}
-
-/// Offsets in `CheckpointerShmemStruct`, each of an `int`; a lock is between the first two.
-mod offset {
-    pub(super) const PROCESS_ID: u32 = 0;
-    pub(super) const STARTED: u32 = 8;
-    pub(super) const DONE: u32 = 12;
-    pub(super) const FAILED: u32 = 16;
-    pub(super) const FLAGS: u32 = 20;
-    /// A `ConditionVariable` of 12 bytes, as is the next.
-    pub(super) const START_CONDITION: u32 = 24;
-    pub(super) const DONE_CONDITION: u32 = 36;
-    /// The field after them; its offset is checked against the one found in the file.
-    pub(super) const REQUESTS: u32 = 48;
-}
-
-/// The wait events of a session in `pg_stat_activity`: `WAIT_EVENT_CHECKPOINT_DONE` and `WAIT_EVENT_CHECKPOINT_START`,
-/// the twelfth and the thirteenth of the class IPC (`src/backend/utils/activity/wait_event_names.txt`).
-mod wait_event {
-    pub(super) const DONE: u32 = 0x0800_0000 + 11;
-    pub(super) const START: u32 = 0x0800_0000 + 12;
-}
+use crate::{
+    cluster::Signal,
+    postgres::{checkpoint, wait_event},
+};
 
 /// Requests a checkpoint, and waits for it if `flags` contain that. An interrupt ends the wait like an SQL error.
 ///
@@ -63,14 +33,14 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     let checkpointer = caller.data().facts.checkpointer.shared;
     let memory = memory::of(caller)?.0;
     let shared = memory::read_u32(memory, checkpointer)?;
-    let started = memory::read_u32(memory, shared.wrapping_add(offset::STARTED))?;
+    let started = memory::read_u32(memory, shared.wrapping_add(checkpoint::STARTED))?;
     let Some(seat) = &caller.data().seat else { return Ok(()) };
     let begun = seat.count_wal_segment(started);
     let [megabytes, segment_size, target] =
         ["max_wal_size", "wal_segment_size", "checkpoint_completion_target"].map(|name| number(caller, name));
     let allowed = megabytes? * f64::from(1 << 20) / segment_size? / (1.0 + target?);
     if f64::from(begun) >= allowed.floor().max(1.0) - 1.0 {
-        ask(caller, flag::CAUSE_XLOG)?;
+        ask(caller, checkpoint::CAUSE_XLOG)?;
     }
     Ok(())
 }
@@ -83,38 +53,39 @@ fn number(caller: &mut Caller<'_, Guest>, setting: &str) -> wasmtime::Result<f64
 
 fn ask(caller: &mut Caller<'_, Guest>, mut flags: u32) -> wasmtime::Result<()> {
     let facts = caller.data().facts.clone();
-    if facts.checkpointer.requests != offset::REQUESTS {
+    if facts.checkpointer.requests != checkpoint::REQUESTS {
         wasmtime::bail!("this version of PGlite requests checkpoints in a different way");
     }
     let shared = memory::read_u32(memory::of(caller)?.0, facts.checkpointer.shared)?;
-    if flags & flag::CAUSE_XLOG != 0 {
+    if flags & checkpoint::CAUSE_XLOG != 0 {
         // PGlite's RequestCheckpoint adds it to all requests; here the checkpointer spreads its writes.
-        flags &= !flag::IMMEDIATE;
+        flags &= !checkpoint::IMMEDIATE;
     }
     let read = |caller: &mut Caller<'_, Guest>, offset| -> wasmtime::Result<u32> {
         Ok(memory::read_u32(memory::of(caller)?.0, shared.wrapping_add(offset))?)
     };
-    let old_failed = read(caller, offset::FAILED)?;
-    let old_started = read(caller, offset::STARTED)?;
-    let asked = read(caller, offset::FLAGS)? | flags | flag::REQUESTED;
-    memory::write_u32(memory::of(caller)?.0, shared.wrapping_add(offset::FLAGS), asked)?;
-    let checkpointer = read(caller, offset::PROCESS_ID)?.cast_signed();
+    let old_failed = read(caller, checkpoint::FAILED)?;
+    let old_started = read(caller, checkpoint::STARTED)?;
+    let asked = read(caller, checkpoint::FLAGS)? | flags | checkpoint::REQUESTED;
+    memory::write_u32(memory::of(caller)?.0, shared.wrapping_add(checkpoint::FLAGS), asked)?;
+    let checkpointer = read(caller, checkpoint::PROCESS_ID)?.cast_signed();
     if let Some(seat) = &caller.data().seat {
         // The handler sets the checkpointer's latch. A checkpointer that has not started yet will see the flags.
         seat.send(checkpointer, Some(Signal::USR1));
     }
-    if flags & flag::WAIT == 0 {
+    if flags & checkpoint::WAIT == 0 {
         return Ok(());
     }
-    let started = wait_until(caller, shared.wrapping_add(offset::START_CONDITION), wait_event::START, |caller| {
-        let started = read(caller, offset::STARTED)?;
-        Ok((started != old_started).then_some(started))
-    })?;
-    wait_until(caller, shared.wrapping_add(offset::DONE_CONDITION), wait_event::DONE, |caller| {
-        let done = read(caller, offset::DONE)?;
+    let started =
+        wait_until(caller, shared.wrapping_add(checkpoint::START_CONDITION), wait_event::CHECKPOINT_START, |caller| {
+            let started = read(caller, checkpoint::STARTED)?;
+            Ok((started != old_started).then_some(started))
+        })?;
+    wait_until(caller, shared.wrapping_add(checkpoint::DONE_CONDITION), wait_event::CHECKPOINT_DONE, |caller| {
+        let done = read(caller, checkpoint::DONE)?;
         Ok((done.wrapping_sub(started).cast_signed() >= 0).then_some(()))
     })?;
-    if read(caller, offset::FAILED)? != old_failed {
+    if read(caller, checkpoint::FAILED)? != old_failed {
         return Err(report::error(caller, "XX000", "checkpoint request failed; the reason is in the server log"));
     }
     Ok(())

@@ -11,8 +11,8 @@ mod commands;
 mod conversion;
 mod dylink;
 mod heap;
-mod hooks;
 mod instance;
+mod interrupts;
 mod locale;
 mod mapping;
 pub(crate) mod memory;
@@ -41,8 +41,8 @@ use crate::{
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
-pub(crate) use hooks::deliver;
 pub(crate) use instance::Exports;
+pub(crate) use interrupts::deliver;
 pub(crate) use net::encode_socket_address;
 pub(crate) use stack::NativeStack;
 pub(crate) use timers::Timers;
@@ -184,7 +184,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         callbacks::add_to_linker,
         conversion::add_to_linker,
         dylink::add_to_linker,
-        hooks::add_to_linker,
+        interrupts::add_to_linker,
         locale::add_to_linker,
         mapping::add_to_linker,
         net::add_to_linker,

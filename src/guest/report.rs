@@ -4,11 +4,7 @@
 use wasmtime::{AsContextMut, Caller, Func, FuncType, bail};
 
 use super::{Guest, call};
-
-/// `elog` level of an error (`src/include/utils/elog.h`).
-const ERROR: i32 = 21;
-/// That of an error which ends the session.
-const FATAL: i32 = 22;
+use crate::postgres::level::{ERROR, FATAL};
 
 /// The fields of an error.
 struct Report<'a> {

@@ -15,9 +15,9 @@ const IOVEC_MAX: u32 = 1024;
 const FDSTAT: u32 = 24;
 
 /// The result of a function.
-type Answer = Result<(), Errno>;
+type WasiResult = Result<(), Errno>;
 /// [`read()`] or [`write()`].
-type Transfer = fn(&mut [u8], &mut Files, i32, (u32, u32), Option<i64>, u32) -> Answer;
+type Transfer = fn(&mut [u8], &mut Files, i32, (u32, u32), Option<i64>, u32) -> WasiResult;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     const MODULE: &str = "wasi_snapshot_preview1";
@@ -56,17 +56,20 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-fn answer(caller: &mut Caller<'_, Guest>, call: impl FnOnce(&mut [u8], &mut Files) -> Answer) -> wasmtime::Result<i32> {
+fn answer(
+    caller: &mut Caller<'_, Guest>,
+    call: impl FnOnce(&mut [u8], &mut Files) -> WasiResult,
+) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(caller)?;
     Ok(call(memory, &mut guest.files).map_or_else(Errno::number, |()| 0))
 }
 
 /// Memory needs no sync; for a pipe it is an error in POSIX.
-fn sync(files: &mut Files, fd: i32) -> Answer {
+fn sync(files: &mut Files, fd: i32) -> WasiResult {
     if files.bytes_in_pipe(fd)?.is_some() { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
-fn fdstat_get(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> Answer {
+fn fdstat_get(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> WasiResult {
     const CHARACTER_DEVICE: u8 = 2;
     const DIRECTORY: u8 = 3;
     const REGULAR_FILE: u8 = 4;
@@ -84,7 +87,7 @@ fn fdstat_get(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> Ans
     Ok(())
 }
 
-fn seek(memory: &mut [u8], files: &mut Files, fd: i32, offset: i64, whence: u32, position: u32) -> Answer {
+fn seek(memory: &mut [u8], files: &mut Files, fd: i32, offset: i64, whence: u32, position: u32) -> WasiResult {
     let whence = match whence {
         0 => Whence::Start,
         1 => Whence::Current,
@@ -110,7 +113,7 @@ fn transfer(
     offset: Option<i64>,
     count: u32,
     mut transfer: impl FnMut(&mut [u8], Option<u64>, u32, u32) -> Result<usize, Errno>,
-) -> Answer {
+) -> WasiResult {
     if number > IOVEC_MAX {
         return Err(Errno::EINVAL);
     }
@@ -134,7 +137,14 @@ fn transfer(
     Ok(())
 }
 
-fn read(memory: &mut [u8], files: &mut Files, fd: i32, buffers: (u32, u32), offset: Option<i64>, count: u32) -> Answer {
+fn read(
+    memory: &mut [u8],
+    files: &mut Files,
+    fd: i32,
+    buffers: (u32, u32),
+    offset: Option<i64>,
+    count: u32,
+) -> WasiResult {
     transfer(memory, buffers, offset, count, |memory, position, address, length| {
         files.read(fd, position, memory::bytes_mut(memory, address, length)?)
     })
@@ -147,7 +157,7 @@ fn write(
     buffers: (u32, u32),
     offset: Option<i64>,
     count: u32,
-) -> Answer {
+) -> WasiResult {
     transfer(memory, buffers, offset, count, |memory, position, address, length| {
         files.write(fd, position, memory::read_bytes(memory, address, length)?)
     })

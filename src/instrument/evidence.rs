@@ -6,9 +6,9 @@ use wasmparser::{ExternalKind, Operator, ValType};
 
 use super::InstrumentError;
 use super::bodies::{Kill, stack_measure};
-use super::children::PostmasterSignals;
 use super::module::Module;
-use super::targets::{Evidence, Shape, TARGETS, Target};
+use super::processes::PostmasterSignals;
+use super::targets::{Evidence, Signature, TARGETS, Target};
 
 /// The indices of the table's functions, by name.
 pub(super) struct Found {
@@ -32,7 +32,7 @@ impl Found {
             let [function] = candidates[..] else {
                 return Err(refusal(target, &describe(&candidates)));
             };
-            if !target.shape.is_that_of(module, function) {
+            if !target.signature.is_that_of(module, function) {
                 return Err(refusal(target, &format!("function {function}, which takes or returns something else")));
             }
             found.functions.insert(target.name, (function, target));
@@ -73,10 +73,13 @@ impl Found {
     }
 
     fn candidates(&self, module: &Module, mentions: &Mentions, target: &Target) -> Result<Vec<u32>, InstrumentError> {
-        let of_shape = || module.defined_functions().filter(|&function| target.shape.is_that_of(module, function));
+        let of_signature =
+            || module.defined_functions().filter(|&function| target.signature.is_that_of(module, function));
         match &target.evidence {
             Evidence::Exported => Ok(module.exported(ExternalKind::Func, target.name).into_iter().collect()),
-            Evidence::Mentions(strings) => Ok(of_shape().filter(|&it| mentions.all_in(module, it, strings)).collect()),
+            Evidence::Mentions(strings) => {
+                Ok(of_signature().filter(|&it| mentions.all_in(module, it, strings)).collect())
+            }
             Evidence::CalledBy(caller) => Ok(calls(&module.operators(self.function(caller)?)?)),
             Evidence::Between { caller, callee } => {
                 let callee = self.function(callee)?;
@@ -90,7 +93,7 @@ impl Found {
                     Ok(wanted.iter().all(|address| address.is_some_and(|address| constants.contains(address))))
                 })
             }
-            Evidence::KillItself => keep(small(module, of_shape()), |it| {
+            Evidence::KillItself => keep(small(module, of_signature()), |it| {
                 Ok(Kill::read(target, &module.operators(it)?, self.process_id).is_ok())
             }),
             Evidence::CalledByKill => {
@@ -99,14 +102,14 @@ impl Found {
             }
             Evidence::SignalsPostmaster => {
                 let kill = self.function("kill")?;
-                keep(small(module, of_shape()), |it| {
+                keep(small(module, of_signature()), |it| {
                     let operators = module.operators(it)?;
                     Ok(calls(&operators) == [kill] && PostmasterSignals::read(target, &operators).is_ok())
                 })
             }
             Evidence::MeasuresStack => {
                 let check = self.read(module, "check_stack_depth", stack_measure)?;
-                keep(small(module, of_shape()), |it| {
+                keep(small(module, of_signature()), |it| {
                     let measure = stack_measure(target, &module.operators(it)?);
                     Ok(measure.is_ok_and(|measure| measure.variables == check.variables))
                 })
@@ -115,7 +118,7 @@ impl Found {
                 let raise = self.function("raise")?;
                 let pqsignal = module.exported(ExternalKind::Func, "pqsignal_be");
                 let my_proc_pid = module.data_symbols().get("MyProcPid").copied();
-                keep(small(module, of_shape()), |it| {
+                keep(small(module, of_signature()), |it| {
                     let operators = module.operators(it)?;
                     let called = calls(&operators);
                     let compares = operators.windows(4).any(|window| match *window {
@@ -133,7 +136,7 @@ impl Found {
         }
     }
 
-    /// The functions of the target's shape that `caller`, a function of the table, calls.
+    /// The functions of the target's signature that `caller`, a function of the table, calls.
     fn called_by(
         &self,
         module: &Module,
@@ -141,11 +144,11 @@ impl Found {
         target: &Target,
     ) -> Result<impl Iterator<Item = u32>, InstrumentError> {
         let called: BTreeSet<u32> = calls(&module.operators(self.function(caller)?)?).into_iter().collect();
-        Ok(called.into_iter().filter(|&it| target.shape.is_that_of(module, it)))
+        Ok(called.into_iter().filter(|&it| target.signature.is_that_of(module, it)))
     }
 }
 
-impl Shape {
+impl Signature {
     fn is_that_of(self, module: &Module, function: u32) -> bool {
         let Some(ty) = module.function_type(function) else { return false };
         let first = if self.begins_with_i64 { ValType::I64 } else { ValType::I32 };
@@ -261,7 +264,7 @@ fn addresses(memory: &[u8], strings: &HashMap<&'static str, u64>) -> HashMap<i32
 impl Target {
     /// The evidence in words.
     pub(super) fn expectation(&self) -> String {
-        let Shape { parameters, results, .. } = self.shape;
+        let Signature { parameters, results, .. } = self.signature;
         let evidence = match &self.evidence {
             Evidence::Exported => "that is exported under this name".to_owned(),
             Evidence::Mentions(strings) => format!("that mentions {strings:?}"),

@@ -9,11 +9,11 @@ use super::bodies::{
     CancelKey, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable, heap_state,
     message_context, signal_handlers,
 };
-use super::children::{
-    self, Checkpointer, ChildKind, PostmasterSignals, is_postmaster_environment, where_to_send_output,
-};
 use super::evidence::Found;
 use super::module::Module;
+use super::processes::{
+    self, CheckpointerShmem, ChildKind, PostmasterSignals, is_postmaster_environment, where_to_send_output,
+};
 use super::start::{Preload, is_regular_backend, preloads};
 use super::{HAS_CHECKPOINTER, InstrumentError};
 
@@ -77,7 +77,7 @@ pub struct Facts {
     /// Address of `MessageContext` (`src/backend/utils/mmgr/mcxt.c`), a pointer.
     pub message_context: u32,
     /// The shared memory of sessions and checkpointer.
-    pub checkpointer: Checkpointer,
+    pub checkpointer: CheckpointerShmem,
     /// The variables through which a child signals its postmaster.
     pub postmaster: PostmasterSignals,
     /// Address of `IsPostmasterEnvironment`, a byte.
@@ -138,13 +138,13 @@ impl Facts {
             send_ready_for_query: found.read(module, "PostgresSendReadyForQueryIfNecessary", first_variable)?,
             message_context: found
                 .read(module, "PostgresMainLoopOnce", |target, body| message_context(target, body, current_context))?,
-            checkpointer: found.read(module, "ForwardSyncRequest", Checkpointer::read)?,
+            checkpointer: found.read(module, "ForwardSyncRequest", CheckpointerShmem::read)?,
             postmaster: found.read(module, "SendPostmasterSignal", PostmasterSignals::read)?,
             is_postmaster_environment: found.read(module, "pgl_startPGlite", |target, body| {
                 is_postmaster_environment(target, body, is_under_postmaster)
             })?,
             where_to_send_output: found.read(module, "pgl_startPGlite", where_to_send_output)?,
-            children: children::kinds(memory)?,
+            children: processes::kinds(memory)?,
             preloads: found.read(module, "InitPostgres", |target, body| preloads(target, body, load_libraries))?,
             is_regular_backend: found.read(module, "InitProcess", is_regular_backend)?,
             encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,

@@ -44,12 +44,12 @@ pub(super) const TAG: &str = "__c_longjmp";
 /// # Errors
 /// When `wasm` is not a valid module.
 pub(super) fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
-    let module = Module::read(wasm)?;
-    if module.lowered.is_empty() {
+    let plan = Plan::read(wasm)?;
+    if plan.lowered.is_empty() {
         return Ok(wasm.to_vec());
     }
     let mut output = wasm_encoder::Module::new();
-    let mut lowering = Lowering { module };
+    let mut lowering = Lowering { plan };
     match lowering.parse_core_module(&mut output, Parser::new(0), wasm) {
         Ok(()) => Ok(output.finish()),
         Err(reencode::Error::UserError(error)) => Err(error),
@@ -70,7 +70,7 @@ struct Lowered {
 }
 
 /// The facts about a module that are needed to rewrite it.
-struct Module {
+struct Plan {
     types: Vec<FuncType>,
     /// The new index of every function, by its old index.
     functions: Vec<u32>,
@@ -87,7 +87,7 @@ struct Module {
     tag_is_own: bool,
 }
 
-impl Module {
+impl Plan {
     fn read(wasm: &[u8]) -> Result<Self, InstrumentError> {
         let mut types = Vec::new();
         let mut lowered = Vec::new();
@@ -251,7 +251,7 @@ fn unsupported(problem: String) -> reencode::Error<InstrumentError> {
 }
 
 struct Lowering {
-    module: Module,
+    plan: Plan,
 }
 
 type Reencoded = Result<(), reencode::Error<InstrumentError>>;
@@ -261,15 +261,15 @@ impl Reencode for Lowering {
 
     fn function_index(&mut self, function: u32) -> Result<u32, reencode::Error<InstrumentError>> {
         // The parser does not validate, so an index may be anything.
-        let index = self.module.functions.get(function as usize);
+        let index = self.plan.functions.get(function as usize);
         index.copied().ok_or_else(|| unsupported(format!("it refers to function {function}, which does not exist")))
     }
 
     fn parse_type_section(&mut self, types: &mut TypeSection, section: wasmparser::TypeSectionReader<'_>) -> Reencoded {
         utils::parse_type_section(self, types, section)?;
         types.ty().function([], []);
-        for lowered in &self.module.lowered {
-            let ty = self.module.type_of(lowered)?;
+        for lowered in &self.plan.lowered {
+            let ty = self.plan.type_of(lowered)?;
             let parameters = ty.params().iter().skip(1).map(|ty| reencode::RoundtripReencoder.val_type(*ty));
             let results = ty.results().iter().map(|ty| reencode::RoundtripReencoder.val_type(*ty));
             let convert = |_| unsupported(format!("the type of {} uses types beyond WebAssembly 1.0", lowered.name));
@@ -301,7 +301,7 @@ impl Reencode for Lowering {
         section: wasmparser::FunctionSectionReader<'_>,
     ) -> Reencoded {
         utils::parse_function_section(self, functions, section)?;
-        for lowered in &self.module.lowered {
+        for lowered in &self.plan.lowered {
             functions.function(lowered.type_index);
         }
         Ok(())
@@ -321,7 +321,7 @@ impl Reencode for Lowering {
     ) -> Reencoded {
         // The tag section comes between memories and globals. Emscripten's modules have no tags yet, and all have
         // globals.
-        if self.module.tag_is_own && matches!(before, Some(SectionId::Global)) {
+        if self.plan.tag_is_own && matches!(before, Some(SectionId::Global)) {
             let mut tags = TagSection::new();
             tags.tag(self.own_tag());
             module.section(&tags);
@@ -335,19 +335,19 @@ impl Reencode for Lowering {
         section: wasmparser::ExportSectionReader<'_>,
     ) -> Reencoded {
         utils::parse_export_section(self, exports, section)?;
-        for (n, lowered) in (0..).zip(&self.module.lowered) {
-            exports.export(&lowered.name, ExportKind::Func, self.module.first_lowered + n);
+        for (n, lowered) in (0..).zip(&self.plan.lowered) {
+            exports.export(&lowered.name, ExportKind::Func, self.plan.first_lowered + n);
         }
-        if self.module.tag_is_own {
-            exports.export(TAG, ExportKind::Tag, self.module.tag);
+        if self.plan.tag_is_own {
+            exports.export(TAG, ExportKind::Tag, self.plan.tag);
         }
         Ok(())
     }
 
     fn parse_code_section(&mut self, code: &mut CodeSection, section: wasmparser::CodeSectionReader<'_>) -> Reencoded {
         utils::parse_code_section(self, code, section)?;
-        for n in 0..self.module.lowered.len() {
-            code.function(&self.module.body(n)?);
+        for n in 0..self.plan.lowered.len() {
+            code.function(&self.plan.body(n)?);
         }
         Ok(())
     }
@@ -355,7 +355,7 @@ impl Reencode for Lowering {
 
 impl Lowering {
     fn own_tag(&self) -> TagType {
-        TagType { kind: TagKind::Exception, func_type_idx: self.module.tag_type() }
+        TagType { kind: TagKind::Exception, func_type_idx: self.plan.tag_type() }
     }
 }
 

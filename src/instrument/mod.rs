@@ -18,13 +18,12 @@
 //!
 //! # Reading order
 //! `module` (reads a module), `initial_memory` (memory contents), `targets` (the table), `evidence` (finds functions),
-//! `bodies`, `children` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes` and
+//! `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes` and
 //! `semaphores` (changes of functions), `rewrite` (writes the module), `longjmp` and `invoke` (exceptions instead of
 //! host calls), `facts` (the resulting facts).
 
 mod bodies;
 mod changes;
-mod children;
 mod evidence;
 mod facts;
 mod hooks;
@@ -32,6 +31,7 @@ mod initial_memory;
 mod invoke;
 mod longjmp;
 mod module;
+mod processes;
 mod rewrite;
 mod semaphores;
 mod start;
@@ -49,10 +49,10 @@ use module::Module;
 use rewrite::Rewrite;
 use targets::{Change, TARGETS};
 
-pub use children::{Checkpointer, ChildKind, PostmasterSignals};
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
+pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
 pub use start::Preload;
 
 /// Name of an exported mutable `i32` global. If it is not zero, another process of the cluster makes the checkpoints.

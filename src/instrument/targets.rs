@@ -8,14 +8,14 @@ use super::hooks::Hook;
 pub(super) struct Target {
     /// Its name in C, used for its export and in errors.
     pub(super) name: &'static str,
-    pub(super) shape: Shape,
+    pub(super) signature: Signature,
     pub(super) evidence: Evidence,
     pub(super) changes: &'static [Change],
 }
 
 /// Numbers of parameters and results. All are `i32`, which is C's `int`, `long` and pointers in wasm32.
 #[derive(Clone, Copy)]
-pub(super) struct Shape {
+pub(super) struct Signature {
     pub(super) parameters: usize,
     pub(super) results: usize,
     /// Whether the first parameter is an `i64` instead, which is C's `uint64`.
@@ -85,107 +85,112 @@ pub(super) enum Change {
     CancelKey,
 }
 
-const fn shape(parameters: usize, results: usize) -> Shape {
-    Shape { parameters, results, begins_with_i64: false }
+const fn signature(parameters: usize, results: usize) -> Signature {
+    Signature { parameters, results, begins_with_i64: false }
 }
 
-const fn shape_with_i64(parameters: usize, results: usize) -> Shape {
-    Shape { begins_with_i64: true, ..shape(parameters, results) }
+const fn signature_with_i64(parameters: usize, results: usize) -> Signature {
+    Signature { begins_with_i64: true, ..signature(parameters, results) }
 }
 
 /// Every function that [`super::instrument`] searches for.
 pub(super) const TARGETS: &[Target] = &[
-    Target { name: "getpid", shape: shape(0, 1), evidence: Evidence::Exported, changes: &[Change::AnswerProcessId] },
-    Target { name: "kill", shape: shape(2, 1), evidence: Evidence::KillItself, changes: &[Change::Kill] },
+    Target {
+        name: "getpid",
+        signature: signature(0, 1),
+        evidence: Evidence::Exported,
+        changes: &[Change::AnswerProcessId],
+    },
+    Target { name: "kill", signature: signature(2, 1), evidence: Evidence::KillItself, changes: &[Change::Kill] },
     // Runs the handler of a signal as the C library does: blocked signals stay pending. The host delivers signals with
     // it.
-    Target { name: "raise", shape: shape(1, 1), evidence: Evidence::CalledByKill, changes: &[Change::Export] },
+    Target { name: "raise", signature: signature(1, 1), evidence: Evidence::CalledByKill, changes: &[Change::Export] },
     Target {
         name: "wrapper_handler",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::ChecksProcessIdOfSignal,
         changes: &[Change::OwnProcessId],
     },
     Target {
         name: "proc_exit",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::Mentions(&["proc_exit", "ipc.c", "proc_exit() called in child process"]),
         changes: &[Change::OwnProcessId, Change::Export],
     },
     Target {
         name: "ProcKill",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["ProcKill", "proc.c", "ProcKill() called in child process"]),
         changes: &[Change::OwnProcessId],
     },
     Target {
         name: "AuxiliaryProcKill",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["AuxiliaryProcKill", "proc.c", "AuxiliaryProcKill() called in child process"]),
         changes: &[Change::OwnProcessId],
     },
     // Called before a child of the postmaster takes a slot in shared memory.
     Target {
         name: "InitProcess",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Mentions(&["InitProcess", "proc.c", "proc header uninitialized"]),
         changes: &[Change::Enter(Hook::InitProcess), Change::Export],
     },
     Target {
         name: "PostgresMain",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["PostgresMain", "postgres.c", "could not generate random cancel key"]),
         changes: &[Change::Export],
     },
     // BackendInitialize is inlined into it.
     Target {
         name: "BackendMain",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["BackendInitialize", "backend_startup.c", "connection received: host=%s"]),
         changes: &[Change::Export],
     },
     Target {
         name: "InitPostgres",
-        shape: shape(6, 0),
+        signature: signature(6, 0),
         evidence: Evidence::Mentions(&["InitPostgres", "postinit.c"]),
         changes: &[Change::Export],
     },
     Target {
         name: "InitializeSessionUserId",
-        shape: shape(3, 0),
+        signature: signature(3, 0),
         evidence: Evidence::Mentions(&["InitializeSessionUserId", "miscinit.c"]),
         changes: &[Change::Export],
     },
     Target {
         name: "process_postgres_switches",
-        shape: shape(4, 0),
+        signature: signature(4, 0),
         evidence: Evidence::Mentions(&["process_postgres_switches", "postgres.c"]),
         changes: &[],
     },
     Target {
         name: "process_startup_options",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Between { caller: "InitPostgres", callee: "process_postgres_switches" },
         changes: &[Change::Export],
     },
     // The settings of ALTER DATABASE and ALTER ROLE. process_settings, which calls it, is inlined into InitPostgres.
-    Target { name: "ProcessGUCArray", shape: shape(4, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "ProcessGUCArray", signature: signature(4, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "ApplySetting",
-        shape: shape(5, 0),
+        signature: signature(5, 0),
         evidence: Evidence::Between { caller: "InitPostgres", callee: "ProcessGUCArray" },
         changes: &[Change::Export],
     },
     // A backend's entry in pg_stat_activity.
     Target {
         name: "pgstat_bestart_initial",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Reads { caller: "InitPostgres", variables: &["MyBackendType", "MyProcPid", "MyProcPort"] },
         changes: &[Change::Export],
     },
     Target {
         name: "pgstat_bestart_final",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Reads {
             caller: "InitPostgres",
             variables: &["MyBackendType", "MyDatabaseId", "application_name"],
@@ -196,39 +201,39 @@ pub(super) const TARGETS: &[Target] = &[
     // InitPostgres.
     Target {
         name: "load_libraries",
-        shape: shape(3, 0),
+        signature: signature(3, 0),
         evidence: Evidence::Mentions(&["load_libraries", "miscinit.c"]),
         changes: &[Change::Export],
     },
     Target {
         name: "EventTriggerOnLogin",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Mentions(&["EventTriggerOnLogin", "event_trigger.c"]),
         changes: &[Change::Export],
     },
     // WaitEventSetWaitBlock, which contains the name, is inlined into it.
     Target {
         name: "WaitEventSetWait",
-        shape: shape(5, 1),
+        signature: signature(5, 1),
         evidence: Evidence::Mentions(&["WaitEventSetWaitBlock", "waiteventset.c"]),
         changes: &[Change::Wait],
     },
     Target {
         name: "pg_usleep",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::Exported,
         changes: &[Change::Replace(Hook::PgUsleep)],
     },
     Target {
         name: "ProcessInterrupts",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
     // It reads from a pipe that only a postmaster's children have. VACUUM calls it after every sleep.
     Target {
         name: "PostmasterIsAliveInternal",
-        shape: shape(0, 1),
+        signature: signature(0, 1),
         evidence: Evidence::Mentions(&["PostmasterIsAliveInternal", "pmsignal.c"]),
         changes: &[Change::Replace(Hook::PostmasterIsAlive)],
     },
@@ -236,7 +241,7 @@ pub(super) const TARGETS: &[Target] = &[
     // the file.
     Target {
         name: "CreateCheckPoint",
-        shape: shape(1, 1),
+        signature: signature(1, 1),
         evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
         changes: &[Change::LeaveToCheckpointer(Hook::RequestCheckpoint), Change::Export],
     },
@@ -244,125 +249,135 @@ pub(super) const TARGETS: &[Target] = &[
     // segments; PGlite has removed that.
     Target {
         name: "XLogFileInit",
-        shape: shape_with_i64(2, 1),
+        signature: signature_with_i64(2, 1),
         evidence: Evidence::Mentions(&["XLogFileInit", "xlog.c"]),
         changes: &[Change::Enter(Hook::WalSegment)],
     },
     // Puts requests to sync files into a queue for the checkpointer; see `Facts::checkpointer`.
     Target {
         name: "ForwardSyncRequest",
-        shape: shape(2, 1),
+        signature: signature(2, 1),
         evidence: Evidence::Mentions(&["ForwardSyncRequest", "ForwardSyncRequest must not be called in checkpointer"]),
         changes: &[],
     },
     // The three lists of callbacks that proc_exit runs. A child must not run its postmaster's.
-    Target { name: "before_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "on_shmem_exit", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "before_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "on_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "on_proc_exit",
-        shape: shape(2, 0),
+        signature: signature(2, 0),
         evidence: Evidence::Mentions(&["on_proc_exit", "ipc.c", "out of on_proc_exit slots"]),
         changes: &[],
     },
     // Marks a slot of the postmaster's, which does not exist here. The host keeps the list of children.
     Target {
         name: "RegisterPostmasterChildActive",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Between { caller: "InitProcess", callee: "on_shmem_exit" },
         changes: &[Change::Nothing],
     },
     // Has the addresses of the postmaster's process id and of the reasons for its signals.
-    Target { name: "SendPostmasterSignal", shape: shape(1, 0), evidence: Evidence::SignalsPostmaster, changes: &[] },
+    Target {
+        name: "SendPostmasterSignal",
+        signature: signature(1, 0),
+        evidence: Evidence::SignalsPostmaster,
+        changes: &[],
+    },
     // A session's `pg_hba.conf` is the postmaster's, which reloads it on a signal.
     Target {
         name: "load_hba",
-        shape: shape(0, 1),
+        signature: signature(0, 1),
         evidence: Evidence::Mentions(&["load_hba", "hba.c"]),
         changes: &[Change::Export],
     },
     // Has the address of `whereToSendOutput`.
-    Target { name: "pgl_startPGlite", shape: shape(0, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "pgl_startPGlite", signature: signature(0, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "PostgresSendReadyForQueryIfNecessary",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[],
     },
-    Target { name: "PostgresMainLoopOnce", shape: shape(0, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "PostgresMainLoopOnce", signature: signature(0, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "pgl_sendConnData",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
     },
     // Has the address of the heap's state; see `Facts`.
-    Target { name: "malloc", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "malloc", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
     // ParameterStatus: PGlite does not remember the values that it has reported, and would report them again.
-    Target { name: "strcmp", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "strdup", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "free", shape: shape(1, 0), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "hash_seq_init", shape: shape(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "strcmp", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "strdup", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "free", signature: signature(1, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "hash_seq_init", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "BeginReportingGUCOptions",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Between { caller: "pgl_sendConnData", callee: "hash_seq_init" },
         changes: &[Change::ForgetReports],
     },
     Target {
         name: "ReportGUCOption",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::Between { caller: "BeginReportingGUCOptions", callee: "strcmp" },
         changes: &[Change::RememberReport],
     },
     Target {
         name: "check_stack_depth",
-        shape: shape(0, 0),
+        signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::StackDepth],
     },
     Target {
         name: "stack_is_too_deep",
-        shape: shape(0, 1),
+        signature: signature(0, 1),
         evidence: Evidence::MeasuresStack,
         changes: &[Change::StackDepth],
     },
     // Has the addresses of the two tables of encodings; see `Facts`.
-    Target { name: "check_encoding_conversion_args", shape: shape(5, 0), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "pg_encoding_max_length", shape: shape(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "check_encoding_conversion_args",
+        signature: signature(5, 0),
+        evidence: Evidence::Exported,
+        changes: &[],
+    },
+    Target { name: "pg_encoding_max_length", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
     // setlocale and newlocale call it for each category (musl, src/locale/locale_map.c). It accepts any name of a
     // locale.
     Target {
         name: "__get_locale",
-        shape: shape(2, 1),
+        signature: signature(2, 1),
         evidence: Evidence::Mentions(&["LC_ALL", "LANG", "C.UTF-8", "POSIX"]),
         changes: &[Change::RefuseLocales],
     },
     // musl maps \u{df} to \u{1e9e}, and knows Unicode 13 only.
-    Target { name: "towupper_l", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "towupper_l", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "towupper",
-        shape: shape(1, 1),
+        signature: signature(1, 1),
         evidence: Evidence::CalledBy("towupper_l"),
         changes: &[Change::ReplaceBeyondAscii(Hook::ToUpper)],
     },
-    Target { name: "towlower_l", shape: shape(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "towlower_l", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "towlower",
-        shape: shape(1, 1),
+        signature: signature(1, 1),
         evidence: Evidence::CalledBy("towlower_l"),
         changes: &[Change::ReplaceBeyondAscii(Hook::ToLower)],
     },
     // It only warns about unknown languages; the hook refuses languages without data.
     Target {
         name: "icu_validate_locale",
-        shape: shape(1, 0),
+        signature: signature(1, 0),
         evidence: Evidence::Mentions(&["icu_validate_locale", "pg_locale.c"]),
         changes: &[Change::Enter(Hook::OpenCollator)],
     },
     // Every use of an ICU collation begins here.
     Target {
         name: "pg_ucol_open",
-        shape: shape(1, 1),
+        signature: signature(1, 1),
         evidence: Evidence::Mentions(&["pg_ucol_open", "pg_locale_icu.c"]),
         changes: &[Change::Enter(Hook::OpenCollator)],
     },
@@ -370,7 +385,7 @@ pub(super) const TARGETS: &[Target] = &[
     // inlined.
     Target {
         name: "BundleImporter::getRules",
-        shape: shape(6, 0),
+        signature: signature(6, 0),
         evidence: Evidence::Mentions(&["collations", "Sequence"]),
         changes: &[Change::Enter(Hook::ImportRules)],
     },

@@ -16,7 +16,7 @@ use super::hooks::Hook;
 use super::initial_memory::{initial_memory, zeroed_by_start};
 use super::module::Module;
 use super::rewrite::Rewrite;
-use super::targets::{Evidence, Shape, Target};
+use super::targets::{Evidence, Signature, Target};
 use super::{
     InstrumentError, PageLimits, SIDE_MODULE_START, bodies, instrument, instrument_plain, instrument_side_module,
     side_module_globals,
@@ -251,7 +251,7 @@ fn a_body_in_which_the_place_to_change_is_missing_or_not_the_only_one_is_refused
     use wasmparser::Operator::{End, I32Const, I32Eq, I32Ne};
     let target = Target {
         name: "proc_exit",
-        shape: Shape { parameters: 1, results: 0, begins_with_i64: false },
+        signature: Signature { parameters: 1, results: 0, begins_with_i64: false },
         evidence: Evidence::Exported,
         changes: &[],
     };

@@ -50,7 +50,7 @@ pub enum Kind {
     Log,
 }
 
-/// Who may send a kind of frame.
+/// Which side may send a kind of frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sender {
     Parent,
@@ -171,7 +171,7 @@ pub enum Malformed {
 /// Reads the frame that `bytes` begin with.
 ///
 /// The claimed length is judged as soon as its four bytes are there and the kind as soon as its byte is,
-/// so that nobody waits for, or sets memory aside for, what will be refused.
+/// so that what will be refused is neither waited for nor given memory.
 ///
 /// # Errors
 /// [`Malformed`] says what is wrong; it concerns the frame that starts at the first byte.

@@ -1,4 +1,4 @@
-//! Frames on their way to stdout: everybody puts them in, one writer takes them out.
+//! Frames on their way to stdout, from all connections to one writer.
 //!
 //! What is queued stays bounded, though putting a frame in never blocks a connection: data frames are
 //! bounded by each connection's window, the frames that answer the parent's own wait for room

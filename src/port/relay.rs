@@ -36,7 +36,7 @@ struct Inner {
     outbox: Arc<Outbox>,
     endpoints: Endpoints,
     state: Mutex<State>,
-    /// Told whenever `state` changes in a way that a wait may be about.
+    /// Notified when `state` changes in a way that a wait may be for.
     changed: Condvar,
 }
 
@@ -93,7 +93,7 @@ impl Relay {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Takes in data from the parent; after the client has gone, nobody will read it.
+    /// Takes in data from the parent; after the client has gone it is not read.
     pub(crate) fn data(&self, bytes: &[u8]) -> Result<(), WindowViolation> {
         let mut state = self.0.state.lock();
         let credit = state.may_arrive;
@@ -135,7 +135,7 @@ impl Relay {
     }
 }
 
-/// What a close frame says.
+/// The options of a close frame.
 pub(crate) fn close_options(reason: &ErrorResponse) -> Options {
     Options::new().with("severity", reason.severity).with("code", reason.code).with("message", &reason.message)
 }

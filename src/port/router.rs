@@ -1,17 +1,15 @@
-//! From a frame to the connection or the request that it is about.
+//! From a frame to the connection that it is about. Requests, which are about the program, are in `requests`.
 
 use std::{
     collections::{HashMap, VecDeque},
-    ffi::CStr,
-    fs,
     net::SocketAddr,
     sync::Arc,
-    thread,
 };
 
 use parking_lot::Mutex;
 
 use crate::{
+    administration::Administration,
     client::Endpoints,
     connection::{Connections, Opening},
     log::LogSink,
@@ -21,31 +19,18 @@ use crate::{
         relay::{Relay, close_options},
     },
     protocol::error_response::{ErrorResponse, sqlstate},
-    session::{Answer, Control, Mode, Request, Sessions, Task, cancel::Interrupt},
+    session::{Control, Mode, cancel::Interrupt},
 };
+
+mod requests;
 
 /// How many closed connections are remembered, so that frames that were under way are not answered.
 const REMEMBERED: usize = 1024;
 
-/// What answers a verb: it is given the request's id and options, and replies with [`Router::reply`], at
-/// once or later.
-type Verb = fn(&Arc<Router>, u32, &Options);
-
-/// Every verb of a request frame: the one place to add another.
-const VERBS: [(&str, Verb); 8] = [
-    ("stats", stats),
-    ("shutdown", shut_down),
-    ("memory", memory),
-    ("templates", templates),
-    ("drop_template", drop_template),
-    ("reset", reset),
-    ("freeze", freeze),
-    ("reload", reload),
-];
-
 /// Knows the connections that the parent has opened.
 pub(crate) struct Router {
     connections: Arc<Connections>,
+    administration: Arc<dyn Administration>,
     outbox: Arc<Outbox>,
     mode: Mode,
     /// Called for the verb `shutdown`.
@@ -77,11 +62,19 @@ impl Router {
     /// A router without connections. `mode` is for those that do not choose one.
     pub(crate) fn new(
         connections: Arc<Connections>,
+        administration: Arc<dyn Administration>,
         outbox: Arc<Outbox>,
         mode: Mode,
         on_shut_down: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        Self { connections, outbox, mode, on_shut_down: Box::new(on_shut_down), table: Mutex::default() }
+        Self {
+            connections,
+            administration,
+            outbox,
+            mode,
+            on_shut_down: Box::new(on_shut_down),
+            table: Mutex::default(),
+        }
     }
 
     /// Acts on a frame from the parent. Waits, if the parent does not read its answers.
@@ -102,16 +95,6 @@ impl Router {
             entry.relay.client_gone();
             entry.control.interrupt(Interrupt::ClientGone);
         }
-    }
-
-    /// Replies to the request `id`.
-    fn reply(&self, id: u32, result: Result<Options, ErrorResponse>) {
-        let (word, options) = match result {
-            Ok(options) => (&b"ok\0"[..], options),
-            Err(report) => (&b"error\0"[..], Options::new().with("code", report.code).with("message", report.message)),
-        };
-        let payload = [word, &options.to_bytes()].concat();
-        self.outbox.push(Frame { kind: Kind::Reply, id, payload: &payload });
     }
 
     fn open(self: &Arc<Self>, id: u32, payload: &[u8]) {
@@ -221,58 +204,6 @@ impl Router {
     fn refuse(&self, id: u32, report: &ErrorResponse) {
         self.outbox.push_options(Kind::Close, id, &close_options(report));
     }
-
-    fn request(self: &Arc<Self>, id: u32, payload: &[u8]) {
-        self.outbox.wait_for_room();
-        let (verb, options) = match parse_request(payload) {
-            Ok(request) => request,
-            Err(report) => return self.reply(id, Err(report)),
-        };
-        if let Some((_, answer)) = VERBS.iter().find(|(name, _)| *name == verb) {
-            answer(self, id, &options);
-        } else {
-            let message = format!("unknown verb {verb:?}");
-            self.reply(id, Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message)));
-        }
-    }
-}
-
-impl Router {
-    /// Replies to the request `id` with what `answer` finds out, which may take a while.
-    fn answer_on_thread(self: &Arc<Self>, id: u32, answer: impl FnOnce(&dyn Sessions) -> Answer + Send + 'static) {
-        let router = self.clone();
-        let work = move || router.reply(id, answer(router.connections.sessions()).map(to_options));
-        if let Err(error) = thread::Builder::new().name("request".to_owned()).spawn(work) {
-            let message = format!("no thread for the request: {error}");
-            self.reply(id, Err(ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message)));
-        }
-    }
-
-    /// Has the connection that the options name do `task`, and replies to the request `id` when it has.
-    fn ask_connection(self: &Arc<Self>, id: u32, options: &Options, task: Result<Task, ErrorResponse>) {
-        let asked = task.and_then(|task| Ok((task, self.asked_connection(options)?)));
-        match asked {
-            Ok((task, control)) => {
-                let router = self.clone();
-                control.ask(Request::new(task, move |answer| router.reply(id, answer.map(to_options))));
-            }
-            Err(report) => self.reply(id, Err(report)),
-        }
-    }
-
-    /// The connection that the option `connection` names.
-    fn asked_connection(&self, options: &Options) -> Result<Control, ErrorResponse> {
-        let text = required(options, "connection")?;
-        let entry = text.parse().ok().and_then(|connection| self.table.lock().open.get(&connection).cloned());
-        entry.map(|entry| entry.control).ok_or_else(|| {
-            let message = format!("connection {text} does not exist");
-            ErrorResponse::error(sqlstate::CONNECTION_DOES_NOT_EXIST, message)
-        })
-    }
-}
-
-fn to_options(figures: Vec<(&'static str, String)>) -> Options {
-    figures.into_iter().fold(Options::new(), |options, (key, value)| options.with(key, value))
 }
 
 impl Table {
@@ -285,13 +216,6 @@ impl Table {
         self.closed.push_back(id);
         Some(entry)
     }
-}
-
-/// The verb and the options of a request.
-fn parse_request(payload: &[u8]) -> Result<(&str, Options), ErrorResponse> {
-    let verb = CStr::from_bytes_until_nul(payload).map_err(|_| violation("a request's verb ends with a NUL byte"))?;
-    let options = Options::parse(&payload[verb.count_bytes() + 1..]).map_err(|error| violation(error.to_string()))?;
-    Ok((verb.to_str().map_err(|_| violation("a request's verb is UTF-8"))?, options))
 }
 
 /// The address in the options `peer_address` and `peer_port`, or the like of another `end`; none if neither is there.
@@ -314,71 +238,4 @@ fn invalid(message: String) -> ErrorResponse {
 
 fn violation(message: impl Into<String>) -> ErrorResponse {
     ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, message)
-}
-
-/// `stats`: `connections` there are, resident `memory` of the program in bytes where the system tells,
-/// and the sessions' own figures.
-fn stats(router: &Arc<Router>, id: u32, _: &Options) {
-    let mut figures = vec![("connections", router.connections.count().to_string())];
-    figures.extend(resident_memory().map(|memory| ("memory", memory.to_string())));
-    router.answer_on_thread(id, |sessions| {
-        figures.extend(sessions.stats());
-        Ok(figures)
-    });
-}
-
-/// `shutdown`: sessions end with `57P01`, then the program exits.
-fn shut_down(router: &Arc<Router>, id: u32, _: &Options) {
-    router.reply(id, Ok(Options::new()));
-    (router.on_shut_down)();
-}
-
-/// `memory`: private bytes of the connections that have a cluster of their own, see [`Sessions::memory`].
-fn memory(router: &Arc<Router>, id: u32, _: &Options) {
-    router.answer_on_thread(id, Sessions::memory);
-}
-
-/// `reload`: has the clusters read their configuration files again, see [`Sessions::reload`].
-fn reload(router: &Arc<Router>, id: u32, _: &Options) {
-    router.answer_on_thread(id, Sessions::reload);
-}
-
-/// `templates`: what templates there are, see [`Sessions::templates`].
-fn templates(router: &Arc<Router>, id: u32, _: &Options) {
-    router.answer_on_thread(id, Sessions::templates);
-}
-
-/// `drop_template`: removes the template `name`.
-fn drop_template(router: &Arc<Router>, id: u32, options: &Options) {
-    match required(options, "name") {
-        Ok(name) => router.answer_on_thread(id, move |sessions| sessions.drop_template(&name)),
-        Err(report) => router.reply(id, Err(report)),
-    }
-}
-
-/// `reset`: puts the cluster of `connection` back to its template, see [`Task::Reset`].
-fn reset(router: &Arc<Router>, id: u32, options: &Options) {
-    router.ask_connection(id, options, Ok(Task::Reset));
-}
-
-/// `freeze`: makes the template `name` from the cluster of `connection` and keeps `key` with it, see [`Task::Freeze`].
-fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
-    let key = options.get("key").map(str::to_owned);
-    router.ask_connection(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
-}
-
-/// The value of an option that has to be there.
-fn required(options: &Options, key: &str) -> Result<String, ErrorResponse> {
-    let value = options.get(key).filter(|value| !value.is_empty());
-    value.map(str::to_owned).ok_or_else(|| {
-        ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, format!("the option {key} is missing or empty"))
-    })
-}
-
-/// Resident memory of this process in bytes: the second figure of Linux' `/proc/self/statm`, which
-/// counts pages.
-fn resident_memory() -> Option<u64> {
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * u64::try_from(rustix::param::page_size()).ok()?)
 }

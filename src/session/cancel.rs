@@ -24,10 +24,10 @@ pub type Interrupter = Arc<dyn Fn(Interrupt) + Send + Sync>;
 
 /// The sessions that can be cancelled, by backend key. A clone is the same registry.
 #[derive(Clone, Default)]
-pub struct CancelRegistry(Arc<Mutex<Sessions>>);
+pub struct CancelRegistry(Arc<Mutex<Keys>>);
 
 #[derive(Default)]
-struct Sessions {
+struct Keys {
     next_number: u64,
     /// By process id; several clusters in one program may use the same one.
     by_process: HashMap<i32, Vec<Entry>>,

@@ -1,10 +1,10 @@
-//! The outside's hold on one connection: interrupts for its session, requests, an order to end.
+//! The outside's hold on one connection: interrupts for its session, tasks, an order to end.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 
-use super::Request;
+use super::PendingTask;
 use crate::{
     client::Waker,
     protocol::error_response::{ErrorResponse, sqlstate},
@@ -30,12 +30,12 @@ struct State {
     client_gone: bool,
     interrupter: Option<Interrupter>,
     /// What the session is to do between two of its client's commands.
-    requests: VecDeque<Request>,
-    attendant: Option<Attendant>,
+    tasks: VecDeque<PendingTask>,
+    task_handler: Option<TaskHandler>,
 }
 
-/// Handles requests in the place of a session.
-type Attendant = Arc<dyn Fn(Request) + Send + Sync>;
+/// Does tasks in the place of a session.
+type TaskHandler = Arc<dyn Fn(PendingTask) + Send + Sync>;
 
 /// Keeps a session registered; dropping it ends that.
 #[must_use = "dropping it at once unregisters the session"]
@@ -90,46 +90,46 @@ impl Control {
         self.0.waker.wake();
     }
 
-    /// Asks something of the session, or of the one that is to come. It is told when it waits for its client; a
-    /// request that it does not get to any more answers for itself.
-    pub fn ask(&self, request: Request) {
-        let attendant = {
+    /// Gives a task to the session, or to the one that is to come, and wakes it if it waits for its client. A task that
+    /// the session does not get to any more reports that itself.
+    pub fn assign(&self, task: PendingTask) {
+        let handler = {
             let mut state = self.0.state.lock();
-            let Some(attendant) = &state.attendant else {
-                state.requests.push_back(request);
+            let Some(handler) = &state.task_handler else {
+                state.tasks.push_back(task);
                 drop(state);
                 return self.0.waker.wake();
             };
-            attendant.clone()
+            handler.clone()
         };
-        attendant(request);
+        handler(task);
     }
 
-    /// From now on requests go to `attendant` rather than to the session, which has no moment between two commands
-    /// for them. It must not block.
-    pub fn attend_requests(&self, attendant: impl Fn(Request) + Send + Sync + 'static) {
-        let attendant: Attendant = Arc::new(attendant);
+    /// From now on tasks go to `handler` rather than to the session, which has no moment between two commands for
+    /// them. It must not block.
+    pub fn handle_tasks_with(&self, handler: impl Fn(PendingTask) + Send + Sync + 'static) {
+        let handler: TaskHandler = Arc::new(handler);
         let waiting = {
             let mut state = self.0.state.lock();
-            state.attendant = Some(attendant.clone());
-            std::mem::take(&mut state.requests)
+            state.task_handler = Some(handler.clone());
+            std::mem::take(&mut state.tasks)
         };
-        waiting.into_iter().for_each(|request| attendant(request));
+        waiting.into_iter().for_each(|task| handler(task));
     }
 
-    /// Whether something is asked of the session. For the session itself, as is [`Control::take_request`].
+    /// Whether the session has a task. For the session itself, as is [`Control::take_task`].
     #[must_use]
-    pub fn has_requests(&self) -> bool {
-        !self.0.state.lock().requests.is_empty()
+    pub fn has_tasks(&self) -> bool {
+        !self.0.state.lock().tasks.is_empty()
     }
 
-    /// Takes what was asked of the session first.
+    /// Takes the task that was assigned first.
     #[must_use]
-    pub fn take_request(&self) -> Option<Request> {
-        self.0.state.lock().requests.pop_front()
+    pub fn take_task(&self) -> Option<PendingTask> {
+        self.0.state.lock().tasks.pop_front()
     }
 
-    /// What to tell a client that has no session yet if it is not to get one any more.
+    /// The error for a client without a session if it is not to get one any more.
     pub(crate) fn refusal(&self) -> Option<ErrorResponse> {
         let (code, message) = if self.0.too_late {
             (sqlstate::CANNOT_CONNECT_NOW, "the database system is shutting down")

@@ -9,11 +9,11 @@ use std::{
 use sha2::{Digest, Sha256};
 
 /// Parts of `src/` that decide the compiled code, the initial memory of a program, and how both are stored.
-pub(crate) const CODE: [&str; 4] = ["backend/program", "engine", "image", "instrument"];
+pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
 pub(crate) const ABOVE: [&str; 11] =
-    ["connection", "databases", "evidence", "lib", "list", "main", "port", "pruning", "serve", "session", "stop"];
+    ["administration", "connection", "databases", "lib", "list", "main", "port", "pruning", "serve", "session", "stop"];
 
 /// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory and logging.
 pub(crate) const ASIDE: [&str; 2] = ["engine/cache", "log"];

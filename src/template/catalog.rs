@@ -73,7 +73,7 @@ impl Template {
 /// Why there is no template to clone.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TemplateError {
-    /// Nobody has prepared it.
+    /// It was not prepared.
     #[error("there is no template {0:?}")]
     Unknown(String),
     /// It cannot be built or opened.
@@ -121,8 +121,8 @@ impl Templates {
         &self.shelf
     }
 
-    /// The template for a client that asks for `database`: that of this name, else the one made last whose database
-    /// that is.
+    /// The template for connections to `database`: that of this name, else the one made last whose
+    /// database has it.
     ///
     /// # Errors
     /// [`TemplateError`]
@@ -150,7 +150,7 @@ impl Templates {
         }
         let lock = self.shelf.lock(name)?;
         let template = self.open_or_build(name, &lock).map(Arc::new);
-        // Nobody can have replaced it since, because of the lock.
+        // The lock keeps it from being replaced meanwhile.
         let edition = self.shelf.edition(name);
         let mut in_use = self.in_use.lock();
         match (template, edition) {
@@ -208,8 +208,8 @@ impl Templates {
     }
 
     /// Makes the template `name` from the files of a cluster that has `database`, replacing one of the same name.
-    /// `key` is kept for whoever asks. The cluster should have been shut down; otherwise it recovers as after a
-    /// crash.
+    /// `key` is the caller's, and is listed with the template. The cluster should have been shut down; otherwise it
+    /// recovers as after a crash.
     ///
     /// # Errors
     /// When `PostgreSQL` does not start on it, or the cache cannot be written.

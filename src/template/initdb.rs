@@ -39,7 +39,7 @@ const PREFIX: &str = "/pglite";
 /// The configuration that `initdb` writes, and settings in it that are given on the command line of every cluster.
 const CONFIGURATION: &str = "/pglite/data/postgresql.conf";
 const BY_OPTION: [&str; 2] = ["max_connections =", "shared_buffers ="];
-/// Who may connect to the cluster, from where.
+/// The rules for who may connect to the cluster, from where.
 const HBA_FILE: &str = "/pglite/data/pg_hba.conf";
 
 /// Files that stand in for the pipes of `popen`, which PGlite's bundle has for this purpose.
@@ -74,7 +74,7 @@ pub(super) fn make_cluster(
     let setup = Setup { commands: Box::new(commands), ..Setup::backend(program, files) };
     let initdb = program.initdb(artefact)?;
     let status = run(&initdb, setup).context("initdb did not run to its end")?;
-    ensure!(status == 0, "initdb ended with exit status {status}; what it said is in the log");
+    ensure!(status == 0, "initdb ended with exit status {status}; the log has its output");
     for file in [FROM_BACKEND, TO_BACKEND] {
         rewrite(&tree, file, |_| String::new())?;
     }

@@ -21,7 +21,7 @@ use crate::{
 /// Clones of templates, ready to be taken.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    /// Tells its thread which template a clone was taken of; `None` when nothing is kept ready.
+    /// To the pool's thread: the template of each clone that was taken. `None` when no clones are kept ready.
     taken: Option<Sender<Weak<Template>>>,
 }
 
@@ -72,22 +72,6 @@ impl Pool {
         template.snapshot.make_distinct(&mut clone)?;
         clone.guest().files.set_console(console);
         Ok(clone)
-    }
-
-    /// Puts `backend` back to where a clone of `template` begins, by putting another one in its place. Its client,
-    /// its console and signals that have arrived stay. Returns the one that was replaced: both exist until that is
-    /// dropped, which takes as long as all the rest.
-    ///
-    /// A new clone is made sooner than an old one can be put back: to drop the pages that it has changed takes as
-    /// long as to copy those that it is about to change again, and only the latter has to be done before the session
-    /// can go on.
-    ///
-    /// # Errors
-    /// As [`Pool::take`].
-    pub(crate) fn reset(&self, template: &Arc<Template>, backend: &mut Backend) -> anyhow::Result<Backend> {
-        let replaced = backend.succeed_to(self.clone_of(template)?)?;
-        template.snapshot.make_distinct(backend)?;
-        Ok(replaced)
     }
 
     /// One that is ready, or a new one.

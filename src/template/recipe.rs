@@ -67,7 +67,7 @@ impl Script {
         paths.iter().map(|path| Self::read(path)).collect()
     }
 
-    /// Runs it; what it leaves open is an error, because nobody would close it.
+    /// Runs it; a transaction that it leaves open is an error, because nothing would end it.
     fn run(&self, backend: &mut Backend) -> anyhow::Result<()> {
         if let Err(error) = backend.execute(&self.sql) {
             match error.downcast::<SqlError>() {

@@ -1,7 +1,7 @@
-//! The directory of templates: one subdirectory for each, with a label that says what it is.
+//! The directory of templates: one subdirectory for each, with a label that describes it.
 //!
-//! A subdirectory is built beside its place and renamed in whole, so that it is there whole or not at all; who has
-//! one open keeps it when it is replaced or removed. Its name is made from the template's name, which may be any that
+//! A subdirectory is built beside its place and renamed in whole, so that it is there whole or not at all; an open
+//! one stays usable when it is replaced or removed. Its name is made from the template's name, which may be any that
 //! a database may have.
 
 use std::{
@@ -29,20 +29,20 @@ pub(super) struct Label {
     pub(super) name: String,
     /// The database in it.
     pub(super) database: String,
-    /// What the one who froze it said about it.
+    /// The caller's key.
     pub(super) key: Option<String>,
     /// The program that built it: another one has to build it again.
     pub(super) program: String,
 }
 
-/// What is told of a template.
+/// A template in a list.
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// Its name.
     pub name: String,
     /// The database in it.
     pub database: String,
-    /// What the one who froze it said about it: a hash of what it was made from, say.
+    /// The caller's key from when it was frozen, such as a hash of what it was made from.
     pub key: Option<String>,
     /// Bytes that it takes on disk.
     pub size: u64,
@@ -52,7 +52,7 @@ pub struct Summary {
     pub has_recipe: bool,
 }
 
-/// Tells one edition of a template from those that replace it.
+/// Identifies one edition of a template among those that replace each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Edition {
     inode: u64,
@@ -119,7 +119,7 @@ impl Shelf {
         Ok(summaries)
     }
 
-    /// Removes the template `name`; its clones live on. Says whether there was one.
+    /// Removes the template `name`; its clones live on. Returns whether there was one.
     ///
     /// # Errors
     /// When the directory cannot be written.
@@ -198,9 +198,9 @@ impl Shelf {
         &self.directory
     }
 
-    /// What the template in an entry of [`Shelf::directory`] is called, and what of it can be made again: all of the
-    /// one that is there without being prepared; what another program than `program` has built of any other, which
-    /// this one cannot use; nothing of one that cannot be read.
+    /// The name of the template in an entry of [`Shelf::directory`], and what of it can be made again. The default
+    /// template can be made again as a whole. Of other templates, the files that another program than `program` has
+    /// built can, because this program cannot use them. Nothing can of a template that cannot be read.
     pub(crate) fn remakeable(&self, usage: &Usage, program: &str) -> (String, Remakeable) {
         let directory = self.directory.path(&usage.name);
         let Ok(label) = read_label(&directory) else { return (usage.name.clone(), Remakeable::Nothing) };

@@ -27,7 +27,7 @@ use crate::{
     backend::{Admission, Backend, Registers, footprint::PageMap, program::Program, timestamp},
     fs::{Files, FrozenTree, ProcessState, Silent, Tree},
     guest::{Library, Setup},
-    image::{Image, Shape, TouchedPages},
+    image::{Image, Layout, TouchedPages},
     protocol::messages::first_value,
 };
 
@@ -61,7 +61,7 @@ pub(crate) struct Snapshot {
 /// Everything of it but memory and files.
 #[derive(Serialize, Deserialize)]
 struct State {
-    memory: Shape,
+    memory: Layout,
     registers: Registers,
     process: ProcessState,
     /// Where in memory times stand that are to be the clone's own, in microseconds since the epoch of `PostgreSQL`.
@@ -136,7 +136,7 @@ impl Snapshot {
             Ok(pages) => record::write(&directory.join(FIRST_PAGES), &pages),
             Err(error) => {
                 tracing::info!(
-                    "clones will get their first pages one by one, because the system does not tell which: {error:#}"
+                    "clones will get their first pages one by one, because /proc/self/pagemap cannot be read: {error:#}"
                 );
                 Ok(())
             }
@@ -170,7 +170,7 @@ impl Snapshot {
         let files = Files::resume(tree(&self.files), &self.state.process, Box::new(Silent));
         let setup = Setup::backend(program, files);
         let mut backend = Backend::resume(program, setup, &self.image, &self.state.registers, &self.libraries)?;
-        // PostgreSQL then looks itself what is due, and arms them for what is not.
+        // PostgreSQL then handles what is due, and arms them again for what is not.
         backend.guest().timers.make_due(&self.state.timers);
         backend.copy_written(&self.first_pages)?;
         Ok(backend)
@@ -214,7 +214,7 @@ fn tree(files: &Arc<FrozenTree>) -> Arc<Mutex<Tree>> {
 /// query, whenever that is, for what the template has done, into pages of its own: so they are written here, and the
 /// clone's second begins when it is made.
 fn find_times(backend: &mut Backend) -> anyhow::Result<Vec<u32>> {
-    let rows = backend.query(SERVER_START).context("PostgreSQL does not tell when it has started")?;
+    let rows = backend.query(SERVER_START).context("PostgreSQL's start time cannot be queried")?;
     let server_start = first_value(&rows).and_then(|microseconds| microseconds.parse::<i64>().ok());
     let starts = [backend.start_timestamp()?, server_start.context("pg_postmaster_start_time is no time")?];
     let before = timestamp(jiff::Timestamp::now());

@@ -8,7 +8,7 @@ use std::{
 
 use pglite_port::{
     connection::Connections,
-    databases::{Databases, Places, Settings},
+    databases::{Databases, Paths, Settings},
     log::LogSink,
     session::Mode,
 };
@@ -28,13 +28,19 @@ pub fn shared() -> PathBuf {
 
 /// Databases in that cache.
 pub fn open_at(cache: &Path, settings: Settings) -> Databases {
-    let places = Places { cache: Some(cache.to_owned()), ..Places::default() };
-    Databases::open(&places, Mode::Isolated, settings, LogSink::to_own_log()).expect("databases")
+    let paths = Paths { cache: Some(cache.to_owned()), ..Paths::default() };
+    Databases::open(&paths, Mode::Isolated, settings, LogSink::to_own_log()).expect("databases")
 }
 
 /// Connections to databases in the shared cache.
 pub fn connections(settings: Settings) -> Arc<Connections> {
-    Arc::new(Connections::new(Arc::new(open_at(&shared(), settings))))
+    administered(settings).1
+}
+
+/// Databases in the shared cache, and connections to them.
+pub fn administered(settings: Settings) -> (Arc<Databases>, Arc<Connections>) {
+    let databases = Arc::new(open_at(&shared(), settings));
+    (databases.clone(), Arc::new(Connections::new(databases)))
 }
 
 /// A cache for one test, with compiled code but without templates.

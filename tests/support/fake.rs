@@ -3,8 +3,10 @@
 use std::io::{self, ErrorKind};
 
 use pglite_port::{
+    administration::{Administration, Figure, PrivateBytes, Summary},
     client::{Client, Interest},
-    session::{SessionEnd, SessionRequest, Sessions},
+    protocol::error_response::{ErrorResponse, sqlstate},
+    session::{SessionEnd, SessionStart, Sessions},
 };
 
 /// Sessions that call a function.
@@ -12,11 +14,32 @@ pub struct Fake<F>(pub F);
 
 impl<F> Sessions for Fake<F>
 where
-    F: Fn(&SessionRequest<'_>, &mut dyn Client) -> SessionEnd + Send + Sync + 'static,
+    F: Fn(&SessionStart<'_>, &mut dyn Client) -> SessionEnd + Send + Sync + 'static,
 {
-    fn serve(&self, request: SessionRequest<'_>, mut client: Box<dyn Client>) -> SessionEnd {
+    fn serve(&self, request: SessionStart<'_>, mut client: Box<dyn Client>) -> SessionEnd {
         (self.0)(&request, &mut *client)
     }
+}
+
+/// There are no clusters to administer.
+impl<F: Send + Sync + 'static> Administration for Fake<F> {
+    fn figures(&self) -> Vec<Figure> {
+        Vec::new()
+    }
+
+    fn memory(&self) -> Result<Vec<(u32, PrivateBytes)>, ErrorResponse> {
+        Ok(Vec::new())
+    }
+
+    fn templates(&self) -> Result<Vec<Summary>, ErrorResponse> {
+        Ok(Vec::new())
+    }
+
+    fn drop_template(&self, name: &str) -> Result<(), ErrorResponse> {
+        Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
+    }
+
+    fn reload(&self) {}
 }
 
 /// Sends all bytes back until the client is gone.

@@ -14,7 +14,7 @@ use pglite_port::{
     databases::Settings,
     log::LogSink,
     protocol::error_response::ErrorResponse,
-    session::{Control, Mode, Request, Task},
+    session::{Control, Mode, PendingTask, Task},
 };
 
 use super::{PATIENCE, cache, wire};
@@ -167,14 +167,14 @@ impl Local {
     pub fn freeze(&self, name: &str) {
         let (sender, answer) = bounded(1);
         let freeze = Task::Freeze { name: name.to_owned(), key: None };
-        self.control.ask(Request::new(freeze, move |answer| sender.send(answer).expect("we wait")));
+        self.control.assign(PendingTask::new(freeze, move |answer| sender.send(answer).expect("we wait")));
         answer.recv_timeout(PATIENCE).expect("an answer").expect("it is frozen");
     }
 
     /// Resets its cluster to its template.
     pub fn reset(&self) {
         let (sender, answer) = bounded(1);
-        self.control.ask(Request::new(Task::Reset, move |answer| sender.send(answer).expect("we wait")));
+        self.control.assign(PendingTask::new(Task::Reset, move |answer| sender.send(answer).expect("we wait")));
         answer.recv_timeout(PATIENCE).expect("an answer").expect("it is reset");
     }
 

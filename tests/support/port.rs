@@ -11,6 +11,7 @@ use std::{
 };
 
 use pglite_port::{
+    administration::Administration,
     port::{
         self, Ending,
         frame::{self, Kind, Options, Parsed},
@@ -92,7 +93,7 @@ impl Port {
     }
 
     /// A port in this process with these sessions, after its hello.
-    pub fn with_sessions(sessions: impl Sessions) -> Self {
+    pub fn with_sessions(sessions: impl Sessions + Administration) -> Self {
         let (input, to_input) = pipe().expect("a pipe");
         let (from_output, output) = pipe().expect("a pipe");
         let (signals, receiver) = crossbeam_channel::unbounded();

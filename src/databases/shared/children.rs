@@ -10,13 +10,14 @@ use std::{
 
 use anyhow::anyhow;
 
-use super::process::{Event, Running};
+use super::server::{Event, Running};
 use crate::{
     backend::{Backend, program::Program},
     cluster::{Crashed, Priority, Signal},
     engine::THREAD_STACK,
     guest::Setup,
     log::{LineConsole, LogSink, Recent},
+    postgres::child,
     session::panic_text,
 };
 
@@ -27,9 +28,9 @@ pub(super) enum Role {
     Startup,
     /// Makes checkpoints, the last of which shuts the cluster down.
     Checkpointer,
-    /// Writes changed pages before anybody needs their place.
+    /// Writes changed pages before their buffers are needed for others.
     BackgroundWriter,
-    /// Writes WAL that nobody waits for.
+    /// Writes WAL of asynchronous commits.
     WalWriter,
     /// Decides which database needs VACUUM and ANALYZE.
     AutovacuumLauncher,
@@ -42,12 +43,12 @@ impl Role {
     /// its thread, too.
     fn name(self) -> &'static str {
         match self {
-            Self::Startup => "startup",
-            Self::Checkpointer => "checkpointer",
-            Self::BackgroundWriter => "bgwriter",
-            Self::WalWriter => "wal_writer",
-            Self::AutovacuumLauncher => "autovacuum launcher",
-            Self::AutovacuumWorker => "autovacuum worker",
+            Self::Startup => child::STARTUP,
+            Self::Checkpointer => child::CHECKPOINTER,
+            Self::BackgroundWriter => child::BACKGROUND_WRITER,
+            Self::WalWriter => child::WAL_WRITER,
+            Self::AutovacuumLauncher => child::AUTOVACUUM_LAUNCHER,
+            Self::AutovacuumWorker => child::AUTOVACUUM_WORKER,
         }
     }
 
@@ -70,7 +71,7 @@ pub(super) struct Children {
     running: Arc<Running>,
     program: Arc<Program>,
     log: LogSink,
-    /// What they said last.
+    /// Their last lines of log.
     recent: Recent,
     /// Each with its role, by its process id.
     live: BTreeMap<i32, (Role, JoinHandle<()>)>,
@@ -111,10 +112,10 @@ impl Children {
         Ok(())
     }
 
-    /// Forgets one that has ended; says what it was.
+    /// Removes one that has ended, and returns its role.
     pub(super) fn forget(&mut self, process_id: i32) -> Option<Role> {
         let (role, thread) = self.live.remove(&process_id)?;
-        // It has said that it ended, as the last thing that it does.
+        // The event of its end is the last thing that the thread does, so this does not wait.
         let _ = thread.join();
         Some(role)
     }

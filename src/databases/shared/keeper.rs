@@ -12,13 +12,13 @@ use std::{
 use anyhow::anyhow;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::process::{self, End, Event, Refused, Running, Start};
+use super::server::{self, End, Event, Launch, Refused, Running};
 use crate::{
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Control, cancel::Interrupt},
 };
 
-/// Is told, on any thread, when the shared cluster has crashed and cannot be started again.
+/// Called, on any thread, when the shared cluster has crashed and cannot be started again.
 pub type OnFailure = Arc<dyn Fn(anyhow::Error) + Send + Sync>;
 
 /// How often in a row `PostgreSQL` may refuse to start again.
@@ -34,7 +34,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 /// How long a client waits for a cluster that starts.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What the thread that keeps a cluster running and those who want a session have in common.
+/// The state of a cluster, shared by the thread that keeps it running and by connections.
 pub(super) struct Keeper {
     shared: Mutex<Shared>,
     changed: Condvar,
@@ -93,7 +93,7 @@ impl Keeper {
     /// [`Self::running`] for a client, which `control` may order to end meanwhile.
     ///
     /// # Errors
-    /// What the client is told.
+    /// The error for the client.
     pub(super) fn running_for(self: &Arc<Self>, control: &Control) -> Result<Arc<Running>, ErrorResponse> {
         let is_over = Arc::new(AtomicBool::new(false));
         let (keeper, over) = (self.clone(), is_over.clone());
@@ -153,12 +153,12 @@ impl Keeper {
     }
 
     /// Starts the cluster, and again whenever it has crashed.
-    pub(super) fn keep_running(self: &Arc<Self>, start: &Start, on_failure: Option<&OnFailure>) {
+    pub(super) fn keep_running(self: &Arc<Self>, launch: &Launch, on_failure: Option<&OnFailure>) {
         let mut has_run = false;
         let (mut refusals, mut shortages) = (0, 0);
         loop {
             let keeper = self.clone();
-            let run = || process::run(start, refusals > 0, move |running| keeper.has_started(running));
+            let run = || server::run(launch, refusals > 0, move |running| keeper.has_started(running));
             let ended = catch_unwind(AssertUnwindSafe(run));
             let ended = ended.unwrap_or_else(|_| Err(anyhow!("the postmaster panicked; the log says where")));
             let shared = self.shared.lock();

@@ -2,13 +2,13 @@
 //!
 //! * `mod`: the sessions of the cluster
 //! * `keeper`: starting it, and again after a crash
-//! * `process`: the postmaster itself, from the cluster's start to its end
+//! * `server`: the postmaster itself, from the cluster's start to its end
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
 
 mod children;
 mod keeper;
-mod process;
+mod server;
 mod settings;
 
 use std::{
@@ -21,7 +21,7 @@ use anyhow::ensure;
 use parking_lot::Mutex;
 
 use crate::{
-    backend::{Ended, Whom},
+    backend::{SessionExit, Whom},
     client::Client,
     cluster::{Crashed, Priority, Seat, Signal},
     engine::THREAD_STACK,
@@ -32,14 +32,14 @@ use crate::{
         boundary::TransactionStatus,
         error_response::{ErrorResponse, sqlstate},
     },
-    session::{Answer, Request, SessionEnd, SessionRequest, Task, cancel::Interrupt},
+    session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
     template::Templates,
 };
 
 use children::run_in_turn;
 use keeper::Keeper;
 pub use keeper::OnFailure;
-use process::{Event, Running, Start};
+use server::{Event, Launch, Running};
 pub use settings::SharedSettings;
 
 /// Keeps one cluster running.
@@ -51,8 +51,8 @@ pub(crate) struct Postmaster {
 }
 
 impl Postmaster {
-    /// A cluster with the files of a new one, which is started now. `on_failure` is told when it has crashed and
-    /// cannot be started again.
+    /// A cluster with the files of a new one, which is started now. `on_failure` is called when it has crashed
+    /// and cannot be started again.
     ///
     /// # Errors
     /// When it does not start.
@@ -63,12 +63,12 @@ impl Postmaster {
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
         let files = Arc::new(Mutex::new(Tree::from_frozen(templates.cluster()?)));
-        let start = Start { program: templates.program().clone(), files, settings, log: log.clone() };
-        start.settings.check()?;
+        let launch = Launch { program: templates.program().clone(), files, settings, log: log.clone() };
+        launch.settings.check()?;
         let keeper = Arc::new(Keeper::default());
         let work = {
             let keeper = keeper.clone();
-            move || keeper.keep_running(&start, on_failure.as_ref())
+            move || keeper.keep_running(&launch, on_failure.as_ref())
         };
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
         keeper.running()?;
@@ -81,10 +81,10 @@ impl Postmaster {
     /// When the session cannot be made.
     pub(crate) fn serve(
         self: &Arc<Self>,
-        request: &SessionRequest<'_>,
+        start: &SessionStart<'_>,
         client: Box<dyn Client>,
     ) -> anyhow::Result<SessionEnd> {
-        let running = match self.keeper.running_for(request.control) {
+        let running = match self.keeper.running_for(start.control) {
             Ok(running) => running,
             Err(report) => return Ok(SessionEnd::Refused(report)),
         };
@@ -97,10 +97,10 @@ impl Postmaster {
             // of its input.
             Interrupt::ClientGone => {}
         };
-        // Until PostgreSQL has made the key, nobody knows one.
-        let registration = Arc::new(Mutex::new(Some(request.control.register(process_id, &[], interrupt.clone()))));
+        // Without a key until PostgreSQL has made one.
+        let registration = Arc::new(Mutex::new(Some(start.control.register(process_id, &[], interrupt.clone()))));
         let announce = {
-            let (registration, control) = (registration.clone(), request.control.clone());
+            let (registration, control) = (registration.clone(), start.control.clone());
             move |secret: &[u8]| {
                 let mut registration = registration.lock();
                 drop(registration.take());
@@ -108,16 +108,16 @@ impl Postmaster {
             }
         };
         let endpoints = client.endpoints();
-        let client = ClientStream::new(client, request.packet).on_key(announce);
-        let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&request.startup.database).into_owned());
-        let transaction = request.transaction.clone();
-        request.control.attend_requests(move |request| postmaster.attend(&database, &transaction, request));
-        let whom = Whom { database: &request.startup.database, user: &request.startup.user, endpoints };
-        let ended = self.run(&running, seat, request.log, client, whom);
+        let client = ClientStream::new(client, start.packet).on_key(announce);
+        let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
+        let transaction = start.transaction.clone();
+        start.control.handle_tasks_with(move |task| postmaster.perform(&database, &transaction, task));
+        let whom = Whom { database: &start.startup.database, user: &start.startup.user, endpoints };
+        let ended = self.run(&running, seat, start.log, client, whom);
         drop(registration.lock().take());
         match ended {
-            Ok(Ended::Client) => Ok(SessionEnd::ClientGone),
-            Ok(Ended::Fatal) => Ok(SessionEnd::Orderly),
+            Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
+            Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
             Err(error) if error.is::<Crashed>() => Ok(SessionEnd::Refused(crash_report())),
             Err(error) => Ok(SessionEnd::Trapped(error)),
         }
@@ -131,7 +131,7 @@ impl Postmaster {
         log: &LogSink,
         client: ClientStream,
         whom: Whom<'_>,
-    ) -> anyhow::Result<Ended> {
+    ) -> anyhow::Result<SessionExit> {
         let console = LineConsole::of_session(log.clone());
         let program = self.templates.program();
         let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
@@ -145,11 +145,11 @@ impl Postmaster {
         ran.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Handles what is asked of a session in `database`, on a thread of its own, because it takes time.
-    fn attend(self: &Arc<Self>, database: &str, transaction: &TransactionStatus, request: Request) {
+    /// Does a task of a session in `database`, on a thread of its own, because it takes time.
+    fn perform(self: &Arc<Self>, database: &str, transaction: &TransactionStatus, pending: PendingTask) {
         let (postmaster, database, transaction) = (self.clone(), database.to_owned(), transaction.clone());
         let work = move || {
-            let answer = match &request.task {
+            let outcome = match &pending.task {
                 Task::Freeze { name, key } => postmaster.freeze(&database, &transaction, name, key.as_deref()),
                 Task::Reset => {
                     let message =
@@ -157,25 +157,24 @@ impl Postmaster {
                     Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message))
                 }
             };
-            request.answer(answer);
+            pending.finish(outcome);
         };
-        // A request that no thread can be had for answers for itself when it is dropped.
+        // A task that no thread can be had for reports that itself when it is dropped.
         if let Err(error) = thread::Builder::new().name("request".into()).stack_size(THREAD_STACK).spawn(work) {
             tracing::error!("a request cannot be handled: {error}");
         }
     }
 
-    /// Makes a template from the cluster as it is now; clones of it are for clients that ask for `database`.
+    /// Makes a template from the cluster as it is now; its clones serve connections to `database`.
     /// Transactions that are open are not part of it.
-    fn freeze(&self, database: &str, transaction: &TransactionStatus, name: &str, key: Option<&str>) -> Answer {
+    fn freeze(&self, database: &str, transaction: &TransactionStatus, name: &str, key: Option<&str>) -> Outcome {
         if transaction.is_open() {
             return Err(ErrorResponse::freeze_in_transaction());
         }
         let running = self.keeper.running()?;
         self.checkpoint(&running).map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })?;
         let files = running.fork().tree().lock().freeze();
-        self.templates.freeze(name, database, key, &files)?;
-        Ok(Vec::new())
+        Ok(self.templates.freeze(name, database, key, &files)?)
     }
 
     /// Has the cluster's checkpointer make a checkpoint, and waits for it.
@@ -221,7 +220,7 @@ impl Postmaster {
     }
 }
 
-/// What those are told whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in
+/// The error for sessions whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in
 /// `src/backend/tcop/postgres.c`).
 fn crash_report() -> ErrorResponse {
     let message = "terminating connection because of crash of another server process";

@@ -15,7 +15,7 @@ pub struct SharedSettings {
     pub further: Vec<(String, String)>,
     /// Whether tables are vacuumed and analyzed without being asked.
     pub autovacuum: bool,
-    /// Whether the settings of `ALTER SYSTEM` are put away, for a cluster that does not start with them.
+    /// Whether the settings of `ALTER SYSTEM` are left out, for a cluster that does not start with them.
     pub ignore_auto_conf: bool,
 }
 
@@ -39,9 +39,9 @@ impl SharedSettings {
             FIXED_PARAMETERS.iter().any(|fixed| fixed.trim_start_matches("-c").split('=').next() == Some(name))
         };
         match self.further.iter().find(|(name, _)| is_fixed(&name.to_ascii_lowercase())) {
-            Some((name, _)) => bail!(
-                "{name} cannot be set: a cluster in this program has none of the processes or memory that it is about"
-            ),
+            Some((name, _)) => {
+                bail!("{name} cannot be set: a cluster in this program has no processes or memory of that kind")
+            }
             None => Ok(()),
         }
     }

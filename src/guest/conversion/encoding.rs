@@ -3,26 +3,7 @@
 use wasmtime::{AsContextMut, Caller, bail};
 
 use super::super::{Guest, memory, table_function};
-
-/// Number of UTF-8 (`enum pg_enc` in `src/include/mb/pg_wchar.h`).
-pub(super) const UTF8: i32 = 6;
-/// Number of the "Mule internal code", likewise.
-pub(super) const MULE_INTERNAL: i32 = 7;
-
-/// Bytes of an entry in `pg_enc2name_tbl`, and offsets in it (`src/include/mb/pg_wchar.h`).
-mod name {
-    pub(super) const SIZE: u32 = 8;
-    pub(super) const TEXT: u32 = 0;
-    pub(super) const ENCODING: u32 = 4;
-}
-
-/// Bytes of an entry in `pg_wchar_table`, and offsets in it (likewise).
-mod functions {
-    pub(super) const SIZE: u32 = 28;
-    pub(super) const LENGTH: u32 = 8;
-    pub(super) const VERIFY: u32 = 16;
-    pub(super) const LONGEST: u32 = 24;
-}
+use crate::postgres::encoding::{functions, name};
 
 /// A character encoding that `PostgreSQL` knows.
 pub(super) struct Encoding {

@@ -1,6 +1,7 @@
 //! The tables of conversions in the guest's memory (`src/include/mb/pg_wchar.h`).
 
 use super::super::memory::{self, OutOfBounds};
+use crate::postgres::encoding::{COMBINED, radix_tree};
 
 /// `pg_mb_radix_tree`: from the bytes of one character to its code in the other encoding.
 #[derive(Debug)]
@@ -21,24 +22,19 @@ struct Root {
 }
 
 impl RadixTree {
-    const CHARS16: u32 = 0;
-    const CHARS32: u32 = 4;
-    /// Offsets of the roots. The bounds follow four bytes later, two for each byte of a character.
-    const ROOTS: [u32; 4] = [8, 16, 24, 36];
-
     /// The tree at `address`.
     pub(super) fn read(memory: &[u8], address: u32) -> Result<Self, OutOfBounds> {
         let mut roots = [Root::default(); 4];
-        for (root, (offset, length)) in roots.iter_mut().zip(Self::ROOTS.into_iter().zip(1..)) {
+        for (root, (offset, length)) in roots.iter_mut().zip(radix_tree::ROOTS.into_iter().zip(1..)) {
             let at = address.wrapping_add(offset);
             root.index = memory::read_u32(memory, at)?;
-            let bounds = memory::read_bytes(memory, at.wrapping_add(4), 2 * length)?;
+            let bounds = memory::read_bytes(memory, at.wrapping_add(radix_tree::BOUNDS), 2 * length)?;
             for (bound, pair) in root.bounds.iter_mut().zip(bounds.chunks_exact(2)) {
                 *bound = (pair[0], pair[1]);
             }
         }
-        let narrow = memory::read_u32(memory, address.wrapping_add(Self::CHARS16))?;
-        let wide = memory::read_u32(memory, address.wrapping_add(Self::CHARS32))?;
+        let narrow = memory::read_u32(memory, address.wrapping_add(radix_tree::CHARS16))?;
+        let wide = memory::read_u32(memory, address.wrapping_add(radix_tree::CHARS32))?;
         Ok(Self { values: if wide == 0 { narrow } else { wide }, wide: wide != 0, roots })
     }
 
@@ -73,8 +69,6 @@ pub(super) struct Combined {
 }
 
 impl Combined {
-    const ENTRY: usize = 12;
-
     /// The array of `count` entries at `address`; none at the null pointer.
     pub(super) fn new(address: u32, count: i32) -> wasmtime::Result<Option<Self>> {
         let count = u32::try_from(count)?;
@@ -98,9 +92,9 @@ impl Combined {
         memory: &[u8],
         order: impl Fn([u32; 3]) -> std::cmp::Ordering,
     ) -> Result<Option<[u32; 3]>, OutOfBounds> {
-        let size = self.count.saturating_mul(12);
-        let (entries, _) = memory::read_bytes(memory, self.address, size)?.as_chunks::<{ Self::ENTRY }>();
-        let words = |entry: &[u8; Self::ENTRY]| {
+        let size = self.count.saturating_mul(COMBINED);
+        let (entries, _) = memory::read_bytes(memory, self.address, size)?.as_chunks::<{ COMBINED as usize }>();
+        let words = |entry: &[u8; COMBINED as usize]| {
             let (words, _) = entry.as_chunks::<4>();
             [0, 1, 2].map(|word: usize| u32::from_le_bytes(words[word]))
         };

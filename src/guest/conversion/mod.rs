@@ -18,8 +18,9 @@ mod unicode;
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, memory, report};
+use crate::postgres::encoding::{MULE_INTERNAL, UTF8};
 use bytes::{ByteMap, from_mule, from_single_bytes};
-use encoding::{Encoding, MULE_INTERNAL, UTF8};
+use encoding::Encoding;
 use map::{Combined, RadixTree};
 use unicode::Maps;
 

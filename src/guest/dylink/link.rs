@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use wasmtime::{AsContextMut, Extern, ExternType, Func, Global, GlobalType, Instance, Ref, Val};
 
-use super::{Library, Loaded, Owner, Place, dylink_section::Symbol};
+use super::{Library, Loaded, Owner, Placement, dylink_section::Symbol};
 use crate::guest::{Guest, report};
 
 /// Names that side modules import, with the names of the same functions in the main module's C library (Emscripten,
@@ -18,7 +18,7 @@ const ALIASES: [(&str, &str); 2] =
 pub(super) fn instantiate(
     store: &mut impl AsContextMut<Data = Guest>,
     library: Arc<Library>,
-    place: Place,
+    place: Placement,
 ) -> anyhow::Result<usize> {
     let (memory_base, table_base) = (place.memory_base, place.table_base);
     let mut imports = Vec::new();

@@ -43,13 +43,13 @@ enum Owner {
 /// A side module in one guest.
 struct Loaded {
     library: Arc<Library>,
-    place: Place,
+    place: Placement,
     instance: Instance,
 }
 
 /// The place of a side module in memory and in the table.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-struct Place {
+struct Placement {
     /// Its path in the guest's files.
     path: String,
     /// The SHA-256 of its file.
@@ -85,7 +85,7 @@ pub(crate) struct Libraries {
 /// The state from which another guest loads the same libraries at the same places.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct LibrariesImage {
-    places: Vec<Place>,
+    places: Vec<Placement>,
     handles: Vec<(u32, usize)>,
     claims: Vec<Claim>,
     free_slot: u32,
@@ -95,7 +95,7 @@ pub(crate) struct LibrariesImage {
 /// load the library; the caller of the guest handles it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
-struct Ended(wasmtime::Error);
+struct GuestEnd(wasmtime::Error);
 
 /// The maximum length of a chain of libraries each of which needs the next.
 const NEEDING_MAX: usize = 16;
@@ -116,7 +116,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         match open(&mut caller, &name, handle) {
             Ok(()) => Ok(1),
             Err(error) => match error.downcast() {
-                Ok(Ended(error)) => Err(error),
+                Ok(GuestEnd(error)) => Err(error),
                 Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
             },
         }
@@ -214,7 +214,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     } else {
         let calloc = instance.get_typed_func::<(u32, u32), u32>(&mut *caller, "calloc")?;
         let size = layout.memory_size.checked_add(layout.memory_alignment).context("it needs too much memory")?;
-        let address = calloc.call(&mut *caller, (size, 1)).map_err(Ended)?;
+        let address = calloc.call(&mut *caller, (size, 1)).map_err(GuestEnd)?;
         ensure!(address != 0, "out of memory");
         address.checked_next_multiple_of(layout.memory_alignment).context("its memory is not aligned")?
     };
@@ -223,7 +223,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     for (offset, bytes) in &layout.data {
         memory::write_bytes(memory, memory_base.wrapping_add(*offset), bytes)?;
     }
-    let place = Place {
+    let place = Placement {
         path,
         hash: library.hash().to_owned(),
         memory_base,
@@ -240,7 +240,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
             let initialized = function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ());
             if let Err(ended) = initialized {
                 caller.data_mut().libraries.forget(number);
-                return Err(Ended(ended).into());
+                return Err(GuestEnd(ended).into());
             }
         }
     }

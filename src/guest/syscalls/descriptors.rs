@@ -2,7 +2,7 @@
 
 use wasmtime::Linker;
 
-use super::{Answer, count, four, not_negative, one, structures, three, two};
+use super::{SyscallResult, count, four, not_negative, one, structures, three, two};
 use crate::{
     fs::{Errno, Files, MAX_DESCRIPTORS, OpenFlags},
     guest::{Guest, memory},
@@ -46,11 +46,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     three(linker, "__syscall_poll", poll)
 }
 
-pub(super) fn dup(_memory: &mut [u8], files: &mut Files, fd: i32) -> Answer {
+pub(super) fn dup(_memory: &mut [u8], files: &mut Files, fd: i32) -> SyscallResult {
     files.dup(fd, 0)
 }
 
-pub(super) fn dup3(_memory: &mut [u8], files: &mut Files, fd: i32, new: i32, flags: u32) -> Answer {
+pub(super) fn dup3(_memory: &mut [u8], files: &mut Files, fd: i32, new: i32, flags: u32) -> SyscallResult {
     if fd == new || flags & !O_CLOEXEC != 0 {
         return Err(Errno::EINVAL);
     }
@@ -59,7 +59,7 @@ pub(super) fn dup3(_memory: &mut [u8], files: &mut Files, fd: i32, new: i32, fla
 
 /// `arguments` is the address of the variable argument. Locks are always granted, as in Emscripten: PostgreSQL locks
 /// no files.
-pub(super) fn fcntl64(memory: &mut [u8], files: &mut Files, fd: i32, command: u32, arguments: u32) -> Answer {
+pub(super) fn fcntl64(memory: &mut [u8], files: &mut Files, fd: i32, command: u32, arguments: u32) -> SyscallResult {
     let flags = files.flags(fd)?;
     match command {
         f::DUPFD => files.dup(fd, memory::read_u32(memory, arguments)?.cast_signed()),
@@ -79,25 +79,32 @@ pub(super) fn fcntl64(memory: &mut [u8], files: &mut Files, fd: i32, command: u3
     }
 }
 
-pub(super) fn fstat64(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> Answer {
+pub(super) fn fstat64(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> SyscallResult {
     let stat = files.fstat(fd)?;
     structures::write_stat(memory, buffer, &stat)
 }
 
-pub(super) fn fchmod(_memory: &mut [u8], files: &mut Files, fd: i32, mode: u32) -> Answer {
+pub(super) fn fchmod(_memory: &mut [u8], files: &mut Files, fd: i32, mode: u32) -> SyscallResult {
     files.fchmod(fd, mode).map(|()| 0)
 }
 
 /// There is only one user, so owners cannot change; the call succeeds, as in Emscripten.
-pub(super) fn fchown32(_memory: &mut [u8], files: &mut Files, fd: i32, _owner: u32, _group: u32) -> Answer {
+pub(super) fn fchown32(_memory: &mut [u8], files: &mut Files, fd: i32, _owner: u32, _group: u32) -> SyscallResult {
     files.flags(fd).map(|_| 0)
 }
 
-pub(super) fn ftruncate64(_memory: &mut [u8], files: &mut Files, fd: i32, length: i64) -> Answer {
+pub(super) fn ftruncate64(_memory: &mut [u8], files: &mut Files, fd: i32, length: i64) -> SyscallResult {
     files.ftruncate(fd, not_negative(length)?).map(|()| 0)
 }
 
-pub(super) fn fallocate(_memory: &mut [u8], files: &mut Files, fd: i32, mode: u32, offset: i64, length: i64) -> Answer {
+pub(super) fn fallocate(
+    _memory: &mut [u8],
+    files: &mut Files,
+    fd: i32,
+    mode: u32,
+    offset: i64,
+    length: i64,
+) -> SyscallResult {
     if mode != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
@@ -112,17 +119,17 @@ pub(super) fn fadvise64(
     _offset: i64,
     _length: i64,
     _advice: u32,
-) -> Answer {
+) -> SyscallResult {
     if files.is_seekable(fd)? { Ok(0) } else { Err(Errno::ESPIPE) }
 }
 
-pub(super) fn fdatasync(_memory: &mut [u8], files: &mut Files, fd: i32) -> Answer {
+pub(super) fn fdatasync(_memory: &mut [u8], files: &mut Files, fd: i32) -> SyscallResult {
     files.flags(fd).map(|_| 0)
 }
 
 /// Fills `buffer` with as many `struct dirent` as fit into `size` bytes, and returns their total size; 0 at the end of
 /// the directory.
-pub(super) fn getdents64(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32, size: u32) -> Answer {
+pub(super) fn getdents64(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32, size: u32) -> SyscallResult {
     let room = size / structures::DIRENT;
     if room == 0 {
         return Err(Errno::EINVAL);
@@ -138,7 +145,7 @@ pub(super) fn getdents64(memory: &mut [u8], files: &mut Files, fd: i32, buffer: 
     count((end - buffer) as usize)
 }
 
-pub(super) fn pipe2(memory: &mut [u8], files: &mut Files, ends: u32, flags: u32) -> Answer {
+pub(super) fn pipe2(memory: &mut [u8], files: &mut Files, ends: u32, flags: u32) -> SyscallResult {
     if flags & !(O_CLOEXEC | OpenFlags::NONBLOCKING.0) != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
@@ -155,7 +162,13 @@ pub(super) fn pipe2(memory: &mut [u8], files: &mut Files, ends: u32, flags: u32)
 
 /// Reports what is ready and never waits, as Emscripten's `doPollSync`. A negative descriptor is reported as well
 /// (`POLLNVAL`); Linux would ignore it. PostgreSQL waits in a hook of `WaitEventSetWait` instead.
-pub(super) fn poll(memory: &mut [u8], files: &mut Files, descriptors: u32, number: u32, _timeout: i32) -> Answer {
+pub(super) fn poll(
+    memory: &mut [u8],
+    files: &mut Files,
+    descriptors: u32,
+    number: u32,
+    _timeout: i32,
+) -> SyscallResult {
     if number as usize > MAX_DESCRIPTORS {
         return Err(Errno::EINVAL);
     }

@@ -15,7 +15,7 @@ use super::{Guest, memory};
 use crate::fs::{At, Errno, Files};
 
 /// The result of a system call.
-type Answer = Result<i32, Errno>;
+type SyscallResult = Result<i32, Errno>;
 
 /// `AT_FDCWD`: relative to the working directory.
 const AT_FDCWD: i32 = -100;
@@ -33,7 +33,10 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 }
 
 /// Runs a system call and encodes its result as one number.
-fn answer(caller: &mut Caller<'_, Guest>, call: impl FnOnce(&mut [u8], &mut Files) -> Answer) -> wasmtime::Result<i32> {
+fn answer(
+    caller: &mut Caller<'_, Guest>,
+    call: impl FnOnce(&mut [u8], &mut Files) -> SyscallResult,
+) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(caller)?;
     Ok(call(memory, &mut guest.files).unwrap_or_else(|errno| -errno.number()))
 }
@@ -47,7 +50,7 @@ impl<T: WasmTy + 'static> Argument for T {}
 fn one<A: Argument>(
     linker: &mut Linker<Guest>,
     name: &str,
-    call: fn(&mut [u8], &mut Files, A) -> Answer,
+    call: fn(&mut [u8], &mut Files, A) -> SyscallResult,
 ) -> wasmtime::Result<()> {
     let call = move |mut caller: Caller<'_, Guest>, a: A| answer(&mut caller, |memory, files| call(memory, files, a));
     linker.func_wrap("env", name, call).map(|_| ())
@@ -57,7 +60,7 @@ fn one<A: Argument>(
 fn two<A: Argument, B: Argument>(
     linker: &mut Linker<Guest>,
     name: &str,
-    call: fn(&mut [u8], &mut Files, A, B) -> Answer,
+    call: fn(&mut [u8], &mut Files, A, B) -> SyscallResult,
 ) -> wasmtime::Result<()> {
     let call =
         move |mut caller: Caller<'_, Guest>, a: A, b: B| answer(&mut caller, |memory, files| call(memory, files, a, b));
@@ -68,7 +71,7 @@ fn two<A: Argument, B: Argument>(
 fn three<A: Argument, B: Argument, C: Argument>(
     linker: &mut Linker<Guest>,
     name: &str,
-    call: fn(&mut [u8], &mut Files, A, B, C) -> Answer,
+    call: fn(&mut [u8], &mut Files, A, B, C) -> SyscallResult,
 ) -> wasmtime::Result<()> {
     let call = move |mut caller: Caller<'_, Guest>, a: A, b: B, c: C| {
         answer(&mut caller, |memory, files| call(memory, files, a, b, c))
@@ -80,7 +83,7 @@ fn three<A: Argument, B: Argument, C: Argument>(
 fn four<A: Argument, B: Argument, C: Argument, D: Argument>(
     linker: &mut Linker<Guest>,
     name: &str,
-    call: fn(&mut [u8], &mut Files, A, B, C, D) -> Answer,
+    call: fn(&mut [u8], &mut Files, A, B, C, D) -> SyscallResult,
 ) -> wasmtime::Result<()> {
     let call = move |mut caller: Caller<'_, Guest>, a: A, b: B, c: C, d: D| {
         answer(&mut caller, |memory, files| call(memory, files, a, b, c, d))
@@ -92,7 +95,7 @@ fn four<A: Argument, B: Argument, C: Argument, D: Argument>(
 fn five<A: Argument, B: Argument, C: Argument, D: Argument, E: Argument>(
     linker: &mut Linker<Guest>,
     name: &str,
-    call: fn(&mut [u8], &mut Files, A, B, C, D, E) -> Answer,
+    call: fn(&mut [u8], &mut Files, A, B, C, D, E) -> SyscallResult,
 ) -> wasmtime::Result<()> {
     let call = move |mut caller: Caller<'_, Guest>, a: A, b: B, c: C, d: D, e: E| {
         answer(&mut caller, |memory, files| call(memory, files, a, b, c, d, e))
@@ -111,6 +114,6 @@ fn not_negative(number: i64) -> Result<u64, Errno> {
 }
 
 /// A count as the guest's number.
-fn count(count: usize) -> Answer {
+fn count(count: usize) -> SyscallResult {
     i32::try_from(count).map_err(|_| Errno::EINVAL)
 }

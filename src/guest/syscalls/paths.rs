@@ -2,7 +2,7 @@
 
 use wasmtime::Linker;
 
-use super::{Answer, at, count, five, four, not_negative, one, structures, three, two};
+use super::{SyscallResult, at, count, five, four, not_negative, one, structures, three, two};
 use crate::{
     fs::{Access, At, Errno, Files, Follow, NewTime, OpenFlags, Timestamp},
     guest::{Guest, memory},
@@ -60,7 +60,7 @@ pub(super) fn openat(
     path: u32,
     flags: u32,
     arguments: u32,
-) -> Answer {
+) -> SyscallResult {
     let (flags, mode) = openat_flags(memory, flags, arguments)?;
     files.open(at(directory), memory::read_c_string(memory, path)?, flags, mode)
 }
@@ -72,7 +72,7 @@ pub(super) fn faccessat(
     path: u32,
     mode: u32,
     _flags: u32,
-) -> Answer {
+) -> SyscallResult {
     let ways = [(4, Access::Read), (2, Access::Write), (1, Access::Execute)];
     if mode & !7 != 0 {
         return Err(Errno::EINVAL);
@@ -81,12 +81,12 @@ pub(super) fn faccessat(
     files.access(at(directory), memory::read_c_string(memory, path)?, &wanted).map(|()| 0)
 }
 
-pub(super) fn stat64(memory: &mut [u8], files: &mut Files, path: u32, buffer: u32) -> Answer {
+pub(super) fn stat64(memory: &mut [u8], files: &mut Files, path: u32, buffer: u32) -> SyscallResult {
     let stat = files.stat(At::WorkingDirectory, memory::read_c_string(memory, path)?, Follow::Yes)?;
     structures::write_stat(memory, buffer, &stat)
 }
 
-pub(super) fn lstat64(memory: &mut [u8], files: &mut Files, path: u32, buffer: u32) -> Answer {
+pub(super) fn lstat64(memory: &mut [u8], files: &mut Files, path: u32, buffer: u32) -> SyscallResult {
     let stat = files.stat(At::WorkingDirectory, memory::read_c_string(memory, path)?, Follow::No)?;
     structures::write_stat(memory, buffer, &stat)
 }
@@ -98,7 +98,7 @@ pub(super) fn newfstatat(
     path: u32,
     buffer: u32,
     flags: u32,
-) -> Answer {
+) -> SyscallResult {
     let path = memory::read_c_string(memory, path)?;
     let stat = if !path.is_empty() {
         files.stat(at(directory), path, follow_unless(flags & AT_SYMLINK_NOFOLLOW))?
@@ -113,21 +113,21 @@ pub(super) fn newfstatat(
     structures::write_stat(memory, buffer, &stat)
 }
 
-pub(super) fn statfs64(memory: &mut [u8], files: &mut Files, path: u32, _size: u32, buffer: u32) -> Answer {
+pub(super) fn statfs64(memory: &mut [u8], files: &mut Files, path: u32, _size: u32, buffer: u32) -> SyscallResult {
     files.stat(At::WorkingDirectory, memory::read_c_string(memory, path)?, Follow::Yes)?;
     let inodes = files.tree().lock().inodes();
     structures::write_statfs(memory, buffer, inodes)
 }
 
-pub(super) fn mkdirat(memory: &mut [u8], files: &mut Files, directory: i32, path: u32, mode: u32) -> Answer {
+pub(super) fn mkdirat(memory: &mut [u8], files: &mut Files, directory: i32, path: u32, mode: u32) -> SyscallResult {
     files.mkdir(at(directory), memory::read_c_string(memory, path)?, mode).map(|()| 0)
 }
 
-pub(super) fn rmdir(memory: &mut [u8], files: &mut Files, path: u32) -> Answer {
+pub(super) fn rmdir(memory: &mut [u8], files: &mut Files, path: u32) -> SyscallResult {
     files.rmdir(At::WorkingDirectory, memory::read_c_string(memory, path)?).map(|()| 0)
 }
 
-pub(super) fn unlinkat(memory: &mut [u8], files: &mut Files, directory: i32, path: u32, flags: u32) -> Answer {
+pub(super) fn unlinkat(memory: &mut [u8], files: &mut Files, directory: i32, path: u32, flags: u32) -> SyscallResult {
     let path = memory::read_c_string(memory, path)?;
     match flags {
         0 => files.unlink(at(directory), path)?,
@@ -144,7 +144,7 @@ pub(super) fn renameat(
     old: u32,
     new_directory: i32,
     new: u32,
-) -> Answer {
+) -> SyscallResult {
     let old = (at(old_directory), memory::read_c_string(memory, old)?);
     let new = (at(new_directory), memory::read_c_string(memory, new)?);
     files.rename(old, new).map(|()| 0)
@@ -158,14 +158,14 @@ pub(super) fn linkat(
     new_directory: i32,
     new: u32,
     flags: u32,
-) -> Answer {
+) -> SyscallResult {
     let old = (at(old_directory), memory::read_c_string(memory, old)?);
     let new = (at(new_directory), memory::read_c_string(memory, new)?);
     let follow = if flags & AT_SYMLINK_FOLLOW == 0 { Follow::No } else { Follow::Yes };
     files.link(old, new, follow).map(|()| 0)
 }
 
-pub(super) fn symlinkat(memory: &mut [u8], files: &mut Files, target: u32, directory: i32, path: u32) -> Answer {
+pub(super) fn symlinkat(memory: &mut [u8], files: &mut Files, target: u32, directory: i32, path: u32) -> SyscallResult {
     let target = memory::read_c_string(memory, target)?;
     files.symlink(target, at(directory), memory::read_c_string(memory, path)?).map(|()| 0)
 }
@@ -178,7 +178,7 @@ pub(super) fn readlinkat(
     path: u32,
     buffer: u32,
     size: u32,
-) -> Answer {
+) -> SyscallResult {
     if size.cast_signed() <= 0 {
         return Err(Errno::EINVAL);
     }
@@ -188,7 +188,7 @@ pub(super) fn readlinkat(
     count(target.len())
 }
 
-pub(super) fn chmod(memory: &mut [u8], files: &mut Files, path: u32, mode: u32) -> Answer {
+pub(super) fn chmod(memory: &mut [u8], files: &mut Files, path: u32, mode: u32) -> SyscallResult {
     files.chmod(At::WorkingDirectory, memory::read_c_string(memory, path)?, mode, Follow::Yes).map(|()| 0)
 }
 
@@ -199,7 +199,7 @@ pub(super) fn fchmodat2(
     path: u32,
     mode: u32,
     flags: u32,
-) -> Answer {
+) -> SyscallResult {
     let follow = follow_unless(flags & AT_SYMLINK_NOFOLLOW);
     files.chmod(at(directory), memory::read_c_string(memory, path)?, mode, follow).map(|()| 0)
 }
@@ -213,7 +213,7 @@ pub(super) fn fchownat(
     _owner: u32,
     _group: u32,
     flags: u32,
-) -> Answer {
+) -> SyscallResult {
     let follow = follow_unless(flags & AT_SYMLINK_NOFOLLOW);
     files.stat(at(directory), memory::read_c_string(memory, path)?, follow).map(|_| 0)
 }
@@ -225,7 +225,7 @@ pub(super) fn utimensat(
     path: u32,
     times: u32,
     flags: u32,
-) -> Answer {
+) -> SyscallResult {
     let (accessed, modified) = if times == 0 {
         (NewTime::Now, NewTime::Now)
     } else {
@@ -246,16 +246,16 @@ fn read_time(memory: &[u8], address: u32) -> Result<NewTime, Errno> {
     }
 }
 
-pub(super) fn truncate64(memory: &mut [u8], files: &mut Files, path: u32, length: i64) -> Answer {
+pub(super) fn truncate64(memory: &mut [u8], files: &mut Files, path: u32, length: i64) -> SyscallResult {
     files.truncate(memory::read_c_string(memory, path)?, not_negative(length)?).map(|()| 0)
 }
 
-pub(super) fn chdir(memory: &mut [u8], files: &mut Files, path: u32) -> Answer {
+pub(super) fn chdir(memory: &mut [u8], files: &mut Files, path: u32) -> SyscallResult {
     files.chdir(memory::read_c_string(memory, path)?).map(|()| 0)
 }
 
 /// Returns the length of the path with its final NUL.
-pub(super) fn getcwd(memory: &mut [u8], files: &mut Files, buffer: u32, size: u32) -> Answer {
+pub(super) fn getcwd(memory: &mut [u8], files: &mut Files, buffer: u32, size: u32) -> SyscallResult {
     if size == 0 {
         return Err(Errno::EINVAL);
     }
@@ -268,6 +268,6 @@ pub(super) fn getcwd(memory: &mut [u8], files: &mut Files, buffer: u32, size: u3
     count(path.len())
 }
 
-pub(super) fn umask(_memory: &mut [u8], files: &mut Files, mask: u32) -> Answer {
+pub(super) fn umask(_memory: &mut [u8], files: &mut Files, mask: u32) -> SyscallResult {
     Ok(files.umask(mask).cast_signed())
 }

@@ -1,7 +1,7 @@
 //! C structures that system calls fill in, as Emscripten's musl lays them out
 //! (`system/lib/libc/musl/arch/emscripten/bits`).
 
-use super::Answer;
+use super::SyscallResult;
 use crate::{
     fs::{DirectoryEntry, Errno, S_IFCHR, S_IFDIR, S_IFLNK, Stat, Timestamp},
     guest::memory,
@@ -57,7 +57,7 @@ mod dirent {
 }
 
 /// Fills in a `struct stat`; owner and group are 0.
-pub(super) fn write_stat(memory: &mut [u8], buffer: u32, stat: &Stat) -> Answer {
+pub(super) fn write_stat(memory: &mut [u8], buffer: u32, stat: &Stat) -> SyscallResult {
     let fields = memory::bytes_mut(memory, buffer, STAT)?;
     fields.fill(0);
     memory::write_u32(fields, stat::DEV, 1)?;
@@ -84,7 +84,7 @@ pub(super) fn write_stat(memory: &mut [u8], buffer: u32, stat: &Stat) -> Answer 
 
 /// Fills in a `struct statfs` with the figures of Emscripten's `FS.statfsNode` (`libfs.js`), because a file system in
 /// memory has no size. `inodes` is the number of inodes that were assigned.
-pub(super) fn write_statfs(memory: &mut [u8], buffer: u32, inodes: u64) -> Answer {
+pub(super) fn write_statfs(memory: &mut [u8], buffer: u32, inodes: u64) -> SyscallResult {
     let fields = memory::bytes_mut(memory, buffer, STATFS)?;
     fields.fill(0);
     memory::write_u32(fields, statfs::BSIZE, BLOCK)?;

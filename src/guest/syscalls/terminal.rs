@@ -1,6 +1,6 @@
 //! `ioctl`: the attributes and size of terminals, and the number of bytes in a pipe.
 
-use super::Answer;
+use super::SyscallResult;
 use crate::{
     fs::{Device, Errno, Files, OpenFlags},
     guest::memory,
@@ -32,7 +32,7 @@ const NCCS: usize = 32;
 const WINDOW: [u16; 2] = [24, 80];
 
 /// `arguments` is the address of the variable argument, a pointer for all requests here.
-pub(super) fn ioctl(memory: &mut [u8], files: &mut Files, fd: i32, request: u32, arguments: u32) -> Answer {
+pub(super) fn ioctl(memory: &mut [u8], files: &mut Files, fd: i32, request: u32, arguments: u32) -> SyscallResult {
     let device = files.device(fd)?;
     match request {
         request::FIONREAD => {

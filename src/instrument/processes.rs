@@ -9,14 +9,10 @@ use wasmparser::Operator;
 use super::InstrumentError;
 use super::bodies::once;
 use super::targets::Target;
-
-/// Bytes of a row: pointer to the name, table slot of the main function, whether it attaches to shared memory.
-const ROW: usize = 12;
+use crate::postgres::child::{BACKGROUND_WRITER, CHECKPOINTER, INVALID, MAIN, ON_SHARED_MEMORY, ROW};
 
 /// Names of two consecutive rows, by which the table is recognised.
-const NEIGHBOURS: [&str; 2] = ["bgwriter", "checkpointer"];
-/// Name of the first row.
-const FIRST: &str = "invalid";
+const NEIGHBOURS: [&str; 2] = [BACKGROUND_WRITER, CHECKPOINTER];
 
 /// A kind of child process of the postmaster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +39,7 @@ pub(super) fn kinds(memory: &[u8]) -> Result<Vec<ChildKind>, InstrumentError> {
     let [address] = found[..] else { return Err(no_table(&format!("{} such tables", found.len()))) };
     let first = (0..=address / ROW)
         .map(|rows| address - rows * ROW)
-        .find(|&row| Row::read(memory, row).is_some_and(|row| is_named(row, FIRST)))
+        .find(|&row| Row::read(memory, row).is_some_and(|row| is_named(row, INVALID)))
         .ok_or_else(|| no_table("one without a first row"))?;
     let kinds = (0..).zip(rows(first)).filter(|(_, row)| row.main != 0);
     Ok(kinds
@@ -66,15 +62,15 @@ impl<'a> Row<'a> {
         let name = &name[..name.iter().take(64).position(|&byte| byte == 0)?];
         let is_row = !name.is_empty()
             && name.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')
-            && word(address + 8)? <= 1;
-        Some(Self { name, main: word(address + 4)? }).filter(|_| is_row)
+            && word(address + ON_SHARED_MEMORY)? <= 1;
+        Some(Self { name, main: word(address + MAIN)? }).filter(|_| is_row)
     }
 }
 
 fn no_table(found: &str) -> InstrumentError {
     InstrumentError::Evidence {
         function: "child_process_kinds".to_owned(),
-        expected: format!("one table with rows named {NEIGHBOURS:?} after one named {FIRST:?}"),
+        expected: format!("one table with rows named {NEIGHBOURS:?} after one named {INVALID:?}"),
         found: found.to_owned(),
     }
 }
@@ -82,7 +78,7 @@ fn no_table(found: &str) -> InstrumentError {
 /// The shared memory of sessions and checkpointer: `CheckpointerShmemStruct` in
 /// `src/backend/postmaster/checkpointer.c`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checkpointer {
+pub struct CheckpointerShmem {
     /// Address of `CheckpointerShmem`, a pointer to the structure, which begins with the checkpointer's process id.
     pub shared: u32,
     /// The offset in the structure of the number of queued requests to sync files, an `int` after the fields that
@@ -90,7 +86,7 @@ pub struct Checkpointer {
     pub requests: u32,
 }
 
-impl Checkpointer {
+impl CheckpointerShmem {
     /// Reads it from `ForwardSyncRequest`: `if (CheckpointerShmem->checkpointer_pid == 0 …`.
     pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
         let process_id = |window: &[Operator]| match *window {

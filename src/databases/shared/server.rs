@@ -23,30 +23,19 @@ use crate::{
     fs::{At, Errno, Files, OpenFlags, S_IFDIR, Silent, Tree},
     guest::{Guest, Setup},
     log::{LineConsole, LogSink, Recent},
+    postgres::{postmaster_signal, process},
 };
-
-/// The process id that is compiled into PGlite.
-const PROCESS_ID: i32 = 42;
 
 /// Where `PostgreSQL` has dynamic shared memory, and the settings of `ALTER SYSTEM`.
 const SHARED_MEMORY: &[u8] = b"/dev/shm";
 const AUTO_CONF: &[u8] = b"/pglite/data/postgresql.auto.conf";
 /// Files that have a server recover from an archive or follow another one.
 const SIGNAL_FILES: [&[u8]; 2] = [b"/pglite/data/recovery.signal", b"/pglite/data/standby.signal"];
-/// What is added to the names of files that are put away.
+/// Suffix of files that are renamed so that `PostgreSQL` ignores them.
 const IGNORED: &[u8] = b".ignored";
 
-/// Reasons why a child signals its postmaster: `PMSignalReason` (`src/include/storage/pmsignal.h`).
-mod reason {
-    pub(super) const START_AUTOVACUUM_LAUNCHER: usize = 4;
-    pub(super) const START_AUTOVACUUM_WORKER: usize = 5;
-    pub(super) const XLOG_IS_SHUT_DOWN: usize = 9;
-    /// How many there are.
-    pub(super) const COUNT: usize = 10;
-}
-
 /// What a cluster is started with.
-pub(super) struct Start {
+pub(super) struct Launch {
     pub(super) program: Arc<Program>,
     pub(super) files: Arc<Mutex<Tree>>,
     pub(super) settings: SharedSettings,
@@ -83,7 +72,7 @@ pub(super) enum End {
     Crashed,
 }
 
-/// `PostgreSQL` has refused to start, and has said why.
+/// `PostgreSQL` has refused to start, for this reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refused(String);
@@ -94,7 +83,7 @@ impl Running {
         self.fork.read().clone()
     }
 
-    /// Tells the postmaster what has happened.
+    /// Sends an event to the postmaster.
     pub(super) fn tell(&self, event: Event) {
         // A postmaster that is gone has no more use for it.
         let _ = self.events.send(event);
@@ -102,35 +91,35 @@ impl Running {
 
     /// Has the configuration files read again.
     pub(super) fn reload(&self) {
-        self.seats.send(PROCESS_ID, Some(Signal::HUP));
+        self.seats.send(process::FIRST, Some(Signal::HUP));
     }
 }
 
 /// Runs a cluster on this thread until it ends; `on_start` is given it when it has recovered and lets clients in.
-/// `without_auto_conf`: what `ALTER SYSTEM` has set is put away before, because the cluster did not start with it.
+/// `without_auto_conf`: the settings of `ALTER SYSTEM` are left out, because the cluster did not start with them.
 ///
 /// # Errors
 /// [`Refused`] when `PostgreSQL` does not start; others when the system has not what it takes.
 pub(super) fn run(
-    start: &Start,
+    launch: &Launch,
     without_auto_conf: bool,
     on_start: impl FnOnce(Arc<Running>) + Send + 'static,
 ) -> anyhow::Result<End> {
     let (events, received) = unbounded();
     let seats = Arc::new(Seats::default());
-    let seat = seats.join_as(PROCESS_ID, Priority::Background);
+    let seat = seats.join_as(process::FIRST, Priority::Background);
     let recent = Recent::default();
     let served = Arc::new(Mutex::new(None));
-    tidy(start, without_auto_conf || start.settings.ignore_auto_conf)?;
+    tidy(launch, without_auto_conf || launch.settings.ignore_auto_conf)?;
     let server = {
-        let (program, log, recent) = (start.program.clone(), start.log.clone(), recent.clone());
+        let (program, log, recent) = (launch.program.clone(), launch.log.clone(), recent.clone());
         let (outcome, signals) = (served.clone(), seat.signals().clone());
         move |caller: &mut Caller<'_, Guest>| {
             let ring = events.clone();
             signals.set_waker(Some(Waker::new(move || {
                 let _ = ring.send(Event::Signal);
             })));
-            postmaster::prepare(caller, PROCESS_ID)?;
+            postmaster::prepare(caller, process::FIRST)?;
             let fork = Fork::first(caller).map_err(wasmtime::Error::from_anyhow)?;
             let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events });
             let children = Children::new(running.clone(), program, log, recent);
@@ -154,26 +143,26 @@ pub(super) fn run(
             }
         }
     };
-    let console = LineConsole::new(start.log.clone(), "postgres").remembering(&recent);
-    let files = Files::new(start.files.clone(), Box::new(console))?;
+    let console = LineConsole::new(launch.log.clone(), "postgres").remembering(&recent);
+    let files = Files::new(launch.files.clone(), Box::new(console))?;
     let setup =
-        Setup { seat: Some(seat), before_fork: Some(Box::new(server)), ..Setup::backend(&start.program, files) };
-    let mut backend = Backend::new(&start.program, setup)?;
+        Setup { seat: Some(seat), before_fork: Some(Box::new(server)), ..Setup::backend(&launch.program, files) };
+    let mut backend = Backend::new(&launch.program, setup)?;
     backend.take_turn()?;
-    let exited = backend.run_postmaster(&start.settings.arguments());
+    let exited = backend.run_postmaster(&launch.settings.arguments());
     let served = served.lock().take();
     match (served, exited) {
         (Some(Err(error)), _) if !error.is::<NotStarted>() => Err(error),
         (Some(Ok(end)), _) => Ok(end),
         (None, Err(error)) => Err(error),
-        // It said why.
+        // The log has the reason.
         (Some(Err(_)) | None, _) => Err(Refused(recent.told()).into()),
     }
 }
 
-/// Puts away what a crash leaves behind, and what is not to be used.
-fn tidy(start: &Start, without_auto_conf: bool) -> anyhow::Result<()> {
-    let mut files = Files::new(start.files.clone(), Box::new(Silent))?;
+/// Removes what a crash leaves behind, and renames files that are not to be used.
+fn tidy(launch: &Launch, without_auto_conf: bool) -> anyhow::Result<()> {
+    let mut files = Files::new(launch.files.clone(), Box::new(Silent))?;
     // Dynamic shared memory does not outlive its cluster; PostgreSQL only removes what it finds in the main segment,
     // which is gone.
     let directory = files.open(At::WorkingDirectory, SHARED_MEMORY, OpenFlags::READ_ONLY, 0)?;
@@ -188,9 +177,9 @@ fn tidy(start: &Start, without_auto_conf: bool) -> anyhow::Result<()> {
     for path in unwanted {
         let name = String::from_utf8_lossy(path);
         match files.rename((At::WorkingDirectory, path), (At::WorkingDirectory, &[path, IGNORED].concat())) {
-            Ok(()) => tracing::warn!("{name} is put away for the cluster to start; it is {name}.ignored now"),
+            Ok(()) => tracing::warn!("{name} was renamed to {name}.ignored so that the cluster can start"),
             Err(Errno::ENOENT) => {}
-            Err(error) => bail!("{name} cannot be put away: {error}"),
+            Err(error) => bail!("{name} cannot be renamed: {error}"),
         }
     }
     Ok(())
@@ -206,7 +195,7 @@ type OnStart = Box<dyn FnOnce(Arc<Running>) + Send>;
 
 /// What a cluster is doing.
 enum State {
-    /// It recovers; whom to tell when it has.
+    /// It recovers; called when it has.
     Starting(OnStart),
     Running,
     /// Its processes are ending, the checkpointer last.
@@ -253,19 +242,19 @@ impl Server<'_, '_> {
         let signals: Vec<_> = self.caller.data().signals.take().collect();
         if signals.contains(&Signal::HUP) {
             self.in_turn(Self::reload)?;
-            self.running.seats.send_to_others(PROCESS_ID, Signal::HUP);
+            self.running.seats.send_to_others(process::FIRST, Signal::HUP);
             self.launch_autovacuum(false)?;
         }
         if signals.contains(&Signal::USR1) {
-            let asked = self.in_turn(|server| Ok(postmaster::take_signals::<{ reason::COUNT }>(server.caller)?));
+            let asked = self.in_turn(|server| Ok(postmaster::take_signals(server.caller)?));
             let asked = asked?;
-            if asked[reason::START_AUTOVACUUM_LAUNCHER] {
+            if asked[postmaster_signal::START_AUTOVACUUM_LAUNCHER] {
                 self.launch_autovacuum(true)?;
             }
-            if asked[reason::START_AUTOVACUUM_WORKER] && matches!(self.state, State::Running) {
+            if asked[postmaster_signal::START_AUTOVACUUM_WORKER] && matches!(self.state, State::Running) {
                 self.try_to_start(Role::AutovacuumWorker);
             }
-            if asked[reason::XLOG_IS_SHUT_DOWN] {
+            if asked[postmaster_signal::XLOG_IS_SHUT_DOWN] {
                 self.children.send(Signal::USR2, |role| role == Role::Checkpointer);
             }
         }
@@ -336,7 +325,7 @@ impl Server<'_, '_> {
         Ok(())
     }
 
-    /// Starts a process that the cluster can do without for a while; says whether it could be started.
+    /// Starts a process that the cluster can do without for a while, and returns whether it could be started.
     fn try_to_start(&mut self, role: Role) -> bool {
         let started = self.children.start(role);
         if let Err(error) = &started {
@@ -365,7 +354,7 @@ impl Server<'_, '_> {
         None
     }
 
-    /// Has the shutdown checkpoint written as soon as nobody else is there.
+    /// Has the shutdown checkpoint written once only the checkpointer is left.
     fn finish_stopping(&mut self) {
         if matches!(self.state, State::Stopping) && self.children.has_only(Role::Checkpointer) {
             self.state = State::ShuttingDown;
@@ -375,8 +364,7 @@ impl Server<'_, '_> {
 
     /// Ends all processes without letting them run on.
     fn crash(&mut self) {
-        // While another one has the turn, it may be writing files; where none can be had any more, somebody else has
-        // crashed.
+        // A process that has the turn may be writing files. No turn can be had after another process has crashed.
         if let Some(seat) = &mut self.caller.data_mut().seat
             && seat.take_turn().is_ok()
         {

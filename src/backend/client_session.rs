@@ -5,20 +5,22 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use wasmtime_wasi::I32Exit;
 
-use super::{Admission, Backend, boot::EXIT_ALIVE, postmaster::ON_RELOAD};
+use super::{Admission, Backend};
 use crate::{
     client::{Client, Endpoints, Interest, Readiness},
     guest::{ClientStream, call, deliver, wait},
+    postgres::{
+        catalog,
+        process::{EXIT_ALIVE, EXIT_LONGJMP},
+        setting,
+    },
     protocol::{
         messages::{message, messages},
         startup::{Negotiation, StartupMessage, Step},
     },
 };
 
-/// With this status an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
-const EXIT_LONGJMP: i32 = 100;
-
-/// The type of the message that tells a run-time parameter's value.
+/// The type of `ParameterStatus`.
 const PARAMETER_STATUS: u8 = b'S';
 
 /// `AuthenticationOk`.
@@ -27,32 +29,19 @@ const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 /// `ReadyForQuery`, outside a transaction.
 const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
 
-/// The bootstrap superuser, as whom a backend is started.
+/// The bootstrap superuser, as which a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
-
-/// `DbRoleSettingRelationId` (`src/include/catalog/pg_db_role_setting.h`).
-const DB_ROLE_SETTING: u32 = 2964;
-/// `AccessShareLock` (`src/include/storage/lockdefs.h`).
-const ACCESS_SHARE_LOCK: i32 = 1;
-
-/// Where a setting comes from: `GucSource` (`src/include/utils/guc.h`), with the prefix `PGC_S_`.
-mod source {
-    pub(super) const GLOBAL: i32 = 5;
-    pub(super) const DATABASE: i32 = 6;
-    pub(super) const USER: i32 = 7;
-    pub(super) const DATABASE_USER: i32 = 8;
-}
 
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The client has said that it goes, or is gone.
+pub(crate) enum SessionExit {
+    /// The client has sent `Terminate`, or is gone.
     Client,
-    /// `PostgreSQL` has ended the session itself and has told the client why.
+    /// `PostgreSQL` has ended the session itself and has sent the client its error.
     Fatal,
 }
 
-impl Ended {
+impl SessionExit {
     /// What an exit of the guest means, where `orderly` is its status when the client has gone; any other error is
     /// passed on.
     pub(super) fn by_exit(error: anyhow::Error, orderly: i32) -> anyhow::Result<Self> {
@@ -62,6 +51,15 @@ impl Ended {
             _ => Ok(Self::Fatal),
         }
     }
+}
+
+/// What a wait between two messages has ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    /// The client has sent something, or is gone.
+    Input,
+    /// Something is asked of the session.
+    Asked,
 }
 
 /// How a client has introduced itself, and the key it was given.
@@ -78,37 +76,23 @@ pub(crate) struct Session<'a> {
     pub(crate) admission: Admission,
 }
 
-/// What others ask of a session. It is handled between two commands of its client, when everything that the client
-/// had sent before has been answered.
-pub(crate) trait Requests {
-    /// Whether there is anything to handle.
-    fn any(&self) -> bool;
-
-    /// Handles everything there is.
-    ///
-    /// # Errors
-    /// What ends the session.
-    fn handle(&mut self, backend: &mut Backend) -> anyhow::Result<()>;
-}
-
 impl Backend {
-    /// Serves `client` until the session ends.
+    /// Begins the session of `client`.
     ///
     /// # Errors
-    /// When the guest traps.
-    pub(crate) fn serve(
-        &mut self,
-        client: Box<dyn Client>,
-        session: &Session<'_>,
-        requests: &mut dyn Requests,
-    ) -> anyhow::Result<Ended> {
+    /// What [`Self::end_session`] makes an end of.
+    pub(crate) fn begin_session(&mut self, client: Box<dyn Client>, session: &Session<'_>) -> anyhow::Result<()> {
         self.set_client(ClientStream::new(client, session.packet));
-        let ended = match self.start_session(session) {
-            Ok(()) => self.run_session(requests),
-            Err(error) => Err(error),
-        };
+        self.start_session(session)
+    }
+
+    /// Takes leave of the client after `error` has ended its session.
+    ///
+    /// # Errors
+    /// When the guest has trapped.
+    pub(crate) fn end_session(&mut self, error: anyhow::Error) -> anyhow::Result<SessionExit> {
         self.set_client(ClientStream::default());
-        ended.or_else(|error| Ended::by_exit(error, EXIT_ALIVE))
+        SessionExit::by_exit(error, EXIT_ALIVE)
     }
 
     /// What `BackendInitialize`, `InitPostgres` and `PostgresMain` do with a startup packet (`PostgreSQL`,
@@ -128,7 +112,7 @@ impl Backend {
         self.guest().client.write_all(AUTHENTICATION_OK);
         self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(*cancel_key))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;
-        // Without a handler an error is fatal, as it is to a session that is not there yet (`errstart` in
+        // Without a handler an error is fatal, as it is before a session has begun (`errstart` in
         // `src/backend/utils/error/elog.c`).
         let handler = self.facts().address("PG_exception_stack")?;
         let main_loop = self.read_u32(handler)?;
@@ -173,25 +157,24 @@ impl Backend {
     /// `src/backend/utils/init/postinit.c`, which does nothing in a backend without a postmaster). Of a setting that
     /// is there twice, the first counts, and so do those of the startup packet.
     fn process_settings(&mut self) -> anyhow::Result<()> {
-        let relation: u32 = self.call("table_open", (DB_ROLE_SETTING, ACCESS_SHARE_LOCK))?;
+        let relation: u32 = self.call("table_open", (catalog::DB_ROLE_SETTING, catalog::ACCESS_SHARE_LOCK))?;
         let snapshot: u32 = self.call("GetLatestSnapshot", ())?;
         let snapshot: u32 = self.call("RegisterSnapshot", snapshot)?;
         let database = self.read_u32(self.facts().address("MyDatabaseId")?)?;
         let role: u32 = self.call("GetSessionUserId", ())?;
         for (database, role, source) in [
-            (database, role, source::DATABASE_USER),
-            (0, role, source::USER),
-            (database, 0, source::DATABASE),
-            (0, 0, source::GLOBAL),
+            (database, role, setting::DATABASE_USER),
+            (0, role, setting::USER),
+            (database, 0, setting::DATABASE),
+            (0, 0, setting::GLOBAL),
         ] {
             self.call::<_, ()>("ApplySetting", (snapshot, database, role, relation, source))?;
         }
         self.call::<_, ()>("UnregisterSnapshot", snapshot)?;
-        self.call("table_close", (relation, ACCESS_SHARE_LOCK))
+        self.call("table_close", (relation, catalog::ACCESS_SHARE_LOCK))
     }
 
-    /// Serves a session that asks one question of a client that the host plays. Says whether the database has let it
-    /// in.
+    /// Serves one query of a client that the host plays, and returns whether the database has let it in.
     ///
     /// # Errors
     /// When the guest traps.
@@ -206,55 +189,47 @@ impl Backend {
         }
     }
 
-    /// Begins the session of the client anew, after `replace` has put the backend back to where no client was there;
-    /// returns what that returned.
-    ///
-    /// To its client it is as after the startup: user, database and options are those of its startup packet, its
-    /// cancel key stays valid. What was reported of run-time parameters and is no longer true is reported again
-    /// (`ParameterStatus` may come at any time; "Asynchronous Operations" in `PostgreSQL`'s manual). That an open
-    /// transaction is gone, the client finds out from the next `ReadyForQuery`.
+    /// What a client is sent at the start of its session, as it would be sent now.
     ///
     /// # Errors
-    /// Those of `replace`, and when the guest traps or exits.
-    pub(crate) fn restart_session<T>(
-        &mut self,
-        session: &Session<'_>,
-        replace: impl FnOnce(&mut Self) -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
-        let client = std::mem::take(&mut self.guest().client);
-        let restarted = self.restart_silently(session, replace);
-        self.set_client(client);
-        let (replaced, [before, after]) = restarted?;
+    /// When the guest traps.
+    pub(crate) fn greeting(&mut self) -> anyhow::Result<Vec<u8>> {
+        Ok(self.record(&[], |backend| backend.call::<(), ()>("pgl_sendConnData", ()))?.1)
+    }
+
+    /// Begins the session of its client anew, in a backend that has succeeded the one before; `greeting` was that
+    /// one's last.
+    ///
+    /// To its client it is as after the startup: user, database and options are those of its startup packet, its
+    /// cancel key stays valid. Run-time parameters that differ from `greeting` are reported (`ParameterStatus` may
+    /// come at any time; "Asynchronous Operations" in `PostgreSQL`'s manual). That an open transaction is gone, the
+    /// client finds out from the next `ReadyForQuery`.
+    ///
+    /// # Errors
+    /// When the guest traps or exits.
+    pub(crate) fn begin_session_again(&mut self, session: &Session<'_>, greeting: &[u8]) -> anyhow::Result<()> {
+        // No signal interrupts what its sender cannot know of.
+        let holdoff = self.facts().address("InterruptHoldoffCount")?;
+        self.write_u32(holdoff, 1)?;
+        let ((), told) = self.record(session.packet, |backend| backend.start_session(session))?;
+        self.write_u32(holdoff, 0)?;
         // Signals that have come meanwhile: a cancel had nothing to cancel.
         self.handle_idle_interrupts()?;
-        let reported: Vec<_> = messages(&before).filter(|(kind, _)| *kind == PARAMETER_STATUS).collect();
-        for (kind, body) in messages(&after).filter(|message| message.0 == PARAMETER_STATUS) {
+        let reported: Vec<_> = messages(greeting).filter(|(kind, _)| *kind == PARAMETER_STATUS).collect();
+        for (kind, body) in messages(&told).filter(|message| message.0 == PARAMETER_STATUS) {
             if !reported.contains(&(kind, body)) {
                 self.guest().client.write_all(&message(kind, body)?);
             }
         }
-        Ok(replaced)
+        Ok(())
     }
 
-    /// [`Self::restart_session`] without its client; returns what a client is told at the start of its session,
-    /// before and after.
-    fn restart_silently<T>(
-        &mut self,
-        session: &Session<'_>,
-        replace: impl FnOnce(&mut Self) -> anyhow::Result<T>,
-    ) -> anyhow::Result<(T, [Vec<u8>; 2])> {
-        let ((), before) = self.record(&[], |backend| backend.call("pgl_sendConnData", ()))?;
-        let replaced = replace(self)?;
-        // No signal interrupts what its sender cannot know of.
-        let holdoff = self.facts().address("InterruptHoldoffCount")?;
-        self.write_u32(holdoff, 1)?;
-        let ((), after) = self.record(session.packet, |backend| backend.start_session(session))?;
-        self.write_u32(holdoff, 0)?;
-        Ok((replaced, [before, after]))
-    }
-
-    fn run_session(&mut self, requests: &mut dyn Requests) -> anyhow::Result<Ended> {
-        // The startup has ended with ReadyForQuery.
+    /// Runs the client's messages until `is_asked`, which is called between two of its commands, answers true.
+    ///
+    /// # Errors
+    /// What [`Self::end_session`] makes an end of.
+    pub(crate) fn run_session(&mut self, is_asked: impl Fn() -> bool) -> anyhow::Result<()> {
+        // The startup, and what was asked last, have ended with ReadyForQuery.
         let mut is_ready = true;
         loop {
             if !self.has_pending_input()? {
@@ -263,7 +238,9 @@ impl Backend {
                 self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
                 is_ready |= self.guest().client.bytes_sent() > sent;
                 self.forget_message()?;
-                self.wait_for_input(is_ready.then_some(&mut *requests))?;
+                if self.wait_for_input(|| is_ready && is_asked())? == Waited::Asked {
+                    return Ok(());
+                }
                 is_ready = false;
             }
             if self.read_u32(self.hot.config_reload_pending)? != 0 {
@@ -273,14 +250,14 @@ impl Backend {
         }
     }
 
-    /// What a postmaster does that is told to (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`):
-    /// a cluster with one session has none. A backend that has one would leave it to it to log what has changed, and
-    /// what cannot change without a restart.
+    /// What a postmaster does on `SIGHUP` (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`): a
+    /// cluster with one session has none. A backend under a postmaster would not log what has changed, or cannot
+    /// change without a restart.
     fn reload_configuration(&mut self) -> anyhow::Result<()> {
         self.write_u32(self.hot.config_reload_pending, 0)?;
         let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
         self.write(is_under_postmaster, &[0])?;
-        self.call::<i32, ()>("ProcessConfigFile", ON_RELOAD)?;
+        self.call::<i32, ()>("ProcessConfigFile", setting::ON_RELOAD)?;
         self.write(is_under_postmaster, &[1])
     }
 
@@ -314,17 +291,16 @@ impl Backend {
         Ok(reset.call(&mut self.store, context)?)
     }
 
-    /// Waits for the client between two messages, where the guest is not on the stack. Between two commands,
-    /// `requests` are handled meanwhile.
-    fn wait_for_input(&mut self, mut requests: Option<&mut dyn Requests>) -> anyhow::Result<()> {
+    /// Waits for the client between two messages, where the guest is not on the stack, or until `is_asked`.
+    fn wait_for_input(&mut self, is_asked: impl Fn() -> bool) -> anyhow::Result<Waited> {
         loop {
-            let asked = requests.as_deref_mut().filter(|requests| requests.any());
-            // What the client has sent by now comes first, so that requests are in order with it.
-            let deadline = if asked.is_some() { Some(Instant::now()) } else { self.guest().timers.next() };
-            match (wait(&mut self.store, Interest::Read, deadline)?, asked) {
-                (Readiness::Ready, _) => return Ok(()),
-                (Readiness::TimedOut, Some(requests)) => requests.handle(self)?,
-                (Readiness::Woken | Readiness::TimedOut, _) => self.handle_idle_interrupts()?,
+            let asked = is_asked();
+            // Messages that have arrived by now come first, so that tasks are in order with them.
+            let deadline = if asked { Some(Instant::now()) } else { self.guest().timers.next() };
+            match wait(&mut self.store, Interest::Read, deadline)? {
+                Readiness::Ready => return Ok(Waited::Input),
+                Readiness::TimedOut if asked => return Ok(Waited::Asked),
+                Readiness::Woken | Readiness::TimedOut => self.handle_idle_interrupts()?,
             }
         }
     }

@@ -5,19 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::ensure;
 
 use super::Backend;
-use crate::{client::Endpoints, guest::encode_socket_address};
-
-/// Offset of `laddr`. `pq_init` (`src/backend/libpq/pqcomm.c`) stores 128 in its `salen`, at 140.
-const LOCAL_ADDRESS: u32 = 12;
-/// Offset of `raddr`, to which `pq_init` copies the address that it is given; its `salen` is at 272.
-const REMOTE_ADDRESS: u32 = 144;
-/// Offset of `remote_host`, which is loaded for `%h` in a prefix of log lines (`log_status_format` in
-/// `src/backend/utils/error/elog.c`).
-const REMOTE_HOST: u32 = 276;
-/// Offset of `remote_port`, which is loaded after it for `%r`.
-const REMOTE_PORT: u32 = 292;
-/// Bytes of `struct sockaddr_storage`, which `salen` follows in a `SockAddr` (`src/include/libpq/pqcomm.h`).
-const STORAGE: usize = 128;
+use crate::{
+    client::Endpoints,
+    guest::encode_socket_address,
+    postgres::port_struct::{LOCAL_ADDRESS, REMOTE_ADDRESS, REMOTE_HOST, REMOTE_PORT, STORAGE},
+};
 
 /// The client that `pgl_startPGlite` invents.
 const INVENTED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5432);

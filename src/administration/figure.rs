@@ -1,0 +1,94 @@
+//! Figures about the program: every one is named here, with what an exporter of metrics has to know of it.
+
+/// What a figure is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Things, which the figure's name says.
+    Count,
+    /// Bytes.
+    Bytes,
+}
+
+/// How a figure changes, in the terms of Prometheus and OpenTelemetry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricType {
+    /// It only grows, from 0 at the program's start.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+}
+
+/// What a figure means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// Its name, which is also its key in the reply to `stats`.
+    pub name: &'static str,
+    /// What it is counted in.
+    pub unit: Unit,
+    /// How it changes.
+    pub metric_type: MetricType,
+    /// What it says, in one sentence.
+    pub help: &'static str,
+}
+
+/// One figure: a metric and its value now.
+///
+/// ```
+/// use pglite_port::administration::{MetricType, Unit, figure};
+///
+/// let figure = figure::RESIDENT_MEMORY.figure(1 << 20);
+/// assert_eq!((figure.metric.name, figure.value), ("memory", 1_048_576));
+/// assert_eq!((figure.metric.unit, figure.metric.metric_type), (Unit::Bytes, MetricType::Gauge));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figure {
+    /// What it means.
+    pub metric: &'static Metric,
+    /// Its value.
+    pub value: u64,
+}
+
+impl Metric {
+    const fn gauge(name: &'static str, unit: Unit, help: &'static str) -> Self {
+        Self { name, unit, metric_type: MetricType::Gauge, help }
+    }
+
+    const fn counter(name: &'static str, unit: Unit, help: &'static str) -> Self {
+        Self { name, unit, metric_type: MetricType::Counter, help }
+    }
+
+    /// The figure with that value.
+    #[must_use]
+    pub const fn figure(&'static self, value: u64) -> Figure {
+        Figure { metric: self, value }
+    }
+}
+
+/// Connections that are open.
+pub static CONNECTIONS: Metric = Metric::gauge("connections", Unit::Count, "Connections that are open.");
+
+/// Connections that were opened since the program started.
+pub static CONNECTIONS_OPENED: Metric =
+    Metric::counter("connections_opened", Unit::Count, "Connections that were opened since the program started.");
+
+/// Resident memory of the process.
+pub static RESIDENT_MEMORY: Metric = Metric::gauge("memory", Unit::Bytes, "Resident memory of the process.");
+
+/// Sessions of clients in the shared cluster.
+pub static SHARED_SESSIONS: Metric =
+    Metric::gauge("shared_sessions", Unit::Count, "Sessions of clients in the shared cluster.");
+
+/// Clones that are ready to be taken.
+pub static WARM_CLONES: Metric = Metric::gauge("warm", Unit::Count, "Clones of templates that are ready to be taken.");
+
+/// Linear memory that only one isolated connection has, of all of them together.
+pub static PRIVATE_MEMORY: Metric =
+    Metric::gauge("private_memory", Unit::Bytes, "Linear memory that isolated connections share with no other.");
+
+/// Parts of files that only one isolated connection has, of all of them together.
+pub static PRIVATE_FILES: Metric =
+    Metric::gauge("private_files", Unit::Bytes, "Parts of files that isolated connections share with no other.");
+
+/// The sum of [`PRIVATE_MEMORY`] and [`PRIVATE_FILES`].
+pub static PRIVATE: Metric =
+    Metric::gauge("private", Unit::Bytes, "Memory and files that isolated connections share with no other.");

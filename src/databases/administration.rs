@@ -1,0 +1,54 @@
+//! What administers the clusters: figures, templates, reloading.
+
+use super::Databases;
+use crate::{
+    administration::{Administration, Figure, PrivateBytes, Summary, figure},
+    protocol::error_response::{ErrorResponse, sqlstate},
+};
+
+impl Administration for Databases {
+    fn figures(&self) -> Vec<Figure> {
+        let ready = self.templates.pool().ready() as u64;
+        let sessions = self.postmaster.lock().as_ref().map_or(0, |postmaster| postmaster.sessions()) as u64;
+        let mut figures = vec![figure::WARM_CLONES.figure(ready), figure::SHARED_SESSIONS.figure(sessions)];
+        if let Ok(connections) = self.isolated.private_bytes() {
+            let total: PrivateBytes = connections.into_iter().map(|(_, bytes)| bytes).sum();
+            figures.extend([
+                figure::PRIVATE_MEMORY.figure(total.memory),
+                figure::PRIVATE_FILES.figure(total.files),
+                figure::PRIVATE.figure(total.sum()),
+            ]);
+        }
+        figures
+    }
+
+    fn memory(&self) -> Result<Vec<(u32, PrivateBytes)>, ErrorResponse> {
+        self.isolated.private_bytes().map_err(|error| {
+            ErrorResponse::error(sqlstate::IO_ERROR, format!("private memory cannot be counted: {error}"))
+        })
+    }
+
+    fn templates(&self) -> Result<Vec<Summary>, ErrorResponse> {
+        self.templates.shelf().list().map_err(unusable)
+    }
+
+    fn drop_template(&self, name: &str) -> Result<(), ErrorResponse> {
+        if self.templates.shelf().remove(name).map_err(unusable)? {
+            return Ok(());
+        }
+        Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
+    }
+
+    fn reload(&self) {
+        // A cluster that is being started reads its configuration anyway.
+        if let Some(Some(postmaster)) = self.postmaster.try_lock().as_deref() {
+            postmaster.reload();
+        }
+        self.isolated.reload();
+    }
+}
+
+/// The directory of templates cannot be read or written.
+fn unusable(error: anyhow::Error) -> ErrorResponse {
+    ErrorResponse::error(sqlstate::IO_ERROR, format!("{error:#}"))
+}

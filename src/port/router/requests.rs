@@ -1,0 +1,179 @@
+//! Requests: what the parent asks of the program, and of a connection besides its data.
+
+use std::{ffi::CStr, sync::Arc, thread};
+
+use jiff::Timestamp;
+
+use super::{Router, violation};
+use crate::{
+    administration::{Figure, PrivateBytes, Summary, process_figures},
+    port::frame::{Frame, Kind, Options},
+    protocol::error_response::{ErrorResponse, sqlstate},
+    session::{Control, Outcome, PendingTask, Task},
+};
+
+/// What answers a verb: it is given the request's id and options, and replies with [`Router::reply`], at
+/// once or later.
+type Verb = fn(&Arc<Router>, u32, &Options);
+
+/// Every verb of a request frame: the one place to add another.
+const VERBS: [(&str, Verb); 8] = [
+    ("stats", stats),
+    ("shutdown", shut_down),
+    ("memory", memory),
+    ("templates", templates),
+    ("drop_template", drop_template),
+    ("reset", reset),
+    ("freeze", freeze),
+    ("reload", reload),
+];
+
+/// The options of a reply, or why there are none.
+type Reply = Result<Options, ErrorResponse>;
+
+impl Router {
+    /// Acts on a request frame.
+    pub(super) fn request(self: &Arc<Self>, id: u32, payload: &[u8]) {
+        self.outbox.wait_for_room();
+        let (verb, options) = match parse_request(payload) {
+            Ok(request) => request,
+            Err(report) => return self.reply(id, Err(report)),
+        };
+        if let Some((_, answer)) = VERBS.iter().find(|(name, _)| *name == verb) {
+            answer(self, id, &options);
+        } else {
+            let message = format!("unknown verb {verb:?}");
+            self.reply(id, Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message)));
+        }
+    }
+
+    /// Replies to the request `id`.
+    fn reply(&self, id: u32, result: Reply) {
+        let (word, options) = match result {
+            Ok(options) => (&b"ok\0"[..], options),
+            Err(report) => (&b"error\0"[..], Options::new().with("code", report.code).with("message", report.message)),
+        };
+        let payload = [word, &options.to_bytes()].concat();
+        self.outbox.push(Frame { kind: Kind::Reply, id, payload: &payload });
+    }
+
+    /// Replies to the request `id` with what `ask` finds out, which may take a while.
+    fn reply_on_thread(self: &Arc<Self>, id: u32, ask: impl FnOnce(&Self) -> Reply + Send + 'static) {
+        let router = self.clone();
+        let work = move || router.reply(id, ask(&router));
+        if let Err(error) = thread::Builder::new().name("request".to_owned()).spawn(work) {
+            let message = format!("no thread for the request: {error}");
+            self.reply(id, Err(ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message)));
+        }
+    }
+
+    /// Gives `task` to the connection that the options name, and replies to the request `id` when it is done.
+    fn assign_task(self: &Arc<Self>, id: u32, options: &Options, task: Result<Task, ErrorResponse>) {
+        let asked = task.and_then(|task| Ok((task, self.asked_connection(options)?)));
+        match asked {
+            Ok((task, control)) => {
+                let router = self.clone();
+                let report = move |outcome: Outcome| router.reply(id, outcome.map(|()| Options::new()));
+                control.assign(PendingTask::new(task, report));
+            }
+            Err(report) => self.reply(id, Err(report)),
+        }
+    }
+
+    /// The connection that the option `connection` names.
+    fn asked_connection(&self, options: &Options) -> Result<Control, ErrorResponse> {
+        let text = required(options, "connection")?;
+        let entry = text.parse().ok().and_then(|connection| self.table.lock().open.get(&connection).cloned());
+        entry.map(|entry| entry.control).ok_or_else(|| {
+            let message = format!("connection {text} does not exist");
+            ErrorResponse::error(sqlstate::CONNECTION_DOES_NOT_EXIST, message)
+        })
+    }
+}
+
+/// The verb and the options of a request.
+fn parse_request(payload: &[u8]) -> Result<(&str, Options), ErrorResponse> {
+    let verb = CStr::from_bytes_until_nul(payload).map_err(|_| violation("a request's verb ends with a NUL byte"))?;
+    let options = Options::parse(&payload[verb.count_bytes() + 1..]).map_err(|error| violation(error.to_string()))?;
+    Ok((verb.to_str().map_err(|_| violation("a request's verb is UTF-8"))?, options))
+}
+
+/// `stats`: the figures of the program, see [`figure`](crate::administration::figure).
+fn stats(router: &Arc<Router>, id: u32, _: &Options) {
+    router.reply_on_thread(id, |router| {
+        let figures = [router.connections.figures(), process_figures(), router.administration.figures()];
+        let add = |options: Options, Figure { metric, value }: Figure| options.with(metric.name, value);
+        Ok(figures.into_iter().flatten().fold(Options::new(), add))
+    });
+}
+
+/// `shutdown`: sessions end with `57P01`, then the program exits.
+fn shut_down(router: &Arc<Router>, id: u32, _: &Options) {
+    router.reply(id, Ok(Options::new()));
+    (router.on_shut_down)();
+}
+
+/// `memory`: private bytes of the connections that have a cluster of their own: for each `connection`, `memory`,
+/// `files` and their `sum`, then the totals.
+fn memory(router: &Arc<Router>, id: u32, _: &Options) {
+    router.reply_on_thread(id, |router| {
+        let connections = router.administration.memory()?;
+        let total: PrivateBytes = connections.iter().map(|(_, bytes)| *bytes).sum();
+        let add = |options: Options, keys: [&str; 3], bytes: PrivateBytes| {
+            options.with(keys[0], bytes.memory).with(keys[1], bytes.files).with(keys[2], bytes.sum())
+        };
+        let options = connections.into_iter().fold(Options::new(), |options, (connection, bytes)| {
+            add(options.with("connection", connection), ["memory", "files", "sum"], bytes)
+        });
+        Ok(add(options, ["total_memory", "total_files", "total"], total))
+    });
+}
+
+/// `reload`: has the clusters read their configuration files again, see [`Administration::reload`].
+fn reload(router: &Arc<Router>, id: u32, _: &Options) {
+    router.reply_on_thread(id, |router| {
+        router.administration.reload();
+        Ok(Options::new())
+    });
+}
+
+/// `templates`: for each template `name`, `database`, `key`, `size` on disk in bytes, and when it was `made`, in
+/// microseconds since 1970.
+fn templates(router: &Arc<Router>, id: u32, _: &Options) {
+    router.reply_on_thread(id, |router| {
+        let add = |options: Options, template: Summary| {
+            let made = Timestamp::try_from(template.made).unwrap_or_default().as_microsecond();
+            let options = options.with("name", template.name).with("database", template.database);
+            options.with("key", template.key.unwrap_or_default()).with("size", template.size).with("made", made)
+        };
+        Ok(router.administration.templates()?.into_iter().fold(Options::new(), add))
+    });
+}
+
+/// `drop_template`: removes the template `name`.
+fn drop_template(router: &Arc<Router>, id: u32, options: &Options) {
+    match required(options, "name") {
+        Ok(name) => router
+            .reply_on_thread(id, move |router| router.administration.drop_template(&name).map(|()| Options::new())),
+        Err(report) => router.reply(id, Err(report)),
+    }
+}
+
+/// `reset`: puts the cluster of `connection` back to its template, see [`Task::Reset`].
+fn reset(router: &Arc<Router>, id: u32, options: &Options) {
+    router.assign_task(id, options, Ok(Task::Reset));
+}
+
+/// `freeze`: makes the template `name` from the cluster of `connection` and keeps `key` with it, see [`Task::Freeze`].
+fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
+    let key = options.get("key").map(str::to_owned);
+    router.assign_task(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
+}
+
+/// The value of an option that has to be there.
+fn required(options: &Options, key: &str) -> Result<String, ErrorResponse> {
+    let value = options.get(key).filter(|value| !value.is_empty());
+    value.map(str::to_owned).ok_or_else(|| {
+        ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, format!("the option {key} is missing or empty"))
+    })
+}

@@ -1,0 +1,203 @@
+//! Numbers and offsets that are compiled into the guest, each with its source: files of `PostgreSQL` 18 unless another
+//! project is named.
+//!
+//! Offsets are those of wasm32: `int`, `Oid` and pointers have 4 bytes. Facts that differ between versions of PGlite
+//! are not here; the rewriter finds them ([`Facts`](crate::instrument::Facts)). When PGlite moves to another version
+//! of `PostgreSQL`, compare this file with its sources.
+
+/// Processes and their ends.
+pub(crate) mod process {
+    /// The process id of `postgres` under Emscripten (`getpid` in `system/lib/libc/emscripten_syscall_stubs.c`).
+    pub(crate) const FIRST: i32 = 42;
+    /// The status with which the guest leaves `main` and stays alive (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
+    pub(crate) const EXIT_ALIVE: i32 = 99;
+    /// The status when an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
+    pub(crate) const EXIT_LONGJMP: i32 = 100;
+    /// Offset of `owner_pid` in `struct Latch` (`src/include/storage/latch.h`).
+    pub(crate) const LATCH_OWNER: u32 = 12;
+}
+
+/// The children of a postmaster: the table `child_process_kinds` (`src/backend/postmaster/launch_backend.c`).
+pub(crate) mod child {
+    /// Bytes of a row: pointer to the name, table slot of the main function, whether it attaches to shared memory.
+    pub(crate) const ROW: usize = 12;
+    /// Offset of the main function in a row.
+    pub(crate) const MAIN: usize = 4;
+    /// Offset of `shmem_attach` in a row, a boolean.
+    pub(crate) const ON_SHARED_MEMORY: usize = 8;
+
+    /// Name of the first row.
+    pub(crate) const INVALID: &str = "invalid";
+    /// Names of other rows.
+    pub(crate) const STARTUP: &str = "startup";
+    pub(crate) const CHECKPOINTER: &str = "checkpointer";
+    pub(crate) const BACKGROUND_WRITER: &str = "bgwriter";
+    pub(crate) const WAL_WRITER: &str = "wal_writer";
+    pub(crate) const AUTOVACUUM_LAUNCHER: &str = "autovacuum launcher";
+    pub(crate) const AUTOVACUUM_WORKER: &str = "autovacuum worker";
+}
+
+/// Reasons for which a child signals its postmaster: `PMSignalReason` (`src/include/storage/pmsignal.h`).
+pub(crate) mod postmaster_signal {
+    pub(crate) const START_AUTOVACUUM_LAUNCHER: usize = 4;
+    pub(crate) const START_AUTOVACUUM_WORKER: usize = 5;
+    pub(crate) const XLOG_IS_SHUT_DOWN: usize = 9;
+    /// The number of reasons (`NUM_PMSIGNALS`).
+    pub(crate) const COUNT: usize = 10;
+}
+
+/// The main segment of shared memory: `PGShmemHeader` (`src/include/storage/pg_shmem.h`).
+pub(crate) mod shared_memory {
+    /// `PGShmemMagic`, the first word.
+    pub(crate) const MAGIC: u32 = 679_834_894;
+    /// Offset of `totalsize`, a `Size`.
+    pub(crate) const TOTAL_SIZE: usize = 8;
+    /// Offset of `freeoffset`, a `Size`.
+    pub(crate) const FREE_OFFSET: usize = 12;
+}
+
+/// Checkpoints.
+pub(crate) mod checkpoint {
+    /// Flags (`src/include/access/xlog.h`): no delays between writes.
+    pub(crate) const IMMEDIATE: u32 = 0x0004;
+    /// Also when no WAL was written since the last one.
+    pub(crate) const FORCE: u32 = 0x0008;
+    /// The requesting process waits until it is done.
+    pub(crate) const WAIT: u32 = 0x0020;
+    /// A process has requested it.
+    pub(crate) const REQUESTED: u32 = 0x0040;
+    /// Requested because the amount of WAL has reached `max_wal_size`.
+    pub(crate) const CAUSE_XLOG: u32 = 0x0080;
+
+    /// Offsets in `CheckpointerShmemStruct` (`src/backend/postmaster/checkpointer.c`): `checkpointer_pid`, an `int`,
+    /// which a lock follows.
+    pub(crate) const PROCESS_ID: u32 = 0;
+    /// `ckpt_started`, an `int`.
+    pub(crate) const STARTED: u32 = 8;
+    /// `ckpt_done`, an `int`.
+    pub(crate) const DONE: u32 = 12;
+    /// `ckpt_failed`, an `int`.
+    pub(crate) const FAILED: u32 = 16;
+    /// `ckpt_flags`, an `int`.
+    pub(crate) const FLAGS: u32 = 20;
+    /// `start_cv`, a `ConditionVariable` of 12 bytes.
+    pub(crate) const START_CONDITION: u32 = 24;
+    /// `done_cv`, likewise.
+    pub(crate) const DONE_CONDITION: u32 = 36;
+    /// `num_requests`. The rewriter finds its offset as well, which confirms the offsets above.
+    pub(crate) const REQUESTS: u32 = 48;
+}
+
+/// The wait events of a session in `pg_stat_activity`, by their number in their class
+/// (`src/backend/utils/activity/wait_event_names.txt`, `src/include/utils/wait_classes.h`).
+pub(crate) mod wait_event {
+    /// `PG_WAIT_IPC`
+    const IPC: u32 = 0x0800_0000;
+    /// `WAIT_EVENT_CHECKPOINT_DONE`, the twelfth of its class.
+    pub(crate) const CHECKPOINT_DONE: u32 = IPC + 11;
+    /// `WAIT_EVENT_CHECKPOINT_START`, the thirteenth.
+    pub(crate) const CHECKPOINT_START: u32 = IPC + 12;
+}
+
+/// Settings: enumerations of `src/include/utils/guc.h`.
+pub(crate) mod setting {
+    /// `PGC_SIGHUP` of `GucContext`.
+    pub(crate) const ON_RELOAD: i32 = 2;
+    /// Values of `GucSource`, where a setting comes from: `PGC_S_GLOBAL`, for all databases and roles.
+    pub(crate) const GLOBAL: i32 = 5;
+    /// `PGC_S_DATABASE`
+    pub(crate) const DATABASE: i32 = 6;
+    /// `PGC_S_USER`
+    pub(crate) const USER: i32 = 7;
+    /// `PGC_S_DATABASE_USER`
+    pub(crate) const DATABASE_USER: i32 = 8;
+}
+
+/// Catalogs, names and privileges.
+pub(crate) mod catalog {
+    /// The number of bytes in a name that `PostgreSQL` uses: `NAMEDATALEN` - 1 (`src/include/pg_config_manual.h`).
+    pub(crate) const NAME_LENGTH: usize = 63;
+    /// `DatabaseRelationId` (`src/include/catalog/pg_database.h`).
+    pub(crate) const DATABASE: u32 = 1262;
+    /// `DbRoleSettingRelationId` (`src/include/catalog/pg_db_role_setting.h`).
+    pub(crate) const DB_ROLE_SETTING: u32 = 2964;
+    /// `AccessShareLock` (`src/include/storage/lockdefs.h`).
+    pub(crate) const ACCESS_SHARE_LOCK: i32 = 1;
+    /// `ACL_CONNECT` (`src/include/nodes/parsenodes.h`).
+    pub(crate) const ACL_CONNECT: u64 = 1 << 11;
+    /// `ACLCHECK_OK` (`src/include/utils/acl.h`).
+    pub(crate) const ACLCHECK_OK: i32 = 0;
+}
+
+/// The destination of a backend's output: `CommandDest` (`src/include/tcop/dest.h`).
+pub(crate) mod destination {
+    pub(crate) const NONE: u32 = 0;
+    pub(crate) const REMOTE: u32 = 2;
+}
+
+/// Levels of messages (`src/include/utils/elog.h`).
+pub(crate) mod level {
+    /// Ends the transaction.
+    pub(crate) const ERROR: i32 = 21;
+    /// Ends the session.
+    pub(crate) const FATAL: i32 = 22;
+}
+
+/// `struct Port` (`src/include/libpq/libpq-be.h`): a backend's data about its client's connection.
+pub(crate) mod port_struct {
+    /// Offset of `laddr`. `pq_init` (`src/backend/libpq/pqcomm.c`) stores 128 in its `salen`, at 140.
+    pub(crate) const LOCAL_ADDRESS: u32 = 12;
+    /// Offset of `raddr`, to which `pq_init` copies the address that it is given; its `salen` is at 272.
+    pub(crate) const REMOTE_ADDRESS: u32 = 144;
+    /// Offset of `remote_host`, which is loaded for `%h` in a prefix of log lines (`log_status_format` in
+    /// `src/backend/utils/error/elog.c`).
+    pub(crate) const REMOTE_HOST: u32 = 276;
+    /// Offset of `remote_port`, which is loaded after it for `%r`.
+    pub(crate) const REMOTE_PORT: u32 = 292;
+    /// Bytes of `struct sockaddr_storage`, which `salen` follows in a `SockAddr` (`src/include/libpq/pqcomm.h`).
+    pub(crate) const STORAGE: usize = 128;
+}
+
+/// Times.
+pub(crate) mod timestamp {
+    /// Microseconds between the epochs of Unix and of `PostgreSQL`, 2000-01-01 (`src/include/datatype/timestamp.h`).
+    pub(crate) const EPOCH: i64 = 946_684_800_000_000;
+    /// Bytes from `MyStartTime` to `MyStartTimestamp`, which follows it (`src/backend/utils/init/globals.c`).
+    pub(crate) const START_TIMESTAMP: u32 = 8;
+}
+
+/// Character encodings (`src/include/mb/pg_wchar.h`).
+pub(crate) mod encoding {
+    /// Values of `enum pg_enc`.
+    pub(crate) const UTF8: i32 = 6;
+    /// The "Mule internal code".
+    pub(crate) const MULE_INTERNAL: i32 = 7;
+
+    /// An entry of `pg_enc2name_tbl`: its bytes, and offsets in it.
+    pub(crate) mod name {
+        pub(crate) const SIZE: u32 = 8;
+        pub(crate) const TEXT: u32 = 0;
+        pub(crate) const ENCODING: u32 = 4;
+    }
+
+    /// An entry of `pg_wchar_table`: its bytes, and offsets in it.
+    pub(crate) mod functions {
+        pub(crate) const SIZE: u32 = 28;
+        pub(crate) const LENGTH: u32 = 8;
+        pub(crate) const VERIFY: u32 = 16;
+        pub(crate) const LONGEST: u32 = 24;
+    }
+
+    /// `pg_mb_radix_tree`: offsets in it.
+    pub(crate) mod radix_tree {
+        pub(crate) const CHARS16: u32 = 0;
+        pub(crate) const CHARS32: u32 = 4;
+        /// The roots for characters of one, two, three and four bytes.
+        pub(crate) const ROOTS: [u32; 4] = [8, 16, 24, 36];
+        /// From a root to its bounds, two for each byte of a character.
+        pub(crate) const BOUNDS: u32 = 4;
+    }
+
+    /// Bytes of an entry of `pg_utf_to_local_combined` or `pg_local_to_utf_combined`, of three words.
+    pub(crate) const COMBINED: u32 = 12;
+}

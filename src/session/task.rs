@@ -1,0 +1,54 @@
+//! Tasks for one connection's session: from the thread of the request to the session's own, and the outcome back.
+
+use crate::protocol::error_response::{ErrorResponse, sqlstate};
+
+/// A task for a session. It is done between two commands of its client, after everything that the client had
+/// sent before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Put the session's cluster back to its template. For the client everything is as after its startup: what it has
+    /// set, prepared or begun is gone.
+    Reset,
+    /// Make a template from the session's cluster as it is now.
+    Freeze {
+        /// The template's name.
+        name: String,
+        /// The caller's key, which is kept with the template, such as a hash of what it was made from.
+        key: Option<String>,
+    },
+}
+
+/// How a task went.
+pub type Outcome = Result<(), ErrorResponse>;
+
+/// A task that has not been done yet. Its outcome is always reported: at the latest when it is dropped.
+pub struct PendingTask {
+    /// What is to be done.
+    pub task: Task,
+    report: Option<Box<dyn FnOnce(Outcome) + Send>>,
+}
+
+impl PendingTask {
+    /// A task whose outcome is reported by calling `report`, on any thread. It must not block.
+    pub fn new(task: Task, report: impl FnOnce(Outcome) + Send + 'static) -> Self {
+        Self { task, report: Some(Box::new(report)) }
+    }
+
+    /// Reports the outcome.
+    pub fn finish(mut self, outcome: Outcome) {
+        self.report(outcome);
+    }
+
+    fn report(&mut self, outcome: Outcome) {
+        if let Some(report) = self.report.take() {
+            report(outcome);
+        }
+    }
+}
+
+impl Drop for PendingTask {
+    fn drop(&mut self) {
+        let message = "the connection ended before the request could be handled";
+        self.report(Err(ErrorResponse::error(sqlstate::CONNECTION_DOES_NOT_EXIST, message)));
+    }
+}
