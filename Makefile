@@ -33,6 +33,7 @@ run: build ## install what is missing, prepare the cluster, serve it and print i
 .PHONY: build
 build: toolchain $(PGLITE) ## the optimised program, and the PGlite files that it hosts
 	$(CARGO) build --release --locked
+	.ci/split-debug-info $(RELEASE)
 
 .PHONY: test
 test: lint test-rust test-elixir ## everything: formatting, lints, documentation, tests of both languages
