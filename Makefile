@@ -1,11 +1,11 @@
-# The doors: `make run`, `make test`, `make bench`, `make lint`. Everything they need and cannot install themselves is a
-# Rust toolchain (rust-version in Cargo.toml), Node.js with npm, gcc and make.
+# The targets `run`, `test`, `bench` and `lint` need a Rust toolchain (rust-version in Cargo.toml), Node.js with npm, gcc
+# and make. They install everything else.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-# What `make run` serves, and where.
+# The address and mode of `make run`.
 LISTEN ?= 127.0.0.1:5433
 MODE ?= shared
 
@@ -16,10 +16,10 @@ RELEASE := target/release/pglite-port
 PGLITE := pglite/node_modules/.package-lock.json
 PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 
-# Tests leave the user's cache alone, and share one, because compiling PostgreSQL takes seconds.
+# Tests do not use the user's cache, and share one, because compiling PostgreSQL takes seconds.
 TEST_CACHE := $(CURDIR)/target/cache
 FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
-# Elixir's tests run the program that was built with the Rust tests, not one that lies about.
+# Elixir's tests run the program that was built with the Rust tests, not an installed one.
 FOR_ELIXIR_TESTS := $(FOR_TESTS) LC_ALL=C.UTF-8 PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(PGLITE_DIST)"
 
 .PHONY: help
@@ -33,6 +33,7 @@ run: build ## install what is missing, prepare the cluster, serve it and print i
 .PHONY: build
 build: toolchain $(PGLITE) ## the optimised program, and the PGlite files that it hosts
 	$(CARGO) build --release --locked
+	.ci/split-debug-info $(RELEASE)
 
 .PHONY: test
 test: lint test-rust test-elixir ## everything: formatting, lints, documentation, tests of both languages

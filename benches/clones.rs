@@ -1,10 +1,9 @@
-//! What an isolated connection costs: time to its first answer, private memory, reset. The aims are those of the
-//! project.
+//! The cost of isolated connections: time to the first answer, private memory, reset. The aims are the project's.
 //!
 //! `cargo bench --bench clones -- first|warm|memory|live|process|reset` measures only that.
 //!
-//! Memory is `Private_Dirty` and `Pss` of `/proc/self/smaps_rollup`. Clients are in this process, so that neither
-//! sockets nor frames are measured, but the connection's thread is.
+//! Memory is `Private_Dirty` and `Pss` of `/proc/self/smaps_rollup`. Clients are in this process, so that sockets and
+//! frames are not measured, but the connection's thread is.
 
 #[path = "support/rows.rs"]
 mod rows;
@@ -32,22 +31,22 @@ use support::{
     process, wire,
 };
 
-/// How often short things are measured.
+/// The number of measurements of short operations.
 const ROUNDS: usize = 300;
-/// How many clones memory is measured on.
+/// The number of clones for measurements of memory.
 const CLONES: u32 = 50;
 
 fn main() -> ExitCode {
-    // `cargo test --benches` only wants to know whether it runs.
+    // `cargo test --benches` only checks that it runs.
     let is_test = !std::env::args().any(|argument| argument == "--bench");
     let rounds = if is_test { 3 } else { ROUNDS };
-    // As Criterion has it: only what is named like the argument, for a profiler's sake.
+    // As in Criterion: only measurements whose name contains the argument, for profiling.
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let wanted = |what: &str| what.contains(&only);
     let mut table = Table::default();
     let plain = open(0);
     let connections = Arc::new(Connections::new(plain.clone()));
-    // Everything that is made once has been made after this.
+    // Makes everything that is made only once.
     first_answer(&connections, 1);
 
     if wanted("first") {
@@ -109,7 +108,7 @@ fn warm(rounds: usize) -> Vec<Duration> {
     })
 }
 
-/// Connections whose clones are kept ready.
+/// Connections with a pool of clones that are kept ready.
 struct Pool {
     databases: Arc<Databases>,
     connections: Arc<Connections>,
@@ -143,7 +142,7 @@ fn memory(table: &mut Table, databases: &Databases, connections: &Arc<Connection
     table.bytes("  of it linear memory and files, as told by `memory`", None, told(databases));
 }
 
-/// The median sum that the verb `memory` tells.
+/// The median of the sums that the request `memory` returns.
 fn told(databases: &Databases) -> u64 {
     let connections = databases.memory().expect("figures");
     let mut sums: Vec<u64> = connections.into_iter().map(|(_, bytes)| bytes.sum()).collect();
@@ -186,7 +185,7 @@ fn process_start() -> Duration {
 fn reset(rounds: usize, connections: &Arc<Connections>, prepare: impl Fn()) -> Vec<Duration> {
     let mut local = connect(connections, 1);
     sample(rounds, || {
-        // Far more than 1 MB in pages of shared buffers and in files, so that the figure is no better than it says.
+        // Far more than 1 MB in shared buffers and files, so that the figure is not too good.
         local.values("CREATE TABLE t AS SELECT n, repeat('x', 1000) FROM generate_series(1, 512) n");
         prepare();
         let start = Instant::now();

@@ -1,6 +1,6 @@
-//! What the sessions of one cluster cost, and what they cost each other; pgbench beside native PostgreSQL.
+//! The cost of sessions of one cluster, and of their turns; pgbench compared with native PostgreSQL.
 //!
-//! Clients are in this process but for pgbench's, so that neither sockets nor frames are measured, but the sessions'
+//! Except for pgbench, clients are in this process, so that sockets and frames are not measured, but the sessions'
 //! threads are.
 
 #[path = "support/rows.rs"]
@@ -33,19 +33,19 @@ use support::{
     process::{self, installed},
 };
 
-/// How often short things are measured.
+/// The number of measurements of short operations.
 const ROUNDS: usize = 200;
-/// Sessions that memory and processor time are measured on.
+/// The number of sessions for measurements of memory and processor time.
 const SESSIONS: u32 = 90;
 
 fn main() {
-    // `cargo test --benches` only wants to know whether it runs.
+    // `cargo test --benches` only checks that it runs.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
     let mut rows = Vec::new();
     let connections = start();
-    // Everything that is made once has been made after this.
+    // Makes everything that is made only once.
     drop(connect(&connections, 1));
 
     rows.push(time("further session: connect to first SELECT 1", Some(2e-3), first_answers(&connections)));
@@ -112,7 +112,7 @@ fn idle(connections: &Arc<Connections>) -> [Row; 2] {
     ]
 }
 
-/// What a query of two sessions that take turns takes longer than one of a single session.
+/// The additional time of a query when two sessions take turns.
 fn alternating(connections: &Arc<Connections>) -> Row {
     let mut sessions = [connect(connections, 1), connect(connections, 2)];
     let mut measure = |pattern: [usize; 2]| {
@@ -138,14 +138,14 @@ fn beside_a_long_query(connections: &Arc<Connections>) -> Row {
     let busy_computes = computes.clone();
     let long = thread::spawn(move || {
         busy.values("SET statement_timeout = '10s'");
-        // It ends by the timeout: what is measured is everything before.
+        // The timeout ends it; everything before that is measured.
         busy.query("SELECT count(*) FROM generate_series(1, 10000000000) n WHERE n % 7 = 3");
         busy_computes.store(false, Ordering::Release);
     });
     let mut answers = Vec::new();
     while computes.load(Ordering::Acquire) {
-        // One that asks again at once is answered many times before the other one is back on its processor: those
-        // answers would hide the ones that waited.
+        // A client that asks again at once gets many answers before the other session has its processor back; those
+        // would hide the answers that had to wait.
         thread::sleep(Duration::from_millis(1));
         let start = Instant::now();
         other.values("SELECT 1");
@@ -192,7 +192,7 @@ fn transactions_per_second(url: &str, clients: u32) -> Figure {
     Figure::of((0..3).map(|_| measure()).collect())
 }
 
-/// A server of the installed `PostgreSQL`, gone with this value.
+/// A server of the installed `PostgreSQL`; dropping it ends it.
 struct Native {
     server: Child,
     url: String,
@@ -234,7 +234,7 @@ impl Native {
 
 impl Drop for Native {
     fn drop(&mut self) {
-        // SIGQUIT: it has nothing to keep.
+        // SIGQUIT, because it has no data to keep.
         let pid = rustix::process::Pid::from_child(&self.server);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
         let _ = self.server.wait();
@@ -242,7 +242,7 @@ impl Drop for Native {
     }
 }
 
-/// The same as the user `postgres` if this is root, who may not run a server.
+/// A command that runs as the user `postgres` if this is root, which must not run a server.
 fn unprivileged(program: &str) -> Command {
     let mut command = installed(program);
     if let Some((user, group)) = substitute() {

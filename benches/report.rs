@@ -1,6 +1,6 @@
-//! Prints what the other benchmarks have measured, as one table.
+//! Prints the results of the other benchmarks as one table.
 //!
-//! Medians with the quartiles around them. A line whose aim is missed says so.
+//! Medians with quartiles. A line whose aim is missed is marked.
 
 mod support;
 
@@ -45,7 +45,7 @@ fn cells(row: &Row) -> [String; 6] {
     [row.what.clone(), spread(row.unit, &row.ours), other, figure, ratio, aim]
 }
 
-/// The median, and behind it the quartiles.
+/// The median, followed by the quartiles.
 fn spread(unit: Unit, figure: &Figure) -> String {
     let [median, lower, upper] = [figure.median, figure.lower, figure.upper].map(|value| quantity(unit, value));
     format!("{median} ({lower} – {upper})")

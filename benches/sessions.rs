@@ -1,5 +1,5 @@
-//! What one session costs: inside the process, over a socket, and from the start of the program; beside PGlite on
-//! Node.js.
+//! The cost of one session: inside the process, over a socket, and from the start of the program; compared with PGlite
+//! on Node.js.
 
 mod support;
 
@@ -30,11 +30,11 @@ use support::{
 
 const MODES: [Mode; 2] = [Mode::Shared, Mode::Isolated];
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pglite-port");
-/// What comparisons are called where criterion keeps them.
+/// The name of the comparisons in criterion's files.
 const NODE: &str = "PGlite on Node";
 const INSERTS: usize = 25_000;
 
-/// A script, its name, and how long a round of it should take at most, in seconds.
+/// Each script with its name and the aim for the time of one round, in seconds.
 fn scripts() -> Vec<(&'static str, Script, Option<f64>)> {
     let once = |message: Vec<u8>, answer| Script { setup: Vec::new(), round: vec![message], answer };
     vec![
@@ -80,7 +80,7 @@ fn main() {
     first_answer(&mut criterion);
     criterion.final_summary();
 
-    // A filter or a profiler's run leaves the figures of the last whole run alone.
+    // A run with a filter or a profiler does not replace the figures of the last whole run.
     if env::args().skip(1).all(|argument| argument == "--bench") {
         leave("sessions", &rows(&directory, &scripts));
     }
@@ -141,7 +141,7 @@ fn set_effort(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::
     }
 }
 
-/// From starting the program, whose cache is warm, to the end of its first answer.
+/// From the start of the program, whose cache is filled, to the end of its first answer.
 fn first_answer(criterion: &mut Criterion) {
     for mode in MODES {
         let mut group = criterion.benchmark_group(format!("{mode} start"));
@@ -190,7 +190,7 @@ fn start_and_ask(mode: Mode) -> Duration {
     took
 }
 
-/// A server that prints where it listens, until it is dropped.
+/// A server that prints its address and runs until it is dropped.
 struct Server {
     child: Child,
     address: String,
@@ -216,13 +216,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It has nothing to lose.
+        // It has no data to keep.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A client behind a TCP socket, as fast as one can be.
+/// A client on a TCP socket with as little overhead as possible.
 struct Socket {
     stream: TcpStream,
     answer: Vec<u8>,
@@ -243,7 +243,7 @@ impl Socket {
                 return first;
             }
             if filled == self.answer.len() {
-                // Only the end is looked at.
+                // Only the end is checked.
                 self.answer.copy_within(filled - 8.., 0);
                 filled = 8;
             }
@@ -251,7 +251,7 @@ impl Socket {
     }
 }
 
-/// The lines of the table, after everything was measured.
+/// The lines of the table.
 fn rows(directory: &Path, scripts: &[(&'static str, Script, Option<f64>)]) -> Vec<Row> {
     let read = |group: &str, name: &str| {
         let figure = samples::read(directory, &format!("{}/{}", id(group), id(name)));
@@ -285,7 +285,7 @@ fn rows(directory: &Path, scripts: &[(&'static str, Script, Option<f64>)]) -> Ve
     rows
 }
 
-/// A name as criterion makes a directory of it.
+/// A name in the form of criterion's directories.
 fn id(name: &str) -> String {
     name.replace(['?', '"', '/', '\\', '*', '<', '>', ':', '|', '^'], "_")
 }

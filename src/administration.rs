@@ -1,5 +1,5 @@
-//! What administers the program: its figures, its templates, its configuration. It is not what serves clients
-//! ([`Sessions`](crate::session::Sessions)).
+//! Administration of the program: its figures, templates and configuration. Clients are served by
+//! [`Sessions`](crate::session::Sessions).
 
 use std::fs;
 
@@ -9,12 +9,12 @@ pub use figure::{Figure, Metric, MetricType, Unit};
 
 pub mod figure;
 
-/// Administers the program; there is one for the program.
+/// Administers the program; one object for the program.
 pub trait Administration: Send + Sync + 'static {
     /// The figures of the clusters.
     fn figures(&self) -> Vec<Figure>;
 
-    /// The private memory of every connection that has a cluster of its own, by the connection's number.
+    /// The private memory of every connection that has its own cluster, by the connection's number.
     ///
     /// # Errors
     /// When `/proc/self/pagemap` cannot be read.
@@ -32,7 +32,7 @@ pub trait Administration: Send + Sync + 'static {
     /// When there is none, or it cannot be removed.
     fn drop_template(&self, name: &str) -> Result<(), ErrorResponse>;
 
-    /// Has the clusters read their configuration files again, as a `SIGHUP` to a postmaster does.
+    /// Reloads the configuration files of the clusters, as a `SIGHUP` to a postmaster does.
     fn reload(&self);
 }
 

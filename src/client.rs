@@ -1,10 +1,10 @@
-//! The client of a backend, as the guest's read and write callbacks see it.
+//! The client of a backend, as the guest's read and write callbacks use it.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// What a waiting backend wants to do with its client's connection next.
+/// The next operation of a waiting backend on its client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     /// Read: ready when bytes have arrived or the client is gone.
@@ -18,9 +18,9 @@ pub enum Interest {
 /// Why [`Client::wait`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// The connection is ready for what was asked, or its client is gone.
+    /// The connection is ready for the operation, or its client is gone.
     Ready,
-    /// Somebody called [`Waker::wake`]; wake-ups are remembered until a wait reports them, and do not add up.
+    /// [`Waker::wake`] was called; a wake-up is kept until a wait reports it, several count as one.
     Woken,
     /// The deadline has passed.
     TimedOut,
@@ -31,12 +31,12 @@ pub enum Readiness {
 pub struct Endpoints {
     /// The client's.
     pub peer: Option<SocketAddr>,
-    /// The one that the client has connected to.
+    /// The address to which the client has connected.
     pub local: Option<SocketAddr>,
 }
 
 impl Endpoints {
-    /// These addresses. An IPv4 address in the form of an IPv6 one, as a socket for both reports it, becomes the IPv4
+    /// Endpoints with these addresses. An IPv4 address in IPv6 form, as a socket for both reports it, becomes an IPv4
     /// address.
     #[must_use]
     pub fn new(peer: Option<SocketAddr>, local: Option<SocketAddr>) -> Self {
@@ -45,9 +45,9 @@ impl Endpoints {
     }
 }
 
-/// One client's byte stream, in the manner of a non-blocking socket with a wait of its own.
+/// The byte stream of one client, like a non-blocking socket with its own wait.
 ///
-/// All bytes are of the Postgres protocol; the startup packet is part of the stream.
+/// All bytes are of the PostgreSQL protocol; the startup packet is part of the stream.
 pub trait Client: Send {
     /// Copies bytes that have arrived into `buffer`, without waiting. `Ok(0)` means that the client is gone.
     ///
@@ -61,10 +61,10 @@ pub trait Client: Send {
     /// [`io::ErrorKind::WouldBlock`] when the window is closed, any other kind when the client is gone.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Waits until the connection is ready for `interest`, somebody wakes it, or `deadline` has passed.
+    /// Waits until the connection is ready for `interest`, the waker is called, or `deadline` has passed.
     fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness;
 
-    /// A handle with which other threads end a [`Client::wait`].
+    /// A handle with which other threads end [`Client::wait`].
     fn waker(&self) -> Waker;
 
     /// The addresses of its connection.
@@ -78,22 +78,22 @@ pub trait Client: Send {
 pub struct Waker(Arc<dyn Fn() + Send + Sync>);
 
 impl Waker {
-    /// A waker that runs `wake`, which must not block.
+    /// A waker that calls `wake`, which must not block.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self(Arc::new(wake))
     }
 
-    /// Ends the wait that is under way, or the next one.
+    /// Ends the current wait, or the next one.
     pub fn wake(&self) {
         (self.0)();
     }
 }
 
-/// The client of a process that has none: there is nothing to read, and nobody hears what is written.
+/// The client of a process without one: reading finds its end, and what is written is discarded.
 #[derive(Clone, Default)]
 pub(crate) struct Nobody(Arc<Alarm>);
 
-/// Whether somebody has called the waker since the last wait.
+/// Whether the waker was called since the last wait.
 #[derive(Default)]
 struct Alarm {
     woken: Mutex<bool>,

@@ -1,4 +1,4 @@
-//! Wasmtime's configuration, and compiled code that is kept in the cache.
+//! Wasmtime's configuration, and compiled code in the cache.
 
 use std::{
     io::{self, IsTerminal},
@@ -22,19 +22,18 @@ use crate::engine::{
 pub mod artefact;
 pub mod cache;
 
-/// The bytes of native stack that wasm may use in one thread before it traps.
+/// The number of bytes of native stack that wasm may use in one thread before it traps.
 ///
-/// `PostgreSQL` stops recursion by itself before that: see `guest::stack`.
+/// `PostgreSQL` stops recursion before that: see `guest::stack`.
 pub const WASM_STACK: usize = 34 << 20;
 
-/// The stack of a thread that runs wasm: [`WASM_STACK`] and room for the host functions at its end. Untouched pages
-/// cost nothing.
+/// The stack of a thread that runs wasm: [`WASM_STACK`] and room for host functions. Untouched pages use no memory.
 pub const THREAD_STACK: usize = WASM_STACK + (4 << 20);
 
 /// Runs `work`, which runs wasm, on a thread with a stack of [`THREAD_STACK`], and waits for it.
 ///
 /// # Errors
-/// When the operating system has no thread to spare.
+/// When the operating system cannot start a thread.
 ///
 /// # Panics
 /// If `work` does.
@@ -46,17 +45,17 @@ pub(crate) fn on_wasm_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Res
     })
 }
 
-/// Compiles wasm once and keeps the result.
+/// Compiles wasm and keeps the result in the cache.
 #[derive(Clone)]
 pub struct Compiler {
     engine: Engine,
     cache: Cache,
-    /// The entries of the modules that were loaded, which live as long as the program.
+    /// The entries of the loaded modules, which are in use as long as the program runs.
     in_use: Arc<Mutex<Vec<InUse>>>,
 }
 
 impl Compiler {
-    /// An engine with the one configuration of this program.
+    /// An engine with the program's configuration.
     ///
     /// # Errors
     /// When Wasmtime does not support this machine.
@@ -71,7 +70,7 @@ impl Compiler {
         &self.engine
     }
 
-    /// What compiled code depends on besides the wasm: Wasmtime's version and its configuration.
+    /// The inputs of compilation besides the wasm: Wasmtime's version and its configuration.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hasher = std::hash::DefaultHasher::new();
@@ -79,11 +78,10 @@ impl Compiler {
         format!("{:016x}", std::hash::Hasher::finish(&hasher))
     }
 
-    /// Loads the compiled form of a wasm module from the cache, or compiles the module that `wasm` makes and keeps
-    /// the result.
+    /// Loads a compiled wasm module from the cache, or compiles the module that `wasm` returns and stores the result.
     ///
-    /// `name` is for people; `key` stands for everything that decides what `wasm` returns. Loading takes
-    /// milliseconds, compiling the backend seconds, during which a terminal on stderr shows that something happens.
+    /// `name` is for messages; `key` must identify everything that decides the result of `wasm`. Loading takes
+    /// milliseconds. Compiling the backend takes seconds, during which a terminal on stderr shows a spinner.
     ///
     /// # Errors
     /// Those of `wasm` and of the compilation, and when the cache cannot be written.
@@ -98,7 +96,7 @@ impl Compiler {
             return Ok(module);
         }
         let _lock = self.cache.lock(&entry)?;
-        // Another process may have done the work while this one waited for the lock.
+        // Another process may have compiled the module while this one waited for the lock.
         if let Some(module) = self.load(&entry) {
             return Ok(module);
         }
@@ -111,8 +109,8 @@ impl Compiler {
             .with_context(|| format!("{name} cannot be compiled"))?;
         progress.finish_and_clear();
         let path = self.cache.publish_file(&entry, &compiled)?;
-        // SAFETY: the file was written by this process from Wasmtime's own output, into a directory that only this
-        // user can write.
+        // SAFETY: this process wrote the file from Wasmtime's own output, into a directory that only this user can
+        // write.
         let module = unsafe { Module::deserialize_file(&self.engine, &path) }
             .map_err(anyhow::Error::from)
             .with_context(|| format!("{} cannot be loaded", path.display()))?;
@@ -129,8 +127,8 @@ impl Compiler {
                 return None;
             }
         };
-        // SAFETY: `Cache` has checked that only this user can write the directory, and entries are renamed into it
-        // whole.
+        // SAFETY: `Cache` has checked that only this user can write to the directory, and an entry is renamed into it
+        // when it is complete.
         match unsafe { Module::deserialize_file(&self.engine, &path) } {
             Ok(module) => {
                 self.in_use.lock().push(in_use);
@@ -149,15 +147,15 @@ fn configuration() -> Config {
     config
         .cranelift_opt_level(OptLevel::Speed)
         .max_wasm_stack(WASM_STACK)
-        // Nothing here is async; Wasmtime only insists that this is not smaller than the wasm stack.
+        // Nothing here is async, but Wasmtime requires that this is not smaller than the wasm stack.
         .async_stack_size(WASM_STACK + (1 << 20))
-        // Memory images are mapped copy-on-write, however large and sparse they are.
+        // Memory images are mapped copy-on-write, whatever their size.
         .memory_init_cow(true)
         .memory_guaranteed_dense_image_size(u64::MAX)
-        // Other threads hold the address of a memory to interrupt its backend.
+        // Other threads use the address of a memory to interrupt its backend.
         .memory_may_move(false)
         .wasm_backtrace_max_frames(NonZeroUsize::new(32))
-        // Only profilers and debuggers of other makes want it, and it is a fifth of the compiled file.
+        // Only external profilers and debuggers use it, and it is a fifth of the compiled file.
         .native_unwind_info(false);
     config
 }

@@ -1,9 +1,8 @@
 //! The contents of a linear memory on disk, mapped copy-on-write over the memories of instances.
 //!
-//! Nothing is copied when an instance gets its contents, and the pages that it does not write are shared with every
-//! other instance of every process. What an image does not cover is zero. This is done over Wasmtime's own mapping
-//! rather than with data segments in a module (which Wasmtime maps in the same way), because nothing has to be
-//! compiled for it.
+//! An instance gets its contents without copying, and the pages that it does not write are shared with all other
+//! instances in all processes. Addresses that an image does not cover are zero. Wasmtime maps data segments in modules
+//! in the same way; mapping a file over its memory needs no compilation.
 
 use std::{
     fs::File,
@@ -29,8 +28,8 @@ use crate::fs::is_zero;
 /// Bytes in a page of WebAssembly memory.
 const WASM_PAGE: u64 = 1 << 16;
 
-/// Zeros of at least this many bytes are left out of an image. Every gap costs one more mapping for each instance;
-/// smaller gaps cost nothing but address space, because they are holes in the file.
+/// Runs of zeros of at least this many bytes are left out of an image. Every gap costs one more mapping for each
+/// instance; smaller runs cost only address space, because they are holes in the file.
 const GAP: usize = 1 << 20;
 
 /// The contents of a memory.
@@ -40,12 +39,12 @@ pub(crate) struct Image {
     layout: Layout,
 }
 
-/// Where an image's contents belong.
+/// The addresses of an image's contents.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Layout {
     /// The memory's size in pages of 64 KiB.
     wasm_pages: u64,
-    /// Contents that are not zero, by address; in the file they follow each other.
+    /// Contents that are not zero, by address; in the file they follow each other without gaps.
     extents: Vec<Range<u64>>,
 }
 
@@ -54,7 +53,7 @@ impl Layout {
         self.extents.iter().map(|extent| extent.end - extent.start).sum()
     }
 
-    /// Each extent with its place in the file.
+    /// Each extent with its offset in the file.
     fn placed(&self) -> impl Iterator<Item = (&Range<u64>, u64)> {
         self.extents.iter().scan(0, |end, extent| {
             let start = *end;
@@ -77,8 +76,8 @@ impl Layout {
 }
 
 impl Image {
-    /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns what
-    /// [`Image::open`] needs besides.
+    /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns the shape, which
+    /// [`Image::open`] needs.
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Layout> {
         let layout = Layout { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
         let write = || {
@@ -90,8 +89,7 @@ impl Image {
         Ok(layout)
     }
 
-    /// An image of `bytes` without what is in `excluded`, kept in memory of the operating system's rather than in a
-    /// file.
+    /// An image of `bytes` without the ranges in `excluded`, kept in a memory file of the operating system.
     pub(crate) fn in_memory(bytes: &[u8], excluded: &[Range<u32>]) -> anyhow::Result<Self> {
         let mut extents = extents(bytes);
         for excluded in excluded {
@@ -118,7 +116,7 @@ impl Image {
         Ok(Self { file, layout })
     }
 
-    /// Gives `memory`, which was never written, these contents, and grows it to their size.
+    /// Maps the contents over `memory`, which was never written, and grows it to their size.
     pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
         let missing = self.layout.wasm_pages.saturating_sub(memory.size(&*store));
         memory.grow(&mut *store, missing)?;
@@ -127,7 +125,7 @@ impl Image {
             let length = usize::try_from(extent.end - extent.start)?;
             // SAFETY: `check` found the extent page-aligned and inside the memory, which was just grown to the
             // image's size, does not move (`memory_may_move(false)`) and is unmapped as a whole when the store is
-            // dropped. Nobody holds a reference into it while `store` is borrowed. Every byte value is valid, and the
+            // dropped. No reference into it exists while `store` is borrowed. Every byte value is valid, and the
             // mapping is private, so that later changes of the file's name or owner do not matter.
             unsafe {
                 rustix::mm::mmap(
@@ -145,7 +143,7 @@ impl Image {
     }
 }
 
-/// The pages of a memory that something has touched, by their offsets.
+/// The pages of a memory that a session has touched, by their offsets.
 #[expect(
     clippy::unsafe_derive_deserialize,
     reason = "whatever offsets were read, the unsafe code checks them against the memory"
@@ -153,16 +151,16 @@ impl Image {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct TouchedPages {
     written: Vec<Range<usize>>,
-    /// One page of each neighbourhood in which others were looked at.
+    /// One page of each neighbourhood from which a page was read.
     read: Vec<usize>,
 }
 
-/// When a page of a file is looked at, Linux maps those of its neighbours too that it has at hand: 64 KiB
+/// When a page of a file is read, Linux also maps those neighbours that are in its page cache, within 64 KiB
 /// (`fault_around_bytes` in `mm/memory.c`).
 const NEIGHBOURHOOD: usize = 64 << 10;
 
 impl TouchedPages {
-    /// Adds the page at `offset`, which lies behind those that were added before.
+    /// Adds the page at `offset`, which must be larger than the offsets added before.
     pub(crate) fn add(&mut self, offset: usize, is_written: bool) {
         if is_written {
             match self.written.last_mut() {
@@ -174,36 +172,35 @@ impl TouchedPages {
         }
     }
 
-    /// Copies those that will be written in `memory`, before anybody looks at them: a page that has been looked at is
-    /// mapped twice.
+    /// Copies the pages that a session will write, before they are read: a page that is read first is mapped twice.
     pub(crate) fn copy_written(&self, store: &mut impl AsContextMut, memory: Memory) {
         let (base, size) = (memory.data_ptr(&*store), memory.data_size(&*store));
         for range in self.written.iter().filter(|range| range.start < range.end && range.end <= size) {
             for offset in range.clone().step_by(page_size()) {
-                // SAFETY: the byte lies inside the memory, where every value is valid. Nobody else is there: the
-                // store is borrowed for writing, so the guest does not run and no slice of its memory exists, and no
-                // other thread has the signals of a backend that has no client yet.
+                // SAFETY: the byte lies inside the memory, where every value is valid. The store is borrowed for
+                // writing, so the guest does not run and no slice of its memory exists. No other thread has the
+                // signals of a backend without a client.
                 let byte = unsafe { AtomicU8::from_ptr(base.add(offset)) };
-                // It changes nothing, but asks for a page to write to: a fault each takes less time than madvise does
+                // This changes no value but makes the page writable. One page fault each takes less time than madvise
                 // with MADV_POPULATE_WRITE.
                 let _ = byte.compare_exchange(black_box(0), 0, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
     }
 
-    /// Looks at those that will be looked at in `memory`.
+    /// Reads one byte of each page that a session will read.
     pub(crate) fn look_at_read(&self, store: &impl AsContext, memory: Memory) {
         let (base, size) = (memory.data_ptr(store), memory.data_size(store));
         for &offset in self.read.iter().filter(|offset| **offset < size) {
-            // SAFETY: the byte lies inside the memory, which nobody writes: the guest does not run while its store is
-            // borrowed, and no other thread has the signals of a backend that has no client yet. The look itself is
-            // what is wanted.
+            // SAFETY: the byte lies inside the memory, which is not written meanwhile: the guest does not run while
+            // its store is borrowed, and no other thread has the signals of a backend without a client. The read must
+            // not be optimised away.
             unsafe { base.add(offset).read_volatile() };
         }
     }
 }
 
-/// The parts of `bytes` that are not zero, in whole pages, joined where the zeros between them are few.
+/// The parts of `bytes` that are not zero, in whole pages; parts with few zeros between them are joined.
 fn extents(bytes: &[u8]) -> Vec<Range<u64>> {
     let page = page_size();
     let mut extents: Vec<Range<usize>> = Vec::new();
@@ -219,7 +216,7 @@ fn extents(bytes: &[u8]) -> Vec<Range<u64>> {
     extents.into_iter().map(|extent| extent.start as u64..extent.end as u64).collect()
 }
 
-/// What is left of `extent` without `excluded`.
+/// `extent` without `excluded`.
 fn without(extent: &Range<u64>, excluded: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     let before = extent.start..extent.end.min(excluded.start);
     let after = extent.start.max(excluded.end)..extent.end;
@@ -232,7 +229,7 @@ fn write_extents(file: &File, bytes: &[u8], layout: &Layout) -> io::Result<()> {
     for (extent, offset) in layout.placed() {
         let place = |address: u64| usize::try_from(address).map_or(bytes.len(), |address| address.min(bytes.len()));
         for (at, content) in (offset..).step_by(page).zip(bytes[place(extent.start)..place(extent.end)].chunks(page)) {
-            // Zeros stay holes.
+            // Zeros remain holes.
             if !is_zero(content) {
                 file.write_all_at(content, at)?;
             }
@@ -253,7 +250,7 @@ mod tests {
         touched
     }
 
-    /// The memory's pages that are there (`/proc/self/pagemap`), by their numbers.
+    /// The numbers of the memory's resident pages (`/proc/self/pagemap`).
     fn present(store: &Store<()>, memory: Memory) -> Vec<usize> {
         let pages = File::open("/proc/self/pagemap").unwrap();
         let first = memory.data_ptr(store).addr() / page_size();

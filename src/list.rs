@@ -1,4 +1,4 @@
-//! What the commands `templates`, `cache` and `evidence` print.
+//! The output of the commands `templates`, `cache` and `evidence`.
 
 use std::{
     io::{self, Write},
@@ -9,7 +9,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use pglite_port::{instrument::Instrumented, pruning::Entry, template::Summary};
 use serde_json::Value;
 
-/// Prints one line for each template, under a line of headings; a reader that has seen enough is no error.
+/// Prints one line for each template, after a line of headings. A closed pipe is no error.
 pub(crate) fn print_templates(templates: &[Summary]) -> io::Result<()> {
     print(["NAME", "DATABASE", "SIZE", "MADE", "SOURCE"], templates.iter().map(template_row))
 }
@@ -23,7 +23,7 @@ fn print<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String
     until_enough(write(&mut io::stdout().lock(), headings, rows))
 }
 
-/// A reader that has seen enough is no error.
+/// A closed pipe is no error.
 fn until_enough(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -60,7 +60,7 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{}.{} MB", tenths / 10, tenths % 10)
 }
 
-/// Uses are known to the day.
+/// Times of use are known to the day.
 fn days_ago(time: SystemTime) -> String {
     match time.elapsed().unwrap_or_default().as_secs() / (24 * 60 * 60) {
         0 => "today".to_owned(),
@@ -69,14 +69,14 @@ fn days_ago(time: SystemTime) -> String {
     }
 }
 
-/// In universal time, as everything in a cluster is.
+/// In UTC, as all times in a cluster.
 fn time(time: SystemTime) -> String {
     let Ok(timestamp) = Timestamp::try_from(time) else { return "?".to_owned() };
     timestamp.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// Prints every function with its index and evidence, then every fact with its address, each on a line; a reader that
-/// has seen enough is no error.
+/// Prints every function with its index and evidence, then every fact with its address, one on each line. A closed
+/// pipe is no error.
 pub(crate) fn print_evidence(instrumented: &Instrumented) -> io::Result<()> {
     until_enough(write_evidence(&mut io::stdout().lock(), instrumented))
 }
@@ -88,7 +88,7 @@ fn write_evidence(out: &mut impl Write, instrumented: &Instrumented) -> io::Resu
     write_value(out, "fact", &serde_json::to_value(&instrumented.facts)?)
 }
 
-/// Writes what is in `value`, with the way to it in front of each number and text.
+/// Writes every number and text in `value` after its path.
 fn write_value(out: &mut impl Write, path: &str, value: &Value) -> io::Result<()> {
     match value {
         Value::Object(fields) => {

@@ -1,5 +1,4 @@
-//! Log lines on their way out: a guest's to the parent as log frames or into the program's own log, and that to
-//! stderr.
+//! Log lines: those of guests go to the parent as log frames, or into the program's own log on stderr.
 
 pub(crate) mod backlog;
 mod console;
@@ -15,7 +14,7 @@ pub use tracing::Level;
 /// Takes one log line of a connection.
 type Write = dyn Fn(Option<u32>, Level, &str, &str) + Send + Sync;
 
-/// Where log lines go. A clone leads to the same place; writing to it never blocks.
+/// The destination of log lines. A clone has the same destination; writing to it never blocks.
 #[derive(Clone)]
 pub struct LogSink {
     connection: Option<u32>,
@@ -23,12 +22,12 @@ pub struct LogSink {
 }
 
 impl LogSink {
-    /// A sink that hands every line to `write`: connection, level, target, text. It must not block.
+    /// A sink that calls `write` for every line with connection, level, target and text. `write` must not block.
     pub fn new(write: impl Fn(Option<u32>, Level, &str, &str) + Send + Sync + 'static) -> Self {
         Self { connection: None, write: Arc::new(write) }
     }
 
-    /// The sink that makes lines part of the program's own log, which goes to stderr.
+    /// The sink that adds lines to the program's own log, which goes to stderr.
     #[must_use]
     pub fn to_own_log() -> Self {
         Self::new(|connection, level, target, text| match level {
@@ -46,7 +45,7 @@ impl LogSink {
         Self { connection: Some(id), ..self.clone() }
     }
 
-    /// Writes one line, without its line feed. `target` says what it comes from, such as `guest::stderr`.
+    /// Writes one line, without its line feed. `target` is the line's source, such as `guest::stderr`.
     pub fn line(&self, level: Level, target: &str, text: &str) {
         (self.write)(self.connection, level, target, text);
     }

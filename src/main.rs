@@ -1,7 +1,7 @@
 //! The command line of `pglite-port`.
 //!
-//! Exit status: 0 after an orderly end, 1 if the command line or the environment does not do, 2 after a
-//! malformed frame, 3 if the shared cluster has crashed and does not start again.
+//! Exit status: 0 after an orderly end, 1 after an error (in the command line, the environment or a request), 2 after
+//! a malformed frame, 3 if the shared cluster has crashed and does not start again.
 
 use std::{
     backtrace::Backtrace,
@@ -41,13 +41,14 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 mod list;
 mod stop;
 
-/// The environment variable with the filter of the program's own log.
+/// The environment variable with the filter for the program's own log.
 const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
 
-/// Real PostgreSQL (the official PGlite file) in Wasmtime, spoken to in frames over stdio or over a socket.
+/// Real PostgreSQL (the official PGlite build) in Wasmtime, for clients on a socket or in frames over stdin and
+/// stdout.
 ///
-/// The program's own log goes to stderr; `PGLITE_PORT_LOG` filters it (error, warn, info, debug, trace,
-/// or target=level,...; info by default).
+/// The program's log goes to stderr; `PGLITE_PORT_LOG` filters it (error, warn, info, debug, trace, or
+/// target=level,...; info by default).
 #[derive(Parser)]
 #[command(version)]
 struct CommandLine {
@@ -55,24 +56,24 @@ struct CommandLine {
     command: Command,
     #[command(flatten)]
     engine: EngineOptions,
-    /// Which kind of database connections get: `shared` (all are sessions of one cluster) or `isolated`
-    /// (a cluster of its own for each, gone when it closes)
+    /// What each connection gets: `shared` (a session of one cluster) or `isolated` (its own cluster, removed when the
+    /// connection closes)
     #[arg(long, global = true, default_value_t)]
     mode: Mode,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Speak frames on stdin and stdout, as a child of the program that owns the connections
+    /// Serve connections in frames on stdin and stdout, as a child of the program that owns the connections
     Port {
         #[command(flatten)]
         clones: CloneOptions,
         #[command(flatten)]
         shared: SharedOptions,
     },
-    /// Listen on a socket for psql and every other client, and print the URL when ready
+    /// Listen on a socket for psql and all other clients, and print the URL when they can connect
     Serve {
-        /// Where to listen: HOST:PORT (all addresses of the host; port 0 for any free one) or unix:PATH (in a
+        /// Where to listen: HOST:PORT (all addresses of the host; port 0 for any free port) or unix:PATH (in a
         /// directory, `.s.PGSQL.5432`)
         #[arg(long, value_name = "ADDRESS", default_value = serve::DEFAULT_LISTEN)]
         listen: String,
@@ -81,76 +82,78 @@ enum Command {
         #[command(flatten)]
         shared: SharedOptions,
     },
-    /// Prepare a template, of which connections in mode `isolated` get clones: a database, filled by SQL files
+    /// Prepare a template with SQL files; connections in mode `isolated` get clones of templates
     Prepare {
-        /// The template's name: a client that asks for a database of this name gets a clone
+        /// The template's name: a client that asks for a database of this name gets a clone of the template
         name: String,
-        /// An SQL file to run in the database, as one transaction unless it says otherwise; several run in this order
+        /// An SQL file to run in the database, as one transaction unless it contains its own; files run in the given
+        /// order
         #[arg(long, value_name = "FILE")]
         sql: Vec<PathBuf>,
-        /// The database in it, by whose name clients may ask for it too [default: NAME]
+        /// The name of the database in the template; clients can ask for it by this name as well [default: NAME]
         #[arg(long)]
         database: Option<String>,
-        /// The role that owns the database and runs the SQL: a superuser, made unless it is postgres
+        /// The role that owns the database and runs the SQL, a superuser; created unless it is postgres
         #[arg(long, value_name = "ROLE", default_value = "postgres")]
         user: String,
     },
     /// List the templates, or remove one
     Templates {
-        /// Remove this one; connections that have a clone of it keep that
+        /// Remove this template; connections that have a clone of it keep the clone
         #[arg(long, value_name = "NAME")]
         remove: Option<String>,
     },
-    /// Print what the rewriter finds in `pglite.wasm`, one fact a line, so that two versions can be compared with diff
+    /// Print the facts that the rewriter finds in `pglite.wasm`, one on each line, to compare versions with diff
     Evidence {
-        /// The file, of whatever version [default: the supported one, found as by the other commands]
+        /// The file, of any version of PGlite [default: the supported one, found as by the other commands]
         file: Option<PathBuf>,
     },
-    /// List what the cache holds, or remove what has not been used for long
+    /// List the cache, or remove entries that have not been used for long
     ///
-    /// `port` and `serve` do so by themselves, once a day, with what has not been used for 30 days.
+    /// `port` and `serve` remove entries that have not been used for 30 days by themselves, once a day.
     Cache {
-        /// Remove what no process uses and can be made again: compiled code, new clusters, and what other versions of
-        /// the program have built of templates; templates themselves stay
+        /// Remove entries that no process uses and that can be made again: compiled code, new clusters, and what other
+        /// versions of the program have built of templates; templates themselves stay
         #[arg(long)]
         prune: bool,
-        /// Remove what has not been used for this many days
+        /// Remove entries that have not been used for this many days
         #[arg(long, value_name = "DAYS", requires = "prune", default_value_t = pruning::UNUSED_FOR_DAYS)]
         older_than: u32,
-        /// Remove also what has not been used for the longest time, until no more than this remains
+        /// Also remove the entries that have not been used for the longest time, until at most this size remains
         #[arg(long, value_name = "MB", requires = "prune")]
         max_size: Option<u32>,
     },
 }
 
-/// How connections in mode `isolated` get their clones.
+/// Clones for connections in mode `isolated`.
 #[derive(Args)]
 struct CloneOptions {
-    /// Keep this many clones of each template in use ready, refilled in the background
+    /// Keep this many clones ready of each template in use, and replace them in the background
     #[arg(long, value_name = "N", default_value_t = 0)]
     warm: usize,
 }
 
-/// The shared cluster.
+/// Options of the shared cluster.
 #[derive(Args)]
 struct SharedOptions {
     /// Keep the shared cluster in this directory of the host, which gets a new one if it is empty or not there; without
     /// this, the cluster is in memory, and gone with the program
     #[arg(long, value_name = "DIRECTORY")]
     data: Option<PathBuf>,
-    /// How many clients can be connected to the shared cluster at once
+    /// The maximum number of clients that are connected to the shared cluster at the same time
     #[arg(long, value_name = "N", default_value_t = SharedSettings::default().max_connections)]
     max_connections: u16,
     /// Size of the shared cluster's `shared_buffers` in MB
     #[arg(long, value_name = "MB", default_value_t = SharedSettings::default().shared_buffers)]
     shared_buffers: u32,
-    /// Whether tables of the shared cluster are vacuumed and analyzed without being asked: on or off
+    /// Whether the shared cluster vacuums and analyzes tables automatically: on or off
     #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_or_off)]
     autovacuum: bool,
-    /// Put the settings of `ALTER SYSTEM` away before the shared cluster starts, if it does not start with them
+    /// Start the shared cluster without the settings of `ALTER SYSTEM`; rename postgresql.auto.conf to
+    /// postgresql.auto.conf.ignored
     #[arg(long)]
     ignore_auto_conf: bool,
-    /// Another setting of the shared cluster, as in postgresql.conf; may be given several times
+    /// Another setting of the shared cluster, as in postgresql.conf; can be given several times
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
 }
@@ -186,7 +189,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Where the engine finds and keeps its files.
+/// The places of the engine's files.
 #[derive(Args)]
 struct EngineOptions {
     /// Directory with the files of the PGlite package (its `dist`) [default: found in
@@ -196,7 +199,7 @@ struct EngineOptions {
     /// Directory for compiled code and prepared clusters [default: $XDG_CACHE_HOME/pglite-port]
     #[arg(long, global = true, value_name = "DIRECTORY")]
     cache_dir: Option<PathBuf>,
-    /// Data of ICU 76 for languages with a collation of their own: a directory or a package (`icudt76l.dat`)
+    /// Data of ICU 76 for languages with their own collation: a directory or a package (`icudt76l.dat`)
     #[arg(long, global = true, value_name = "PATH")]
     icu_data: Option<PathBuf>,
 }
@@ -205,16 +208,16 @@ fn main() -> ExitCode {
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
         Err(error) => {
-            // Nothing is left to do about a terminal that cannot be written to.
+            // If the terminal cannot be written to, nothing more can be done.
             let _ = error.print();
-            // clap's own status for a usage error is 2, which means a malformed frame here.
+            // clap's status for a usage error is 2, which means a malformed frame here.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
     let log = match OwnLog::start() {
         Ok(log) => LastLines(log),
         Err(error) => {
-            eprintln!("pglite-port: there can be no log: {error}");
+            eprintln!("pglite-port: the log on stderr cannot be started: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -252,9 +255,9 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         Command::Port { clones, shared } => {
             let stop = Stop::on(&[SIGTERM])?;
             let sessions = command_line.open_databases(clones, shared, &stop)?;
-            // A terminal's Ctrl-C reaches the whole job; whether it is over is the parent's decision.
+            // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
             flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
-            let (input, output) = port::take_stdio().context("stdin and stdout have to be open")?;
+            let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
             let ending = port::run(input, output, sessions, mode, stop.asked()).context("cannot start the port")?;
             if let Ending::Malformed { offset, error } = ending {
                 log.line(&format!("malformed frame at byte {offset} of stdin: {error}"));
@@ -274,13 +277,13 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         }
         Command::Prepare { name, sql, database, user } => {
             let database = database.clone().unwrap_or_else(|| name.clone());
-            // Read before anything that takes time.
+            // Read first, because the rest takes time.
             let recipe = Recipe { database, user: user.clone(), scripts: Script::read_all(sql)? };
             command_line.engine.open_templates()?.prepare(name, &recipe)?;
         }
         Command::Templates { remove: Some(name) } => {
             let removed = command_line.engine.open_shelf()?.remove(name)?;
-            ensure!(removed, "there is no template {name:?}; pglite-port templates lists those there are");
+            ensure!(removed, "there is no template {name:?}; run pglite-port templates for a list");
         }
         Command::Evidence { file } => {
             let wasm = match file {
@@ -305,7 +308,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
 }
 
 impl CommandLine {
-    /// The clusters; `stop` hears of one that cannot be kept running.
+    /// Opens the clusters. If one cannot be kept running, `stop` is told.
     fn open_databases(
         &self,
         clones: &CloneOptions,
@@ -348,7 +351,7 @@ impl EngineOptions {
     }
 }
 
-/// Says what was removed from the cache, and what could not be.
+/// Prints how much was removed from the cache, and logs the errors.
 fn print_pruned(pruned: Pruned, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let Pruned { entries, bytes, remaining, failures } = pruned;
     let (bytes, remaining) = (list::size(bytes), list::size(remaining));
@@ -360,13 +363,13 @@ fn print_pruned(pruned: Pruned, log: &OwnLog) -> anyhow::Result<ExitCode> {
 fn print_url(url: &str) {
     let mut stdout = io::stdout();
     if let Err(error) = writeln!(stdout, "{url}").and_then(|()| stdout.flush()) {
-        tracing::warn!(%error, url, "ready, but stdout does not take the URL");
+        tracing::warn!(%error, url, "clients can connect, but the URL cannot be written to stdout");
     }
 }
 
-/// The program's own log: to stderr, panics included.
+/// Starts the program's log on stderr, which includes panics.
 fn start_log(log: &OwnLog) {
-    // Says on stderr which part of the variable it cannot make sense of.
+    // Reports on stderr which part of the variable cannot be parsed.
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .with_env_var(LOG_VARIABLE)

@@ -1,17 +1,17 @@
 //! Numbers and offsets that are compiled into the guest, each with its source: files of `PostgreSQL` 18 unless another
 //! project is named.
 //!
-//! Offsets are those of wasm32: `int`, `Oid` and pointers have 4 bytes. What differs between versions of PGlite is not
-//! here: the rewriter finds it ([`Facts`](crate::instrument::Facts)). When PGlite moves to another version of
-//! `PostgreSQL`, this file is what has to be compared with its sources.
+//! Offsets are those of wasm32: `int`, `Oid` and pointers have 4 bytes. Facts that differ between versions of PGlite
+//! are not here; the rewriter finds them ([`Facts`](crate::instrument::Facts)). When PGlite moves to another version
+//! of `PostgreSQL`, compare this file with its sources.
 
 /// Processes and their ends.
 pub(crate) mod process {
     /// The process id of `postgres` under Emscripten (`getpid` in `system/lib/libc/emscripten_syscall_stubs.c`).
     pub(crate) const FIRST: i32 = 42;
-    /// With this status the guest leaves `main`, and lives (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
+    /// The status with which the guest leaves `main` and stays alive (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
     pub(crate) const EXIT_ALIVE: i32 = 99;
-    /// With this status an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
+    /// The status when an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
     pub(crate) const EXIT_LONGJMP: i32 = 100;
     /// Offset of `owner_pid` in `struct Latch` (`src/include/storage/latch.h`).
     pub(crate) const LATCH_OWNER: u32 = 12;
@@ -23,7 +23,7 @@ pub(crate) mod child {
     pub(crate) const ROW: usize = 12;
     /// Offset of the main function in a row.
     pub(crate) const MAIN: usize = 4;
-    /// Offset of `shmem_attach` in a row, a truth value.
+    /// Offset of `shmem_attach` in a row, a boolean.
     pub(crate) const ON_SHARED_MEMORY: usize = 8;
 
     /// Name of the first row.
@@ -42,7 +42,7 @@ pub(crate) mod postmaster_signal {
     pub(crate) const START_AUTOVACUUM_LAUNCHER: usize = 4;
     pub(crate) const START_AUTOVACUUM_WORKER: usize = 5;
     pub(crate) const XLOG_IS_SHUT_DOWN: usize = 9;
-    /// How many reasons there are (`NUM_PMSIGNALS`).
+    /// The number of reasons (`NUM_PMSIGNALS`).
     pub(crate) const COUNT: usize = 10;
 }
 
@@ -79,11 +79,11 @@ pub(crate) mod checkpoint {
     pub(crate) const IMMEDIATE: u32 = 0x0004;
     /// Also when no WAL was written since the last one.
     pub(crate) const FORCE: u32 = 0x0008;
-    /// The process that asks waits until it is done.
+    /// The requesting process waits until it is done.
     pub(crate) const WAIT: u32 = 0x0020;
-    /// A process has asked.
+    /// A process has requested it.
     pub(crate) const REQUESTED: u32 = 0x0040;
-    /// As much WAL was written as `max_wal_size` allows.
+    /// Requested because the amount of WAL has reached `max_wal_size`.
     pub(crate) const CAUSE_XLOG: u32 = 0x0080;
 
     /// Offsets in `CheckpointerShmemStruct` (`src/backend/postmaster/checkpointer.c`): `checkpointer_pid`, an `int`,
@@ -101,11 +101,11 @@ pub(crate) mod checkpoint {
     pub(crate) const START_CONDITION: u32 = 24;
     /// `done_cv`, likewise.
     pub(crate) const DONE_CONDITION: u32 = 36;
-    /// `num_requests`, which the rewriter finds too: that it is here confirms the offsets above.
+    /// `num_requests`. The rewriter finds its offset as well, which confirms the offsets above.
     pub(crate) const REQUESTS: u32 = 48;
 }
 
-/// What a process waits for, as `pg_stat_activity` shows it: by number in its class
+/// The wait events of a session in `pg_stat_activity`, by their number in their class
 /// (`src/backend/utils/activity/wait_event_names.txt`, `src/include/utils/wait_classes.h`).
 pub(crate) mod wait_event {
     /// `PG_WAIT_IPC`
@@ -132,7 +132,7 @@ pub(crate) mod setting {
 
 /// Catalogs, names and privileges.
 pub(crate) mod catalog {
-    /// Bytes of a name that `PostgreSQL` looks at: `NAMEDATALEN` - 1 (`src/include/pg_config_manual.h`).
+    /// The number of bytes in a name that `PostgreSQL` uses: `NAMEDATALEN` - 1 (`src/include/pg_config_manual.h`).
     pub(crate) const NAME_LENGTH: usize = 63;
     /// `DatabaseRelationId` (`src/include/catalog/pg_database.h`).
     pub(crate) const DATABASE: u32 = 1262;
@@ -146,7 +146,7 @@ pub(crate) mod catalog {
     pub(crate) const ACLCHECK_OK: i32 = 0;
 }
 
-/// Where a backend's output goes: `CommandDest` (`src/include/tcop/dest.h`).
+/// The destination of a backend's output: `CommandDest` (`src/include/tcop/dest.h`).
 pub(crate) mod destination {
     pub(crate) const NONE: u32 = 0;
     pub(crate) const REMOTE: u32 = 2;
@@ -160,7 +160,7 @@ pub(crate) mod level {
     pub(crate) const FATAL: i32 = 22;
 }
 
-/// `struct Port` (`src/include/libpq/libpq-be.h`): what a backend knows of its client's connection.
+/// `struct Port` (`src/include/libpq/libpq-be.h`): a backend's data about its client's connection.
 pub(crate) mod port_struct {
     /// Offset of `laddr`. `pq_init` (`src/backend/libpq/pqcomm.c`) stores 128 in its `salen`, at 140.
     pub(crate) const LOCAL_ADDRESS: u32 = 12;

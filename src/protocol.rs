@@ -1,9 +1,9 @@
-//! `PostgreSQL`'s protocol, as far as the host reads and writes it.
+//! The parts of `PostgreSQL`'s protocol that the host reads and writes.
 //!
 //! * [`startup`]: the first packet of a connection
-//! * `messages`: heads of messages, and what answers a query
-//! * [`boundary`]: where in a stream to a client a message may begin
-//! * [`error_response`]: errors as `PostgreSQL` tells them to its client
+//! * `messages`: heads of messages, and answers to queries
+//! * [`boundary`]: the places in a stream to a client where a message may begin
+//! * [`error_response`]: errors in `PostgreSQL`'s form
 
 pub mod boundary;
 pub mod error_response;

@@ -1,8 +1,8 @@
-//! What the cache holds, and the removal of what nobody has used for long.
+//! Lists the cache, and removes entries that have not been used for long.
 //!
-//! Only what can be made again is removed: compiled code, instrumented programs, new clusters, the template that is
-//! there without being prepared, and of other templates what another version of the program has built of them. Their
-//! SQL or their files stay until somebody removes them by name.
+//! Only entries that can be made again are removed: compiled code, instrumented programs, new clusters, the default
+//! template, and what other versions of the program have built of the other templates. Their SQL or files are removed
+//! only by name.
 
 use std::{
     fs::File,
@@ -20,35 +20,35 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// What has not been used for so many days is removed without being asked.
+/// Entries that have not been used for this many days are removed automatically.
 pub const UNUSED_FOR_DAYS: u32 = 30;
 
 /// The same, as a duration.
 pub const UNUSED_FOR: Duration = Duration::from_hours(24 * UNUSED_FOR_DAYS as u64);
 
-/// The program looks for that so often at most.
+/// The minimum interval of the automatic removal.
 const INTERVAL: Duration = Duration::from_hours(24);
 
-/// Its time of modification says when the program has looked last.
+/// A file whose time of modification is that of the last automatic removal.
 const LOOKED: &str = ".pruned";
 
-/// What an entry of the cache is.
+/// The kind of an entry in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A WebAssembly module's machine code.
     Code,
-    /// `PostgreSQL`'s WebAssembly as the rewriter leaves it, and the memory that it begins with.
+    /// `PostgreSQL`'s WebAssembly after the rewriter, and its initial memory.
     Program,
     /// The files of a new cluster.
     Cluster,
-    /// That a file of PGlite's has the right content.
+    /// The result of a check that a file of PGlite's has the pinned hash.
     Checksum,
     /// A template.
     Template,
 }
 
 impl Kind {
-    /// By the name of an entry; `None` for names that this program does not give.
+    /// The kind of the entry `name`; `None` for names that this program does not use.
     fn of(name: &str) -> Option<Self> {
         let extension = Path::new(name).extension().unwrap_or_default();
         match name {
@@ -60,7 +60,7 @@ impl Kind {
         }
     }
 
-    /// One word for it.
+    /// Its name in lists.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -76,9 +76,9 @@ impl Kind {
 /// An entry of the cache.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// Its name; a template's own.
+    /// Its name; for a template the template's name.
     pub name: String,
     /// Bytes on disk.
     pub size: u64,
@@ -88,36 +88,36 @@ pub struct Entry {
     remakeable: Remakeable,
 }
 
-/// What is to be removed.
+/// The entries to remove.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// What has not been used for this long.
+    /// Entries that have not been used for this long.
     pub unused_for: Duration,
-    /// What has not been used for the longest time, until no more bytes than this remain.
+    /// The entries that have not been used for the longest time, until at most this many bytes remain.
     pub size: Option<u64>,
 }
 
-/// What has been removed.
+/// The result of a removal.
 #[derive(Debug, Default)]
 pub struct Pruned {
-    /// How many entries, in whole or in part.
+    /// The number of entries that were removed, in whole or in part.
     pub entries: usize,
     /// Bytes on disk.
     pub bytes: u64,
     /// Bytes on disk that remain.
     pub remaining: u64,
-    /// Why others could not be removed.
+    /// The errors of entries that could not be removed.
     pub failures: Vec<anyhow::Error>,
 }
 
-/// Everything in a cache.
+/// All entries of a cache.
 pub struct Stock {
     cache: Cache,
     shelf: Shelf,
 }
 
 impl Stock {
-    /// What is in the cache in `directory`, or in the user's cache.
+    /// The cache in `directory`, or the user's cache.
     ///
     /// # Errors
     /// When it cannot be used; the message says what to do.
@@ -126,7 +126,7 @@ impl Stock {
         Ok(Self { cache, shelf })
     }
 
-    /// All entries, those that were used last first.
+    /// All entries, the most recently used first.
     ///
     /// # Errors
     /// When the cache cannot be read.
@@ -146,11 +146,11 @@ impl Stock {
         Ok(entries)
     }
 
-    /// Removes what is beyond `limits`, can be made again and is not in use, and what processes that died have left
-    /// half done.
+    /// Removes entries beyond `limits` that can be made again and are not in use, and unfinished files of processes
+    /// that died.
     ///
     /// # Errors
-    /// When the cache cannot be read. What cannot be removed is told in the answer.
+    /// When the cache cannot be read. Errors of single entries are in the result.
     pub fn prune(&self, limits: Limits) -> anyhow::Result<Pruned> {
         let mut pruned = Pruned::default();
         pruned
@@ -177,7 +177,7 @@ impl Stock {
         Ok(pruned)
     }
 
-    /// Says how many bytes are gone.
+    /// Returns the number of bytes that were removed.
     fn remove(&self, entry: &Entry) -> anyhow::Result<u64> {
         let directory = if entry.kind == Kind::Template { self.shelf.directory() } else { &self.cache };
         let (removed, bytes) = match &entry.remakeable {
@@ -195,8 +195,8 @@ impl Entry {
     }
 }
 
-/// Removes what has not been used for [`UNUSED_FOR`] on a thread of its own, once a day; that it fails is told to the
-/// log only.
+/// Removes entries that have not been used for [`UNUSED_FOR`] on a separate thread, once a day. Failures are only
+/// logged.
 pub fn prune_in_background(directory: Option<&Path>) {
     let directory = directory.map(Path::to_path_buf);
     let prune = move || match prune_when_due(directory.as_deref()) {

@@ -1,17 +1,17 @@
-//! Random bytes that nobody can guess.
+//! Unpredictable random bytes.
 
 use anyhow::Context;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Fills `bytes` from the operating system.
+/// Fills `bytes` with random bytes of the operating system.
 ///
 /// # Errors
-/// When it has none.
+/// When the operating system has none.
 pub(crate) fn fill(bytes: &mut [u8]) -> anyhow::Result<()> {
     let mut filled = 0;
     while filled < bytes.len() {
-        filled +=
-            getrandom(&mut bytes[filled..], GetRandomFlags::empty()).context("there are no random bytes to be had")?;
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty())
+            .context("the operating system has no random bytes")?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A listener on a TCP or unix socket: the same connections as the port's, for clients that speak no frames.
+//! A listener on a TCP or unix socket, for clients without frames.
 
 use std::{io, net::IpAddr, sync::Arc, thread, time::Duration};
 
@@ -22,19 +22,19 @@ mod tcp_table;
 use hangups::Hangups;
 use listener::Listener;
 
-/// Where to listen unless told otherwise.
+/// The default address.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
-/// How long sessions may take to end when they are asked to.
+/// How long sessions may take to end when the program stops.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Listens on `listen` (`HOST:PORT`, on all addresses of the host, or `unix:PATH`) and serves clients until a message
-/// in `signals` asks to stop, or until no client can come any more; another message asks to stop at once.
+/// in `signals` or until the listener fails. A second message stops at once.
 ///
-/// `on_ready` is given the URL as soon as clients can connect. Sessions that do not end in time are
-/// still running when this returns, so the program has to exit.
+/// `on_ready` gets the URL when clients can connect. Sessions that do not end in time still run when this returns, so
+/// the program must exit.
 ///
 /// # Errors
-/// If it cannot listen there, with what to do about it, or can no longer.
+/// If it cannot listen there, with what to do about it, or if the listener fails later.
 pub fn run(
     listen: &str,
     sessions: Arc<dyn Sessions>,
@@ -45,9 +45,9 @@ pub fn run(
     let listener = Arc::new(Listener::bind(listen)?);
     let connections = Arc::new(Connections::new(sessions));
     for address in listener.ips().filter(|address| !address.is_loopback()) {
-        warn_about_strangers(address);
+        warn_about_open_address(address);
     }
-    let hangups = Hangups::watch().context("clients cannot be watched")?;
+    let hangups = Hangups::watch().context("the thread that detects closed connections cannot be started")?;
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
     let (failed, failure) = bounded(1);
     let accept = move || {
@@ -57,17 +57,20 @@ pub fn run(
             let opening = Opening { id, mode, template: None, log: log.of_connection(id) };
             start(client, &accepted_by, &hangups, opening)
         });
-        // Nobody may wait for it any more.
+        // The receiver may be gone.
         let _ = failed.send(error);
     };
-    thread::Builder::new().name("accept".to_owned()).spawn(accept).context("no thread to accept clients")?;
+    thread::Builder::new()
+        .name("accept".to_owned())
+        .spawn(accept)
+        .context("no thread can be started to accept clients")?;
     on_ready(&listener.url());
 
     let end = select! {
-        // An error means that no signal can come any more, which is as good as one.
+        // An error means that the senders are gone, so no signal can come; stop as well.
         recv(signals) -> _ => Ok(()),
         recv(failure) -> error => {
-            let error = error.map_or_else(|_| anyhow!("the thread that does has panicked"), anyhow::Error::from);
+            let error = error.map_or_else(|_| anyhow!("the accepting thread has panicked"), anyhow::Error::from);
             Err(error.context("clients can no longer be accepted"))
         }
     };
@@ -77,8 +80,8 @@ pub fn run(
     end
 }
 
-fn warn_about_strangers(address: IpAddr) {
-    tracing::warn!(%address, "everybody who can reach this address is let in, as a superuser and without a password");
+fn warn_about_open_address(address: IpAddr) {
+    tracing::warn!(%address, "every client that can reach this address can connect as a superuser without a password");
 }
 
 fn start(
@@ -90,7 +93,7 @@ fn start(
     let (id, watched_client, watched) = (opening.id, client.clone(), hangups.clone());
     hangups.enter(id);
     let started = connections.start(client, opening, move |client, report| {
-        // Closing with input unread would reset the connection, instead of ending it.
+        // Closing a socket with unread input would reset the connection, and the client would not get the error.
         if report.code != sqlstate::SUCCESSFUL_COMPLETION {
             client.linger();
         }

@@ -1,4 +1,4 @@
-//! What stops the program, or has it read its configuration again: signals, and a cluster that cannot be kept running.
+//! The events that stop the program or reload its configuration: signals, and a cluster that cannot be kept running.
 
 use std::{
     process::ExitCode,
@@ -15,7 +15,7 @@ use signal_hook::{consts::signal::SIGHUP, iterator::Signals};
 /// The exit status when the shared cluster has crashed and does not start again.
 const CLUSTER_FAILED: u8 = 3;
 
-/// Whatever asks the program to stop.
+/// Collects requests to stop the program.
 pub(crate) struct Stop {
     sender: Sender<()>,
     asked: Receiver<()>,
@@ -24,10 +24,10 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// From now on each of `signals` asks the program to stop.
+    /// Makes each of `signals` stop the program.
     ///
     /// # Errors
-    /// When the system does not allow to handle them.
+    /// When the signals cannot be handled.
     pub(crate) fn on(signals: &[i32]) -> anyhow::Result<Self> {
         let mut signals = Signals::new(signals.iter().chain([&SIGHUP])).context("cannot handle signals")?;
         let (sender, asked) = unbounded();
@@ -42,16 +42,19 @@ impl Stop {
                 }
             }
         };
-        thread::Builder::new().name("signals".to_owned()).spawn(handle).context("no thread to handle signals")?;
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(handle)
+            .context("no thread can be started to handle signals")?;
         Ok(Self { sender, asked, failure: Arc::default(), reloaded })
     }
 
-    /// A message for every time that somebody asks.
+    /// Receives one message for every request to stop.
     pub(crate) fn asked(&self) -> &Receiver<()> {
         &self.asked
     }
 
-    /// For a cluster that cannot be kept running: it stops the program, too.
+    /// Called when a cluster cannot be kept running; stops the program.
     pub(crate) fn on_failure(&self) -> OnFailure {
         let (failure, stop) = (self.failure.clone(), self.sender.clone());
         Arc::new(move |error| {
@@ -60,13 +63,13 @@ impl Stop {
         })
     }
 
-    /// From now on `SIGHUP` has the clusters of `administration` read their configuration again.
+    /// Makes `SIGHUP` reload the configuration of the clusters of `administration`.
     pub(crate) fn reload_on_hangup(&self, administration: Arc<dyn Administration>) {
-        // There is one for the program.
+        // It is set once.
         let _ = self.reloaded.set(administration);
     }
 
-    /// The status of a program that has stopped; why, if it is not in order, goes to `log`.
+    /// The exit status after a stop; an error that caused it is written to `log`.
     pub(crate) fn status(&self, log: &OwnLog) -> ExitCode {
         let Some(error) = self.failure.lock().take() else { return ExitCode::SUCCESS };
         log.line(&format!("{error:#}"));

@@ -1,7 +1,7 @@
-//! Locks, conditions and atomic numbers: `parking_lot`'s and the standard library's.
+//! Locks, conditions and atomic numbers: those of `parking_lot` and of the standard library.
 //!
-//! In tests with the feature `loom` they are those of a model checker, which runs a test once for every order in
-//! which its threads can use them: `cargo test --features loom --lib interleavings`.
+//! In tests with the feature `loom` they are those of a model checker, which runs a test once for every order of its
+//! threads' operations: `cargo test --features loom --lib interleavings`.
 
 #[cfg(not(all(test, feature = "loom")))]
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -12,8 +12,7 @@ pub(crate) use parking_lot::{Condvar, Mutex};
 #[cfg(all(test, feature = "loom"))]
 pub(crate) use modelled::{AtomicU64, AtomicUsize, Condvar, Mutex};
 
-/// `loom`'s, in the shape of `parking_lot`'s. No time passes in a model: no wait ends because it has lasted long
-/// enough.
+/// `loom`'s locks with the interface of `parking_lot`'s. No time passes in a model, so no wait ends at a deadline.
 #[cfg(all(test, feature = "loom"))]
 mod modelled {
     use std::{
@@ -56,7 +55,7 @@ mod modelled {
     #[derive(Default)]
     pub(crate) struct Condvar(loom::sync::Condvar);
 
-    /// A wait that was not given up.
+    /// The result of a wait that did not reach its deadline.
     pub(crate) struct Waited;
 
     impl Waited {

@@ -305,7 +305,7 @@ fn data_of_another_version_are_refused_when_the_program_starts() {
     let collation = content.windows(4).position(|window| window == b"UCol").expect("a collation");
     let path = data.path().to_str().expect("text");
     for (at, byte, problem) in
-        [(collation + 9, 0x78, "of another version"), (8, 1, "big-endian"), (2, 0, "does not begin")]
+        [(collation + 9, 0x78, "of another version"), (8, 1, "big-endian"), (2, 0, "does not have the header")]
     {
         let mut content = content.clone();
         content[at] = byte;

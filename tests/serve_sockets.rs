@@ -308,7 +308,7 @@ fn a_path_that_is_taken_is_left_alone() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("precious");
     fs::write(&path, "content").expect("a file");
-    assert!(refused(&format!("unix:{}", path.display())).contains("is no socket"));
+    assert!(refused(&format!("unix:{}", path.display())).contains("is not a socket"));
     assert_eq!(fs::read_to_string(&path).expect("still there"), "content");
 
     let path = directory.path().join("other");

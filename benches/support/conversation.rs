@@ -1,4 +1,4 @@
-//! A client in memory, on the session's own thread: what a session costs without sockets, pipes and other threads.
+//! A client in memory, on the session's own thread: measures a session without sockets, pipes and other threads.
 
 use std::{
     io::{self, ErrorKind},
@@ -16,28 +16,28 @@ use pglite_port::{
 
 use super::wire;
 
-/// What a client says. Each message is sent when the one before has been answered with `ReadyForQuery`.
+/// The messages of a client. Each is sent after the previous one was answered with `ReadyForQuery`.
 #[derive(Clone, Debug)]
 pub struct Script {
-    /// Once, before the clock starts.
+    /// Sent once, before the measurement.
     pub setup: Vec<Vec<u8>>,
-    /// Again and again, measured.
+    /// Sent repeatedly, and measured.
     pub round: Vec<Vec<u8>>,
-    /// The first message that the last answer of a round has to begin with.
+    /// The type of the first message in the last answer of a round.
     pub answer: u8,
 }
 
-/// Runs the script in a new session with `rounds` rounds, and says how long these took.
+/// Runs the script in a new session with `rounds` rounds, and returns the time of the rounds.
 ///
 /// # Panics
-/// When the session ends early, or answers with something else than is expected.
+/// When the session ends early, or an answer is not as expected.
 pub fn converse(connections: &Arc<Connections>, mode: Mode, script: &Script, rounds: u64) -> Duration {
     let client = Conversation(Arc::new(Mutex::new(State::new(script.clone(), rounds))));
     let opening = Opening { id: 1, mode, template: None, log: LogSink::to_own_log() };
     let (sender, ended) = mpsc::channel();
     connections
         .start(client, opening, move |client, report| {
-            // The receiver waits for exactly this.
+            // The receiver waits for this.
             let _ = sender.send((client, report));
         })
         .expect("a thread for the session");
@@ -46,17 +46,17 @@ pub fn converse(connections: &Arc<Connections>, mode: Mode, script: &Script, rou
     state.took.unwrap_or_else(|| panic!("the session ended early: {report}"))
 }
 
-/// The client. A clone is the same one.
+/// The client. A clone is the same client.
 #[derive(Clone)]
 struct Conversation(Arc<Mutex<State>>);
 
 struct State {
     script: Script,
     rounds_left: u64,
-    /// Which message of the setup, then of the round, comes next.
+    /// The index of the next message in the setup, then in the round.
     next: usize,
     in_setup: bool,
-    /// The message that is being sent, from `sent` on.
+    /// The current message; it is sent from `sent` on.
     message: Vec<u8>,
     sent: usize,
     /// The answer to it so far.
@@ -80,7 +80,7 @@ impl State {
         }
     }
 
-    /// The last message was answered: on to the next one.
+    /// Called when the last message was answered: continues with the next one.
     fn advance(&mut self) {
         if self.in_setup && self.next == self.script.setup.len() {
             (self.in_setup, self.next) = (false, 0);

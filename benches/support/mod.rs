@@ -1,6 +1,6 @@
-//! What the benchmarks share.
+//! Helpers of the benchmarks.
 
-// Every benchmark compiles this for itself, and none uses all of it.
+// Every benchmark compiles this file, and none uses all of it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 pub mod conversation;

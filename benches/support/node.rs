@@ -29,7 +29,7 @@ pub fn name() -> String {
 /// seconds of one round, by the script's name.
 ///
 /// # Panics
-/// When node does not run, or PGlite answers with something else than is expected.
+/// When node does not run, or an answer of PGlite is not as expected.
 pub fn converse(scripts: &[(&str, &Script)], samples: usize, seconds: f64) -> HashMap<String, Figure> {
     let hexadecimal = |messages: &[Vec<u8>]| messages.iter().map(|message| to_hex(message)).collect::<Vec<_>>();
     let scripts: Vec<Value> = scripts

@@ -1,6 +1,6 @@
-//! Rows of the one table that `make bench` prints. Benchmarks write theirs to files, and `report` prints them all.
+//! Rows of the table that `make bench` prints. Benchmarks write their rows to files, and `report` prints them all.
 
-// Benchmarks compile this for themselves, and none uses all of it.
+// Every benchmark compiles this file, and none uses all of it.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// What a figure counts.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// Time; less is better.
@@ -35,7 +35,7 @@ pub struct Figure {
 }
 
 impl Figure {
-    /// The figure that `measurements`, of which there is at least one, amount to.
+    /// The figure of `measurements`, of which there must be at least one.
     pub fn of(mut measurements: Vec<f64>) -> Self {
         measurements.sort_by(f64::total_cmp);
         let at = |quarters: usize| measurements[(measurements.len() - 1) * quarters / 4];
@@ -48,23 +48,23 @@ impl Figure {
 pub struct Row {
     /// What was measured.
     pub what: String,
-    /// Of what kind it is.
+    /// Its unit.
     pub unit: Unit,
-    /// Our figure.
+    /// The program's figure.
     pub ours: Figure,
-    /// The figure of what it is compared with, and what that is.
+    /// The name and the figure of the comparison.
     pub other: Option<(String, Figure)>,
-    /// What our median should be at most, or at least if more is better.
+    /// The largest acceptable median, or the smallest if more is better.
     pub aim: Option<f64>,
 }
 
-/// Where benchmarks leave what they have measured.
+/// The directory for the benchmarks' results.
 pub fn directory() -> PathBuf {
-    // Where cargo puts what the targets of this package make for themselves: target/tmp.
+    // Cargo's directory for files of this package's targets: target/tmp.
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures")
 }
 
-/// Leaves `rows` for the report, in place of what `benchmark` left before.
+/// Writes `rows` for the report, replacing earlier rows of `benchmark`.
 ///
 /// # Panics
 /// When they cannot be written.

@@ -1,4 +1,4 @@
-//! What criterion has measured, read back from the file that it keeps.
+//! Criterion's measurements, read from its files.
 
 use std::{fs, path::Path};
 
@@ -6,15 +6,15 @@ use serde::Deserialize;
 
 use super::rows::Figure;
 
-/// `sample.json` of one benchmark: how many iterations each sample had, and how many nanoseconds they took together.
+/// `sample.json` of one benchmark: the number of iterations of each sample, and their total time in nanoseconds.
 #[derive(Deserialize)]
 struct Sample {
     iters: Vec<f64>,
     times: Vec<f64>,
 }
 
-/// Seconds of one iteration of the benchmark `id` (`group/function`), as last measured into `directory`; nothing if
-/// it was not.
+/// Seconds of one iteration of the benchmark `id` (`group/function`), from the last measurement in `directory`; `None`
+/// if there is none.
 pub fn read(directory: &Path, id: &str) -> Option<Figure> {
     let file = fs::read(directory.join(id).join("new/sample.json")).ok()?;
     let sample: Sample = serde_json::from_slice(&file).ok()?;

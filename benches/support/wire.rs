@@ -1,4 +1,4 @@
-//! The Postgres wire protocol as far as benchmarks need it.
+//! The parts of PostgreSQL's protocol that benchmarks need.
 
 #[path = "../../tests/support/wire.rs"]
 mod tests_wire;
@@ -6,7 +6,7 @@ mod tests_wire;
 #[allow(unused_imports, reason = "as in the module around this")]
 pub use tests_wire::{message, query, startup, terminate};
 
-/// Whether `answer` ends with a `ReadyForQuery`, which is then the last thing that the server says.
+/// Whether `answer` ends with a `ReadyForQuery`, the server's last message.
 pub fn is_ready_for_query(answer: &[u8]) -> bool {
     matches!(answer, [.., b'Z', 0, 0, 0, 5, _])
 }

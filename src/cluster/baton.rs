@@ -1,10 +1,10 @@
-//! Whose turn it is: exactly one session of a cluster runs wasm at a time.
+//! Turns: exactly one session of a cluster runs wasm at a time.
 //!
-//! The guest's code has no atomic operations, so `PostgreSQL`'s spinlocks and lightweight locks are only right when
-//! sessions change places where `PostgreSQL` itself holds none: waiting for the client, for a latch, asleep, or where
-//! it would handle interrupts. Sessions come in the order in which they asked. One that waits longer than a slice has
-//! the holder interrupted, whose hook in `ProcessInterrupts` then hands over; so nobody has to watch the clock when
-//! nobody waits.
+//! The guest's code has no atomic operations, so `PostgreSQL`'s spinlocks and lightweight locks are correct only when
+//! turns change where `PostgreSQL` itself lets other processes run: while a session waits for its client or for a
+//! latch, while it sleeps, or where it would handle interrupts. Sessions have their turns in the order of their
+//! requests. A session that waits longer than a slice interrupts the holder, whose hook in `ProcessInterrupts` then
+//! hands over. No clock is read while no session waits.
 
 use std::{
     collections::VecDeque,
@@ -18,15 +18,15 @@ use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex};
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
 
-/// How long a session may run on while another one waits.
+/// How long a turn may last while another session waits.
 const SLICE: Duration = Duration::from_millis(5);
 
-/// How soon a session gives way.
+/// How soon a session hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// A client's session: after a slice.
     Client,
-    /// Housekeeping: as soon as anybody waits.
+    /// A process of the cluster itself: as soon as another session waits.
     Background,
 }
 
@@ -34,10 +34,10 @@ pub(crate) enum Priority {
 #[derive(Default)]
 pub(crate) struct Baton {
     state: Mutex<State>,
-    /// How many wait, for a look without the lock.
+    /// The number of waiting sessions, readable without the lock.
     waiting: AtomicUsize,
     turns: AtomicU64,
-    /// Told when a turn begins.
+    /// Notified when a turn begins.
     begun: Condvar,
 }
 
@@ -66,7 +66,7 @@ impl Waiter {
         self.changed.notify_one();
     }
 
-    /// Waits to be called, at most a slice long.
+    /// Waits at most a slice to be called; returns whether it was.
     fn wait(&self) -> bool {
         let mut called = self.called.lock();
         if !*called {
@@ -80,22 +80,22 @@ impl Baton {
     /// Waits for the turn of the session behind `signals`, and takes it.
     ///
     /// # Errors
-    /// [`Crashed`] when another session of the cluster has crashed: nobody runs any more.
+    /// [`Crashed`] when another session of the cluster has crashed; then no session runs any more.
     pub(super) fn take(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
         self.queue(signals, priority)?;
-        // Under the lock, so that who looks at the number and then waits misses none.
+        // Under the lock, so that a thread that reads the number and then waits misses no turn.
         let _state = self.state.lock();
         self.turns.fetch_add(1, Ordering::Relaxed);
         self.begun.notify_all();
         Ok(())
     }
 
-    /// Gives the baton away, waits until another session has taken it, and then for its next turn. The caller must
-    /// have it.
+    /// Hands the baton over, waits until another session has taken it, and then for its own next turn. The caller must
+    /// hold the baton.
     ///
-    /// This does not count as a turn: sessions that only look whether they can go on do not keep each other awake.
-    /// One of them may have found that it can, and that is what another one waits for; so all of them look again
-    /// after a slice at the latest.
+    /// This does not count as a turn, so that sessions that only check whether they can continue do not wake each
+    /// other. One of them may have found that it can, which another one may wait for; so all of them check again after
+    /// a slice at the latest.
     ///
     /// # Errors
     /// As [`Self::take`].
@@ -114,7 +114,7 @@ impl Baton {
         self.ask(holder)?.map_or(Ok(()), |(place, holder)| self.wait(&place, holder))
     }
 
-    /// Takes the baton for `holder` if it is free, and its place in the queue otherwise.
+    /// Takes the baton for `holder` if it is free; otherwise adds a place to the queue.
     fn ask(&self, holder: Holder) -> Result<Option<(Arc<Waiter>, Holder)>, Crashed> {
         let mut state = self.state.lock();
         if state.crashed {
@@ -133,7 +133,7 @@ impl Baton {
         Ok(Some((place, holder)))
     }
 
-    /// Waits until the one at `place` is called, and takes the baton for it.
+    /// Waits until `place` is called, and takes the baton for `holder`.
     fn wait(&self, place: &Arc<Waiter>, holder: Holder) -> Result<(), Crashed> {
         loop {
             let called = place.wait();
@@ -142,7 +142,7 @@ impl Baton {
                 return Err(Crashed);
             }
             if called {
-                // Whoever called took the place out of the queue, and left the baton to nobody else.
+                // The caller took the place out of the queue and reserved the baton for it.
                 state.holder = Some(holder);
                 return Ok(());
             }
@@ -154,7 +154,7 @@ impl Baton {
         }
     }
 
-    /// Gives the baton to the one who has waited longest. The caller must have it.
+    /// Hands the baton to the session that has waited longest. The caller must hold the baton.
     pub(super) fn give(&self) {
         self.hand_on(&mut self.state.lock());
     }
@@ -169,7 +169,7 @@ impl Baton {
         }
     }
 
-    /// How often it was taken.
+    /// The number of turns so far.
     fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
     }
@@ -179,12 +179,12 @@ impl Baton {
         self.state.lock().crashed
     }
 
-    /// Whether anybody waits.
+    /// Whether a session waits.
     pub(super) fn is_wanted(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// The holder has crashed, and leaves shared memory as it is: nobody runs any more.
+    /// The holder has crashed, and shared memory stays as it is: no session runs any more.
     pub(super) fn crash(&self) {
         let mut state = self.state.lock();
         state.crashed = true;

@@ -1,9 +1,9 @@
 //! What the sessions of one cluster share besides its files, as the processes of a `PostgreSQL` server do.
 //!
-//! * `signals`: what other threads tell a backend
-//! * `baton`: whose turn it is to run wasm
-//! * `shared_memory`: the same memory in several of them
-//! * `seat`: one session's part in all of this
+//! * `signals`: signals from other threads to a backend
+//! * `baton`: the turn to run wasm
+//! * `shared_memory`: memory that several sessions have mapped
+//! * `seat`: a session's process id, turns and signals
 
 mod baton;
 mod seat;

@@ -1,4 +1,4 @@
-//! One session's part in a cluster: its process id, its turns, and the signals that it exchanges with the others.
+//! A session's seat in a cluster: its process id, its turns, and the signals that it exchanges with other sessions.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::{Baton, Priority, Signal, Signals};
 
-/// Another session of the cluster has left shared memory in a state that nobody can go on from.
+/// Another session of the cluster has crashed, and shared memory cannot be used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("another session of this cluster has crashed")]
 pub(crate) struct Crashed;
@@ -19,7 +19,7 @@ pub(crate) struct Seats {
     wal: Mutex<WalSegments>,
 }
 
-/// How many segments of WAL were begun since a checkpoint was.
+/// Counts the WAL segments since the last checkpoint.
 #[derive(Default)]
 struct WalSegments {
     checkpoints: u32,
@@ -37,11 +37,12 @@ struct Occupant {
     priority: Priority,
 }
 
-/// The first process id that is given out. The postmaster of a cluster has [`process::FIRST`](crate::postgres::process::FIRST).
+/// The first process id of a session. The postmaster of a cluster has
+/// [`process::FIRST`](crate::postgres::process::FIRST).
 const FIRST_PROCESS_ID: i32 = 1000;
 
 impl Seats {
-    /// A seat with a process id that no process of the cluster has.
+    /// A seat with a free process id.
     pub(crate) fn join(self: &Arc<Self>, priority: Priority) -> Seat {
         let mut taken = self.taken.lock();
         loop {
@@ -54,20 +55,20 @@ impl Seats {
         }
     }
 
-    /// A seat with that process id, which nobody has.
+    /// A seat with that process id, which must be free.
     pub(crate) fn join_as(self: &Arc<Self>, process_id: i32, priority: Priority) -> Seat {
         let signals = Arc::new(Signals::default());
         self.taken.lock().by_process_id.insert(process_id, Occupant { signals: signals.clone(), priority });
         Seat { seats: self.clone(), process_id, priority, signals, has_turn: false }
     }
 
-    /// How many clients' sessions there are.
+    /// The number of clients' sessions.
     pub(crate) fn sessions(&self) -> usize {
         self.taken.lock().by_process_id.values().filter(|occupant| occupant.priority == Priority::Client).count()
     }
 
-    /// Sends `signal` (or none, to ask whether it is there) to the process with that process id; says whether there
-    /// is one.
+    /// Sends `signal` to the process with that process id; with `None` it only checks for the process. Returns whether
+    /// the process exists.
     pub(crate) fn send(&self, process_id: i32, signal: Option<Signal>) -> bool {
         let target = self.find(process_id);
         if let (Some(target), Some(signal)) = (&target, signal) {
@@ -76,12 +77,12 @@ impl Seats {
         target.is_some()
     }
 
-    /// Whether one of them has crashed, so that all end.
+    /// Whether a session has crashed, so that all end.
     pub(crate) fn have_crashed(&self) -> bool {
         self.baton.has_crashed()
     }
 
-    /// Sends `signal` to every process but the one with that process id.
+    /// Sends `signal` to every process except the one with that process id.
     pub(crate) fn send_to_others(&self, process_id: i32, signal: Signal) {
         let others: Vec<_> = {
             let taken = self.taken.lock();
@@ -96,7 +97,7 @@ impl Seats {
         self.taken.lock().by_process_id.get(&process_id).map(|occupant| occupant.signals.clone())
     }
 
-    /// The session that has the turn has crashed: all end without running on.
+    /// The session that has the turn has crashed: all sessions end without another turn.
     pub(crate) fn crash(&self) {
         self.baton.crash();
         for occupant in self.taken.lock().by_process_id.values() {
@@ -105,7 +106,7 @@ impl Seats {
     }
 }
 
-/// One session's seat; leaving it frees its process id, and its turn if it has it.
+/// The seat of one session. Dropping it frees its process id, and ends its turn.
 pub(crate) struct Seat {
     seats: Arc<Seats>,
     process_id: i32,
@@ -115,7 +116,7 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// The process id in the cluster.
+    /// The session's process id in the cluster.
     pub(crate) fn process_id(&self) -> i32 {
         self.process_id
     }
@@ -130,7 +131,8 @@ impl Seat {
         self.seats.send(process_id, signal)
     }
 
-    /// A segment of WAL is begun, after so many checkpoints; how many there are since the last of them.
+    /// Counts a new WAL segment, after `checkpoints` checkpoints; returns the number of segments since the last of
+    /// them.
     pub(crate) fn count_wal_segment(&self, checkpoints: u32) -> u32 {
         let mut wal = self.seats.wal.lock();
         if wal.checkpoints != checkpoints {
@@ -152,15 +154,15 @@ impl Seat {
         Ok(())
     }
 
-    /// Ends the turn, if it has it.
+    /// Ends the turn, if the session has it.
     pub(crate) fn end_turn(&mut self) {
         if std::mem::take(&mut self.has_turn) {
             self.seats.baton.give();
         }
     }
 
-    /// Cannot go on before another session has: lets the others have their turns, and takes the next one after one of
-    /// them.
+    /// Called when the session cannot continue before another one has run: lets the others have their turns, and takes
+    /// a later turn.
     ///
     /// # Errors
     /// [`Crashed`]

@@ -1,9 +1,9 @@
 //! Memory that the processes of a cluster share, mapped into the linear memory of each.
 //!
-//! In a `PostgreSQL` server the main segment is shared because it was mapped shared before `fork()`. Here the guest
-//! has only allocated it in its own heap; before the first fork it is moved into memory of the operating system's
-//! (`memfd`), which is then mapped over it, in every process at the same address. Dynamic shared memory is mapped by
-//! each process where its `malloc` has room (`guest::mapping`).
+//! In a `PostgreSQL` server the main segment is mapped shared before `fork()`. Here the guest has allocated it in its
+//! own heap. Before the first fork it is moved into memory of the operating system (`memfd`), which is then mapped
+//! over it, in every process at the same address. Dynamic shared memory is mapped by each process where its `malloc`
+//! has room (`guest::mapping`).
 
 use std::{ffi::c_void, fs::File, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
@@ -23,23 +23,24 @@ use crate::{
 /// Anonymous mappings are aligned to pages of WebAssembly memory (Emscripten, `emscripten_mmap.c`).
 const ALIGNMENT: usize = 1 << 16;
 
-/// What further processes of a cluster have mapped from their start, by its address in linear memory.
+/// The shared memory that further processes of a cluster map when they start, by its address in linear memory.
 pub(crate) struct SharedMemory {
     regions: Vec<Region>,
 }
 
-/// A part of a linear memory that is the same in several processes.
+/// A part of a linear memory that several processes share.
 #[derive(Clone)]
 pub(crate) struct Region {
     address: u32,
     length: usize,
     file: Arc<File>,
-    /// Where in the file it begins.
+    /// Its offset in the file.
     offset: u64,
 }
 
 impl SharedMemory {
-    /// Moves `range` of `memory` into shared memory, and maps it over it. `mapped` is there in that memory already.
+    /// Moves `range` of `memory` into shared memory, and maps that over it. `mapped` are the regions that this memory
+    /// has already.
     ///
     /// # Errors
     /// When the range is not made of whole pages inside the memory, or the system has no memory.
@@ -52,7 +53,8 @@ impl SharedMemory {
         let content = memory.data(&*store).get(range.start as usize..range.end as usize);
         let content = content.with_context(|| format!("the shared memory {range:x?} is outside of linear memory"))?;
         ensure!(!content.is_empty() && content.len() % page_size() == 0, "shared memory is not made of whole pages");
-        let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no shared memory")?);
+        let file =
+            File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("shared memory cannot be allocated")?);
         file.set_len(content.len() as u64)?;
         for (at, page) in (0..).step_by(page_size()).zip(content.chunks(page_size())) {
             if !is_zero(page) {
@@ -64,7 +66,7 @@ impl SharedMemory {
         Ok(Self { regions: mapped.into_iter().chain([main]).collect() })
     }
 
-    /// Maps the regions over those of another memory of the same cluster.
+    /// Maps the regions over the same addresses of another memory of the same cluster.
     ///
     /// # Errors
     /// As [`Region::map_over`].
@@ -80,12 +82,13 @@ impl SharedMemory {
 }
 
 impl Region {
-    /// The addresses in `range` are for what is in `file` from `offset` on. The file must have all of it, and keep it.
+    /// A region for the addresses in `range`, with the content of `file` from `offset` on. The file must have all of
+    /// it, and must not be truncated.
     pub(crate) fn new(range: &Range<u32>, file: Arc<File>, offset: u64) -> Self {
         Self { address: range.start, length: range.len(), file, offset }
     }
 
-    /// Maps it over its place in `memory`.
+    /// Maps the region over its addresses in `memory`.
     ///
     /// # Errors
     /// When it is not made of whole pages inside the memory, or the system allows no more mappings.
@@ -93,11 +96,11 @@ impl Region {
         let place = place(store, memory, self.address, self.length)?;
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: the place is inside the linear memory and made of whole pages (`place`); the memory does not move
-        // and is unmapped as a whole when the store is dropped. Nobody holds a reference into it while `store` is
-        // borrowed. Other processes write these pages, but only one process of a cluster runs wasm or host functions
-        // at a time (`Baton`), which is also what orders their accesses. A process that is being made has no turn
-        // yet; mapping the pages touches none of them, nor does anything else before its turn (`Fork::start`). The
-        // file is not cut off: the main segment's is known to nobody else, and a `SharedObject` is sealed against it.
+        // and is unmapped as a whole when the store is dropped. No reference into it exists while `store` is borrowed.
+        // Other processes write these pages, but only one process of a cluster runs wasm or host functions at a time
+        // (`Baton`), which also orders their accesses. A process that is being made has no turn yet; mapping the pages
+        // touches none of them, nor does anything else before its turn (`Fork::start`). The file is not truncated: the
+        // main segment's file is used only here, and a `SharedObject` is sealed against it.
         unsafe {
             rustix::mm::mmap(place, self.length, access, MapFlags::SHARED | MapFlags::FIXED, &*self.file, self.offset)
         }
@@ -106,7 +109,7 @@ impl Region {
     }
 }
 
-/// Gives that part of `memory`, over which a region was mapped, private pages again; they are zero.
+/// Replaces a mapped part of `memory` with private pages of zeros.
 ///
 /// # Errors
 /// As [`Region::map_over`].
@@ -121,10 +124,10 @@ pub(crate) fn map_zeros_over(
     // SAFETY: as in `Region::map_over`; the new pages are anonymous, as those of a linear memory are.
     unsafe { rustix::mm::mmap_anonymous(place, length, access, MapFlags::PRIVATE | MapFlags::FIXED) }
         .map(drop)
-        .context("the private memory behind a mapping cannot be had again")
+        .context("private memory cannot be mapped in place of a shared mapping")
 }
 
-/// Where whole pages of a linear memory are in the host's.
+/// The address of whole pages of a linear memory in the host's memory.
 fn place(store: &impl AsContext, memory: Memory, address: u32, length: usize) -> anyhow::Result<*mut c_void> {
     let start = address as usize;
     let is_whole = start.is_multiple_of(page_size()) && length.is_multiple_of(page_size()) && length > 0;
@@ -134,10 +137,9 @@ fn place(store: &impl AsContext, memory: Memory, address: u32, length: usize) ->
     Ok(memory.data_ptr(store).wrapping_add(start).cast())
 }
 
-/// Where `PostgreSQL`'s main shared memory segment is in `memory`.
+/// The range of `PostgreSQL`'s main shared memory segment in `memory`.
 ///
-/// It begins with a `PGShmemHeader`. So does the small System V segment that stands for it, but nothing was ever
-/// allocated from that one.
+/// It begins with a `PGShmemHeader`. So does the small System V segment, but nothing was ever allocated from that one.
 ///
 /// # Errors
 /// When there is none.
@@ -168,7 +170,7 @@ mod tests {
         let mut memory = vec![0; 8 * ALIGNMENT];
         header(&mut memory, ALIGNMENT, 0x20000, 64);
         header(&mut memory, 3 * ALIGNMENT, 0x20000, 0x10000);
-        // What only looks like a header: it does not fit into the memory, or is not aligned.
+        // These only look like headers: one does not fit into the memory, the other is not aligned.
         header(&mut memory, 7 * ALIGNMENT, 0x20000, 0x1ffff);
         header(&mut memory, 5 * ALIGNMENT + 16, 0x10000, 0xffff);
         assert_eq!(find_main_segment(&memory).unwrap(), 0x30000..0x50000);

@@ -1,8 +1,8 @@
-//! Signals: what other threads, and other sessions, tell a backend.
+//! Signals that other threads and sessions send to a backend.
 //!
-//! A signal is remembered here, `InterruptPending` in the guest's memory is set so that its next
-//! `CHECK_FOR_INTERRUPTS` calls the hook in `ProcessInterrupts`, and a waiting backend is woken. Its handler then
-//! runs on the backend's own thread, at one of the places where the guest is in a host function (`guest::interrupts`).
+//! A signal is stored here, `InterruptPending` in the guest's memory is set so that its next `CHECK_FOR_INTERRUPTS`
+//! calls the hook in `ProcessInterrupts`, and a waiting backend is woken. The handler then runs on the backend's own
+//! thread, where the guest is in a host function (`guest::interrupts`).
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
@@ -15,12 +15,11 @@ use crate::client::Waker;
 pub(crate) struct Signal(u32);
 
 impl Signal {
-    /// Read the configuration files again.
+    /// Reload the configuration files.
     pub(crate) const HUP: Self = Self(1);
     /// Cancel the running query (`StatementCancelHandler`); write the shutdown checkpoint (`ReqShutdownXLOG`).
     pub(crate) const INT: Self = Self(2);
-    /// Look at what others have written into shared memory (`procsignal_sigusr1_handler`); for the postmaster, what a
-    /// child wants of it.
+    /// Handle changes in shared memory (`procsignal_sigusr1_handler`); for the postmaster, requests of a child.
     pub(crate) const USR1: Self = Self(10);
     /// Exit (the checkpointer); a worker has started or ended (the autovacuum launcher).
     pub(crate) const USR2: Self = Self(12);
@@ -42,14 +41,14 @@ impl Signal {
     }
 }
 
-/// The signals of one backend that its own thread has not seen yet.
+/// The pending signals of one backend.
 #[derive(Default)]
 pub(crate) struct Signals {
     pending: AtomicU32,
     target: Mutex<Target>,
 }
 
-/// How the backend is made to look.
+/// The ways to interrupt the backend.
 #[derive(Default)]
 struct Target {
     interrupt_pending: Option<Flag>,
@@ -59,18 +58,18 @@ struct Target {
 /// The address of `InterruptPending`, a `sig_atomic_t`, in a guest's memory.
 struct Flag(*mut i32);
 
-// SAFETY: the pointer is only used through `Flag::word`, and only while `Signals::target` is locked and the memory is
-// there (`attach`).
+// SAFETY: the pointer is used only through `Flag::word`, and only while `Signals::target` is locked and the memory
+// exists (`attach`).
 unsafe impl Send for Flag {}
 
 impl Flag {
-    /// The flag, which the host reads and writes as an atomic, on the backend's own thread too.
+    /// The flag, which the host reads and writes as an atomic, also on the backend's own thread.
     ///
-    /// It is the one word of a private memory that other threads write. The guest reads and writes it as `PostgreSQL`
-    /// does a flag that a signal handler sets: as an aligned word, any value of which it can take. Slices of the
-    /// whole memory, of which images are made and in which the guest's addresses are looked up, have that word in
-    /// them. The host looks at no value in it there, and an image may have either: a backend that begins with it
-    /// looks once for nothing.
+    /// It is the only word of a private memory that other threads write. The guest reads and writes it as `PostgreSQL`
+    /// does a flag that a signal handler sets: as an aligned word that may have any value. Slices of the whole memory,
+    /// from which images are made and in which the guest's addresses are read, contain that word. The host does not
+    /// use its value there, and an image may contain either value: a backend that begins with it set only checks for
+    /// interrupts once.
     fn word(&self) -> &AtomicI32 {
         // SAFETY: `attach`'s caller promised that the address is aligned, and valid until `detach`, which takes the
         // same lock.
@@ -85,7 +84,7 @@ impl Signals {
         self.interrupt();
     }
 
-    /// Makes the backend look for whatever may be new: signals, due timers, the end of its slice.
+    /// Makes the backend check for signals, due timers, and the end of its slice.
     pub(crate) fn interrupt(&self) {
         let target = self.target.lock();
         if let Some(flag) = &target.interrupt_pending {
@@ -96,20 +95,19 @@ impl Signals {
         }
     }
 
-    /// Whether the backend is to look for something, and has not yet.
+    /// Whether the backend was interrupted and has not checked yet.
     pub(crate) fn is_interrupt_pending(&self) -> bool {
         self.target.lock().interrupt_pending.as_ref().is_some_and(|flag| flag.word().load(Ordering::SeqCst) != 0)
     }
 
-    /// Makes the backend look for the signals that have arrived, if any, once more: its memory or its client is
-    /// another one now.
+    /// Interrupts the backend again if signals are pending, because its memory or its client has changed.
     pub(crate) fn repeat(&self) {
         if self.any() {
             self.interrupt();
         }
     }
 
-    /// From now on signals set the flag at `interrupt_pending`.
+    /// Makes signals set the flag at `interrupt_pending` from now on.
     ///
     /// # Safety
     /// The address must be aligned, and stay valid until [`Signals::detach`].
@@ -117,23 +115,23 @@ impl Signals {
         self.target.lock().interrupt_pending = Some(Flag(interrupt_pending));
     }
 
-    /// The memory is about to go away.
+    /// Called before the memory is freed.
     pub(crate) fn detach(&self) {
         self.target.lock().interrupt_pending = None;
     }
 
-    /// From now on signals end the waits of that client, or of none.
+    /// Makes signals end the waits of that client, or of none, from now on.
     pub(crate) fn set_waker(&self, waker: Option<Waker>) {
         self.target.lock().waker = waker;
     }
 
-    /// Takes every signal that has arrived, lowest number first.
+    /// Takes all pending signals, lowest number first.
     pub(crate) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
         let pending = if self.any() { self.pending.swap(0, Ordering::SeqCst) } else { 0 };
         (1..32).filter(move |number| pending & (1 << number) != 0).map(Signal)
     }
 
-    /// Whether a signal has arrived that was not taken yet.
+    /// Whether signals are pending.
     pub(crate) fn any(&self) -> bool {
         self.pending.load(Ordering::SeqCst) != 0
     }

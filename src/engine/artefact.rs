@@ -1,4 +1,4 @@
-//! The pinned PGlite files: where they are, and the proof that they are the ones this program was written for.
+//! The pinned PGlite files: their location, and the check that they are the supported version.
 
 use std::{
     fs, io,
@@ -28,52 +28,57 @@ pub struct PinnedFile {
     pub sha256: &'static str,
 }
 
-/// The Postgres backend.
+/// The PostgreSQL backend.
 pub const PGLITE_WASM: PinnedFile =
     PinnedFile { name: "pglite.wasm", sha256: "5256d9ac379f631355f41ab30291e6a6d9f854242b5ee2a2d0940e28041d3fca" };
 /// `initdb`, which makes a new cluster by running the backend.
 pub const INITDB_WASM: PinnedFile =
     PinnedFile { name: "initdb.wasm", sha256: "63d8b9d54110f827711545a338a643621e65b5658f09e1acfcf36073be365ce2" };
-/// The 699 files that the backend expects below `/pglite`, one after the other.
+/// The 699 files that the backend expects below `/pglite`, concatenated.
 pub const PGLITE_DATA: PinnedFile =
     PinnedFile { name: "pglite.data", sha256: "d73cf4ba1b0bf92f80f088ce7d23b17f9bc175327d7584ec2a713b27e9758c31" };
-/// Emscripten's glue, of which only the index of `pglite.data` is read.
+/// Emscripten's JavaScript, of which only the index of `pglite.data` is read.
 pub const PGLITE_JS: PinnedFile =
     PinnedFile { name: "pglite.js", sha256: "b4ee8cc358344c9e495a57b4301938178bec1a2c6d6fad10cd600f5f8632b2a0" };
 
-/// Every file that a backend cannot start without.
+/// The files that every backend needs to start.
 pub const PINNED_FILES: [PinnedFile; 4] = [PGLITE_WASM, INITDB_WASM, PGLITE_DATA, PGLITE_JS];
 
-/// A directory with the pinned files in it, each checked against its hash: these four when it is found, the
-/// extensions when they are read.
+/// A directory with the pinned files. Their hashes are checked when it is found, those of the extensions when they are
+/// read.
 #[derive(Clone, Debug)]
 pub struct Artefact {
     directory: PathBuf,
 }
 
-/// Why there is no artefact to run.
+/// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtefactError {
-    /// None of the places has it.
+    /// No place contains them.
     #[error(
-        "PGlite {PGLITE_VERSION} was not found in {}; run `npm ci` in pglite/, or name its dist directory with --pglite-dir or PGLITE_DIR",
+        "PGlite {PGLITE_VERSION} was not found in {}; \
+         run `npm ci` in pglite/, or name its dist directory with --pglite-dir or PGLITE_DIR",
         places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     Missing {
-        /// Where it was looked for.
+        /// The places that were searched.
         places: Vec<PathBuf>,
     },
     /// A file cannot be read.
-    #[error("{} cannot be read: {source}; install PGlite {PGLITE_VERSION} again with `npm ci` in pglite/", path.display())]
+    #[error(
+        "{} cannot be read: {source}; install PGlite {PGLITE_VERSION} again with `npm ci` in pglite/",
+        path.display()
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A file is not the pinned one.
+    /// A file has a different hash.
     #[error(
-        "{} is not the file of PGlite {PGLITE_VERSION}: its SHA-256 is {found}, expected {expected}; install it again with `npm ci` in pglite/",
+        "{} is not the file of PGlite {PGLITE_VERSION}: its SHA-256 is {found}, expected {expected}; \
+         install it again with `npm ci` in pglite/",
         path.display()
     )]
     Foreign {
@@ -81,17 +86,17 @@ pub enum ArtefactError {
         path: PathBuf,
         /// The pinned hash.
         expected: &'static str,
-        /// The hash of what is there.
+        /// The file's hash.
         found: String,
     },
 }
 
 impl Artefact {
-    /// Finds the files in `directory` if it is given, else in `priv/` beside or above the executable,
-    /// else in `pglite/node_modules` of the source tree, and checks their hashes.
+    /// Finds the files in `directory`, or if that is `None` beside the executable, in `priv/` above it, or in
+    /// `pglite/node_modules` of the source tree, and checks their hashes.
     ///
-    /// Files whose hash has been checked before, and whose size and times are the same, are not read again; `cache`
-    /// remembers that.
+    /// A file whose hash was checked before is not read again if its inode, size and times are the same; `cache`
+    /// stores these.
     ///
     /// # Errors
     /// See [`ArtefactError`].
@@ -104,7 +109,7 @@ impl Artefact {
             .iter()
             .find(|place| place.join(PGLITE_WASM.name).is_file())
             .cloned()
-            // A directory that was named and holds some of the files gets the message about the file that is missing.
+            // If a given directory has only some of the files, the error names the missing file.
             .or_else(|| directory.filter(|named| named.is_dir()).map(Path::to_path_buf))
             .ok_or(ArtefactError::Missing { places })?;
         for file in PINNED_FILES {
@@ -113,7 +118,7 @@ impl Artefact {
         Ok(Self { directory })
     }
 
-    /// Where `file` is.
+    /// The path of `file`.
     #[must_use]
     pub fn path(&self, file: PinnedFile) -> PathBuf {
         self.directory.join(file.name)
@@ -163,7 +168,7 @@ fn verify(path: &Path, file: PinnedFile, cache: &Cache) -> Result<(), ArtefactEr
         metadata.ctime_nsec()
     );
     let stamp_file = format!("{}.verified", file.sha256);
-    // Held for a moment, which notes that it is used.
+    // Held for a moment, to update its time of use.
     let _in_use = cache.hold(&stamp_file);
     if fs::read_to_string(cache.path(&stamp_file)).is_ok_and(|known| known == stamp) {
         return Ok(());

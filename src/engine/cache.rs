@@ -1,9 +1,10 @@
-//! The private directory that keeps what is expensive to make: compiled code and prepared clusters.
+//! The private directory for files that take time to make: compiled code and prepared clusters.
 //!
-//! Compiled code is trusted when it is loaded, so the directory belongs to the user who runs the program and to
-//! nobody else: it is made with mode 0700, and one that others own or can write to is refused. Entries appear whole
-//! or not at all: they are written beside their place and renamed, and a lock file makes a second process wait for
-//! the first instead of doing the same work. An entry in use is held ([`InUse`]), so that it is not removed.
+//! Compiled code is trusted when it is loaded, so the directory must be private to the user who runs the program: it
+//! is created with mode 0700, and a directory that belongs to another user or that others can write to is refused.
+//! Entries are complete or absent: they are written beside their final place and renamed. A lock file makes a second
+//! process wait for the first instead of doing the same work. An entry in use is held ([`InUse`]) so that it is not
+//! removed.
 
 use std::{
     fs::{self, File},
@@ -29,24 +30,24 @@ pub(crate) use in_use::age;
 pub(crate) use removal::size_on_disk;
 pub use removal::{Removed, Usage};
 
-/// A directory of the user's own, opened and checked.
+/// A directory of the user that was opened and checked.
 #[derive(Clone, Debug)]
 pub struct Cache {
     directory: PathBuf,
 }
 
 impl Cache {
-    /// Opens `directory`, or `$XDG_CACHE_HOME/pglite-port` (`~/.cache/pglite-port`) when there is none, and makes it
-    /// if it is missing.
+    /// Opens `directory`, or by default `$XDG_CACHE_HOME/pglite-port` (`~/.cache/pglite-port`), and creates it if it
+    /// is missing.
     ///
     /// # Errors
-    /// When it cannot be made or written, or when somebody else owns it or may write to it; the message says what to
-    /// do.
+    /// When it cannot be created or written, belongs to another user, or others can write to it; the message says what
+    /// to do.
     pub fn open(directory: Option<&Path>) -> anyhow::Result<Self> {
         let directory = match directory {
             Some(directory) => directory.to_path_buf(),
             None => choose_base_strategy()
-                .context("no home directory is known; name a cache directory with --cache-dir")?
+                .context("there is no home directory; name a cache directory with --cache-dir")?
                 .cache_dir()
                 .join("pglite-port"),
         };
@@ -56,7 +57,7 @@ impl Cache {
         Ok(Self { directory: directory.canonicalize().unwrap_or(directory) })
     }
 
-    /// Where the entry `name` is, or would be.
+    /// The path of the entry `name`, which need not exist.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -73,13 +74,13 @@ impl Cache {
     /// Waits until no other process holds the lock `name`, and holds it until the returned guard is dropped.
     ///
     /// # Errors
-    /// When the lock file cannot be made.
+    /// When the lock file cannot be created.
     pub fn lock(&self, name: &str) -> anyhow::Result<Lock> {
         let path = self.path(&format!("{name}{LOCK}"));
         let take = || loop {
             let file = File::create(&path)?;
             file.lock()?;
-            // Whoever held it may have removed the file meanwhile; the next process would lock another.
+            // The previous holder may have removed the file meanwhile; then the next process would lock another one.
             if in_use::is_at(&file, &path) {
                 return Ok(file);
             }
@@ -89,7 +90,7 @@ impl Cache {
         Ok(Lock { name: name.to_owned(), _file: file })
     }
 
-    /// Holds the entry `name`, so that it is not removed, and notes that it is used; `None` when there is none.
+    /// Holds the entry `name`, so that it is not removed, and updates its time of use; `None` when there is none.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -98,10 +99,10 @@ impl Cache {
         InUse::of(&path).with_context(|| format!("{} cannot be opened", path.display()))
     }
 
-    /// Writes the file `name` whole: beside its place first, then renamed.
+    /// Writes the file `name`: beside its final place first, then renamed.
     ///
     /// # Errors
-    /// When the directory cannot be written; what was there stays.
+    /// When the directory cannot be written; an existing entry remains.
     pub fn publish_file(&self, name: &str, bytes: &[u8]) -> anyhow::Result<PathBuf> {
         let place = self.path(name);
         let mut file =
@@ -111,20 +112,19 @@ impl Cache {
         Ok(place)
     }
 
-    /// Makes the directory whose lock that is whole: `fill` writes into a directory beside it, which is then renamed
-    /// into place. A directory of that name that is there already is replaced; whoever has files of it open keeps
-    /// them.
+    /// Makes the directory with the name of `lock`: `fill` writes into a directory beside it, which is then renamed
+    /// into place. An existing directory of that name is replaced; files that are open in it stay usable.
     ///
     /// # Errors
-    /// Those of `fill`, and when the cache cannot be written; what was there stays unless the last step failed.
+    /// Those of `fill`, and when the cache cannot be written. An existing directory remains unless the last step
+    /// fails.
     pub fn publish_directory(
         &self,
         lock: &Lock,
         fill: impl FnOnce(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<PathBuf> {
         let place = self.path(&lock.name);
-        // Nobody else uses these names while the caller holds the lock: what is there was left behind by a process
-        // that died.
+        // Only the holder of the lock uses these names: existing files were left behind by a process that died.
         let (new, old) = (self.path(&format!(".new-{}", lock.name)), self.path(&format!(".old-{}", lock.name)));
         for left_behind in [&new, &old] {
             remove_if_there(left_behind).with_context(|| self.unwritable())?;
@@ -144,8 +144,8 @@ impl Cache {
         renamed.map(|()| place)
     }
 
-    /// Removes the directory whose lock that is, in whole; whoever has files of it open keeps them. Says whether it
-    /// was there.
+    /// Removes the directory with the name of `lock`; files that are open in it stay usable. Returns whether it
+    /// existed.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -165,10 +165,10 @@ impl Cache {
     }
 }
 
-/// Follows an entry's name in that of its lock file.
+/// The suffix of lock files.
 const LOCK: &str = ".lock";
 
-/// Holds a lock of [`Cache::lock`]; the operating system frees it when the process dies.
+/// Holds a lock of [`Cache::lock`]; the operating system releases it when the process dies.
 #[derive(Debug)]
 pub struct Lock {
     name: String,
@@ -183,13 +183,13 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a directory when it is dropped, if it is still there.
+/// Removes a directory when it is dropped, if it still exists.
 struct RemovedAtTheEnd<'a>(&'a Path);
 
 impl Drop for RemovedAtTheEnd<'_> {
     fn drop(&mut self) {
         if let Err(error) = remove_if_there(self.0) {
-            tracing::warn!("{} is not needed any more but stays: {error}", self.0.display());
+            tracing::warn!("{} is not needed any more but cannot be removed: {error}", self.0.display());
         }
     }
 }
@@ -203,11 +203,11 @@ fn make_private(directory: &Path) -> anyhow::Result<()> {
     }
     if metadata.mode() & 0o022 != 0 {
         bail!(
-            "others may write to it (mode {:04o}), and compiled code is trusted; run chmod 0700 on it",
+            "others can write to it (mode {:04o}), and compiled code is trusted; run chmod 0700 on it",
             metadata.mode() & 0o7777
         );
     }
-    // A directory that exists but cannot be written is found here and not after seconds of compiling.
+    // Finds a directory that cannot be written before seconds of compiling.
     tempfile::tempfile_in(directory)?;
     Ok(())
 }

@@ -31,7 +31,7 @@ pub enum BundleError {
         /// What the operating system says.
         error: io::Error,
     },
-    /// The script holds no list of files that could be understood.
+    /// The script contains no list of files that can be parsed.
     #[error("the index of files in PGlite's script is not as expected at byte {offset}: {problem}")]
     Index {
         /// Where in the script.
@@ -39,9 +39,10 @@ pub enum BundleError {
         /// What was expected there.
         problem: &'static str,
     },
-    /// The index names bytes that the data file does not have.
+    /// The index names bytes beyond the end of the data file.
     #[error(
-        "{name} should be bytes {start} to {end} of PGlite's data file, which has {available}; script and data must be of the same release"
+        "{name} should be bytes {start} to {end} of PGlite's data file, which has {available}; \
+         script and data must be of the same release"
     )]
     Range {
         /// The file in the bundle.
@@ -56,7 +57,7 @@ pub enum BundleError {
     /// An archive could not be unpacked.
     #[error("cannot unpack an extension's archive: {0}")]
     Archive(#[from] io::Error),
-    /// The name of a file is absolute where it must not be, or leads out of its directory.
+    /// A name in an archive is absolute, or leads out of its directory.
     #[error("refusing to unpack {0:?}, which leads out of the directory it belongs to")]
     Escape(String),
     /// A file could not be put into the tree.
@@ -77,8 +78,8 @@ struct IndexEntry {
     end: usize,
 }
 
-/// The files that PGlite brings along (`data`: `pglite.data`, `script`: `pglite.js`), in a tree that has what every
-/// guest needs. Their contents are mapped, not copied: `data` must not change while the tree is in use.
+/// The files of PGlite (`data`: `pglite.data`, `script`: `pglite.js`), in a tree with the directories and devices that
+/// every guest needs. Their contents are mapped, not copied: `data` must not change while the tree is in use.
 ///
 /// # Errors
 /// [`BundleError`], which names the file or the place.
@@ -89,8 +90,8 @@ pub fn open_bundle(data: &Path, script: &Path) -> Result<Arc<FrozenTree>, Bundle
     };
     let index = parse_index(&std::fs::read(script).map_err(failed(script))?)?;
     let file = File::open(data).map_err(failed(data))?;
-    // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink meanwhile
-    // is asked of the caller; it belongs to an installed package.
+    // SAFETY: the map is only read, as bytes, for which every value is valid. The caller guarantees that the file does
+    // not shrink meanwhile; it belongs to an installed package.
     let map = unsafe { Mmap::map(&file) }.map_err(failed(data))?;
     let source = Arc::new(Source::Mapped(map));
     let mut tree = Tree::new();
@@ -106,7 +107,7 @@ pub fn open_bundle(data: &Path, script: &Path) -> Result<Arc<FrozenTree>, Bundle
     Ok(tree.freeze())
 }
 
-/// Permissions that PostgreSQL insists on: its programs are executable, a password file is its owner's alone
+/// Permissions that PostgreSQL requires: its programs are executable, and only the owner can read a password file
 /// (PGlite sets the same in `pglite.ts`).
 fn permissions(name: &str) -> u32 {
     if name.ends_with("/.pgpass") {
@@ -118,7 +119,7 @@ fn permissions(name: &str) -> u32 {
     }
 }
 
-/// Puts a file with the bytes of `extent` into the tree, and makes the directories it lies in.
+/// Puts a file with the bytes of `extent` into the tree, and makes its parent directories.
 fn place(tree: &mut Tree, path: &str, extent: Extent, permissions: u32) -> Result<(), BundleError> {
     let failed = |errno| BundleError::Place { path: path.to_owned(), errno };
     let (directory, name) = path.rsplit_once('/').ok_or_else(|| failed(Errno::EINVAL))?;
@@ -164,7 +165,7 @@ pub fn unpack_extension(tree: &mut Tree, archive: impl Read, below: &str) -> Res
     Ok(unpacked)
 }
 
-/// Puts a file into the tree, in place of one of the same name, and makes the directories it lies in.
+/// Puts a file into the tree, replacing one of the same name, and makes its parent directories.
 ///
 /// # Errors
 /// [`BundleError::Place`]
@@ -243,7 +244,7 @@ impl Cursor<'_> {
         Ok(number)
     }
 
-    /// A string in double quotes; the minifier writes no escapes in file names, so one is a reason to stop.
+    /// A string in double quotes. The minifier writes no escapes in file names, so an escape is an error.
     fn string(&mut self) -> Result<String, BundleError> {
         self.expect(b"\"", "a string in double quotes")?;
         let length = self.rest().iter().position(|byte| *byte == b'"');

@@ -1,10 +1,9 @@
-//! The pieces that contents of files are kept in, in memory that is mapped for nothing else.
+//! The pieces of files' contents, in memory that is mapped only for them.
 //!
-//! In the heap of the program, chunks would lie between each other and between everything else, and a few that live
-//! on would keep the pages of all others: a table of a gigabyte, once dropped, would leave the program almost as
-//! large as it was. A dropped chunk is a slot of a slab that is free again. A few of those are kept as they are for
-//! the next chunks, which then cost no page faults; the pages of all others go back to the operating system, and so
-//! does a slab without chunks.
+//! In the program's heap, chunks would lie between other allocations, and a few remaining chunks would keep the pages
+//! of all others: after a table of a gigabyte is dropped, the program would stay almost as large. Here a dropped chunk
+//! is a free slot of a slab. Some free slots keep their pages for the next chunks, which then cost no page faults. The
+//! pages of the others return to the operating system, and slabs without chunks are unmapped.
 
 use std::{
     alloc::{Layout, handle_alloc_error},
@@ -23,14 +22,14 @@ use rustix::{
 /// Bytes in a chunk.
 pub(super) const CHUNK: usize = 8192;
 
-/// Slots in a slab, which has 4 MiB: a call of the system for each costs little beside filling them.
+/// Slots in a slab of 4 MiB. One system call for each slab costs little compared with filling it.
 const SLOTS: usize = 512;
 const SLAB: usize = SLOTS * CHUNK;
 
-/// As many free slots keep their pages at most: 4 MiB.
+/// The maximum number of free slots that keep their pages: 4 MiB.
 const RECENT: usize = 512;
 
-/// The bytes of all files that are kept in memory.
+/// The bytes of all files in memory.
 static SLABS: Mutex<Slabs> = Mutex::new(Slabs::new());
 
 /// [`CHUNK`] bytes of a file.
@@ -39,7 +38,7 @@ pub(super) struct Chunk(Slot);
 impl Chunk {
     pub(super) fn new(bytes: &[u8; CHUNK]) -> Self {
         let slot = SLABS.lock().take();
-        // SAFETY: the slot has room for them, and is this chunk's alone.
+        // SAFETY: the slot has room for them, and only this chunk uses it.
         unsafe { ptr::copy_nonoverlapping(bytes, slot.0.as_ptr(), 1) };
         Self(slot)
     }
@@ -49,14 +48,14 @@ impl Deref for Chunk {
     type Target = [u8; CHUNK];
 
     fn deref(&self) -> &[u8; CHUNK] {
-        // SAFETY: the slot is mapped, and this chunk's alone, until the chunk is dropped.
+        // SAFETY: the slot is mapped, and only this chunk uses it, until the chunk is dropped.
         unsafe { self.0.0.as_ref() }
     }
 }
 
 impl DerefMut for Chunk {
     fn deref_mut(&mut self) -> &mut [u8; CHUNK] {
-        // SAFETY: as in `deref`, and nobody else has a reference to the chunk.
+        // SAFETY: as in `deref`, and no other reference to the chunk exists.
         unsafe { self.0.0.as_mut() }
     }
 }
@@ -79,12 +78,12 @@ impl fmt::Debug for Chunk {
     }
 }
 
-/// A place for a chunk, of a slab.
+/// A slot of a slab, with room for one chunk.
 struct Slot(NonNull<[u8; CHUNK]>);
 
-// SAFETY: whoever has a slot is the only one who has it: it is as good as a `Box`.
+// SAFETY: a slot has one owner, like a `Box`.
 unsafe impl Send for Slot {}
-// SAFETY: without `&mut` nothing is done with it but reading.
+// SAFETY: without `&mut` a slot is only read.
 unsafe impl Sync for Slot {}
 
 impl Slot {
@@ -96,18 +95,18 @@ impl Slot {
 /// Memory for [`SLOTS`] chunks.
 struct Slab {
     first: Slot,
-    /// A bit for each slot, set while it is free; its pages may have gone back to the system.
+    /// One bit for each slot, set while it is free; the pages of a free slot may have been returned to the system.
     free: [u64; SLOTS / 64],
 }
 
 impl Slab {
     fn map() -> Self {
-        // SAFETY: a new mapping at an address of the system's choice.
+        // SAFETY: a new mapping at an address that the system chooses.
         let memory =
             unsafe { mmap_anonymous(ptr::null_mut(), SLAB, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
         match memory.ok().and_then(|memory| NonNull::new(memory.cast())) {
             Some(first) => Self { first: Slot(first), free: [u64::MAX; SLOTS / 64] },
-            // As for any other memory that the system does not have.
+            // Fail as every other allocation does when the system has no memory.
             None => handle_alloc_error(Layout::new::<[u8; SLAB]>()),
         }
     }
@@ -136,9 +135,9 @@ impl Slab {
 
 struct Slabs {
     by_address: BTreeMap<usize, Slab>,
-    /// The addresses of those with free slots.
+    /// The addresses of slabs with free slots.
     with_room: BTreeSet<usize>,
-    /// Slots that were freed last, which their slabs do not know yet.
+    /// The slots that were freed last; their slabs still count them as used.
     recent: Vec<Slot>,
 }
 
@@ -171,13 +170,13 @@ impl Slabs {
         address
     }
 
-    /// Takes free slots back, and unmaps the slabs that have no others.
+    /// Marks slots as free, and unmaps slabs that have only free slots.
     fn put_back(&mut self, slots: &[Slot]) {
         for slot in slots {
             let Some((&address, slab)) = self.by_address.range_mut(..=slot.address()).next_back() else { continue };
             slab.put_back(slot);
             self.with_room.insert(address);
-            // SAFETY: no slot of the slab is anybody's.
+            // SAFETY: all slots of the slab are free.
             if slab.is_empty() && unsafe { munmap(slab.first.0.as_ptr().cast(), SLAB) }.is_ok() {
                 self.with_room.remove(&address);
                 self.by_address.remove(&address);
@@ -186,8 +185,7 @@ impl Slabs {
     }
 }
 
-/// Frees a slot. When many have been freed, their memory goes back to the system, while others take and free further
-/// ones.
+/// Frees a slot. When many slots have been freed, their memory returns to the system without holding the lock.
 fn free(slabs: &Mutex<Slabs>, slot: Slot) {
     let mut guard = slabs.lock();
     guard.recent.push(slot);
@@ -201,16 +199,16 @@ fn free(slabs: &Mutex<Slabs>, slot: Slot) {
     slabs.lock().put_back(&slots);
 }
 
-/// Gives the pages of slots that follow each other back to the system; on a machine whose pages are larger than a
-/// chunk, those that lie within them.
+/// Returns the pages of consecutive slots to the system. On a machine whose pages are larger than a chunk, it returns
+/// the pages that lie within the slots.
 fn give_back(run: &[Slot]) {
     let [first, ..] = run else { return };
     let (start, end) = (first.address(), first.address() + run.len() * CHUNK);
     let skipped = start.next_multiple_of(page_size()) - start;
     let length = (end - end % page_size()).saturating_sub(start + skipped);
     if length > 0 {
-        // SAFETY: these are whole pages of slots that are nobody's; whoever takes one next expects nothing of its
-        // contents. If the system does not take them, they are its own loss.
+        // SAFETY: these are whole pages of free slots, and a new chunk does not depend on a slot's contents. If the
+        // system keeps the pages, they only stay allocated.
         let _ = unsafe { madvise(first.0.as_ptr().byte_add(skipped).cast(), length, Advice::LinuxDontNeed) };
     }
 }
@@ -221,7 +219,7 @@ mod tests {
 
     use super::*;
 
-    /// How many bytes of the slab's memory are there (`/proc/self/pagemap`).
+    /// The resident bytes of the slabs (`/proc/self/pagemap`).
     fn present(slabs: &Mutex<Slabs>) -> usize {
         let pages = File::open("/proc/self/pagemap").unwrap();
         let is_present = |address: usize| {
@@ -237,7 +235,7 @@ mod tests {
     /// Takes slots and writes to them.
     fn fill(slabs: &Mutex<Slabs>, count: usize) -> Vec<Slot> {
         let slots: Vec<_> = (0..count).map(|_| slabs.lock().take()).collect();
-        // SAFETY: these slots are the test's.
+        // SAFETY: only the test uses these slots.
         slots.iter().for_each(|slot| unsafe { slot.0.write([1; CHUNK]) });
         slots
     }
@@ -250,7 +248,7 @@ mod tests {
             let addresses: HashSet<_> = slots.iter().map(Slot::address).collect();
             assert!(addresses.len() == 3 * SLOTS && addresses.iter().all(|address| address % CHUNK == 0));
             assert_eq!(slabs.lock().by_address.len(), 3);
-            // Every other one, so that no slab becomes empty.
+            // Every second one, so that no slab becomes empty.
             let (kept, freed): (Vec<_>, Vec<_>) = slots.into_iter().enumerate().partition(|(at, _)| at % 2 == 0);
             let count = freed.len();
             freed.into_iter().for_each(|(_, slot)| free(&slabs, slot));
@@ -269,11 +267,11 @@ mod tests {
         assert!((2 * SLAB..2 * SLAB + RECENT * CHUNK).contains(&there), "{there} bytes for {} chunks", kept.len());
         assert_eq!(slabs.lock().by_address.len(), 8, "each has chunks that are used");
         kept.iter().for_each(|(_, slot)| {
-            // SAFETY: the slot is the test's.
+            // SAFETY: only the test uses the slot.
             assert!(unsafe { slot.0.read() } == [1; CHUNK]);
         });
         kept.into_iter().for_each(|(_, slot)| free(&slabs, slot));
-        // As many more as make the last ones go, too.
+        // Free enough further slots that the last ones are returned as well.
         fill(&slabs, RECENT).into_iter().for_each(|slot| free(&slabs, slot));
         assert!(slabs.lock().by_address.len() <= 1, "slabs without chunks are gone");
     }

@@ -1,8 +1,8 @@
-//! What a file holds: shared, immutable bytes below, and the chunks that were written since above them.
+//! The content of a file: shared, immutable bytes below, and the chunks that were written since above them.
 //!
-//! A chunk is 8 KiB, the block size of PostgreSQL's tables and of its write-ahead log (`BLCKSZ`, `XLOG_BLCKSZ`), so
-//! that PostgreSQL's writes replace whole chunks and copy nothing from below. Chunks nobody wrote are holes: they
-//! read as zeros and cost nothing.
+//! A chunk has 8 KiB, the block size of PostgreSQL's tables and of its write-ahead log (`BLCKSZ`, `XLOG_BLCKSZ`), so
+//! that PostgreSQL's writes replace whole chunks and copy nothing from below. Chunks that were never written are
+//! holes, which read as zeros and use no memory.
 
 use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
@@ -12,17 +12,17 @@ use super::{
 };
 
 const CHUNK_U64: u64 = CHUNK as u64;
-/// A chunk's share of the accounting: its bytes, the reference counts and a slot in the map.
+/// The bytes that a chunk is counted with: its content, the reference counts and a slot in the map.
 const CHUNK_COST: usize = CHUNK + 48;
 
-/// A chunk that clones of a content share; its bytes past the end of the file are zero.
+/// A chunk that clones of a content share; its bytes after the end of the file are zero.
 type SharedChunk = Arc<Chunk>;
 
-/// What a file held when its tree was frozen; many files of many trees share it.
+/// The content of a file when its tree was frozen, shared by many files of many trees.
 #[derive(Clone, Debug)]
 struct Layer {
     extent: Option<Extent>,
-    /// Chunks that cover what the extent says at their place.
+    /// Chunks that replace the extent's bytes.
     chunks: BTreeMap<u64, SharedChunk>,
 }
 
@@ -39,7 +39,7 @@ impl Layer {
         }
     }
 
-    /// Whether the layer has nothing at chunk `index`.
+    /// Whether the layer has no bytes at chunk `index`.
     fn is_hole(&self, index: u64) -> bool {
         !self.chunks.contains_key(&index)
             && self.extent.as_ref().is_none_or(|extent| index.saturating_mul(CHUNK_U64) >= extent.len() as u64)
@@ -51,22 +51,22 @@ impl Layer {
 pub struct Content {
     len: u64,
     base: Option<Arc<Layer>>,
-    /// Bytes from here on are not taken from the base: the file was shorter than that once.
+    /// The base is not read from here on, because the file was truncated to this length.
     visible: u64,
-    /// Chunks written since the last freeze; these alone are held by this file and no other.
+    /// Chunks written since the last freeze; only this file holds them.
     changed: BTreeMap<u64, SharedChunk>,
 }
 
 /// The part of a read or write that falls into one chunk.
 struct Piece {
     index: u64,
-    /// Where in the file it starts.
+    /// The offset in the file at which it starts.
     offset: u64,
-    /// Where in the buffer it lies.
+    /// Its range in the buffer.
     range: Range<usize>,
 }
 
-/// Cuts `len` bytes at `offset` of a file at the borders of chunks.
+/// Splits `len` bytes at `offset` of a file at the boundaries of chunks.
 fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -78,12 +78,12 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// Where in its chunk the byte at `offset` lies.
+/// The offset of the byte at `offset` in its chunk.
 fn within_chunk(offset: u64) -> usize {
     (offset % CHUNK_U64) as usize
 }
 
-/// Copies bytes of one chunk as they are below the changed ones; from `visible` on there are zeros.
+/// Copies bytes of one chunk from below the changed chunks; from `visible` on they are zeros.
 fn read_base(base: Option<&Layer>, visible: u64, offset: u64, target: &mut [u8]) {
     let Some(base) = base else {
         return target.fill(0);
@@ -100,13 +100,13 @@ fn unshared(chunk: &mut SharedChunk) -> &mut [u8; CHUNK] {
 }
 
 impl Content {
-    /// The bytes of `extent`, shared with whoever else has it.
+    /// The bytes of `extent`, which the file shares.
     #[must_use]
     pub fn from_extent(extent: Extent) -> Self {
         Self::of_length(extent.len() as u64, extent)
     }
 
-    /// A file of `len` bytes that begins with those of `extent`; the rest is a hole.
+    /// A file of `len` bytes that begins with the bytes of `extent`; the rest is a hole.
     #[must_use]
     pub(super) fn of_length(len: u64, extent: Extent) -> Self {
         let base = (!extent.is_empty()).then(|| Arc::new(Layer { extent: Some(extent), chunks: BTreeMap::new() }));
@@ -168,13 +168,13 @@ impl Content {
                 Some(unshared) => unshared.copy_from_slice(bytes),
                 None => *chunk = Arc::new(Chunk::new(bytes)),
             }
-        // PostgreSQL fills every new WAL segment with zeros (`wal_init_zero`): 16 MiB that need not exist.
+        // PostgreSQL fills every new WAL segment with zeros (`wal_init_zero`): 16 MiB that need no memory.
         } else if !(self.is_hole(index) && is_zero(bytes)) {
             self.changed.insert(index, Arc::new(Chunk::new(bytes)));
         }
     }
 
-    /// The changed chunk `index`, which starts as a copy of what lies below.
+    /// The changed chunk `index`; a new one is a copy of the bytes below.
     fn chunk_to_change(&mut self, index: u64) -> &mut [u8; CHUNK] {
         let chunk = self.changed.entry(index).or_insert_with(|| {
             let mut bytes = [0; CHUNK];
@@ -190,7 +190,7 @@ impl Content {
                 || self.base.as_ref().is_none_or(|base| base.is_hole(index)))
     }
 
-    /// Cuts the file off at `len`, or extends it to there with zeros that cost nothing.
+    /// Truncates the file to `len`, or extends it with a hole.
     pub fn set_len(&mut self, len: u64) {
         if len < self.len {
             self.changed.split_off(&len.div_ceil(CHUNK_U64));
@@ -202,13 +202,13 @@ impl Content {
         self.len = len;
     }
 
-    /// Bytes that this file holds alone, near enough.
+    /// Approximate number of bytes that only this file holds.
     #[must_use]
     pub fn private_bytes(&self) -> usize {
         self.changed.len() * CHUNK_COST
     }
 
-    /// Moves the changed chunks below, where clones of this content share them.
+    /// Moves the changed chunks into the layer below, which clones of this content share.
     pub(super) fn freeze(&mut self) {
         if self.changed.is_empty() {
             return;
@@ -227,7 +227,8 @@ impl Content {
         self.visible = self.len;
     }
 
-    /// Writes all that is not zero to `target`, where this begins at `start`, and returns where the last of it ends.
+    /// Writes everything that is not zero to `target`, from offset `start` on, and returns the offset after the last
+    /// byte.
     ///
     /// # Errors
     /// The operating system's.
@@ -245,7 +246,7 @@ impl Content {
         Ok(end)
     }
 
-    /// The chunks that may hold something else than zeros, in ascending order.
+    /// The chunks that may contain bytes other than zero, in ascending order.
     pub(super) fn occupied(&self) -> Vec<u64> {
         let mut indexes: Vec<u64> = self.changed.keys().copied().collect();
         if let Some(base) = &self.base {
@@ -262,7 +263,7 @@ impl Content {
 
 /// Whether there are only zeros.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // By blocks, which the compiler compares with wide registers: 160 MB of mostly zeros take milliseconds.
+    // By blocks, which the compiler compares with wide registers: 160 MB that are mostly zeros take milliseconds.
     let (blocks, rest) = bytes.as_chunks::<64>();
     blocks.iter().all(|block| *block == [0; 64]) && rest.iter().all(|&byte| byte == 0)
 }

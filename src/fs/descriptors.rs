@@ -39,7 +39,7 @@ impl OpenFlags {
     pub const DIRECTORY: Self = Self(0o200_000);
     /// `O_NOFOLLOW`.
     pub const NO_FOLLOW: Self = Self(0o400_000);
-    /// Flags that matter while opening only; a description does not keep them.
+    /// Flags that apply to opening only; an open file description does not keep them.
     const TRANSIENT: u32 =
         Self::CREATE.0 | Self::EXCLUSIVE.0 | Self::TRUNCATE.0 | Self::DIRECTORY.0 | Self::NO_FOLLOW.0;
 
@@ -77,7 +77,7 @@ impl OpenFlags {
 pub(super) enum Object {
     /// An inode of the tree.
     Node(Ino),
-    /// One end of the pipe of that number in this process' table.
+    /// One end of the pipe with that number in this process' table.
     Pipe(usize, End),
 }
 
@@ -88,7 +88,7 @@ pub(super) struct OpenFile {
     pub object: Object,
     /// How it was opened.
     pub flags: OpenFlags,
-    /// Where the next read or write happens; in a directory, the cookie of the next entry.
+    /// The offset of the next read or write; in a directory, the cookie of the next entry.
     pub position: u64,
     /// How many descriptors refer to this description.
     descriptors: u32,
@@ -209,7 +209,7 @@ impl Descriptors {
         Ok(self.set(new, index))
     }
 
-    /// Makes `new` a duplicate of `fd`; whatever `new` was before is closed.
+    /// Makes `new` a duplicate of `fd`, after closing `new`.
     ///
     /// # Errors
     /// `EBADF` if `fd` is not open or `new` cannot be a descriptor.
@@ -232,7 +232,7 @@ impl Descriptors {
         }
     }
 
-    /// Closes `fd`; with the last duplicate goes the description, and what it had open.
+    /// Closes `fd`. The description, and what it has open, close with its last descriptor.
     ///
     /// # Errors
     /// `EBADF` if `fd` is not open.
@@ -264,8 +264,8 @@ impl Descriptors {
         Ok(())
     }
 
-    /// Lets `tree` retain what the descriptions of this copied table refer to. Descriptors of inodes that are no
-    /// longer there are closed.
+    /// Makes `tree` retain what the descriptions of this copied table refer to. Descriptors of inodes that do not
+    /// exist any more are closed.
     pub(super) fn adopt(&mut self, tree: &mut Tree) {
         for (index, slot) in self.files.iter_mut().enumerate() {
             let Some(OpenFile { object: Object::Node(ino), .. }) = slot else {

@@ -15,11 +15,11 @@ pub enum Stream {
 
 /// Where a process' terminal output goes.
 pub trait Console: Send {
-    /// Takes bytes as they were written, in no particular portions.
+    /// Takes bytes as they were written, in portions of any size.
     fn write(&mut self, stream: Stream, bytes: &[u8]);
 }
 
-/// The console of a process that has nothing to say to anybody.
+/// A console that discards its output.
 pub struct Silent;
 
 impl Console for Silent {
@@ -35,8 +35,7 @@ pub enum Device {
     Zero,
     /// Endless random bytes, of the quality that keys need.
     Random,
-    /// Empty when read: a guest has no standard input of its own. PGlite, too, gives its modules one that is at its
-    /// end.
+    /// Empty when read: a guest has no standard input. PGlite's standard input is at its end as well.
     Stdin,
     /// The console's [`Stream::Out`], a terminal; empty when read.
     Terminal,
@@ -59,7 +58,7 @@ impl Device {
         major << 8 | minor
     }
 
-    /// Whether `isatty` says yes.
+    /// The result of `isatty`.
     #[must_use]
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Terminal | Self::ErrorTerminal)

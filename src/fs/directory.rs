@@ -1,4 +1,4 @@
-//! What a directory holds: names, in an order that reading over many calls can rely on.
+//! The entries of a directory, in an order that stays stable while a reader makes many calls.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -7,12 +7,12 @@ use std::{
 
 use super::node::Ino;
 
-/// A file name: any bytes but `/` and NUL, at most [`NAME_MAX`](super::path::NAME_MAX) of them.
+/// A file name: any bytes except `/` and NUL, at most [`NAME_MAX`](super::path::NAME_MAX) of them.
 pub(super) type Name = Arc<[u8]>;
 
-/// The cookie of the first real entry; `.` and `..` have those before it.
+/// The cookie of the first real entry; `.` and `..` have the ones before it.
 pub(super) const FIRST_COOKIE: u64 = 2;
-/// An entry's share of the accounting: the name, both maps' slots.
+/// The bytes that an entry is counted with: the name and the slots in both maps.
 const ENTRY_COST: usize = 176;
 
 /// One name in a directory.
@@ -26,8 +26,8 @@ pub struct Entry {
 
 /// The entries of one directory.
 ///
-/// Each entry has a cookie, a number that only grows, so that a reader who remembers the last cookie it saw meets
-/// every entry that stays exactly once, whatever others add or remove meanwhile.
+/// Each entry has a cookie, a number that only grows. A reader that continues from the last cookie it saw gets every
+/// entry that stays exactly once, whatever is added or removed meanwhile.
 #[derive(Clone, Debug)]
 pub struct Directory {
     parent: Ino,
@@ -72,7 +72,7 @@ impl Directory {
         self.entries.get(cookie).map(|entry| entry.ino)
     }
 
-    /// Adds `name`, or lets it name `ino` from now on.
+    /// Adds `name`, or makes it name `ino`.
     pub fn insert(&mut self, name: &[u8], ino: Ino) {
         let known = self.cookies.get(name).and_then(|cookie| self.entries.get_mut(cookie));
         if let Some(entry) = known {
@@ -92,7 +92,7 @@ impl Directory {
         }
     }
 
-    /// Whether there is nothing but `.` and `..`.
+    /// Whether there are no entries except `.` and `..`.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -103,7 +103,7 @@ impl Directory {
         self.entries.range(from..).map(|(cookie, entry)| (*cookie, entry))
     }
 
-    /// Bytes that this directory holds, near enough.
+    /// Approximate number of bytes that this directory holds.
     #[must_use]
     pub fn private_bytes(&self) -> usize {
         self.entries.len() * ENTRY_COST

@@ -92,7 +92,7 @@ impl fmt::Display for Errno {
 
 impl std::error::Error for Errno {}
 
-/// What the guest is told when the operating system fails.
+/// The error that the guest gets when the operating system fails.
 impl From<io::Error> for Errno {
     fn from(error: io::Error) -> Self {
         match error.kind() {

@@ -4,9 +4,9 @@ use std::{fmt, sync::Arc};
 
 use memmap2::Mmap;
 
-/// Where the bytes of extents live.
+/// The memory that holds the bytes of extents.
 pub enum Source {
-    /// A buffer of our own.
+    /// A buffer.
     Owned(Vec<u8>),
     /// A host file, mapped read-only.
     Mapped(Mmap),
@@ -74,7 +74,7 @@ impl Extent {
         }
     }
 
-    /// Copies the bytes from `offset` on into `target`; past the end of the extent everything is zero.
+    /// Copies the bytes from `offset` on into `target`; after the end of the extent they are zero.
     pub(super) fn read(&self, offset: u64, target: &mut [u8]) {
         let bytes = usize::try_from(offset).ok().and_then(|offset| self.bytes().get(offset..)).unwrap_or_default();
         let present = bytes.len().min(target.len());

@@ -1,4 +1,4 @@
-//! A file tree that does not change any more, and that any number of trees build on.
+//! A file tree that does not change any more, the base of any number of trees.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,8 @@ use super::{
 /// The root directory's inode number, in every tree.
 pub(super) const ROOT: Ino = Ino(1);
 
-/// Hashes inode numbers, which are small, distinct and not chosen by anybody: one multiplication spreads them enough.
+/// Hashes inode numbers, which are small, distinct and not chosen by users: one multiplication distributes them
+/// enough.
 #[derive(Default)]
 pub(super) struct InoHasher(u64);
 
@@ -34,7 +35,7 @@ impl Hasher for InoHasher {
     }
 }
 
-/// A table of things by inode number.
+/// A map by inode number.
 pub(super) type InoMap<T> = HashMap<Ino, T, BuildHasherDefault<InoHasher>>;
 
 /// Inodes as they were when a [`Tree`](super::Tree) was frozen. Shared between trees, and immutable.
@@ -46,20 +47,20 @@ pub struct FrozenTree {
 }
 
 impl FrozenTree {
-    /// A tree with nothing but a root directory, whose permissions are those of Emscripten's (0777).
+    /// A tree with only a root directory, whose permissions are Emscripten's (0777).
     #[must_use]
     pub fn empty() -> Arc<Self> {
         let root = Node::new(Kind::Directory(Directory::new(ROOT)), 0o777);
         Arc::new(Self { nodes: InoMap::from_iter([(ROOT, Arc::new(root))]), next: Ino(ROOT.0 + 1) })
     }
 
-    /// How many inodes there are: files, directories, links and devices.
+    /// The number of inodes: files, directories, links and devices.
     #[must_use]
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Whether there is nothing but the root directory.
+    /// Whether there is only the root directory.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nodes.len() <= 1

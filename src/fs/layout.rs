@@ -45,8 +45,8 @@ pub(super) fn lay_out(tree: &mut Tree) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Makes the directory `path` and all that lead to it, with permissions 0777 (Emscripten's `FS.mkdirTree`), and
-/// returns its inode number. Those that exist stay as they are.
+/// Makes the directory `path` and its parents, with permissions 0777 (Emscripten's `FS.mkdirTree`), and returns its
+/// inode number. Existing directories stay unchanged.
 ///
 /// # Errors
 /// `EINVAL` if a name is `.` or `..`, `ENAMETOOLONG`, `ENOTDIR` if a name is taken by something else, `EACCES`.

@@ -1,18 +1,18 @@
-//! The guest's files: a POSIX file tree in memory, a copy of which is free.
+//! The guest's files: a POSIX file tree in memory that can be copied at no cost.
 //!
 //! # Layout, in reading order
 //!
-//! * `extent`, `chunk`, `content`: bytes of files: shared and immutable below, changed chunks above.
-//! * `shared`: bytes of files that processes have mapped.
+//! * `extent`, `chunk`, `content`: the bytes of files: immutable and shared below, changed chunks above.
+//! * `shared`: the bytes of files that several processes have mapped.
 //! * `storage`, `host`: files that outlive the program, in a directory of the host.
-//! * `directory`, `device`, `node`: what an inode can be.
-//! * `frozen`, `tree`: one cluster's inodes and names: a frozen base, and what changed since.
+//! * `directory`, `device`, `node`: the kinds of inodes.
+//! * `frozen`, `tree`: the inodes and names of one cluster: a frozen base, and the changes since.
 //! * `mount`: the part of a tree that is in a storage.
-//! * `path`: from a path to an inode.
+//! * `path`: the walk from a path to an inode.
 //! * `pipe`, `descriptors`: what a process has open.
 //! * `files`: one process' view of a tree; the functions of POSIX.
-//! * `layout`: the directories and devices every guest expects.
-//! * `bundle`: PGlite's files and extensions, into a tree.
+//! * `layout`: the directories and devices that every guest needs.
+//! * `bundle`: puts PGlite's files and extensions into a tree.
 //! * `store`: a frozen tree on disk.
 
 mod bundle;

@@ -28,7 +28,7 @@ pub const S_IFLNK: u32 = 0o120_000;
 /// The permission bits of a mode, with set-user-id, set-group-id and sticky.
 pub(super) const PERMISSIONS: u32 = 0o7777;
 
-/// What somebody wants to do with a node.
+/// A way to access a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Read it.
@@ -57,16 +57,16 @@ impl Timestamp {
     }
 }
 
-/// What `stat` tells of a node beside its type and size.
+/// The attributes that `stat` returns besides type and size.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Attributes {
     /// Permission bits, see [`PERMISSIONS`].
     pub permissions: u32,
     /// Names that refer to the node; 1 for a directory, as in Emscripten's MEMFS.
     pub links: u32,
-    /// Last access: creation or `utimens`; reads leave it alone, as a mount with `noatime` does.
+    /// Last access: creation or `utimens`; reads do not change it, as on a mount with `noatime`.
     pub accessed: Timestamp,
-    /// Last change of what the node holds.
+    /// Last change of the content.
     pub modified: Timestamp,
     /// Last change of the node.
     pub changed: Timestamp,
@@ -87,7 +87,7 @@ pub enum Kind {
     Symlink(Arc<[u8]>),
     /// A character device.
     Device(Device),
-    /// `/proc/self/fd`: its entries are the descriptors of whoever looks.
+    /// `/proc/self/fd`: its entries are the descriptors of the process that reads it.
     DescriptorDirectory {
         /// What `..` names.
         parent: Ino,
@@ -147,8 +147,8 @@ impl Node {
         matches!(self.kind, Kind::Directory(_) | Kind::DescriptorDirectory { .. })
     }
 
-    /// Whether `access` is allowed: any of the three permission bits will do, as in Emscripten's `FS.nodePermissions`
-    /// (`libfs.js`), for there is only one user.
+    /// Whether `access` is allowed. There is only one user, so any of the three permission bits suffices, as in
+    /// Emscripten's `FS.nodePermissions` (`libfs.js`).
     #[must_use]
     pub fn permits(&self, access: Access) -> bool {
         let bits = match access {
@@ -159,14 +159,14 @@ impl Node {
         self.attributes.permissions & bits != 0
     }
 
-    /// Marks what the node holds as changed now.
+    /// Sets the times of a change of the content to now.
     pub fn touch(&mut self) {
         let now = Timestamp::now();
         self.attributes.modified = now;
         self.attributes.changed = now;
     }
 
-    /// What `stat` answers for the node, whose number is `ino`.
+    /// The result of `stat` for the node with the number `ino`.
     #[must_use]
     pub fn stat(&self, ino: Ino) -> Stat {
         let size = match &self.kind {
@@ -184,7 +184,7 @@ impl Node {
         Stat { ino, mode: self.mode(), size, device, attributes: self.attributes }
     }
 
-    /// Bytes that this node holds and shares with no other tree, near enough.
+    /// Approximate number of bytes that this node holds and does not share with other trees.
     #[must_use]
     pub fn private_bytes(&self) -> usize {
         size_of::<Self>()
@@ -197,7 +197,7 @@ impl Node {
     }
 }
 
-/// What `stat` answers.
+/// The result of `stat`.
 #[derive(Clone, Copy, Debug)]
 pub struct Stat {
     /// The inode's number.
@@ -208,6 +208,6 @@ pub struct Stat {
     pub size: u64,
     /// The number of the device that the node stands for; 0 for all but devices.
     pub device: u32,
-    /// Links and times. The permissions in it are those in `mode`.
+    /// Links and times. Its permissions are also part of `mode`.
     pub attributes: Attributes,
 }

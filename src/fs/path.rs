@@ -1,4 +1,4 @@
-//! From a path to the inode it names.
+//! The walk from a path to the inode that it names.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use super::{
 pub(super) const NAME_MAX: usize = 255;
 /// The most bytes a path can have, with the NUL that ends it.
 pub(super) const PATH_MAX: usize = 4096;
-/// Symbolic links on the way to one node before it is called a loop; the number is Emscripten's (`FS.lookupPath`).
+/// The most symbolic links on the way to one node; the number is Emscripten's (`FS.lookupPath`).
 const LINK_MAX: usize = 40;
 
 /// Whether a symbolic link at the end of a path is followed.
@@ -31,11 +31,11 @@ pub enum Follow {
 pub(super) enum Place {
     /// An inode.
     Node(Ino),
-    /// An entry of `/proc/self/fd`: not followed, the symbolic link; followed, a descriptor that has no inode.
+    /// An entry of `/proc/self/fd`: the symbolic link if it is not followed, otherwise a descriptor without an inode.
     Descriptor(i32),
 }
 
-/// Where a path led.
+/// The result of a walk.
 #[derive(Debug)]
 pub(super) struct Location {
     /// The directory that holds the last name.
@@ -62,7 +62,7 @@ impl Location {
     }
 }
 
-/// The next name of `path` from `position` on, and where it ends.
+/// The next name of `path` from `position` on, and its end.
 fn next_name(path: &[u8], position: usize) -> Option<(&[u8], usize)> {
     let start = position + path[position..].iter().position(|byte| *byte != b'/')?;
     let length = path[start..].iter().position(|byte| *byte == b'/');
@@ -100,7 +100,8 @@ pub(super) fn walk(
 
 enum Step {
     Arrived(Location),
-    /// A symbolic link on the way: go on from its directory with the link's target and the rest of the path.
+    /// A symbolic link on the way: the walk continues from its directory with the link's target and the rest of the
+    /// path.
     Link {
         directory: Ino,
         path: Vec<u8>,
@@ -125,7 +126,7 @@ fn walk_to_link(
         let last = rest.iter().all(|byte| *byte == b'/');
         let trailing_slash = last && !rest.is_empty();
         let place = match name {
-            // `lookup` also checks that what we stand in is a directory that may be searched.
+            // `lookup` also checks that `at` is a directory that may be searched.
             b"." => lookup(tree, descriptors, at, b"").map(|_| Some(Place::Node(at)))?,
             b".." => {
                 lookup(tree, descriptors, at, b"")?;
@@ -172,7 +173,7 @@ fn walk_to_link(
     Ok(Step::Arrived(Location::directory(at)))
 }
 
-/// What `name` names in `parent`; in `/proc/self/fd` the descriptor of that number.
+/// What `name` names in `parent`; in `/proc/self/fd` the descriptor with that number.
 fn lookup(tree: &Tree, descriptors: &Descriptors, parent: Ino, name: &[u8]) -> Result<Option<Place>, Errno> {
     if let Some(Kind::DescriptorDirectory { .. }) = tree.node(parent).map(|node| &node.kind) {
         let number = std::str::from_utf8(name).ok().and_then(|name| name.parse::<i32>().ok());

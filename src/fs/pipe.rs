@@ -1,4 +1,4 @@
-//! Pipes: bytes on their way from one descriptor to another of the same process.
+//! Pipes between descriptors of one process.
 
 use std::collections::VecDeque;
 
@@ -15,13 +15,13 @@ pub(super) enum End {
     Write,
 }
 
-/// As much as a pipe holds before a writer is told to come again; Linux' default (`pipe(7)`).
+/// The most bytes that a pipe holds; Linux' default (`pipe(7)`).
 const CAPACITY: usize = 65_536;
 
-/// A pipe and how many open file descriptions each of its ends has.
+/// A pipe and the number of open file descriptions of each of its ends.
 ///
-/// Nobody waits here: a process that reads from its own empty pipe would wait for itself. An empty pipe answers
-/// `EAGAIN`, as Emscripten's PIPEFS does.
+/// Pipes never block, because a process that waits for its own empty pipe would wait for itself. Reading from an empty
+/// pipe returns `EAGAIN`, as in Emscripten's PIPEFS.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pipe {
     bytes: VecDeque<u8>,
@@ -40,7 +40,7 @@ impl Pipe {
         self.bytes.len()
     }
 
-    /// Whether there is nobody left who could read or could write.
+    /// Whether no descriptor of that end is left.
     pub(super) fn end_is_gone(&self, end: End) -> bool {
         match end {
             End::Read => self.readers == 0,

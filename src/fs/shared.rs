@@ -1,9 +1,9 @@
-//! Bytes that several processes map into their memories: a memory object of the operating system's instead of chunks.
+//! The bytes of a file that several processes map: a memory object of the operating system instead of chunks.
 //!
-//! A file becomes one when it is first mapped shared, and stays one until its last name and its last user are gone.
-//! From then on it is written through mappings only, and keeps its length: SQL that can write files cannot take it
-//! away from those who have mapped it. It is of no use to other trees: what processes exchange through it does not
-//! outlive them.
+//! A file becomes a shared object when it is first mapped shared, and stays one until its last name and its last user
+//! are gone. From then on it is written through mappings only and keeps its length, so that SQL that writes files
+//! cannot truncate it under the processes that have mapped it. Clones of the tree do not get its bytes, because what
+//! processes exchange through it does not outlive them.
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
@@ -14,10 +14,10 @@ use rustix::{
 
 use super::content::Content;
 
-/// What a file holds that is mapped by several processes.
+/// The content of a file that several processes have mapped.
 #[derive(Clone, Debug)]
 pub struct SharedObject {
-    /// Never shorter than what was mapped of it: touching a page behind the end of a file would end the program.
+    /// Never shorter than its mappings: an access behind the end of a mapped file would end the program.
     file: Arc<File>,
     len: u64,
 }

@@ -1,8 +1,8 @@
 //! A frozen tree on disk: a directory with an index of inodes and one file with all content.
 //!
-//! `index` is a header (magic, CRC-32 and length of what follows) and the inodes in postcard's encoding. `data` is the
-//! content of all files, each from an 8 KiB border on, holes left out; it is mapped and never read as a whole, so that
-//! opening takes time per inode and not per byte.
+//! `index` is a header (magic, CRC-32 and length of the rest) and the inodes in postcard's encoding. `data` is the
+//! content of all files, each aligned to 8 KiB, without holes. It is mapped and never read as a whole, so the time to
+//! open a tree depends on its number of inodes and not on its size.
 
 use std::{
     fs::{self, File},
@@ -26,7 +26,7 @@ use super::{
 
 const INDEX: &str = "index";
 const DATA: &str = "data";
-/// Names the format and its version: a change of [`StoredTree`] changes the number.
+/// Identifies the format and its version: a change of [`StoredTree`] needs a new number.
 const MAGIC: &[u8; 8] = b"PGLTREE1";
 /// Magic, checksum and length.
 const HEADER: usize = MAGIC.len() + 4 + 8;
@@ -40,31 +40,31 @@ pub enum StoreError {
     /// The index is not of this format, or of another version of it.
     #[error("the index of the stored files is not in the format of this program; prepare them again")]
     Format,
-    /// The index is shorter or longer than it says.
+    /// The length of the index differs from the one in its header.
     #[error("the index of the stored files has {actual} bytes instead of {expected}; prepare them again")]
     IndexLength {
-        /// What its header says.
+        /// The length in its header.
         expected: u64,
-        /// What there is.
+        /// The actual length.
         actual: u64,
     },
-    /// The index is not what was written.
+    /// The checksum of the index is wrong.
     #[error("the index of the stored files is damaged (its checksum is wrong); prepare them again")]
     Checksum,
     /// The index contradicts itself.
     #[error("the index of the stored files is inconsistent: {0}; prepare them again")]
     Inconsistent(&'static str),
-    /// The data file is not as long as when it was written.
+    /// The length of the data file differs from the one in the index.
     #[error("the data of the stored files has {actual} bytes instead of {expected}; prepare them again")]
     DataLength {
-        /// What the index says.
+        /// The length in the index.
         expected: u64,
-        /// What there is.
+        /// The actual length.
         actual: u64,
     },
 }
 
-/// What the index holds.
+/// The content of the index.
 #[derive(Serialize, Deserialize)]
 struct StoredTree {
     next: Ino,
@@ -87,7 +87,7 @@ enum StoredKind {
         start: u64,
         stored: u64,
     },
-    /// Names in the order in which they are read.
+    /// Entries in the order in which they are read.
     Directory {
         parent: Ino,
         entries: Vec<(Vec<u8>, Ino)>,
@@ -100,11 +100,10 @@ enum StoredKind {
 }
 
 impl FrozenTree {
-    /// Writes the tree into `directory`, which is made if need be; a tree that is there already is replaced, and
-    /// those who have it open keep it. The index is removed first and put in place last: a directory with an index is
-    /// complete.
+    /// Writes the tree into `directory`, which is created if necessary. An existing tree is replaced; where it is
+    /// open, it stays usable. The index is removed first and written last: a directory with an index is complete.
     ///
-    /// Nobody else may write to or open the directory meanwhile.
+    /// The directory must not be written to or opened elsewhere meanwhile.
     ///
     /// # Errors
     /// [`StoreError::Io`].
@@ -130,7 +129,7 @@ impl FrozenTree {
                 Kind::Symlink(target) => StoredKind::Symlink(target.to_vec()),
                 Kind::Device(device) => StoredKind::Device(*device),
                 Kind::DescriptorDirectory { parent } => StoredKind::DescriptorDirectory { parent: *parent },
-                // A tree is frozen without what processes share, see `Tree::freeze`.
+                // A frozen tree has no bytes of shared objects and stored files, see `Tree::freeze`.
                 Kind::Shared(_) | Kind::Stored(_) => StoredKind::File { len: 0, start: data_len, stored: 0 },
             };
             nodes.push(StoredNode { ino: *ino, attributes: node.attributes, kind });
@@ -141,7 +140,7 @@ impl FrozenTree {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        // Renamed into place, not overwritten: whoever has the old data mapped would lose it.
+        // Renamed into place, not overwritten, because the old data may be mapped.
         data.persist(directory.join(DATA)).map_err(|error| error.error)?;
         let stored = StoredTree { next: self.next, data_len, nodes };
         let body = postcard::to_allocvec(&stored).map_err(io::Error::other)?;
@@ -159,7 +158,7 @@ impl FrozenTree {
     /// but must not be changed, while the tree is in use.
     ///
     /// # Errors
-    /// [`StoreError`], which says what is wrong with the stored files.
+    /// [`StoreError`], which describes what is wrong with the stored files.
     pub fn open(directory: &Path) -> Result<Arc<Self>, StoreError> {
         let stored = read_index(&fs::read(directory.join(INDEX))?)?;
         let data = File::open(directory.join(DATA))?;
@@ -167,15 +166,15 @@ impl FrozenTree {
         if actual != stored.data_len {
             return Err(StoreError::DataLength { expected: stored.data_len, actual });
         }
-        // SAFETY: the map is only read, as bytes, for which every value is valid. That the file does not shrink
-        // meanwhile is asked of the caller; its length has just been checked.
+        // SAFETY: the map is only read, as bytes, for which every value is valid. The caller guarantees that the file
+        // does not shrink meanwhile; its length has just been checked.
         let source = Arc::new(Source::Mapped(unsafe { Mmap::map(&data) }?));
         let mut nodes = InoMap::default();
         nodes.reserve(stored.nodes.len());
         for StoredNode { ino, attributes, kind } in stored.nodes {
             let node = Node { attributes, kind: restore(kind, &source)? };
             if nodes.insert(ino, Arc::new(node)).is_some() || ino >= stored.next {
-                return Err(StoreError::Inconsistent("an inode number is given out twice"));
+                return Err(StoreError::Inconsistent("an inode number is used twice"));
             }
         }
         let tree = Self { nodes, next: stored.next };
@@ -183,7 +182,7 @@ impl FrozenTree {
         Ok(Arc::new(tree))
     }
 
-    /// Checks that every name names something, so that nobody meets a dangling one later.
+    /// Checks that every name has an inode.
     fn check_names(&self) -> Result<(), StoreError> {
         let is_directory = |ino: &Ino| self.nodes.get(ino).is_some_and(|node| node.is_directory());
         if !is_directory(&ROOT) {
@@ -201,7 +200,7 @@ impl FrozenTree {
                 _ => continue,
             };
             if !is_directory(&parent) {
-                return Err(StoreError::Inconsistent("a directory lies in no directory"));
+                return Err(StoreError::Inconsistent("a directory has no parent"));
             }
         }
         Ok(())

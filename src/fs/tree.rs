@@ -1,4 +1,4 @@
-//! One cluster's files: a frozen tree below, and on top the nodes that changed since.
+//! The files of one cluster: a frozen tree below, and the nodes that changed since above.
 
 use std::{collections::hash_map, sync::Arc};
 
@@ -13,28 +13,28 @@ use super::{
 
 /// The largest length a file can have, in bytes.
 pub(super) const MAX_LEN: u64 = i64::MAX as u64;
-/// What a slot in the overlay costs besides the node, near enough.
+/// Approximate number of bytes of a slot in the overlay besides the node.
 const SLOT_COST: usize = 32;
 
-/// What the overlay says of an inode.
+/// The state of an inode in the overlay.
 #[derive(Clone, Debug)]
 enum Slot {
     Changed(Node),
-    /// The base has it, but it is gone.
+    /// The base has it, but it was removed.
     Gone,
 }
 
-/// A POSIX file tree in memory, of which a clone is free.
+/// A POSIX file tree in memory that can be cloned at no cost.
 ///
-/// A tree that builds on a [`FrozenTree`] costs nothing but what it changes, and neither sees the other's later
-/// changes. Sessions of one cluster share a tree as `Arc<Mutex<Tree>>`. This type knows inodes and names; paths,
-/// permissions to open and file descriptors are the business of [`Files`](super::Files).
+/// A tree that builds on a [`FrozenTree`] holds only its changes, and neither sees later changes of the other.
+/// Sessions of one cluster share a tree as `Arc<Mutex<Tree>>`. This type handles inodes and names;
+/// [`Files`](super::Files) handles paths, permissions to open and file descriptors.
 #[derive(Debug)]
 pub struct Tree {
     base: Arc<FrozenTree>,
     overlay: InoMap<Slot>,
     next: Ino,
-    /// How many open file descriptions and working directories, of all sessions, refer to an inode.
+    /// The number of open file descriptions and working directories, of all sessions, that refer to an inode.
     opens: InoMap<u32>,
     private_bytes: usize,
     /// The directory whose files outlive the program, if there is one.
@@ -48,13 +48,13 @@ impl Default for Tree {
 }
 
 impl Tree {
-    /// A tree with nothing but its root directory.
+    /// A tree with only a root directory.
     #[must_use]
     pub fn new() -> Self {
         Self::from_frozen(FrozenTree::empty())
     }
 
-    /// A tree that starts as `base`. Takes the same time for any number of files.
+    /// A tree that starts as `base`. The time does not depend on the number of files.
     #[must_use]
     pub fn from_frozen(base: Arc<FrozenTree>) -> Self {
         Self {
@@ -67,11 +67,11 @@ impl Tree {
         }
     }
 
-    /// The tree as it is now, for others to build on. This tree builds on it from now on, too, so that what both have
-    /// is in memory once. Takes time per file, and per changed chunk; copies no content.
+    /// The current tree as a base for others. This tree builds on it as well from now on, so that common content is in
+    /// memory once. Takes time for each file and each changed chunk; copies no content.
     ///
-    /// Files that are open but have no name any more stay in this tree and are not part of the frozen one. So do the
-    /// bytes of files that processes have mapped, and of stored ones, which are empty in the frozen one.
+    /// Files that are open but have no name stay in this tree and are not part of the frozen one. The bytes of files
+    /// that several processes have mapped, and of stored files, stay here too; in the frozen tree these are empty.
     pub fn freeze(&mut self) -> Arc<FrozenTree> {
         if self.overlay.is_empty() {
             return Arc::clone(&self.base);
@@ -114,13 +114,13 @@ impl Tree {
         Self { base, overlay, next: self.next, opens, private_bytes: self.private_bytes, mount: None }
     }
 
-    /// Bytes that this tree holds and shares with no other, near enough: changed chunks, changed nodes. Takes no time.
+    /// Approximate number of bytes that only this tree holds: changed chunks, changed nodes. Constant time.
     #[must_use]
     pub fn private_bytes(&self) -> usize {
         self.private_bytes
     }
 
-    /// How many inode numbers have been given out.
+    /// The number of inode numbers that were assigned.
     #[must_use]
     pub fn inodes(&self) -> u64 {
         self.next.0
@@ -162,7 +162,7 @@ impl Tree {
     /// What `name` names in the directory `parent`.
     ///
     /// # Errors
-    /// `ENOTDIR` if `parent` is none, `EACCES` if it must not be searched.
+    /// `ENOTDIR` if `parent` is not a directory, `EACCES` if it must not be searched.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Ino>, Errno> {
         Ok(self.directory(parent, &[Access::Execute])?.get(name))
     }
@@ -181,7 +181,7 @@ impl Tree {
     /// The directory `ino`, if names may be added to it and removed from it.
     fn directory_to_change(&self, ino: Ino) -> Result<&Directory, Errno> {
         let directory = self.directory(ino, &[Access::Write, Access::Execute])?;
-        // A directory that was removed while somebody was in it takes no new names.
+        // A directory that was removed while in use takes no new names.
         if self.node(ino).is_none_or(|node| node.attributes.links == 0) {
             return Err(Errno::ENOENT);
         }
@@ -243,7 +243,7 @@ impl Tree {
         self.change_directory(parent, |directory| directory.insert(name, ino))
     }
 
-    /// Removes the name of something that is no directory. What it named lives on while it has other names or is open.
+    /// Removes the name of something other than a directory. The inode lives on while it has other names or is open.
     ///
     /// # Errors
     /// `ENOENT` if there is no such name, `EISDIR` if it names a directory; `ENOTDIR`, `EACCES`.
@@ -271,11 +271,11 @@ impl Tree {
         self.drop_link(ino)
     }
 
-    /// Gives what is named `from` the name `to`, in one step; what `to` named before loses that name.
+    /// Renames `from` to `to` in one step; the inode that `to` named before loses that name.
     ///
     /// # Errors
     /// `EINVAL` if a directory would move into itself; `EISDIR`, `ENOTDIR`, `ENOTEMPTY` if `to` cannot be replaced by
-    /// it; `ENOENT`, `EACCES`.
+    /// `from`; `ENOENT`, `EACCES`.
     pub fn rename(&mut self, from: (Ino, &[u8]), to: (Ino, &[u8])) -> Result<(), Errno> {
         let moved = self.directory_to_change(from.0)?.get(from.1).ok_or(Errno::ENOENT)?;
         let replaced = self.directory_to_change(to.0)?.get(to.1);
@@ -309,7 +309,7 @@ impl Tree {
         replaced.map_or(Ok(()), |replaced| self.drop_link(replaced))
     }
 
-    /// Whether `ino` is `ancestor` or lies somewhere below it.
+    /// Whether `ino` is `ancestor` or below it.
     fn is_below(&self, mut ino: Ino, ancestor: Ino) -> bool {
         while ino != ancestor {
             match self.parent(ino) {
@@ -320,7 +320,7 @@ impl Tree {
         true
     }
 
-    /// What `..` names in the directory `ino`; `None` if it is no directory.
+    /// What `..` names in the directory `ino`; `None` if it is not a directory.
     #[must_use]
     pub fn parent(&self, ino: Ino) -> Option<Ino> {
         match &self.node(ino)?.kind {
@@ -330,7 +330,7 @@ impl Tree {
         }
     }
 
-    /// An absolute path of the directory `ino`; `None` if it is no directory or has been removed.
+    /// An absolute path of the directory `ino`; `None` if it is not a directory or has been removed.
     #[must_use]
     pub fn path_of_directory(&self, mut ino: Ino) -> Option<Vec<u8>> {
         let mut names: Vec<Name> = Vec::new();
@@ -351,7 +351,7 @@ impl Tree {
 
     /// An absolute path of `ino`, one of them if it has several; `None` if it has none.
     ///
-    /// Takes time per inode of the tree unless `ino` is a directory: a file does not know its names.
+    /// Takes time for each inode of the tree unless `ino` is a directory, because a file does not record its names.
     #[must_use]
     pub fn path_of(&self, ino: Ino) -> Option<Vec<u8>> {
         if self.node(ino)?.is_directory() {
@@ -377,7 +377,7 @@ impl Tree {
         None
     }
 
-    /// Notes that something refers to `ino`, so that it lives on without a name, until [`Tree::release`].
+    /// Counts one more user of `ino`, so that it lives on without a name until [`Tree::release`].
     ///
     /// # Errors
     /// `ENOENT` if there is no such node.
@@ -389,7 +389,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Takes one [`Tree::retain`] back.
+    /// Reverts one [`Tree::retain`].
     pub fn release(&mut self, ino: Ino) {
         let hash_map::Entry::Occupied(mut count) = self.opens.entry(ino) else {
             return;
@@ -411,7 +411,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Forgets a node that has neither a name nor a user.
+    /// Removes a node that has neither a name nor a user.
     fn discard_if_unused(&mut self, ino: Ino) {
         let nameless = self.node(ino).is_some_and(|node| node.attributes.links == 0);
         if !nameless || self.opens.contains_key(&ino) {
@@ -427,7 +427,7 @@ impl Tree {
     }
 }
 
-/// What a slot of the overlay holds, in bytes.
+/// The number of bytes that a slot of the overlay holds.
 fn held_by(slot: &Slot) -> usize {
     match slot {
         Slot::Changed(node) => SLOT_COST + node.private_bytes(),

@@ -1,4 +1,4 @@
-//! Calling the guest as a C program is called: arguments on its stack, `main`, the status it exits with.
+//! Calls into the guest as into a C program: arguments on its stack, `main`, its exit status.
 
 use wasmtime::{AsContextMut, Store, WasmParams, WasmResults};
 use wasmtime_wasi::I32Exit;
@@ -8,7 +8,7 @@ use super::{Guest, memory};
 /// Calls the export `name`.
 ///
 /// # Errors
-/// When there is none of that type, and when the guest traps, exits or throws.
+/// When no export has that name and type, and when the guest traps, exits or throws.
 pub(crate) fn export<P: WasmParams, R: WasmResults>(
     store: &mut impl AsContextMut<Data = Guest>,
     name: &str,
@@ -19,7 +19,7 @@ pub(crate) fn export<P: WasmParams, R: WasmResults>(
     function.call(&mut *store, parameters)
 }
 
-/// Puts bytes on the guest's stack, where they stay until its stack pointer is restored.
+/// Pushes bytes onto the guest's stack, where they stay until its stack pointer is restored.
 ///
 /// # Errors
 /// When the stack has no room for them, and while the instance is being made.
@@ -32,7 +32,7 @@ pub(crate) fn push(store: &mut impl AsContextMut<Data = Guest>, bytes: &[u8]) ->
     Ok(address)
 }
 
-/// [`push`] of a C string: `text` and the NUL that ends it.
+/// [`push`] of a C string: `text` and its final NUL.
 ///
 /// # Errors
 /// As [`push`].
@@ -40,11 +40,10 @@ pub(crate) fn push_string(store: &mut impl AsContextMut<Data = Guest>, text: &[u
     push(store, &[text, b"\0"].concat())
 }
 
-/// The value of a run-time parameter (`GetConfigOption` in `src/backend/utils/misc/guc.c`), of a number without its
-/// unit.
+/// The value of a setting (`GetConfigOption` in `src/backend/utils/misc/guc.c`); numbers have no unit.
 ///
 /// # Errors
-/// When there is none of that name, and when the guest traps.
+/// When there is no setting with that name, and when the guest traps.
 pub(crate) fn setting_value(store: &mut impl AsContextMut<Data = Guest>, name: &[u8]) -> wasmtime::Result<Vec<u8>> {
     let stack: u32 = export(store, "emscripten_stack_get_current", ())?;
     let name = push_string(store, name)?;
@@ -73,7 +72,7 @@ pub(crate) fn main(store: &mut Store<Guest>, executable: &str, arguments: &[&str
     main.call(&mut *store, (argc, argv)).map_err(anyhow::Error::from).or_else(exit_status)
 }
 
-/// Writes out what the C library holds in its streams' buffers, as the end of a process does.
+/// Writes the buffers of the C library's streams, as the end of a process does.
 ///
 /// # Errors
 /// When the guest traps.

@@ -1,4 +1,4 @@
-//! PGlite's callbacks: its client's bytes, and the commands that it runs.
+//! PGlite's callbacks: reading from and writing to its client, and running commands.
 
 use std::{collections::VecDeque, io, time::Instant};
 
@@ -11,8 +11,8 @@ use crate::{
     instrument::HOOK_MODULE,
 };
 
-/// The exported functions that are told the table slots of PGlite's callbacks, and the callbacks' names as imports,
-/// in the order of their slots, which follow the module's own elements.
+/// The exported functions that take the table slots of PGlite's callbacks, and the callbacks' import names, in the
+/// order of their slots, which follow the module's own elements.
 pub(crate) const CALLBACKS: [(&str, &[&str]); 4] = [
     ("pgl_set_system_fn", &["system"]),
     ("pgl_set_popen_fn", &["popen"]),
@@ -20,45 +20,45 @@ pub(crate) const CALLBACKS: [(&str, &[&str]); 4] = [
     ("pgl_set_rw_cbs", &["read", "write"]),
 ];
 
-/// The client of a backend, with the bytes that it sent before the backend was there.
+/// The client of a backend, with bytes that it sent before the backend existed.
 #[derive(Default)]
 pub(crate) struct ClientStream {
     client: Option<Box<dyn Client>>,
-    /// What is read before anything from the client: the startup packet.
+    /// Bytes that are read before those of the client: the startup packet.
     before: VecDeque<u8>,
     blocked_on: Option<Interest>,
     on_key: Option<OnKey>,
     sent: u64,
-    /// What is kept from the client.
+    /// Bytes that are held back from the client.
     held: Option<Vec<u8>>,
 }
 
-/// Is told the secret key of the session before the client is.
+/// Gets the secret key of the session before the client does.
 type OnKey = Box<dyn FnOnce(&[u8]) + Send>;
 
 impl ClientStream {
-    /// A stream that gives `before` first.
+    /// A stream that returns `before` first.
     pub(crate) fn new(client: Box<dyn Client>, before: &[u8]) -> Self {
         Self { client: Some(client), before: before.iter().copied().collect(), ..Self::default() }
     }
 
-    /// `tell` is told the secret key that `PostgreSQL` has made for the session, before the client is.
+    /// Calls `tell` with the secret key that `PostgreSQL` has made for the session, before the client gets it.
     pub(crate) fn on_key(mut self, tell: impl FnOnce(&[u8]) + Send + 'static) -> Self {
         self.on_key = Some(Box::new(tell));
         self
     }
 
-    /// How other threads end its waits.
+    /// The handle with which other threads end its waits.
     pub(crate) fn waker(&self) -> Option<Waker> {
         self.client.as_ref().map(|client| client.waker())
     }
 
-    /// What the last callback could not do at once.
+    /// The operation that the last callback could not do at once.
     pub(super) fn blocked_on(&self) -> Option<Interest> {
         self.blocked_on
     }
 
-    /// As [`Client::wait`]; without a client only the deadline ends it, and without either it ends at once.
+    /// As [`Client::wait`]. Without a client only the deadline ends it, and without both it ends at once.
     pub(super) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
         if let Some(client) = &mut self.client {
             client.wait(interest, deadline)
@@ -79,12 +79,12 @@ impl ClientStream {
         }
     }
 
-    /// From now on the client does not get what is written.
+    /// Holds back what is written, from now on.
     pub(crate) fn hold(&mut self) {
         self.held = Some(Vec::new());
     }
 
-    /// From now on the client gets what is written again; what it did not get.
+    /// Stops holding back, and returns the bytes that were held back.
     pub(crate) fn release(&mut self) -> Vec<u8> {
         self.held.take().unwrap_or_default()
     }
@@ -102,12 +102,12 @@ impl ClientStream {
         Ok(written)
     }
 
-    /// How many bytes the backend has sent to its client.
+    /// The number of bytes that the backend has sent to its client.
     pub(crate) fn bytes_sent(&self) -> u64 {
         self.sent
     }
 
-    /// Sends all of `bytes` in the backend's stead, between two of its messages, waiting where it has to. A client
+    /// Sends all of `bytes` in place of the backend, between two of its messages, and waits where necessary. A client
     /// that is gone gets nothing.
     pub(crate) fn write_all(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -116,7 +116,7 @@ impl ClientStream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wait(Interest::Write, None);
                 }
-                // Its next read will tell the backend.
+                // The backend notices it at its next read.
                 Err(_) => return,
             }
         }
@@ -146,7 +146,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     super::commands::add_to_linker(linker)
 }
 
-/// Passes the session's secret key on, as soon as there is one.
+/// Passes the session's secret key on as soon as it exists.
 fn announce_key(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     let (memory, guest) = memory::of(caller)?;
     if guest.client.on_key.is_some() {
@@ -160,10 +160,9 @@ fn announce_key(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Reads or writes. When that is not possible at once, it waits here if nothing else has to be done meanwhile, and
-/// otherwise lets `PostgreSQL` do its own waiting (`secure_read` and `secure_write` in
-/// `src/backend/libpq/be-secure.c`), in which it handles interrupts and, where others may look, says what it waits
-/// for (`pg_stat_activity`).
+/// Reads or writes. If that is not possible at once, it waits here when nothing else can happen meanwhile. Otherwise
+/// it lets `PostgreSQL` wait (`secure_read` and `secure_write` in `src/backend/libpq/be-secure.c`), which handles
+/// interrupts and, in a shared cluster, reports the wait in `pg_stat_activity`.
 fn transfer(
     caller: &mut Caller<'_, Guest>,
     interest: Interest,
@@ -184,14 +183,14 @@ fn transfer(
                     Readiness::Woken | Readiness::TimedOut => break Errno::EAGAIN,
                 }
             }
-            // An address outside the memory.
+            // The buffer is outside the memory.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error.into()),
             Err(_) => break Errno::ECONNRESET,
         }
     };
     let (memory, guest) = memory::of(caller)?;
     guest.client.blocked_on = Some(interest);
-    // Only with a client does anything fail, and only a backend, whose module the facts are about, has one.
+    // Only an operation on a client fails, and only a backend, the module of the facts, has a client.
     memory::write_u32(memory, guest.facts.errno, errno.number().cast_unsigned())?;
     Ok(-1)
 }

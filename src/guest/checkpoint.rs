@@ -1,6 +1,6 @@
-//! Asking the checkpointer of a cluster for a checkpoint: what PGlite's build lacks of `RequestCheckpoint`
-//! (`PostgreSQL`, `src/backend/postmaster/checkpointer.c`), and of `XLogWrite` (`src/backend/access/transam/xlog.c`),
-//! which asks for one when so much WAL was written as `max_wal_size` allows.
+//! Requests to a cluster's checkpointer: the parts that PGlite's build lacks of `RequestCheckpoint` (`PostgreSQL`,
+//! `src/backend/postmaster/checkpointer.c`), and of `XLogWrite` (`src/backend/access/transam/xlog.c`), which requests
+//! a checkpoint when the amount of WAL reaches `max_wal_size`.
 
 use wasmtime::Caller;
 
@@ -14,8 +14,7 @@ use crate::{
     postgres::{checkpoint, wait_event},
 };
 
-/// Asks for a checkpoint, and waits for it if that is among `flags`. An interrupt of the wait leaves it as an SQL
-/// error does.
+/// Requests a checkpoint, and waits for it if `flags` contain that. An interrupt ends the wait like an SQL error.
 ///
 /// # Errors
 /// An SQL error when the checkpoint fails; others when the guest traps or its cluster has crashed.
@@ -23,9 +22,9 @@ pub(super) fn request(mut caller: Caller<'_, Guest>, flags: i32) -> wasmtime::Re
     ask(&mut caller, flags.cast_unsigned())
 }
 
-/// The process begins a segment of WAL: if there are as many since the last checkpoint as there may be, it asks for
-/// the next one (`XLogCheckpointNeeded` and `CalculateCheckpointSegments`). A cluster with one process has no
-/// checkpointer.
+/// The process begins a WAL segment. If the number of segments since the last checkpoint reaches the limit, it
+/// requests the next checkpoint (`XLogCheckpointNeeded` and `CalculateCheckpointSegments`). A cluster with one process
+/// has no checkpointer.
 ///
 /// # Errors
 /// When the guest traps.
@@ -46,7 +45,7 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     Ok(())
 }
 
-/// The value of a setting, in its own unit.
+/// The value of a setting in its base unit.
 fn number(caller: &mut Caller<'_, Guest>, setting: &str) -> wasmtime::Result<f64> {
     let value = setting_value(caller, setting.as_bytes())?;
     Ok(String::from_utf8_lossy(&value).parse()?)
@@ -55,11 +54,11 @@ fn number(caller: &mut Caller<'_, Guest>, setting: &str) -> wasmtime::Result<f64
 fn ask(caller: &mut Caller<'_, Guest>, mut flags: u32) -> wasmtime::Result<()> {
     let facts = caller.data().facts.clone();
     if facts.checkpointer.requests != checkpoint::REQUESTS {
-        wasmtime::bail!("this version of PGlite asks for checkpoints in another way");
+        wasmtime::bail!("this version of PGlite requests checkpoints in a different way");
     }
     let shared = memory::read_u32(memory::of(caller)?.0, facts.checkpointer.shared)?;
     if flags & checkpoint::CAUSE_XLOG != 0 {
-        // PGlite's RequestCheckpoint adds it to all; here there is a checkpointer that takes its time.
+        // PGlite's RequestCheckpoint adds it to all requests; here the checkpointer spreads its writes.
         flags &= !checkpoint::IMMEDIATE;
     }
     let read = |caller: &mut Caller<'_, Guest>, offset| -> wasmtime::Result<u32> {
@@ -71,7 +70,7 @@ fn ask(caller: &mut Caller<'_, Guest>, mut flags: u32) -> wasmtime::Result<()> {
     memory::write_u32(memory::of(caller)?.0, shared.wrapping_add(checkpoint::FLAGS), asked)?;
     let checkpointer = read(caller, checkpoint::PROCESS_ID)?.cast_signed();
     if let Some(seat) = &caller.data().seat {
-        // Its handler sets the latch that the checkpointer waits for; one that is not there yet will see the flags.
+        // The handler sets the checkpointer's latch. A checkpointer that has not started yet will see the flags.
         seat.send(checkpointer, Some(Signal::USR1));
     }
     if flags & checkpoint::WAIT == 0 {
@@ -87,12 +86,12 @@ fn ask(caller: &mut Caller<'_, Guest>, mut flags: u32) -> wasmtime::Result<()> {
         Ok((done.wrapping_sub(started).cast_signed() >= 0).then_some(()))
     })?;
     if read(caller, checkpoint::FAILED)? != old_failed {
-        return Err(report::error(caller, "XX000", "checkpoint request failed; the server log says why"));
+        return Err(report::error(caller, "XX000", "checkpoint request failed; the reason is in the server log"));
     }
     Ok(())
 }
 
-/// Sleeps on the condition variable until `look` finds what it looks for.
+/// Sleeps on the condition variable until `look` returns a value.
 fn wait_until<T>(
     caller: &mut Caller<'_, Guest>,
     condition: u32,

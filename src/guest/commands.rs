@@ -1,4 +1,4 @@
-//! `system` and `popen`: the guest has no other programs, but `initdb` runs the backend, and the backend asks for the
+//! `system` and `popen`. The guest has no other programs, but `initdb` runs the backend, and the backend reads the
 //! list of locales.
 
 use wasmtime::{Caller, Linker};
@@ -6,42 +6,42 @@ use wasmtime::{Caller, Linker};
 use super::{Guest, call, memory};
 use crate::{fs::Errno, instrument::HOOK_MODULE};
 
-/// Runs the commands of one guest. Files stand in for pipes: their paths are the guest's.
+/// Runs the commands of one guest. Files in the guest take the place of pipes.
 pub(crate) trait Commands: Send {
     /// Runs `command` and returns its status as `wait` does.
     fn system(&mut self, command: &str) -> i32;
 
-    /// Runs `command` and returns the file that has its standard output.
+    /// Runs `command` and returns the path of the file with its standard output.
     ///
     /// # Errors
     /// When it cannot be run.
     fn read_from(&mut self, command: &str) -> Result<String, Errno>;
 
-    /// Returns the file whose content is to be the standard input of `command`, which runs in [`Commands::wait`].
+    /// Returns the path of the file for the standard input of `command`, which runs in [`Commands::wait`].
     ///
     /// # Errors
     /// When it cannot be run.
     fn write_to(&mut self, command: &str) -> Result<String, Errno>;
 
-    /// The file that [`Commands::read_from`] or [`Commands::write_to`] named has been closed; returns the exit status
-    /// of its command.
+    /// Called after the file of [`Commands::read_from`] or [`Commands::write_to`] is closed; returns the exit status
+    /// of the command.
     fn wait(&mut self) -> i32;
 }
 
-/// What `system` returns without a shell: the status of one that has ended with `exit(127)`, as POSIX says.
+/// The result of `system` without a shell: the status of a shell that ended with `exit(127)`, as in POSIX.
 const NO_SHELL: i32 = 127 << 8;
 
-/// Where the output of `locale -a` is in the guest's files.
+/// The path of the output of `locale -a` in the guest's files.
 pub(crate) const LOCALES_FILE: &str = "/pglite/locale-a";
-/// What it is, in place of that in PGlite's bundle: the locales that there are.
+/// Its content, the available locales, which replaces that in PGlite's bundle.
 pub(crate) const LOCALES: &str = "C\nC.utf8\nPOSIX\n";
 
-/// The backend's own commands. What it says of others is what it says on a system without a shell.
+/// The backend's own commands. Other commands fail as on a system without a shell.
 pub(crate) struct BackendCommands;
 
 impl Commands for BackendCommands {
     fn system(&mut self, command: &str) -> i32 {
-        tracing::warn!("PostgreSQL wanted to run {command:?}; there are no programs to run");
+        tracing::warn!("PostgreSQL tried to run {command:?}, but there are no programs to run");
         NO_SHELL
     }
 
@@ -50,12 +50,12 @@ impl Commands for BackendCommands {
         if command.starts_with("locale -a") {
             return Ok(LOCALES_FILE.to_owned());
         }
-        tracing::warn!("PostgreSQL wanted to read from {command:?}; there are no programs to run");
+        tracing::warn!("PostgreSQL tried to read from {command:?}, but there are no programs to run");
         Err(Errno::ENOENT)
     }
 
     fn write_to(&mut self, command: &str) -> Result<String, Errno> {
-        tracing::warn!("PostgreSQL wanted to write to {command:?}; there are no programs to run");
+        tracing::warn!("PostgreSQL tried to write to {command:?}, but there are no programs to run");
         Err(Errno::ENOENT)
     }
 

@@ -1,12 +1,12 @@
-//! The free memory of the guest's heap: given back to the operating system while the guest waits for its client.
+//! Returns the free memory of the guest's heap to the operating system while the guest waits for its client.
 //!
-//! The guest's `malloc` is Doug Lea's (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6, without `mmap` and built
-//! so that it never trims). Memory that it has once got stays in the linear memory, which cannot shrink; but the
-//! contents of a free chunk are undefined, so its pages need not be kept. Only its first words, which `malloc` keeps
-//! its chunks together with, and the word behind it have to survive.
+//! The guest's `malloc` is Doug Lea's (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6, without `mmap` and built so
+//! that it never trims). Its memory stays in the linear memory, which cannot shrink. But the contents of a free chunk
+//! are undefined, so its pages need not be kept, except for its first words, with which `malloc` links its chunks, and
+//! the word after it.
 //!
-//! This is not done when memory is freed: a query frees and takes the same megabytes again and again, and would fault
-//! their pages in each time.
+//! This is not done when memory is freed, because a query frees and allocates the same megabytes repeatedly, and would
+//! cause page faults each time.
 
 use std::{
     ops::Range,
@@ -24,7 +24,7 @@ use super::Guest;
 /// Offsets in `struct malloc_state`, whose address is [`Facts::heap`](crate::instrument::Facts::heap); pointers and
 /// sizes have four bytes.
 mod state {
-    /// `dvsize` and `dv`: the chunk that small requests are served from.
+    /// `dvsize` and `dv`: the chunk from which small requests are served.
     pub(super) const VICTIM: [u32; 2] = [8, 20];
     /// `topsize` and `top`: the chunk at the end of the heap.
     pub(super) const TOP: [u32; 2] = [12, 24];
@@ -40,11 +40,11 @@ mod chunk {
     /// The next chunk of the same size, in a ring.
     pub(super) const NEXT: u32 = 8;
     pub(super) const CHILDREN: [u32; 2] = [16, 20];
-    /// What `malloc` keeps in a free chunk.
+    /// The bytes of a free chunk that `malloc` uses.
     pub(super) const KEPT: u32 = 32;
 }
 
-/// The bits of a chunk's head that are no part of its size.
+/// The bits of a chunk's head that are not part of its size.
 const FLAGS: u32 = 7;
 /// The flag of a chunk that is in use.
 const IN_USE: u32 = 2;
@@ -52,11 +52,11 @@ const IN_USE: u32 = 2;
 /// Smaller chunks keep their pages.
 const LEAST: u32 = 64 << 10;
 
-/// The first tree that may have chunks of [`LEAST`] bytes (`compute_tree_index`: two trees for each power of two,
+/// The first tree that may contain chunks of [`LEAST`] bytes (`compute_tree_index`: two trees for each power of two,
 /// from 256 on).
 const FIRST_TREE: u32 = 2 * (LEAST.ilog2() - 8);
 
-/// Gives the pages of large free chunks back. The guest is waiting in a call of the host, or not called.
+/// Returns the pages of large free chunks. The guest must be waiting in a call of the host, or not running.
 ///
 /// # Errors
 /// While the instance is being made.
@@ -67,32 +67,31 @@ pub(super) fn give_back(store: &impl AsContext<Data = Guest>) -> wasmtime::Resul
     let word = |address: u32| {
         let address = address as usize;
         let is_inside = address.is_multiple_of(4) && address.checked_add(4).is_some_and(|end| end <= size);
-        // SAFETY: the word is aligned and inside the memory, which does not move. The guest does not run, and other
-        // threads write only where they share memory with it, or its flag for interrupts, both of which a damaged
-        // heap may lead to: therefore as an atomic.
+        // SAFETY: the word is aligned and inside the memory, which does not move. The guest does not run. Other
+        // threads write only to shared memory and to its interrupt flag. A damaged heap may point to both, therefore
+        // the load is atomic.
         is_inside
             .then(|| u32::from_le(unsafe { AtomicU32::from_ptr(base.add(address).cast()) }.load(Ordering::Relaxed)))
     };
     let heap = store.data().facts.heap;
     let Some(chunks) = free_chunks(word, heap, u32::try_from(size).unwrap_or(u32::MAX)) else {
-        tracing::warn!("the guest's heap is damaged");
+        tracing::warn!("the guest's heap is damaged; its free memory is not returned to the system");
         return Ok(());
     };
     for pages in chunks.into_iter().filter_map(pages_within) {
-        // SAFETY: whole pages inside the memory, of a private mapping or one that keeps its contents. They belong to
-        // a free chunk, of whose contents the guest expects nothing, and nobody holds a reference into the memory,
-        // whose store is borrowed here. What the guest finds there afterwards, zeros or what its image has there, are
-        // bytes as good as any.
+        // SAFETY: whole pages inside the memory, of a private mapping or one that keeps its contents. They belong to a
+        // free chunk, whose contents are undefined, and no reference into the memory exists, because its store is
+        // borrowed here. Afterwards the guest finds zeros or the bytes of its image there, which are valid as well.
         let given = unsafe { madvise(base.add(pages.start).cast(), pages.len(), Advice::LinuxDontNeed) };
         if let Err(error) = given {
-            tracing::debug!(%error, "free memory of a session stays with it");
+            tracing::debug!(%error, "free memory of a session cannot be returned to the system");
             break;
         }
     }
     Ok(())
 }
 
-/// The whole pages of a free chunk that nothing has to be kept of.
+/// The whole pages of a free chunk that `malloc` does not use.
 fn pages_within(chunk: Range<u32>) -> Option<Range<usize>> {
     let page = page_size();
     let start = (chunk.start as usize + chunk::KEPT as usize).next_multiple_of(page);
@@ -100,8 +99,8 @@ fn pages_within(chunk: Range<u32>) -> Option<Range<usize>> {
     (start < end).then_some(start..end)
 }
 
-/// The free chunks of at least [`LEAST`] bytes of the heap with that state, in a memory of `size` bytes whose words
-/// `word` reads; `None` if they are not in order.
+/// The free chunks of at least [`LEAST`] bytes of the heap whose state is at `heap`, in a memory of `size` bytes;
+/// `word` reads a word. `None` if the heap is damaged.
 fn free_chunks(word: impl Fn(u32) -> Option<u32>, heap: u32, size: u32) -> Option<Vec<Range<u32>>> {
     let at = |address: u32, offset: u32| word(address.checked_add(offset)?);
     let mut chunks = Vec::new();
@@ -111,7 +110,7 @@ fn free_chunks(word: impl Fn(u32) -> Option<u32>, heap: u32, size: u32) -> Optio
             chunks.push(start..start.checked_add(length)?);
         }
     }
-    // So many fit into the memory: a ring that does not close ends the search.
+    // The maximum number that fits into the memory: a ring that does not close ends the search.
     let mut left = size / LEAST;
     let mut unseen = Vec::new();
     for tree in FIRST_TREE..state::TREE_COUNT {
@@ -125,7 +124,7 @@ fn free_chunks(word: impl Fn(u32) -> Option<u32>, heap: u32, size: u32) -> Optio
                 left = left.checked_sub(1)?;
                 let head = at(start, chunk::HEAD)?;
                 let end = start.checked_add(head & !FLAGS)?;
-                // Behind a free chunk its size is repeated.
+                // The size of a free chunk is repeated after it.
                 if head & IN_USE != 0 || at(end, 0)? != head & !FLAGS {
                     return None;
                 }
@@ -152,7 +151,7 @@ mod tests {
     const HEAP: u32 = 1024;
     const SIZE: u32 = 64 << 20;
 
-    /// A memory with a heap in which nothing is free.
+    /// A memory with a heap without free chunks.
     #[derive(Default)]
     struct Memory(std::collections::HashMap<u32, u32>);
 
@@ -161,7 +160,7 @@ mod tests {
             self.0.insert(address + offset, value);
         }
 
-        /// Makes the chunk at `start` free; it is alone of its size.
+        /// Makes the chunk at `start` free, the only one of its size.
         fn free(&mut self, start: u32, length: u32) {
             self.set(start, chunk::HEAD, length | 1);
             self.set(start, chunk::NEXT, start);
@@ -172,7 +171,7 @@ mod tests {
             self.set(HEAP, state::TREES + 4 * tree, root);
         }
 
-        /// Start and end of each.
+        /// The start and end of each free chunk.
         fn free_chunks(&self) -> Option<Vec<(u32, u32)>> {
             let word = |address: u32| {
                 (address.is_multiple_of(4) && address < SIZE).then(|| self.0.get(&address).copied().unwrap_or(0))

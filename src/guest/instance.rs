@@ -5,7 +5,7 @@ use wasmtime::{AsContextMut, Instance, Memory, Table, TypedFunc};
 
 use super::Guest;
 
-/// What host functions and the backend call in the guest.
+/// The functions, memory and table of the guest that host functions and the backend use.
 pub(crate) struct Exports {
     pub(crate) instance: Instance,
     pub(crate) memory: Memory,
@@ -13,7 +13,7 @@ pub(crate) struct Exports {
     pub(crate) malloc: TypedFunc<u32, u32>,
     pub(crate) memalign: TypedFunc<(u32, u32), u32>,
     pub(crate) timeout: TypedFunc<(u32, f64), ()>,
-    /// Only the backend has it: what it raises in itself, `initdb` has no use for.
+    /// Only in the backend; `initdb` raises no signals.
     pub(crate) raise: Option<TypedFunc<i32, i32>>,
 }
 

@@ -1,5 +1,5 @@
-//! The places inside `PostgreSQL` where the rewriter put a call of the host (`instrument`): waiting, sleeping,
-//! interrupts, signals.
+//! The host's side of the hooks that the rewriter put into `PostgreSQL` (`instrument`): waiting, sleeping, interrupts,
+//! signals.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         },
     )?;
     linker.func_wrap(HOOK_MODULE, Hook::PgUsleep.name(), |mut caller: Caller<'_, Guest>, microseconds: i32| {
-        // As nanosleep does, it returns early when a signal handler has run.
+        // It returns early when a signal handler has run, as nanosleep does.
         match u64::try_from(microseconds) {
             Ok(microseconds) if microseconds > 0 => wait(&mut caller, Some(Duration::from_micros(microseconds)), 0),
             _ => Ok(()),
@@ -45,7 +45,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     })?;
     linker.func_wrap(HOOK_MODULE, Hook::Kill.name(), kill)?;
     linker.func_wrap(HOOK_MODULE, Hook::SemaphoreWait.name(), |mut caller: Caller<'_, Guest>, _semaphore: u32| {
-        // What it waits for only another session can do; PostgreSQL looks itself whether it has been done.
+        // Only another session can end the wait; PostgreSQL itself checks whether it has.
         match &mut caller.data_mut().seat {
             Some(seat) => Ok(seat.pass_turn()?),
             None => Ok::<_, wasmtime::Error>(()),
@@ -53,12 +53,12 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     })?;
     linker.func_wrap(HOOK_MODULE, Hook::RequestCheckpoint.name(), checkpoint::request)?;
     linker.func_wrap(HOOK_MODULE, Hook::WalSegment.name(), checkpoint::count_segment)?;
-    // A session of a cluster that is gone ends at its next turn.
+    // The session of a cluster that has ended ends at its next turn.
     linker.func_wrap(HOOK_MODULE, Hook::PostmasterIsAlive.name(), || 1)?;
     Ok(())
 }
 
-/// Runs the handlers of signals that have arrived and of timers that are due; says whether a signal's did.
+/// Runs the handlers of pending signals and of due timers; returns whether a signal's handler ran.
 ///
 /// # Errors
 /// When a handler traps or exits.
@@ -67,7 +67,7 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     while store.as_context().data().signals.any() {
         let arrived = store.as_context().data().signals.take();
         for signal in arrived {
-            // The only purpose of the one is to end a wait, which it has done; the other has no query to cancel.
+            // SIGURG only ends a wait, which it has done; SIGINT has no query to cancel in an idle session.
             if signal == Signal::URG || (signal == Signal::INT && store.as_context().data().is_idle) {
                 continue;
             }
@@ -81,8 +81,8 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     Ok(delivered)
 }
 
-/// At a `CHECK_FOR_INTERRUPTS`: signals, timers, and the other sessions' turns where `PostgreSQL` would handle
-/// interrupts, that is where it holds no lightweight lock and is in no critical section (`ProcessInterrupts` in
+/// At a `CHECK_FOR_INTERRUPTS`: handles signals and timers, and gives other sessions their turns, where `PostgreSQL`
+/// would handle interrupts, that is without lightweight locks and outside critical sections (`ProcessInterrupts` in
 /// `src/backend/tcop/postgres.c`).
 fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     deliver(caller)?;
@@ -101,10 +101,10 @@ fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
 }
 
 /// Waits as `poll` would in `WaitEventSetWait`, until the latch at `latch` (if any) is set, the timeout has passed, a
-/// signal has been handled, or the client's connection is ready for what the last callback wanted of it.
+/// signal has been handled, or the client's connection is ready for the operation that the last callback could not do.
 ///
-/// The `poll` of this build reports no events, so the latch is set in that last case too: `PostgreSQL` then looks at
-/// everything it waits for, and a latch may always be set without a reason (`src/include/storage/latch.h`).
+/// The `poll` of this build reports no events, so the latch is set in the last case as well: `PostgreSQL` then checks
+/// everything that it waits for, and a latch may be set without a reason (`src/include/storage/latch.h`).
 fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -> wasmtime::Result<()> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
@@ -130,9 +130,9 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
     }
 }
 
-/// `kill`: 0, or the negated errno. A negative process id, a group in `PostgreSQL`'s children, means the process
-/// here; 0, the caller's group and the `PostmasterPid` of a backend that was booted alone, means the caller if the
-/// cluster is its own.
+/// `kill`: returns 0, or the negated errno. A negative process id, in `PostgreSQL` the group of a child, is the
+/// process itself here. 0, the caller's group and the `PostmasterPid` of a backend that was booted alone, is the
+/// caller if it has its own cluster.
 fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(&mut caller)?;
     let own = memory::read_u32(memory, guest.my_proc_pid)?.cast_signed();
@@ -147,7 +147,7 @@ fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Resul
         return Ok(if is_there { 0 } else { -Errno::ESRCH.number() });
     }
     let Some(signal) = signal else { return Ok(0) };
-    // A signal that a process sends to itself is handled before kill returns.
+    // A signal of a process to itself is handled before kill returns.
     caller.data().signals.send(signal);
     deliver(&mut caller)?;
     Ok(0)

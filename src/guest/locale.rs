@@ -1,8 +1,8 @@
-//! The locales of the C library and of ICU: which of them there are, and how letters change their case.
+//! The locales of the C library and of ICU that exist, and the case mapping of the C library.
 //!
-//! The musl in `pglite.wasm` takes any name for a locale's and treats it like `C.UTF-8`; ICU falls back to the root
-//! collation for a language without data. `PostgreSQL` would pass both off as what was asked for, so the host
-//! answers instead.
+//! The musl in `pglite.wasm` accepts any name of a locale and treats it like `C.UTF-8`; ICU uses its root collation
+//! for a language without data. `PostgreSQL` would then behave as if the requested locale existed, so the host
+//! decides.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -38,11 +38,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// Runs the part of a hook that only computes. A panic in it, which the program's log tells of, becomes an SQL error:
-/// it ends the statement and not the process, for whose crash the whole cluster would start again.
+/// Runs the part of a hook that only computes. A panic in it is logged and becomes an SQL error. It ends the
+/// statement; if it ended the process, the whole cluster would start again.
 ///
 /// # Errors
-/// The computation's own, and that SQL error.
+/// Those of `computation`, and that SQL error.
 fn compute<T>(
     caller: &mut Caller<'_, Guest>,
     hook: Hook,
@@ -51,7 +51,7 @@ fn compute<T>(
     if let Ok(result) = catch(|| computation(caller)) {
         return result;
     }
-    let message = format!("the host function {} failed; the program's log says how", hook.name());
+    let message = format!("the host function {} failed; the reason is in the program's log", hook.name());
     Err(report::error(caller, "XX000", &message))
 }
 
@@ -64,9 +64,9 @@ fn catch<T>(computation: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(computation)).map_err(|_| Panicked)
 }
 
-/// Whether the C library has the locale `name`: `C` and `C.UTF-8` are all that musl implements. The name of the
-/// character set may be spelled as glibc lets it be. An empty name is that of the environment's locale, which is one
-/// of these.
+/// Whether the C library has the locale `name`: musl implements only `C` and `C.UTF-8`. The name of the character set
+/// may be spelled in the ways that glibc accepts. An empty name is that of the environment's locale, which is one of
+/// these.
 fn locale_exists(name: &[u8]) -> bool {
     match name {
         b"" | b"C" | b"POSIX" => true,
@@ -80,14 +80,14 @@ fn map(code_point: u32, mapping: fn(char) -> char) -> u32 {
     char::from_u32(code_point).map_or(code_point, |character| mapping(character).into())
 }
 
-/// The uppercase letter, or the character itself: Unicode's simple mapping, which is one to one, and what glibc's
-/// `towupper` does.
+/// The uppercase letter, or the character itself: Unicode's simple mapping, which is one to one, as glibc's
+/// `towupper`.
 fn upper(character: char) -> char {
     let mut mapped = character.to_uppercase();
     if mapped.len() == 1 {
         return mapped.next().unwrap_or(character);
     }
-    // Greek letters with an iota below are the only ones that map to several characters and have a simple mapping too
+    // Only Greek letters with iota subscript map to several characters and also have a simple mapping
     // (UnicodeData.txt).
     let distance = match character {
         '\u{1f80}'..='\u{1f87}' | '\u{1f90}'..='\u{1f97}' | '\u{1fa0}'..='\u{1fa7}' => 8,
@@ -97,13 +97,13 @@ fn upper(character: char) -> char {
     char::from_u32(u32::from(character) + distance).unwrap_or(character)
 }
 
-/// The lowercase letter, as [`upper`]. Only U+0130 maps to two characters, of which the second is the dot above.
+/// The lowercase letter, as [`upper`]. Only U+0130 maps to two characters; the second is the dot above.
 fn lower(character: char) -> char {
     character.to_lowercase().next().unwrap_or(character)
 }
 
-/// Raises an error where ICU would use the root collation, because the data of the locale's own is not among the
-/// guest's files.
+/// Raises an error where ICU would use the root collation, because the guest's files do not contain the data of the
+/// locale's own collation.
 fn open_collator(mut caller: Caller<'_, Guest>, locale: u32) -> wasmtime::Result<()> {
     let missing = compute(&mut caller, Hook::OpenCollator, |caller| {
         let locale = memory::read_text(caller.data().memory()?.data(caller), locale)?;
@@ -113,9 +113,8 @@ fn open_collator(mut caller: Caller<'_, Guest>, locale: u32) -> wasmtime::Result
     refuse(&mut caller, missing)
 }
 
-/// As [`open_collator`], for what the rules of a collation import: `[import LANGUAGE-TAG]`. ICU has read the tag. The
-/// error leaves ICU as no error of its own does: what ICU has allocated for the collator, about 50 kB, stays until
-/// the session ends.
+/// As [`open_collator`], for collations that rules import: `[import LANGUAGE-TAG]`. ICU has parsed the tag. The error
+/// skips ICU's own error handling, so about 50 kB that ICU has allocated for the collator stay until the session ends.
 fn import_rules(mut caller: Caller<'_, Guest>, _importer: u32, locale: u32, kind: u32) -> wasmtime::Result<()> {
     let missing = compute(&mut caller, Hook::ImportRules, |caller| {
         let memory = caller.data().memory()?.data(caller);
@@ -133,7 +132,7 @@ fn lacking(caller: &Caller<'_, Guest>, locale: &str) -> Option<Lacking> {
     icu::lacking(locale, |path| files.stat(At::WorkingDirectory, path.as_bytes(), Follow::Yes).is_ok())
 }
 
-/// Raises an SQL error about data that are missing, if any are.
+/// Raises an SQL error with the message `missing`, if there is one.
 fn refuse(caller: &mut Caller<'_, Guest>, missing: Option<String>) -> wasmtime::Result<()> {
     let Some(message) = missing else { return Ok(()) };
     let hint = "Start the server with the option --icu-data and the data of ICU 76.";

@@ -1,8 +1,8 @@
-//! `mmap` and `munmap` of files: into memory of the guest's own `malloc`.
+//! `mmap` and `munmap` of files, into memory of the guest's own `malloc`.
 //!
-//! In a backend with a cluster of its own the file is copied in, and back at the end. Where processes share a
-//! cluster, a file that is mapped shared becomes a memory object of the operating system's, which is mapped over that
-//! memory in each of them: `PostgreSQL`'s dynamic shared memory (`src/backend/storage/ipc/dsm_impl.c`).
+//! In a backend with its own cluster the file is copied in, and copied back at the end. In a shared cluster, a file
+//! that is mapped shared becomes a memory object of the operating system, which is mapped over that memory in each
+//! process: `PostgreSQL`'s dynamic shared memory (`src/backend/storage/ipc/dsm_impl.c`).
 
 use rustix::param::page_size;
 use wasmtime::{Caller, Linker};
@@ -15,7 +15,7 @@ use crate::{
 
 const PROT_WRITE: u32 = 2;
 const MAP_PRIVATE: u32 = 2;
-/// What mappings are aligned to: a page of WebAssembly's memory.
+/// The alignment of mappings: a page of WebAssembly's memory.
 const PAGE: u32 = 1 << 16;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -24,8 +24,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// Maps `length` bytes of `fd` from `offset` on. Stores the address at `address`, and at `allocated` that the
-/// C library has to free it (Emscripten, `system/lib/libc/emscripten_mmap.c`; it handles anonymous mappings itself).
+/// Maps `length` bytes of `fd` from `offset` on. Stores the address at `address`, and stores at `allocated` that the C
+/// library has to free it (Emscripten, `system/lib/libc/emscripten_mmap.c`; it handles anonymous mappings itself).
 #[expect(clippy::too_many_arguments, reason = "the C library's signature")]
 fn map(
     mut caller: Caller<'_, Guest>,
@@ -60,7 +60,7 @@ fn map(
         }
     } else {
         let (memory, guest) = memory::of(&mut caller)?;
-        // To the end of the last page, which POSIX wants to be zeros after the end of the file.
+        // To the end of the last page: POSIX requires zeros there after the end of the file.
         let bytes = memory::bytes_mut(memory, start, size)?;
         let (mapped, rest) = bytes.split_at_mut(length as usize);
         rest.fill(0);
@@ -84,15 +84,15 @@ fn map_shared(caller: &mut Caller<'_, Guest>, mapping: Mapping) -> Result<(), Er
     let memory = caller.data().memory().map_err(|_| Errno::ENOMEM)?;
     let object = caller.data_mut().files.map_shared(mapping)?;
     Region::new(&(start..end), object, offset).map_over(caller, memory).map_err(|error| {
-        tracing::warn!("{length} bytes of dynamic shared memory: {error:#}");
-        // That it was mapped a moment ago is certain.
+        tracing::warn!("{length} bytes of dynamic shared memory cannot be mapped: {error:#}");
+        // It was mapped a moment ago, so this cannot fail.
         let _ = caller.data_mut().files.unmap(start, &[]);
         Errno::ENOMEM
     })
 }
 
-/// Ends the mapping at `address`. The descriptor that the C library passes may have been closed since, or be another
-/// file's; it is not needed. The C library frees the memory, and ignores the answer.
+/// Ends the mapping at `address`. The descriptor that the C library passes is not used: it may have been closed since,
+/// or be another file's. The C library frees the memory, and ignores the result.
 fn unmap(
     mut caller: Caller<'_, Guest>,
     address: u32,
@@ -104,8 +104,7 @@ fn unmap(
 ) -> wasmtime::Result<i32> {
     let shared = caller.data().files.shared_at(address).unwrap_or(0);
     if shared > 0 {
-        // The C library gives the pages back to `malloc`, and the next to get them must not write into what others
-        // share.
+        // The C library returns the pages to `malloc`, and later users of the memory must not write into shared pages.
         let memory = caller.data().memory()?;
         map_zeros_over(&mut caller, memory, address, shared as usize).map_err(wasmtime::Error::from_anyhow)?;
     }

@@ -1,8 +1,8 @@
 //! Reading and writing the guest's linear memory, with checked bounds.
 //!
-//! An address outside the memory is a bug of the guest. A system call answers it with `EFAULT`, as a kernel does; in
-//! any other host function it ends the instance as a trap does. Which of the two is decided by the caller's `?`, by
-//! way of the conversions of [`OutOfBounds`].
+//! An address outside the memory is a bug of the guest. A system call returns `EFAULT` for it, as a kernel does; in
+//! any other host function it ends the instance as a trap does. The caller's `?` selects one of the two, through the
+//! conversions of [`OutOfBounds`].
 
 use std::io;
 
@@ -12,13 +12,13 @@ use wasmtime::{AsContext, Caller, Memory};
 use super::Guest;
 use crate::fs::Errno;
 
-/// The guest named an address outside its memory.
+/// The guest passed an address outside its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the guest named {length} bytes at address {address:#x}, which its memory does not have")]
+#[error("{length} bytes at address {address:#x} are outside the guest's memory")]
 pub(crate) struct OutOfBounds {
     /// The first address.
     address: u32,
-    /// How many bytes from there on.
+    /// The number of bytes from there on.
     length: u32,
 }
 
@@ -43,8 +43,8 @@ pub(crate) fn of<'a>(caller: &'a mut Caller<'_, Guest>) -> wasmtime::Result<(&'a
     Ok(memory.data_and_store_mut(caller))
 }
 
-/// Where the aligned 32-bit word at `address` is in the host's memory. It stays there, because a memory neither moves
-/// nor shrinks.
+/// The address of the aligned 32-bit word `address` in the host's memory. It stays valid, because a memory neither
+/// moves nor shrinks.
 ///
 /// # Errors
 /// When it is outside of the memory, or not aligned.
@@ -60,21 +60,21 @@ pub(crate) fn read_bytes(memory: &[u8], address: u32, length: u32) -> Result<&[u
     rest.ok_or(OutOfBounds { address, length })
 }
 
-/// `length` bytes at `address`, to be written to.
+/// `length` bytes at `address`, for writing.
 pub(crate) fn bytes_mut(memory: &mut [u8], address: u32, length: u32) -> Result<&mut [u8], OutOfBounds> {
     let rest = memory.get_mut(address as usize..).and_then(|rest| rest.get_mut(..length as usize));
     rest.ok_or(OutOfBounds { address, length })
 }
 
-/// The bytes of a C string, without the NUL that ends it.
+/// The bytes of a C string, without its final NUL.
 pub(crate) fn read_c_string(memory: &[u8], address: u32) -> Result<&[u8], OutOfBounds> {
     let rest = memory.get(address as usize..).unwrap_or_default();
     let text = rest.split(|byte| *byte == 0).next();
-    // A string that ends with the memory lacks its NUL.
+    // A string that extends to the end of the memory has no NUL.
     text.filter(|text| text.len() < rest.len()).ok_or(OutOfBounds { address, length: 1 })
 }
 
-/// The C string at `address` as text; what is not UTF-8 in it is replaced.
+/// The C string at `address` as text; bytes that are not UTF-8 are replaced.
 pub(crate) fn read_text(memory: &[u8], address: u32) -> Result<String, OutOfBounds> {
     Ok(String::from_utf8_lossy(read_c_string(memory, address)?).into_owned())
 }
@@ -155,7 +155,7 @@ mod tests {
         let end = 1 << 16;
         memory.data_mut(&mut store)[end - 4] = 7;
         let last = word(&store, memory, 65_532).unwrap();
-        // SAFETY: it is inside of the memory, in which nobody else is.
+        // SAFETY: it is inside the memory, which has no other users.
         assert_eq!(unsafe { *last }, 7);
         for address in [65_533, 65_534, 65_536, u32::MAX - 3, u32::MAX, 2] {
             assert!(word(&store, memory, address).is_err(), "{address}");

@@ -1,7 +1,7 @@
-//! The Emscripten host: what one wasm instance of PGlite sees of the world.
+//! The Emscripten host: the environment of one wasm instance of PGlite.
 //!
-//! Each file adds the imports of one concern to Wasmtime's linker; an import that no file knows fails at link time
-//! with its name. Errors in host functions are of three kinds. What the guest may handle is returned as its errno
+//! Each file adds the imports of one concern to Wasmtime's linker; linking fails and names an import that none of them
+//! adds. Errors in host functions are of three kinds. Errors that the guest may handle are returned as its errno
 //! (`syscalls`, `wasi`). `I32Exit` unwinds for `exit`. Everything else ends the instance as a trap does.
 
 pub(crate) mod call;
@@ -48,61 +48,61 @@ pub(crate) use stack::NativeStack;
 pub(crate) use timers::Timers;
 pub(crate) use waiting::wait;
 
-/// The state that host functions find in the store of one wasm instance.
+/// The state of one wasm instance in its store, for host functions.
 pub(crate) struct Guest {
-    /// Clocks, randomness, environment and `proc_exit` of WASI preview 1; its `fd_*` functions are not used, because
+    /// Clocks, randomness, environment and `proc_exit` of WASI preview 1. Its `fd_*` functions are not used, because
     /// they would not share a descriptor table with `__syscall_*`.
     pub(crate) wasi: WasiP1Ctx,
     /// Files and descriptors.
     pub(crate) files: Files,
-    /// What host functions call back, known once the instance has been made.
+    /// The exports that host functions call; set when the instance is complete.
     pub(crate) exports: Option<Exports>,
     /// Side modules.
     pub(crate) libraries: Libraries,
     /// Side modules of the whole program.
     pub(crate) library_store: Arc<LibraryStore>,
-    /// What the rewriter knows of the main module.
+    /// The rewriter's facts about the main module.
     pub(crate) facts: Arc<Facts>,
-    /// The client whose bytes the read and write callbacks carry.
+    /// The client that the read and write callbacks use.
     pub(crate) client: ClientStream,
     /// The address of `MyProcPid`.
     my_proc_pid: u32,
-    /// What `system` and `popen` run.
+    /// Runs the commands of `system` and `popen`.
     pub(crate) commands: Box<dyn Commands>,
     /// Signals that other threads have sent.
     pub(crate) signals: Arc<Signals>,
     /// Interval timers (`setitimer`).
     pub(crate) timers: Timers,
-    /// Its part in a cluster that it shares with other sessions.
+    /// Its seat in a cluster that it shares with other sessions.
     pub(crate) seat: Option<Seat>,
     before_fork: Option<BeforeFork>,
-    /// Whether it is between two messages, where a cancel has nothing to cancel.
+    /// Whether it is between two messages, where there is no statement to cancel.
     pub(crate) is_idle: bool,
-    /// The size of the linear memory in bytes, for other threads; 0 while there is none.
+    /// The size of the linear memory in bytes, for other threads; 0 before the instance is complete.
     pub(crate) memory_size: Arc<AtomicUsize>,
-    /// Where the host's last call into it began.
+    /// The start of the host's last call into it on the native stack.
     pub(crate) native_stack: NativeStack,
 }
 
-/// Runs once where a postmaster would begin to fork: when the guest is about to take its place in shared memory.
+/// Runs once when the guest is about to take its slot in shared memory, where a postmaster would begin to fork.
 pub(crate) type BeforeFork = Box<dyn FnOnce(&mut Caller<'_, Guest>) -> wasmtime::Result<()> + Send>;
 
-/// What one guest is made of besides its wasm.
+/// The parts of a guest besides its wasm.
 pub(crate) struct Setup {
     pub(crate) files: Files,
     pub(crate) environment: Vec<(&'static str, String)>,
     pub(crate) commands: Box<dyn Commands>,
     pub(crate) library_store: Arc<LibraryStore>,
     pub(crate) facts: Arc<Facts>,
-    /// Its part in a cluster that it shares with other sessions.
+    /// Its seat in a cluster that it shares with other sessions.
     pub(crate) seat: Option<Seat>,
-    /// What happens where a postmaster would begin to fork.
+    /// Runs where a postmaster would begin to fork.
     pub(crate) before_fork: Option<BeforeFork>,
 }
 
 impl Guest {
     /// # Errors
-    /// When the module's facts lack what every guest needs.
+    /// When facts that every guest needs are missing.
     pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
         let mut wasi = WasiCtxBuilder::new();
         for (name, value) in &setup.environment {
@@ -130,16 +130,16 @@ impl Guest {
         })
     }
 
-    /// From now on those are the signals that it receives.
+    /// Sets the signals that it receives from now on.
     pub(crate) fn set_signals(&mut self, signals: Arc<Signals>) {
         self.timers.set_signals(signals.clone());
         self.signals = signals;
     }
 
-    /// What host functions may call.
+    /// The exports that host functions may call.
     ///
     /// # Errors
-    /// While the instance is being made, that is in a start function.
+    /// Until the instance is complete, that is in a start function.
     pub(crate) fn exports(&self) -> wasmtime::Result<&Exports> {
         self.exports
             .as_ref()
@@ -152,10 +152,10 @@ impl Guest {
     }
 }
 
-/// The function at `index` of the table, as a C function pointer names it.
+/// The function at `index` of the table, the value of a C function pointer.
 ///
 /// # Errors
-/// When there is none, or it is of another type.
+/// When there is none, or it has another type.
 fn table_function<P: WasmParams, R: WasmResults>(
     store: &mut impl AsContextMut<Data = Guest>,
     index: u32,
@@ -176,7 +176,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     wasmtime_wasi::p1::add_to_linker_sync(&mut linker, |guest: &mut Guest| &mut guest.wasi)
         .map_err(anyhow::Error::from)
         .context("WASI cannot be linked")?;
-    // The `fd_*` functions of wasmtime-wasi give way to those that share the guest's descriptor table.
+    // The guest's own `fd_*` functions, which share its descriptor table, replace those of wasmtime-wasi.
     linker.allow_shadowing(true);
     wasi::add_to_linker(&mut linker)?;
     linker.allow_shadowing(false);
@@ -199,7 +199,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     Ok(linker)
 }
 
-/// The environment that PGlite gives its guests (`pglite.ts`), with a locale that there is.
+/// The environment that PGlite gives its guests (`pglite.ts`), with a locale that exists.
 pub(crate) fn environment() -> Vec<(&'static str, String)> {
     [
         ("HOME", "/home/postgres"),

@@ -1,7 +1,7 @@
-//! Names and addresses. The guest has no network: numeric addresses are parsed, as `pg_hba.conf` needs it, and names
-//! are not looked up.
+//! Host names and addresses. The guest has no network: numeric addresses are parsed, for `pg_hba.conf`, and names are
+//! not resolved.
 //!
-//! Emscripten invents an address for every name (`DNS` in its `src/lib/libcore.js`), which here would only deceive.
+//! Emscripten invents an address for every name (`DNS` in its `src/lib/libcore.js`), which would be wrong here.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -50,7 +50,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// What the caller of `getaddrinfo` asked for in its `hint`.
+/// The `hint` of a caller of `getaddrinfo`.
 #[derive(Clone, Copy, Default)]
 struct Hint {
     flags: i32,
@@ -59,7 +59,7 @@ struct Hint {
     protocol: i32,
 }
 
-/// One answer of `getaddrinfo`.
+/// One result of `getaddrinfo`.
 #[derive(Debug, PartialEq, Eq)]
 struct AddressInfo {
     address: IpAddr,
@@ -167,7 +167,8 @@ fn look_up(node: Option<&str>, service: Option<&str>, hint: Hint) -> Result<Addr
     Ok(AddressInfo { address, port, socket_type, protocol })
 }
 
-/// `struct sockaddr_in` or `sockaddr_in6`, or what `accept` says of a client of a unix socket, which has no name.
+/// `struct sockaddr_in` or `sockaddr_in6`, or the nameless address that `accept` returns for a client of a unix
+/// socket.
 pub(crate) fn encode_socket_address(address: Option<SocketAddr>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(SOCKADDR_IN6 as usize);
     let family = match address {
@@ -233,7 +234,7 @@ fn get_name_info(
     Ok(if overflowed { eai::OVERFLOW } else { 0 })
 }
 
-/// Writes `text` with its terminator if it fits into `length` bytes, and says whether it did.
+/// Writes `text` and a NUL if they fit into `length` bytes, and returns whether they do.
 fn write_c_string(memory: &mut [u8], address: u32, length: u32, text: &str) -> wasmtime::Result<bool> {
     let bytes = [text.as_bytes(), b"\0"].concat();
     let fits = bytes.len() <= length as usize;

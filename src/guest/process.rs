@@ -7,14 +7,14 @@ use wasmtime_wasi::I32Exit;
 
 use super::{Guest, memory};
 
-/// 2 GiB, the maximum of PGlite's memory (`getHeapMax` in its glue).
+/// 2 GiB, the maximum of PGlite's memory (`getHeapMax` in its JavaScript).
 const HEAP_MAX: u32 = 1 << 31;
 const PAGE: u64 = 1 << 16;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    // An exit unwinds everything up to the host's call into the guest, as `proc_exit` of wasmtime-wasi does.
+    // An exit unwinds up to the host's call into the guest, as `proc_exit` of wasmtime-wasi does.
     linker.func_wrap("env", "exit", |status: i32| -> wasmtime::Result<()> { Err(I32Exit(status).into()) })?;
-    // What keeps a JavaScript runtime alive after `main` has no meaning here.
+    // It keeps a JavaScript runtime alive after `main`, which does not apply here.
     linker.func_wrap("env", "_emscripten_runtime_keepalive_clear", || {})?;
     linker.func_wrap("env", "_abort_js", || -> wasmtime::Result<()> { bail!("the guest called abort()") })?;
     linker.func_wrap(
@@ -37,8 +37,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             if requested > u64::from(HEAP_MAX) {
                 return Ok(0);
             }
-            // A fifth more than there is, but not more than 96 MiB beyond what is asked for; less when that much is
-            // not to be had.
+            // A fifth more than the current size, but at most 96 MiB more than requested; less if that much is not
+            // available.
             for cut_down in [1, 2, 4] {
                 let overgrown = (current + current / (5 * cut_down)).min(requested + (96 << 20));
                 let size = requested.max(overgrown).next_multiple_of(PAGE).min(HEAP_MAX.into());

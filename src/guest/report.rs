@@ -6,7 +6,7 @@ use wasmtime::{AsContextMut, Caller, Func, FuncType, bail};
 use super::{Guest, call};
 use crate::postgres::level::{ERROR, FATAL};
 
-/// What is reported.
+/// The fields of an error.
 struct Report<'a> {
     level: i32,
     sqlstate: &'a str,
@@ -15,8 +15,8 @@ struct Report<'a> {
     hint: Option<&'a str>,
 }
 
-/// Raises an SQL error with that SQLSTATE and message: the exception that it throws is the error returned, and has to
-/// be passed on.
+/// Raises an SQL error with that SQLSTATE and message. The returned error is the exception that it throws, and must be
+/// passed on.
 pub(super) fn error(store: &mut impl AsContextMut<Data = Guest>, sqlstate: &str, message: &str) -> wasmtime::Error {
     error_with_hint(store, sqlstate, message, None)
 }
@@ -31,7 +31,7 @@ pub(super) fn error_with_hint(
     raise(store, &Report { level: ERROR, sqlstate, message, detail: None, hint })
 }
 
-/// As [`error`], with an error that ends the session: it is the guest's exit that is returned.
+/// As [`error`], with an error that ends the session: the returned error is the guest's exit.
 pub(crate) fn fatal(
     store: &mut impl AsContextMut<Data = Guest>,
     sqlstate: &str,
@@ -57,19 +57,19 @@ fn tell(store: &mut impl AsContextMut<Data = Guest>, report: &Report<'_>) -> was
     let texts = [("errmsg_internal", Some(message)), ("errdetail_internal", detail), ("errhint", hint)];
     for (function, text) in texts {
         let Some(text) = text else { continue };
-        // The text is a format; it has no arguments. Unwinding restores the guest's stack pointer.
+        // The text is a format without arguments. Unwinding restores the guest's stack pointer.
         let address = call::push_string(store, text.replace('\0', "").replace('%', "%%").as_bytes())?;
         call::export::<(u32, u32), i32>(store, function, (address, 0))?;
     }
     call::export(store, "errfinish", (0_u32, 0_i32, 0_u32))
 }
 
-/// `MAKE_SQLSTATE` (`src/include/utils/elog.h`): six bits a character, the first lowest.
+/// `MAKE_SQLSTATE` (`src/include/utils/elog.h`): six bits for each character, the first in the lowest bits.
 fn encode(sqlstate: &str) -> i32 {
     sqlstate.bytes().rev().fold(0, |code, character| (code << 6) | i32::from(character.wrapping_sub(b'0') & 0x3f))
 }
 
-/// A function that a side module imports and nobody defines: calling it is an SQL error that names it.
+/// A function that a side module imports but that is undefined: calling it raises an SQL error with its name.
 pub(super) fn undefined(store: &mut impl AsContextMut<Data = Guest>, ty: FuncType, name: &str) -> Func {
     let message = format!("the function {name}, which this library needs, is not part of PGlite");
     Func::new(store, ty, move |mut caller: Caller<'_, Guest>, _, _| Err(error(&mut caller, "0A000", &message)))

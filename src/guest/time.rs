@@ -1,5 +1,5 @@
-//! Time as Emscripten's C library asks for it. The guest's zone is UTC (`TZ=UTC`), so that no host's zone gets into a
-//! cluster.
+//! The time functions of Emscripten's C library. The guest's zone is UTC (`TZ=UTC`), so that clusters do not depend on
+//! the host's zone.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -66,7 +66,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// `Date.now()`, but with the fraction of a millisecond, which `gettimeofday` turns into microseconds.
+/// `Date.now()` with the fraction of a millisecond, which `gettimeofday` turns into microseconds.
 fn milliseconds_since_epoch() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
 }
@@ -94,15 +94,15 @@ fn write_tm(memory: &mut [u8], time: i64, address: u32, local: bool) -> wasmtime
     Ok(0)
 }
 
-/// `mktime`: seconds since the epoch, and the fields of `struct tm` brought into their ranges; -1 when the time is
-/// out of range.
+/// `mktime`: returns seconds since the epoch and normalises the fields of `struct tm`; -1 when the time is out of
+/// range.
 fn make_time(memory: &mut [u8], address: u32) -> wasmtime::Result<i64> {
     let mut fields = [0_i64; 6];
     for (field, offset) in fields.iter_mut().zip([tm::YEAR, tm::MON, tm::MDAY, tm::HOUR, tm::MIN, tm::SEC]) {
         *field = i64::from(memory::read_u32(memory, address.wrapping_add(offset))?.cast_signed());
     }
     let [year, month, day, hour, minute, second] = fields;
-    // Months and all smaller fields may lie outside their ranges, in both directions.
+    // Months and all smaller fields may be out of range, in both directions.
     let first = i16::try_from(1900 + year + month.div_euclid(12)).ok().and_then(|year| {
         let month = i8::try_from(month.rem_euclid(12) + 1).ok()?;
         civil::date(1970, 1, 1).with().year(year).month(month).build().ok()?.to_zoned(TimeZone::UTC).ok()

@@ -1,8 +1,8 @@
-//! Interval timers: `_setitimer_js`, on which `PostgreSQL`'s timeouts stand.
+//! Interval timers: `_setitimer_js`, on which `PostgreSQL`'s timeouts are built.
 //!
-//! `PostgreSQL` keeps one real-time timer armed for the nearest of its timeouts. When it is due,
-//! `_emscripten_timeout` must run in the guest, on its own thread; it raises `SIGALRM`. A thread of the program
-//! watches the clock and interrupts the backend, whose hooks then find the timer due.
+//! `PostgreSQL` keeps one real-time timer armed for its next timeout. When it is due, `_emscripten_timeout` must run
+//! in the guest, on its own thread; it raises `SIGALRM`. A thread of the program waits for the deadlines and
+//! interrupts the backend, whose hooks then find the timer due.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,7 @@ impl Timers {
         Self { deadlines: [None; TIMERS], signals, start: Instant::now() }
     }
 
-    /// From now on those signals interrupt the guest when a timer is due.
+    /// Sets the signals that interrupt the guest when a timer is due.
     pub(super) fn set_signals(&mut self, signals: Arc<Signals>) {
         let deadlines = self.deadlines;
         self.disarm();
@@ -42,14 +42,14 @@ impl Timers {
         }
     }
 
-    /// Forgets every deadline.
+    /// Withdraws every deadline.
     fn disarm(&mut self) {
         for which in 0..TIMERS {
             self.set(which, None);
         }
     }
 
-    /// Sets or withdraws the deadline of a timer; there is none beyond [`TIMERS`].
+    /// Sets or withdraws the deadline of a timer; numbers from [`TIMERS`] on are ignored.
     fn set(&mut self, which: usize, deadline: Option<Instant>) {
         let Some(place) = self.deadlines.get_mut(which) else { return };
         if let Some(old) = std::mem::replace(place, deadline) {
@@ -65,19 +65,19 @@ impl Timers {
         self.deadlines.iter().flatten().min().copied()
     }
 
-    /// Which timers have a deadline.
+    /// The timers with a deadline.
     pub(crate) fn armed(&self) -> Vec<usize> {
         (0..TIMERS).filter(|&which| self.deadlines[which].is_some()).collect()
     }
 
-    /// Has these timers run at the next opportunity.
+    /// Makes these timers run at the next opportunity.
     pub(crate) fn make_due(&mut self, timers: &[usize]) {
         for &which in timers {
             self.set(which, Some(Instant::now()));
         }
     }
 
-    /// Takes a timer that is due.
+    /// Takes a due timer.
     fn take_due(&mut self) -> Option<usize> {
         if self.deadlines == [None; TIMERS] {
             return None;
@@ -113,7 +113,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// Runs the handlers of the timers that are due, in the guest.
+/// Runs the handlers of due timers in the guest.
 ///
 /// # Errors
 /// When the handlers trap or exit.
@@ -127,9 +127,9 @@ pub(super) fn run_due(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     Ok(())
 }
 
-/// The thread that watches the clock for all guests.
+/// The thread that waits for the deadlines of all guests.
 struct Alarm {
-    /// Whom to interrupt, by deadline, the address of the signals, and which of the guest's timers it is.
+    /// The signals to interrupt, by deadline, the address of the signals, and the number of the guest's timer.
     waiting: Mutex<BTreeMap<(Instant, usize, usize), Weak<Signals>>>,
     changed: Condvar,
 }
@@ -139,14 +139,14 @@ static ALARM: LazyLock<&'static Alarm> = LazyLock::new(|| {
     let spawned = thread::Builder::new().name("alarm".into()).stack_size(64 << 10).spawn(|| alarm.run());
     if let Err(error) = spawned {
         tracing::error!(
-            "timeouts will only be noticed between queries, because their thread cannot be started: {error}"
+            "timeouts take effect only between queries, because the thread for timers cannot be started: {error}"
         );
     }
     alarm
 });
 
 impl Alarm {
-    /// Interrupts that backend at `deadline`.
+    /// Interrupts the backend at `deadline`.
     fn set(&self, deadline: Instant, which: usize, signals: &Arc<Signals>) {
         let mut waiting = self.waiting.lock();
         let is_next = waiting.first_key_value().is_none_or(|((next, ..), _)| deadline < *next);
@@ -156,8 +156,8 @@ impl Alarm {
         }
     }
 
-    /// Forgets a deadline, if it has not passed: a timeout that is set for every statement must not stay until it
-    /// would have been due.
+    /// Removes a deadline if it has not passed. A timeout that is set for every statement must not stay until it would
+    /// be due.
     fn withdraw(&self, deadline: Instant, which: usize, signals: &Arc<Signals>) {
         self.waiting.lock().remove(&(deadline, Arc::as_ptr(signals).addr(), which));
     }

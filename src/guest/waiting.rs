@@ -1,4 +1,4 @@
-//! Waiting for the client or for the disk, and what is done meanwhile.
+//! Waiting for the client or for the disk, and the work meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use crate::{
     fs::Errno,
 };
 
-/// How long a session waits for its client's next message before its free memory goes back to the system. A client
-/// that asks one question after the other never waits for that; whoever asks once a second waits for as many page
-/// faults as the answer writes pages, microseconds for a small one.
-const MOMENT: Duration = Duration::from_secs(1);
+/// How long a session waits for its client's next message before it returns its free memory to the system. A client
+/// that sends one query after the other never reaches it. For a client that sends one query each second, each query
+/// costs as many page faults as it writes pages, which takes microseconds for a small query.
+const IDLE_TIME: Duration = Duration::from_secs(1);
 
-/// Waits as [`Client::wait`](crate::client::Client::wait) does; meanwhile the other sessions of its cluster have
-/// their turns.
+/// Waits as [`Client::wait`](crate::client::Client::wait) does; other sessions of the cluster have their turns
+/// meanwhile.
 ///
 /// # Errors
 /// When another session of the cluster has crashed.
@@ -30,9 +30,9 @@ pub(crate) fn wait(
     if let Some(seat) = &mut guest.seat {
         seat.end_turn();
     }
-    let moment = Instant::now() + MOMENT;
-    let readiness = if interest == Interest::Read && deadline.is_none_or(|deadline| deadline > moment) {
-        match guest.client.wait(interest, Some(moment)) {
+    let idle_at = Instant::now() + IDLE_TIME;
+    let readiness = if interest == Interest::Read && deadline.is_none_or(|deadline| deadline > idle_at) {
+        match guest.client.wait(interest, Some(idle_at)) {
             Readiness::TimedOut => {
                 heap::give_back(&context)?;
                 context.data_mut().client.wait(interest, deadline)

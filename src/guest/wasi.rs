@@ -1,7 +1,6 @@
 //! The functions of WASI preview 1 that take descriptors, on the same table as the system calls.
 //!
-//! They answer 0 or an errno that is not negative, and results go where a pointer says (Emscripten,
-//! `src/lib/libwasi.js`).
+//! They return 0 or a positive errno; results are stored at a given address (Emscripten, `src/lib/libwasi.js`).
 
 use wasmtime::{Caller, Linker};
 
@@ -10,12 +9,12 @@ use crate::fs::{Errno, Files, Whence};
 
 /// The size of an `iovec`: address and length of a buffer.
 const IOVEC: u32 = 8;
-/// As many buffers as Linux takes in one call (`UIO_MAXIOV`).
+/// The maximum number of buffers, as in Linux (`UIO_MAXIOV`).
 const IOVEC_MAX: u32 = 1024;
-/// The size of `__wasi_fdstat_t`, of which Emscripten's C library reads the type of the file only.
+/// The size of `__wasi_fdstat_t`; Emscripten's C library reads only the file type in it.
 const FDSTAT: u32 = 24;
 
-/// What a function answers.
+/// The result of a function.
 type WasiResult = Result<(), Errno>;
 /// [`read()`] or [`write()`].
 type Transfer = fn(&mut [u8], &mut Files, i32, (u32, u32), Option<i64>, u32) -> WasiResult;
@@ -101,8 +100,8 @@ fn buffer(memory: &[u8], buffers: u32, index: u32) -> Result<(u32, u32), Errno> 
     Ok((memory::read_u32(memory, iovec)?, memory::read_u32(memory, iovec.saturating_add(4))?))
 }
 
-/// Calls `transfer` with memory, position, address and length of each buffer until one is not transferred whole, and
-/// stores at `count` how many bytes were. An error counts only if nothing has been transferred before it.
+/// Calls `transfer` with memory, position, address and length of each buffer until one is not transferred completely,
+/// and stores the number of bytes at `count`. An error is returned only if nothing has been transferred before it.
 fn transfer(
     memory: &mut [u8],
     (buffers, number): (u32, u32),

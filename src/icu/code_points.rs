@@ -7,19 +7,19 @@ use std::collections::HashMap;
 const SIGNATURE: u32 = 0x5472_6933;
 /// Fast type in bits 7..6 and 8-bit values in bits 2..0.
 const OPTIONS: u16 = 2;
-/// A basic code point's block has as many values, another's block as many.
+/// Values in the block of a code point of the Basic Multilingual Plane, and of a supplementary code point.
 const BASIC_BLOCK: usize = 64;
 const SUPPLEMENTARY_BLOCK: usize = 16;
-/// How many entries the tables of the second and third level have.
+/// The number of entries in the tables of the second and third level.
 const FANOUT: usize = 32;
 /// `UCPTRIE_BMP_INDEX_LENGTH`.
 const BASIC_INDEX: usize = 0x1_0000 / BASIC_BLOCK;
-/// There is no null block.
+/// The value for "no null block".
 const NO_INDEX_NULL: u16 = 0x7fff;
 const NO_DATA_NULL: u32 = 0xf_ffff;
 
-/// The trie of `values`, which has one for each code point from 0 on; the code points behind its end have the value
-/// `rest`. There must be few different blocks.
+/// The trie of `values`, one for each code point from 0 on. Code points after its end have the value `rest`. The
+/// number of different blocks must be small.
 pub(super) fn trie(values: &[u8], rest: u8) -> Vec<u8> {
     let step = SUPPLEMENTARY_BLOCK * FANOUT;
     let mut values = values.to_vec();
@@ -28,7 +28,7 @@ pub(super) fn trie(values: &[u8], rest: u8) -> Vec<u8> {
     let (basic, supplementary) = values.split_at(0x1_0000);
     let mut data = Blocks::default();
     let mut index: Vec<u16> = basic.chunks(BASIC_BLOCK).map(|block| data.place(block)).collect();
-    // Three levels: one entry here for 32 tables of 32 blocks of 16.
+    // Three levels: one entry here for 32 tables of 32 blocks of 16 values.
     let tables: Vec<Vec<u16>> = supplementary
         .chunks(step)
         .map(|part| part.chunks(SUPPLEMENTARY_BLOCK).map(|block| data.place(block)).collect())
@@ -42,9 +42,9 @@ pub(super) fn trie(values: &[u8], rest: u8) -> Vec<u8> {
         index[BASIC_INDEX + entry] = u16_of(index.len());
         index.extend(table);
     }
-    // The value of what is behind `high_start`, and that of what is no code point.
+    // The value of code points from `high_start` on, and the value of what is not a code point.
     data.values.extend([rest, 0]);
-    // The data, which follow the index, are aligned as their reader expects.
+    // Align the data, which follow the index.
     index.resize(index.len().next_multiple_of(2), 0);
 
     let data_length = u32::try_from(data.values.len()).unwrap_or(u32::MAX);
@@ -72,12 +72,12 @@ fn u16_of(number: usize) -> u16 {
     u16::try_from(number).unwrap_or(u16::MAX)
 }
 
-/// Blocks of an array, equal ones written once.
+/// Blocks of an array; equal blocks are stored once.
 #[derive(Default)]
 struct Blocks<T> {
     values: Vec<T>,
     places: HashMap<Vec<T>, u16>,
-    /// Where the array begins in what its offsets count.
+    /// The offset of the first block.
     start: u16,
 }
 

@@ -1,4 +1,4 @@
-//! The header that every file of ICU's data begins with: `UDataInfo` in `icu4c/source/common/unicode/udata.h`.
+//! The header of every ICU data file: `UDataInfo` in `icu4c/source/common/unicode/udata.h`.
 
 /// `MappedData`: the length of the whole header and two magic bytes.
 const MAGIC: [u8; 2] = [0xda, 0x27];
@@ -7,10 +7,10 @@ const LENGTH: u16 = 32;
 /// `sizeof(UDataInfo)`.
 const INFO: u16 = 20;
 
-/// A file's header, as far as it matters here.
+/// The fields of a file's header that are needed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// How many bytes precede the content.
+    /// The number of bytes before the content.
     pub(super) length: usize,
     pub(super) is_big_endian: bool,
     pub(super) format: [u8; 4],
@@ -28,7 +28,7 @@ impl Header {
     }
 }
 
-/// A file of that format and version of the format, little-endian and in ASCII.
+/// A file with a header of that format and format version, little-endian and in ASCII.
 pub(super) fn file_with_header(format: [u8; 4], version: [u8; 4], content: &[u8]) -> Vec<u8> {
     let mut file = LENGTH.to_le_bytes().to_vec();
     file.extend(MAGIC);
@@ -37,7 +37,7 @@ pub(super) fn file_with_header(format: [u8; 4], version: [u8; 4], content: &[u8]
     file.extend([0, 0, 0, 0, 2, 0]);
     file.extend(format);
     file.extend(version);
-    // The version of the data says nothing here.
+    // The version of the data, which is not checked.
     file.extend([0; 4]);
     file.resize(LENGTH.into(), 0);
     file.extend(content);

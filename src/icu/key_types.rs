@@ -1,9 +1,8 @@
-//! `keyTypeData.res`: what the `-u-` keys of a language tag and their types are called in ICU's own locale names.
+//! `keyTypeData.res`: the names that ICU's own locale names use for the `-u-` keys of a language tag and their types.
 //!
-//! ICU can use an attribute of a collation, such as `ks-level2`, only if it knows that this means
-//! `colstrength=secondary`. The facts are those of CLDR 46 (`common/bcp47/*.xml`). A key or type that has only one
-//! name is used as it is and need not be listed. Time zones and currencies are left out: they mean nothing to a
-//! collation.
+//! ICU can use an attribute of a collation, such as `ks-level2`, only if this file maps it to `colstrength=secondary`.
+//! The facts are those of CLDR 46 (`common/bcp47/*.xml`). A key or type that has only one name needs no entry. Time
+//! zones and currencies are left out, because collations do not use them.
 
 use super::resource::Resource;
 
@@ -30,7 +29,7 @@ const KEYS: &[Key] = &[
     ),
     ("colnormalization", "kk", NO_OR_YES),
     ("colnumeric", "kn", NO_OR_YES),
-    // A word in capitals stands for all types of a kind (uloc_keytype.cpp).
+    // A word in capitals stands for all types of a kind (`uloc_keytype.cpp`).
     ("colreorder", "kr", &[("REORDER_CODE", "REORDER_CODE")]),
     (
         "colstrength",
@@ -52,7 +51,7 @@ const KEYS: &[Key] = &[
     ("variabletop", "vt", &[("CODEPOINTS", "CODEPOINTS")]),
 ];
 
-/// The file.
+/// Returns the file.
 pub(super) fn file() -> Vec<u8> {
     let key_map: Resource = KEYS.iter().map(|&(name, tag, _)| (name, tag)).collect();
     let type_map: Resource =

@@ -1,12 +1,12 @@
-//! Which locales sort as the root collation does, and which have a collation of their own, whose data PGlite left
-//! out.
+//! Locales that sort as the root collation does, and locales with other collations, whose data PGlite does not
+//! contain.
 //!
 //! The facts are those of ICU 76 (CLDR 46): the locales of its `res_index.res`, and the files and types of its
 //! `coll/` directory.
 
 use super::{DIRECTORY, resource::Resource};
 
-/// Locales whose collation is the root's: each language, then what follows it in the names of its further locales.
+/// Locales that use the root collation: each language, then the suffixes of its further locales.
 const ROOT_LOCALES: &str = "\
     agq CM; ak GH; asa TZ; ast ES; bas CM; bem ZM; bez TZ; bgc IN; bho IN; blo BJ; bm ML; brx IN; ca AD ES FR IT; \
     ccp BD IN; ce RU; cgg UG; ckb IQ IR; csw CA; cv RU; dav KE; de AT BE CH DE IT LI LU; dje NE; doi IN; dua CM; dyo \
@@ -27,20 +27,20 @@ const ROOT_LOCALES: &str = "\
     szl PL; teo KE UG; tg TJ; ti ER ET; tok 001; tt RU; twq NE; tzm MA; vai Latn Latn_LR Vaii Vaii_LR; vec IT; vmw \
     MZ; vun TZ; wae CH; xh ZA; xnr IN; xog UG; yav CM; yrl BR CO VE; za CN; zgh MA; zu ZA";
 
-/// Languages with a collation of their own.
+/// Languages with their own collation.
 const TAILORED_LANGUAGES: &str = "\
     af am ar ars as az be bg bn bo br bs ceb chr cs cy da dsb ee el eo es et fa fi fil fo fy gl gu ha haw he hi hr \
     hsb hu hy ig is iw ja ka kk kl km kn ko kok ku ky lkt ln lo lt lv mk ml mn mo mr mt my nb ne nn no nso om or pa \
     pl ps ro ru se sh si sk sl smn sq sr sv ta te th tk tn to tr ug uk ur uz vi wo yi yo yue zh";
 
-/// Locales with a collation of their own whose language has none.
+/// Locales with their own collation, of languages without one.
 const TAILORED_LOCALES: [&str; 3] = ["en_US_POSIX", "ff_Adlm", "fr_CA"];
 
 /// Further collations of languages whose standard collation is the root's: language and type.
 const FURTHER_COLLATIONS: [(&str, &str); 3] = [("ca", "search"), ("de", "phonebk"), ("de", "search")];
 
-/// `res_index.res`: the locales that ICU says there are. Without further data these are the ones that sort as the
-/// root does, and need no data for it.
+/// `res_index.res`: the locales that ICU lists as installed. Without further data these are the locales that use the
+/// root collation.
 pub(super) fn index_file() -> Vec<u8> {
     let installed: Resource = root_locales().map(|locale| (locale, "")).collect();
     let aliases = Resource::Table(std::collections::BTreeMap::new());
@@ -55,17 +55,17 @@ fn root_locales() -> impl Iterator<Item = String> {
     })
 }
 
-/// A collation whose data is not there.
+/// A collation whose data is not installed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Lacking {
-    /// The locale that the collation is of, and its type if that was asked for, as in a language tag.
+    /// The locale of the collation, with the type if the type was requested, as a language tag.
     pub(crate) collation: String,
 }
 
-/// The collation that a locale needs and whose data is not there; ICU would use the root's in its place.
+/// The collation that a locale needs but whose data is not installed. ICU would use the root collation instead.
 ///
 /// `locale` is a language tag or a name in ICU's own style (`sv-SE-u-co-trad`, `sv_SE@collation=traditional`);
-/// `is_there` says whether the guest has a file.
+/// `is_there` returns whether the guest has a file.
 pub(crate) fn lacking(locale: &str, is_there: impl Fn(&str) -> bool) -> Option<Lacking> {
     let locale = Locale::parse(locale);
     let has_data = |name: &str| is_there(&format!("{DIRECTORY}/coll/{name}.res"));
@@ -84,12 +84,12 @@ pub(crate) fn lacking(locale: &str, is_there: impl Fn(&str) -> bool) -> Option<L
     tailored.map(|name| Lacking { collation: name.replace('_', "-") })
 }
 
-/// What decides which collation a locale has.
+/// The parts of a locale's name that select its collation.
 struct Locale {
     language: String,
-    /// The names under which its collation's data can be, but for the language alone.
+    /// The names of files that may contain its collation, except for the language alone.
     names: Vec<String>,
-    /// The type of collation that is asked for.
+    /// The requested type of collation.
     collation: Option<String>,
 }
 
@@ -207,7 +207,8 @@ mod tests {
             subtags in prop::collection::vec("(?s)[a-z]{0,3}.{0,4}", 0..6),
             separators in prop::collection::vec("[-_@=;]", 6),
         ) {
-            let tag: String = subtags.iter().zip(&separators).flat_map(|(tag, separator)| [tag.as_str(), separator]).collect();
+            let parts = subtags.iter().zip(&separators);
+            let tag: String = parts.flat_map(|(tag, separator)| [tag.as_str(), separator]).collect();
             for locale in [text.clone(), format!("en-{text}@collation={text}"), format!("fr-{tag}"), tag] {
                 if let Some(lacking) = lacking(&locale, |_| false) {
                     prop_assert!(lacking.collation.is_ascii(), "{locale:?}: {lacking:?}");

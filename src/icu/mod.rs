@@ -1,15 +1,15 @@
-//! ICU's data, which decide what ICU collations can do: those that PGlite left out and that can be made here, and
-//! those that a user brings.
+//! ICU data files, which determine what ICU collations can do: small files that are generated here, and files that a
+//! user provides.
 //!
-//! PGlite has the root collation and nothing else. A collation's attributes (`ks-level2`, `kn-true`), `initcap` and
-//! the list of locales need small files, which are made here from facts of Unicode and CLDR. Languages with a
-//! collation of their own need ICU's own data.
+//! PGlite contains the root collation only. A collation's attributes (`ks-level2`, `kn-true`), `initcap` and the list
+//! of locales need small files, which are generated from facts of Unicode and CLDR. Languages with their own collation
+//! need ICU's own data.
 //!
-//! * `header`: what every file of ICU's begins with
+//! * `header`: the header of every ICU data file
 //! * `resource`: resource bundles
-//! * `code_points`: a map from code points, in ICU's form
-//! * `key_types`, `locales`, `words`: the files that are made here
-//! * `package`: data that a user brings
+//! * `code_points`: a map from code points, in ICU's format
+//! * `key_types`, `locales`, `words`: the generated files
+//! * `package`: data that a user provides
 
 mod code_points;
 mod header;
@@ -28,11 +28,11 @@ use resource::Resource;
 pub(crate) use locales::{Lacking, lacking};
 pub use package::IcuDataError;
 
-/// Where the guest's ICU looks for its data: `ICU_DATA` in the guest's environment, and the name of its version's
+/// The directory of the guest's ICU data: `ICU_DATA` in the guest's environment, and the name that ICU 76 gives its
 /// data.
 pub(crate) const DIRECTORY: &str = "/pglite/icu/icudt76l";
 
-/// ICU's data besides those that PGlite has.
+/// ICU data that PGlite does not contain.
 pub struct IcuData {
     /// By their path below [`DIRECTORY`].
     files: BTreeMap<String, Vec<u8>>,
@@ -40,11 +40,11 @@ pub struct IcuData {
 }
 
 impl IcuData {
-    /// The files that are made here, and those at `path`, which come first: a directory with ICU's files or a
-    /// package (`.dat`).
+    /// The generated files and those at `path`, which replace generated files of the same name: a directory with ICU's
+    /// files or a package (`.dat`).
     ///
     /// # Errors
-    /// When the path cannot be read, or has something else than data of ICU 76.
+    /// When the path cannot be read, or contains anything but data of ICU 76.
     pub fn open(path: Option<&Path>) -> Result<Self, IcuDataError> {
         let mut files = BTreeMap::from([
             ("keyTypeData.res".to_owned(), key_types::file()),
@@ -65,7 +65,7 @@ impl IcuData {
         Ok(Self { files, digest: digest.finalize().into() })
     }
 
-    /// Differs between data that differ.
+    /// A digest of all files.
     pub(crate) fn digest(&self) -> &[u8] {
         &self.digest
     }
@@ -76,7 +76,7 @@ impl IcuData {
     }
 }
 
-/// `brkitr/root.res`: which file has the rules for words.
+/// `brkitr/root.res`: names the file with the rules for words.
 fn word_rules() -> Vec<u8> {
     Resource::from([("boundaries", Resource::from([("word", "word.brk")]))]).to_file()
 }

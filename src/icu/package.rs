@@ -1,4 +1,4 @@
-//! ICU's data as a user has them: a directory of files, or one `.dat` file that has them all.
+//! ICU data that a user provides: a directory of files, or one `.dat` file that contains them all.
 
 use std::{
     fs, io,
@@ -9,14 +9,14 @@ use super::header::Header;
 
 /// The name under which ICU 76 looks for its data on a little-endian machine with ASCII.
 const PACKAGE: &str = "icudt76l";
-/// What the names of ICU's files end in.
+/// The extensions of ICU's files.
 const KINDS: [&str; 8] = ["brk", "cfu", "cnv", "dict", "icu", "nrm", "res", "spp"];
-/// Directories of the data that PostgreSQL has no use for.
+/// Directories of data that PostgreSQL does not use.
 const UNUSED: [&str; 6] = ["curr", "rbnf", "region", "translit", "unit", "zone"];
 
 /// The format of collations in a header (`icu4c/source/i18n/collationdatareader.h`), and its version.
 const COLLATION: [u8; 8] = *b"UCol\x05\0\0\0";
-/// The version of the data that follows it in ICU 76: bit by bit that of the format's builder (9) and of Unicode
+/// The version of the data after it in ICU 76. Its bits are the version of the format's builder (9) and of Unicode
 /// (16.0).
 const COLLATION_VERSION: [u8; 2] = [0x09, 0x80];
 
@@ -35,7 +35,7 @@ pub enum IcuDataError {
         error: io::Error,
     },
     /// It is not the data of ICU 76 for little-endian machines.
-    #[error("{} is no data of ICU 76 for this program: {problem}", path.display())]
+    #[error("{} is not data of ICU 76 for this program: {problem}", path.display())]
     Foreign {
         /// The file or directory.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum IcuDataError {
     },
 }
 
-/// Reads the data at `path`: a directory `icudt76l`, one that has it, or a file such as `icudt76l.dat`.
+/// Reads the data at `path`: a directory `icudt76l`, its parent directory, or a file such as `icudt76l.dat`.
 pub(super) fn read(path: &Path) -> Result<Vec<DataFile>, IcuDataError> {
     let failed = |error| IcuDataError::Read { path: path.to_owned(), error };
     let files = if fs::metadata(path).map_err(failed)?.is_dir() {
@@ -58,28 +58,28 @@ pub(super) fn read(path: &Path) -> Result<Vec<DataFile>, IcuDataError> {
     let foreign = |problem| IcuDataError::Foreign { path: path.to_owned(), problem };
     for (name, bytes) in &files {
         let header =
-            Header::read(bytes).ok_or_else(|| foreign(format!("{name} does not begin as a file of ICU's does")))?;
+            Header::read(bytes).ok_or_else(|| foreign(format!("{name} does not have the header of an ICU file")))?;
         if header.is_big_endian {
             return Err(foreign(format!("{name} is for big-endian machines")));
         }
         if name.starts_with("coll/") && !has_own_version(bytes) {
-            return Err(foreign(format!("{name} is of another version")));
+            return Err(foreign(format!("{name} is of another version of ICU")));
         }
     }
     if files.is_empty() {
-        return Err(foreign(format!("there are no files of ICU's in it or in {PACKAGE}/ below it")));
+        return Err(foreign(format!("it and {PACKAGE}/ below it contain no ICU files")));
     }
     Ok(files)
 }
 
-/// Whether all collations in a file are of the version of the Unicode Collation Algorithm that the root collation is
-/// of. A tailoring means nothing beside another root, and ICU does not look at that.
+/// Whether all collations in a file have the version of the Unicode Collation Algorithm that the root collation has. A
+/// tailoring is valid only for one version of the root collation, which ICU does not check.
 fn has_own_version(file: &[u8]) -> bool {
     let mut headers = file.windows(COLLATION.len()).enumerate().filter(|(_, window)| *window == COLLATION);
     headers.all(|(at, _)| file[at + COLLATION.len()..].starts_with(&COLLATION_VERSION))
 }
 
-/// Whether PostgreSQL could have a use for the file `name`.
+/// Whether PostgreSQL may use the file `name`.
 fn is_of_use(name: &str) -> bool {
     let (directory, file) = name.split_once('/').unwrap_or(("", name));
     let kind = file.rsplit_once('.').map_or("", |(_, kind)| kind);
@@ -114,14 +114,14 @@ fn read_directory(directory: &Path, prefix: &str, files: &mut Vec<DataFile>) -> 
 /// `icu4c/source/common/ucmndata.h`).
 fn unpack(path: &Path, package: &[u8]) -> Result<Vec<DataFile>, IcuDataError> {
     let foreign = |problem: &str| IcuDataError::Foreign { path: path.to_owned(), problem: problem.to_owned() };
-    let header = Header::read(package).ok_or_else(|| foreign("it does not begin as a file of ICU's does"))?;
+    let header = Header::read(package).ok_or_else(|| foreign("it does not have the header of an ICU file"))?;
     if header.format != *b"CmnD" {
-        return Err(foreign("it is no package (.dat)"));
+        return Err(foreign("it is not a package (.dat)"));
     }
     if header.is_big_endian {
         return Err(foreign("it is for big-endian machines"));
     }
-    let truncated = || foreign("it is cut off");
+    let truncated = || foreign("it is truncated");
     let contents = package.get(header.length..).ok_or_else(truncated)?;
     let number = |at: usize| -> Option<usize> {
         let bytes = contents.get(at..at.checked_add(4)?)?;
@@ -136,9 +136,9 @@ fn unpack(path: &Path, package: &[u8]) -> Result<Vec<DataFile>, IcuDataError> {
         let name = contents.get(name..).and_then(|rest| rest.split(|byte| *byte == 0).next()).ok_or_else(truncated)?;
         let name = String::from_utf8_lossy(name);
         let own = name.strip_prefix(PACKAGE).and_then(|name| name.strip_prefix('/'));
-        let own = own.ok_or_else(|| foreign(&format!("it has {name:?}, which is not below {PACKAGE}/")))?;
+        let own = own.ok_or_else(|| foreign(&format!("it contains {name:?}, which is not below {PACKAGE}/")))?;
         if own.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            return Err(foreign(&format!("it has a file with the name {name:?}")));
+            return Err(foreign(&format!("it contains a file with the name {name:?}")));
         }
         if is_of_use(own) {
             files.push((own.to_owned(), contents.get(start..end).ok_or_else(truncated)?.to_vec()));
@@ -212,7 +212,7 @@ mod tests {
         let mut big_endian = whole.clone();
         big_endian[8] = 1;
         assert!(read_file(&big_endian).is_err());
-        assert!(read_file(&bundle).unwrap_err().to_string().contains("no package"));
+        assert!(read_file(&bundle).unwrap_err().to_string().contains("not a package"));
         assert!(read_file(&package(&[])).is_err());
     }
 }

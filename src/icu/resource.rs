@@ -1,7 +1,7 @@
 //! ICU's resource bundles, written as binary files (`.res`).
 //!
-//! The format is that of ICU's `icu4c/source/common/uresdata.h`, version 2.0, without a pool bundle. It has several
-//! kinds of tables and strings, the newer of which save space; the oldest of each are enough here.
+//! The format is that of ICU's `icu4c/source/common/uresdata.h`, version 2.0, without a pool bundle. Of its several
+//! kinds of tables and strings only the oldest are written; the newer ones are smaller.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ use super::header::file_with_header;
 const STRING: u32 = 0;
 const TABLE: u32 = 2;
 
-/// How many words `indexes` has: `URES_INDEX_TOP`.
+/// The number of words in `indexes`: `URES_INDEX_TOP`.
 const INDEXES: usize = 8;
-/// `URES_ATT_NO_FALLBACK`: the bundle stands for itself.
+/// `URES_ATT_NO_FALLBACK`: the bundle has no parent.
 const NO_FALLBACK: u32 = 1;
 
 /// A value in a bundle.
@@ -44,11 +44,11 @@ impl<K: Into<String>, V: Into<Resource>> FromIterator<(K, V)> for Resource {
 }
 
 impl Resource {
-    /// The file of a bundle whose root this is: a table whose keys take less than 64 KiB.
+    /// The file of a bundle with this root, a table. Its keys take less than 64 KiB.
     pub(super) fn to_file(&self) -> Vec<u8> {
         let mut writer = Writer { keys: BTreeMap::new(), key_bytes: Vec::new(), words: Vec::new(), longest: 0 };
         writer.collect_keys(self);
-        // Keys are followed by a table's words, which have to be aligned.
+        // Align the words of tables, which follow the keys.
         writer.key_bytes.resize(writer.key_bytes.len().next_multiple_of(4), 0xaa);
         let root = writer.put(self);
         let keys_top = u32_of(1 + INDEXES + writer.key_bytes.len() / 4);
@@ -64,16 +64,16 @@ impl Resource {
     }
 }
 
-/// What the length of something in memory is as a number of the format.
+/// A length in memory as a number of the format.
 fn u32_of(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 struct Writer {
-    /// Offsets of the keys, from the root word on.
+    /// Offsets of the keys from the root word.
     keys: BTreeMap<String, u16>,
     key_bytes: Vec<u8>,
-    /// All values but the root word, from behind the keys on.
+    /// All values except the root word; they follow the keys.
     words: Vec<u32>,
     /// The length of the longest table.
     longest: usize,
@@ -105,8 +105,8 @@ impl Writer {
                 at
             }
             Resource::Table(entries) => {
-                // The children first, because a table has their words in it. Keys are in ASCII's order, as they have
-                // to be.
+                // Children first, because a table contains their words. The map iterates over keys in ASCII order,
+                // which the format requires.
                 let values: Vec<u32> = entries.values().map(|value| self.put(value)).collect();
                 let offsets: Vec<u16> = entries.keys().map(|key| self.keys.get(key).copied().unwrap_or(0)).collect();
                 self.longest = self.longest.max(entries.len());
@@ -119,7 +119,7 @@ impl Writer {
         }
     }
 
-    /// The word of a resource of that type that is written next.
+    /// The resource word of the next value, which has that type.
     fn here(&self, kind: u32) -> u32 {
         kind << 28 | u32_of(1 + INDEXES + self.key_bytes.len() / 4 + self.words.len())
     }

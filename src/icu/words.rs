@@ -1,9 +1,9 @@
-//! `word.brk`: where words end, which ICU has to know for `initcap`.
+//! `word.brk`: the rules for word boundaries, which ICU's `initcap` needs.
 //!
-//! ICU compiles such a file from rules; this is the same automaton written down by hand. Its rules are those of
-//! Unicode's text segmentation (UAX #29, "Word Boundary Rules") as ICU 76 has them in `word.txt`: a colon is no part
-//! of a word, and letters of South East Asia are letters like others. How ICU divides texts of scripts without
-//! capital letters, with dictionaries, is left out: `initcap` does not show it. The format is that of
+//! ICU compiles such a file from rules; here the same automaton is written by hand. Its rules are those of Unicode's
+//! text segmentation (UAX #29, "Word Boundary Rules") as ICU 76 has them in `word.txt`: a colon is not part of a word,
+//! and letters of South East Asia are treated like other letters. ICU's dictionaries for scripts without capital
+//! letters are left out, because they make no difference to `initcap`. The format is that of
 //! `icu4c/source/common/rbbidata.h`, version 6.
 
 use icu_properties::{
@@ -21,7 +21,7 @@ const BYTE_ROWS: u32 = 4;
 const HEADER: u32 = 80;
 const TABLE_HEADER: u32 = 20;
 
-/// What a character is for the rules. ICU keeps the first three numbers of categories for itself.
+/// The categories of characters that the rules distinguish. ICU reserves the first three numbers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Category {
@@ -29,12 +29,12 @@ enum Category {
     Cr,
     Lf,
     Newline,
-    /// Extends the character before it: `Extend` or `Format`.
+    /// A character that extends the previous one: `Extend` or `Format`.
     Extend,
     Joiner,
     Space,
     Letter,
-    /// A letter that is a pictograph too.
+    /// A letter that is also a pictograph.
     PictographLetter,
     HebrewLetter,
     Katakana,
@@ -74,7 +74,7 @@ const CATEGORIES: [Category; 20] = [
     C::Pictograph,
 ];
 
-/// Code points behind this one are of no category but `Other`.
+/// Code points from this one on have the category `Other`.
 const END: u32 = 0xe_0200;
 
 impl Category {
@@ -93,7 +93,7 @@ impl Category {
             WordBreak::Extend | WordBreak::Format => C::Extend,
             WordBreak::ZWJ => C::Joiner,
             WordBreak::WSegSpace => C::Space,
-            // These form words among themselves only.
+            // These form words only with each other.
             WordBreak::ALetter if is_cjk() => C::Other,
             WordBreak::ALetter if pictograph => C::PictographLetter,
             WordBreak::ALetter => C::Letter,
@@ -101,7 +101,7 @@ impl Category {
             WordBreak::Katakana => C::Katakana,
             WordBreak::Numeric => C::Numeric,
             WordBreak::ExtendNumLet => C::ExtendNumLet,
-            // The colons that ICU's rules take out.
+            // Colons, which ICU's rules exclude.
             WordBreak::MidLetter if matches!(code_point, 0x3a | 0xfe55 | 0xff1a) => C::Other,
             WordBreak::MidLetter => C::MidLetter,
             WordBreak::MidNum => C::MidNum,
@@ -116,7 +116,7 @@ impl Category {
     }
 }
 
-/// What has been read of a word, but for what only extends its last character.
+/// The part of a word that has been read, without the characters that only extend the last one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Read {
     Nothing,
@@ -130,13 +130,13 @@ enum Read {
     Numeric,
     ExtendNumLet,
     RegionalIndicator,
-    /// A letter and what joins it to another letter.
+    /// A letter and a character that joins it to another letter.
     LetterMid,
-    /// A Hebrew letter and a single quote, which may be the end.
+    /// A Hebrew letter and a single quote, which may end the word.
     HebrewQuote,
     /// A Hebrew letter and a double quote.
     HebrewDoubleQuote,
-    /// A digit and what joins it to another digit.
+    /// A digit and a character that joins it to another digit.
     NumericMid,
 }
 
@@ -164,8 +164,8 @@ impl Read {
         !matches!(self, Self::Nothing | Self::LetterMid | Self::HebrewDoubleQuote | Self::NumericMid)
     }
 
-    /// What has been read after one more character; `None` if that begins the next word. The numbers are those of
-    /// UAX #29's rules.
+    /// The state after one more character; `None` if the character begins the next word. The comments name the rules
+    /// of UAX #29.
     fn then(self, next: Category, after_joiner: bool) -> Option<Self> {
         let alone = Self::of_one(next);
         if self == Self::Nothing {
@@ -234,19 +234,19 @@ impl Read {
     }
 }
 
-/// State 0 ends, state 1 begins; then each of [`READ`], first not after a joiner, then after one.
+/// State 0 stops, state 1 starts. The others are those of [`READ`], each not after a joiner, then after one.
 fn state(read: Read, after_joiner: bool) -> u8 {
     let place = READ.iter().position(|other| *other == read).unwrap_or(0);
     u8::try_from(1 + 2 * place + usize::from(after_joiner)).unwrap_or(0)
 }
 
-/// How many categories there are, with those that ICU keeps.
+/// The number of categories, with the three that ICU reserves.
 fn category_count() -> usize {
     3 + CATEGORIES.len()
 }
 
-/// The table for going forward: for each state whether a word may end, no look-ahead, the status (which nobody asks
-/// for), and the next state for each category.
+/// The table for iterating forward: for each state whether a word may end, no look-ahead, the status (unused), and the
+/// next state for each category.
 fn forward() -> Vec<Vec<u8>> {
     let row = |read: Read, after_joiner: bool| {
         let mut row = vec![u8::from(read.is_word()), 0, 0, 0, 0, 0];
@@ -264,7 +264,7 @@ fn forward() -> Vec<Vec<u8>> {
     rows
 }
 
-/// The table for going back to where a word surely begins: it never stops before the text does.
+/// The table for finding a safe position further back: it always goes back to the start of the text.
 fn backward() -> Vec<Vec<u8>> {
     let mut row = vec![0; 3];
     row.resize(3 + category_count(), 1);
@@ -281,10 +281,10 @@ fn table(rows: &[Vec<u8>]) -> Vec<u8> {
     table
 }
 
-/// The file.
+/// Returns the file.
 pub(super) fn file() -> Vec<u8> {
     let categories: Vec<u8> = (0..END).map(|code_point| Category::of(code_point) as u8).collect();
-    // One group of statuses with one status: 0. The rules' text is only for showing.
+    // One group of statuses with one status: 0. The source text of the rules is for display only and stays empty.
     let statuses = [1_u32, 0].iter().flat_map(|number| number.to_le_bytes()).collect();
     let sections: [Vec<u8>; 5] =
         [table(&forward()), table(&backward()), trie(&categories, C::Other as u8), vec![0; 8], statuses];

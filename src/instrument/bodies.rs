@@ -1,4 +1,4 @@
-//! What is read out of the bodies of found functions: places to change, and addresses.
+//! Finds places to change, and addresses, in the bodies of the functions that were found.
 
 use wasmparser::Operator;
 
@@ -31,19 +31,19 @@ impl Kill {
                 Operator::I32Const { value: -1 },
                 Operator::End,
             ] if value == process_id && memarg.offset == 0 => Ok(Self { raise, errno }),
-            _ => Err(refusal(target, "one with another body")),
+            _ => Err(refusal(target, "one with a different body")),
         }
     }
 }
 
-/// Where `pgl_sendConnData` puts the cancel key into the message.
+/// The place where `pgl_sendConnData` puts the cancel key into the message.
 ///
-/// It passes the array `MyCancelKey` to `pq_sendint32` as if it were a number, so that the compiler made a constant of
-/// the array's address in network byte order.
+/// It passes the array `MyCancelKey` to `pq_sendint32` as a number, so the compiler made a constant of the array's
+/// address in network byte order.
 pub(super) struct CancelKey {
     /// Address of `MyCancelKey`.
     pub(super) address: u32,
-    /// Which instruction is that constant.
+    /// The index of the instruction with that constant.
     pub(super) sent_at: usize,
 }
 
@@ -63,10 +63,10 @@ impl CancelKey {
     }
 }
 
-/// Where `WaitEventSetWait` called `poll()`, and the offset of `latch` in `struct WaitEventSet`.
+/// The place where `WaitEventSetWait` called `poll()`, and the offset of `latch` in `struct WaitEventSet`.
 ///
-/// Of the call of PGlite's stub, which reports every descriptor ready, only the argument is left: `set->pollfds` is
-/// loaded and dropped. The latch is what `set->latch->maybe_sleeping = true` (in C guarded by two conditions) goes to.
+/// PGlite's stub reports every descriptor as ready. Of its call only the argument is left: `set->pollfds` is loaded
+/// and dropped. The latch is the target of `set->latch->maybe_sleeping = true` (in C guarded by two conditions).
 pub(super) fn wait_site(target: &Target, operators: &[Operator]) -> Result<(usize, u64), InstrumentError> {
     let dropped = |triple: &[Operator]| match *triple {
         [Operator::LocalGet { local_index: 0 }, Operator::I32Load { .. }, Operator::Drop] => Some(()),
@@ -92,11 +92,11 @@ pub(super) fn wait_site(target: &Target, operators: &[Operator]) -> Result<(usiz
         _ => None,
     };
     let (poll, ()) = once(target, "a dropped argument of poll()", operators, 3, dropped)?;
-    let (_, latch) = once(target, "a latch marked as being slept on", operators, 12, latch)?;
+    let (_, latch) = once(target, "a latch marked as maybe sleeping", operators, 12, latch)?;
     Ok((poll + 3, latch))
 }
 
-/// Where in `proc_exit` and its like the process id is that `getpid()` was compiled to: an operand of a comparison.
+/// The operand of a comparison in `proc_exit` and similar functions that is the constant process id of `getpid()`.
 pub(super) fn own_process_id(
     target: &Target,
     operators: &[Operator],
@@ -141,11 +141,11 @@ pub(super) fn cancel_key_length(target: &Target, operators: &[Operator], key: u3
     same(target, "a length of the cancel key", operators, 4, argument)
 }
 
-/// Where `check_stack_depth` or `stack_is_too_deep` measures the stack.
+/// The place where `check_stack_depth` or `stack_is_too_deep` measures the stack.
 pub(super) struct StackMeasure {
     /// Addresses of `stack_base_ptr` and `max_stack_depth_bytes`, the lower first.
     pub(super) variables: [u32; 2],
-    /// The instruction that compares the depth, which is on top of the stack there, with its limit.
+    /// The instruction that compares the depth with its limit; the depth is on top of the operand stack.
     pub(super) compared_at: usize,
 }
 
@@ -178,14 +178,14 @@ pub(super) fn stack_measure(target: &Target, operators: &[Operator]) -> Result<S
     }
 }
 
-/// Where `ReportGUCOption` reports a setting (`src/backend/utils/misc/guc.c`).
+/// The place where `ReportGUCOption` reports a setting (`src/backend/utils/misc/guc.c`).
 pub(super) struct Report {
     /// Offset of `last_reported` in `struct config_generic`.
     pub(super) last_reported: u64,
-    /// Locals with what was reported before and with the value to report.
+    /// Locals with the value reported before and the value to report.
     pub(super) before: u32,
     pub(super) value: u32,
-    /// The instruction after the message was sent, where PostgreSQL remembers the value.
+    /// The instruction after the message is sent, where PostgreSQL stores the value.
     pub(super) sent_at: usize,
 }
 
@@ -210,14 +210,14 @@ impl Report {
             ] => Some(value),
             _ => None,
         };
-        let (_, (last_reported, before)) = once(target, "a look at last_reported", operators, 4, compared)?;
+        let (_, (last_reported, before)) = once(target, "a comparison of last_reported", operators, 4, compared)?;
         let (at, value) = once(target, "a value sent and freed", operators, 4, sent)?;
         Ok(Self { last_reported, before, value, sent_at: at + 1 })
     }
 }
 
-/// Where `BeginReportingGUCOptions` calls `report`, the function of that index, and the local with the setting that
-/// it passes.
+/// The place where `BeginReportingGUCOptions` calls `report`, the function with that index, and the local with the
+/// setting that it passes.
 pub(super) fn reported_all(
     target: &Target,
     operators: &[Operator],
@@ -232,8 +232,8 @@ pub(super) fn reported_all(
     once(target, "a setting reported", operators, 2, call)
 }
 
-/// The address of `pg_enc2name_tbl`, entries of eight bytes that begin with a name, which error messages name four
-/// times.
+/// The address of `pg_enc2name_tbl`, whose entries have eight bytes and begin with a name. The function's error
+/// messages load a name four times.
 pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let name = |window: &[Operator]| match *window {
         [
@@ -248,7 +248,7 @@ pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<
     same(target, "a name of an encoding", operators, 5, name)
 }
 
-/// The address of `pg_wchar_table`, whose entries are seven words, the last of them `maxmblen`.
+/// The address of `pg_wchar_table`, whose entries have seven words, the last of which is `maxmblen`.
 pub(super) fn encoding_functions(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let longest = |window: &[Operator]| match *window {
         [
@@ -261,10 +261,10 @@ pub(super) fn encoding_functions(target: &Target, operators: &[Operator]) -> Res
         ] if memarg.offset == 24 => Some(table.cast_unsigned()),
         _ => None,
     };
-    Ok(once(target, "a look at the table of encodings", operators, 6, longest)?.1)
+    Ok(once(target, "a load from the table of encodings", operators, 6, longest)?.1)
 }
 
-/// What every place in a body gave where `length` instructions match: they must agree.
+/// The result of all matches of `length` instructions in a body, which must be equal.
 fn same(
     target: &Target,
     what: &str,
@@ -298,7 +298,7 @@ pub(super) fn message_context(target: &Target, operators: &[Operator], current: 
     Ok(once(target, "a memory context switched to and reset", operators, 7, switched_to)?.1)
 }
 
-/// The address of `_gm_` in `malloc`: a small request (`MAX_SMALL_REQUEST`) looks at `smallmap`, its first word.
+/// The address of `_gm_` in `malloc`: a small request (`MAX_SMALL_REQUEST`) reads `smallmap`, its first word.
 pub(super) fn heap_state(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let small_request = |window: &[Operator]| match *window {
         [
@@ -312,7 +312,7 @@ pub(super) fn heap_state(target: &Target, operators: &[Operator]) -> Result<u32,
         _ => None,
     };
     let (_, state) = once(target, "a small request", operators, 6, small_request)?;
-    // dvsize, topsize, dv, top, treebins, and the list of segments behind 32 of those.
+    // dvsize, topsize, dv, top, treebins (32 of them), and the list of segments after these.
     let is_laid_out = [8, 12, 20, 24, 304, 448].into_iter().all(|offset| {
         let address = state.checked_add(offset).map(u32::cast_signed);
         operators.iter().any(|operator| matches!(*operator, Operator::I32Const { value } if Some(value) == address))
@@ -320,7 +320,7 @@ pub(super) fn heap_state(target: &Target, operators: &[Operator]) -> Result<u32,
     if is_laid_out { Ok(state) } else { Err(refusal(target, "one with another layout of the heap's state")) }
 }
 
-/// The address of the variable that a function looks at before anything else.
+/// The address of the variable that a function loads first.
 pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
     let load = |pair: &[Operator]| match *pair {
         [Operator::I32Const { value: address }, Operator::I32Load { memarg } | Operator::I32Load8U { memarg }] => {
@@ -329,10 +329,10 @@ pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<
         _ => None,
     };
     let first = operators.windows(2).next().and_then(load);
-    first.ok_or_else(|| refusal(target, "one that does not begin with a look at a variable"))
+    first.ok_or_else(|| refusal(target, "one that does not begin with a load of a variable"))
 }
 
-/// The one place in a body where `length` instructions match, and what the match gave.
+/// The only place in a body where `length` instructions match, and the result of the match.
 pub(super) fn once<T>(
     target: &Target,
     what: &str,

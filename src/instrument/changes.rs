@@ -1,4 +1,4 @@
-//! What each [`Change`] does to the instructions of a function.
+//! Applies each [`Change`] to the instructions of a function.
 
 use std::ops::Range;
 
@@ -11,14 +11,14 @@ use super::hooks::Hook;
 use super::module::Module;
 use super::targets::{Change, Target};
 
-/// Instructions put in place of some of a function's. Indices in them are those of the rewritten module.
+/// Instructions that replace some of a function's. Their indices are those of the rewritten module.
 pub(super) struct Edit {
-    /// Which of the original instructions are left out, counted from the body's first; empty to insert before one.
+    /// The original instructions that are left out, counted from the body's first; empty to insert before one.
     pub(super) at: Range<usize>,
     pub(super) with: Vec<Instruction<'static>>,
 }
 
-/// What the changes have to know of the module.
+/// The facts about the module that changes need.
 pub(super) struct Surroundings<'a> {
     pub(super) found: &'a Found,
     /// Address of `MyProcPid`.
@@ -30,10 +30,10 @@ pub(super) struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
-    /// The edits that make the change in a function of the table; none if it changes no instructions.
+    /// The edits for the change in a function of the table; none if it changes no instructions.
     ///
     /// # Errors
-    /// If the function's body does not have, exactly once, what is to be changed.
+    /// If the function's body does not contain exactly one place to change.
     pub(super) fn edits(&self, module: &Module, target: &Target, change: Change) -> Result<Vec<Edit>, InstrumentError> {
         let operators = module.operators(self.found.function(target.name)?)?;
         let whole = 0..operators.len().saturating_sub(1);
@@ -138,7 +138,7 @@ impl Surroundings<'_> {
         ]
     }
 
-    /// A call of the host with the parameters of the function that it stands in.
+    /// A call of the host with the parameters of the function that contains it.
     fn pass_on(&self, hook: Hook) -> Vec<Instruction<'static>> {
         let parameters = (0_u32..).take(hook.parameters().len()).map(Instruction::LocalGet);
         parameters.chain([self.call(hook)]).collect()

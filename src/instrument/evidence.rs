@@ -10,20 +10,20 @@ use super::module::Module;
 use super::processes::PostmasterSignals;
 use super::targets::{Evidence, Signature, TARGETS, Target};
 
-/// Where the functions of the table are, by name.
+/// The indices of the table's functions, by name.
 pub(super) struct Found {
     functions: BTreeMap<&'static str, (u32, &'static Target)>,
-    /// What the exported `getpid` returns: the number that the compiler put wherever C calls it.
+    /// The result of the exported `getpid`, which the compiler also put where C calls it.
     pub(super) process_id: i32,
 }
 
 impl Found {
-    /// Looks for every function of the table.
+    /// Searches for every function of the table.
     ///
-    /// `memory` is the module's memory after its data segments were written, for the string constants.
+    /// `memory` is the module's memory with its data segments, for the string constants.
     ///
     /// # Errors
-    /// If one of them is not found exactly once: the error names it.
+    /// If one of them is not found exactly once; the error names it.
     pub(super) fn search(module: &Module, memory: &[u8]) -> Result<Self, InstrumentError> {
         let mut found = Self { functions: BTreeMap::new(), process_id: process_id(module)? };
         let mentions = Mentions::scan(module, memory)?;
@@ -43,12 +43,12 @@ impl Found {
     /// The index of a function of the table.
     ///
     /// # Errors
-    /// If it is not in the table above what refers to it.
+    /// If it is not above the function that refers to it in the table.
     pub(super) fn function(&self, name: &str) -> Result<u32, InstrumentError> {
         Ok(self.entry(name)?.0)
     }
 
-    /// Reads something out of the body of a function of the table.
+    /// Reads a fact from the body of a function of the table.
     pub(super) fn read<T>(
         &self,
         module: &Module,
@@ -62,12 +62,12 @@ impl Found {
     fn entry(&self, name: &str) -> Result<(u32, &'static Target), InstrumentError> {
         self.functions.get(name).copied().ok_or_else(|| InstrumentError::Evidence {
             function: name.to_owned(),
-            expected: "it in the table of functions, above what refers to it".to_owned(),
-            found: "it not there".to_owned(),
+            expected: "an entry in the table of functions, above its references".to_owned(),
+            found: "none".to_owned(),
         })
     }
 
-    /// Every function of the table, by its name, with its index.
+    /// Every function of the table with its index.
     pub(super) fn all(&self) -> impl Iterator<Item = (&'static Target, u32)> {
         self.functions.values().map(|&(function, target)| (target, function))
     }
@@ -136,7 +136,7 @@ impl Found {
         }
     }
 
-    /// The functions of the target's signature that `caller` of the table calls.
+    /// The functions of the target's signature that `caller`, a function of the table, calls.
     fn called_by(
         &self,
         module: &Module,
@@ -158,7 +158,7 @@ impl Signature {
     }
 }
 
-/// What the exported `getpid` returns, if it does nothing else.
+/// The result of the exported `getpid`, if that is a constant.
 fn process_id(module: &Module) -> Result<i32, InstrumentError> {
     let function = module.exported(ExternalKind::Func, "getpid");
     match function.map(|function| module.operators(function)).transpose()?.as_deref() {
@@ -192,7 +192,7 @@ fn calls(operators: &[Operator]) -> Vec<u32> {
     operators.iter().filter_map(call).collect()
 }
 
-/// The constants in a body, among them the addresses of the variables that it looks at.
+/// The constants in a body, among them the addresses of the variables that it uses.
 fn constants(operators: &[Operator]) -> BTreeSet<u32> {
     let constant = |operator: &Operator| match operator {
         Operator::I32Const { value } => Some(value.cast_unsigned()),
@@ -201,7 +201,7 @@ fn constants(operators: &[Operator]) -> BTreeSet<u32> {
     operators.iter().filter_map(constant).collect()
 }
 
-/// Which function refers to which of the strings in the table.
+/// The strings of the table that each function refers to.
 struct Mentions {
     /// One bit for each string.
     bits: HashMap<&'static str, u64>,
@@ -242,7 +242,8 @@ impl Mentions {
     }
 }
 
-/// Where in memory these strings begin. One may begin inside another that ends alike: the linker joins those.
+/// The addresses of these strings in memory. A string may begin inside another that has the same end, because the
+/// linker merges those.
 fn addresses(memory: &[u8], strings: &HashMap<&'static str, u64>) -> HashMap<i32, u64> {
     let mut addresses = HashMap::new();
     let mut end = 0;
@@ -261,17 +262,17 @@ fn addresses(memory: &[u8], strings: &HashMap<&'static str, u64>) -> HashMap<i32
 }
 
 impl Target {
-    /// By what it is recognised, in words.
+    /// The evidence in words.
     pub(super) fn expectation(&self) -> String {
         let Signature { parameters, results, .. } = self.signature;
         let evidence = match &self.evidence {
             Evidence::Exported => "that is exported under this name".to_owned(),
             Evidence::Mentions(strings) => format!("that mentions {strings:?}"),
-            Evidence::CalledBy(caller) => format!("that is all that {caller} calls"),
+            Evidence::CalledBy(caller) => format!("that is the only one that {caller} calls"),
             Evidence::Between { caller, callee } => {
                 format!("that {caller} calls and that calls {callee}")
             }
-            Evidence::Reads { caller, variables } => format!("that {caller} calls and that looks at {variables:?}"),
+            Evidence::Reads { caller, variables } => format!("that {caller} calls and that reads {variables:?}"),
             Evidence::KillItself => "that raises a signal in its own process and fails for any other".to_owned(),
             Evidence::CalledByKill => "that kill calls".to_owned(),
             Evidence::SignalsPostmaster => "that sets a flag and sends SIGUSR1 to the postmaster".to_owned(),
@@ -282,7 +283,7 @@ impl Target {
     }
 }
 
-/// The error for a function that was not found, or whose body is not what it was.
+/// The error for a function that was not found, or whose body is not the expected one.
 pub(super) fn refusal(target: &Target, found: &str) -> InstrumentError {
     InstrumentError::Evidence {
         function: target.name.to_owned(),

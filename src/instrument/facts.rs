@@ -1,4 +1,4 @@
-//! What a host has to know of PGlite's backend besides its code.
+//! Facts about PGlite's backend that a host needs besides its code.
 
 use std::collections::BTreeMap;
 
@@ -23,9 +23,9 @@ const WASM_PAGE: u64 = 65_536;
 /// Size of a memory in pages of 64 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageLimits {
-    /// At first.
+    /// The initial size.
     pub minimum: u64,
-    /// At most, if there is a limit.
+    /// The limit, if there is one.
     pub maximum: Option<u64>,
 }
 
@@ -38,22 +38,22 @@ impl PageLimits {
         Ok(Self { minimum: memory.initial, maximum: memory.maximum })
     }
 
-    /// The size at first, in bytes.
+    /// The initial size in bytes.
     pub(super) fn minimum_bytes(self) -> u64 {
         self.minimum.saturating_mul(WASM_PAGE)
     }
 }
 
-/// What was learned about a backend's module while it was instrumented.
+/// Facts that were found while a backend's module was instrumented.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Facts {
     /// The size of its memory.
     pub memory: PageLimits,
-    /// How many elements its table has at first; further ones are for callbacks and side modules.
+    /// The table's initial number of elements; further ones are for callbacks and side modules.
     pub table_elements: u64,
     /// Initial value of `__stack_pointer`: the stack grows down from here.
     pub stack_pointer: u32,
-    /// Export names of all its mutable globals, [`HAS_CHECKPOINTER`] included: a snapshot has to keep every one.
+    /// Export names of all its mutable globals, [`HAS_CHECKPOINTER`] included: a snapshot must save all of them.
     pub mutable_globals: Vec<String>,
     /// Addresses of exported variables, by their names in C.
     pub data_symbols: BTreeMap<String, u32>,
@@ -68,34 +68,34 @@ pub struct Facts {
     /// Address of `pqsignal_handlers` (`src/port/pqsignal.c`): the table index of each signal's handler, by its
     /// number.
     pub signal_handlers: u32,
-    /// Addresses of the numbers of callbacks that `proc_exit` runs: what `on_exit_reset` sets to zero
+    /// Addresses of the counters of callbacks that `proc_exit` runs; `on_exit_reset` sets them to zero
     /// (`src/backend/storage/ipc/ipc.c`).
     pub exit_callbacks: [u32; 3],
-    /// Address of `send_ready_for_query`, a byte, which PGlite has made a variable of `src/backend/tcop/postgres.c`.
+    /// Address of `send_ready_for_query`, a byte, which PGlite made a global variable of
+    /// `src/backend/tcop/postgres.c`.
     pub send_ready_for_query: u32,
     /// Address of `MessageContext` (`src/backend/utils/mmgr/mcxt.c`), a pointer.
     pub message_context: u32,
-    /// Where sessions and checkpointer meet.
+    /// The shared memory of sessions and checkpointer.
     pub checkpointer: CheckpointerShmem,
-    /// How a child tells its postmaster something.
+    /// The variables through which a child signals its postmaster.
     pub postmaster: PostmasterSignals,
     /// Address of `IsPostmasterEnvironment`, a byte.
     pub is_postmaster_environment: u32,
     /// Address of `whereToSendOutput`, an `int`.
     pub where_to_send_output: u32,
-    /// The kinds of children that a postmaster has.
+    /// The kinds of child processes of a postmaster.
     pub children: Vec<ChildKind>,
     /// The settings that name libraries to load when a session starts.
     pub preloads: [Preload; 2],
-    /// Where in `MyProc` it is told that the backend counts for connection limits, a byte
+    /// Offset in `MyProc` of the byte that makes the backend count for connection limits
     /// (`src/include/storage/proc.h`).
     pub is_regular_backend: u32,
-    /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes together.
+    /// Address of `pg_enc2name_tbl` (`src/common/encnames.c`): name and number of each encoding, 8 bytes each.
     pub encoding_names: u32,
-    /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes together.
+    /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes each.
     pub encoding_functions: u32,
-    /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`), the state of the heap, as that file's version 2.8.6
-    /// lays it out.
+    /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6), the state of the heap.
     pub heap: u32,
 }
 
@@ -153,14 +153,14 @@ impl Facts {
         })
     }
 
-    /// What C calls the address of an exported name: a variable's address in memory, a function's slot in the table
-    /// if it has one.
+    /// The address of an exported name in C: a variable's address in memory, or a function's slot in the table if it
+    /// has one.
     #[must_use]
     pub fn symbol(&self, name: &str) -> Option<u32> {
         self.data_symbols.get(name).or_else(|| self.table_slots.get(name)).copied()
     }
 
-    /// The kind of the postmaster's children that is called `name`.
+    /// The kind of child process with the name `name`.
     ///
     /// # Errors
     /// If there is none.

@@ -8,52 +8,50 @@ pub const HOOK_MODULE: &str = "pglite_port";
 /// A host function that an instrumented module calls. All parameters and results are `i32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// `init_process()`: the backend is about to take its slot in shared memory. Linear memory now is what a
-    /// postmaster's is before it forks.
+    /// `init_process()`: the backend is about to take its slot in shared memory. Linear memory is in the state of a
+    /// postmaster's memory before it forks.
     InitProcess,
-    /// `wait_event_set_wait(timeout_ms, latch)`: the backend has nothing to do until something happens.
+    /// `wait_event_set_wait(timeout_ms, latch)`: the backend waits for an event.
     ///
-    /// It is called where `WaitEventSetWait` called `poll()`: the latch has been looked at and was not set, and
-    /// `maybe_sleeping` in it is 1, so that whoever sets it calls `kill(owner, SIGURG)`. `timeout_ms` is the caller's
-    /// whole timeout (-1 for none, 0 to return at once); `latch` is the address of a `struct Latch`, or 0. The host
-    /// returns when the latch is set, when `timeout_ms` have fully passed on the monotonic clock (otherwise it is
-    /// called again with the same timeout), or when it has run a signal handler.
+    /// It is called where `WaitEventSetWait` called `poll()`: the latch was not set, and its `maybe_sleeping` is 1, so
+    /// that setting it calls `kill(owner, SIGURG)`. `timeout_ms` is the caller's whole timeout (-1 for none, 0 to
+    /// return at once); `latch` is the address of a `struct Latch`, or 0. The host returns when the latch is set, when
+    /// `timeout_ms` have passed on the monotonic clock (if it returns earlier, it is called again with the same
+    /// timeout), or when it has run a signal handler.
     WaitEventSetWait,
-    /// `pg_usleep(microseconds)`: sleep; not at all if the number is not positive.
+    /// `pg_usleep(microseconds)`: sleeps; returns at once if the number is not positive.
     PgUsleep,
-    /// `process_interrupts()`: `InterruptPending` was set and the backend came past a `CHECK_FOR_INTERRUPTS()`, also
-    /// where `InterruptHoldoffCount` or `CritSectionCount` are not zero.
+    /// `process_interrupts()`: `InterruptPending` was set and the backend reached a `CHECK_FOR_INTERRUPTS()`, even
+    /// while `InterruptHoldoffCount` or `CritSectionCount` are not zero.
     ProcessInterrupts,
-    /// `kill(pid, signal) -> 0 or -errno`: send a signal, also to the caller itself; signal 0 only asks whether `pid`
-    /// exists; a negative `pid` is that of a process group, which here is one process. Numbers of errors are WASI's.
+    /// `kill(pid, signal) -> 0 or -errno`: sends a signal, also to the caller itself. Signal 0 only checks whether
+    /// `pid` exists. A negative `pid` is that of a process group, which here is one process. Error numbers are WASI's.
     Kill,
-    /// `request_checkpoint(flags)`: a process that is not the checkpointer wants a checkpoint. `flags` are those of
-    /// `RequestCheckpoint` (`src/include/access/xlog.h`); with `CHECKPOINT_WAIT` it is made before the host returns.
+    /// `request_checkpoint(flags)`: a process other than the checkpointer requests a checkpoint. `flags` are those of
+    /// `RequestCheckpoint` (`src/include/access/xlog.h`); with `CHECKPOINT_WAIT` it is complete when the host returns.
     RequestCheckpoint,
-    /// `stack_depth(bytes) -> bytes`: how deep the stack is, for `max_stack_depth`; the argument is its depth in
+    /// `stack_depth(bytes) -> bytes`: the depth of the stack, for `max_stack_depth`. The argument is the depth in
     /// linear memory.
     StackDepth,
-    /// `semaphore_wait(semaphore)`: another session has to do something first, such as release a lightweight lock.
-    /// The host returns when one may have done it; otherwise it is called again.
+    /// `semaphore_wait(semaphore)`: waits for another session, for example to release a lightweight lock. The host
+    /// returns when a session may have done so; if none has, it is called again.
     SemaphoreWait,
-    /// `postmaster_is_alive() -> bool`: whether there is still somebody whom the session works for.
+    /// `postmaster_is_alive() -> bool`: whether the postmaster still runs.
     PostmasterIsAlive,
-    /// `wal_segment()`: the process begins a segment of WAL. It may hold lightweight locks and be in a critical
-    /// section.
+    /// `wal_segment()`: the process begins a WAL segment. It may hold lightweight locks and be in a critical section.
     WalSegment,
     /// `locale_exists(name) -> bool`: whether the C library has the locale with the NUL-terminated name at that
-    /// address; an empty name means the environment's locale.
+    /// address. An empty name means the environment's locale.
     LocaleExists,
-    /// `to_upper(code_point) -> code_point`: C's `towupper`, for what is not ASCII.
+    /// `to_upper(code_point) -> code_point`: C's `towupper`, for characters that are not ASCII.
     ToUpper,
-    /// `to_lower(code_point) -> code_point`: C's `towlower`, for what is not ASCII.
+    /// `to_lower(code_point) -> code_point`: C's `towlower`, for characters that are not ASCII.
     ToLower,
     /// `open_collator(locale)`: ICU is about to open the collator of the locale whose NUL-terminated name is at that
-    /// address. The host raises an SQL error where ICU would fall back to another language's.
+    /// address. The host raises an SQL error where ICU would use the root collation instead.
     OpenCollator,
-    /// `import_rules(importer, locale, type)`: ICU is about to read the rules that others import from the locale and
-    /// the type of collation whose NUL-terminated names are at these addresses. The host raises an SQL error as at
-    /// [`Self::OpenCollator`].
+    /// `import_rules(importer, locale, type)`: ICU is about to import rules from the locale and the type of collation
+    /// whose NUL-terminated names are at these addresses. The host raises an SQL error as in [`Self::OpenCollator`].
     ImportRules,
 }
 
@@ -77,7 +75,7 @@ impl Hook {
         Self::ImportRules,
     ];
 
-    /// The name under which it is imported.
+    /// Its import name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -129,7 +127,7 @@ impl Hook {
         }
     }
 
-    /// Its place among the hooks.
+    /// Its position among the imported hooks.
     pub(super) fn position(self) -> u32 {
         self as u32
     }

@@ -1,4 +1,4 @@
-//! The contents of a fresh memory: what data segments and the start function make of it.
+//! The initial contents of a memory, made by data segments and the start function.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use wasmparser::Operator;
 use super::module::Module as Parsed;
 use super::{InstrumentError, PageLimits};
 
-/// The bytes of a fresh memory up to the last one that a data segment sets.
+/// The bytes of a new memory up to the last one that a data segment sets.
 pub(super) fn initial_memory(
     limits: PageLimits,
     data: &[(u32, &[u8])],
@@ -36,7 +36,7 @@ pub(super) fn initial_memory(
 /// The ranges of memory that the start function fills with zeros.
 ///
 /// # Errors
-/// If it does anything else: then it cannot be left out.
+/// If it does anything else, because then it cannot be left out.
 pub(super) fn zeroed_by_start(module: &Parsed) -> Result<Vec<Range<u32>>, InstrumentError> {
     let Some(start) = module.start else {
         return Ok(Vec::new());

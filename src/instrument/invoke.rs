@@ -1,4 +1,4 @@
-//! An `invoke_*` function by itself, for side modules that call under `setjmp` what the main module never does.
+//! A module with one `invoke_*` function, for side modules that use a signature that the main module lacks.
 
 use wasm_encoder::{
     CodeSection, EntityType, ExportKind, ExportSection, FunctionSection, ImportSection, RefType, TableType, TagKind,
@@ -7,11 +7,11 @@ use wasm_encoder::{
 
 use super::longjmp::{TAG, lower_longjmp};
 
-/// A module with the function `name` alone, an `invoke_*` of a signature that the main module does not have:
-/// `invoke_` and then the result and the parameters of the function called, each as `v` (none), `i`, `j`, `f` or `d`.
-/// Its imports are exports of the main module.
+/// A module with only the function `name`, an `invoke_*` of a signature that the main module does not have: `invoke_`
+/// and then the result and the parameters of the called function, each as `v` (none), `i`, `j`, `f` or `d`. Its
+/// imports are exports of the main module.
 ///
-/// Returns `None` when that is not how `name` is made.
+/// Returns `None` when `name` does not have this form.
 #[must_use]
 pub fn invoke_module(name: &str) -> Option<Vec<u8>> {
     let value = |letter| match letter {
@@ -42,7 +42,7 @@ pub fn invoke_module(name: &str) -> Option<Vec<u8>> {
         .import("env", name, EntityType::Function(0))
         .import("env", "__indirect_function_table", table)
         .import("env", TAG, TagType { kind: TagKind::Exception, func_type_idx: 4 });
-    // What `lower_longjmp` looks for, and a function section, to which it adds.
+    // The exports that `lower_longjmp` needs, and a function section, to which it adds.
     let mut exports = ExportSection::new();
     exports
         .export("emscripten_stack_get_current", ExportKind::Func, 0)

@@ -1,9 +1,9 @@
-//! Replaces Emscripten's `longjmp`, which unwinds through JavaScript, by WebAssembly exceptions.
+//! Replaces Emscripten's `longjmp`, which unwinds through JavaScript, with WebAssembly exceptions.
 //!
 //! Emscripten compiles a call under `setjmp` to `invoke_X(index, arguments…)`, an import that calls the table entry
 //! and catches what `_emscripten_throw_longjmp`, another import, throws (Emscripten, `src/lib/libcore.js` and
-//! `libdylink.js`, `createInvokeFunction`). `PostgreSQL` passes there several times in every statement (`PG_TRY`).
-//! Here both become functions of the module itself:
+//! `libdylink.js`, `createInvokeFunction`). Every statement passes several such calls (`PG_TRY`). Here both imports
+//! become functions of the module:
 //!
 //! ```wat
 //! (func $invoke_iii (param $index i32) (param $a i32) (param $b i32) (result i32) (local $stack i32)
@@ -17,9 +17,9 @@
 //! (func $_emscripten_throw_longjmp (throw $longjmp))
 //! ```
 //!
-//! No host call is left, entering such a call costs nothing, and the native stack holds only wasm however deep the
-//! calls nest. The functions are exported under their names, so that side modules, which import them, share one tag
-//! with the main module.
+//! No host call is left, entering such a call costs nothing, and the native stack holds only wasm at any depth of
+//! calls. The functions are exported under their names, so that side modules, which import them, share one tag with
+//! the main module.
 
 use std::collections::HashMap;
 
@@ -34,12 +34,12 @@ use super::InstrumentError;
 
 const THROW: &str = "_emscripten_throw_longjmp";
 
-/// The name under which the main module exports the tag of the exception, as Emscripten's own wasm longjmp calls it.
+/// The export name of the exception's tag; Emscripten's own wasm longjmp uses the same.
 pub(super) const TAG: &str = "__c_longjmp";
 
-/// Replaces every `env.invoke_*` import and `env._emscripten_throw_longjmp` of `wasm` by functions of its own.
+/// Replaces every import `env.invoke_*` and `env._emscripten_throw_longjmp` of `wasm` with a function of the module.
 ///
-/// A module without such imports, or without the exports that they are built on, is returned as it is.
+/// A module without such imports, or without the exports that these functions need, is returned unchanged.
 ///
 /// # Errors
 /// When `wasm` is not a valid module.
@@ -53,7 +53,7 @@ pub(super) fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     match lowering.parse_core_module(&mut output, Parser::new(0), wasm) {
         Ok(()) => Ok(output.finish()),
         Err(reencode::Error::UserError(error)) => Err(error),
-        Err(error) => Err(InstrumentError::Unsupported(format!("it cannot be written out again: {error}"))),
+        Err(error) => Err(InstrumentError::Unsupported(format!("it cannot be encoded again: {error}"))),
     }
 }
 
@@ -69,20 +69,20 @@ struct Lowered {
     type_index: u32,
 }
 
-/// What has to be known of a module before it is written anew.
+/// The facts about a module that are needed to rewrite it.
 struct Plan {
     types: Vec<FuncType>,
-    /// The index that every function of the module gets, by the one that it had.
+    /// The new index of every function, by its old index.
     functions: Vec<u32>,
     /// The imports that become functions, which get the last indices in this order.
     lowered: Vec<Lowered>,
     /// The first index of those functions.
     first_lowered: u32,
-    /// The functions that the new ones call; 0 if there are no new ones.
+    /// The functions that the new functions call; 0 if there are no new ones.
     stack_get_current: u32,
     stack_restore: u32,
     set_threw: u32,
-    /// The index of the tag, and whether it is the module's own: one that is imported belongs to the main module.
+    /// The index of the tag, and whether this module defines it: an imported tag belongs to the main module.
     tag: u32,
     tag_is_own: bool,
 }
@@ -91,7 +91,7 @@ impl Plan {
     fn read(wasm: &[u8]) -> Result<Self, InstrumentError> {
         let mut types = Vec::new();
         let mut lowered = Vec::new();
-        // For every function import whether it stays, in order.
+        // For every function import, in order, whether it remains.
         let mut imports: Vec<bool> = Vec::new();
         let mut defined = 0;
         let (mut tags, mut imported_tag) = (0, None);
@@ -179,13 +179,13 @@ impl Plan {
         })
     }
 
-    /// The index of the type of a function without parameters and results, of which the first new one is put behind
-    /// the module's types.
+    /// The index of the type of a function without parameters and results, the first type that is added to the
+    /// module's.
     fn tag_type(&self) -> u32 {
         u32::try_from(self.types.len()).unwrap_or(u32::MAX)
     }
 
-    /// The type of the table entry that the `n`th new function calls follows the tag's.
+    /// The type of the table entry that the `n`th new function calls; these follow the tag's type.
     fn callee_type(&self, n: usize) -> u32 {
         self.tag_type() + 1 + u32::try_from(n).unwrap_or(u32::MAX)
     }
@@ -206,7 +206,7 @@ impl Plan {
             .instruction(&Instruction::Block(BlockType::Empty))
             .instruction(&Instruction::TryTable(
                 BlockType::Empty,
-                // The label counts from outside the try_table: 0 is the block around it.
+                // The label is relative to the try_table's surroundings: 0 is the block around it.
                 vec![Catch::One { tag: self.tag, label: 0 }].into(),
             ));
         for parameter in 1..parameters {
@@ -242,7 +242,7 @@ fn zero(ty: wasmparser::ValType) -> Result<Instruction<'static>, reencode::Error
         wasmparser::ValType::I64 => Instruction::I64Const(0),
         wasmparser::ValType::F32 => Instruction::F32Const(0.0.into()),
         wasmparser::ValType::F64 => Instruction::F64Const(0.0.into()),
-        other => return Err(unsupported(format!("an invoke_* function returns {other}, for which there is no zero"))),
+        other => return Err(unsupported(format!("an invoke_* function returns {other}, which has no zero value"))),
     })
 }
 
@@ -262,7 +262,7 @@ impl Reencode for Lowering {
     fn function_index(&mut self, function: u32) -> Result<u32, reencode::Error<InstrumentError>> {
         // The parser does not validate, so an index may be anything.
         let index = self.plan.functions.get(function as usize);
-        index.copied().ok_or_else(|| unsupported(format!("it refers to function {function}, which it does not have")))
+        index.copied().ok_or_else(|| unsupported(format!("it refers to function {function}, which does not exist")))
     }
 
     fn parse_type_section(&mut self, types: &mut TypeSection, section: wasmparser::TypeSectionReader<'_>) -> Reencoded {
@@ -272,8 +272,7 @@ impl Reencode for Lowering {
             let ty = self.plan.type_of(lowered)?;
             let parameters = ty.params().iter().skip(1).map(|ty| reencode::RoundtripReencoder.val_type(*ty));
             let results = ty.results().iter().map(|ty| reencode::RoundtripReencoder.val_type(*ty));
-            let convert =
-                |_| unsupported(format!("the type of {} is not of WebAssembly's first version", lowered.name));
+            let convert = |_| unsupported(format!("the type of {} uses types beyond WebAssembly 1.0", lowered.name));
             types.ty().function(
                 parameters.collect::<Result<Vec<_>, _>>().map_err(convert)?,
                 results.collect::<Result<Vec<_>, _>>().map_err(convert)?,
@@ -320,7 +319,7 @@ impl Reencode for Lowering {
         _after: Option<SectionId>,
         before: Option<SectionId>,
     ) -> Reencoded {
-        // Tags stand between memories and globals. Emscripten's modules have no tags of their own yet, and all have
+        // The tag section comes between memories and globals. Emscripten's modules have no tags yet, and all have
         // globals.
         if self.plan.tag_is_own && matches!(before, Some(SectionId::Global)) {
             let mut tags = TagSection::new();

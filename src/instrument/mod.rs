@@ -1,26 +1,26 @@
 //! Rewrites PGlite's WebAssembly before it is compiled.
 //!
-//! PGlite's file is used as it is published. Four things it cannot do as it is are added here:
+//! PGlite's published file lacks four things, which are added here:
 //!
-//! * **Code and memory contents are separated.** One module holds the code ([`Instrumented::code`]), whatever it is
-//!   used for; its memory is empty. What a fresh backend's memory holds ([`Instrumented::memory`]) is as little a part
-//!   of it as what a running one's holds, so that a clone is the same compiled code with other memory contents.
+//! * **Code and memory contents are separated.** One module contains the code ([`Instrumented::code`]) for all
+//!   purposes;   its memory is empty. The initial memory of a new backend ([`Instrumented::memory`]) is separate, as
+//!   is the memory of a   running one, so that a clone is the same compiled code with other memory contents.
 //! * **The host is called** where PostgreSQL would leave the processor to other processes: [`Hook`].
 //! * **Several processes** can be made from one memory, as `fork()` does: the process id is a variable, and
-//!   checkpoints are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
-//! * **What a host needs to see is exported**: functions, and every mutable global.
+//!   checkpoints   are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
+//! * **Exports for the host** are added: functions, and every mutable global.
 //!
 //! # How functions are found
 //! PGlite exports a part of PostgreSQL's functions. The others are recognised by the string constants that their error
-//! reports refer to (`__func__`, `__FILE__`, messages) or by their instructions: `targets` is the table. A function
-//! that is not found exactly once, or whose body is not what is expected, makes the whole file refused, with an error
-//! that names the function. Nothing here depends on indices or addresses of one version.
+//! reports refer to (`__func__`, `__FILE__`, messages) or by their instructions: `targets` is the table. The whole
+//! file is refused if a function is not found exactly once or has an unexpected body; the error names the function. No
+//! index or address of one version is fixed.
 //!
 //! # Reading order
-//! `module` (what is read), `initial_memory` (what is in memory), `targets` (the table), `evidence` (finding),
-//! `bodies` and `processes` (what is read out of what was found), `start` (the same, of what starts a session),
-//! `hooks` (what is called), `changes` and `semaphores` (what is changed), `rewrite` (writing), `longjmp` and
-//! `invoke` (exceptions instead of host calls), `facts` (what else was learned).
+//! `module` (reads a module), `initial_memory` (memory contents), `targets` (the table), `evidence` (finds functions),
+//! `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes` and
+//! `semaphores` (changes of functions), `rewrite` (writes the module), `longjmp` and `invoke` (exceptions instead of
+//! host calls), `facts` (the resulting facts).
 
 mod bodies;
 mod changes;
@@ -55,8 +55,7 @@ pub use invoke::invoke_module;
 pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
 pub use start::Preload;
 
-/// Name of an exported mutable `i32` global: where it is not zero, another process of the cluster makes the
-/// checkpoints.
+/// Name of an exported mutable `i32` global. If it is not zero, another process of the cluster makes the checkpoints.
 pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
 
 /// PGlite's backend, ready to be compiled.
@@ -66,50 +65,50 @@ pub struct Instrumented {
     pub code: Vec<u8>,
     /// The contents of a fresh backend's memory.
     pub memory: Vec<u8>,
-    /// What a host has to know of the two.
+    /// The facts about both that a host needs.
     pub facts: Facts,
-    /// The functions that were looked for.
+    /// The functions that were found.
     pub findings: Vec<Finding>,
 }
 
-/// A function of PGlite's that was looked for and found.
+/// A function of PGlite that was searched for and found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Its name in C.
     pub name: &'static str,
     /// Its index in the published file.
     pub index: u32,
-    /// By what it was recognised.
+    /// The evidence by which it was recognised.
     pub evidence: String,
 }
 
 /// Name under which a side module's start function is exported, if it has one.
 ///
-/// It zeroes memory and works out globals. So it is for a loader to call, once in the life of a memory: where the
-/// memory of a clone already holds the side module's variables, it would reset them.
+/// It zeroes memory and computes globals. The loader must call it, once in the life of a memory: in a clone it would
+/// reset the side module's variables, which the clone's memory already contains.
 pub const SIDE_MODULE_START: &str = "pglite_port.start";
 
 /// Why a module was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum InstrumentError {
-    /// It is no WebAssembly module.
+    /// It is not a WebAssembly module.
     #[error("not a well-formed WebAssembly module: {0}")]
     Malformed(#[from] BinaryReaderError),
     /// It uses a feature of WebAssembly that the encoder does not have.
-    #[error("the WebAssembly module cannot be written out again: {0}")]
+    #[error("the WebAssembly module cannot be encoded again: {0}")]
     Encode(#[from] wasm_encoder::reencode::Error<Infallible>),
-    /// It is not built in the way that is relied upon.
+    /// It is not built as expected.
     #[error("this WebAssembly module is not built as PGlite's are: {0}")]
     Unsupported(String),
-    /// A function is not there, is there more than once, or does something else than it should.
+    /// A function is missing, exists more than once, or has an unexpected body.
     #[error(
-        "{function}: expected {expected}, found {found}. This file is another version of PGlite than the supported one: \
-         install that, or see \"Moving to a new PGlite version\" in ARCHITECTURE.md"
+        "{function}: expected {expected}, found {found}. This file is not the supported version of PGlite: \
+         install that version, or see \"Moving to a new PGlite version\" in ARCHITECTURE.md"
     )]
     Evidence {
         /// Its name in C.
         function: String,
-        /// By what it is recognised.
+        /// The evidence by which it is recognised.
         expected: String,
         /// What was found instead.
         found: String,
@@ -119,7 +118,7 @@ pub enum InstrumentError {
 /// Prepares `pglite.wasm` for compilation.
 ///
 /// # Errors
-/// If the file is not a version of PGlite in which everything that is needed is found exactly once.
+/// If the file is not a version of PGlite in which every function and fact is found exactly once.
 pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     let module = Module::parse(wasm)?;
     module.refuse_passive_data()?;
@@ -157,7 +156,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     for (function, edit) in semaphores::waits(&module, &around)? {
         rewrite.edits.entry(function).or_default().push(edit);
     }
-    // A function may have several changes, of which the table says nothing about which comes first in its body.
+    // A function may have several changes, and the table does not order them.
     rewrite.edits.values_mut().for_each(|edits| edits.sort_by_key(|edit| edit.at.start));
     let finding =
         |(target, index): (&targets::Target, u32)| Finding { name: target.name, index, evidence: target.expectation() };
@@ -165,21 +164,21 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts, findings })
 }
 
-/// Prepares a module that runs in one instance only and needs no changes but those of `longjmp`: `initdb.wasm`.
+/// Prepares a module that has one instance only and needs only the change of `longjmp`: `initdb.wasm`.
 ///
 /// # Errors
-/// If the bytes are no module, or one whose `longjmp` is not Emscripten's.
+/// If the bytes are not a module, or its `longjmp` is not Emscripten's.
 pub fn instrument_plain(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     longjmp::lower_longjmp(wasm)
 }
 
-/// Prepares a side module (an extension's or PL/pgSQL's `.so`) for being loaded, and for being there already in the
-/// memory of a clone.
+/// Prepares a side module (the `.so` of an extension or of PL/pgSQL) for being loaded, and for clones whose memory
+/// already contains it.
 ///
-/// Its data segments are left out: they are for the loader to write. Nothing runs when it is instantiated.
+/// Its data segments are left out, because the loader writes them. Nothing runs when it is instantiated.
 ///
 /// # Errors
-/// If the bytes are no module, or it uses its data segments other than by writing them when it is instantiated.
+/// If the bytes are not a module, or it uses data segments for anything but writing them when it is instantiated.
 pub fn instrument_side_module(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     let module = Module::parse(wasm)?;
     module.refuse_passive_data()?;
@@ -189,11 +188,11 @@ pub fn instrument_side_module(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     rewrite.apply(&module)
 }
 
-/// Export names that a side module's own mutable globals have once it is prepared: a clone has to set them to what
-/// they were, as it does not call [`SIDE_MODULE_START`].
+/// Export names of a prepared side module's own mutable globals. A clone has to set them to their captured values,
+/// because it does not call [`SIDE_MODULE_START`].
 ///
 /// # Errors
-/// If the bytes are no module.
+/// If the bytes are not a module.
 pub fn side_module_globals(wasm: &[u8]) -> Result<Vec<String>, InstrumentError> {
     Ok(Module::parse(wasm)?.mutable_globals().into_iter().map(|global| global.name).collect())
 }
@@ -204,7 +203,7 @@ fn hidden_globals(module: &Module) -> Vec<(String, ExportKind, u32)> {
     hidden.map(|global| (global.name, ExportKind::Global, global.index)).collect()
 }
 
-/// Names for backtraces: those that the module has, those of exports, and those that were found.
+/// Names for backtraces: those in the module, those of exports, and those of the functions that were found.
 fn names(module: &Module, found: &Found) -> BTreeMap<u32, String> {
     let mut names: BTreeMap<u32, String> =
         module.names.iter().map(|(&index, &name)| (index, name.to_owned())).collect();

@@ -1,4 +1,4 @@
-//! What the rewriter has to know of a WebAssembly module, read once.
+//! The facts about a WebAssembly module that the rewriter needs, read once.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,9 +28,9 @@ pub(super) struct Module<'a> {
     pub(super) memory: Option<MemoryType>,
     /// Initial number of elements of the module's own table.
     pub(super) table_elements: Option<u64>,
-    /// For every function that an element segment puts at a constant place in the table, its first slot.
+    /// For every function that an element segment puts into the table at a constant index, its first slot.
     table_slots: BTreeMap<u32, u32>,
-    /// Whether there are element segments of which that cannot be said.
+    /// Whether there are other element segments.
     table_is_filled_otherwise: bool,
     pub(super) data: Vec<Data<'a>>,
     pub(super) start: Option<u32>,
@@ -45,7 +45,7 @@ pub(super) struct Global {
     pub(super) initial: Option<i32>,
 }
 
-/// A mutable global and the name under which it is, or will be, exported.
+/// A mutable global and its export name, which it may get only by the rewrite.
 pub(super) struct MutableGlobal {
     pub(super) index: u32,
     pub(super) name: String,
@@ -56,7 +56,7 @@ impl<'a> Module<'a> {
     /// Reads a module.
     ///
     /// # Errors
-    /// If the bytes are no module, or one with more than one memory.
+    /// If the bytes are not a module, or one with more than one memory.
     pub(super) fn parse(wasm: &'a [u8]) -> Result<Self, InstrumentError> {
         let mut module = Self { wasm, ..Self::default() };
         for payload in Parser::new(0).parse_all(wasm) {
@@ -204,7 +204,7 @@ impl<'a> Module<'a> {
         self.imported_functions..self.function_count()
     }
 
-    /// The index of the exported thing of this kind and name.
+    /// The index of the export of this kind and name.
     pub(super) fn exported(&self, kind: ExternalKind, name: &str) -> Option<u32> {
         self.exports.iter().find(|export| export.kind == kind && export.name == name).map(|export| export.index)
     }
@@ -226,7 +226,7 @@ impl<'a> Module<'a> {
         self.data.iter().enumerate().map(place).collect()
     }
 
-    /// Makes sure that data segments are written when the module is instantiated, and never used afterwards.
+    /// Checks that data segments are only written when the module is instantiated.
     ///
     /// # Errors
     /// If one is passive, or an instruction uses one.
@@ -237,7 +237,7 @@ impl<'a> Module<'a> {
         for (function, body) in (self.imported_functions..).zip(&self.bodies) {
             for operator in body.get_operators_reader()? {
                 if let Operator::MemoryInit { .. } | Operator::DataDrop { .. } = operator? {
-                    let what = format!("function {function} uses a data segment while it runs");
+                    let what = format!("function {function} uses a data segment at run time");
                     return Err(InstrumentError::Unsupported(what));
                 }
             }
@@ -259,10 +259,10 @@ impl<'a> Module<'a> {
     /// The first table slot of every exported function that has one, by name.
     ///
     /// # Errors
-    /// If the table is filled with anything but functions at constant places.
+    /// If the table is filled with anything but functions at constant indices.
     pub(super) fn exported_table_slots(&self) -> Result<BTreeMap<String, u32>, InstrumentError> {
         if self.table_is_filled_otherwise {
-            let what = "its table is not filled with functions at constant places";
+            let what = "its table is not filled with functions at constant indices";
             return Err(InstrumentError::Unsupported(what.into()));
         }
         let functions = self.exports.iter().filter(|export| export.kind == ExternalKind::Func);
@@ -270,7 +270,7 @@ impl<'a> Module<'a> {
         Ok(functions.filter_map(slot).collect())
     }
 
-    /// The module's own mutable globals. One that is not exported is given a name.
+    /// The module's own mutable globals. One that is not exported gets a name.
     pub(super) fn mutable_globals(&self) -> Vec<MutableGlobal> {
         let own = (0_u32..).zip(&self.globals).skip(self.imported_globals as usize);
         let named = |(index, _)| {
@@ -285,7 +285,7 @@ impl<'a> Module<'a> {
     }
 }
 
-/// The value of an initialiser that is one `i32.const`.
+/// The value of an initialiser that is a single `i32.const`.
 fn constant(expression: &wasmparser::ConstExpr) -> Result<Option<i32>, InstrumentError> {
     let mut operators = expression.get_operators_reader();
     match (operators.read()?, operators.read()?) {

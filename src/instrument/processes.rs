@@ -1,8 +1,7 @@
-//! What the processes of a cluster have in common: the kinds of processes that a postmaster starts, and where they
-//! meet it and the checkpointer.
+//! The kinds of processes that a postmaster starts, and the memory through which they signal it and the checkpointer.
 //!
-//! The kinds are the table `child_process_kinds` in PostgreSQL's
-//! `src/backend/postmaster/launch_backend.c`, read out of the memory of a fresh backend.
+//! The kinds are the table `child_process_kinds` in PostgreSQL's `src/backend/postmaster/launch_backend.c`, read from
+//! the initial memory of the module.
 
 use serde::{Deserialize, Serialize};
 use wasmparser::Operator;
@@ -12,21 +11,21 @@ use super::bodies::once;
 use super::targets::Target;
 use crate::postgres::child::{BACKGROUND_WRITER, CHECKPOINTER, INVALID, MAIN, ON_SHARED_MEMORY, ROW};
 
-/// Names of two rows that follow each other, by which the table is recognised.
+/// Names of two consecutive rows, by which the table is recognised.
 const NEIGHBOURS: [&str; 2] = [BACKGROUND_WRITER, CHECKPOINTER];
 
-/// A kind of children of the postmaster.
+/// A kind of child process of the postmaster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChildKind {
     /// Its name in the table.
     pub name: String,
-    /// Its `BackendType` (`src/include/miscadmin.h`), by which the table is indexed.
+    /// Its `BackendType` (`src/include/miscadmin.h`), the index in the table.
     pub number: u32,
-    /// Slot in the function table of its main function, which takes a pointer to its start-up data and their length.
+    /// The function table slot of its main function, which takes a pointer to its start-up data and their length.
     pub main: u32,
 }
 
-/// All kinds that have a main function.
+/// All kinds with a main function.
 ///
 /// # Errors
 /// If the table is not found exactly once.
@@ -48,7 +47,7 @@ pub(super) fn kinds(memory: &[u8]) -> Result<Vec<ChildKind>, InstrumentError> {
         .collect())
 }
 
-/// A row as it is in memory.
+/// A row in memory.
 #[derive(Clone, Copy)]
 struct Row<'a> {
     name: &'a [u8],
@@ -56,7 +55,7 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// The row at `address`, if it can be one: its name is text, its last field a truth value.
+    /// Reads the row at `address`; `None` if its name is not text or its last field is not a boolean.
     fn read(memory: &'a [u8], address: usize) -> Option<Self> {
         let word = |at: usize| Some(u32::from_le_bytes(*memory.get(at..)?.first_chunk()?));
         let name = memory.get(word(address)? as usize..)?;
@@ -71,24 +70,24 @@ impl<'a> Row<'a> {
 fn no_table(found: &str) -> InstrumentError {
     InstrumentError::Evidence {
         function: "child_process_kinds".to_owned(),
-        expected: format!("one table with rows named {NEIGHBOURS:?} behind one named {INVALID:?}"),
+        expected: format!("one table with rows named {NEIGHBOURS:?} after one named {INVALID:?}"),
         found: found.to_owned(),
     }
 }
 
-/// The memory in which sessions and checkpointer meet: `CheckpointerShmemStruct` in
+/// The shared memory of sessions and checkpointer: `CheckpointerShmemStruct` in
 /// `src/backend/postmaster/checkpointer.c`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointerShmem {
     /// Address of `CheckpointerShmem`, a pointer to the structure, which begins with the checkpointer's process id.
     pub shared: u32,
-    /// Where in the structure the number of queued requests to sync files is, an `int` behind what checkpoints are
-    /// asked for with.
+    /// The offset in the structure of the number of queued requests to sync files, an `int` after the fields that
+    /// request checkpoints.
     pub requests: u32,
 }
 
 impl CheckpointerShmem {
-    /// Reads it out of `ForwardSyncRequest`: `if (CheckpointerShmem->checkpointer_pid == 0 …`.
+    /// Reads it from `ForwardSyncRequest`: `if (CheckpointerShmem->checkpointer_pid == 0 …`.
     pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
         let process_id = |window: &[Operator]| match *window {
             [
@@ -111,24 +110,24 @@ impl CheckpointerShmem {
             ] => u32::try_from(requests.offset).ok().filter(|_| max_requests.offset > requests.offset),
             _ => None,
         };
-        let (_, shared) = once(target, "a look for the checkpointer's process id", operators, 5, process_id)?;
+        let (_, shared) = once(target, "a test of the checkpointer's process id", operators, 5, process_id)?;
         let (_, requests) = once(target, "a comparison with the queue's size", operators, 5, is_full)?;
         Ok(Self { shared, requests })
     }
 }
 
-/// What a child tells the postmaster by.
+/// The variables through which a child signals its postmaster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PostmasterSignals {
     /// Address of `PostmasterPid` (`src/backend/utils/init/globals.c`).
     pub process_id: u32,
-    /// Address of `PMSignalState` (`src/backend/storage/ipc/pmsignal.c`), a pointer to a structure that begins with a
-    /// flag, an `int`, for every `PMSignalReason`.
+    /// Address of `PMSignalState` (`src/backend/storage/ipc/pmsignal.c`), a pointer to a structure that begins with
+    /// one flag, an `int`, for every `PMSignalReason`.
     pub state: u32,
 }
 
 impl PostmasterSignals {
-    /// Reads it out of `SendPostmasterSignal`: `PMSignalState->PMSignalFlags[reason] = true; kill(PostmasterPid,
+    /// Reads it from `SendPostmasterSignal`: `PMSignalState->PMSignalFlags[reason] = true; kill(PostmasterPid,
     /// SIGUSR1);`.
     pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
         let sent = |window: &[Operator]| match *window {
@@ -169,7 +168,7 @@ pub(super) fn is_postmaster_environment(
         }
         _ => None,
     };
-    Ok(once(target, "another flag set than IsUnderPostmaster", operators, 3, set)?.1)
+    Ok(once(target, "a flag set besides IsUnderPostmaster", operators, 3, set)?.1)
 }
 
 /// The address of `whereToSendOutput` (`src/backend/tcop/postgres.c`) in `pgl_startPGlite`: `whereToSendOutput =

@@ -1,4 +1,4 @@
-//! Writes a module out again with imports, globals, exports and instructions added, and every index moved along.
+//! Writes a module again with additional imports, globals, exports and instructions, and adjusts every index.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -18,36 +18,35 @@ use super::changes::Edit;
 use super::hooks::{HOOK_MODULE, Hook};
 use super::module::Module;
 
-/// What a rewritten module has that the original has not, and the other way round.
+/// The differences between a rewritten module and the original.
 #[derive(Default)]
 pub(super) struct Rewrite {
     /// Functions imported from [`HOOK_MODULE`], after the original's.
     pub(super) hooks: &'static [Hook],
-    /// Mutable `i32` globals, zero at first, exported under these names; after the original's.
+    /// Mutable `i32` globals, initially zero, exported under these names; after the original's.
     pub(super) globals: &'static [&'static str],
-    /// Names for things of the original, by its indices.
+    /// Additional exports, by the original's indices.
     pub(super) exports: Vec<(String, ExportKind, u32)>,
     /// Edits of a function's body, in ascending order.
     pub(super) edits: BTreeMap<u32, Vec<Edit>>,
-    /// Whether data segments and the start function, which set memory up, are left out.
+    /// Whether data segments and the start function, which initialise memory, are left out.
     pub(super) without_data: bool,
-    /// Whether an imported memory becomes the module's own, and its table gets room for [`SPARE_TABLE_ELEMENTS`] more
+    /// Whether an imported memory becomes the module's own, and its table gets [`SPARE_TABLE_ELEMENTS`] more elements
     /// and a limit.
     pub(super) own_memory: bool,
     /// Names of functions for backtraces, by the original's indices.
     pub(super) names: BTreeMap<u32, String>,
 }
 
-/// Elements that are added to the table, so that callbacks and the usual side modules find room without the table
-/// being copied.
+/// Elements that are added to the table, so that callbacks and the usual side modules fit without copying the table.
 const SPARE_TABLE_ELEMENTS: u64 = 1024;
 
-/// How far the table can grow unless the module says: many times what all of PGlite's extensions fill. Without a
-/// limit, a library could make the host allocate what it likes.
+/// The limit of the table's size if the module has none: many times what all of PGlite's extensions use. Without a
+/// limit, a library could make the host allocate any amount of memory.
 const MAX_TABLE_ELEMENTS: u64 = 1 << 20;
 
 impl Rewrite {
-    /// Writes `module` out with these changes.
+    /// Writes `module` with these changes.
     pub(super) fn apply(&self, module: &Module) -> Result<Vec<u8>, InstrumentError> {
         let added_functions = u32::try_from(self.hooks.len()).unwrap_or(u32::MAX);
         let mut writer =
@@ -67,7 +66,7 @@ struct Writer<'a> {
     rewrite: &'a Rewrite,
     original: &'a Module<'a>,
     added_functions: u32,
-    /// Index of the function whose body comes next.
+    /// Index of the function whose body is next.
     function: u32,
 }
 
@@ -212,7 +211,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Copies a custom section; that of names is written anew instead.
+    /// Copies a custom section, except for that of names, which is replaced.
     fn copy_custom_section(&self, output: &mut wasm_encoder::Module, section: &CustomSectionReader) {
         if self.rewrite.names.is_empty() || !matches!(section.as_known(), KnownCustom::Name(_)) {
             output.section(&RawSection { id: 0, data: &self.original.wasm[section.range()] });

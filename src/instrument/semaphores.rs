@@ -1,8 +1,8 @@
-//! Where a session waits on the semaphore of its process slot, above all for a lightweight lock.
+//! The places where a session waits on the semaphore of its process slot, in most cases for a lightweight lock.
 //!
-//! `PGSemaphoreLock` is inlined, and Emscripten's `sem_wait` without threads is nothing (`library_pthread_stub.c`).
-//! So all that is left is a loop that looks for what only another session can change: `for (;;) {
-//! PGSemaphoreLock(proc->sem); if (!proc->lwWaiting) break; extraWaits++; }`.
+//! `PGSemaphoreLock` is inlined, and Emscripten's `sem_wait` without threads does nothing (`library_pthread_stub.c`).
+//! Only a loop is left that tests a flag that another session resets: `for (;;) { PGSemaphoreLock(proc->sem); if
+//! (!proc->lwWaiting) break; extraWaits++; }`.
 
 use wasmparser::Operator;
 
@@ -11,14 +11,14 @@ use super::changes::{Edit, Surroundings};
 use super::hooks::Hook;
 use super::module::Module;
 
-/// How many there are in PostgreSQL 18: `LWLockAcquire`, `LWLockAcquireOrWait`, `LWLockWaitForVar`,
+/// The number of waits in PostgreSQL 18: `LWLockAcquire`, `LWLockAcquireOrWait`, `LWLockWaitForVar`,
 /// `LWLockDequeueSelf`, `ProcArrayGroupClearXid` and `TransactionGroupUpdateXidStatus`.
 const WAITS: usize = 6;
 
-/// For each of the waits its function, and the edit that calls the host there.
+/// Each wait's function, and the edit that calls the host there.
 ///
 /// # Errors
-/// If there are not as many as expected.
+/// If the number of waits is not [`WAITS`].
 pub(super) fn waits(module: &Module, around: &Surroundings) -> Result<Vec<(u32, Edit)>, InstrumentError> {
     let mut waits = Vec::new();
     for function in module.defined_functions() {
@@ -39,7 +39,7 @@ pub(super) fn waits(module: &Module, around: &Surroundings) -> Result<Vec<(u32, 
     })
 }
 
-/// `proc->sem`, dropped instead of being waited on, and `extraWaits++`.
+/// `proc->sem`, loaded and dropped, and `extraWaits++`.
 fn is_wait(window: &[Operator]) -> bool {
     matches!(
         *window,
@@ -55,7 +55,7 @@ fn is_wait(window: &[Operator]) -> bool {
     )
 }
 
-/// Goes on waiting while a flag of the process is set; the process is in a local, or loaded once more.
+/// Continues while a flag of the process is set; the process is in a local, or loaded again.
 fn ends_loop(rest: &[Operator]) -> bool {
     let ([Operator::LocalGet { .. }, flag @ ..]
     | [Operator::I32Const { .. }, Operator::I32Load { .. }, Operator::LocalTee { .. }, flag @ ..]) = rest

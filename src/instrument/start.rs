@@ -1,5 +1,4 @@
-//! What is read out of the functions that start a session, for the host to start one in a backend that has been
-//! running before.
+//! Facts from the functions that start a session, with which the host starts a session in a backend that already runs.
 
 use serde::{Deserialize, Serialize};
 use wasmparser::Operator;
@@ -9,7 +8,7 @@ use super::bodies::once;
 use super::evidence::refusal;
 use super::targets::Target;
 
-/// A setting that names libraries to load when a session starts, and what `load_libraries` is called with for it
+/// A setting with libraries to load when a session starts, and the arguments of `load_libraries` for it
 /// (`process_session_preload_libraries` in `src/backend/utils/init/miscinit.c`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preload {
@@ -21,7 +20,7 @@ pub struct Preload {
     pub is_restricted: i32,
 }
 
-/// The settings for which `InitPostgres` calls `load_libraries`, the function of that index.
+/// The settings for which `InitPostgres` calls `load_libraries`, the function with that index.
 pub(super) fn preloads(
     target: &Target,
     operators: &[Operator],

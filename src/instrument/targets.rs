@@ -1,28 +1,28 @@
-//! The functions of PGlite that we call or change: by what each is recognised, and what is done with it.
+//! The functions of PGlite that the host calls or changes: the evidence for each, and the changes.
 //!
-//! This table is what has to be looked at when a new PGlite version is refused.
+//! When a new PGlite version is refused, update this table.
 
 use super::hooks::Hook;
 
 /// A function of PGlite.
 pub(super) struct Target {
-    /// Its name in C; a function that is exported under this name by us, or refused by this name.
+    /// Its name in C, used for its export and in errors.
     pub(super) name: &'static str,
     pub(super) signature: Signature,
     pub(super) evidence: Evidence,
     pub(super) changes: &'static [Change],
 }
 
-/// Numbers of parameters and results. All are `i32`: what C's `int`, `long` and pointers are in wasm32.
+/// Numbers of parameters and results. All are `i32`, which is C's `int`, `long` and pointers in wasm32.
 #[derive(Clone, Copy)]
 pub(super) struct Signature {
     pub(super) parameters: usize,
     pub(super) results: usize,
-    /// Whether the first parameter is an `i64` instead: what C's `uint64` is.
+    /// Whether the first parameter is an `i64` instead, which is C's `uint64`.
     pub(super) begins_with_i64: bool,
 }
 
-/// What exactly one function of the module must answer to.
+/// A property that exactly one function of the module must have.
 pub(super) enum Evidence {
     /// It is exported under its name.
     Exported,
@@ -32,8 +32,8 @@ pub(super) enum Evidence {
     CalledBy(&'static str),
     /// The function `caller` calls it, and it calls `callee`; both are targets above it in the table.
     Between { caller: &'static str, callee: &'static str },
-    /// It compares its first parameter with the process id, calls `raise` if they are equal, else sets `errno`:
-    /// Emscripten's `system/lib/libc/musl/src/signal/kill.c` as one whole body.
+    /// It compares its first parameter with the process id, calls `raise` if they are equal, else sets `errno`: the
+    /// whole body of Emscripten's `system/lib/libc/musl/src/signal/kill.c`.
     KillItself,
     /// The function that the body found by [`Evidence::KillItself`] calls.
     CalledByKill,
@@ -43,46 +43,45 @@ pub(super) enum Evidence {
     /// Under a postmaster it sets one of a list of flags and sends `SIGUSR1`: `SendPostmasterSignal` in `PostgreSQL`'s
     /// `src/backend/storage/ipc/pmsignal.c`, which has no name string.
     SignalsPostmaster,
-    /// The function `caller`, a target above it in the table, calls it, and it looks at all of these exported
-    /// variables.
+    /// The function `caller`, a target above it in the table, calls it, and it reads all of these exported variables.
     Reads { caller: &'static str, variables: &'static [&'static str] },
-    /// It measures the stack with the variables that [`Evidence::Exported`] `check_stack_depth`, above it in the
-    /// table, uses.
+    /// It measures the stack with the same variables as [`Evidence::Exported`] `check_stack_depth`, above it in the
+    /// table.
     MeasuresStack,
 }
 
-/// What is done with a function.
+/// A change of a function.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
     /// It is exported under its name.
     Export,
-    /// It calls the host first, with its own parameters.
+    /// It first calls the host with its own parameters.
     Enter(Hook),
-    /// The host does its work for characters that are not ASCII.
+    /// It calls the host for characters that are not ASCII.
     ReplaceBeyondAscii(Hook),
-    /// It knows no locale but those that the host knows.
+    /// It refuses locales that the host does not know.
     RefuseLocales,
-    /// The host does its work: its body passes its parameters on.
+    /// Its body only calls the host with its parameters.
     Replace(Hook),
     /// It does nothing.
     Nothing,
-    /// Where the global [`super::HAS_CHECKPOINTER`] is not zero it passes its parameters to the host and returns true.
+    /// If the global [`super::HAS_CHECKPOINTER`] is not zero, it passes its parameters to the host and returns true.
     LeaveToCheckpointer(Hook),
-    /// A process id that the compiler put in place of `getpid()` becomes a load of `MyProcPid`.
+    /// The constant process id that the compiler inlined for `getpid()` becomes a load of `MyProcPid`.
     OwnProcessId,
-    /// It returns `MyProcPid` once that is set.
+    /// It returns `MyProcPid` if that is set.
     AnswerProcessId,
-    /// The host has a say in how deep the stack is.
+    /// The host adjusts the depth of the stack that it measures.
     StackDepth,
-    /// It remembers what it has reported.
+    /// It stores the value that it has reported.
     RememberReport,
-    /// It forgets what was reported before it reports everything.
+    /// It clears the values reported before, and then reports everything.
     ForgetReports,
-    /// It calls the host where it called `poll()`.
+    /// It calls the host in place of `poll()`.
     Wait,
-    /// It calls the host, and turns a negative answer into `errno` and -1.
+    /// It calls the host, and turns a negative result into `errno` and -1.
     Kill,
-    /// It sends the bytes of `MyCancelKey` where it sent the low half of its address.
+    /// It sends the bytes of `MyCancelKey` instead of the low half of its address.
     CancelKey,
 }
 
@@ -94,7 +93,7 @@ const fn signature_with_i64(parameters: usize, results: usize) -> Signature {
     Signature { begins_with_i64: true, ..signature(parameters, results) }
 }
 
-/// Every function that [`super::instrument`] looks for.
+/// Every function that [`super::instrument`] searches for.
 pub(super) const TARGETS: &[Target] = &[
     Target {
         name: "getpid",
@@ -103,7 +102,8 @@ pub(super) const TARGETS: &[Target] = &[
         changes: &[Change::AnswerProcessId],
     },
     Target { name: "kill", signature: signature(2, 1), evidence: Evidence::KillItself, changes: &[Change::Kill] },
-    // Runs the handler of a signal as the C library does: blocked signals stay pending. For the host to deliver one.
+    // Runs the handler of a signal as the C library does: blocked signals stay pending. The host delivers signals with
+    // it.
     Target { name: "raise", signature: signature(1, 1), evidence: Evidence::CalledByKill, changes: &[Change::Export] },
     Target {
         name: "wrapper_handler",
@@ -129,7 +129,7 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["AuxiliaryProcKill", "proc.c", "AuxiliaryProcKill() called in child process"]),
         changes: &[Change::OwnProcessId],
     },
-    // The moment before a postmaster's child takes a slot in shared memory.
+    // Called before a child of the postmaster takes a slot in shared memory.
     Target {
         name: "InitProcess",
         signature: signature(0, 0),
@@ -173,7 +173,7 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Between { caller: "InitPostgres", callee: "process_postgres_switches" },
         changes: &[Change::Export],
     },
-    // What ALTER DATABASE and ALTER ROLE have set. process_settings, which calls it, is inlined into InitPostgres.
+    // The settings of ALTER DATABASE and ALTER ROLE. process_settings, which calls it, is inlined into InitPostgres.
     Target { name: "ProcessGUCArray", signature: signature(4, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "ApplySetting",
@@ -211,7 +211,7 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["EventTriggerOnLogin", "event_trigger.c"]),
         changes: &[Change::Export],
     },
-    // WaitEventSetWaitBlock, which carries the name, is inlined into it.
+    // WaitEventSetWaitBlock, which contains the name, is inlined into it.
     Target {
         name: "WaitEventSetWait",
         signature: signature(5, 1),
@@ -230,23 +230,23 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
-    // It reads from a pipe that only a postmaster's children have. VACUUM asks whenever it has slept.
+    // It reads from a pipe that only a postmaster's children have. VACUUM calls it after every sleep.
     Target {
         name: "PostmasterIsAliveInternal",
         signature: signature(0, 1),
         evidence: Evidence::Mentions(&["PostmasterIsAliveInternal", "pmsignal.c"]),
         changes: &[Change::Replace(Hook::PostmasterIsAlive)],
     },
-    // PGlite's RequestCheckpoint makes every checkpoint by itself: the half that asks the checkpointer is not in the
-    // file.
+    // PGlite's RequestCheckpoint makes every checkpoint by itself; its part that signals the checkpointer is not in
+    // the file.
     Target {
         name: "CreateCheckPoint",
         signature: signature(1, 1),
         evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
         changes: &[Change::LeaveToCheckpointer(Hook::RequestCheckpoint), Change::Export],
     },
-    // XLogWrite calls it when it begins a segment of WAL. In PostgreSQL it then asks for a checkpoint if there are
-    // too many; PGlite has removed that.
+    // XLogWrite calls it when it begins a WAL segment. PostgreSQL then requests a checkpoint if there are too many
+    // segments; PGlite has removed that.
     Target {
         name: "XLogFileInit",
         signature: signature_with_i64(2, 1),
@@ -260,7 +260,7 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["ForwardSyncRequest", "ForwardSyncRequest must not be called in checkpointer"]),
         changes: &[],
     },
-    // The three lists of callbacks that proc_exit runs. A child must not run those of the postmaster.
+    // The three lists of callbacks that proc_exit runs. A child must not run its postmaster's.
     Target { name: "before_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target { name: "on_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
@@ -269,28 +269,28 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["on_proc_exit", "ipc.c", "out of on_proc_exit slots"]),
         changes: &[],
     },
-    // Marks a slot of the postmaster's that a backend without one has not got. The host knows its children.
+    // Marks a slot of the postmaster's, which does not exist here. The host keeps the list of children.
     Target {
         name: "RegisterPostmasterChildActive",
         signature: signature(0, 0),
         evidence: Evidence::Between { caller: "InitProcess", callee: "on_shmem_exit" },
         changes: &[Change::Nothing],
     },
-    // Where the postmaster's process id and the reasons for its signals are.
+    // Has the addresses of the postmaster's process id and of the reasons for its signals.
     Target {
         name: "SendPostmasterSignal",
         signature: signature(1, 0),
         evidence: Evidence::SignalsPostmaster,
         changes: &[],
     },
-    // A session's `pg_hba.conf` is the postmaster's, which reads it again when it is told to.
+    // A session's `pg_hba.conf` is the postmaster's, which reloads it on a signal.
     Target {
         name: "load_hba",
         signature: signature(0, 1),
         evidence: Evidence::Mentions(&["load_hba", "hba.c"]),
         changes: &[Change::Export],
     },
-    // Where `whereToSendOutput` is.
+    // Has the address of `whereToSendOutput`.
     Target { name: "pgl_startPGlite", signature: signature(0, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "PostgresSendReadyForQueryIfNecessary",
@@ -305,9 +305,9 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
     },
-    // Where the heap is; see `Facts`.
+    // Has the address of the heap's state; see `Facts`.
     Target { name: "malloc", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
-    // ParameterStatus: PGlite does not remember what it has told the client, and would tell it again.
+    // ParameterStatus: PGlite does not remember the values that it has reported, and would report them again.
     Target { name: "strcmp", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
     Target { name: "strdup", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
     Target { name: "free", signature: signature(1, 0), evidence: Evidence::Exported, changes: &[] },
@@ -336,7 +336,7 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::MeasuresStack,
         changes: &[Change::StackDepth],
     },
-    // For the two tables of encodings that they read; see `Facts`.
+    // Has the addresses of the two tables of encodings; see `Facts`.
     Target {
         name: "check_encoding_conversion_args",
         signature: signature(5, 0),
@@ -344,8 +344,8 @@ pub(super) const TARGETS: &[Target] = &[
         changes: &[],
     },
     Target { name: "pg_encoding_max_length", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
-    // What setlocale and newlocale ask for each category (musl, src/locale/locale_map.c). It takes any name for a
-    // locale's.
+    // setlocale and newlocale call it for each category (musl, src/locale/locale_map.c). It accepts any name of a
+    // locale.
     Target {
         name: "__get_locale",
         signature: signature(2, 1),
@@ -367,7 +367,7 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::CalledBy("towlower_l"),
         changes: &[Change::ReplaceBeyondAscii(Hook::ToLower)],
     },
-    // Warns of languages that are not there, which is no more than half the truth about one whose data is not there.
+    // It only warns about unknown languages; the hook refuses languages without data.
     Target {
         name: "icu_validate_locale",
         signature: signature(1, 0),
@@ -381,8 +381,8 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["pg_ucol_open", "pg_locale_icu.c"]),
         changes: &[Change::Enter(Hook::OpenCollator)],
     },
-    // What ICU's parser of rules calls for an [import]. CollationLoader::loadRules (icu4c/source/i18n/ucol_res.cpp)
-    // is inlined.
+    // ICU's parser of rules calls it for an [import]. CollationLoader::loadRules (icu4c/source/i18n/ucol_res.cpp) is
+    // inlined.
     Target {
         name: "BundleImporter::getRules",
         signature: signature(6, 0),

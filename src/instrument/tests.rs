@@ -1,4 +1,4 @@
-//! The rewriter on small modules; `tests/instrument_artefact.rs` has the real one.
+//! The rewriter on small modules; `tests/instrument_artefact.rs` tests it on the real one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,8 +22,8 @@ use super::{
     side_module_globals,
 };
 
-/// A module whose function 1 returns 7, and whose exported function 2, `run`, adds to 1000 what the imported function
-/// 0 makes of function 1's result, called directly, through the table and through a reference.
+/// A module whose function 1 returns 7. Its exported function 2, `run`, passes function 1's result to the imported
+/// function 0, called directly, through the table and through a reference, and adds the results to 1000.
 struct Sample {
     start: Option<Vec<Instruction<'static>>>,
     passive: bool,

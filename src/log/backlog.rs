@@ -1,7 +1,7 @@
-//! Bytes on their way to one output: everybody puts them in, one writer takes them out.
+//! A bounded queue of bytes for one output, with many producers and one writer.
 //!
-//! Putting bytes in never waits for the output. What may be lost is dropped and counted when there is no room, and
-//! what may wait is put in only when there is room, so that the queue stays bounded.
+//! Adding bytes never waits for the output. Bytes that may be lost are dropped and counted when there is no room.
+//! Producers of other bytes wait for room before they make them.
 
 use std::{
     io::{self, Write},
@@ -13,39 +13,39 @@ use crate::sync::{Condvar, Mutex};
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
 
-/// With so many queued bytes there is no room.
+/// There is room while fewer bytes than this are queued.
 pub(crate) const ROOM: usize = 1 << 20;
 
 /// The queue.
 #[derive(Default)]
 pub(crate) struct Backlog {
     queue: Mutex<Queue>,
-    /// Told when there is something to write.
+    /// Notified when there is something to write.
     filled: Condvar,
-    /// Told when the writer has taken or written something.
+    /// Notified when the writer has taken or written bytes.
     drained: Condvar,
 }
 
 #[derive(Default)]
 struct Queue {
-    /// One write takes as many as there are.
+    /// The queued bytes; one write takes them all.
     bytes: Vec<u8>,
-    /// Whether the writer is busy with bytes that it has taken.
+    /// Whether the writer is writing bytes that it has taken.
     writing: bool,
-    /// Whether the writer is gone, so that everything is thrown away.
+    /// Whether the writer has ended, so that bytes are discarded.
     closed: bool,
-    /// How often bytes were dropped since the last report of that.
+    /// How many times bytes were dropped since the last report.
     dropped: u64,
 }
 
 impl Backlog {
-    /// Queues what `append` appends, at once.
+    /// Queues what `append` appends, without a check for room.
     pub(crate) fn push(&self, append: impl FnOnce(&mut Vec<u8>)) {
         self.queue.lock().push(append);
         self.filled.notify_one();
     }
 
-    /// Queues what `append` appends if there is room, and otherwise counts that it was dropped.
+    /// Queues what `append` appends if there is room, and otherwise counts it as dropped.
     pub(crate) fn push_if_room(&self, append: impl FnOnce(&mut Vec<u8>)) {
         let mut queue = self.queue.lock();
         if queue.bytes.len() >= ROOM {
@@ -56,7 +56,7 @@ impl Backlog {
         self.filled.notify_one();
     }
 
-    /// Waits until there is room, or nothing will be written any more.
+    /// Waits until there is room or the writer has ended.
     pub(crate) fn wait_for_room(&self) {
         let mut queue = self.queue.lock();
         while queue.bytes.len() >= ROOM && !queue.closed {
@@ -64,7 +64,7 @@ impl Backlog {
         }
     }
 
-    /// Waits until everything queued has been written, at most until `deadline`; says whether it has.
+    /// Waits until everything queued has been written, at most until `deadline`; returns whether it has.
     pub(crate) fn flush(&self, deadline: Instant) -> bool {
         let mut queue = self.queue.lock();
         while (queue.writing || !queue.bytes.is_empty()) && !queue.closed {
@@ -75,11 +75,11 @@ impl Backlog {
         true
     }
 
-    /// The writer: writes what is queued, in order, for as long as `output` takes it. When there is room again after
-    /// something was dropped, `report` is told how often that was, and appends what is to be said of it.
+    /// Writes the queued bytes in order until `output` fails. When there is room again after bytes were dropped,
+    /// `report` appends a message with the given count of drops.
     ///
     /// # Errors
-    /// The error that ended it; everything is thrown away from then on.
+    /// The error of `output`; bytes are discarded from then on.
     pub(crate) fn write_to(&self, mut output: impl Write, report: impl Fn(u64, &mut Vec<u8>)) -> io::Error {
         let mut batch = Vec::new();
         loop {
@@ -172,7 +172,7 @@ mod tests {
         let (mut reader, writer) = pipe().expect("a pipe");
         let written = backlog.clone();
         thread::spawn(move || written.write_to(writer, no_report));
-        // More than a pipe holds, so the writer needs a reader.
+        // More than a pipe holds, so that the writer waits for a reader.
         assert!(!backlog.flush(Instant::now() + Duration::from_millis(1)));
         let read = thread::spawn(move || reader.read_exact(&mut vec![0; ROOM]));
         assert!(backlog.flush(Instant::now() + Duration::from_mins(1)));

@@ -9,10 +9,10 @@ use crate::{
     log::{Level, LogSink},
 };
 
-/// The longest line that is kept whole; the rest of a longer one becomes the next line.
+/// The maximum length of a log line; the rest of a longer line becomes the next line.
 const LONGEST_LINE: usize = 16 << 10;
 
-/// Turns what a guest writes to its terminal into log lines.
+/// Turns the terminal output of a guest into log lines.
 pub(crate) struct LineConsole {
     log: LogSink,
     target: &'static str,
@@ -21,19 +21,19 @@ pub(crate) struct LineConsole {
     lines: [Vec<u8>; 2],
 }
 
-/// The last lines of one or more consoles, for an error that says what a guest said before it gave up.
+/// The last lines of one or more consoles, for errors that quote a guest's last messages.
 #[derive(Clone, Default)]
 pub(crate) struct Recent(Arc<Mutex<VecDeque<String>>>);
 
-/// How many lines are remembered: a `FATAL` with what led to it.
+/// The number of lines that are kept: a `FATAL` and the lines before it.
 const RECENT_LINES: usize = 4;
 
 impl Recent {
-    /// What was said last.
+    /// The kept lines.
     pub(crate) fn told(&self) -> String {
         let lines = self.0.lock();
         if lines.is_empty() {
-            return "PostgreSQL has said nothing about it".to_owned();
+            return "PostgreSQL has logged nothing".to_owned();
         }
         lines.iter().map(String::as_str).collect::<Vec<_>>().join("; ")
     }
@@ -48,18 +48,18 @@ impl Recent {
 }
 
 impl LineConsole {
-    /// The terminal of a guest that nobody else hears of.
+    /// The terminal of a guest without a client.
     pub(crate) fn new(log: LogSink, target: &'static str) -> Self {
         Self { log, target, has_client: false, recent: None, lines: [Vec::new(), Vec::new()] }
     }
 
-    /// The terminal of a client's session: what is only about the session is told to the client, and to the log for
-    /// those who look for details.
+    /// The terminal of a client's session. The client gets messages about the session only; they are logged at a lower
+    /// level.
     pub(crate) fn of_session(log: LogSink) -> Self {
         Self { log, target: "postgres", has_client: true, recent: None, lines: [Vec::new(), Vec::new()] }
     }
 
-    /// The same, which also leaves its last lines in `recent`.
+    /// The same console, which also stores its last lines in `recent`.
     pub(crate) fn remembering(mut self, recent: &Recent) -> Self {
         self.recent = Some(recent.clone());
         self
@@ -74,8 +74,8 @@ impl LineConsole {
     }
 }
 
-/// The level of a line by `PostgreSQL`'s own word for it (`error_severity` in `src/backend/utils/error/elog.c`),
-/// which follows the process id.
+/// The level of a line, from `PostgreSQL`'s word for it (`error_severity` in `src/backend/utils/error/elog.c`) after
+/// the process id.
 fn level(line: &str, has_client: bool) -> Level {
     match text(line).split_once(':').map_or("", |(severity, _)| severity) {
         "PANIC" => Level::ERROR,

@@ -1,4 +1,4 @@
-//! Standard streams that may be non-blocking, though their users expect them to block.
+//! Standard streams that another process may have made non-blocking, used as blocking ones.
 
 use std::{
     fs::File,
@@ -8,7 +8,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// A file that is waited for when somebody, a parent perhaps, has made it non-blocking.
+/// A file that may be non-blocking, for example because of the parent. Reads and writes wait until it is ready.
 pub(crate) struct Patient(File);
 
 impl From<OwnedFd> for Patient {
@@ -18,7 +18,7 @@ impl From<OwnedFd> for Patient {
 }
 
 impl Patient {
-    /// Acts, again whenever the file was not ready and has become so.
+    /// Calls `act`, and again after each wait for the file to become ready.
     fn when_ready<T>(&mut self, flags: PollFlags, mut act: impl FnMut(&mut File) -> io::Result<T>) -> io::Result<T> {
         loop {
             match act(&mut self.0) {

@@ -1,5 +1,4 @@
-//! Follows what is sent to a client from message to message, to know where a message may begin, and whether a
-//! transaction is open.
+//! Follows the messages to a client, to know where the next message may begin and whether a transaction is open.
 
 use std::{io, sync::Arc, time::Instant};
 
@@ -10,35 +9,35 @@ use crate::client::{Client, Endpoints, Interest, Readiness, Waker};
 /// Bytes in front of a message's body: its type and its length.
 const HEAD: usize = 5;
 
-/// A client whose outgoing messages are followed. A clone follows the same ones.
+/// A client whose outgoing messages are followed. A clone follows the same messages.
 #[derive(Clone)]
 pub(crate) struct Followed<C> {
     client: C,
     position: Arc<Mutex<Position>>,
 }
 
-/// Where in a message the bytes sent so far end.
+/// The position in a message after the bytes sent so far.
 #[derive(Default)]
 struct Position {
-    /// The head of the message, as far as it has been sent; empty between messages.
+    /// The part of the message's head that has been sent; empty between messages.
     head: Vec<u8>,
-    /// How much of the body is still to come, once the head is whole.
+    /// How many bytes of the body follow, once the head is complete.
     body: usize,
-    /// What the last `ReadyForQuery` said.
+    /// The status in the last `ReadyForQuery`.
     status: Option<u8>,
 }
 
-/// The type of the message that says how a session's transaction stands.
+/// The type of the message with the transaction status.
 const READY_FOR_QUERY: u8 = b'Z';
-/// What it says outside of a transaction block.
+/// The status outside a transaction block.
 const IDLE: u8 = b'I';
 
-/// How a session's transaction stands, as its client was told last.
+/// The transaction status that was last sent to a session's client.
 #[derive(Clone, Default)]
 pub struct TransactionStatus(Arc<Mutex<Position>>);
 
 impl TransactionStatus {
-    /// Whether a transaction block is open, be it a failed one.
+    /// Whether a transaction block is open, which may have failed.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.0.lock().status.is_some_and(|status| status != IDLE)
@@ -50,12 +49,12 @@ impl<C> Followed<C> {
         Self { client, position: Arc::default() }
     }
 
-    /// How the session's transaction stands.
+    /// The session's transaction status.
     pub(crate) fn transaction(&self) -> TransactionStatus {
         TransactionStatus(self.position.clone())
     }
 
-    /// Whether the last message sent is whole.
+    /// Whether the last message has been sent completely.
     pub(crate) fn is_between_messages(&self) -> bool {
         self.position.lock().head.is_empty()
     }
@@ -71,7 +70,7 @@ impl Position {
                 if let &[_, ref length @ ..] = self.head.as_slice()
                     && let Ok(length) = <[u8; 4]>::try_from(length).map(u32::from_be_bytes)
                 {
-                    // The length counts its own four bytes.
+                    // The length includes its own four bytes.
                     self.body = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(4);
                 }
             } else {

@@ -1,4 +1,4 @@
-//! `ErrorResponse`: an error as PostgreSQL tells it to its client, for when no backend can speak for itself.
+//! `ErrorResponse`: errors in PostgreSQL's form, for when no backend can report them.
 
 use std::fmt;
 
@@ -44,14 +44,14 @@ pub mod sqlstate {
     pub const INTERNAL_ERROR: &str = "XX000";
 }
 
-/// How bad it is.
+/// The severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
     /// The session ends.
     Fatal,
-    /// The session lives on.
+    /// The session continues.
     Error,
-    /// Only the log and the parent are told: nothing is wrong, or the client speaks no protocol to be told in.
+    /// Only for the log and the parent: the end is in order, or the client does not speak the protocol.
     Log,
 }
 
@@ -65,10 +65,10 @@ impl fmt::Display for Severity {
     }
 }
 
-/// An error report with the fields that the host has use for.
+/// An error report with the fields that the host uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorResponse {
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
     /// The SQLSTATE, five characters; see [`sqlstate`].
     pub code: &'static str,
@@ -84,17 +84,17 @@ impl ErrorResponse {
         Self { severity: Severity::Fatal, code, message: message.into(), hint: None }
     }
 
-    /// A report of something that failed without ending anything.
+    /// A report of a failure that ends nothing.
     pub fn error(code: &'static str, message: impl Into<String>) -> Self {
         Self { severity: Severity::Error, code, message: message.into(), hint: None }
     }
 
-    /// A report that the client is not told.
+    /// A report that the client does not get.
     pub fn log(code: &'static str, message: impl Into<String>) -> Self {
         Self { severity: Severity::Log, code, message: message.into(), hint: None }
     }
 
-    /// The refusal to make a template of a database while its connection has a transaction open.
+    /// The refusal to make a template of a database while its connection has an open transaction.
     #[must_use]
     pub fn freeze_in_transaction() -> Self {
         let message = "the database cannot be frozen while a transaction is open on its connection; end it first";
@@ -126,7 +126,7 @@ impl ErrorResponse {
 }
 
 impl From<anyhow::Error> for ErrorResponse {
-    /// Something went wrong in the program itself.
+    /// An error in the program itself.
     fn from(error: anyhow::Error) -> Self {
         Self::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"))
     }

@@ -1,4 +1,4 @@
-//! What `PostgreSQL` answers, as far as the host itself reads it (`PostgreSQL` manual, "Message Formats").
+//! The parts of `PostgreSQL`'s answers that the host reads (`PostgreSQL` manual, "Message Formats").
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 /// The rows of a result, with their values as text; `None` is null.
 pub(crate) type Rows = Vec<Vec<Option<String>>>;
 
-/// An error that `PostgreSQL` has reported (`PostgreSQL` manual, "Error and Notice Message Fields").
+/// An error from `PostgreSQL` (`PostgreSQL` manual, "Error and Notice Message Fields").
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SqlError {
     /// The SQLSTATE.
@@ -15,14 +15,14 @@ pub(crate) struct SqlError {
     pub(crate) message: String,
     pub(crate) detail: Option<String>,
     pub(crate) hint: Option<String>,
-    /// Where in the SQL it was found, in characters; the first one is 1.
+    /// Its position in the SQL, in characters; the first one is 1.
     pub(crate) position: Option<usize>,
-    /// How many statements of the query had been completed before.
+    /// The number of statements of the query that completed before it.
     pub(crate) completed: usize,
 }
 
 impl fmt::Display for SqlError {
-    /// All on one line.
+    /// Writes it on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (SQLSTATE {})", one_line(&self.message), self.code)?;
         for (label, text) in [("detail", &self.detail), ("hint", &self.hint)] {
@@ -63,7 +63,7 @@ pub(crate) fn result(answer: &[u8]) -> Result<Rows, SqlError> {
     first_error(answer).map_or_else(|| Ok(rows(answer)), Err)
 }
 
-/// The backend messages that `bytes` begin with, by type and body, up to the first that is not whole.
+/// The backend messages at the start of `bytes`, by type and body, up to the first incomplete one.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let (head, rest) = bytes.split_first_chunk::<5>()?;
@@ -106,7 +106,7 @@ fn rows(answer: &[u8]) -> Rows {
     messages(answer).filter(|(kind, _)| *kind == b'D').filter_map(|(_, body)| data_row(body)).collect()
 }
 
-/// The first value of the first row, if there is one that is not null.
+/// The first value of the first row; `None` if there is none or it is null.
 pub(crate) fn first_value(rows: &Rows) -> Option<&str> {
     rows.first()?.first()?.as_deref()
 }

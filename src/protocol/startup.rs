@@ -1,10 +1,9 @@
-//! The first packet of a connection: encryption requests, cancel requests and the startup message. Pure.
+//! The first packet of a connection: encryption requests, cancel requests and the startup message. Does no I/O.
 //!
-//! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its
-//! limits and its words: a client whose bytes are no packet is told nothing, only the log is (`COMMERROR`
-//! there). One difference: bytes that follow an encryption request without waiting for the answer are no
-//! attack here, because encryption is never accepted. The minor version is not negotiated here: the
-//! guest reads the startup packet again and does that itself.
+//! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its limits and its
+//! messages: a client whose bytes are not a packet gets no answer, and the error is logged (`COMMERROR` there). One
+//! difference: bytes that follow an encryption request before its answer are accepted, because encryption is never
+//! accepted. The minor version is not negotiated here: the guest reads the startup packet again and does that itself.
 
 use std::ffi::CStr;
 
@@ -25,7 +24,7 @@ const CODE: usize = 4;
 /// The longest secret key of a cancel request, in bytes (PostgreSQL manual, "Message Formats",
 /// `CancelRequest`).
 const MAX_CANCEL_KEY: usize = 256;
-/// The major protocol version that there is.
+/// The supported major protocol version.
 const MAJOR: u16 = 3;
 
 /// `CANCEL_REQUEST_CODE` (`libpq/pqcomm.h`)
@@ -35,7 +34,7 @@ const SSL_REQUEST: u32 = request_code(5679);
 /// `NEGOTIATE_GSS_CODE`
 const GSSENC_REQUEST: u32 = request_code(5680);
 
-/// Numbers that look like protocol version 1234 (`PG_PROTOCOL(1234, n)`).
+/// Numbers in the form of protocol version 1234 (`PG_PROTOCOL(1234, n)`).
 const fn request_code(n: u32) -> u32 {
     (1234 << u16::BITS) + n
 }
@@ -47,20 +46,20 @@ pub struct Negotiation {
     gssenc_answered: bool,
 }
 
-/// What a connection has to do next.
+/// The next step of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The packet is not whole; read this many more bytes and no more, then try again.
+    /// The packet is incomplete; read this many more bytes and no more, then try again.
     NeedMore(usize),
-    /// The client asks for encryption: answer `N` and read the next packet.
+    /// The client requests encryption: answer `N` and read the next packet.
     RefuseEncryption,
-    /// The client wants another session interrupted: do that, answer nothing, close.
+    /// The client requests to cancel a session's statement: do that, send no answer, close.
     Cancel(CancelRequest),
-    /// The client wants a session.
+    /// The client requests a session.
     Start(StartupMessage),
 }
 
-/// The request to cancel what a session is doing.
+/// The request to cancel a session's statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CancelRequest {
     /// The process id from the session's `BackendKeyData`.
@@ -69,39 +68,39 @@ pub struct CancelRequest {
     pub secret_key: Vec<u8>,
 }
 
-/// The request for a session. Names and values are bytes: the client's encoding is not yet known.
+/// The request for a session. Names and values are bytes, because the client's encoding is not yet known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartupMessage {
     /// Major and minor protocol version.
     pub protocol: (u16, u16),
     /// The database user, not empty.
     pub user: Vec<u8>,
-    /// The database; the user's name if the client named none.
+    /// The database; the user's name if the client specified none.
     pub database: Vec<u8>,
     /// Command-line arguments for the backend, if given.
     pub options: Option<Vec<u8>>,
     /// The replication mode, if given.
     pub replication: Option<Vec<u8>>,
-    /// All other parameters in the client's order: run-time parameters and `_pq_.` protocol options.
+    /// All other parameters in the client's order: settings and `_pq_.` protocol options.
     pub parameters: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Why a client's first packet is refused. Its text is PostgreSQL's.
+/// Why a client's first packet is refused. The texts are PostgreSQL's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartupError {
-    /// The length word is below 8 or above [`MAX_STARTUP_PACKET_LENGTH`] + 4: what garbage usually looks like.
+    /// The length word is below 8 or above [`MAX_STARTUP_PACKET_LENGTH`] + 4, as in most bytes of other protocols.
     #[error("invalid length of startup packet")]
     InvalidLength,
-    /// The client left in the middle of a packet.
+    /// The client disconnected in the middle of a packet.
     #[error("incomplete startup packet")]
     Incomplete,
-    /// A cancel request without a whole process id.
+    /// A cancel request without a complete process id.
     #[error("invalid length of cancel request packet")]
     InvalidCancelLength,
     /// A cancel request without a key of 1 to 256 bytes.
     #[error("invalid length of cancel key in cancel request packet")]
     InvalidCancelKeyLength,
-    /// The parameters do not end where the packet does.
+    /// The parameters do not end at the end of the packet.
     #[error("invalid startup packet layout: expected terminator as last byte")]
     InvalidLayout,
     /// A protocol version other than 3, or a second request for the same encryption.
@@ -131,8 +130,8 @@ impl StartupMessage {
         [&length.to_be_bytes()[..], &body].concat()
     }
 
-    /// Whether a walsender is asked for: the parameter is `database`, or a boolean that is true (`parse_bool` in
-    /// `src/backend/utils/adt/bool.c`).
+    /// Whether the client requests a walsender: the parameter is `database`, or a boolean that is true (`parse_bool`
+    /// in `src/backend/utils/adt/bool.c`).
     #[must_use]
     pub fn asks_for_replication(&self) -> bool {
         let refusals: [&[u8]; 5] = [b"false", b"no", b"off", b"0", b"f"];
@@ -141,7 +140,7 @@ impl StartupMessage {
 }
 
 impl StartupError {
-    /// The report of it, which the client gets where PostgreSQL tells it.
+    /// The error report; the client gets it where PostgreSQL sends it.
     #[must_use]
     pub fn to_response(&self) -> ErrorResponse {
         let text = self.to_string();
@@ -157,13 +156,12 @@ impl StartupError {
 }
 
 impl Negotiation {
-    /// Judges `packet`, the bytes from the packet's length word on that have arrived so far.
+    /// Parses `packet`, the bytes that have arrived so far, from the packet's length word on.
     ///
-    /// A caller that always reads as many bytes as [`Step::NeedMore`] says takes nothing out of its
-    /// stream that follows the packet.
+    /// A caller that always reads as many bytes as [`Step::NeedMore`] says reads nothing behind the packet.
     ///
     /// # Errors
-    /// [`StartupError`] as soon as the bytes cannot become a packet that is welcome here.
+    /// [`StartupError`] as soon as the bytes cannot become a valid packet.
     pub fn accept(&mut self, packet: &[u8]) -> Result<Step, StartupError> {
         let Some((length_word, body)) = packet.split_first_chunk::<LENGTH>() else {
             return Ok(Step::NeedMore(LENGTH - packet.len()));
@@ -190,8 +188,8 @@ impl Negotiation {
         }
     }
 
-    /// What it means that the client leaves after `packet`, the bytes of its next packet so far; `None` if that is
-    /// its right: when it has sent nothing, or does not like the answer to its encryption request.
+    /// The error when the client disconnects after `packet`, the bytes of its next packet so far. `None` if that is in
+    /// order: when it has sent nothing, or has been refused encryption.
     #[must_use]
     pub fn left_after(&self, packet: &[u8]) -> Option<StartupError> {
         let has_length = packet.len() >= LENGTH;
@@ -241,7 +239,7 @@ fn startup_message(code: [u8; CODE], mut rest: &[u8]) -> Result<StartupMessage, 
     Ok(StartupMessage { protocol: (major, minor), user, database, options, replication, parameters })
 }
 
-/// Takes the string up to the next NUL, and that NUL, off the front of `rest`.
+/// Takes the string up to the next NUL, and that NUL, from the front of `rest`.
 fn take_string<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], StartupError> {
     let string = CStr::from_bytes_until_nul(rest).map_err(|_| StartupError::InvalidLayout)?;
     *rest = &rest[string.count_bytes() + 1..];

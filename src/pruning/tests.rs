@@ -4,7 +4,7 @@ use super::*;
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// A cache with these files, each of a megabyte, and the days since their last use.
+/// A cache with these files of a megabyte each, and the days since their last use.
 fn stock(files: &[(&str, u64)]) -> (tempfile::TempDir, Stock) {
     let outer = tempfile::tempdir().unwrap();
     let stock = Stock::open(Some(&outer.path().join("cache"))).unwrap();
@@ -49,7 +49,7 @@ fn until_the_size_is_kept_what_was_not_used_for_the_longest_time_goes_first_unle
 #[test]
 fn what_cannot_be_removed_is_told_and_the_others_go() {
     let (_outer, stock) = stock(&[("a.cwasm", 40), ("b.cwasm", 40)]);
-    // Where the lock file of `a` belongs.
+    // A directory at the path of `a`'s lock file.
     fs::DirBuilder::new().mode(0o700).create(stock.cache.path("a.cwasm.lock")).unwrap();
     let pruned = stock.prune(Limits { unused_for: UNUSED_FOR, size: None }).unwrap();
     let failures: Vec<String> = pruned.failures.iter().map(|error| format!("{error:#}")).collect();

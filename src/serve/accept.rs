@@ -1,4 +1,4 @@
-//! Accepting clients, and what an error means for those who come next.
+//! Accepting clients, and handling of errors while accepting.
 
 use std::{io, mem, thread, time::Duration};
 
@@ -7,47 +7,46 @@ use rustix::io::Errno;
 use super::listener::Listener;
 use crate::serve::socket::SocketClient;
 
-/// How long to leave clients waiting when the system has no means to accept them.
+/// The pause before the next attempt when the system has no resources to accept clients.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What an error is about.
+/// The cause of an error.
 #[derive(Debug, PartialEq, Eq)]
-enum About {
-    /// One client, who is gone or cannot be reached: the next one is as welcome.
+enum Cause {
+    /// One client, which is gone or cannot be reached; the next one can be accepted.
     Client,
-    /// Files, memory or threads, of which there are none left at the moment: to try again at once would fail again at
-    /// once.
-    Means,
-    /// The listener itself, to which nobody will come any more.
+    /// Files, memory or threads, which are used up at the moment; another attempt at once would fail as well.
+    Resources,
+    /// The listener itself, which cannot accept clients any more.
     Listener,
 }
 
-/// Gives every client that comes to `start`, until the listener fails; its error.
+/// Passes every accepted client to `start` until the listener fails; returns its error.
 pub(super) fn accept_all(listener: &Listener, mut start: impl FnMut(SocketClient) -> io::Result<()>) -> io::Error {
-    let mut has_no_means = false;
+    let mut is_exhausted = false;
     loop {
         let started = match listener.accept() {
             Ok(accepted) => accepted.client().and_then(&mut start).map_err(|error| (of_start(&error), error)),
             Err(error) => Err((of_accept(&error), error)),
         };
         match started {
-            Ok(()) if mem::take(&mut has_no_means) => tracing::info!("clients are accepted again"),
+            Ok(()) if mem::take(&mut is_exhausted) => tracing::info!("clients are accepted again"),
             Ok(()) => {}
-            Err((About::Client, error)) => tracing::debug!(%error, "a client could not be accepted"),
-            Err((About::Means, error)) => {
-                if !mem::replace(&mut has_no_means, true) {
-                    tracing::warn!(%error, "clients cannot be accepted, and have to wait");
+            Err((Cause::Client, error)) => tracing::debug!(%error, "a client could not be accepted"),
+            Err((Cause::Resources, error)) => {
+                if !mem::replace(&mut is_exhausted, true) {
+                    tracing::warn!(%error, "clients cannot be accepted until files, memory or threads are free");
                 }
                 thread::sleep(PAUSE);
             }
-            Err((About::Listener, error)) => return error,
+            Err((Cause::Listener, error)) => return error,
         }
     }
 }
 
-/// What an error of `accept` is about (accept(2), "Errors" and "Error handling"; the network's errors are those of
-/// the new connection).
-fn of_accept(error: &io::Error) -> About {
+/// The cause of an error of `accept` (accept(2), "Errors" and "Error handling"; network errors are those of the new
+/// connection).
+fn of_accept(error: &io::Error) -> Cause {
     match Errno::from_io_error(error) {
         Some(
             Errno::CONNABORTED
@@ -62,18 +61,17 @@ fn of_accept(error: &io::Error) -> About {
             | Errno::HOSTUNREACH
             | Errno::OPNOTSUPP
             | Errno::NETUNREACH,
-        ) => About::Client,
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => About::Means,
-        _ => About::Listener,
+        ) => Cause::Client,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Cause::Resources,
+        _ => Cause::Listener,
     }
 }
 
-/// What an error is about that comes after the client was accepted. `EAGAIN` is that of a thread
-/// (`pthread_create(3)`).
-fn of_start(error: &io::Error) -> About {
+/// The cause of an error after the client was accepted. `EAGAIN` comes from starting a thread (`pthread_create(3)`).
+fn of_start(error: &io::Error) -> Cause {
     match Errno::from_io_error(error) {
-        Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => About::Means,
-        _ => About::Client,
+        Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Cause::Resources,
+        _ => Cause::Client,
     }
 }
 
@@ -84,17 +82,17 @@ mod tests {
     #[test]
     fn errors_of_a_client_of_the_system_and_of_the_listener_are_told_apart() {
         for (error, accepting, starting) in [
-            (Errno::CONNABORTED, About::Client, About::Client),
-            (Errno::HOSTUNREACH, About::Client, About::Client),
-            (Errno::MFILE, About::Means, About::Means),
-            (Errno::NOMEM, About::Means, About::Means),
-            (Errno::AGAIN, About::Listener, About::Means),
-            (Errno::INVAL, About::Listener, About::Client),
-            (Errno::BADF, About::Listener, About::Client),
+            (Errno::CONNABORTED, Cause::Client, Cause::Client),
+            (Errno::HOSTUNREACH, Cause::Client, Cause::Client),
+            (Errno::MFILE, Cause::Resources, Cause::Resources),
+            (Errno::NOMEM, Cause::Resources, Cause::Resources),
+            (Errno::AGAIN, Cause::Listener, Cause::Resources),
+            (Errno::INVAL, Cause::Listener, Cause::Client),
+            (Errno::BADF, Cause::Listener, Cause::Client),
         ] {
             let error = error.into();
             assert_eq!((of_accept(&error), of_start(&error)), (accepting, starting), "{error}");
         }
-        assert_eq!(of_accept(&io::Error::other("no number")), About::Listener);
+        assert_eq!(of_accept(&io::Error::other("no number")), Cause::Listener);
     }
 }

@@ -1,9 +1,8 @@
-//! Clients that hang up while nobody reads from them: their sessions compute, or sleep.
+//! Detects clients that hang up while their sessions do not read from them, because they compute or sleep.
 //!
-//! A client that sends no more may still read: it gets the results of what it has sent before. It has hung up when
-//! the kernel says so: at once for a unix socket; for TCP when its machine has answered with a reset or does not
-//! answer any more. A TCP client on this machine has also hung up when no program holds its end of the connection any
-//! more.
+//! A client that sends no more may still read: it gets the results of what it has sent before. It has hung up when the
+//! kernel reports it: at once for a unix socket; for TCP when its machine has answered with a reset or does not answer
+//! any more. A TCP client on this machine has also hung up when no process has its end of the connection open.
 
 use std::{
     collections::HashMap,
@@ -27,15 +26,14 @@ use crate::{
     session::{Control, cancel::Interrupt},
 };
 
-/// How long a session may take to notice by itself that its client has hung up: one that reads does at once, and what
-/// the client has sent before it may still come to its end. A client that still reads is looked at again after as
-/// long.
+/// How long a session has to notice by itself that its client has hung up: one that reads notices it at once, and the
+/// statements sent before may still complete. A client that still reads is checked again after the same time.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// The connections whose clients have not hung up yet.
+/// The connections whose clients have not hung up.
 pub(super) struct Hangups {
     epoll: OwnedFd,
-    /// By the connection's number; a connection is entered before its thread starts.
+    /// By the connection's id; a connection is added before its thread starts.
     connections: Mutex<HashMap<u32, Option<Watched>>>,
 }
 
@@ -47,28 +45,28 @@ struct Watched {
 }
 
 impl Hangups {
-    /// Starts to watch.
+    /// Starts the thread that detects hang-ups.
     ///
     /// # Errors
-    /// When the system has no file or no thread to spare.
+    /// When the system has no file descriptor or no thread.
     pub(super) fn watch() -> io::Result<Arc<Self>> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let hangups = Arc::new(Self { epoll, connections: Mutex::default() });
         let watching = hangups.clone();
         thread::Builder::new().name("hangups".to_owned()).spawn(move || {
             if let Err(error) = watching.run() {
-                tracing::error!(%error, "clients that hang up are only noticed by sessions that read");
+                tracing::error!(%error, "only sessions that read from their clients detect closed connections");
             }
         })?;
         Ok(hangups)
     }
 
-    /// A connection is about to start.
+    /// Adds a connection that is about to start.
     pub(super) fn enter(&self, id: u32) {
         self.connections.lock().insert(id, None);
     }
 
-    /// It has started, with that client, unless it has ended already.
+    /// Watches the client of a connection that has started, unless it has ended already.
     ///
     /// # Errors
     /// When the system cannot watch one more.
@@ -81,13 +79,13 @@ impl Hangups {
         Ok(())
     }
 
-    /// A connection has ended. Its socket leaves the system's list when it is closed.
+    /// Removes a connection that has ended. The kernel removes its socket when it is closed.
     pub(super) fn remove(&self, id: u32) {
         self.connections.lock().remove(&id);
     }
 
     fn run(&self) -> io::Result<()> {
-        // Whose stream has ended, and when it is to be looked at, in that order.
+        // The connections whose streams have ended, with the times of their checks, in that order.
         let mut ended: Vec<(Instant, u32)> = Vec::new();
         let mut events = Vec::with_capacity(64);
         loop {
@@ -111,7 +109,7 @@ impl Hangups {
         }
     }
 
-    /// Interrupts the sessions of those of `ids` that have hung up; the others.
+    /// Interrupts the sessions of those connections of `ids` that have hung up; returns the others.
     fn still_reading(&self, ids: &[u32]) -> impl Iterator<Item = u32> {
         let watched: Vec<(u32, Watched)> = {
             let connections = self.connections.lock();

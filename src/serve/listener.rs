@@ -1,4 +1,4 @@
-//! The listening socket: its address in words, its URL, its file.
+//! The listening socket: parsing its address, its URL, its file.
 
 use std::{
     fs, io,
@@ -18,15 +18,15 @@ use rustix::{
 
 use crate::serve::socket::SocketClient;
 
-/// The name that libpq expects of a socket in a directory, up to the port number.
+/// The prefix that libpq expects in the name of a socket in a directory; the port number follows.
 const SOCKET_PREFIX: &str = ".s.PGSQL.";
-/// The port number that libpq expects if it is told none.
+/// The port number that libpq uses by default.
 const DEFAULT_PORT: &str = "5432";
 
-/// How often a free port is looked for that is free on all addresses of a name.
+/// The number of attempts to find a port that is free on all addresses of a name.
 const ATTEMPTS: usize = 20;
 
-/// What clients connect to.
+/// The socket that clients connect to.
 pub(super) enum Listener {
     /// The same TCP port of one or more addresses; the sockets are non-blocking.
     Tcp(Vec<(TcpListener, SocketAddr)>),
@@ -37,7 +37,7 @@ pub(super) enum Listener {
 /// The file of a unix socket.
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and inode, to tell it from a file that somebody else has put there since.
+    /// Device and inode, to recognise a file that was replaced.
     identity: (u64, u64),
 }
 
@@ -48,7 +48,7 @@ pub(super) enum Accepted {
 }
 
 impl Accepted {
-    /// The client behind it.
+    /// The client of the connection.
     pub(super) fn client(self) -> io::Result<SocketClient> {
         match self {
             Self::Tcp(stream, peer) => SocketClient::tcp(stream, peer),
@@ -58,8 +58,8 @@ impl Accepted {
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT`, on all addresses of that host, or on `unix:PATH`; a directory as the path means
-    /// `.s.PGSQL.5432` in it, where libpq looks.
+    /// Listens on `HOST:PORT`, on all addresses of that host, or on `unix:PATH`. If the path is a directory, the
+    /// socket is `.s.PGSQL.5432` in it, where libpq looks.
     pub(super) fn bind(listen: &str) -> anyhow::Result<Self> {
         match listen.strip_prefix("unix:") {
             Some(path) => Self::bind_unix(Path::new(path)),
@@ -77,13 +77,13 @@ impl Listener {
             }
         });
         resolved.and_then(|()| bind_all(&addresses)).map(Self::Tcp).with_context(|| {
-            format!("cannot listen on {listen:?}: give --listen HOST:PORT (port 0 for any free one) or unix:PATH")
+            format!("cannot listen on {listen:?}: give --listen HOST:PORT (port 0 for any free port) or unix:PATH")
         })
     }
 
     fn bind_unix(path: &Path) -> anyhow::Result<Self> {
         if path.as_os_str().is_empty() {
-            // Linux would make up a name that nobody can find.
+            // Linux would choose a name that clients do not know.
             bail!("cannot listen on \"unix:\": the path is missing; give --listen unix:PATH");
         }
         let path = if path.is_dir() { path.join(format!("{SOCKET_PREFIX}{DEFAULT_PORT}")) } else { path.to_owned() };
@@ -97,7 +97,8 @@ impl Listener {
         let listener = listener.with_context(|| {
             format!("cannot listen on {}: give --listen unix:PATH with a path that can be created", path.display())
         })?;
-        let identity = identity(&path).with_context(|| format!("cannot look at {}", path.display()))?;
+        let identity =
+            identity(&path).with_context(|| format!("the attributes of {} cannot be read", path.display()))?;
         Ok(Self::Unix(listener, SocketFile { path, identity }))
     }
 
@@ -109,7 +110,7 @@ impl Listener {
         }
     }
 
-    /// The IP addresses listened on.
+    /// The IP addresses that it listens on.
     pub(super) fn ips(&self) -> impl Iterator<Item = IpAddr> {
         let listeners = match self {
             Self::Tcp(listeners) => listeners.as_slice(),
@@ -121,13 +122,13 @@ impl Listener {
     /// The URL for clients on this machine.
     pub(super) fn url(&self) -> String {
         match self {
-            // The first address that the host's name stands for.
+            // The first address of the host's name.
             Self::Tcp(listeners) => listeners.first().map(|(_, address)| tcp_url(*address)).unwrap_or_default(),
             Self::Unix(_, file) => unix_url(&file.path),
         }
     }
 
-    /// Removes the socket's file, if it has one and that is still its own.
+    /// Removes the socket's file, unless it was replaced.
     pub(super) fn remove_socket_file(&self) {
         if let Self::Unix(_, file) = self
             && identity(&file.path).is_ok_and(|identity| identity == file.identity)
@@ -138,14 +139,14 @@ impl Listener {
     }
 }
 
-/// Listens on all of `addresses`, on the same port of each.
+/// Listens on all of `addresses`, on one port.
 fn bind_all(addresses: &[SocketAddr]) -> io::Result<Vec<(TcpListener, SocketAddr)>> {
     let is_any_port = addresses.iter().any(|address| address.port() == 0);
     let mut attempts = if is_any_port { ATTEMPTS } else { 1 };
     loop {
         attempts -= 1;
         match bind_once(addresses) {
-            // The port that was free on the first address is taken on another one.
+            // The port that is free on the first address is used on another one.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
             result => return result,
         }
@@ -166,7 +167,7 @@ fn bind_once(addresses: &[SocketAddr]) -> io::Result<Vec<(TcpListener, SocketAdd
                 let address = listener.local_addr()?;
                 listeners.push((listener, address));
             }
-            // localhost may be ::1 also on a machine without IPv6.
+            // localhost may resolve to ::1 on a machine without IPv6.
             Err(error) if is_unavailable(&error) => unavailable = Some(error),
             Err(error) => return Err(error),
         }
@@ -177,24 +178,24 @@ fn bind_once(addresses: &[SocketAddr]) -> io::Result<Vec<(TcpListener, SocketAdd
     }
 }
 
-/// Whether this machine has no such address, or no such kind of addresses.
+/// Whether this machine does not have the address or its address family.
 fn is_unavailable(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT))
 }
 
-/// Waits for a client of any of them.
+/// Waits for a client of any listener.
 fn accept_any(listeners: &[(TcpListener, SocketAddr)]) -> io::Result<(TcpStream, SocketAddr)> {
     loop {
         let mut files: Vec<_> = listeners.iter().map(|(listener, _)| PollFd::new(listener, PollFlags::IN)).collect();
         match poll(&mut files, None) {
             Ok(_) | Err(Errno::INTR) => {}
-            // The limit on files has become lower than the number of listeners (poll(2)).
+            // The limit of open files has become lower than the number of listeners (poll(2)).
             Err(Errno::INVAL) => return Err(Errno::MFILE.into()),
             Err(error) => return Err(error.into()),
         }
         for (listener, _) in listeners {
             match listener.accept() {
-                // Another one's, or gone again.
+                // Another listener's client, or one that is gone.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
@@ -202,18 +203,20 @@ fn accept_any(listeners: &[(TcpListener, SocketAddr)]) -> io::Result<(TcpStream,
     }
 }
 
-/// Removes a socket file that nobody listens on any more.
+/// Removes a socket file without a listener.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        bail!("cannot listen on {shown}: it exists and is no socket; choose another path with --listen unix:PATH");
+        bail!("cannot listen on {shown}: it exists and is not a socket; choose another path with --listen unix:PATH");
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}: remove it yourself"))
         }
-        // Listened on, or not ours to judge.
-        _ => bail!("cannot listen on {shown}: another program does; stop it or choose another path with --listen"),
+        // Another program listens, or the file's owner is another user.
+        _ => bail!(
+            "cannot listen on {shown}: another program listens there; stop it or choose another path with --listen"
+        ),
     }
 }
 
@@ -223,7 +226,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 fn tcp_url(address: SocketAddr) -> String {
-    // An address that stands for all of this machine's cannot be connected to everywhere.
+    // Not every system can connect to an unspecified address.
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -232,7 +235,7 @@ fn tcp_url(address: SocketAddr) -> String {
     format!("postgresql://postgres@{}/postgres", SocketAddr::new(ip, address.port()))
 }
 
-/// libpq is given the directory and the port of a file that is named as it expects, any other driver the path.
+/// libpq gets the directory and the port of a file with the name that it expects; other drivers get the path.
 fn unix_url(path: &Path) -> String {
     let port = path.file_name().and_then(|name| name.to_str()?.strip_prefix(SOCKET_PREFIX));
     let (host, port) = match (port, path.parent()) {
@@ -243,7 +246,7 @@ fn unix_url(path: &Path) -> String {
     format!("postgresql://postgres@/postgres?host={}{port}", percent_encode(&host))
 }
 
-/// A path as the value of a URL's parameter (RFC 3986: all but unreserved characters and `/` are encoded).
+/// A path as the value of a URL's parameter (RFC 3986: everything except unreserved characters and `/` is encoded).
 fn percent_encode(path: &Path) -> String {
     let encode = |&byte: &u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
@@ -264,7 +267,7 @@ mod tests {
     fn all_addresses_of_a_name_get_the_same_port() {
         let ips = ["127.0.0.1", "127.0.0.2", "::1"].map(any_port);
         let available: Vec<_> = ips.into_iter().filter(|address| TcpListener::bind(address).is_ok()).collect();
-        // A kernel without IPv6 has no third.
+        // A kernel without IPv6 has only two.
         assert!(available.len() >= 2, "{available:?}");
         let listeners = bind_all(&ips).expect("ports");
         let ports: Vec<_> = listeners.iter().map(|(_, address)| address.port()).collect();
@@ -278,7 +281,7 @@ mod tests {
 
     #[test]
     fn an_address_that_this_machine_has_not_is_passed_over_unless_it_is_the_only_one() {
-        // For documentation (RFC 5737), so nobody has it.
+        // An address for documentation (RFC 5737), which no machine has.
         let foreign = any_port("203.0.113.77");
         assert_eq!(bind_all(&[foreign, any_port("127.0.0.1")]).expect("a port").len(), 1);
         let error = bind_all(&[foreign]).expect_err("there is nothing to listen on");

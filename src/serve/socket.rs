@@ -1,4 +1,4 @@
-//! A client behind a TCP or unix socket, which the kernel bounds both ways.
+//! A client on a TCP or unix socket; the kernel bounds its buffers in both directions.
 
 use std::{
     fs::File,
@@ -19,38 +19,38 @@ use rustix::{
 
 use crate::client::{Client, Endpoints, Interest, Readiness, Waker};
 
-/// How long a client that sends no more may be silent, and how often it is then asked whether it is there.
+/// How long a client that sends no more may be silent before the kernel probes it, and the interval of the probes.
 const PROBE_AFTER: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
 
-/// How long a client that was told an error may take to hang up, before we do.
+/// How long a client that was sent an error may take to hang up before the host closes the connection.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// The client. A clone is the same one.
+/// The client. A clone is the same client.
 #[derive(Clone)]
 pub(crate) struct SocketClient(Arc<Inner>);
 
 struct Inner {
     /// Non-blocking.
     socket: File,
-    /// Readable when there is a wake-up to report.
+    /// Readable when a wake-up is pending.
     wake_ups: File,
     endpoints: Endpoints,
 }
 
 impl SocketClient {
-    /// A client behind a TCP connection, which comes from `peer`.
+    /// A client on a TCP connection from `peer`.
     pub(crate) fn tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        // Answers are small and waited for.
+        // Answers are small, and the client waits for them.
         stream.set_nodelay(true)?;
-        // As PostgreSQL does, to notice a client whose machine is gone.
+        // As in PostgreSQL, to detect a client whose machine is gone.
         sockopt::set_socket_keepalive(&stream, true)?;
         let endpoints = Endpoints::new(Some(peer), Some(stream.local_addr()?));
         Self::new(stream.into(), endpoints)
     }
 
-    /// A client behind a unix socket.
+    /// A client on a unix socket.
     pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Self::new(stream.into(), Endpoints::default())
@@ -65,11 +65,11 @@ impl SocketClient {
     pub(crate) fn has_hung_up(&self) -> bool {
         let mut socket = [PollFd::new(&self.0.socket, PollFlags::empty())];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // Any event: without flags only the hang-up and errors are reported.
+        // Without flags only hang-ups and errors are reported, so any event counts.
         poll(&mut socket, Some(&now)).is_ok_and(|events| events > 0)
     }
 
-    /// Has the kernel ask the client's machine every few seconds whether it still knows the connection.
+    /// Makes the kernel probe the client's machine every few seconds.
     pub(crate) fn probe(&self) {
         if self.0.endpoints.peer.is_some() {
             let socket = &self.0.socket;
@@ -77,13 +77,12 @@ impl SocketClient {
                 .and_then(|()| sockopt::set_tcp_keepintvl(socket, PROBE_AFTER))
                 .and_then(|()| sockopt::set_tcp_keepcnt(socket, PROBES));
             if let Err(error) = set {
-                tracing::debug!(%error, "a client cannot be asked whether it is still there");
+                tracing::debug!(%error, "TCP keepalive cannot be set for a client");
             }
         }
     }
 
-    /// Lets the client read what it was told last: closing a socket with unread input would make the
-    /// kernel throw that away.
+    /// Lets the client read the last message: if a socket with unread input is closed, the kernel discards its output.
     pub(crate) fn linger(mut self) {
         if shutdown(&self.0.socket, Shutdown::Write).is_err() {
             return;
@@ -135,7 +134,7 @@ impl Client for SocketClient {
         let socket_flags = match interest {
             Interest::Read => Some(PollFlags::IN),
             Interest::Write => Some(PollFlags::OUT),
-            // Without flags `poll` would still report, again and again, that the client has hung up.
+            // Without flags `poll` would report the client's hang-up again and again.
             Interest::Nothing => None,
         };
         let wake_ups = self.0.wake_ups.as_fd();
@@ -150,14 +149,14 @@ impl Client for SocketClient {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
-                    // Only a lack of kernel memory is left; reading or writing will say more.
+                    // Only a lack of kernel memory remains; reading or writing will report it.
                     tracing::warn!(%error, "waiting for the client failed");
                     return Readiness::Ready;
                 }
             }
         }
         let woken = !files[0].revents().is_empty();
-        // Eight bytes take all wake-ups at once (eventfd(2)).
+        // Reading eight bytes takes all wake-ups at once (eventfd(2)).
         if woken && (&self.0.wake_ups).read(&mut [0; 8]).is_ok() {
             return Readiness::Woken;
         }
@@ -167,7 +166,7 @@ impl Client for SocketClient {
     fn waker(&self) -> Waker {
         let inner = self.0.clone();
         Waker::new(move || {
-            // Fails only if 2^64 - 2 wake-ups are waiting to be reported, and then one more changes nothing.
+            // Fails only if 2^64 - 2 wake-ups are pending; then another one changes nothing.
             let _ = (&inner.wake_ups).write(&1_u64.to_ne_bytes());
         })
     }

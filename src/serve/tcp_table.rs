@@ -1,8 +1,8 @@
-//! The TCP connections of this machine, as Linux lists them: whether a program still holds the other end of one.
+//! The TCP connections of this machine in Linux' tables: whether a process still has the other end of one open.
 //!
-//! The end of a client's stream says that it sends no more. Over TCP nothing else is known before something is sent to
-//! it: a client that has closed its socket and one that still reads look the same. Of a client on the same machine, in
-//! the same network namespace, the kernel knows more.
+//! The end of a client's stream means that it sends no more. Over TCP, a client that has closed its socket and one
+//! that still reads look the same until something is sent to them. For a client on the same machine, in the same
+//! network namespace, the kernel's tables have the answer.
 
 use std::{
     collections::HashMap,
@@ -10,25 +10,25 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-/// Where Linux lists them (its `Documentation/networking/proc_net_tcp.rst`).
+/// The tables (Linux, `Documentation/networking/proc_net_tcp.rst`).
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
-/// The column of the inode of the socket, which is 0 when no program holds it any more.
+/// The column of the socket's inode, which is 0 when no process has the socket open.
 const INODE: usize = 9;
 
-/// The connections at one moment: the inode by the local and the remote address.
+/// The connections at one moment: the inode by local and remote address.
 pub(super) struct TcpTable(HashMap<(SocketAddr, SocketAddr), u64>);
 
 impl TcpTable {
-    /// Reads it.
+    /// Reads the tables.
     ///
     /// # Errors
-    /// When the system does not list them.
+    /// When the system does not provide them.
     pub(super) fn read() -> io::Result<Self> {
         let mut table = HashMap::new();
         for path in TABLES {
             match fs::read_to_string(path) {
                 Ok(text) => table.extend(text.lines().filter_map(parse)),
-                // A kernel without IPv6 has only the first.
+                // A kernel without IPv6 has only the first table.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !table.is_empty() => {}
                 Err(error) => return Err(error),
             }
@@ -36,7 +36,7 @@ impl TcpTable {
         Ok(Self(table))
     }
 
-    /// Whether the end `local` of the connection to `remote` is on this machine, and no program holds it any more.
+    /// Whether the end `local` of the connection to `remote` is on this machine, and no process has it open.
     pub(super) fn is_abandoned(&self, local: SocketAddr, remote: SocketAddr) -> bool {
         self.0.get(&(local, remote)) == Some(&0)
     }

@@ -1,5 +1,5 @@
-//! Digests of the program's own sources. The build script and a test use this file, so it depends on nothing in the
-//! program.
+//! Digests of the program's own sources. The build script and a test include this file, so it depends on no other file
+//! of the program.
 
 use std::{
     fs, io,
@@ -8,43 +8,39 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-/// Parts of `src/` that decide what code is compiled, what memory a program begins with and how both are stored.
+/// Parts of `src/` that decide the compiled code, the initial memory of a program, and how both are stored.
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
-/// Parts of `src/` that clusters and templates do not depend on, because they are above them: they serve clients of
-/// what is stored.
+/// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
 pub(crate) const ABOVE: [&str; 11] =
     ["administration", "connection", "databases", "lib", "list", "main", "port", "pruning", "serve", "session", "stop"];
 
-/// Parts of `src/` that everything may use and that decide nothing about what is stored: where it is, and lines of the
-/// log.
+/// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory and logging.
 pub(crate) const ASIDE: [&str; 2] = ["engine/cache", "log"];
 
-/// Parts of a part that are in other lists than the rest of it.
+/// Parts within other parts that are in another list.
 const INNER: [&str; 3] = ["backend/program", "engine/artefact", "engine/cache"];
 
-/// Packages whose versions decide what is compiled and how it is stored; those of which one is the beginning of the
-/// name.
+/// Packages whose versions decide the compiled code and its storage format; prefixes of their names.
 const PACKAGES: [&str; 7] = ["cranelift", "icu_", "postcard", "regalloc2", "wasm-encoder", "wasmparser", "wasmtime"];
 
-/// Whether compiled code and the memory that it begins with depend on a part of `src/`.
+/// Whether compiled code and its initial memory depend on a part of `src/`.
 pub(crate) fn decides_code(part: &str) -> bool {
     CODE.contains(&part)
 }
 
-/// Whether anything that is stored depends on a part of `src/`: a part that no list names counts.
+/// Whether anything that is stored depends on a part of `src/`. A part that is in no list counts.
 pub(crate) fn decides_contents(part: &str) -> bool {
     !ABOVE.contains(&part) && !ASIDE.contains(&part)
 }
 
-/// The SHA-256 of the files that belong to those parts of `src/` for which `is_wanted`, tests excepted, and of the
-/// versions of [`PACKAGES`], for the package in the directory `root`.
-///
+/// The SHA-256 of the files in those parts of `src/` for which `is_wanted` is true, without tests, and of the versions
+/// of [`PACKAGES`], for the package in the directory `root`.
 /// # Errors
 /// When a file cannot be read.
 pub(crate) fn of(root: &Path, is_wanted: fn(&str) -> bool) -> io::Result<String> {
     let mut hash = Sha256::new();
-    // Lengths keep the end of one text from being taken for the beginning of the next.
+    // Lengths separate the texts from each other.
     let mut add = |text: &[u8]| {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
@@ -62,8 +58,8 @@ pub(crate) fn of(root: &Path, is_wanted: fn(&str) -> bool) -> io::Result<String>
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The part of `src/` that the file at `place` below it belongs to: the name of the module below the crate's root, or
-/// one of [`INNER`].
+/// The part of `src/` that the file at `place` below it belongs to: the name of its top-level module, or one of
+/// [`INNER`].
 pub(crate) fn part(place: &Path) -> Option<&str> {
     let path = place.to_str()?;
     let is_in = |part: &&str| path.strip_prefix(*part).is_some_and(|rest| rest.starts_with('/') || rest == ".rs");
@@ -73,7 +69,7 @@ pub(crate) fn part(place: &Path) -> Option<&str> {
     path.split('/').next().map(|name| name.strip_suffix(".rs").unwrap_or(name))
 }
 
-/// All source files below `directory` but those of tests, always in the same order.
+/// All source files below `directory` without tests, always in the same order.
 pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).map_err(|error| naming(directory, &error))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
@@ -90,7 +86,7 @@ pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The entries of [`PACKAGES`] in a `Cargo.lock`, which Cargo keeps in order.
+/// The entries of [`PACKAGES`] in a `Cargo.lock`, in the order of that file.
 fn packages(lock: &str) -> impl Iterator<Item = &str> {
     lock.split("[[package]]").filter(|package| {
         let name = package.lines().find_map(|line| line.strip_prefix("name = \""));

@@ -13,7 +13,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A copy of all that the digests are made of.
+/// A copy of all inputs of the digests.
 fn copy() -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for path in digest::files(&root().join("src")).unwrap().into_iter().chain([root().join("Cargo.lock")]) {
@@ -24,7 +24,7 @@ fn copy() -> tempfile::TempDir {
     copy
 }
 
-/// Which of the two digests differ from this program's when the file at `path` gets `more` at its end.
+/// Which of the two digests change when `more` is appended to the file at `path`.
 fn changed_by(path: &str, more: &str) -> (bool, bool) {
     let copy = copy();
     let path = copy.path().join(path);
@@ -74,7 +74,7 @@ fn another_version_of_wasmtime_changes_the_keys_of_everything_and_one_of_clap_no
 
 #[test]
 fn what_decides_about_contents_uses_nothing_that_does_not() {
-    // What it says to clients and to the log is not kept.
+    // Messages to clients and the log are not stored.
     let allowed = |part: &str| decides_contents(part) || ASIDE.contains(&part);
     for (path, part) in uses(decides_contents) {
         assert!(allowed(&part), "{} uses {part}: take it from the lists in sources/digest.rs", path.display());
@@ -83,7 +83,7 @@ fn what_decides_about_contents_uses_nothing_that_does_not() {
 
 #[test]
 fn what_decides_about_code_uses_nothing_that_does_not() {
-    // Host functions are linked when the code is loaded; of `fs` it only asks whether bytes are zero.
+    // Host functions are linked when the code is loaded; `fs` is used only to test for zeros.
     let allowed = |part: &str| decides_code(part) || ["fs", "guest", "sources"].contains(&part);
     for (path, part) in uses(decides_code) {
         assert!(allowed(&part), "{} uses {part}: it may be missing in the list in sources/digest.rs", path.display());
@@ -98,7 +98,7 @@ fn the_lists_name_what_there_is() {
     }
 }
 
-/// Which parts of `src/` each file of the parts in question names.
+/// The parts of `src/` that each file of the wanted parts names.
 fn uses(is_wanted: fn(&str) -> bool) -> Vec<(PathBuf, String)> {
     let source = root().join("src");
     let files = digest::files(&source).unwrap();
@@ -107,7 +107,7 @@ fn uses(is_wanted: fn(&str) -> bool) -> Vec<(PathBuf, String)> {
     let mut uses = Vec::new();
     for path in files.into_iter().filter(|path| is_wanted(&part(path))) {
         let text = fs::read_to_string(&path).unwrap();
-        // Single names, and lists as rustfmt writes them, on one line or one name a line.
+        // Single names, and lists as rustfmt formats them, on one line or with one name on each line.
         for list in text.split("crate::").skip(1) {
             let end = if list.starts_with('{') { list.find(';') } else { list.find(|c: char| !is_in_name(c)) };
             let names = list[..end.unwrap_or(list.len())].split(|c| !is_in_name(c));

@@ -1,4 +1,4 @@
-//! Caches for tests: one that they share, because compiling PostgreSQL takes seconds, and copies of it to do harm to.
+//! Caches for tests: a shared one, because compiling PostgreSQL takes seconds, and copies of it to damage.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use pglite_port::{
 };
 use tempfile::TempDir;
 
-/// The cache that all tests share, with the default template in it.
+/// The cache that all tests share, which contains the default template.
 pub fn shared() -> PathBuf {
     static FILLED: OnceLock<PathBuf> = OnceLock::new();
     FILLED
@@ -43,7 +43,7 @@ pub fn administered(settings: Settings) -> (Arc<Databases>, Arc<Connections>) {
     (databases.clone(), Arc::new(Connections::new(databases)))
 }
 
-/// A cache of the test's own, with compiled code but no templates in it.
+/// A cache for one test, with compiled code but without templates.
 pub fn own() -> TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     copy(&shared(), directory.path());

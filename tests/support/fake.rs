@@ -1,4 +1,4 @@
-//! Sessions without PostgreSQL, for tests of what lies around a session.
+//! Sessions without PostgreSQL, for tests of the code around sessions.
 
 use std::io::{self, ErrorKind};
 
@@ -9,7 +9,7 @@ use pglite_port::{
     session::{SessionEnd, SessionStart, Sessions},
 };
 
-/// Sessions that are a function.
+/// Sessions that call a function.
 pub struct Fake<F>(pub F);
 
 impl<F> Sessions for Fake<F>
@@ -42,7 +42,7 @@ impl<F: Send + Sync + 'static> Administration for Fake<F> {
     fn reload(&self) {}
 }
 
-/// Sends back whatever comes, until the client is gone.
+/// Sends all bytes back until the client is gone.
 pub fn echo(client: &mut dyn Client) -> SessionEnd {
     loop {
         let bytes = read_some(client);
@@ -52,7 +52,7 @@ pub fn echo(client: &mut dyn Client) -> SessionEnd {
     }
 }
 
-/// Waits for bytes and returns them; none if the client is gone.
+/// Waits for bytes and returns them; returns none if the client is gone.
 pub fn read_some(client: &mut dyn Client) -> Vec<u8> {
     let mut buffer = vec![0; 8192];
     loop {

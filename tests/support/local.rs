@@ -1,4 +1,4 @@
-//! Clients in this process, without sockets and frames: the shortest way to a session.
+//! Clients in this process, without sockets and frames.
 
 use std::{
     collections::VecDeque,
@@ -84,10 +84,10 @@ impl Client for Pipe {
     }
 }
 
-/// The client's end; dropping it hangs up and waits for the session's end.
+/// The client's end; dropping it hangs up and waits for the end of the session.
 pub struct Local {
     pipe: Pipe,
-    /// The outside's hold on the session.
+    /// Controls the session from outside.
     pub control: Control,
     ended: Receiver<ErrorResponse>,
 }
@@ -129,7 +129,7 @@ impl Local {
         Self { pipe, control, ended }
     }
 
-    /// As [`Local::start`], and waits for the first `ReadyForQuery`; what came up to it.
+    /// As [`Local::start`], and waits for the first `ReadyForQuery`; returns the messages up to it.
     pub fn connect(connections: &Arc<Connections>, connect: Connect<'_>) -> (Self, Vec<wire::Message>) {
         let mut local = Self::start(connections, connect);
         let messages = local.until_ready();
@@ -147,23 +147,23 @@ impl Local {
         self.pipe.change(|state| state.to_backend.extend(bytes));
     }
 
-    /// Waits for the next `ReadyForQuery` or the end; all messages up to it.
+    /// Waits for the next `ReadyForQuery` or the end; returns all messages up to it.
     pub fn until_ready(&mut self) -> Vec<wire::Message> {
         wire::Message::all(self.wait_for(|state| state.gone || is_ready(&state.from_backend)))
     }
 
-    /// Sends a simple query; everything that is answered.
+    /// Sends a simple query; returns the whole answer.
     pub fn query(&mut self, sql: &str) -> Vec<wire::Message> {
         self.send(&wire::query(sql));
         self.until_ready()
     }
 
-    /// The values that a simple query's rows consist of, as text; panics if it fails.
+    /// Runs a simple query; returns the values of its rows as text. Panics if it fails.
     pub fn values(&mut self, sql: &str) -> Vec<String> {
         wire::values(sql, &self.query(sql))
     }
 
-    /// Has a template of that name made from its cluster.
+    /// Makes a template with that name from its cluster.
     pub fn freeze(&self, name: &str) {
         let (sender, answer) = bounded(1);
         let freeze = Task::Freeze { name: name.to_owned(), key: None };
@@ -171,19 +171,19 @@ impl Local {
         answer.recv_timeout(PATIENCE).expect("an answer").expect("it is frozen");
     }
 
-    /// Has its cluster put back to its template.
+    /// Resets its cluster to its template.
     pub fn reset(&self) {
         let (sender, answer) = bounded(1);
         self.control.assign(PendingTask::new(Task::Reset, move |answer| sender.send(answer).expect("we wait")));
         answer.recv_timeout(PATIENCE).expect("an answer").expect("it is reset");
     }
 
-    /// What has been sent by the backend and not been read yet.
+    /// The messages that the backend has sent and the test has not read.
     pub fn unread(&self) -> Vec<wire::Message> {
         wire::Message::all(self.pipe.change(|state| std::mem::take(&mut state.from_backend)))
     }
 
-    /// Waits for the session's end; the report of it.
+    /// Waits for the end of the session; returns its report.
     pub fn report(&self) -> ErrorResponse {
         self.ended.recv_timeout(PATIENCE).expect("it ends")
     }
@@ -207,7 +207,7 @@ impl Drop for Local {
     }
 }
 
-/// Runs `sql` in a clone of the default template, and makes a template of that.
+/// Runs `sql` in a clone of the default template, and makes a template from the clone.
 pub fn frozen(name: &str, sql: &str) -> Arc<Connections> {
     let connections = cache::connections(Settings::default());
     let mut clone = Local::connect(&connections, Connect::default()).0;
@@ -216,7 +216,7 @@ pub fn frozen(name: &str, sql: &str) -> Arc<Connections> {
     connections
 }
 
-/// Whether the bytes end with a whole `ReadyForQuery`: a byte sequence that no other message of the tests ends with.
+/// Whether the bytes end with a complete `ReadyForQuery`; no other message of the tests ends with these bytes.
 fn is_ready(bytes: &[u8]) -> bool {
     matches!(bytes, [.., b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E'])
 }

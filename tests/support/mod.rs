@@ -1,7 +1,7 @@
-//! What the tests of the outside share: a program or a port to speak frames with, the Postgres protocol
-//! in small, fake sessions.
+//! Helpers of the tests of the program: a program or a port that exchanges frames, PostgreSQL's protocol, fake
+//! sessions.
 
-// Every test file compiles this for itself, as a part of itself, and none uses all of it.
+// Every test file compiles this module, and none uses all of it.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod cache;
@@ -18,7 +18,7 @@ pub mod wire;
 
 use std::time::Duration;
 
-/// How long a test waits for an event that has to come, before it fails.
+/// How long a test waits for an expected event before it fails.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Texts to compare with what was received.

@@ -1,7 +1,7 @@
-//! Sessions on threads of their own, so that a test goes on while one of them waits.
+//! Sessions on separate threads, so that a test continues while one of them waits.
 //!
-//! They speak raw messages: the driver loses the server's last error when the end of the connection comes along with
-//! it.
+//! They exchange raw messages, because the driver loses the server's last error when the connection ends directly
+//! after it.
 
 use std::{
     collections::HashMap,
@@ -19,18 +19,18 @@ use super::{
     wire::{self, Message},
 };
 
-/// Counts the locks of other clients, also of those that have gone. The cluster's own processes, autovacuum for one,
-/// may have locks at any time.
+/// Counts the locks of other processes, also of those that have ended. The cluster's own processes, such as
+/// autovacuum, may have locks at any time.
 pub const LOCKS_OF_OTHERS: &str = "select count(*) from pg_locks where pid <> pg_backend_pid() \
     and pid not in (select pid from pg_stat_activity where backend_type <> 'client backend')";
 
-/// The rows of a statement, the values of each joined with `|`, or why there are none.
+/// The rows of a statement, the values of each joined with `|`, or the failure.
 pub type Answer = Result<Vec<String>, Failure>;
 
 /// The server's error, or the end of the connection.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The fields of the last error, by their letter; none when the connection has ended without one.
+    /// The fields of the last error, by their letter; none if the connection has ended without an error.
     fields: HashMap<char, String>,
     /// Whether the connection has ended.
     pub has_ended: bool,
@@ -74,14 +74,14 @@ impl Peer {
         Self::with(server.config().user(user).dbname(database)).expect("a session")
     }
 
-    /// A session, or why there is none.
+    /// A session, or the failure to connect.
     pub fn with(config: &Config) -> Result<Self, Failure> {
         let mut session = connect(config);
         finish(&mut session)?;
         let (process_id, _) = session.key();
         let (statements, to_run) = channel::<String>();
         let (answer, answers) = channel();
-        // The connection closes when this is dropped, or when its statement has ended.
+        // The connection closes when the channel is dropped, or when its statement has ended.
         thread::spawn(move || {
             to_run.iter().try_for_each(|sql| {
                 session.query(&sql);
@@ -96,12 +96,12 @@ impl Peer {
         Self::with(config).err().expect("no session").sqlstate().to_owned()
     }
 
-    /// Starts a statement (or several, as one simple query) and does not wait for it.
+    /// Starts a statement (or several, as one simple query) without waiting for it.
     pub fn send(&self, sql: &str) {
         self.statements.send(sql.to_owned()).expect("the thread runs");
     }
 
-    /// Waits for the answer to the oldest statement that was not answered yet.
+    /// Waits for the answer to the oldest unanswered statement.
     pub fn answer(&self) -> Answer {
         self.answers.recv_timeout(PATIENCE).expect("an answer in time")
     }
@@ -116,7 +116,7 @@ impl Peer {
         self.answer().expect_err("an error").sqlstate().to_owned()
     }
 
-    /// Runs a statement; its rows.
+    /// Runs a statement; returns its rows.
     pub fn run(&self, sql: &str) -> Vec<String> {
         self.send(sql);
         self.answer().unwrap_or_else(|error| panic!("{sql}: {error:?}"))
@@ -129,7 +129,7 @@ impl Peer {
         value.clone()
     }
 
-    /// Runs a statement that has to fail; its SQLSTATE.
+    /// Runs a statement that must fail; returns its SQLSTATE.
     pub fn fail(&self, sql: &str) -> String {
         self.send(sql);
         match self.answer() {
@@ -144,7 +144,7 @@ impl Peer {
         assert!(failure.has_ended && failure.sqlstate() == sqlstate, "not {sqlstate}: {failure:?}");
     }
 
-    /// Whether the statement that was sent is still under way.
+    /// Whether the statement that was sent still runs.
     pub fn is_busy(&self) -> bool {
         self.answers.recv_timeout(std::time::Duration::ZERO).is_err_and(|error| error == RecvTimeoutError::Timeout)
     }
@@ -155,7 +155,7 @@ impl Peer {
         self.until(&format!("select {condition} where pid = {} and state = 'active'", other.process_id));
     }
 
-    /// Waits until the server has so many client backends.
+    /// Waits until the server has that number of client backends.
     pub fn until_sessions(&self, count: usize) {
         let client_backends = "from pg_stat_activity where backend_type = 'client backend'";
         self.until(&format!("select count(*) = {count} {client_backends}"));
@@ -172,7 +172,7 @@ impl Peer {
         self.until(&format!("select state = 'active' and {condition} from pg_stat_activity where pid = {process_id}"));
     }
 
-    /// Runs the query again and again until it answers true.
+    /// Repeats the query until it returns true.
     pub fn until(&self, sql: &str) {
         let started = std::time::Instant::now();
         while self.run(sql) != ["t"] {
@@ -200,7 +200,7 @@ fn connect(config: &Config) -> Session {
     session
 }
 
-/// Reads what the server says up to `ReadyForQuery`, or up to the end of the connection.
+/// Reads the server's messages up to `ReadyForQuery`, or up to the end of the connection.
 fn finish(session: &mut Session) -> Answer {
     let (mut rows, mut error) = (Vec::new(), None);
     loop {

@@ -1,4 +1,4 @@
-//! A port to speak frames with: the built program's, or one in this process with fake sessions.
+//! A port that exchanges frames: the built program's, or one in this process with fake sessions.
 
 use std::{
     io::{Read, Write, pipe},
@@ -24,11 +24,11 @@ use super::{PATIENCE, program::Program, wire};
 /// A frame received.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Received {
-    /// What it is for.
+    /// Its kind.
     pub kind: Kind,
-    /// Whom it is for.
+    /// Its connection or request.
     pub id: u32,
-    /// What it carries.
+    /// Its payload.
     pub payload: Vec<u8>,
 }
 
@@ -68,21 +68,21 @@ pub fn frame(kind: Kind, id: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The parent's side of a port. Gives no credit by itself.
+/// The parent's side of a port. It sends no window frames by itself.
 pub struct Port {
     input: Option<Box<dyn Write + Send>>,
     frames: Receiver<Received>,
     // The program, unless the port runs in this process.
     program: Option<Program>,
     in_process: Option<JoinHandle<Ending>>,
-    /// Whether nothing is to be read.
+    /// Whether reading is paused.
     paused: Arc<(Mutex<bool>, Condvar)>,
     /// Asks the port in this process to shut down, as a signal does.
     pub signals: crossbeam_channel::Sender<()>,
 }
 
 impl Port {
-    /// The built program's, after its hello, with these arguments after `port`.
+    /// A port of the built program, started with these arguments after `port`, after its hello.
     pub fn spawn(arguments: &[&str]) -> Self {
         let mut program = Program::spawn(&[&["port"], arguments].concat());
         let (stdin, stdout) = (program.take_stdin(), program.take_stdout());
@@ -92,7 +92,7 @@ impl Port {
         port
     }
 
-    /// One in this process with these sessions, after its hello.
+    /// A port in this process with these sessions, after its hello.
     pub fn with_sessions(sessions: impl Sessions + Administration) -> Self {
         let (input, to_input) = pipe().expect("a pipe");
         let (from_output, output) = pipe().expect("a pipe");
@@ -129,7 +129,7 @@ impl Port {
         assert_eq!((hello.kind, hello.id), (Kind::Hello, 0), "{hello:?}");
     }
 
-    /// Sends raw bytes, at once.
+    /// Sends raw bytes immediately.
     pub fn send(&mut self, bytes: &[u8]) {
         let input = self.input.as_mut().expect("stdin is open");
         input.write_all(bytes).and_then(|()| input.flush()).expect("the port reads");
@@ -161,7 +161,7 @@ impl Port {
         self.send_frame(Kind::Window, id, &credit.to_be_bytes());
     }
 
-    /// Says that the client is gone.
+    /// Sends the close frame of a client that is gone.
     pub fn close(&mut self, id: u32) {
         self.send_frame(Kind::Close, id, b"");
     }
@@ -171,7 +171,7 @@ impl Port {
         self.send_frame(Kind::Request, id, format!("{verb}\0\0").as_bytes());
     }
 
-    /// Stops reading, or goes on with it.
+    /// Pauses or resumes reading.
     pub fn pause_reading(&mut self, pause: bool) {
         let (paused, changed) = &*self.paused;
         *paused.lock().expect("no panic") = pause;
@@ -183,7 +183,7 @@ impl Port {
         self.frames.recv_timeout(PATIENCE).expect("a frame")
     }
 
-    /// Asserts that nothing more comes before the output ends.
+    /// Asserts that no frame comes before the output ends.
     pub fn assert_at_end(&self) {
         match self.frames.recv_timeout(PATIENCE) {
             Err(RecvTimeoutError::Disconnected) => {}
@@ -191,7 +191,7 @@ impl Port {
         }
     }
 
-    /// The data of one connection until `length` bytes are there; no other frame may come first.
+    /// The data of one connection until there are `length` bytes; fails if another frame comes first.
     pub fn data_of(&self, id: u32, length: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         while bytes.len() < length {
@@ -203,8 +203,8 @@ impl Port {
         bytes
     }
 
-    /// The data of one connection until it is closed, and the reason; no other connection's frame may
-    /// come first.
+    /// The data of one connection until it is closed, and the reason; fails if a frame of another connection comes
+    /// first.
     pub fn until_closed(&self, id: u32) -> (Vec<u8>, [String; 3]) {
         let mut bytes = Vec::new();
         loop {
@@ -218,8 +218,7 @@ impl Port {
         }
     }
 
-    /// Asserts that all frames sent so far have been acted on without an answer: the reply to a request
-    /// is the next frame.
+    /// Asserts that all frames sent so far were handled without an answer: the reply to a request is the next frame.
     pub fn assert_silent(&mut self) {
         self.request(u32::MAX, "stats");
         let reply = self.next();
@@ -241,19 +240,19 @@ impl Port {
         self.program.as_ref().expect("a program").signal(signal);
     }
 
-    /// Waits until the program has ended; what it wrote to stderr, by line.
+    /// Waits until the program has ended; returns the lines that it wrote to stderr.
     pub fn stderr(&mut self) -> Vec<String> {
         self.program.as_mut().expect("a program").wait_for_stderr()
     }
 
-    /// Waits until the program has ended; its exit status and how long it took.
+    /// Waits until the program has ended; returns its exit status and how long it took.
     pub fn exit_status(&mut self) -> (Option<i32>, Duration) {
         let (status, took) = self.program.as_mut().expect("a program").wait();
         (status.code(), took)
     }
 }
 
-/// Hands every frame in `output` to `each`, until that wants no more.
+/// Passes every frame in `output` to `each` until that returns false.
 fn read_frames(mut output: impl Read, each: impl Fn(Received) -> bool) {
     let (mut bytes, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
     loop {

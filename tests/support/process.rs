@@ -1,4 +1,4 @@
-//! What the operating system knows of a running program (proc(5)).
+//! Facts about a running program from the operating system (proc(5)).
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -7,17 +7,17 @@ use rustix::{
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
-/// Bytes of memory that only this process has, without what it has mapped from files.
+/// Bytes of private memory, without mapped files.
 pub fn anonymous_memory(id: u32) -> u64 {
     bytes(&format!("/proc/{id}/status"), "RssAnon")
 }
 
-/// Bytes of memory that it has had at the same time since [`forget_most_memory`].
+/// The maximum of its resident memory in bytes since [`forget_most_memory`].
 pub fn most_memory(id: u32) -> u64 {
     bytes(&format!("/proc/{id}/status"), "VmHWM")
 }
 
-/// Has [`most_memory`] begin again with what the program has now.
+/// Resets [`most_memory`] to the current value.
 pub fn forget_most_memory(id: u32) {
     fs::write(format!("/proc/{id}/clear_refs"), "5").expect("it runs, on Linux 4.0 or later");
 }
@@ -29,7 +29,7 @@ pub fn bytes(file: &str, field: &str) -> u64 {
     value.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }
 
-/// A program of `PostgreSQL`'s, which Debian does not have in the path.
+/// A program of `PostgreSQL`, which may not be in Debian's PATH.
 pub fn installed(program: &str) -> Command {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = versions.map(|version| version.path().join("bin").join(program)).collect();
@@ -37,32 +37,32 @@ pub fn installed(program: &str) -> Command {
     Command::new(found.pop().unwrap_or_else(|| program.into()))
 }
 
-/// How much of a processor it has used, in hundredths of a second (`USER_HZ`).
+/// Its processor time in hundredths of a second (`USER_HZ`).
 pub fn processor_time(id: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).expect("it runs");
-    // The name of the program, in parentheses, may contain anything; what follows it are numbers.
+    // The name of the program, in parentheses, may contain any character; the fields after it are numbers.
     let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
     fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
 }
 
-/// How many threads it has.
+/// The number of its threads.
 pub fn threads(id: u32) -> usize {
     fs::read_dir(format!("/proc/{id}/task")).expect("it runs").count()
 }
 
-/// How many files it has open.
+/// The number of its open files.
 pub fn open_files(id: u32) -> usize {
     fs::read_dir(format!("/proc/{id}/fd")).expect("it runs").count()
 }
 
-/// How many sockets it has open.
+/// The number of its open sockets.
 pub fn open_sockets(id: u32) -> usize {
     let files = fs::read_dir(format!("/proc/{id}/fd")).expect("it runs");
     let targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
     targets.filter(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:")).count()
 }
 
-/// How often its thread of that name has gone to sleep.
+/// The number of times its thread with that name has gone to sleep.
 pub fn pauses(id: u32, thread: &str) -> u64 {
     let threads = fs::read_dir(format!("/proc/{id}/task")).expect("it runs").flatten().map(|entry| entry.path());
     let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim_end() == thread);
@@ -71,7 +71,7 @@ pub fn pauses(id: u32, thread: &str) -> u64 {
     count.trim().parse().expect("a number")
 }
 
-/// Has every socket on which it listens fail.
+/// Makes all of its listening sockets fail.
 pub fn shut_listeners_down(id: u32) {
     let pid = Pid::from_raw(id.try_into().expect("a process id")).expect("a process id");
     let program = pidfd_open(pid, PidfdFlags::empty()).expect("it runs");

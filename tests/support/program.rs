@@ -1,4 +1,4 @@
-//! The built program, run as a child that does not outlive its test.
+//! The built program, run as a child that is killed at the end of its test.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -23,7 +23,7 @@ pub struct Program {
 impl Program {
     /// Runs it with these arguments.
     pub fn spawn(arguments: &[&str]) -> Self {
-        // One cache for all tests, so that only the first of them compiles.
+        // One cache for all tests, so that only the first test compiles.
         let cache = ["--cache-dir", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache")];
         let cache: &[&str] = if arguments.contains(&cache[0]) { &[] } else { &cache };
         let mut child = Command::new(env!("CARGO_BIN_EXE_pglite-port"))
@@ -42,12 +42,12 @@ impl Program {
         Self { child, stdin, stdout, stderr }
     }
 
-    /// Its stdin, once.
+    /// Its stdin; can be taken once.
     pub fn take_stdin(&mut self) -> ChildStdin {
         self.stdin.take().expect("taken once")
     }
 
-    /// Its stdout, once.
+    /// Its stdout; can be taken once.
     pub fn take_stdout(&mut self) -> ChildStdout {
         self.stdout.take().expect("taken once")
     }
@@ -69,7 +69,7 @@ impl Program {
         kill_process(Pid::from_child(&self.child), signal).expect("it runs");
     }
 
-    /// Gives it another limit.
+    /// Sets a resource limit.
     pub fn limit(&self, resource: Resource, limit: Rlimit) {
         prlimit(Some(Pid::from_child(&self.child)), resource, limit).expect("it runs");
     }
@@ -79,10 +79,10 @@ impl Program {
         self.stderr.recv_timeout(PATIENCE).expect("a line")
     }
 
-    /// Waits for its end; its status and how long it took.
+    /// Waits for its end; returns its status and how long it took.
     pub fn wait(&mut self) -> (ExitStatus, Duration) {
         let started = Instant::now();
-        // The standard library waits for a child either without a deadline or not at all.
+        // The standard library has no wait for a child with a deadline.
         while started.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().expect("it is our child") {
                 return (status, started.elapsed());
@@ -92,13 +92,13 @@ impl Program {
         panic!("the program did not end");
     }
 
-    /// Waits for its end and answers with what it wrote to stderr, by line.
+    /// Waits for its end and returns the lines that it wrote to stderr.
     pub fn wait_for_stderr(&mut self) -> Vec<String> {
         self.wait();
         self.stderr.iter().collect()
     }
 
-    /// Waits for its end and answers with exit status, stdout and stderr.
+    /// Waits for its end and returns exit status, stdout and stderr.
     pub fn output(&mut self) -> (Option<i32>, String, String) {
         drop(self.stdin.take());
         let mut stdout = String::new();
@@ -110,7 +110,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Fails if it has ended already, which is as well.
+        // Fails if it has ended already, which does not matter.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

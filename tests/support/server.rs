@@ -1,4 +1,4 @@
-//! The built program as a server, and the ways to it: a driver, psql, raw messages.
+//! The built program as a server, and its clients: a driver, psql, raw messages.
 
 use std::{
     io::{Read, Write},
@@ -14,14 +14,14 @@ use super::{PATIENCE, process, program::Program, session::Session, wire};
 
 /// `pglite-port serve` on a free port; dropping it kills it.
 ///
-/// With its caches filled it starts in milliseconds, so that every test has one of its own.
+/// With filled caches it starts in milliseconds, so every test has its own.
 pub struct Server {
     /// The program.
     pub program: Program,
     /// Its URL.
     pub url: String,
     address: String,
-    /// How many sockets it has without any connection.
+    /// The number of its sockets without connections.
     sockets: usize,
 }
 
@@ -47,17 +47,17 @@ impl Server {
         Self { program, url, address, sockets }
     }
 
-    /// A client of the driver, in a database of its own.
+    /// A client of the driver; in `isolated` mode it has its own database.
     pub fn connect(&self) -> Client {
         self.config().connect(NoTls).expect("a session")
     }
 
-    /// What the driver has to know.
+    /// The driver's configuration for it.
     pub fn config(&self) -> Config {
         self.url.parse().expect("a URL")
     }
 
-    /// A connection on which nothing was sent.
+    /// A connection without a startup message.
     pub fn stream(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -65,7 +65,7 @@ impl Server {
         stream
     }
 
-    /// A session of the superuser to speak raw messages in, with further startup parameters.
+    /// A session of the superuser for raw messages, with further startup parameters.
     pub fn session(&self, parameters: &[(&str, &str)]) -> Session {
         let mut session = self.unready_session(&[&[("user", "postgres")], parameters].concat());
         session.until_ready();
@@ -79,20 +79,20 @@ impl Server {
         session
     }
 
-    /// Sends a cancel request and waits until it was acted on.
+    /// Sends a cancel request and waits until it was handled.
     pub fn cancel(&self, process_id: i32, secret_key: &[u8]) {
         let mut stream = self.stream();
         stream.write_all(&wire::cancel_request(process_id, secret_key)).expect("it listens");
         assert_eq!(stream.read(&mut [0]).expect("the end"), 0, "a cancel request has no answer");
     }
 
-    /// Waits until so many connections are being served.
+    /// Waits until that number of connections are served.
     pub fn wait_for_connections(&self, count: usize) {
         let deadline = Instant::now() + PATIENCE;
         let connections = || process::open_sockets(self.program.id()) - self.sockets;
         while connections() != count {
             assert!(Instant::now() < deadline, "{} connections instead of {count}", connections());
-            // The operating system tells nobody when another program has closed a socket.
+            // The operating system sends no event when another program has closed a socket.
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -117,7 +117,7 @@ impl Server {
         let mut stdin = psql.stdin.take().expect("piped");
         thread::scope(|scope| {
             scope.spawn(move || {
-                // psql may end before it has read everything.
+                // psql may end before it has read all of it.
                 let _ = stdin.write_all(input);
             });
             psql.wait_with_output().expect("psql runs")
@@ -125,13 +125,13 @@ impl Server {
     }
 }
 
-/// What a successful psql wrote, without the last line feed.
+/// The output of a successful psql, without the last line feed.
 pub fn text(output: &Output) -> &str {
     assert!(output.status.success(), "{output:?}");
     std::str::from_utf8(&output.stdout).expect("text").trim_end_matches('\n')
 }
 
-/// The SQLSTATE of what has to be an error of the server.
+/// The SQLSTATE of a result that must be an error of the server.
 pub fn sqlstate<T: std::fmt::Debug>(result: Result<T, postgres::Error>) -> String {
     let error = result.expect_err("an error");
     let code = error.code().unwrap_or_else(|| panic!("no error of the server: {error:?}"));

@@ -1,4 +1,4 @@
-//! A session on a socket in which a test speaks raw messages.
+//! A session on a socket in which a test exchanges raw messages.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -7,16 +7,16 @@ use std::{
 
 use super::wire::{self, Message};
 
-/// A client that sends what it is told and takes messages as they come.
+/// A client that sends raw messages and returns the messages that it receives.
 pub struct Session {
     stream: TcpStream,
     received: Vec<u8>,
-    /// Process id and secret key, once they were told.
+    /// Process id and secret key, once received.
     pub key: Option<(i32, Vec<u8>)>,
 }
 
 impl Session {
-    /// One on that connection.
+    /// A session on that connection.
     pub fn new(stream: TcpStream) -> Self {
         Self { stream, received: Vec::new(), key: None }
     }
@@ -24,7 +24,7 @@ impl Session {
     /// Sends raw bytes.
     pub fn send(&mut self, bytes: &[u8]) {
         match self.stream.write_all(bytes) {
-            // What the server said before it closed the connection can still be read.
+            // The server's messages before it closed the connection can still be read.
             Err(error) if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {}
             written => written.expect("the server reads"),
         }
@@ -51,14 +51,14 @@ impl Session {
                     assert!(self.received.is_empty(), "half a message: {:?}", self.received);
                     return None;
                 }
-                // A client that still sends when the server closes may be told so by the operating system.
+                // The operating system may report this when the server closes while the client sends.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
                 read => self.received.extend_from_slice(&chunk[..read.expect("an answer in time")]),
             }
         }
     }
 
-    /// All messages up to and with the next that has this type.
+    /// All messages up to the next one of this type, included.
     pub fn until(&mut self, kind: u8) -> Vec<Message> {
         let mut messages = Vec::new();
         loop {
@@ -72,7 +72,7 @@ impl Session {
         }
     }
 
-    /// All messages up to and with the next `ReadyForQuery`.
+    /// All messages up to the next `ReadyForQuery`, included.
     pub fn until_ready(&mut self) -> Vec<Message> {
         self.until(b'Z')
     }
@@ -82,12 +82,12 @@ impl Session {
         std::iter::from_fn(|| self.next()).collect()
     }
 
-    /// The types of all messages up to and with the next `ReadyForQuery`.
+    /// The types of all messages up to the next `ReadyForQuery`, included.
     pub fn kinds(&mut self) -> String {
         kinds(&self.until_ready())
     }
 
-    /// Runs a simple query; the first values of its rows.
+    /// Runs a simple query; returns the first values of its rows.
     pub fn values(&mut self, sql: &str) -> Vec<String> {
         self.query(sql);
         let messages = self.until_ready();

@@ -1,13 +1,13 @@
-//! The Postgres wire protocol as far as tests need it: packets and messages to send, messages received.
+//! The parts of PostgreSQL's protocol that tests need: packets and messages to send, messages received.
 
 use std::collections::HashMap;
 
-/// What strangers to the protocol send first, and what the log says of it.
+/// First bytes of clients of other protocols, and the logged error for each.
 pub const STRANGERS: [(&[u8], &str); 5] = [
     (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "invalid length of startup packet"),
     // The beginning of a TLS ClientHello.
     (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", "invalid length of startup packet"),
-    // A driver that ends a connection before it has begun sends Terminate.
+    // A driver that ends a connection before its start sends Terminate.
     (b"X\0\0\0\x04", "invalid length of startup packet"),
     (b"\0\0\0\x0b\x04\xd2\x16\x2e\0\0\0", "invalid length of cancel request packet"),
     (b"\0\0\0\x0c\x04\xd2\x16\x2e\0\0\0\x01", "invalid length of cancel key in cancel request packet"),
@@ -37,12 +37,12 @@ pub fn gssenc_request() -> Vec<u8> {
     packet(80_877_104, b"")
 }
 
-/// The request to cancel what a session is doing.
+/// The request to cancel a session's statement.
 pub fn cancel_request(process_id: i32, secret_key: &[u8]) -> Vec<u8> {
     packet(80_877_102, &[&process_id.to_be_bytes(), secret_key].concat())
 }
 
-/// A message with its type and its length in front.
+/// A message with its type and its length.
 pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).expect("a short message");
     [&[kind][..], &length.to_be_bytes(), body].concat()
@@ -53,7 +53,7 @@ pub fn query(sql: &str) -> Vec<u8> {
     message(b'Q', &[sql.as_bytes(), b"\0"].concat())
 }
 
-/// `Parse`: prepares a statement; the types of its parameters are left to the server.
+/// `Parse`: prepares a statement; the server determines the types of its parameters.
 pub fn parse(statement: &str, sql: &str) -> Vec<u8> {
     message(b'P', &[statement.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat())
 }
@@ -76,7 +76,7 @@ pub fn describe(what: u8, name: &str) -> Vec<u8> {
     message(b'D', &[&[what], name.as_bytes(), b"\0"].concat())
 }
 
-/// `Execute`: up to so many rows of a portal; 0 for all.
+/// `Execute`: at most `rows` rows of a portal; 0 for all.
 pub fn execute(portal: &str, rows: i32) -> Vec<u8> {
     message(b'E', &[portal.as_bytes(), b"\0", &rows.to_be_bytes()].concat())
 }
@@ -106,12 +106,12 @@ pub fn terminate() -> Vec<u8> {
 pub struct Message {
     /// Its type.
     pub kind: u8,
-    /// What follows the length.
+    /// The bytes after the length.
     pub body: Vec<u8>,
 }
 
 impl Message {
-    /// Takes the first message off `bytes`, if it is whole.
+    /// Takes the first message off `bytes`, if it is complete.
     pub fn take(bytes: &mut Vec<u8>) -> Option<Self> {
         let length = u32::from_be_bytes(bytes.get(1..5)?.try_into().expect("four bytes"));
         let end = 1 + usize::try_from(length).expect("it fits");
@@ -121,14 +121,14 @@ impl Message {
         Some(Self { kind, body })
     }
 
-    /// All messages that `bytes` are made of.
+    /// All messages in `bytes`.
     pub fn all(mut bytes: Vec<u8>) -> Vec<Self> {
         let messages = std::iter::from_fn(|| Self::take(&mut bytes)).collect();
         assert!(bytes.is_empty(), "half a message: {bytes:?}");
         messages
     }
 
-    /// The values of a `DataRow` as text, `NULL` for those that are.
+    /// The values of a `DataRow` as text, `NULL` for null.
     pub fn values(&self) -> Vec<String> {
         assert_eq!(self.kind, b'D', "no row: {self:?}");
         let (mut values, mut rest) = (Vec::new(), &self.body[2..]);
@@ -151,7 +151,7 @@ impl Message {
     }
 }
 
-/// The values that the rows among the answers to `sql` consist of.
+/// The values of all rows in the answers to `sql`.
 ///
 /// # Panics
 /// When one of them is an error.
@@ -162,7 +162,7 @@ pub fn values(sql: &str, answers: &[Message]) -> Vec<String> {
     answers.iter().filter(|message| message.kind == b'D').flat_map(Message::values).collect()
 }
 
-/// Names and values of the `ParameterStatus` among messages.
+/// Names and values of the `ParameterStatus` messages.
 pub fn parameters(messages: &[Message]) -> Vec<(String, String)> {
     let statuses = messages.iter().filter(|message| message.kind == b'S');
     let pair = |message: &Message| {
@@ -172,7 +172,7 @@ pub fn parameters(messages: &[Message]) -> Vec<(String, String)> {
     statuses.map(pair).collect()
 }
 
-/// Severity, code and message of the single `ErrorResponse` that `bytes` are.
+/// Severity, code and message of the only `ErrorResponse` in `bytes`.
 pub fn error(bytes: Vec<u8>) -> [String; 3] {
     let messages = Message::all(bytes);
     let [message] = &messages[..] else { panic!("not one message: {messages:?}") };

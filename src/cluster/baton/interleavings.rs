@@ -1,13 +1,12 @@
-//! The baton under a model checker: every order in which its sessions can come at each other.
+//! The baton under a model checker: all orders of its sessions' operations.
 //!
-//! A wake-up that gets lost is a deadlock here, because no time passes in a model that would end the wait.
+//! A lost wake-up is a deadlock here, because no time passes in a model that would end the wait.
 
 use loom::{cell::UnsafeCell, thread};
 
 use super::*;
 
-/// What the holder of the baton may touch, as shared memory is: two accesses that the baton does not order fail the
-/// model.
+/// Memory for the holder of the baton, like shared memory: two accesses that the baton does not order fail the model.
 #[derive(Default)]
 struct Memory(UnsafeCell<Vec<u32>>);
 
@@ -36,7 +35,7 @@ fn pass(baton: &Baton) -> Result<(), Crashed> {
     baton.pass(&Arc::default(), Priority::Client)
 }
 
-/// A turn in which `number` is written into memory.
+/// A turn that writes `number` into memory.
 fn turn((baton, memory): &(Baton, Memory), number: u32) {
     take(baton).unwrap();
     memory.write(number);
@@ -48,7 +47,7 @@ fn spawn<T: 'static>(shared: &Shared, run: impl FnOnce(&(Baton, Memory)) -> T + 
     thread::spawn(move || run(&shared))
 }
 
-/// Asserts that nobody waits or has the baton.
+/// Asserts that no session waits or has the baton.
 fn assert_free(baton: &Baton) {
     let state = baton.state.lock();
     assert!(state.holder.is_none() && state.queue.is_empty());

@@ -1,11 +1,10 @@
-//! The contrib extensions that come with PGlite, each in a bundle of its own.
+//! The contrib extensions that PGlite provides, one bundle for each.
 
 use super::PinnedFile;
 
 /// Every bundle: control files and SQL below `share/postgresql/extension`, side modules below `lib/postgresql`.
 ///
-/// They are installed in every new cluster, which `CREATE EXTENSION` then finds them in; their files are only read
-/// when somebody does that.
+/// They are added to every new cluster, so that `CREATE EXTENSION` finds them. Their files are read only then.
 pub const EXTENSIONS: [PinnedFile; 37] = [
     pinned("amcheck.tar.gz", "e88e630f083d3f7185f3ec6c475d80fa3e262ec075d7df5a0bb528b962721117"),
     pinned("auto_explain.tar.gz", "edd0432d6e285184e54d726ee329b5d5aab7957718b649b6522288b5e05c5d7a"),

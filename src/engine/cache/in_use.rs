@@ -1,4 +1,4 @@
-//! Entries in use: held against removal, and marked with the time.
+//! Entries in use: held so that they are not removed, with the time of their last use.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -8,14 +8,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// A time of last use is noted again when it is older than this, so that most starts write nothing.
+/// The time of last use is updated when it is older than this, so that most starts write nothing.
 const RESOLUTION: Duration = Duration::from_hours(24);
 
-/// Holds an entry of the cache: while this is there, no process removes the entry on account of its age or size.
+/// Holds an entry of the cache: while it exists, no process removes the entry because of its age or size.
 ///
-/// It is a shared lock (`flock`) on the file or directory itself, which needs no right to write; the operating system
-/// frees it when the process dies. To replace an entry by another edition is still possible, and so is to remove a
-/// template by name: both leave the files to who has them open.
+/// It is a shared lock (`flock`) on the file or directory itself, which needs no permission to write; the operating
+/// system releases it when the process dies. It does not prevent that an entry is replaced or that a template is
+/// removed by name; files that are open stay usable then.
 #[derive(Debug)]
 pub struct InUse {
     _file: File,
@@ -30,10 +30,10 @@ impl InUse {
                 opened => opened?,
             };
             if let Err(error) = file.lock_shared() {
-                // Some filesystems have no locks. What is removed there stays readable for who has it open.
+                // Some filesystems have no locks. A removed file stays readable where it is open.
                 tracing::debug!("{} is used without a lock: {error}", path.display());
             }
-            // It may have been removed or replaced between the two calls.
+            // The entry may have been removed or replaced between the two calls.
             if is_at(&file, path) {
                 note_use(&file);
                 return Ok(Some(Self { _file: file }));
@@ -48,23 +48,22 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
     matches!((file.metadata(), fs::metadata(path)), (Ok(open), Ok(named)) if identity(&open) == identity(&named))
 }
 
-/// The time of last use is the time of modification, which nothing else needs. A cache that cannot be written keeps
-/// the times that it has.
+/// Sets the time of modification, which serves as the time of last use. In a cache that cannot be written, times stay.
 fn note_use(file: &File) {
     if file.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|used| age(used) >= RESOLUTION)
         && let Err(error) = file.set_modified(SystemTime::now())
     {
-        tracing::debug!("the time of use cannot be noted: {error}");
+        tracing::debug!("the time of last use cannot be updated: {error}");
     }
 }
 
-/// How long ago `time` was.
+/// The time since `time`.
 pub(crate) fn age(time: SystemTime) -> Duration {
     time.elapsed().unwrap_or_default()
 }
 
-/// Takes the entry at `path` for the caller alone: while the returned file is open, no process begins to use it.
-/// `None` when one uses it, which is noted, or when it is not there.
+/// Locks the entry at `path` exclusively: while the returned file is open, no process begins to use the entry. `None`
+/// when the entry does not exist or a process uses it, in which case the time of use is updated.
 pub(super) fn take_unused(path: &Path) -> io::Result<Option<File>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -73,7 +72,7 @@ pub(super) fn take_unused(path: &Path) -> io::Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => Ok(is_at(&file, path).then_some(file)),
         Err(TryLockError::WouldBlock) => {
-            // A process that runs for months uses it all the time.
+            // A process that runs for months uses its entries all the time.
             note_use(&file);
             Ok(None)
         }

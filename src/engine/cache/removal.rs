@@ -1,4 +1,4 @@
-//! What is in the cache, and its removal where no process uses it.
+//! Lists the entries of the cache, and removes entries that no process uses.
 
 use std::{
     fs::{self, File},
@@ -16,31 +16,31 @@ use super::{
     remove_if_there,
 };
 
-/// A file that is written beside its place, by a process that may live, is not older than this.
+/// Unfinished files older than this belong to no running process.
 const HALF_DONE: Duration = Duration::from_hours(24);
 
-/// What an entry takes, and when it was used.
+/// The size of an entry and the time of its last use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// Its name.
     pub name: String,
-    /// Bytes on disk, which holes are not.
+    /// Bytes on disk, without holes.
     pub size: u64,
-    /// When a process opened it last, to the day.
+    /// When a process last opened it, to the day.
     pub used: SystemTime,
 }
 
-/// What became of an entry that was to be removed.
+/// Whether an entry was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
-    /// It is gone.
+    /// It was removed.
     Yes,
-    /// A process uses it, or has used it since it was looked at.
+    /// A process uses it, or has used it since it was listed.
     InUse,
 }
 
 impl Cache {
-    /// All entries of this directory, not those of its subdirectories which are caches of their own.
+    /// All entries of this directory, except for subdirectories that are caches.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -49,7 +49,7 @@ impl Cache {
         for name in self.names()? {
             let path = self.path(&name);
             let is_entry = !name.starts_with('.') && !name.ends_with(LOCK);
-            // What has just been removed is not listed.
+            // An entry that was removed meanwhile is not listed.
             if is_entry
                 && let Ok(metadata) = fs::metadata(&path)
                 && let (Ok(used), Ok(size)) = (metadata.modified(), size_on_disk(&path))
@@ -60,8 +60,8 @@ impl Cache {
         Ok(entries)
     }
 
-    /// Removes the entry, unless a process uses it or has used it since it was looked at; whoever opens it at this
-    /// moment waits, and finds nothing.
+    /// Removes the entry, unless a process uses it or has used it since it was listed. A process that opens it at this
+    /// moment waits, and then does not find it.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -75,8 +75,8 @@ impl Cache {
         })
     }
 
-    /// Removes those of the files and directories `names` in the entry, a directory, that are there, under the
-    /// conditions of [`Cache::remove_unused`]. The entry counts as used when it was before.
+    /// Removes the files and directories `names`, as far as they exist, from the entry, a directory, under the
+    /// conditions of [`Cache::remove_unused`]. The entry's time of use stays.
     ///
     /// # Errors
     /// When the cache cannot be written.
@@ -102,7 +102,7 @@ impl Cache {
         result.with_context(|| format!("{} cannot be removed", path.display()))
     }
 
-    /// Removes what processes that died have left half done, and lock files without an entry.
+    /// Removes unfinished files of processes that died, and lock files without an entry.
     ///
     /// # Errors
     /// When the cache cannot be read or written.
@@ -117,8 +117,8 @@ impl Cache {
     fn sweep_one(&self, name: &str, path: &Path) -> io::Result<()> {
         let entry = [".new-", ".old-"].iter().find_map(|prefix| name.strip_prefix(prefix));
         if let Some(entry) = entry {
-            // Directories and what is on its way out have the name of their entry, whose lock is held by who works on
-            // them; new files have any.
+            // Unfinished directories, and entries that are being removed, have the name of their entry, whose lock the
+            // working process holds. New files have arbitrary names.
             let is_new_file = name.starts_with(".new-") && path.is_file();
             if is_new_file {
                 if path.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|made| age(made) > HALF_DONE) {
@@ -149,7 +149,7 @@ impl Cache {
         }
     }
 
-    /// Removes the file of a lock that is held; who waits for it finds out ([`Cache::lock`]).
+    /// Removes the file of a lock that is held; a process that waits for the lock notices it ([`Cache::lock`]).
     fn remove_lock_file(&self, lock: &Lock) -> io::Result<()> {
         remove_if_there(&self.path(&format!("{}{LOCK}", lock.name)))
     }
@@ -157,14 +157,14 @@ impl Cache {
     fn names(&self) -> anyhow::Result<Vec<String>> {
         let entries = fs::read_dir(&self.directory)
             .with_context(|| format!("the cache directory {} cannot be read", self.directory.display()))?;
-        // This program gives no other names.
+        // All names of this program are UTF-8.
         Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
     }
 }
 
-/// Bytes on disk of a file or of everything in a directory, which holes are not.
+/// Bytes on disk of a file or of a directory's content, without holes.
 pub(crate) fn size_on_disk(path: &Path) -> io::Result<u64> {
-    /// What `st_blocks` counts, in bytes (POSIX leaves it open; Linux, stat(2)).
+    /// The unit of `st_blocks` in bytes (POSIX does not define it; Linux, stat(2)).
     const BLOCK: u64 = 512;
     let metadata = fs::symlink_metadata(path)?;
     let mut size = metadata.blocks() * BLOCK;

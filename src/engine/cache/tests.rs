@@ -19,7 +19,7 @@ fn a_directory_that_others_may_write_is_refused() {
     let outer = tempfile::tempdir().unwrap();
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let error = format!("{:#}", Cache::open(Some(outer.path())).unwrap_err());
-    assert!(error.contains("others may write to it (mode 0777)"), "{error}");
+    assert!(error.contains("others can write to it (mode 0777)"), "{error}");
     assert!(error.contains("--cache-dir"), "{error}");
 }
 
@@ -64,7 +64,7 @@ fn what_a_dead_process_left_half_done_is_swept_away_by_the_next_one() {
     assert_eq!(names(&cache), [".new-other", "entry.lock"]);
 }
 
-/// A cache with the entry `entry`, a directory that was used so many days ago.
+/// A cache with the entry `entry`, a directory that was last used `days` days ago.
 fn with_entry(days: u64) -> (tempfile::TempDir, Cache) {
     let outer = tempfile::tempdir().unwrap();
     let cache = Cache::open(Some(&outer.path().join("c"))).unwrap();

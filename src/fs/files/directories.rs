@@ -12,7 +12,7 @@ use crate::fs::{
 pub struct DirectoryEntry {
     /// The inode's number.
     pub ino: Ino,
-    /// The position from which to read on after this entry.
+    /// The position of the next entry.
     pub next: u64,
     /// The type bits of its mode; see [`S_IFMT`].
     pub kind: u32,
@@ -21,7 +21,7 @@ pub struct DirectoryEntry {
 }
 
 impl Files {
-    /// Reads on in an open directory: at most `limit` entries, none at its end. `.` and `..` come first.
+    /// Reads the next entries of an open directory: at most `limit`, none at its end. `.` and `..` come first.
     ///
     /// # Errors
     /// `ENOTDIR`, `EBADF`; `ENOENT` if the directory has been removed.

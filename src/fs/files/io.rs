@@ -9,7 +9,7 @@ use crate::fs::{
     tree::MAX_LEN,
 };
 
-/// What an offset is relative to.
+/// The start of an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whence {
     /// The start of the file (`SEEK_SET`).
@@ -37,7 +37,7 @@ impl Files {
         self.state.descriptors.duplicate(fd, least)
     }
 
-    /// Makes `new` a duplicate of `fd`, closing what it was.
+    /// Makes `new` a duplicate of `fd`, after closing `new`.
     ///
     /// # Errors
     /// `EBADF`.
@@ -53,7 +53,7 @@ impl Files {
         self.state.descriptors.open_pipe(flags)
     }
 
-    /// The flags that `fd` was opened with, or got since.
+    /// The flags of `fd`.
     ///
     /// # Errors
     /// `EBADF`.
@@ -142,7 +142,7 @@ impl Files {
             Kind::Shared(_) => return Err(Errno::EBUSY),
             Kind::Device(device) => {
                 let device = *device;
-                // The console may do as it likes; it must not find the tree locked.
+                // The console must be called without the tree's lock.
                 drop(tree);
                 return device.write(bytes, &mut *self.console);
             }

@@ -1,5 +1,5 @@
-//! Files mapped into a process' memory: by copying, in at `mmap` and back at `munmap`, or, where several processes
-//! share a tree, as one memory object of the operating system's.
+//! Files mapped into a process' memory: copied at `mmap` and written back at `munmap`, or, where several processes
+//! share a tree, one memory object of the operating system.
 
 use std::{fs::File, ops::Range, sync::Arc};
 
@@ -16,24 +16,24 @@ use crate::fs::{
 /// A file mapped into memory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Mapping {
-    /// Where in the process' memory.
+    /// The address in the process' memory.
     pub address: u32,
-    /// Where in the file the mapping begins.
+    /// The offset in the file.
     pub offset: u64,
     /// Whether changes in memory are changes of the file (`PROT_WRITE` with `MAP_SHARED`).
     pub write_back: bool,
-    /// How many bytes of memory are the file's own, in whole pages; 0 if they are a copy.
+    /// How many bytes of memory are the shared object's, in whole pages; 0 for a copy.
     pub shared: u32,
-    /// The file; `None` in a clone of the tree that does not have it any more, because it had no name.
+    /// The file; `None` in a clone of the tree if the file had no name.
     pub(super) ino: Option<Ino>,
 }
 
 impl Files {
-    /// Checks that the file behind `fd` can be mapped, and says what that mapping would be; nothing is mapped yet.
+    /// Checks that the file behind `fd` can be mapped, and returns the mapping; nothing is mapped yet.
     ///
     /// # Errors
-    /// `EACCES` if `fd` is not open for reading, or not for reading and writing while `write_back` is asked for;
-    /// `ENODEV` if it is no regular file; `EBADF`.
+    /// `EACCES` if `fd` is not open for reading, or, with `write_back`, not for reading and writing; `ENODEV` if it is
+    /// not a regular file; `EBADF`.
     pub fn prepare_mapping(&self, fd: i32, address: u32, offset: u64, write_back: bool) -> Result<Mapping, Errno> {
         let file = self.state.descriptors.file(fd)?;
         if !file.flags.readable() || (write_back && !file.flags.writable()) {
@@ -50,11 +50,10 @@ impl Files {
         }
     }
 
-    /// Maps a file: fills `memory` with its bytes and zeros after its end, and keeps it in existence until it is
-    /// unmapped.
+    /// Maps a file: fills `memory` with its bytes, and with zeros after its end. The file exists until it is unmapped.
     ///
     /// # Errors
-    /// `EBADF` if the file has gone since it was prepared.
+    /// `EBADF` if the file was removed after [`Files::prepare_mapping`].
     pub fn map(&mut self, mapping: Mapping, memory: &mut [u8]) -> Result<(), Errno> {
         let ino = mapping.ino.ok_or(Errno::EBADF)?;
         let mut tree = self.tree.lock();
@@ -71,12 +70,11 @@ impl Files {
         Ok(())
     }
 
-    /// Maps a file for several processes: returns the memory object that is to be mapped, from [`Mapping::offset`]
-    /// on, over the first [`Mapping::shared`] bytes at [`Mapping::address`], and keeps it in existence until it is
-    /// unmapped.
+    /// Maps a file for several processes. Returns the memory object; the caller maps it from [`Mapping::offset`] on
+    /// over the first [`Mapping::shared`] bytes at [`Mapping::address`]. The file exists until it is unmapped.
     ///
     /// # Errors
-    /// `EBADF` if the file has gone since it was prepared; `ENOMEM`.
+    /// `EBADF` if the file was removed after [`Files::prepare_mapping`]; `ENOMEM`.
     pub fn map_shared(&mut self, mapping: Mapping) -> Result<Arc<File>, Errno> {
         let ino = mapping.ino.ok_or(Errno::EBADF)?;
         let end = mapping.offset.checked_add(mapping.shared.into()).ok_or(Errno::EINVAL)?;
@@ -96,7 +94,7 @@ impl Files {
         Ok(object)
     }
 
-    /// Everything that is mapped for several processes: the addresses, the memory object, and where in it they begin.
+    /// All shared mappings: their addresses, memory objects, and offsets in these.
     #[must_use]
     pub fn shared_mappings(&self) -> Vec<(Range<u32>, Arc<File>, u64)> {
         let tree = self.tree.lock();
@@ -110,7 +108,7 @@ impl Files {
         self.state.mappings.iter().filter_map(object).collect()
     }
 
-    /// How many bytes at `address` are mapped for several processes.
+    /// The number of bytes of the shared mapping at `address`.
     ///
     /// # Errors
     /// `EINVAL` if nothing is mapped at `address`.
@@ -118,8 +116,8 @@ impl Files {
         self.state.mappings.iter().find(|mapping| mapping.address == address).map(|it| it.shared).ok_or(Errno::EINVAL)
     }
 
-    /// Ends the mapping at `address`, whose bytes are `memory`, and writes them back if that was asked for and they
-    /// are a copy, as far as the file reaches: a mapping does not extend its file.
+    /// Ends the mapping at `address`, whose bytes are `memory`. A copy with `write_back` is written back, up to the
+    /// end of the file: a mapping does not extend its file.
     ///
     /// # Errors
     /// `EINVAL` if nothing is mapped at `address`.

@@ -26,10 +26,10 @@ use super::{
     tree::Tree,
 };
 
-/// The file mode mask that a process begins with; Emscripten's (`SYSCALLS.currentUmask`, `libsyscall.js`).
+/// The file mode mask of a new process; Emscripten's (`SYSCALLS.currentUmask`, `libsyscall.js`).
 const UMASK: u32 = 0o022;
 
-/// What a process hands on when it is forked or written to disk: plain data that holds nothing open.
+/// The state of a process that is forked or written to disk: plain data that holds nothing open.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProcessState {
     descriptors: Descriptors,
@@ -40,7 +40,7 @@ pub struct ProcessState {
 
 /// The files as one process sees them.
 ///
-/// Every method takes the tree's lock for its own duration and no longer. When a process ends, its descriptors close.
+/// Every method holds the tree's lock only while it runs. When a process ends, its descriptors close.
 pub struct Files {
     tree: Arc<Mutex<Tree>>,
     state: ProcessState,
@@ -51,7 +51,7 @@ impl Files {
     /// A new process in `/`, with `/dev/stdin`, `/dev/stdout` and `/dev/stderr` open as 0, 1 and 2.
     ///
     /// # Errors
-    /// `ENOENT` if the tree lacks these, which every tree made of [`open_bundle`](super::open_bundle)'s has.
+    /// `ENOENT` if the tree lacks these; every tree made from [`open_bundle`](super::open_bundle)'s has them.
     pub fn new(tree: Arc<Mutex<Tree>>, console: Box<dyn Console>) -> Result<Self, Errno> {
         let state = ProcessState {
             descriptors: Descriptors::default(),
@@ -66,9 +66,9 @@ impl Files {
         Ok(files)
     }
 
-    /// A process that begins with what another one had: the same inodes open at the same descriptors and positions,
-    /// in `tree`, which is the other's or a clone of it. From here on the two share nothing but the tree; in
-    /// particular each has its own positions and its own copies of the pipes.
+    /// A process that begins with the state of another one: the same inodes open at the same descriptors and
+    /// positions, in `tree`, which is the other's tree or a clone of it. From then on the two share only the tree;
+    /// each has its own positions and its own copies of the pipes.
     ///
     /// Descriptors of files that `tree` does not have any more are closed; a working directory that is gone becomes
     /// `/`.
@@ -83,14 +83,14 @@ impl Files {
             }
             if tree.retain(state.working_directory).is_err() {
                 state.working_directory = ROOT;
-                // A tree without a root directory cannot come into being.
+                // Every tree has a root directory.
                 let _ = tree.retain(ROOT);
             }
         }
         Self { tree, state, console }
     }
 
-    /// A copy of what [`Files::resume`] needs.
+    /// A copy of the state for [`Files::resume`].
     #[must_use]
     pub fn state(&self) -> ProcessState {
         self.state.clone()
@@ -102,7 +102,7 @@ impl Files {
         &self.tree
     }
 
-    /// Sends the process' terminal output elsewhere from now on, and returns where it went before.
+    /// Replaces the console of the process, and returns the previous one.
     pub fn set_console(&mut self, console: Box<dyn Console>) -> Box<dyn Console> {
         std::mem::replace(&mut self.console, console)
     }
@@ -116,11 +116,11 @@ impl Files {
         }
     }
 
-    /// The whole of a file. Meant for the host itself; a guest opens and reads.
+    /// The content of a file. Meant for the host; a guest opens and reads.
     ///
     /// # Errors
-    /// `EISDIR`, `EINVAL` for what has no length, `EFBIG` if it does not fit into memory, `ENOENT` and the others of
-    /// a walk.
+    /// `EISDIR`, `EINVAL` for a node without a length, `EFBIG` if it does not fit into memory, `ENOENT` and the other
+    /// errors of a walk.
     pub fn read_file(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
         let tree = self.tree.lock();
         let ino = self.inode(&tree, At::WorkingDirectory, path, Follow::Yes)?;
@@ -139,12 +139,12 @@ impl Files {
         }
     }
 
-    /// Sets the file mode mask, and returns the one before.
+    /// Sets the file mode mask, and returns the previous one.
     pub fn umask(&mut self, mask: u32) -> u32 {
         std::mem::replace(&mut self.state.umask, mask)
     }
 
-    /// The device that `fd` is open on; `None` if it is open on something else.
+    /// The device that `fd` refers to; `None` if it is not a device.
     ///
     /// # Errors
     /// `EBADF` if `fd` is not open.

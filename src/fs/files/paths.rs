@@ -1,4 +1,4 @@
-//! What a process does to paths.
+//! The functions of a process that take paths.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::fs::{
     tree::{MAX_LEN, Tree},
 };
 
-/// What a relative path is relative to.
+/// The start of a relative path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
     /// The process' working directory (`AT_FDCWD`).
@@ -25,9 +25,9 @@ pub enum At {
 /// A time that `utimens` sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewTime {
-    /// Leave it as it is (`UTIME_OMIT`).
+    /// Leave the time unchanged (`UTIME_OMIT`).
     Keep,
-    /// The time it is (`UTIME_NOW`).
+    /// The current time (`UTIME_NOW`).
     Now,
     /// That time.
     At(Timestamp),
@@ -43,7 +43,7 @@ impl NewTime {
     }
 }
 
-/// The name to create or remove; `error` says what is wrong with a path that ends in `/`, `.` or `..`.
+/// The name to create or remove; `error` is returned for a path that ends in `/`, `.` or `..`.
 fn name(location: &Location, error: Errno) -> Result<&[u8], Errno> {
     location.name.as_deref().ok_or(error)
 }
@@ -57,7 +57,7 @@ impl Files {
     }
 
     fn walk(&self, tree: &Tree, at: At, path: &[u8], follow: Follow) -> Result<Location, Errno> {
-        // An absolute path is not relative to anything: POSIX has the descriptor ignored, valid or not.
+        // For an absolute path POSIX ignores the descriptor, valid or not.
         let start = if path.starts_with(b"/") { At::WorkingDirectory } else { at };
         path::walk(tree, &self.state.descriptors, self.starting_directory(start)?, path, follow)
     }
@@ -88,7 +88,7 @@ impl Files {
                 Self::prepare_to_open(&mut tree, ino, flags)?;
                 ino
             }
-            // Opening the `/proc/self/fd` entry of a pipe is another descriptor of that end.
+            // Opening the `/proc/self/fd` entry of a pipe makes another descriptor of that end.
             Some(Place::Descriptor(_)) if follow == Follow::No => return Err(Errno::ELOOP),
             Some(Place::Descriptor(fd)) => return self.state.descriptors.duplicate(fd, 0),
             None if !flags.has(OpenFlags::CREATE) => return Err(Errno::ENOENT),
@@ -101,13 +101,13 @@ impl Files {
         self.state.descriptors.open_node(&mut tree, ino, flags)
     }
 
-    /// Checks that an existing node may be opened that way, and empties it if so asked.
+    /// Checks that an existing node may be opened with these flags, and truncates it if they say so.
     fn prepare_to_open(tree: &mut Tree, ino: Ino, flags: OpenFlags) -> Result<(), Errno> {
         let node = tree.node(ino).ok_or(Errno::ENOENT)?;
         let truncate = flags.has(OpenFlags::TRUNCATE);
         match node.kind {
             Kind::Symlink(_) => return Err(Errno::ELOOP),
-            // A directory can only be read, and `O_DIRECTORY` is right for it.
+            // A directory can only be read; `O_DIRECTORY` is valid for it.
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => {
                 let is_read = !(flags.writable() || truncate || flags.has(OpenFlags::CREATE));
                 is_read.then_some(()).ok_or(Errno::EISDIR)?;
@@ -156,7 +156,8 @@ impl Files {
     /// Sets the length of a file.
     ///
     /// # Errors
-    /// `EISDIR`, `EINVAL` for what has no length, `EACCES`, `EBUSY` if processes have mapped it, `EFBIG`, `ENOENT`.
+    /// `EISDIR`, `EINVAL` for a node without a length, `EACCES`, `EBUSY` if processes have mapped it, `EFBIG`,
+    /// `ENOENT`.
     pub fn truncate(&mut self, path: &[u8], len: u64) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let location = self.walk(&tree, At::WorkingDirectory, path, Follow::Yes)?;
@@ -168,10 +169,10 @@ impl Files {
         cut
     }
 
-    /// What is known of the file that a path names.
+    /// The attributes of the file that a path names.
     ///
     /// # Errors
-    /// `ENOENT` and the others of a walk.
+    /// `ENOENT` and the other errors of a walk.
     pub fn stat(&self, at: At, path: &[u8], follow: Follow) -> Result<Stat, Errno> {
         let tree = self.tree.lock();
         match self.walk(&tree, at, path, follow)?.existing()? {
@@ -186,10 +187,10 @@ impl Files {
         }
     }
 
-    /// Checks whether a file may be accessed in all ways of `wanted`; none means that it only has to exist.
+    /// Checks whether a file may be accessed in all ways of `wanted`; if `wanted` is empty, it only has to exist.
     ///
     /// # Errors
-    /// `EACCES` if it may not, `ENOENT` and the others of a walk.
+    /// `EACCES` if it may not, `ENOENT` and the other errors of a walk.
     pub fn access(&self, at: At, path: &[u8], wanted: &[Access]) -> Result<(), Errno> {
         let tree = self.tree.lock();
         let ino = match self.walk(&tree, at, path, Follow::Yes)?.existing()? {
@@ -208,7 +209,7 @@ impl Files {
         let mut tree = self.tree.lock();
         let location = self.walk(&tree, at, path, Follow::No)?;
         let name = name(&location, Errno::EEXIST)?;
-        // Neither set-user-id nor set-group-id, as `mkdir(2)`; only the sticky bit beyond the nine.
+        // The mode's nine bits and the sticky bit, without set-user-id and set-group-id, as in `mkdir(2)`.
         let mode = mode & 0o1777 & !self.state.umask;
         let node = Node::new(Kind::Directory(Directory::new(location.parent)), mode);
         tree.create(location.parent, name, node).map(|_| ())
@@ -243,7 +244,7 @@ impl Files {
         tree.link(location.parent, name(&location, Errno::EEXIST)?, ino)
     }
 
-    /// Removes a name that does not name a directory.
+    /// Removes a name that is not a directory's.
     ///
     /// # Errors
     /// `EISDIR`, `ENOENT`, `ENOTDIR`, `EACCES`.
@@ -264,7 +265,7 @@ impl Files {
         tree.rmdir(location.parent, name(&location, error)?)
     }
 
-    /// Renames a file or directory, replacing what has the new name.
+    /// Renames a file or directory, replacing the file or directory that has the new name.
     ///
     /// # Errors
     /// `EINVAL`, `EISDIR`, `ENOTDIR`, `ENOTEMPTY`, `ENOENT`, `EACCES`, `EBUSY`, as `rename(2)` says.
@@ -285,7 +286,7 @@ impl Files {
     /// The target of a symbolic link.
     ///
     /// # Errors
-    /// `EINVAL` if the path names something else, `ENOENT` and the others of a walk.
+    /// `EINVAL` if the path names something else, `ENOENT` and the other errors of a walk.
     pub fn readlink(&self, at: At, path: &[u8]) -> Result<Vec<u8>, Errno> {
         let tree = self.tree.lock();
         match self.walk(&tree, at, path, Follow::No)?.existing()? {
@@ -303,7 +304,7 @@ impl Files {
     /// Sets a file's permission bits.
     ///
     /// # Errors
-    /// `ENOENT` and the others of a walk.
+    /// `ENOENT` and the other errors of a walk.
     pub fn chmod(&mut self, at: At, path: &[u8], mode: u32, follow: Follow) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let ino = self.inode(&tree, at, path, follow)?;
@@ -313,7 +314,7 @@ impl Files {
     /// Sets a file's times of last access and last modification. An empty path means `at` itself.
     ///
     /// # Errors
-    /// `ENOENT` and the others of a walk.
+    /// `ENOENT` and the other errors of a walk.
     pub fn utimens(
         &mut self,
         at: At,
@@ -332,10 +333,10 @@ impl Files {
         })
     }
 
-    /// Makes a directory the one that relative paths start from.
+    /// Sets the working directory.
     ///
     /// # Errors
-    /// `ENOTDIR`, `EACCES`, `ENOENT` and the others of a walk.
+    /// `ENOTDIR`, `EACCES`, `ENOENT` and the other errors of a walk.
     pub fn chdir(&mut self, path: &[u8]) -> Result<(), Errno> {
         let mut tree = self.tree.lock();
         let ino = self.inode(&tree, At::WorkingDirectory, path, Follow::Yes)?;

@@ -1,4 +1,4 @@
-//! What is known of descriptors, and what can be changed about them.
+//! Reading and changing the status of open files.
 
 use super::Files;
 use crate::fs::{
@@ -23,7 +23,7 @@ mod poll {
 }
 
 impl Files {
-    /// What is known of the open file.
+    /// The attributes of the open file.
     ///
     /// # Errors
     /// `EBADF`.
@@ -50,7 +50,7 @@ impl Files {
         }
     }
 
-    /// The inode behind `fd`; `pipe` is the error if that is a pipe.
+    /// The inode behind `fd`; `pipe` is the error for a pipe.
     pub(super) fn open_inode(&self, fd: i32, pipe: Errno) -> Result<Ino, Errno> {
         match self.state.descriptors.file(fd)?.object {
             Object::Node(ino) => Ok(ino),
@@ -69,7 +69,7 @@ impl Files {
         Self::cut(&mut self.tree.lock(), self.open_inode(fd, Errno::EINVAL)?, len)
     }
 
-    /// Extends an open file to at least `end` bytes; the addition is a hole.
+    /// Extends an open file to at least `end` bytes with a hole.
     ///
     /// # Errors
     /// `ESPIPE` if it has no positions, else as [`Files::ftruncate`].
@@ -122,7 +122,7 @@ impl Files {
         })
     }
 
-    /// Whether `fd` has positions: a file, a directory or a device that does not care.
+    /// Whether `fd` has positions: a file, a directory or a device that ignores them.
     ///
     /// # Errors
     /// `EBADF`.
@@ -135,7 +135,7 @@ impl Files {
         Ok(!matches!(kind, Kind::Device(device) if !matches!(device, Device::Null | Device::Zero)))
     }
 
-    /// Bytes that wait in the pipe behind `fd`; `None` if that is no pipe.
+    /// The number of bytes in the pipe behind `fd`; `None` if it is not a pipe.
     ///
     /// # Errors
     /// `EBADF`.
@@ -146,8 +146,8 @@ impl Files {
         }
     }
 
-    /// What `poll` reports for `fd`, of the events asked for and those that are always reported (`POLLERR`, `POLLHUP`,
-    /// `POLLNVAL`). Everything but a pipe is always ready, as in Emscripten (`libsyscall.js`, `pollOne`).
+    /// The result of `poll` for `fd`: the events asked for and those that are always reported (`POLLERR`, `POLLHUP`,
+    /// `POLLNVAL`). Everything except a pipe is always ready, as in Emscripten (`libsyscall.js`, `pollOne`).
     pub fn poll(&mut self, fd: i32, events: u16) -> u16 {
         let always = poll::ERR | poll::HUP | poll::NVAL;
         let Ok(file) = self.state.descriptors.file(fd) else {

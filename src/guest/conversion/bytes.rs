@@ -1,16 +1,16 @@
-//! Conversions between single-byte encodings, and from and to the "Mule internal code", in which a leading byte says
-//! to which character set the next byte belongs (`src/backend/utils/mb/conv.c`).
+//! Conversions between single-byte encodings, and from and to the "Mule internal code", in which a leading byte
+//! selects the character set of the next byte (`src/backend/utils/mb/conv.c`).
 
 use super::{
     super::memory::{self, OutOfBounds},
     Converted, Reason,
 };
 
-/// What becomes of the bytes from 0x80 on; zero if there is no equivalent.
+/// The equivalents of the bytes from 0x80 on; zero if there is none.
 pub(super) struct ByteMap([u8; 128]);
 
 impl ByteMap {
-    /// Every byte stays as it is.
+    /// Maps every byte to itself.
     pub(super) const IDENTITY: Self = {
         let mut map = [0; 128];
         let mut byte = 128_u8;
@@ -34,7 +34,7 @@ impl ByteMap {
     }
 }
 
-/// From a single-byte encoding to another, or to Mule's code if there is a leading byte.
+/// From a single-byte encoding to another one, or to Mule's code if there is a leading byte.
 pub(super) fn from_single_bytes(text: &[u8], leading: Option<u8>, map: &ByteMap) -> Converted {
     let mut converted = Converted::default();
     for (at, &byte) in text.iter().enumerate() {
@@ -56,7 +56,7 @@ pub(super) fn from_single_bytes(text: &[u8], leading: Option<u8>, map: &ByteMap)
     converted
 }
 
-/// From Mule's code to the single-byte encoding of the character set `leading`.
+/// From Mule's code to the single-byte encoding with the character set `leading`.
 pub(super) fn from_mule(text: &[u8], leading: u8, map: &ByteMap) -> Converted {
     let mut converted = Converted::default();
     let mut rest = text;
@@ -83,7 +83,7 @@ pub(super) fn from_mule(text: &[u8], leading: u8, map: &ByteMap) -> Converted {
     converted
 }
 
-/// How many bytes a character in Mule's code has, by its first (`pg_mule_mblen` in `src/common/wchar.c`).
+/// The length of a character in Mule's code, by its first byte (`pg_mule_mblen` in `src/common/wchar.c`).
 fn mule_length(first: u8) -> usize {
     match first {
         0x81..=0x8d => 2,

@@ -1,4 +1,4 @@
-//! What the main module knows of an encoding: two tables in its memory, and functions in its table.
+//! Encodings in the main module: two tables in its memory, and functions in its table.
 
 use wasmtime::{AsContextMut, Caller, bail};
 
@@ -13,18 +13,18 @@ pub(super) struct Encoding {
 }
 
 impl Encoding {
-    /// The encoding of that number.
+    /// The encoding with that number.
     ///
     /// # Errors
-    /// When there is none: the numbers in side modules are constants, so one that is unknown ends the guest.
+    /// When there is none. Side modules contain the numbers as constants, so an unknown number ends the guest.
     pub(super) fn find(caller: &mut Caller<'_, Guest>, number: i32) -> wasmtime::Result<Self> {
         let (memory, guest) = memory::of(caller)?;
         let index = number.cast_unsigned();
         let name = guest.facts.encoding_names.wrapping_add(index.wrapping_mul(name::SIZE));
         let functions = guest.facts.encoding_functions.wrapping_add(index.wrapping_mul(functions::SIZE));
-        // Every entry says which it is.
+        // Every entry contains its own number.
         if number < 0 || memory::read_u32(memory, name.wrapping_add(name::ENCODING))? != index {
-            bail!("a conversion is between encodings of which one has the number {number}, and there is none such");
+            bail!("a conversion uses the encoding number {number}, which does not exist");
         }
         Ok(Self { name, functions })
     }
@@ -35,19 +35,19 @@ impl Encoding {
         Ok(memory::read_text(memory, text)?)
     }
 
-    /// How many bytes its longest character has.
+    /// The length of its longest character in bytes.
     pub(super) fn longest(&self, memory: &[u8]) -> wasmtime::Result<u32> {
         Ok(memory::read_u32(memory, self.functions.wrapping_add(functions::LONGEST))?)
     }
 
-    /// How many bytes the character at `text` has, by its first byte or bytes.
+    /// The length in bytes of the character at `text`, by its first byte or bytes.
     pub(super) fn length(&self, caller: &mut Caller<'_, Guest>, text: u32) -> wasmtime::Result<u32> {
         let function = memory::read_u32(memory::of(caller)?.0, self.functions.wrapping_add(functions::LENGTH))?;
         table_function::<u32, u32>(caller, function)?.call(caller.as_context_mut(), text)
     }
 
-    /// The length of the character at `text`, of which `available` bytes are there, if it is valid; never 0, so that
-    /// whoever goes on by it arrives.
+    /// The length of the character at `text` if it is valid and within `available` bytes. It is never 0, so that a
+    /// loop that advances by it ends.
     pub(super) fn verify(
         &self,
         caller: &mut Caller<'_, Guest>,

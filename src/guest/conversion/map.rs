@@ -1,4 +1,4 @@
-//! The tables that conversions are made of, in the guest's memory (`src/include/mb/pg_wchar.h`).
+//! The tables of conversions in the guest's memory (`src/include/mb/pg_wchar.h`).
 
 use super::super::memory::{self, OutOfBounds};
 use crate::postgres::encoding::{COMBINED, radix_tree};
@@ -13,7 +13,7 @@ pub(super) struct RadixTree {
     roots: [Root; 4],
 }
 
-/// Where the tree for characters of one length begins.
+/// The root of the tree for characters of one length.
 #[derive(Clone, Copy, Debug, Default)]
 struct Root {
     index: u32,
@@ -47,7 +47,7 @@ impl RadixTree {
         if steps.clone().any(|(byte, (least, greatest))| byte < least || byte > greatest) {
             return Ok(None);
         }
-        // An index of zero leads to zeros, whatever follows.
+        // An index of zero leads to zeros for all following bytes.
         let mut value = root.index;
         for (byte, (least, _)) in steps {
             let index = value.wrapping_add(u32::from(byte - least));
@@ -61,7 +61,7 @@ impl RadixTree {
     }
 }
 
-/// A sorted array of characters that are one code in the local encoding and two in Unicode: three words each.
+/// A sorted array of characters with one code in the local encoding and two in Unicode: three words each.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Combined {
     address: u32,
@@ -143,7 +143,7 @@ mod tests {
     fn a_tree_outside_the_memory_is_refused() {
         assert!(RadixTree::read(&[0; 40], 0).is_err());
         let mut memory = memory_with_tree(false);
-        // Its values lie far outside.
+        // Its values are far outside.
         memory::write_u32(&mut memory, 0, u32::MAX / 2).unwrap();
         assert!(RadixTree::read(&memory, 0).unwrap().look_up(&memory, &[0x81, 0x40]).is_err());
     }

@@ -1,13 +1,12 @@
-//! Conversions between character encodings, as far as `pglite.wasm` lacks them.
+//! Conversions between character encodings: the functions that `pglite.wasm` lacks.
 //!
 //! `PostgreSQL`'s conversions are side modules that consist of tables and of calls into the server
 //! (`src/backend/utils/mb/conv.c`, `mbutils.c`, `src/common/wchar.c`). PGlite was linked without those functions,
-//! because nothing in its main module needs them: here they are, under the names by which the side modules import
-//! them.
+//! because its main module does not use them. The host provides them under the names that the side modules import.
 //!
 //! * `mod`: the functions, with the arguments of their C declarations (`src/include/mb/pg_wchar.h`)
-//! * `encoding`: what the main module knows of an encoding
-//! * `map`: the tables of the side modules, read in the guest's memory
+//! * `encoding`: an encoding's functions in the main module
+//! * `map`: the tables of the side modules in the guest's memory
 //! * `unicode`: conversions from and to UTF-8
 //! * `bytes`: conversions between single bytes, and from and to the "Mule internal code"
 
@@ -33,13 +32,13 @@ const UNTRANSLATABLE: &str = "22P05";
 /// Why a conversion stopped before the end of its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
-    /// The bytes are no character of the encoding that they are in.
+    /// The bytes are not a character of the source encoding.
     Invalid,
-    /// The character does not exist in the other encoding.
+    /// The character does not exist in the target encoding.
     Untranslatable,
 }
 
-/// The text that a conversion is given, and where its result goes.
+/// The text of a conversion, and the address of its result.
 #[derive(Clone, Copy)]
 struct Passage {
     source: u32,
@@ -48,11 +47,11 @@ struct Passage {
     /// Numbers of the encodings.
     from: i32,
     to: i32,
-    /// Whether to stop silently where an error would be raised.
+    /// Whether to stop silently instead of raising an error.
     no_error: bool,
 }
 
-/// A result, and where and why the conversion stopped early.
+/// A result, with the place and reason if the conversion stopped early.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Converted {
     bytes: Vec<u8>,
@@ -81,7 +80,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "env",
         "pg_utf8_islegal",
         |mut caller: Caller<'_, Guest>, text: u32, length: i32| -> wasmtime::Result<i32> {
-            // The length is that which the first byte announces, so that what is valid is one character.
+            // The first byte gives the length, so that exactly one character is checked.
             let text = memory::read_bytes(memory::of(&mut caller)?.0, text, u32::try_from(length)?)?;
             Ok(i32::from(std::str::from_utf8(text).is_ok()))
         },
@@ -162,8 +161,8 @@ fn add_bytes(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     add_mule(linker, "mic2latin", |encoding| (MULE_INTERNAL, encoding), from_mule)
 }
 
-/// Adds a conversion from or to Mule's code, and the one of its name `…_with_table`. `between` says from and to which
-/// encoding it is, when that of the single bytes is given; `conversion` is given the text, the leading byte and the
+/// Adds a conversion from or to Mule's code, and the one with the name `…_with_table`. `between` returns the source
+/// and target encodings for the encoding of the single bytes; `conversion` gets the text, the leading byte and the
 /// table.
 fn add_mule(
     linker: &mut Linker<Guest>,
@@ -210,8 +209,8 @@ fn add_mule(
     Ok(())
 }
 
-/// Converts the text of `passage` with `conversion`, writes the result with a NUL behind it, and returns how many
-/// bytes of the text were converted. A conversion that stopped early is an SQL error, unless the passage wants none.
+/// Converts the text of `passage` with `conversion`, writes the result and a NUL, and returns how many bytes of the
+/// text were converted. If it stops early it raises an SQL error, unless the passage has `no_error`.
 fn convert(
     caller: &mut Caller<'_, Guest>,
     passage: Passage,
@@ -233,7 +232,7 @@ fn convert(
     Ok(i32::try_from(consumed)?)
 }
 
-/// The SQL error for the character at `text`, of which `length` bytes are there.
+/// The SQL error for the character at `text`, of which `length` bytes are available.
 fn error(
     caller: &mut Caller<'_, Guest>,
     reason: Reason,
@@ -261,7 +260,7 @@ fn describe(
     length: i32,
 ) -> wasmtime::Result<String> {
     let from = Encoding::find(caller, from)?;
-    // As many bytes as the character has, but no more than there are, and never more than eight.
+    // As many bytes as the character has, at most those available, and at most eight.
     let length = from.length(caller, text)?.min(u32::try_from(length)?).min(8);
     let memory = memory::of(caller)?.0;
     let bytes: Vec<String> =

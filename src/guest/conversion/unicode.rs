@@ -9,16 +9,16 @@ use super::{
     Combined, Converted, Encoding, RadixTree, Reason,
 };
 
-/// What the conversion of one encoding is made of; each may be missing.
+/// The tables and the function for the conversion of one encoding; each may be missing.
 pub(super) struct Maps {
     tree: Option<RadixTree>,
     combined: Option<Combined>,
-    /// Computes the code of a character that the tables do not have; zero if there is none.
+    /// Computes the code of a character that is not in the tables; zero if there is none.
     function: Option<TypedFunc<u32, u32>>,
 }
 
 impl Maps {
-    /// Those at the addresses that a conversion is given; `function` is a function pointer.
+    /// The tables at the given addresses; `function` is a function pointer.
     pub(super) fn find(
         caller: &mut Caller<'_, Guest>,
         tree: u32,
@@ -52,7 +52,7 @@ impl Maps {
                             continue;
                         }
                     }
-                    // What is cut off there might have been a part of this character.
+                    // The truncated bytes may be a part of this character.
                     None if valid.len() < text.len() && text[valid.len()] != 0 => {
                         converted.stop(at, Reason::Invalid);
                         return Ok(converted);
@@ -97,7 +97,7 @@ impl Maps {
             let length = match (first, single_bytes) {
                 (0, _) => None,
                 (_, true) => Some(1),
-                // Only the main module knows which bytes are characters.
+                // Only the main module can tell which bytes are characters.
                 (_, false) => {
                     let place = address.wrapping_add(u32::try_from(at)?);
                     encoding.verify(caller, place, i32::try_from(text.len() - at)?)?

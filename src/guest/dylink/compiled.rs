@@ -1,4 +1,4 @@
-//! Side modules of the whole program: each is taken apart and compiled once, whoever loads it.
+//! The side modules of the whole program: each is parsed and compiled once for all guests.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use crate::{
     instrument, sources,
 };
 
-/// A compiled side module, the same for every guest.
+/// A compiled side module, shared by all guests.
 pub(crate) struct Library {
     hash: String,
     layout: Layout,
@@ -37,9 +37,9 @@ impl Library {
         &self.module
     }
 
-    /// For each of its imports, in order, the export of the main module that it stands for, if it is one. There is
-    /// only one main module that loads libraries; looking names up for every clone again would take longer than all
-    /// else about a library.
+    /// For each of its imports, in order, the export of the main module that provides it, if there is one. Only one
+    /// main module loads libraries, so this is stored: looking names up for every clone would take longer than the
+    /// rest of the loading.
     pub(super) fn from_main(&self, main: &Module) -> &[Option<ModuleExport>] {
         self.from_main.get_or_init(|| {
             let imports = self.module.imports();
@@ -48,7 +48,7 @@ impl Library {
     }
 }
 
-/// Compiles side modules and remembers them.
+/// Compiles side modules and keeps them.
 pub(crate) struct LibraryStore {
     compiler: Compiler,
     linker: Linker<Guest>,
@@ -67,7 +67,7 @@ impl LibraryStore {
         &self.linker
     }
 
-    /// The host function `name` of the rewriter's own module of imports, where PGlite's callbacks are too, as a
+    /// The host function `name` in the import module of the hooks, which also contains PGlite's callbacks, as a
     /// function of that store.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl LibraryStore {
         if let Some(library) = self.libraries.lock().get(&hash) {
             return Ok(library.clone());
         }
-        // Taken apart and compiled without the lock: other guests load other libraries meanwhile.
+        // Without the lock, so that other guests can load other libraries meanwhile.
         let layout = Layout::parse(wasm)?;
         let name = path.rsplit('/').next().unwrap_or(path);
         let module = self.compiler.module(name, &key(&hash), || Ok(instrument::instrument_side_module(wasm)?))?;
@@ -100,7 +100,7 @@ impl LibraryStore {
         Ok(self.libraries.lock().entry(hash).or_insert(library).clone())
     }
 
-    /// The function `invoke_*` for a signature that the main module does not need itself.
+    /// The function `invoke_*` for a signature that the main module does not use.
     pub(super) fn invoke(&self, store: &mut impl AsContextMut<Data = Guest>, name: &str) -> anyhow::Result<Func> {
         let known = self.invokes.lock().get(name).cloned();
         let module = if let Some(module) = known {
@@ -117,7 +117,7 @@ impl LibraryStore {
             .imports()
             .map(|import| {
                 main.get_export(&mut *store, import.name())
-                    .with_context(|| format!("the main module exports no {}", import.name()))
+                    .with_context(|| format!("the main module does not export {}", import.name()))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let instance = Instance::new(&mut *store, &module, &imports)?;
@@ -125,7 +125,7 @@ impl LibraryStore {
     }
 }
 
-/// What stands for a compiled module in the cache: what it was made of, and the sources that made it.
+/// The key of a compiled module in the cache: its origin, and the sources that made it.
 fn key(origin: &str) -> String {
     hex_digest(&[origin.as_bytes(), sources::CODE.as_bytes()])
 }

@@ -1,9 +1,8 @@
-//! What a loader has to know of a side module ("shared object") of Emscripten: what it needs, what it offers, its
-//! data.
+//! The description of an Emscripten side module ("shared object") for its loader: its requirements, symbols and data.
 //!
-//! The format is the tool conventions' `dylink.0` section (WebAssembly tool-conventions, `DynamicLinking.md`). Its
-//! code is apart from that (`instrument_side_module`), so that a clone, whose memory already holds the data as it was
-//! changed since, can have the code alone.
+//! The format is the tool conventions' `dylink.0` section (WebAssembly tool-conventions, `DynamicLinking.md`). The
+//! code is separated from the data (`instrument_side_module`), because the memory of a clone already contains the data
+//! as they were changed since.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,46 +14,46 @@ use wasmparser::{
 
 use crate::instrument::side_module_globals;
 
-/// What a loader has to know of a side module.
+/// The description of a side module for its loader.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    /// Bytes of memory that it wants for its data.
+    /// Bytes of memory for its data.
     pub(crate) memory_size: u32,
     /// The alignment of that memory in bytes.
     pub(crate) memory_alignment: u32,
-    /// Table entries that it wants.
+    /// The number of table entries for its functions.
     pub(crate) table_size: u32,
-    /// Names of libraries that have to be loaded before it.
+    /// Names of libraries that must be loaded before it.
     pub(crate) needed: Vec<String>,
-    /// Symbols that it can do without.
+    /// Symbols that may be undefined.
     pub(crate) weak: HashSet<String>,
     /// Initial data, by offset from its memory base.
     pub(crate) data: Vec<(u32, Vec<u8>)>,
-    /// Names of the mutable globals that it defines: its start function works them out, once in the life of a memory.
+    /// Names of the mutable globals that it defines. Its start function computes them, once in the life of a memory.
     pub(crate) mutable_globals: Vec<String>,
-    /// What it exports, by name.
+    /// Its exports, by name.
     pub(crate) symbols: HashMap<String, Symbol>,
 }
 
-/// What an exported name stands for.
+/// The meaning of an exported name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Symbol {
-    /// A function, and the offset from the table base at which the module's own elements have it.
+    /// A function, and its offset from the table base if the module's own elements contain it.
     Function(Option<u32>),
     /// A datum, by its offset from the memory base.
     Data(u32),
 }
 
 impl Layout {
-    /// That of the side module `wasm`.
+    /// The description of the side module `wasm`.
     ///
     /// # Errors
-    /// When it is not a side module, or uses what a loader of Emscripten's does not support.
+    /// When it is not a side module, or uses features that Emscripten's loader does not support.
     pub(crate) fn parse(wasm: &[u8]) -> anyhow::Result<Self> {
         ensure!(wasm.starts_with(b"\0asm"), "it is not WebAssembly");
         let mut layout = Self { mutable_globals: side_module_globals(wasm)?, ..Self::default() };
         let mut is_side_module = false;
-        let mut constants = Vec::new(); // of the globals that the module defines
+        let mut constants = Vec::new(); // the values of the globals that the module defines
         let mut imported_globals = 0;
         let mut elements = HashMap::new();
         let mut exports = Vec::new();
@@ -91,9 +90,9 @@ impl Layout {
                     for segment in section {
                         let segment = segment?;
                         let DataKind::Active { offset_expr, .. } = segment.kind else {
-                            bail!("it has passive data, which only threads need");
+                            bail!("it has passive data segments, which are not supported");
                         };
-                        let offset = constant(&offset_expr)?.context("a data segment is at no constant offset")?;
+                        let offset = constant(&offset_expr)?.context("the offset of a data segment is not constant")?;
                         layout.data.push((offset, segment.data.to_vec()));
                     }
                 }
@@ -128,7 +127,7 @@ fn read_dylink(subsections: wasmparser::Dylink0SectionReader<'_>, layout: &mut L
                 layout.memory_size = info.memory_size;
                 layout.memory_alignment = alignment;
                 layout.table_size = info.table_size;
-                ensure!(info.table_alignment == 0, "it wants its table entries aligned");
+                ensure!(info.table_alignment == 0, "it requires aligned table entries, which are not supported");
             }
             Dylink0Subsection::ImportInfo(imports) => {
                 let weak = imports.iter().filter(|import| import.flags.contains(SymbolFlags::BINDING_WEAK));
@@ -141,10 +140,10 @@ fn read_dylink(subsections: wasmparser::Dylink0SectionReader<'_>, layout: &mut L
     Ok(())
 }
 
-/// Remembers for every function of a segment at the table base the first offset at which it stands.
+/// Stores the first offset of every function in a segment at the table base.
 fn read_element(element: wasmparser::Element<'_>, elements: &mut HashMap<u32, u32>) -> anyhow::Result<()> {
     let ElementKind::Active { offset_expr, .. } = element.kind else { return Ok(()) };
-    let base = constant(&offset_expr)?.context("an element segment is at no constant offset")?;
+    let base = constant(&offset_expr)?.context("the offset of an element segment is not constant")?;
     let ElementItems::Functions(functions) = element.items else { return Ok(()) };
     for (function, slot) in functions.into_iter().zip(base..=u32::MAX) {
         elements.entry(function?).or_insert(slot);

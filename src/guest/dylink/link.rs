@@ -1,4 +1,4 @@
-//! Linking: what each import of a library stands for, and the addresses of what it names.
+//! Linking: the definition of each import of a library, and the addresses of its symbols.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use wasmtime::{AsContextMut, Extern, ExternType, Func, Global, GlobalType, Insta
 use super::{Library, Loaded, Owner, Placement, dylink_section::Symbol};
 use crate::guest::{Guest, report};
 
-/// Names under which the C library of the main module knows what side modules ask for (Emscripten,
+/// Names that side modules import, with the names of the same functions in the main module's C library (Emscripten,
 /// `src/lib/libcore.js`).
 const ALIASES: [(&str, &str); 2] =
     [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get")];
 
-/// Links `library` at `place`; its data must be in memory already. From then on it is the last of the loaded
-/// libraries: answers its number.
+/// Links `library` at `place`; its data must be in memory already. It becomes the last of the loaded libraries;
+/// returns its number.
 pub(super) fn instantiate(
     store: &mut impl AsContextMut<Data = Guest>,
     library: Arc<Library>,
@@ -22,8 +22,8 @@ pub(super) fn instantiate(
 ) -> anyhow::Result<usize> {
     let (memory_base, table_base) = (place.memory_base, place.table_base);
     let mut imports = Vec::new();
-    // A copy has the table of the library that it is copied from: looking a hundred names up takes longer than all
-    // else.
+    // A clone has the table of the library that it is copied from. Using it saves a hundred look-ups, which would take
+    // longer than the rest.
     let mut known = place.offsets.clone().into_iter();
     let mut offset_table = Vec::new();
     let module = library.module().clone();
@@ -32,7 +32,10 @@ pub(super) fn instantiate(
     for (import, export) in module.imports().zip(library.from_main(&main_module)) {
         let (space, name) = (import.module(), import.name());
         if let Some(export) = export {
-            imports.push(main.get_module_export(&mut *store, export).with_context(|| format!("{name} is gone"))?);
+            imports.push(
+                main.get_module_export(&mut *store, export)
+                    .with_context(|| format!("{name} is not exported any more"))?,
+            );
             continue;
         }
         imports.push(match (space, import.ty()) {
@@ -60,7 +63,7 @@ pub(super) fn instantiate(
     loaded.push(Loaded { library, place, instance });
     for (global, is_function, name) in offset_table {
         let mut value = None;
-        // The library itself goes before those that were loaded earlier.
+        // The library itself comes before those loaded earlier.
         for owner in std::iter::once(Owner::Main).chain((0..=number).rev().map(Owner::Library)) {
             value = address(store, owner, &name)?;
             if value.is_some() {
@@ -68,8 +71,8 @@ pub(super) fn instantiate(
             }
         }
         if value.is_none() {
-            // Weak symbols are null when nobody defines them, which the library tests.
-            tracing::debug!("nobody defines {} {name}", if is_function { "function" } else { "datum" });
+            // Undefined weak symbols are null, which the library tests.
+            tracing::debug!("undefined weak {} {name}", if is_function { "function" } else { "datum" });
         }
         let value = value.unwrap_or(0);
         global.set(&mut *store, Val::I32(value.cast_signed()))?;
@@ -78,15 +81,15 @@ pub(super) fn instantiate(
     Ok(number)
 }
 
-/// A global of the type that the library imports.
+/// A global of the imported type.
 ///
 /// # Errors
-/// When that is not `i32`.
+/// When the type is not `i32`.
 fn constant(store: &mut impl AsContextMut<Data = Guest>, ty: GlobalType, value: u32) -> anyhow::Result<Global> {
     Ok(Global::new(store, ty, Val::I32(value.cast_signed()))?)
 }
 
-/// The name under which the main module may export what a library imports: none for what is the loader's to make.
+/// The name under which the main module may export an import of a library; none for imports that the loader makes.
 pub(super) fn main_name<'a>(space: &str, name: &'a str) -> Option<&'a str> {
     if space.starts_with("GOT.") || name == "__memory_base" || name == "__table_base" {
         return None;
@@ -94,7 +97,7 @@ pub(super) fn main_name<'a>(space: &str, name: &'a str) -> Option<&'a str> {
     Some(ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| *name))
 }
 
-/// The function that an import of a library stands for which the main module does not export.
+/// The function for an import of a library that the main module does not export.
 fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str) -> anyhow::Result<Option<Func>> {
     let library_store = store.as_context().data().library_store.clone();
     let instances: Vec<Instance> =
@@ -150,7 +153,7 @@ pub(super) fn address(
     Ok(Some(slot))
 }
 
-/// Takes `count` table slots that nobody has, and returns the first; the table grows when its spare ones are used up.
+/// Reserves `count` free table slots and returns the first. The table grows when its spare slots are used up.
 pub(super) fn reserve(store: &mut impl AsContextMut<Data = Guest>, count: u32) -> anyhow::Result<u32> {
     let table = store.as_context().data().exports()?.table;
     let first = store.as_context().data().libraries.free_slot;

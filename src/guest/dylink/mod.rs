@@ -5,17 +5,16 @@
 //! imported mutable globals that hold addresses (`GOT.mem`) and table slots (`GOT.func`). The reference is
 //! Emscripten's `src/lib/libdylink.js`.
 //!
-//! Two things differ from it. Symbols are looked up in the main module, then in the library itself, then in the
-//! libraries loaded before, where Emscripten lets a library loaded earlier override a later one's own symbols. And a
-//! function that nobody defines raises an SQL error that names it when it is called, where Emscripten's glue throws a
-//! `TypeError` that ends the session. Data that nobody defines has no such moment: a library that needs it is not
-//! loaded.
+//! There are two differences from it. Symbols are searched in the main module, then in the library itself, then in the
+//! libraries loaded before; in Emscripten a library loaded earlier overrides a later library's own symbols. A call of
+//! an undefined function raises an SQL error with its name; Emscripten's JavaScript throws a `TypeError` that ends the
+//! session. A library that needs undefined data is not loaded.
 //!
-//! * `mod`: loading a library, and what a guest keeps of its libraries
-//! * `dylink_section`: what has to be known of a library's file
-//! * `compiled`: the libraries of the whole program, compiled
-//! * `link`: what a library's imports stand for
-//! * `restore`: the libraries of one guest, put into another
+//! * `mod`: loading a library, and the state of a guest's libraries
+//! * `dylink_section`: the description in a library's file
+//! * `compiled`: the compiled libraries of the whole program
+//! * `link`: the definitions of a library's imports
+//! * `restore`: restores the libraries of one guest in another
 
 mod compiled;
 mod dylink_section;
@@ -33,11 +32,11 @@ pub(crate) use compiled::{Library, LibraryStore};
 use link::{address, instantiate, reserve};
 pub(crate) use restore::restore;
 
-/// Who defines a symbol.
+/// The module that defines a symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 enum Owner {
     Main,
-    /// The library of this number, in the order of loading.
+    /// The library with this number, in the order of loading.
     Library(usize),
 }
 
@@ -48,7 +47,7 @@ struct Loaded {
     instance: Instance,
 }
 
-/// Where a side module is in memory and in the table.
+/// The place of a side module in memory and in the table.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Placement {
     /// Its path in the guest's files.
@@ -57,9 +56,9 @@ struct Placement {
     hash: String,
     memory_base: u32,
     table_base: u32,
-    /// Its own mutable globals as its start function left them.
+    /// The values of its own mutable globals after its start function.
     globals: Vec<(String, i32)>,
-    /// What its global offset table holds, in the order of its imports; empty until it was linked for the first time.
+    /// Its global offset table, in the order of its imports; empty until it is linked for the first time.
     offsets: Vec<u32>,
 }
 
@@ -74,16 +73,16 @@ struct Claim {
 /// The libraries of one guest.
 pub(crate) struct Libraries {
     loaded: Vec<Loaded>,
-    /// The library behind each handle that the guest's `dlopen` made.
+    /// The library of each handle that the guest's `dlopen` made.
     handles: HashMap<u32, usize>,
-    /// Table slots beyond those of the modules' own elements, which `GOT.func` or `dlsym` asked for, by the
+    /// Table slots of functions outside the modules' own elements, which `GOT.func` or `dlsym` requested, by the
     /// function's owner and name.
     claims: HashMap<(Owner, String), u32>,
-    /// The first table slot that nobody has.
+    /// The first free table slot.
     free_slot: u32,
 }
 
-/// What has to be known to load the same libraries at the same places into another guest.
+/// The state from which another guest loads the same libraries at the same places.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct LibrariesImage {
     places: Vec<Placement>,
@@ -92,13 +91,13 @@ pub(crate) struct LibrariesImage {
     free_slot: u32,
 }
 
-/// What ended the guest's code while a library was loaded, be it a trap, an exit or an SQL error: not a failure to
-/// load the library, but for those to know who called the guest.
+/// The guest's code ended while a library was loaded, by a trap, an exit or an SQL error. This is not a failure to
+/// load the library; the caller of the guest handles it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
 struct GuestEnd(wasmtime::Error);
 
-/// How many libraries may wait because each needs the next.
+/// The maximum length of a chain of libraries each of which needs the next.
 const NEEDING_MAX: usize = 16;
 
 /// Offsets in `struct dso` (Emscripten, `system/lib/libc/dynlink.c`).
@@ -141,7 +140,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// Makes `dlerror` answer `message`.
+/// Makes `dlerror` return `message`.
 fn set_error(caller: &mut Caller<'_, Guest>, message: &str) -> wasmtime::Result<()> {
     let exports = caller.data().exports()?;
     let (instance, malloc) = (exports.instance, exports.malloc.clone());
@@ -159,7 +158,7 @@ fn set_error(caller: &mut Caller<'_, Guest>, message: &str) -> wasmtime::Result<
     free.call(&mut *caller, address)
 }
 
-/// Loads the library of that name unless it is loaded already, and lets `handle` stand for it.
+/// Loads the library with that name unless it is already loaded, and assigns it to `handle`.
 fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: u32) -> anyhow::Result<()> {
     let number = find_or_load(caller, name, &mut Vec::new())?;
     let loaded = &caller.data().libraries.loaded[number];
@@ -179,8 +178,8 @@ fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: u32) -> anyhow::Resu
     Ok(())
 }
 
-/// The number of the library at `path`, which is loaded if it is not yet; `needing` are the paths of those that are
-/// about to be loaded, each of which needs the next.
+/// The number of the library at `path`, which is loaded if necessary. `needing` contains the paths of the libraries
+/// that are being loaded, each of which needs the next.
 fn find_or_load(caller: &mut Caller<'_, Guest>, path: &str, needing: &mut Vec<String>) -> anyhow::Result<usize> {
     let known = caller.data().libraries.loaded.iter().position(|loaded| loaded.place.path == path);
     match known {
@@ -191,8 +190,8 @@ fn find_or_load(caller: &mut Caller<'_, Guest>, path: &str, needing: &mut Vec<St
 
 /// Loads the library at `path` and those that it needs; otherwise as [`find_or_load`].
 fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>) -> anyhow::Result<usize> {
-    // Every step takes native stack, of which a host function has little.
-    ensure!(needing.len() < NEEDING_MAX, "{NEEDING_MAX} libraries already wait for it");
+    // Every level takes native stack, of which a host function has little.
+    ensure!(needing.len() < NEEDING_MAX, "it is needed at the end of a chain of {NEEDING_MAX} libraries");
     let wasm =
         caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
     let library = caller.data().library_store.library(&path, &wasm)?;
@@ -214,7 +213,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
         0
     } else {
         let calloc = instance.get_typed_func::<(u32, u32), u32>(&mut *caller, "calloc")?;
-        let size = layout.memory_size.checked_add(layout.memory_alignment).context("it wants too much memory")?;
+        let size = layout.memory_size.checked_add(layout.memory_alignment).context("it needs too much memory")?;
         let address = calloc.call(&mut *caller, (size, 1)).map_err(GuestEnd)?;
         ensure!(address != 0, "out of memory");
         address.checked_next_multiple_of(layout.memory_alignment).context("its memory is not aligned")?
@@ -234,8 +233,8 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     };
     let number = instantiate(caller, library.clone(), place)?;
     let instance = caller.data().libraries.loaded[number].instance;
-    // Zeroes and globals, addresses inside the data, then constructors: once in the life of a memory, not again in
-    // its clones.
+    // Zeroing and globals, addresses inside the data, then constructors: once in the life of a memory, not in its
+    // clones.
     for initializer in [SIDE_MODULE_START, "__wasm_apply_data_relocs", "__wasm_call_ctors"] {
         if let Some(function) = instance.get_func(&mut *caller, initializer) {
             let initialized = function.typed::<(), ()>(&mut *caller)?.call(&mut *caller, ());
@@ -254,7 +253,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     Ok(number)
 }
 
-/// A symbol whose address `library` needs and that nobody defines.
+/// An undefined symbol whose address `library` needs.
 fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Result<Option<String>> {
     let main = caller.data().exports()?.instance;
     for import in library.module().imports().filter(|import| import.module().starts_with("GOT.")) {
@@ -271,19 +270,19 @@ fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Resul
 }
 
 impl Libraries {
-    /// None yet; table slots are theirs from `free_slot` on.
+    /// No libraries; their table slots will start at `free_slot`.
     pub(super) fn new(free_slot: u32) -> Self {
         Self { loaded: Vec::new(), handles: HashMap::new(), claims: HashMap::new(), free_slot }
     }
 
-    /// Those that are loaded, in the order of loading.
+    /// The loaded libraries, in the order of loading.
     pub(crate) fn loaded(&self) -> Vec<Arc<Library>> {
         self.loaded.iter().map(|loaded| loaded.library.clone()).collect()
     }
 
-    /// Takes back the loading of a library that could not be initialized. Its table slots stay taken.
+    /// Removes a library that could not be initialized. Its table slots stay reserved.
     fn forget(&mut self, number: usize) {
-        // One that its constructors have loaded needs it to keep its number.
+        // A library that its constructors have loaded depends on its number.
         if number + 1 == self.loaded.len() {
             self.loaded.truncate(number);
             self.claims.retain(|(owner, _), _| *owner != Owner::Library(number));
@@ -295,7 +294,7 @@ impl Libraries {
         self.claims = image.claims.iter().map(|claim| ((claim.owner, claim.name.clone()), claim.slot)).collect();
     }
 
-    /// What another guest with a copy of this one's memory needs.
+    /// The state that another guest with a copy of this one's memory needs.
     pub(crate) fn image(&self) -> LibrariesImage {
         let claim = |(&(owner, ref name), &slot): (&(Owner, String), &u32)| Claim { slot, owner, name: name.clone() };
         LibrariesImage {

@@ -1,4 +1,4 @@
-//! The libraries of one guest, put into another that has a copy of its memory.
+//! Restores the libraries of one guest in another that has a copy of its memory.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use super::{
 use crate::guest::Guest;
 
 impl LibrariesImage {
-    /// The path and the hash of every library in it.
+    /// The path and the hash of each library.
     pub(crate) fn libraries(&self) -> impl Iterator<Item = (&str, &str)> {
         self.places.iter().map(|place| (place.path.as_str(), place.hash.as_str()))
     }
 }
 
-/// Puts the libraries of `image` into a guest whose memory holds their data already.
+/// Restores the libraries of `image` in a guest whose memory already contains their data.
 ///
 /// # Errors
-/// When a library is not the one that `image` was made with.
+/// When a library differs from the one that `image` was made with.
 pub(crate) fn restore(
     store: &mut impl AsContextMut<Data = Guest>,
     image: &LibrariesImage,
@@ -46,9 +46,10 @@ pub(crate) fn restore(
             Owner::Main => Some(store.as_context().data().exports()?.instance),
             Owner::Library(number) => store.as_context().data().libraries.loaded.get(number).map(|it| it.instance),
         };
-        let function = instance
-            .and_then(|instance| instance.get_func(&mut *store, &claim.name))
-            .with_context(|| format!("the function {} of table slot {} is gone", claim.name, claim.slot))?;
+        let function =
+            instance.and_then(|instance| instance.get_func(&mut *store, &claim.name)).with_context(|| {
+                format!("the function {} of table slot {} is not defined any more", claim.name, claim.slot)
+            })?;
         table.set(&mut *store, claim.slot.into(), Ref::Func(Some(function)))?;
     }
     Ok(())

@@ -8,12 +8,12 @@ use crate::{
     guest::{Guest, memory, waiting},
 };
 
-/// `O_CLOEXEC`, which changes nothing: the guest cannot `exec`.
+/// `O_CLOEXEC`, which has no effect, because the guest cannot `exec`.
 const O_CLOEXEC: u32 = 0o2_000_000;
-/// The flags that `F_SETFL` can change, as Emscripten has it: `O_APPEND`, `O_NONBLOCK`, `O_ASYNC`, `O_DIRECT`,
+/// The flags that `F_SETFL` can change, as in Emscripten: `O_APPEND`, `O_NONBLOCK`, `O_ASYNC`, `O_DIRECT`,
 /// `O_NOATIME`.
 const CHANGEABLE: u32 = 0o2000 | 0o4000 | 0o20_000 | 0o40_000 | 0o1_000_000;
-/// The size of `struct pollfd`: the descriptor, events wanted (at 4), events that happened (at 6).
+/// The size of `struct pollfd`: the descriptor, requested events (at 4), returned events (at 6).
 const POLLFD: u32 = 8;
 
 /// Commands of `fcntl`.
@@ -27,7 +27,7 @@ mod f {
     pub(super) const SETLK: u32 = 13;
     pub(super) const SETLKW: u32 = 14;
 }
-/// What `F_GETLK` answers in `l_type` when nobody holds a lock.
+/// The `l_type` that `F_GETLK` returns when there is no lock.
 const F_UNLCK: u16 = 2;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -63,8 +63,8 @@ pub(super) fn dup3(_memory: &mut [u8], files: &mut Files, fd: i32, new: i32, fla
     files.dup_to(fd, new)
 }
 
-/// `arguments` is where the variable argument lies. Locks are granted to everybody, as in Emscripten: PostgreSQL
-/// locks no files.
+/// `arguments` is the address of the variable argument. Locks are always granted, as in Emscripten: PostgreSQL locks
+/// no files.
 pub(super) fn fcntl64(memory: &mut [u8], files: &mut Files, fd: i32, command: u32, arguments: u32) -> SyscallResult {
     let flags = files.flags(fd)?;
     match command {
@@ -94,7 +94,7 @@ pub(super) fn fchmod(_memory: &mut [u8], files: &mut Files, fd: i32, mode: u32) 
     files.fchmod(fd, mode).map(|()| 0)
 }
 
-/// There is one user, who owns everything: changing that changes nothing, as in Emscripten.
+/// There is only one user, so owners cannot change; the call succeeds, as in Emscripten.
 pub(super) fn fchown32(_memory: &mut [u8], files: &mut Files, fd: i32, _owner: u32, _group: u32) -> SyscallResult {
     files.flags(fd).map(|_| 0)
 }
@@ -129,14 +129,14 @@ pub(super) fn fadvise64(
     if files.is_seekable(fd)? { Ok(0) } else { Err(Errno::ESPIPE) }
 }
 
-/// Fills `buffer` with as many `struct dirent` as fit into `size` bytes, and answers how many bytes that makes; 0 at
-/// the end of the directory.
+/// Fills `buffer` with as many `struct dirent` as fit into `size` bytes, and returns their total size; 0 at the end of
+/// the directory.
 pub(super) fn getdents64(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32, size: u32) -> SyscallResult {
     let room = size / structures::DIRENT;
     if room == 0 {
         return Err(Errno::EINVAL);
     }
-    // Checked before the position in the directory moves on.
+    // Checked before the position in the directory changes.
     memory::read_bytes(memory, buffer, room * structures::DIRENT)?;
     let entries = files.read_directory(fd, room as usize)?;
     let mut end = buffer;
@@ -151,7 +151,7 @@ pub(super) fn pipe2(memory: &mut [u8], files: &mut Files, ends: u32, flags: u32)
     if flags & !(O_CLOEXEC | OpenFlags::NONBLOCKING.0) != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
-    // Checked before there is a pipe; at address 0 there is memory, but nothing that a C program may point to.
+    // Checked before the pipe is made. Address 0 is inside the memory, but no valid pointer of a C program.
     memory::read_u64(memory, ends)?;
     if ends == 0 {
         return Err(Errno::EFAULT);
@@ -162,9 +162,8 @@ pub(super) fn pipe2(memory: &mut [u8], files: &mut Files, ends: u32, flags: u32)
     Ok(0)
 }
 
-/// Reports what is ready and never waits, as Emscripten's `doPollSync` does; a negative descriptor, too, is reported
-/// (`POLLNVAL`) where Linux would pass over it. PostgreSQL waits elsewhere: in a hook at the head of the loop in
-/// `WaitEventSetWait`.
+/// Reports what is ready and never waits, as Emscripten's `doPollSync`. A negative descriptor is reported as well
+/// (`POLLNVAL`); Linux would ignore it. PostgreSQL waits in a hook of `WaitEventSetWait` instead.
 pub(super) fn poll(
     memory: &mut [u8],
     files: &mut Files,

@@ -1,7 +1,7 @@
 //! The system calls of Emscripten's C library that concern files (`src/lib/libsyscall.js` in Emscripten).
 //!
-//! A system call is a function of the guest's memory, its files and the call's arguments. It answers a number that is
-//! not negative, or an errno, which the C library gets as its negative.
+//! A system call is a function of the guest's memory, its files and the call's arguments. It returns a number that is
+//! not negative, or an errno, which the C library gets as a negative number.
 
 mod descriptors;
 mod paths;
@@ -14,7 +14,7 @@ use wasmtime::{Caller, Linker, WasmTy};
 use super::{Guest, memory};
 use crate::fs::{At, Errno, Files};
 
-/// What a system call answers.
+/// The result of a system call.
 type SyscallResult = Result<i32, Errno>;
 
 /// `AT_FDCWD`: relative to the working directory.
@@ -25,14 +25,14 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     descriptors::add_to_linker(linker)?;
     sockets::add_to_linker(linker)?;
     three(linker, "__syscall_ioctl", terminal::ioctl)?;
-    // The guest's only user is root, as in Emscripten; PGlite's PostgreSQL does not mind.
+    // The guest's only user is root, as in Emscripten; PGlite's PostgreSQL accepts that.
     for name in ["__syscall_getuid32", "__syscall_geteuid32", "__syscall_getgid32", "__syscall_getegid32"] {
         linker.func_wrap("env", name, || 0_i32)?;
     }
     Ok(())
 }
 
-/// Runs a system call and makes one number of its answer.
+/// Runs a system call and encodes its result as one number.
 fn answer(
     caller: &mut Caller<'_, Guest>,
     call: impl FnOnce(&mut [u8], &mut Files) -> SyscallResult,
@@ -41,7 +41,7 @@ fn answer(
     Ok(call(memory, &mut guest.files).unwrap_or_else(|errno| -errno.number()))
 }
 
-/// A number that a system call takes.
+/// A numeric argument of a system call.
 trait Argument: WasmTy + 'static {}
 
 impl<T: WasmTy + 'static> Argument for T {}
@@ -103,7 +103,7 @@ fn five<A: Argument, B: Argument, C: Argument, D: Argument, E: Argument>(
     linker.func_wrap("env", name, call).map(|_| ())
 }
 
-/// What a relative path is relative to, as `…at` calls say it.
+/// The start of a relative path in calls with names that end in `at`.
 fn at(descriptor: i32) -> At {
     if descriptor == AT_FDCWD { At::WorkingDirectory } else { At::Descriptor(descriptor) }
 }
@@ -113,7 +113,7 @@ fn not_negative(number: i64) -> Result<u64, Errno> {
     u64::try_from(number).map_err(|_| Errno::EINVAL)
 }
 
-/// A count as the guest gets it.
+/// A count as the guest's number.
 fn count(count: usize) -> SyscallResult {
     i32::try_from(count).map_err(|_| Errno::EINVAL)
 }

@@ -13,9 +13,9 @@ const AT_REMOVEDIR: u32 = 0x200;
 const AT_SYMLINK_FOLLOW: u32 = 0x400;
 const AT_EMPTY_PATH: u32 = 0x1000;
 
-/// Nanoseconds with which `utimensat` asks for the time it is.
+/// The nanoseconds with which `utimensat` sets the current time.
 const UTIME_NOW: u32 = 0x3fff_ffff;
-/// Nanoseconds with which `utimensat` leaves a time alone.
+/// The nanoseconds with which `utimensat` leaves a time unchanged.
 const UTIME_OMIT: u32 = 0x3fff_fffe;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -46,7 +46,7 @@ fn follow_unless(nofollow: u32) -> Follow {
     if nofollow == 0 { Follow::Yes } else { Follow::No }
 }
 
-/// The mode of a new file is a variable argument: `arguments` is where it lies, if there is one.
+/// `arguments` is the address of the variable argument, if there is one: the mode of a new file.
 pub(super) fn openat_flags(memory: &[u8], flags: u32, arguments: u32) -> Result<(OpenFlags, u32), Errno> {
     let flags = OpenFlags(flags);
     let mode = if flags.has(OpenFlags::CREATE) && arguments != 0 { memory::read_u32(memory, arguments)? } else { 0 };
@@ -170,7 +170,7 @@ pub(super) fn symlinkat(memory: &mut [u8], files: &mut Files, target: u32, direc
     files.symlink(target, at(directory), memory::read_c_string(memory, path)?).map(|()| 0)
 }
 
-/// The target is cut off where the buffer ends, and no NUL follows it.
+/// A target that does not fit into the buffer is truncated, and no NUL follows it.
 pub(super) fn readlinkat(
     memory: &mut [u8],
     files: &mut Files,
@@ -204,7 +204,7 @@ pub(super) fn fchmodat2(
     files.chmod(at(directory), memory::read_c_string(memory, path)?, mode, follow).map(|()| 0)
 }
 
-/// There is one user, who owns everything: changing that changes nothing, as in Emscripten.
+/// There is only one user, so owners cannot change; the call succeeds, as in Emscripten.
 pub(super) fn fchownat(
     memory: &mut [u8],
     files: &mut Files,
@@ -254,7 +254,7 @@ pub(super) fn chdir(memory: &mut [u8], files: &mut Files, path: u32) -> SyscallR
     files.chdir(memory::read_c_string(memory, path)?).map(|()| 0)
 }
 
-/// Answers the length of the path with the NUL that ends it.
+/// Returns the length of the path with its final NUL.
 pub(super) fn getcwd(memory: &mut [u8], files: &mut Files, buffer: u32, size: u32) -> SyscallResult {
     if size == 0 {
         return Err(Errno::EINVAL);

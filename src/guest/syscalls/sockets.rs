@@ -1,8 +1,8 @@
 //! Sockets: the guest has none.
 //!
-//! Under Emscripten a socket is a `WebSocket`, of the family `AF_INET` only. Here no family is supported. The other
-//! calls then get a descriptor that cannot be a socket, which Emscripten's `getSocketFromFD` (`libsyscall.js`)
-//! answers with `EBADF`.
+//! Under Emscripten a socket is a `WebSocket`, of the family `AF_INET` only. Here no family is supported. Descriptors
+//! in the other calls cannot be sockets, so these fail with `EBADF`, as Emscripten's `getSocketFromFD`
+//! (`libsyscall.js`).
 
 use wasmtime::Linker;
 

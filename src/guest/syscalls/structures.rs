@@ -13,7 +13,7 @@ const STAT: u32 = 96;
 const STATFS: u32 = 72;
 /// The size of `struct dirent`.
 pub(super) const DIRENT: u32 = 280;
-/// What files say is the best size of a read, and what a file system says is its block size.
+/// The preferred size of a read for files, and the block size of the file system.
 const BLOCK: u32 = 4096;
 /// The unit of `st_blocks` (`stat(2)`).
 const STAT_BLOCK: u64 = 512;
@@ -82,8 +82,8 @@ pub(super) fn write_stat(memory: &mut [u8], buffer: u32, stat: &Stat) -> Syscall
     Ok(0)
 }
 
-/// Fills in a `struct statfs` with the figures of Emscripten's `FS.statfsNode` (`libfs.js`): a file system in memory
-/// has no size of its own. `inodes` is how many inodes there have been.
+/// Fills in a `struct statfs` with the figures of Emscripten's `FS.statfsNode` (`libfs.js`), because a file system in
+/// memory has no size. `inodes` is the number of inodes that were assigned.
 pub(super) fn write_statfs(memory: &mut [u8], buffer: u32, inodes: u64) -> SyscallResult {
     let fields = memory::bytes_mut(memory, buffer, STATFS)?;
     fields.fill(0);
@@ -114,7 +114,7 @@ pub(super) fn write_dirent(memory: &mut [u8], buffer: u32, entry: &DirectoryEntr
         _ => 8,
     };
     memory::write_bytes(fields, dirent::TYPE, &[kind])?;
-    // What follows the name is zero already: the NUL that ends it.
+    // The bytes after the name are zero already, its final NUL included.
     memory::write_bytes(fields, dirent::NAME, &entry.name)?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `ioctl`: what programs ask of terminals, and how many bytes wait in a pipe.
+//! `ioctl`: the attributes and size of terminals, and the number of bytes in a pipe.
 
 use super::SyscallResult;
 use crate::{
@@ -23,15 +23,15 @@ mod request {
 
 /// `c_iflag`, `c_oflag`, `c_cflag`, `c_lflag` of Emscripten's terminal (`libtty.js`).
 const FLAGS: [u32; 4] = [0x6500, 0x5, 0xbf, 0x8a3b];
-/// `c_cc` of Emscripten's terminal; those not listed are 0.
+/// `c_cc` of Emscripten's terminal; further ones are 0.
 const CONTROL_CHARACTERS: [u8; 16] = [3, 28, 127, 21, 4, 0, 1, 0, 17, 19, 26, 0, 18, 15, 23, 22];
-/// Where `c_cc` lies in `struct termios`, and how many there are.
+/// The offset of `c_cc` in `struct termios`.
 const C_CC: u32 = 17;
 const NCCS: usize = 32;
 /// Rows and columns of Emscripten's terminal.
 const WINDOW: [u16; 2] = [24, 80];
 
-/// `arguments` is where the variable argument lies, a pointer for all requests here.
+/// `arguments` is the address of the variable argument, a pointer for all requests here.
 pub(super) fn ioctl(memory: &mut [u8], files: &mut Files, fd: i32, request: u32, arguments: u32) -> SyscallResult {
     let device = files.device(fd)?;
     match request {
@@ -59,8 +59,8 @@ pub(super) fn ioctl(memory: &mut [u8], files: &mut Files, fd: i32, request: u32,
     if !device.is_some_and(Device::is_terminal) {
         return Err(Errno::ENOTTY);
     }
-    // Only the terminal of standard output has attributes and a size in Emscripten; those of standard error are left
-    // as they are.
+    // In Emscripten only the terminal of standard output has attributes and a size; for standard error the structures
+    // stay unchanged.
     let has_attributes = device == Some(Device::Terminal);
     match request {
         request::TCGETS if has_attributes => {

@@ -1,5 +1,4 @@
-//! The backlog under a model checker: every order in which those who put bytes in, wait and write can come at each
-//! other.
+//! The backlog under a model checker: all orders of producers, waiters and the writer.
 
 use std::sync::Arc;
 
@@ -7,7 +6,7 @@ use loom::thread;
 
 use super::*;
 
-/// An output that fails, and so ends the writer, once it has all that it is to get.
+/// An output that fails, and so ends the writer, after it has all expected bytes.
 struct Output<'a> {
     bytes: &'a Mutex<Vec<u8>>,
     has_all: fn(&[u8]) -> bool,
@@ -93,7 +92,7 @@ fn what_is_pushed_if_there_is_room_is_written_or_counted() {
             backlog.push_if_room(|bytes| bytes.push(b'a'));
             backlog.push(|bytes| bytes.push(b'b'));
         });
-        // The last byte, and one of the other two.
+        // The last byte, and one of the two others.
         write(&backlog, &written, |bytes| bytes[ROOM..].contains(&b'b') && bytes.len() > ROOM + 1);
         other.join().unwrap();
         let written = written.lock();

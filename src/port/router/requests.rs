@@ -129,7 +129,8 @@ fn memory(router: &Arc<Router>, id: u32, _: &Options) {
     });
 }
 
-/// `reload`: has the clusters read their configuration files again, see [`Administration::reload`].
+/// `reload`: the clusters reload their configuration files, see
+/// [`reload`](crate::administration::Administration::reload).
 fn reload(router: &Arc<Router>, id: u32, _: &Options) {
     router.reply_on_thread(id, |router| {
         router.administration.reload();

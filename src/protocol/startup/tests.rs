@@ -3,7 +3,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::protocol::error_response::Severity;
 
-/// A packet with its length word in front.
+/// A packet with its length word.
 fn packet(code: u32, rest: &[u8]) -> Vec<u8> {
     let length = u32::try_from(LENGTH + CODE + rest.len()).expect("short");
     [&length.to_be_bytes(), &code.to_be_bytes(), rest].concat()
@@ -13,7 +13,7 @@ fn version(major: u32, minor: u32) -> u32 {
     (major << 16) + minor
 }
 
-/// What a new connection makes of `packet`.
+/// The result of `packet` on a new connection.
 fn first(packet: &[u8]) -> Result<Step, StartupError> {
     Negotiation::default().accept(packet)
 }

@@ -1,4 +1,4 @@
-//! What a process sees of its files; here the helpers, and what sessions and clones of one tree see of each other.
+//! A process' files: helpers, and the visibility of changes between sessions and clones of one tree.
 
 mod descriptors;
 mod devices;
