@@ -219,13 +219,11 @@ impl Tree {
     }
 
     pub(super) fn link_stored(&self, parent: Ino, name: &[u8], ino: Ino) -> Result<(), Errno> {
-        let is_stored = matches!(self.node(ino).map(|node| &node.kind), Some(Kind::Stored(_)));
-        match (is_stored, self.path_in_storage(parent, name)) {
-            (false, None) => Ok(()),
-            (true, Some(to)) => {
-                let from = self.path_of(ino).and_then(|path| self.relative(&path)).ok_or(Errno::ENOENT)?;
-                self.mount.as_ref().map_or(Ok(()), |mount| Ok(mount.storage.link(&from, &to)?))
-            }
+        let Some(mount) = &self.mount else { return Ok(()) };
+        let from = self.path_of(ino).and_then(|path| self.relative(&path));
+        match (from, self.path_in_storage(parent, name)) {
+            (None, None) => Ok(()),
+            (Some(from), Some(to)) => Ok(mount.storage.link(&from, &to)?),
             _ => Err(Errno::EXDEV),
         }
     }
@@ -280,7 +278,7 @@ impl Tree {
     fn relative(&self, path: &[u8]) -> Option<Vec<u8>> {
         let root = self.path_of_directory(self.mount.as_ref()?.root)?;
         let rest = path.strip_prefix(&*root)?;
-        Some(rest.strip_prefix(b"/").unwrap_or(rest).to_vec())
+        if rest.is_empty() { Some(Vec::new()) } else { Some(rest.strip_prefix(b"/")?.to_vec()) }
     }
 }
 
@@ -347,3 +345,6 @@ fn copy_content(content: &Content, target: &dyn StoredFile) -> Result<(), Errno>
         offset += read as u64;
     }
 }
+
+#[cfg(test)]
+mod tests;

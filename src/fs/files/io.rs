@@ -164,7 +164,7 @@ impl Files {
             node.touch();
             match &mut node.kind {
                 Kind::File(content) => content.write_at(at, bytes),
-                Kind::Stored(stored) => stored.len = stored.len.max(end),
+                Kind::Stored(stored) if count > 0 => stored.len = stored.len.max(end),
                 _ => {}
             }
         })?;
