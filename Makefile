@@ -62,6 +62,12 @@ test-elixir: toolchain $(PGLITE) ## the Elixir tests, and those with Postgrex an
 	cd elixir && $(FOR_ELIXIR_TESTS) mix test
 	$(FOR_ELIXIR_TESTS) .ci/elixir-integration
 
+.PHONY: crash
+crash: toolchain $(PGLITE) ## kill the program 1,000 times and cut the power 2,000 times (most of an hour)
+	mkdir -p $(TEST_CACHE)
+	$(FOR_TESTS) PGLITE_PORT_KILLS=1000 $(CARGO) test --locked --test durable_crash -- --nocapture
+	$(FOR_TESTS) PGLITE_PORT_POWER_LOSSES=2000 $(CARGO) test --locked --test durable_power_loss -- --nocapture
+
 .PHONY: bench
 bench: build ## the figures of README.md, as one table (needs a quiet machine and some minutes)
 	.ci/require pgbench=postgresql

@@ -133,6 +133,8 @@ struct State {
     before: Disk,
     changes: Option<Vec<Change>>,
     syncs: usize,
+    /// How many changes still succeed, and the error of the next one.
+    failure: Option<(usize, i32)>,
 }
 
 /// A storage in memory; a clone is the same one.
@@ -158,6 +160,21 @@ impl Memory {
     /// How many changes are remembered.
     pub fn moment(&self) -> usize {
         self.state().changes.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Has the change after `changes` others fail with that error of the operating system, once.
+    pub fn fail_after(&self, changes: usize, error: i32) {
+        self.state().failure = Some((changes, error));
+    }
+
+    /// Whether the failure is still to come.
+    pub fn has_failure(&self) -> bool {
+        self.state().failure.is_some()
+    }
+
+    /// A storage with what this one has now.
+    pub fn copy(&self) -> Self {
+        Self::of(self.state().now.clone())
     }
 
     /// How often something was synced.
@@ -237,8 +254,16 @@ impl Memory {
         Self::of(disk)
     }
 
-    fn change(&self, change: Change) {
+    fn change(&self, change: Change) -> io::Result<()> {
         let mut state = self.state();
+        match state.failure {
+            Some((0, error)) => {
+                state.failure = None;
+                return Err(io::Error::from_raw_os_error(error));
+            }
+            Some((left, error)) => state.failure = Some((left - 1, error)),
+            None => {}
+        }
         match &change {
             Change::Write { file, offset, bytes } => state.now.write(*file, *offset, bytes),
             Change::Length { file, len } => state.now.set_len(*file, *len),
@@ -249,6 +274,7 @@ impl Memory {
         if let Some(changes) = &mut state.changes {
             changes.push(change);
         }
+        Ok(())
     }
 
     fn object(&self, path: &[u8]) -> io::Result<Object> {
@@ -259,8 +285,7 @@ impl Memory {
         if self.object(path).is_ok() {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        self.change(Change::Name { path: path.to_vec(), object: Some(object) });
-        Ok(())
+        self.change(Change::Name { path: path.to_vec(), object: Some(object) })
     }
 
     fn handle(&self, file: usize) -> Arc<dyn StoredFile> {
@@ -305,8 +330,7 @@ impl Storage for Memory {
 
     fn unlink(&self, path: &[u8]) -> io::Result<()> {
         self.object(path)?;
-        self.change(Change::Name { path: path.to_vec(), object: None });
-        Ok(())
+        self.change(Change::Name { path: path.to_vec(), object: None })
     }
 
     fn remove_directory(&self, path: &[u8]) -> io::Result<()> {
@@ -315,13 +339,11 @@ impl Storage for Memory {
 
     fn rename(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
         let object = self.object(from)?;
-        self.change(Change::Rename { from: from.to_vec(), to: to.to_vec(), object });
-        Ok(())
+        self.change(Change::Rename { from: from.to_vec(), to: to.to_vec(), object })
     }
 
     fn sync_directory(&self, path: &[u8]) -> io::Result<()> {
-        self.change(Change::SyncDirectory { path: path.to_vec() });
-        Ok(())
+        self.change(Change::SyncDirectory { path: path.to_vec() })
     }
 
     fn list(&self, path: &[u8]) -> io::Result<Vec<StoredEntry>> {
@@ -356,13 +378,12 @@ impl StoredFile for File {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.memory.change(Change::Write { file: self.file, offset, bytes: Arc::from(bytes) });
+        self.memory.change(Change::Write { file: self.file, offset, bytes: Arc::from(bytes) })?;
         Ok(bytes.len())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.memory.change(Change::Length { file: self.file, len });
-        Ok(())
+        self.memory.change(Change::Length { file: self.file, len })
     }
 
     fn allocate(&self, end: u64) -> io::Result<()> {
@@ -371,7 +392,6 @@ impl StoredFile for File {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.memory.change(Change::SyncFile { file: self.file });
-        Ok(())
+        self.memory.change(Change::SyncFile { file: self.file })
     }
 }
