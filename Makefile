@@ -16,6 +16,10 @@ RELEASE := target/release/pglite-port
 PGLITE := pglite/node_modules/.package-lock.json
 PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 
+# Tests of shared clusters that are run a second time against clusters in directories.
+ALSO_IN_A_DIRECTORY := sessions_bank sessions_crash sessions_ddl sessions_ends sessions_housekeeping sessions_isolation \
+	sessions_locks sessions_notify sessions_private sessions_shared_memory
+
 # Tests do not use the user's cache, and share one, because compiling PostgreSQL takes seconds.
 TEST_CACHE := $(CURDIR)/target/cache
 FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
@@ -48,9 +52,10 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 
 .PHONY: test-rust
 test-rust: toolchain $(PGLITE) ## the Rust tests
-	.ci/require psql=postgresql-client pgbench=postgresql
+	.ci/require psql=postgresql-client pgbench=postgresql node=nodejs
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
+	$(FOR_TESTS) PGLITE_PORT_TEST_DATA=1 $(CARGO) test --locked --no-fail-fast $(addprefix --test ,$(ALSO_IN_A_DIRECTORY))
 	$(CARGO) test --locked --features loom --lib interleavings
 
 .PHONY: test-elixir
@@ -67,6 +72,7 @@ crash: toolchain $(PGLITE) ## kill the program 1,000 times and cut the power 2,0
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) PGLITE_PORT_KILLS=1000 $(CARGO) test --locked --test durable_crash -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_POWER_LOSSES=2000 $(CARGO) test --locked --test durable_power_loss -- --nocapture
+	$(FOR_TESTS) PGLITE_PORT_FAULTS=1 $(CARGO) test --locked --test durable_faults -- --nocapture
 
 .PHONY: bench
 bench: build ## the figures of README.md, as one table (needs a quiet machine and some minutes)

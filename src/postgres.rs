@@ -63,6 +63,8 @@ pub(crate) mod control_file {
     /// Bytes from there to `float8ByVal`, a `bool`, which a 64-bit `PostgreSQL` has set: the number itself and eight
     /// words, the last of which is `loblksize`.
     const FLOAT8_BY_VALUE: usize = 8 + 8 * 4;
+    /// `crc` is behind that, where it is found by being right.
+    const CHECKSUM: usize = 200;
 
     /// Whether the cluster is one of a `PostgreSQL` that passes 8-byte values by reference; `None` if the file is not
     /// understood.
@@ -70,6 +72,37 @@ pub(crate) mod control_file {
         let format = FLOAT_FORMAT.to_le_bytes();
         let place = file.windows(format.len()).position(|bytes| bytes == format)?;
         Some(*file.get(place + FLOAT8_BY_VALUE)? == 0)
+    }
+
+    /// Sets `system_identifier`, the first 8 bytes, and the checksum of all that is before it; `None` if the file has
+    /// no right checksum.
+    pub(crate) fn set_identifier(file: &mut [u8], identifier: u64) -> Option<()> {
+        let checksum = |file: &[u8], at: usize| crc32c::crc32c(&file[..at]).to_le_bytes();
+        let is_there = |at: &usize| file.get(*at..*at + 4).is_some_and(|bytes| bytes == checksum(file, *at));
+        let at = (CHECKSUM..file.len()).step_by(4).find(is_there)?;
+        file[..8].copy_from_slice(&identifier.to_le_bytes());
+        let new = checksum(file, at);
+        file[at..at + 4].copy_from_slice(&new);
+        Some(())
+    }
+}
+
+/// Files of WAL: `XLogLongPageHeaderData` (`src/include/access/xlog_internal.h`), with which each begins.
+pub(crate) mod wal {
+    /// The directory of the segments, below the data directory.
+    pub(crate) const DIRECTORY: &[u8] = b"pg_wal";
+    /// Bytes of a segment's name: timeline and number, in hexadecimal digits.
+    pub(crate) const NAME_LENGTH: usize = 24;
+    /// Offset of `xlp_sysid`.
+    pub(crate) const IDENTIFIER: u64 = 24;
+    /// Offset of `xlp_info`, a `uint16`.
+    const INFO: usize = 2;
+    /// `XLP_LONG_HEADER`
+    const LONG_HEADER: u8 = 0x02;
+
+    /// Whether a segment has a header with a system identifier in it.
+    pub(crate) fn has_identifier(segment: &[u8]) -> bool {
+        segment.get(INFO).is_some_and(|info| info & LONG_HEADER != 0)
     }
 }
 

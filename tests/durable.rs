@@ -222,6 +222,41 @@ fn a_template_can_be_frozen_from_it() {
 }
 
 #[test]
+fn every_cluster_has_an_identifier_of_its_own_which_it_keeps() {
+    let ((_one, first), (_other, second)) = (place(), place());
+    let identifier = |path: &Path| {
+        let server = open(path);
+        let identifier = rows(&mut server.connect(), "select system_identifier from pg_control_system()").remove(0);
+        kill(server);
+        identifier
+    };
+    let (one, other) = (identifier(&first), identifier(&second));
+    assert_ne!(one, other);
+    assert_eq!(identifier(&first), one);
+}
+
+#[test]
+fn a_tablespace_is_in_the_directory_or_refused() {
+    let (_outer, path) = place();
+    stop(open(&path));
+    fs::create_dir_all(path.join("spaces/fast")).expect("a directory");
+    let server = open(&path);
+    let mut client = server.connect();
+    // It would be in memory.
+    let refused = answer(&mut client, "create tablespace space location '/tmp'").expect_err("it would be lost");
+    let message = refused.as_db_error().expect("of the server").message().to_owned();
+    assert!(message.starts_with("could not create symbolic link") && message.ends_with("not permitted"), "{message}");
+    rows(&mut client, "create tablespace space location '/pglite/data/spaces/fast'");
+    rows(&mut client, "set allow_in_place_tablespaces = on");
+    rows(&mut client, "create tablespace in_place location ''");
+    rows(&mut client, "create table one tablespace space as select generate_series(1, 1000) a");
+    rows(&mut client, "create table two tablespace in_place as select generate_series(1, 1000) a");
+    kill(server);
+    let server = open(&path);
+    assert_eq!(rows(&mut server.connect(), "select count(*) from one join two using (a)"), ["1000"]);
+}
+
+#[test]
 fn isolated_connections_have_no_directory() {
     let (_outer, path) = place();
     let data = path.to_str().expect("text");

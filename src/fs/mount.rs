@@ -179,10 +179,11 @@ impl Tree {
                     storage.create_directory(path)?;
                     Some(stored_directory(parent))
                 }
-                Kind::Symlink(target) => {
+                Kind::Symlink(target) if self.is_below_mount(target) => {
                     storage.create_symlink(path, target)?;
                     Some(node.kind.clone())
                 }
+                // A tablespace in memory would be gone with the program, and the cluster could not start without.
                 _ => None,
             })
         })?;
@@ -262,6 +263,12 @@ impl Tree {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Whether an absolute path leads to something in the storage.
+    fn is_below_mount(&self, path: &[u8]) -> bool {
+        let goes_up = path.split(|byte| *byte == b'/').any(|name| name == b"..");
+        !goes_up && path.starts_with(b"/") && self.relative(path).is_some()
     }
 
     /// The path in the storage of the name `name` in the directory `parent`; `None` where that is not stored.

@@ -1,6 +1,7 @@
 //! The built program as a server, and its clients: a driver, psql, raw messages.
 
 use std::{
+    env,
     io::{Read, Write},
     net::TcpStream,
     process::{Command, Output, Stdio},
@@ -23,6 +24,8 @@ pub struct Server {
     address: String,
     /// The number of its sockets without connections.
     sockets: usize,
+    /// Its data directory, which is removed with it.
+    _data: Option<tempfile::TempDir>,
 }
 
 impl Server {
@@ -31,9 +34,15 @@ impl Server {
         Self::with(&["--mode", "isolated"])
     }
 
-    /// Starts one in `shared` mode.
+    /// Starts one in `shared` mode: in memory, or in a directory of its own where `PGLITE_PORT_TEST_DATA` is set, so
+    /// that one list of behaviours is for both kinds of clusters.
     pub fn shared() -> Self {
-        Self::with(&["--mode", "shared"])
+        if env::var_os("PGLITE_PORT_TEST_DATA").is_none() {
+            return Self::with(&["--mode", "shared"]);
+        }
+        let data = tempfile::tempdir().expect("a directory");
+        let server = Self::with(&["--mode", "shared", "--data", data.path().to_str().expect("text")]);
+        Self { _data: Some(data), ..server }
     }
 
     /// Starts one with these arguments.
@@ -44,7 +53,7 @@ impl Server {
         let address = url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
         let address = address.unwrap_or_else(|| panic!("no URL: {url:?} {:?}", program.wait_for_stderr())).to_owned();
         let sockets = process::open_sockets(program.id());
-        Self { program, url, address, sockets }
+        Self { program, url, address, sockets, _data: None }
     }
 
     /// A client of the driver; in `isolated` mode it has its own database.

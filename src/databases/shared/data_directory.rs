@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
+use super::system_identifier;
 use crate::{
     backend::DATA_DIRECTORY,
     engine::artefact::POSTGRES_VERSION,
@@ -25,7 +26,7 @@ const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 const PG_VERSION: &[u8] = b"PG_VERSION";
 
 /// The file without which a cluster cannot start.
-const PG_CONTROL: &[u8] = b"global/pg_control";
+pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
 
 /// Where a cluster is kept.
 #[derive(Clone, Debug)]
@@ -95,6 +96,7 @@ fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<(
     storage.create(UNFINISHED)?.sync()?;
     storage.sync_directory(b"")?;
     Tree::from_frozen(cluster.clone()).copy_to(DATA_DIRECTORY.as_bytes(), storage, PG_VERSION)?;
+    system_identifier::renew(storage)?;
     storage.unlink(UNFINISHED)?;
     Ok(storage.sync_directory(b"")?)
 }
@@ -119,7 +121,7 @@ fn check(storage: &dyn Storage) -> anyhow::Result<()> {
     let version = match read(storage, PG_VERSION) {
         Ok(version) => String::from_utf8_lossy(&version).trim().to_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!("it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another")
+            bail!("it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another, or a new directory in it")
         }
         Err(error) => return Err(error).context("PG_VERSION cannot be read"),
     };
@@ -140,7 +142,7 @@ fn check(storage: &dyn Storage) -> anyhow::Result<()> {
 }
 
 /// The beginning of a small file.
-fn read(storage: &dyn Storage, path: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) fn read(storage: &dyn Storage, path: &[u8]) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 8192];
     let read = storage.open(path)?.read_at(0, &mut bytes)?;
     bytes.truncate(read);

@@ -6,12 +6,14 @@
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
 //! * `data_directory`: the directory of the host that it is kept in
+//! * `system_identifier`: what tells one cluster from all others
 
 mod children;
 mod data_directory;
 mod keeper;
 mod server;
 mod settings;
+mod system_identifier;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},

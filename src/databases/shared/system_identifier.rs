@@ -1,0 +1,48 @@
+//! The system identifier of a new cluster. New clusters are copies of one that `initdb` has made; backups and
+//! replication tell clusters apart by this number (`BootStrapXLOG` in `PostgreSQL`'s
+//! `src/backend/access/transam/xlog.c`).
+
+use anyhow::{Context, ensure};
+
+use super::data_directory::{PG_CONTROL, read};
+use crate::{
+    fs::Storage,
+    postgres::{control_file, wal},
+    random,
+};
+
+/// Gives the cluster in `storage`, which was shut down, an identifier of its own.
+///
+/// # Errors
+/// When its files are not those of a cluster of this `PostgreSQL`, or cannot be written.
+pub(super) fn renew(storage: &dyn Storage) -> anyhow::Result<()> {
+    let identifier = new()?;
+    let mut control = read(storage, PG_CONTROL)?;
+    control_file::set_identifier(&mut control, identifier).context("global/pg_control has another layout")?;
+    write(storage, PG_CONTROL, 0, &control)?;
+    for entry in storage.list(wal::DIRECTORY)? {
+        if entry.name.len() == wal::NAME_LENGTH && entry.name.iter().all(u8::is_ascii_hexdigit) {
+            let path = [wal::DIRECTORY, b"/", &entry.name].concat();
+            // A segment that was only made for later has no header yet.
+            if wal::has_identifier(&read(storage, &path)?) {
+                write(storage, &path, wal::IDENTIFIER, &identifier.to_le_bytes())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An identifier as `PostgreSQL` makes it: seconds, microseconds, and 12 bits that are its process id there.
+fn new() -> anyhow::Result<u64> {
+    let mut process = [0; 2];
+    random::fill(&mut process)?;
+    let now = jiff::Timestamp::now();
+    let (seconds, microseconds) = (now.as_second().cast_unsigned(), now.subsec_microsecond().unsigned_abs());
+    Ok(seconds << 32 | u64::from(microseconds) << 12 | u64::from(u16::from_le_bytes(process) & 0xfff))
+}
+
+fn write(storage: &dyn Storage, path: &[u8], offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
+    let file = storage.open(path)?;
+    ensure!(file.write_at(offset, bytes)? == bytes.len(), "the disk is full");
+    Ok(file.sync()?)
+}
