@@ -121,7 +121,9 @@ fn check(storage: &dyn Storage) -> anyhow::Result<()> {
     let version = match read(storage, PG_VERSION) {
         Ok(version) => String::from_utf8_lossy(&version).trim().to_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!("it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another, or a new directory in it")
+            bail!(
+                "it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another, or a new directory in it"
+            )
         }
         Err(error) => return Err(error).context("PG_VERSION cannot be read"),
     };
