@@ -182,14 +182,27 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_get_an_answer(bytes in vec(any::<u8>(), 0..64)) {
-        let _ = first(&bytes);
+    fn any_bytes_get_an_answer(
+        bytes in vec(any::<u8>(), 0..64),
+        parameters in vec(prop_oneof![Just(0_u8), any::<u8>()], 0..64),
+    ) {
+        let _ = (first(&bytes), first(&packet(version(3, 0), &parameters)));
     }
 
     #[test]
-    fn any_parameters_get_an_answer(bytes in vec(prop_oneof![Just(0_u8), any::<u8>()], 0..64)) {
-        if let Ok(Step::Start(message)) = first(&packet(version(3, 0), &bytes)) {
-            prop_assert!(!message.user.is_empty() && !message.database.is_empty());
+    fn the_last_user_and_the_last_database_count_and_a_database_without_a_name_is_the_user(
+        pairs in vec((prop::sample::select(vec!["user", "database", "options", "x"]), "[ab]{0,2}"), 0..8),
+    ) {
+        let text: String = pairs.iter().map(|(name, value)| format!("{name}\0{value}\0")).collect();
+        let last = |wanted: &str| pairs.iter().rev().find(|(name, _)| *name == wanted).map_or("", |(_, value)| value);
+        let (user, database) = (last("user"), last("database"));
+        match first(&packet(version(3, 0), format!("{text}\0").as_bytes())) {
+            Ok(Step::Start(message)) => {
+                prop_assert!(!user.is_empty());
+                prop_assert_eq!(message.user, user.as_bytes());
+                prop_assert_eq!(message.database, if database.is_empty() { user } else { database }.as_bytes());
+            }
+            refused => prop_assert!(user.is_empty() && refused == Err(StartupError::NoUser), "{refused:?}"),
         }
     }
 }
