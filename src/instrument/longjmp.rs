@@ -39,10 +39,10 @@ pub(super) const TAG: &str = "__c_longjmp";
 
 /// Replaces every `env.invoke_*` import and `env._emscripten_throw_longjmp` of `wasm` by functions of its own.
 ///
-/// A module without such imports, or without the exports that they are built on, is returned as it is.
+/// A module without such imports is returned as it is.
 ///
 /// # Errors
-/// When `wasm` is not a valid module.
+/// When `wasm` is not a valid module, or lacks an export that these functions are built on.
 pub(super) fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     let module = Module::read(wasm)?;
     if module.lowered.is_empty() {
