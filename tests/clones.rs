@@ -52,8 +52,10 @@ fn a_clone_from_the_pool_has_started_when_it_was_taken_and_not_when_it_was_made(
     let databases = Arc::new(cache::open_at(&cache::shared(), Settings { warm: 1, ..Settings::default() }));
     let connections = Arc::new(Connections::new(databases.clone()));
     wait_until_warm(&databases, 1);
-    let before = connect(&connections, 1).values("SELECT clock_timestamp()").remove(0);
+    let mut other = connect(&connections, 1);
     wait_until_warm(&databases, 1);
+    // The one that is taken next has been made by now.
+    let before = other.values("SELECT clock_timestamp()").remove(0);
     let mut clone = connect(&connections, 2);
     let later = format!("SELECT backend_start > '{before}' FROM pg_stat_activity WHERE pid = pg_backend_pid()");
     assert_eq!(clone.values(&later), ["t"]);
