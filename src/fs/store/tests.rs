@@ -73,7 +73,8 @@ fn holes_take_no_room_on_disk() {
     sparse.set_len(1 << 30);
     sparse.write_at(1 << 29, &[1]);
     let directory = tempfile::tempdir().unwrap();
-    tree_with(&[("sparse", sparse)]).freeze().write_to(directory.path()).unwrap();
+    let zeros = Content::from_extent(Extent::owned(vec![0; 2 << 20]));
+    tree_with(&[("sparse", sparse), ("zeros", zeros)]).freeze().write_to(directory.path()).unwrap();
     let blocks = fs::metadata(directory.path().join(DATA)).unwrap().blocks();
     assert!(blocks * 512 < 1 << 20, "{blocks} blocks of 512 bytes");
 }
@@ -120,13 +121,13 @@ fn an_index_with_a_right_checksum_but_wrong_contents_is_refused() {
         |ino, kind| StoredNode { ino: Ino(ino), attributes: Node::new(Kind::Device(Device::Null), 0).attributes, kind };
     let root = |entries| node(1, StoredKind::Directory { parent: ROOT, entries });
     let open = |nodes, next| {
-        let body = postcard::to_allocvec(&StoredTree { next: Ino(next), data_len: 0, nodes }).unwrap();
+        let body = postcard::to_allocvec(&StoredTree { next: Ino(next), data_len: 1, nodes }).unwrap();
         let mut index = MAGIC.to_vec();
         index.extend(crc32fast::hash(&body).to_le_bytes());
         index.extend((body.len() as u64).to_le_bytes());
         index.extend(body);
         fs::write(directory.path().join(INDEX), index).unwrap();
-        fs::write(directory.path().join(DATA), b"").unwrap();
+        fs::write(directory.path().join(DATA), b"x").unwrap();
         FrozenTree::open(directory.path())
     };
     assert!(open(vec![root(vec![])], 2).is_ok());
@@ -140,6 +141,11 @@ fn an_index_with_a_right_checksum_but_wrong_contents_is_refused() {
     ];
     let lost = node(2, StoredKind::DescriptorDirectory { parent: Ino(9) });
     refused.push((vec![root(vec![]), lost], 3));
+    let in_a_file = node(3, StoredKind::Directory { parent: Ino(2), entries: vec![] });
+    let file = node(2, StoredKind::File { len: 0, start: 0, stored: 0 });
+    refused.push((vec![root(vec![]), file, in_a_file], 4));
+    let too_short = node(2, StoredKind::File { len: 0, start: 0, stored: 1 });
+    refused.push((vec![root(vec![]), too_short], 3));
     for (number, (nodes, next)) in refused.into_iter().enumerate() {
         let error = open(nodes, next).expect_err(&format!("case {number} was accepted"));
         assert!(matches!(error, StoreError::Inconsistent(_)), "case {number}: {error}");

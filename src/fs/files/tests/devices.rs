@@ -27,7 +27,8 @@ fn the_devices_null_zero_and_urandom_do_what_their_names_say() {
     };
     assert!(read("/dev/null").is_empty());
     assert_eq!(read("/dev/zero"), [0; 64]);
-    assert_ne!(read("/dev/urandom"), read("/dev/urandom"));
+    let random = [read("/dev/urandom"), read("/dev/urandom")];
+    assert!(random[0][..8] != random[1][..8] && random[0][56..] != random[1][56..], "{random:?}");
 }
 
 #[test]
@@ -44,9 +45,23 @@ fn a_pipe_hands_bytes_on_and_ends_with_its_last_writer() {
     assert_eq!(files.read(read, None, &mut bytes), Ok(3));
     assert_eq!(files.read(read, None, &mut bytes), Err(Errno::EAGAIN));
     files.close(second).unwrap();
+    assert_eq!(files.poll(read, 1), 0x11, "there is an end to be read, and it hangs up");
     assert_eq!(files.read(read, None, &mut bytes), Ok(0));
     assert_eq!(files.fstat(read).unwrap().mode & S_IFMT, S_IFIFO);
     assert_eq!(files.seek(read, 0, Whence::Start), Err(Errno::ESPIPE));
+}
+
+#[test]
+fn a_full_pipe_takes_as_much_as_it_has_room_for_and_then_nothing() {
+    let mut files = files();
+    let (read, write) = files.pipe(OpenFlags::NONBLOCKING).unwrap();
+    assert_eq!(files.write(write, None, &[1; 40_000]), Ok(40_000));
+    assert_eq!(files.write(write, None, &[2; 40_000]), Ok(65_536 - 40_000));
+    assert_eq!(files.write(write, None, &[3]), Err(Errno::EAGAIN));
+    let mut bytes = vec![0; 70_000];
+    assert_eq!(files.read(read, None, &mut bytes), Ok(65_536));
+    assert!(bytes[..40_000] == [1; 40_000] && bytes[40_000..65_536] == [2; 25_536]);
+    assert_eq!(files.write(write, None, &[3]), Ok(1));
 }
 
 #[test]

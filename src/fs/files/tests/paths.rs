@@ -115,7 +115,14 @@ fn removing_a_directory_asks_for_an_empty_one() {
     files.chdir(b"/d").unwrap();
     assert_eq!(files.rmdir(HERE, b"/d/"), Ok(()));
     assert_eq!(files.getcwd(), Err(Errno::ENOENT));
+    let fd = files.open(HERE, b".", OpenFlags::DIRECTORY, 0).unwrap();
+    assert_eq!(files.read_directory(fd, 5).unwrap_err(), Errno::ENOENT);
     assert_eq!(files.open(HERE, b"f", CREATE, 0o666), Err(Errno::ENOENT));
+    let ino = files.fstat(fd).unwrap().ino;
+    files.close(fd).unwrap();
+    assert!(files.tree().lock().node(ino).is_some(), "somebody is still in it");
+    files.chdir(b"/").unwrap();
+    assert!(files.tree().lock().node(ino).is_none());
 }
 
 #[test]
@@ -126,10 +133,16 @@ fn permission_bits_are_kept_masked_and_minded() {
     assert_eq!(mode(&files, "/f"), S_IFREG | 0o600);
     files.mkdir(HERE, b"/d", 0o777).unwrap();
     assert_eq!(mode(&files, "/d"), S_IFDIR | 0o700);
+    files.mkdir(HERE, b"/sticky", 0o7777).unwrap();
+    assert_eq!(mode(&files, "/sticky"), S_IFDIR | 0o1700, "a directory is made with no other bit beyond the nine");
     files.chmod(HERE, b"/f", 0o400, Follow::Yes).unwrap();
     assert_eq!(files.access(HERE, b"/f", &[Access::Read]), Ok(()));
     assert_eq!(files.access(HERE, b"/f", &[Access::Write]), Err(Errno::EACCES));
-    assert_eq!(files.open(HERE, b"/f", OpenFlags::READ_WRITE, 0), Err(Errno::EACCES));
+    for flags in [OpenFlags::READ_WRITE, OpenFlags::WRITE_ONLY, OpenFlags::READ_ONLY.with(OpenFlags::TRUNCATE)] {
+        assert_eq!(files.open(HERE, b"/f", flags, 0), Err(Errno::EACCES), "{flags:?}");
+    }
+    assert_eq!(files.truncate(b"/f", 0), Err(Errno::EACCES));
+    assert_eq!(get(&mut files, "/f").unwrap(), b"x");
     files.chmod(HERE, b"/d", 0o600, Follow::Yes).unwrap();
     assert_eq!(files.stat(HERE, b"/d/x", Follow::Yes).unwrap_err(), Errno::EACCES);
     files.chmod(HERE, b"/d", 0o500, Follow::Yes).unwrap();
