@@ -319,21 +319,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         let page = page_size() as u64;
-        let open = |extents: &[Range<u64>], length: u64| {
+        let open = |extents: &[(u64, u64)], length: u64| {
             File::create(&path).unwrap().set_len(length).unwrap();
-            Image::open(&path, Shape { wasm_pages: 2, extents: extents.to_vec() })
+            let extents = extents.iter().map(|&(start, end)| start..end).collect();
+            Image::open(&path, Shape { wasm_pages: 2, extents })
         };
         let whole = 2 * WASM_PAGE;
-        assert!(open(&[0..page, 2 * page..whole], whole - page).is_ok());
+        assert!(open(&[(0, page), (2 * page, whole)], whole - page).is_ok());
         for (extents, length, problem) in [
-            (&[0..page][..], page - 1, "bytes, expected"),
-            (&[0..page], page + 1, "bytes, expected"),
-            (&[0..whole + page], whole + page, "larger than its memory"),
-            (&[0..2 * page, page..3 * page], 4 * page, "not in order"),
-            (&[2 * page..3 * page, 0..page], 2 * page, "not in order"),
-            (&[page..page], 0, "not in order"),
-            (&[1..page + 1], page, "not in order"),
-            (&[0..page - 1], page - 1, "not in order"),
+            (&[(0, page)][..], page - 1, "bytes, expected"),
+            (&[(0, page)], page + 1, "bytes, expected"),
+            (&[(0, whole + page)], whole + page, "larger than its memory"),
+            (&[(0, 2 * page), (page, 3 * page)], 4 * page, "not in order"),
+            (&[(2 * page, 3 * page), (0, page)], 2 * page, "not in order"),
+            (&[(page, page)], 0, "not in order"),
+            (&[(1, page + 1)], page, "not in order"),
+            (&[(0, page - 1)], page - 1, "not in order"),
         ] {
             let error = format!("{:#}", open(extents, length).unwrap_err());
             assert!(error.contains(problem), "{extents:?}: {error}");

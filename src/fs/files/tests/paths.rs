@@ -160,8 +160,8 @@ fn times_follow_writes_and_can_be_set() {
     assert_eq!(times.modified, long_ago);
     assert!(times.accessed > long_ago && times.changed > long_ago);
     let fd = files.open(HERE, b"/f", OpenFlags::READ_WRITE, 0).unwrap();
-    type Change = fn(&mut Files, i32) -> Result<(), Errno>;
-    let changes: [Change; 2] = [|files, fd| files.write(fd, None, b"y").map(drop), |files, fd| files.ftruncate(fd, 9)];
+    let changes: [fn(&mut Files, i32) -> Result<(), Errno>; 2] =
+        [|files, fd| files.write(fd, None, b"y").map(drop), |files, fd| files.ftruncate(fd, 9)];
     for change in changes {
         files.utimens(HERE, b"/f", NewTime::At(long_ago), NewTime::At(long_ago), Follow::Yes).unwrap();
         change(&mut files, fd).unwrap();
