@@ -263,12 +263,23 @@ mod tests {
         let (_outer, shelf) = shelf();
         // In no order that a directory could have them in by itself.
         put(&shelf, "d", "four", None);
+        // Alike but for what a file's name may not have.
+        put(&shelf, "b.ä", "five", None);
+        // What is not in its place yet.
+        fs::create_dir(shelf.directory().path(".new-d")).unwrap();
+        fs::copy(shelf.path("d").join(LABEL), shelf.directory().path(".new-d").join(LABEL)).unwrap();
         put(&shelf, "b/ä", "one", Some(&Recipe::empty("one")));
         put(&shelf, "c", "three", None);
         put(&shelf, "a", "two", None);
         let list = shelf.list().unwrap();
         let told: Vec<_> = list.iter().map(|s| (s.name.as_str(), s.database.as_str(), s.has_recipe)).collect();
-        let expected = [("a", "two", false), ("b/ä", "one", true), ("c", "three", false), ("d", "four", false)];
+        let expected = [
+            ("a", "two", false),
+            ("b.ä", "five", false),
+            ("b/ä", "one", true),
+            ("c", "three", false),
+            ("d", "four", false),
+        ];
         assert_eq!(told, expected);
         assert!(list[0].size >= 5000);
         assert_eq!(shelf.recipe("b/ä").unwrap(), Some(Recipe::empty("one")));

@@ -20,6 +20,10 @@ fn the_flags_of_open_mean_what_posix_says() {
     let fd = files.open(HERE, b"/f", OpenFlags::READ_ONLY, 0).unwrap();
     assert_eq!(files.write(fd, None, b"x"), Err(Errno::EBADF));
     assert_eq!(files.ftruncate(fd, 1), Err(Errno::EINVAL));
+    assert_eq!(files.allocate(fd, 1), Err(Errno::EINVAL));
+    let flags = CREATE.with(OpenFlags::TRUNCATE).with(OpenFlags::APPEND);
+    let fd = files.open(HERE, b"/f", flags, 0).unwrap();
+    assert_eq!(files.flags(fd), Ok(OpenFlags::READ_WRITE.with(OpenFlags::APPEND)), "those that matter later are kept");
 }
 
 #[test]
@@ -62,6 +66,7 @@ fn descriptors_are_the_lowest_that_are_free() {
     assert_eq!(files.dup_to(3, 20), Ok(20));
     assert_eq!(files.dup_to(3, 4), Ok(4));
     assert_eq!(files.dup_to(3, 3), Ok(3));
+    assert_eq!((files.dup(3, -1), files.dup(3, 4096)), (Err(Errno::EINVAL), Err(Errno::EINVAL)));
     assert_eq!(files.close(99), Err(Errno::EBADF));
     assert_eq!(files.close(-1), Err(Errno::EBADF));
 }
@@ -110,6 +115,10 @@ fn seeking_before_the_start_fails_and_past_the_end_does_not() {
     assert_eq!(files.seek(fd, -4, Whence::Current), Err(Errno::EINVAL));
     assert_eq!(files.seek(fd, 100, Whence::Current), Ok(103));
     assert_eq!(files.read(fd, None, &mut [0]), Ok(0));
+    assert_eq!(files.read(fd, Some(1), &mut [0; 9]), Ok(2));
+    assert_eq!(files.seek(fd, 0, Whence::Current), Ok(103), "reading elsewhere does not move it");
+    assert_eq!(files.seek(fd, i64::MAX, Whence::Start), Ok(i64::MAX.cast_unsigned()));
+    assert_eq!(files.seek(fd, 1, Whence::Current), Err(Errno::EINVAL));
     assert_eq!(files.write(fd, Some(u64::MAX), b"x"), Err(Errno::EFBIG));
     assert_eq!(files.seek(0, 0, Whence::Start), Err(Errno::ESPIPE));
     let null = files.open(HERE, b"/dev/null", OpenFlags::READ_ONLY, 0).unwrap();

@@ -13,6 +13,9 @@ fn the_terminal_devices_write_to_the_console() {
     assert_eq!(*transcript.0.lock(), [(Stream::Out, b"out".to_vec()), (Stream::Err, b"err".to_vec())]);
     assert_eq!(mode(&files, "/dev/tty") & S_IFMT, S_IFCHR);
     assert_eq!(files.device(1), Ok(Some(Device::Terminal)));
+    assert_eq!(files.device(2), Ok(Some(Device::ErrorTerminal)));
+    let is_terminal = [0, 1, 2].map(|fd| files.device(fd).unwrap().unwrap().is_terminal());
+    assert_eq!(is_terminal, [false, true, true]);
 }
 
 #[test]
@@ -37,6 +40,7 @@ fn a_pipe_hands_bytes_on_and_ends_with_its_last_writer() {
     let (read, write) = files.pipe(OpenFlags::NONBLOCKING).unwrap();
     let mut bytes = [0; 10];
     assert_eq!(files.read(read, None, &mut bytes), Err(Errno::EAGAIN));
+    assert_eq!(files.read(read, None, &mut []), Ok(0));
     assert_eq!(files.poll(read, 1), 0);
     let second = files.dup(write, 0).unwrap();
     files.write(write, None, b"abc").unwrap();
@@ -82,6 +86,12 @@ fn proc_self_fd_shows_and_opens_what_the_process_has_open() {
     assert_eq!(files.readlink(HERE, path.as_bytes()).unwrap(), b"/tmp/f");
     assert_eq!(get(&mut files, &path).unwrap(), b"x");
     assert_eq!(mode(&files, &path) & S_IFMT, S_IFLNK);
+    assert_eq!(files.readlink(HERE, b"/proc/self/fd/1").unwrap(), b"/dev/tty");
+    put(&mut files, "/in the root", b"");
+    let in_root = files.open(HERE, b"/in the root", OpenFlags::READ_ONLY, 0).unwrap();
+    let link = format!("/proc/self/fd/{in_root}");
+    assert_eq!(files.readlink(HERE, link.as_bytes()).unwrap(), b"/in the root");
+    files.close(in_root).unwrap();
     let directory = files.open(HERE, b"/proc/self/fd", OpenFlags::DIRECTORY, 0).unwrap();
     assert_eq!(names(&mut files, directory, 5), [".", "..", "0", "1", "2"]);
     assert_eq!(names(&mut files, directory, 5), ["3", "4"]);

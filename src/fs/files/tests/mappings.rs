@@ -11,7 +11,7 @@ fn a_mapping_outlives_its_descriptor_and_writes_back_what_lies_within_the_file()
     let mut files = files();
     put(&mut files, "/f", b"abcdef");
     let fd = files.open(HERE, b"/f", OpenFlags::READ_WRITE, 0).unwrap();
-    let mut memory = [0; 8];
+    let mut memory = [9; 8];
     let mapping = files.prepare_mapping(fd, 0x1_0000, 2, true).unwrap();
     files.map(mapping, &mut memory).unwrap();
     assert_eq!(&memory, b"cdef\0\0\0\0");

@@ -150,8 +150,9 @@ fn a_file_without_a_name_is_not_part_of_a_frozen_tree() {
     put(&mut origin, "/f", b"x");
     let fd = origin.open(HERE, b"/f", OpenFlags::READ_ONLY, 0).unwrap();
     origin.unlink(HERE, b"/f").unwrap();
-    let copy = clone(&origin);
+    let mut copy = clone(&origin);
     assert_eq!(copy.fstat(fd).unwrap_err(), Errno::EBADF);
+    assert_eq!(copy.open(HERE, b"/tmp", OpenFlags::READ_ONLY, 0), Ok(fd), "its descriptor is free");
     assert_eq!(get_open(&mut origin, fd), b"x");
 }
 

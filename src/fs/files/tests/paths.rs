@@ -12,6 +12,9 @@ fn a_rename_over_an_open_file_keeps_the_old_content_readable() {
     assert_eq!(get_open(&mut files, fd), b"old");
     assert_eq!(get(&mut files, "/old").unwrap(), b"new");
     assert_eq!(get(&mut files, "/new"), Err(Errno::ENOENT));
+    let ino = files.fstat(fd).unwrap().ino;
+    files.close(fd).unwrap();
+    assert!(files.tree().lock().node(ino).is_none(), "nobody has the old one any more");
 }
 
 #[test]
@@ -26,6 +29,7 @@ fn a_directory_may_replace_an_empty_directory_and_nothing_else() {
     assert_eq!(rename("/a", "/f"), Err(Errno::ENOTDIR));
     assert_eq!(rename("/f", "/a"), Err(Errno::EISDIR));
     assert_eq!(rename("/full", "/full/x/y"), Err(Errno::EINVAL));
+    assert_eq!(rename("/f", "/new/"), Err(Errno::ENOTDIR));
     assert_eq!(rename("/full", "/full"), Ok(()));
     assert_eq!(rename("/full", "/b"), Ok(()));
     assert_eq!(mode(&files, "/b/x") & S_IFMT, S_IFDIR);
@@ -52,6 +56,7 @@ fn hard_links_are_one_file_and_count_their_names() {
     put(&mut files, "/two", b"both");
     assert_eq!(get(&mut files, "/one").unwrap(), b"both");
     assert_eq!(files.stat(HERE, b"/one", Follow::No).unwrap().attributes.links, 2);
+    assert_eq!(files.link((HERE, b"/one"), (HERE, b"/two"), Follow::No), Err(Errno::EEXIST));
     files.unlink(HERE, b"/one").unwrap();
     assert_eq!(get(&mut files, "/two").unwrap(), b"both");
     assert_eq!(files.link((HERE, b"/tmp"), (HERE, b"/t"), Follow::No), Err(Errno::EPERM));
@@ -72,6 +77,19 @@ fn symbolic_links_are_followed_relative_to_where_they_lie_and_loops_end() {
     let no_follow = OpenFlags::NO_FOLLOW;
     assert_eq!(files.open(HERE, b"/absolute", no_follow, 0), Err(Errno::ELOOP));
     assert_eq!(files.readlink(HERE, b"/d/f"), Err(Errno::EINVAL));
+    assert_eq!(files.stat(HERE, b"/absolute", Follow::No).unwrap().size, 11);
+    assert_eq!(files.symlink(b"", HERE, b"/empty"), Err(Errno::ENOENT));
+}
+
+#[test]
+fn forty_symbolic_links_are_followed_on_the_way_and_no_more() {
+    let mut files = files();
+    put(&mut files, "/0", b"x");
+    for number in 1..=41 {
+        files.symlink(format!("{}", number - 1).as_bytes(), HERE, format!("/{number}").as_bytes()).unwrap();
+    }
+    assert_eq!(get(&mut files, "/40").unwrap(), b"x");
+    assert_eq!(get(&mut files, "/41"), Err(Errno::ELOOP));
 }
 
 #[test]
@@ -126,6 +144,19 @@ fn removing_a_directory_asks_for_an_empty_one() {
 }
 
 #[test]
+fn a_directory_that_was_removed_lives_until_the_last_process_that_is_in_it_ends() {
+    let mut files = files();
+    files.mkdir(HERE, b"/d", 0o777).unwrap();
+    let ino = files.stat(HERE, b"/d", Follow::Yes).unwrap().ino;
+    let mut inside = neighbour(&files);
+    inside.chdir(b"/d").unwrap();
+    files.rmdir(HERE, b"/d").unwrap();
+    assert!(files.tree().lock().node(ino).is_some());
+    drop(inside);
+    assert!(files.tree().lock().node(ino).is_none());
+}
+
+#[test]
 fn permission_bits_are_kept_masked_and_minded() {
     let mut files = files();
     assert_eq!(files.umask(0o077), 0o022);
@@ -141,12 +172,20 @@ fn permission_bits_are_kept_masked_and_minded() {
     for flags in [OpenFlags::READ_WRITE, OpenFlags::WRITE_ONLY, OpenFlags::READ_ONLY.with(OpenFlags::TRUNCATE)] {
         assert_eq!(files.open(HERE, b"/f", flags, 0), Err(Errno::EACCES), "{flags:?}");
     }
+    assert_eq!(files.access(HERE, b"/f", &[Access::Read, Access::Write]), Err(Errno::EACCES));
     assert_eq!(files.truncate(b"/f", 0), Err(Errno::EACCES));
     assert_eq!(get(&mut files, "/f").unwrap(), b"x");
     files.chmod(HERE, b"/d", 0o600, Follow::Yes).unwrap();
-    assert_eq!(files.stat(HERE, b"/d/x", Follow::Yes).unwrap_err(), Errno::EACCES);
+    for path in [&b"/d/x"[..], b"/d/.", b"/d/.."] {
+        assert_eq!(files.stat(HERE, path, Follow::Yes).unwrap_err(), Errno::EACCES);
+    }
+    assert_eq!(files.chdir(b"/d"), Err(Errno::EACCES));
     files.chmod(HERE, b"/d", 0o500, Follow::Yes).unwrap();
     assert_eq!(files.mkdir(HERE, b"/d/x", 0o777), Err(Errno::EACCES));
+    // The one user there is is everybody.
+    files.chmod(HERE, b"/f", S_IFDIR | 0o006, Follow::Yes).unwrap();
+    assert_eq!(mode(&files, "/f"), S_IFREG | 0o006, "the type of a file stays");
+    assert_eq!(files.access(HERE, b"/f", &[Access::Read, Access::Write]), Ok(()));
 }
 
 #[test]
@@ -168,6 +207,8 @@ fn times_follow_writes_and_can_be_set() {
         let times = files.fstat(fd).unwrap().attributes;
         assert!(times.modified > long_ago && times.accessed == long_ago, "{times:?}");
     }
+    files.utimens(At::Descriptor(fd), b"", NewTime::Keep, NewTime::At(long_ago), Follow::Yes).unwrap();
+    assert_eq!(files.fstat(fd).unwrap().attributes.modified, long_ago, "an empty path is the descriptor itself");
 }
 
 #[test]
