@@ -269,6 +269,75 @@ mod tests {
         (store, memory)
     }
 
+    /// Four megabytes, and the places in them that are not zero.
+    fn contents() -> (Vec<u8>, [usize; 4]) {
+        let places = [0, 600_000, 3 << 20, (4 << 20) - 1];
+        let mut bytes = vec![0; 4 << 20];
+        places.iter().zip(1..).for_each(|(place, byte)| bytes[*place] = byte);
+        (bytes, places)
+    }
+
+    #[test]
+    fn a_memory_gets_the_contents_of_an_image_and_keeps_what_it_writes_to_itself() {
+        let (bytes, _) = contents();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let shape = Image::write(&path, &bytes).unwrap();
+        let length = std::fs::metadata(&path).unwrap().len();
+        assert!((600_000..2 << 20).contains(&length), "{length} bytes for two extents");
+        let image = Image::open(&path, shape).unwrap();
+        let [mut one, mut other] = [new_memory(), new_memory()];
+        for (store, memory) in [&mut one, &mut other] {
+            image.map_over(store, *memory).unwrap();
+            assert!(memory.data(&store) == bytes);
+            memory.data_mut(store)[600_000] = 9;
+        }
+        let (mut store, memory) = new_memory();
+        image.map_over(&mut store, memory).unwrap();
+        assert!(memory.data(&store) == bytes);
+    }
+
+    #[test]
+    fn what_is_excluded_from_an_image_is_zero() {
+        let (mut bytes, places) = contents();
+        let page = u32::try_from(page_size()).unwrap();
+        let excluded = [0..page, 3 << 20..4 << 20];
+        let image = Image::in_memory(&bytes, &excluded).unwrap();
+        for place in [places[0], places[2], places[3]] {
+            bytes[place] = 0;
+        }
+        let (mut store, memory) = new_memory();
+        image.map_over(&mut store, memory).unwrap();
+        assert!(memory.data(&store) == bytes);
+    }
+
+    #[test]
+    fn an_image_is_refused_that_is_damaged_or_does_not_fit_its_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let page = page_size() as u64;
+        let open = |extents: &[(u64, u64)], length: u64| {
+            File::create(&path).unwrap().set_len(length).unwrap();
+            let extents = extents.iter().map(|&(start, end)| start..end).collect();
+            Image::open(&path, Layout { wasm_pages: 2, extents })
+        };
+        let whole = 2 * WASM_PAGE;
+        assert!(open(&[(0, page), (2 * page, whole)], whole - page).is_ok());
+        for (extents, length, problem) in [
+            (&[(0, page)][..], page - 1, "bytes, expected"),
+            (&[(0, page)], page + 1, "bytes, expected"),
+            (&[(0, whole + page)], whole + page, "larger than its memory"),
+            (&[(0, 2 * page), (page, 3 * page)], 4 * page, "not in order"),
+            (&[(2 * page, 3 * page), (0, page)], 2 * page, "not in order"),
+            (&[(page, page)], 0, "not in order"),
+            (&[(1, page + 1)], page, "not in order"),
+            (&[(0, page - 1)], page - 1, "not in order"),
+        ] {
+            let error = format!("{:#}", open(extents, length).unwrap_err());
+            assert!(error.contains(problem), "{extents:?}: {error}");
+        }
+    }
+
     #[test]
     fn written_pages_beside_each_other_are_joined_and_others_are_not() {
         let touched = touched(&[(0, true), (1, true), (3, true), (4, true), (6, true)]);

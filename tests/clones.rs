@@ -9,6 +9,7 @@ use pglite_port::{
     administration::{Administration, Figure, PrivateBytes, figure},
     connection::Connections,
     databases::{Databases, Settings},
+    template::{Recipe, Script},
 };
 use support::{
     PATIENCE, cache,
@@ -28,8 +29,9 @@ fn backend_key(messages: &[wire::Message]) -> Vec<u8> {
 /// What every clone must have for itself, asked of a new one.
 fn identity(connections: &Arc<Connections>) -> Vec<String> {
     let (mut clone, startup) = Local::connect(connections, Connect::default());
+    // A sample is drawn with PostgreSQL's own generator, the others with bytes of the system's.
     let mut values = clone.values(
-        "SELECT random(), gen_random_uuid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), pg_postmaster_start_time()",
+        "SELECT (SELECT string_agg(oid::text, ' ') FROM pg_proc TABLESAMPLE BERNOULLI (50)), random(), gen_random_uuid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), pg_postmaster_start_time()",
     );
     values.push(format!("{:?}", backend_key(&startup)));
     values
@@ -51,11 +53,35 @@ fn random_numbers_start_times_and_cancel_keys_differ_between_clones_whether_they
 fn a_clone_from_the_pool_has_started_when_it_was_taken_and_not_when_it_was_made() {
     let (databases, connections) = cache::administered(Settings { warm: 1, ..Settings::default() });
     wait_until_warm(&databases, 1);
-    let before = connect(&connections, 1).values("SELECT clock_timestamp()").remove(0);
+    let mut other = connect(&connections, 1);
     wait_until_warm(&databases, 1);
+    // The one that is taken next has been made by now.
+    let before = other.values("SELECT clock_timestamp()").remove(0);
     let mut clone = connect(&connections, 2);
     let later = format!("SELECT backend_start > '{before}' FROM pg_stat_activity WHERE pid = pg_backend_pid()");
     assert_eq!(clone.values(&later), ["t"]);
+}
+
+#[test]
+fn clones_that_were_kept_ready_of_a_template_that_is_replaced_nobody_gets_and_those_of_one_that_is_gone_go_too() {
+    let cache = cache::own();
+    let databases = Arc::new(cache::open_at(cache.path(), Settings { warm: 1, ..Settings::default() }));
+    let connections = Arc::new(Connections::new(databases.clone()));
+    for edition in ["one", "two"] {
+        let sql = format!("CREATE TABLE edition AS SELECT '{edition}' AS name");
+        let recipe = Recipe { scripts: vec![Script { name: "a.sql".into(), sql }], ..Recipe::empty("postgres") };
+        databases.templates().prepare("postgres", &recipe).expect("it is prepared");
+        assert_eq!(connect(&connections, 1).values("SELECT name FROM edition"), [edition]);
+        wait_until_warm(&databases, 1);
+    }
+    databases.templates().prepare("other", &Recipe::empty("other")).expect("it is prepared");
+    let start = || Local::start(&connections, Connect { template: Some("other"), ..Connect::default() });
+    drop(start());
+    wait_until_warm(&databases, 2);
+    assert!(databases.templates().shelf().remove("other").expect("a cache that can be written"));
+    assert_eq!(start().report().code, "3D000");
+    drop(connect(&connections, 1));
+    wait_until_warm(&databases, 1);
 }
 
 fn wait_until_warm(databases: &Databases, clones: u64) {

@@ -55,6 +55,16 @@ fn they_fire_for_every_event_of_ddl() {
 }
 
 #[test]
+fn none_fires_while_a_template_is_warmed_up() {
+    // A sequence goes on when the transaction that has used it is rolled back.
+    let connections = frozen("counting", TRIGGERS);
+    let mut clone = Local::connect_as(&connections, "counting", "postgres").0;
+    assert_eq!(clone.values("SELECT is_called FROM log_n_seq"), ["f"]);
+    clone.values("CREATE TABLE t (a int)");
+    assert_eq!(clone.values("SELECT min(n), max(n), count(*) FROM log"), ["1", "2", "2"]);
+}
+
+#[test]
 fn one_that_raises_an_error_forbids_the_command() {
     for server in [Server::start(), Server::shared()] {
         let mut client = server.connect();

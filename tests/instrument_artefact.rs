@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -116,6 +116,38 @@ fn sections(wasm: &[u8]) -> Vec<&'static str> {
         _ => None,
     };
     Parser::new(0).parse_all(wasm).filter_map(|payload| name(payload.unwrap())).collect()
+}
+
+/// The values of the constants that are exported, the addresses of variables, by their names.
+fn exported_constants(wasm: &[u8]) -> BTreeMap<&str, u32> {
+    let (mut values, mut exports) = (Vec::new(), Vec::new());
+    for payload in Parser::new(0).parse_all(wasm) {
+        match payload.unwrap() {
+            Payload::ImportSection(section) => {
+                let imports = section.into_imports().map(Result::unwrap);
+                values.extend(imports.filter(|import| matches!(import.ty, TypeRef::Global(_))).map(|_| None));
+            }
+            Payload::GlobalSection(section) => values.extend(section.into_iter().map(|global| {
+                match global.unwrap().init_expr.get_operators_reader().read().unwrap() {
+                    Operator::I32Const { value } => Some(value.cast_unsigned()),
+                    _ => None,
+                }
+            })),
+            Payload::ExportSection(section) => exports.extend(section.into_iter().map(Result::unwrap)),
+            _ => {}
+        }
+    }
+    let globals = exports.into_iter().filter(|export| export.kind == ExternalKind::Global);
+    globals.filter_map(|export| Some((export.name, values[export.index as usize]?))).collect()
+}
+
+/// The bytes of the data segments.
+fn data(wasm: &[u8]) -> Vec<&[u8]> {
+    let segments = Parser::new(0).parse_all(wasm).filter_map(|payload| match payload.unwrap() {
+        Payload::DataSection(section) => Some(section),
+        _ => None,
+    });
+    segments.flatten().map(|segment| segment.unwrap().data).collect()
 }
 
 fn constants_of(body: &[Operator], wanted: u32) -> usize {
@@ -311,7 +343,9 @@ fn no_process_id_is_left_that_the_compiler_put_in_place_of_getpid() {
 
 #[test]
 fn addresses_are_those_of_the_variables_named() {
-    let facts = &backend().facts;
+    let Instrumented { memory, facts, .. } = backend();
+    let wasm = artefact("pglite.wasm");
+    let constants = exported_constants(&wasm);
     for symbol in [
         "InterruptPending",
         "QueryCancelPending",
@@ -325,11 +359,13 @@ fn addresses_are_those_of_the_variables_named() {
         "pg_global_prng_state",
         "IsUnderPostmaster",
     ] {
-        let address = facts.address(symbol).unwrap();
-        assert!(u64::from(address) < facts.memory.minimum * 65_536, "{symbol} at {address}");
+        assert_eq!(facts.address(symbol).unwrap(), constants[symbol], "{symbol}");
     }
-    assert!(matches!(facts.address("NoSuchVariable"), Err(InstrumentError::Evidence { .. })));
-    for address in [
+    // The second is a variable, but of WebAssembly's: it has no address.
+    for symbol in ["NoSuchVariable", "__stack_pointer"] {
+        assert!(matches!(facts.address(symbol), Err(InstrumentError::Evidence { .. })), "{symbol}");
+    }
+    let others = [
         facts.errno,
         facts.my_cancel_key,
         facts.my_cancel_key_length,
@@ -338,9 +374,18 @@ fn addresses_are_those_of_the_variables_named() {
         facts.encoding_functions,
         facts.heap,
         facts.message_context,
-    ] {
+    ];
+    for address in others {
         assert!(address % 4 == 0 && address < facts.stack_pointer, "{address}");
     }
+    assert_eq!(others.iter().collect::<BTreeSet<_>>().len(), others.len(), "{others:?}");
+    let callbacks = facts.exit_callbacks;
+    assert_eq!(callbacks.iter().collect::<BTreeSet<_>>().len(), 3, "{callbacks:?}");
+    let word = |address: u32| u32::from_le_bytes(memory[address as usize..][..4].try_into().unwrap());
+    // UTF8 has the number 6 (`pg_enc` in PostgreSQL's src/include/mb/pg_wchar.h) and characters of four bytes at most.
+    assert!(memory[word(facts.encoding_names + 8 * 6) as usize..].starts_with(b"UTF8\0"));
+    assert_eq!(word(facts.encoding_names + 8 * 6 + 4), 6);
+    assert_eq!(word(facts.encoding_functions + 28 * 6 + 24), 4);
     let errno_location = Code::read(&backend().code).exported_body("__errno_location");
     assert!(
         matches!(errno_location[..], [Operator::I32Const { value }, Operator::End] if value.cast_unsigned() == facts.errno),
@@ -399,6 +444,7 @@ fn initdb_keeps_its_data() {
     let plain = instrument_plain(&wasm).unwrap();
     Validator::new().validate_all(&plain).unwrap();
     assert_eq!(sections(&plain), sections(&wasm));
+    assert!(!data(&wasm).is_empty() && data(&plain) == data(&wasm));
     assert_eq!(Code::read(&plain).exports["memory"].0, ExternalKind::Memory);
 }
 

@@ -3,11 +3,12 @@
 mod support;
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
+    time::Instant,
 };
 
-use support::{peer::Peer, server::Server};
+use support::{PATIENCE, peer::Peer, server::Server};
 
 #[test]
 fn what_one_session_changes_in_the_schema_the_caches_of_the_other_know() {
@@ -64,59 +65,86 @@ fn ddl_of_a_transaction_is_seen_with_its_commit_and_waits_for_users_of_the_table
     one.run("rollback");
     assert!(two.rows().is_empty());
     assert_eq!(two.fail("select b from t"), "42703");
+    one.run("begin; create table fresh (a int); alter table t add column b int; commit");
+    assert_eq!(two.run("select a from fresh union select b from t"), [""; 0]);
+    two.run("begin; select * from t");
+    one.send("alter table t drop column b");
+    Peer::connect(&server).until_waiting(&one, "Lock");
+    two.run("select b from t; commit");
+    one.rows();
+    assert_eq!(two.fail("select b from t"), "42703");
 }
 
-/// Inserts, updates and deletes rows of `t` beside `work`, until that is done; answers with how many transactions
-/// there were.
-fn beside_writers(server: &Server, work: impl FnOnce(&Peer)) -> usize {
-    let (config, done) = (server.config(), AtomicBool::new(false));
+/// Sets a flag when it is dropped, be it because a test has failed: those who wait for the flag end in any case.
+struct SetAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Runs the statements while others insert, update and delete rows of `t`, who get to write during each of them or
+/// before the next.
+fn beside_writers(server: &Server, statements: &[&str]) {
+    let (config, done, written) = (server.config(), AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let writers: Vec<_> = (0..3)
-            .map(|writer| {
-                let (config, done) = (&config, &done);
-                scope.spawn(move || {
-                    let peer = Peer::with(config).expect("a session");
-                    let mut count = 0;
-                    while !done.load(Ordering::SeqCst) {
-                        let id = writer + 3 * (count % 100);
-                        peer.run(&format!("insert into t (k) values ({id}); update t set k = k + 1000 where k = {id}"));
-                        peer.run(&format!("delete from t where k = {id} + 1000 and id % 2 = 0"));
-                        count += 1;
+        for writer in 0..3 {
+            let (config, done, written) = (&config, &done, &written);
+            scope.spawn(move || {
+                let peer = Peer::with(config).expect("a session");
+                for id in (0..100).map(|count| writer + 3 * count).cycle() {
+                    if done.load(Ordering::SeqCst) {
+                        break;
                     }
-                    count
-                })
-            })
-            .collect();
+                    peer.run(&format!("insert into t (k) values ({id}); update t set k = k + 1000 where k = {id}"));
+                    peer.run(&format!("delete from t where k = {id} + 1000 and id % 2 = 0"));
+                    written.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        let _done = SetAtTheEnd(&done);
         let peer = Peer::connect(server);
         // Rows that only the writers make.
         peer.until("select count(*) > 10 from t where k between 1000 and 1099");
-        work(&peer);
-        done.store(true, Ordering::SeqCst);
-        writers.into_iter().map(|writer| writer.join().unwrap()).sum()
-    })
+        for statement in statements {
+            let before = written.load(Ordering::SeqCst);
+            peer.run(statement);
+            let started = Instant::now();
+            while written.load(Ordering::SeqCst) == before {
+                assert!(started.elapsed() < PATIENCE, "nobody writes after {statement}");
+                thread::yield_now();
+            }
+        }
+    });
 }
 
 /// Asserts that the index on `t (k)` has the rows that the table has.
 fn assert_index_agrees(peer: &Peer) {
-    let rows = |scan: &str, other: &str| {
+    let rows = |scan: &str, other: &str, planned: &str| {
         peer.run(&format!("set enable_{scan} = on; set enable_{other} = off; set enable_bitmapscan = off"));
-        peer.run("select k, id from t where k >= 0 order by k, id")
+        let query = "select k, id from t where k >= 0 order by k, id";
+        let plan = peer.run(&format!("explain (costs off) {query}")).join("\n");
+        assert!(plan.contains(planned), "{plan}");
+        peer.run(query)
     };
-    assert!(rows("seqscan", "indexscan") == rows("indexscan", "seqscan"), "the index has other rows than its table");
+    let (in_table, in_index) =
+        (rows("seqscan", "indexscan", "Seq Scan on t"), rows("indexscan", "seqscan", "using t_k"));
+    assert!(in_table.len() > 2000 && in_table == in_index, "the index has other rows than its table");
 }
 
 #[test]
 fn an_index_is_created_and_rebuilt_concurrently_beside_writers() {
     let (server, one, _) = Peer::two();
     one.run("create table t (id bigserial primary key, k int); insert into t (k) select i from generate_series(2000, 4000) i");
-    let written = beside_writers(&server, |peer| {
-        peer.run("create index concurrently t_k on t (k)");
-        peer.run("reindex index concurrently t_k");
-        peer.run("reindex table concurrently t");
-        peer.run("drop index concurrently t_k");
-        peer.run("create index concurrently t_k on t (k)");
-    });
-    assert!(written > 0);
+    let statements = [
+        "create index concurrently t_k on t (k)",
+        "reindex index concurrently t_k",
+        "reindex table concurrently t",
+        "drop index concurrently t_k",
+        "create index concurrently t_k on t (k)",
+    ];
+    beside_writers(&server, &statements);
     assert_eq!(one.value("select count(*) from pg_index where not indisvalid or not indisready"), "0");
     assert_index_agrees(&one);
 }
@@ -126,13 +154,14 @@ fn tables_are_vacuumed_rewritten_and_clustered_beside_writers() {
     let (server, one, _) = Peer::two();
     one.run("create table t (id bigserial primary key, k int); create index t_k on t (k)");
     one.run("insert into t (k) select i from generate_series(2000, 4000) i");
-    beside_writers(&server, |peer| {
-        peer.run("vacuum t");
-        peer.run("vacuum full t");
-        peer.run("cluster t using t_k");
-        peer.run("vacuum (analyze, freeze) t");
-        peer.run("alter table t alter column k type bigint");
-    });
+    let statements = [
+        "vacuum t",
+        "vacuum full t",
+        "cluster t using t_k",
+        "vacuum (analyze, freeze) t",
+        "alter table t alter column k type bigint",
+    ];
+    beside_writers(&server, &statements);
     assert_index_agrees(&one);
 }
 

@@ -16,10 +16,12 @@ use pglite_port::{
     session::{PendingTask, Task},
     template::{Recipe, Script, Shelf},
 };
+use postgres::NoTls;
 use support::{
     PATIENCE, cache,
     local::{Connect, Local},
     program::Program,
+    server::{Server, rows},
     session::errors,
     texts, wire,
 };
@@ -303,13 +305,23 @@ fn a_template_of_another_program_is_built_again_from_its_recipe_or_its_own_files
     let recipe = Recipe { scripts: vec![script], ..Recipe::empty("postgres") };
     databases.templates().prepare("postgres", &recipe).expect("it is prepared");
     let directory = template_directory(cache.path());
+    let read_label = || fs::read(directory.join("label")).expect("a label");
+    let own = read_label();
+    // Behind a magic number of eight bytes and a checksum; the program comes last.
+    let mut foreign = own.clone();
+    *foreign.last_mut().expect("a program") ^= 1;
+    let checksum = crc32fast::hash(&foreign[12..]);
+    foreign[8..12].copy_from_slice(&checksum.to_le_bytes());
     // Without its recipe it is like one that was frozen.
-    for damage in [&["state"][..], &["state", "recipe"]] {
-        for file in damage {
-            fs::remove_file(directory.join(file)).expect("removed");
+    for has_recipe in [true, false] {
+        fs::write(directory.join("label"), &foreign).expect("written");
+        if !has_recipe {
+            fs::remove_file(directory.join("recipe")).expect("removed");
         }
         let connections = connections(cache.path());
         assert_eq!(values(&connections, "postgres", "postgres", "SELECT a FROM t"), ["42"]);
+        assert!(read_label() == own, "it is this program's now");
+        assert_eq!(directory.join("recipe").exists(), has_recipe);
     }
     fs::remove_dir_all(directory.join("files")).expect("removed");
     // The default database is there whatever happens; what was in it is lost only now.
@@ -369,17 +381,22 @@ fn a_program_that_is_killed_half_way_leaves_nothing_that_the_next_one_minds() {
 #[test]
 fn connections_that_come_at_once_wait_for_one_template_and_all_get_it() {
     let cache = cache::own();
-    let connections = connections(cache.path());
+    let directory = cache.path().to_str().expect("a path");
+    let mut server = Server::with(&["--mode", "isolated", "--cache-dir", directory]);
     fs::remove_dir_all(template_directory(cache.path())).expect("removed");
-    let clients: Vec<_> = (0..4)
-        .map(|_| {
-            let connections = connections.clone();
-            thread::spawn(move || values(&connections, "postgres", "postgres", "SELECT 1"))
-        })
-        .collect();
-    for client in clients {
-        assert_eq!(client.join().expect("no panic"), ["1"]);
-    }
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            let config = server.config();
+            scope.spawn(move || {
+                let mut client = config.connect(NoTls).expect("a session");
+                assert_eq!(rows(&mut client, "SELECT 1"), ["1"]);
+            });
+        }
+    });
+    server.program.signal(rustix::process::Signal::TERM);
+    let log = server.program.wait_for_stderr();
+    let built = log.iter().filter(|line| line.contains("preparing the template postgres")).count();
+    assert_eq!(built, 2, "once when the program started, and once for them: {log:?}");
 }
 
 #[test]

@@ -201,6 +201,11 @@ pub fn hex_digest(parts: &[&[u8]]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::File,
+        time::{Duration, SystemTime},
+    };
+
     use super::*;
 
     fn cache(outer: &tempfile::TempDir) -> Cache {
@@ -234,7 +239,14 @@ mod tests {
         fs::write(&path, "abc").unwrap();
         verify(&path, file, &cache).unwrap();
         verify(&path, file, &cache).unwrap();
-        fs::write(&path, "abcd").unwrap();
+        // As long as before, but later.
+        fs::write(&path, "abd").unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(SystemTime::now() + Duration::from_hours(1))
+            .unwrap();
         assert!(matches!(verify(&path, file, &cache), Err(ArtefactError::Foreign { .. })));
     }
 }

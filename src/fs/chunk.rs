@@ -266,6 +266,8 @@ mod tests {
         let there = present(&slabs);
         assert!((2 * SLAB..2 * SLAB + RECENT * CHUNK).contains(&there), "{there} bytes for {} chunks", kept.len());
         assert_eq!(slabs.lock().by_address.len(), 8, "each has chunks that are used");
+        fill(&slabs, RECENT / 2).into_iter().for_each(|slot| free(&slabs, slot));
+        assert_eq!(present(&slabs), there + RECENT / 2 * CHUNK, "they are kept for the next chunks");
         kept.iter().for_each(|(_, slot)| {
             // SAFETY: only the test uses the slot.
             assert!(unsafe { slot.0.read() } == [1; CHUNK]);

@@ -129,4 +129,11 @@ mod tests {
         assert_eq!(Errno::ENOENT.to_string(), "ENOENT (errno 44)");
         assert_eq!(format!("{:?}", Errno::EOPNOTSUPP), "EOPNOTSUPP");
     }
+
+    #[test]
+    fn what_the_system_lacks_the_guest_lacks() {
+        use io::ErrorKind::{OutOfMemory, PermissionDenied, StorageFull};
+        let told = [OutOfMemory, StorageFull, PermissionDenied].map(|kind| Errno::from(io::Error::from(kind)));
+        assert_eq!(told, [Errno::ENOMEM, Errno::ENOSPC, Errno::EIO]);
+    }
 }

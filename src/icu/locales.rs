@@ -209,11 +209,15 @@ mod tests {
         ) {
             let parts = subtags.iter().zip(&separators);
             let tag: String = parts.flat_map(|(tag, separator)| [tag.as_str(), separator]).collect();
-            for locale in [text.clone(), format!("en-{text}@collation={text}"), format!("fr-{tag}"), tag] {
-                if let Some(lacking) = lacking(&locale, |_| false) {
-                    prop_assert!(lacking.collation.is_ascii(), "{locale:?}: {lacking:?}");
+            for rest in [text.clone(), format!("{text}@collation={text}"), tag] {
+                prop_assert_eq!(lacks(&format!("sv-{rest}")), Some("sv".to_owned()));
+                prop_assert_eq!(lacks(&format!("sw-{rest}")), None);
+                let further = lacks(&format!("de_{rest}"));
+                let known = [None, Some("de-u-co-phonebk"), Some("de-u-co-search")];
+                prop_assert!(known.contains(&further.as_deref()), "{rest:?}: {further:?}");
+                for locale in [rest.clone(), format!("sv-{rest}"), format!("fr-{rest}")] {
+                    prop_assert_eq!(lacking(&locale, |_| true), None);
                 }
-                prop_assert_eq!(super::lacking(&locale, |_| true), None);
             }
         }
     }

@@ -199,7 +199,7 @@ mod tests {
         let bundle = file_with_header(*b"ResB", [2, 0, 0, 0], b"one");
         let whole = package(&[("icudt76l/coll/sv.res", &bundle)]);
         for length in 0..whole.len() - bundle.len() + 24 {
-            assert!(read_file(&whole[..length]).is_err(), "{length}");
+            assert!(matches!(read_file(&whole[..length]), Err(IcuDataError::Foreign { .. })), "{length}");
         }
         for name in ["icudt72l/coll/sv.res", "coll/sv.res", "icudt76l/../sv.res", "icudt76l//sv.res"] {
             let error = read_file(&package(&[(name, &bundle)])).unwrap_err().to_string();
@@ -209,10 +209,21 @@ mod tests {
         let older = file_with_header(*b"ResB", [2, 0, 0, 0], &older);
         let error = read_file(&package(&[("icudt76l/coll/sv.res", &older)])).unwrap_err().to_string();
         assert!(error.contains("coll/sv.res is of another version"), "{error}");
-        let mut big_endian = whole.clone();
-        big_endian[8] = 1;
-        assert!(read_file(&big_endian).is_err());
-        assert!(read_file(&bundle).unwrap_err().to_string().contains("not a package"));
-        assert!(read_file(&package(&[])).is_err());
+        let big_endian = |file: &[u8]| {
+            let mut file = file.to_vec();
+            file[8] = 1;
+            file[..2].reverse();
+            file
+        };
+        let refusal = |file: &[u8]| read_file(file).unwrap_err().to_string();
+        assert!(refusal(&big_endian(&whole)).contains("it is for big-endian machines"));
+        let inner = package(&[("icudt76l/coll/sv.res", &big_endian(&bundle))]);
+        assert!(refusal(&inner).contains("coll/sv.res is for big-endian machines"));
+        assert!(
+            refusal(&package(&[("icudt76l/sv.res", b"text")]))
+                .contains("sv.res does not have the header of an ICU file")
+        );
+        assert!(refusal(&bundle).contains("not a package"));
+        assert!(refusal(&package(&[])).contains("contain no ICU files"));
     }
 }

@@ -60,15 +60,64 @@ pub fn invoke_module(name: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use wasmtime::{
+        AsContextMut, Caller, Engine, ExnRef, ExnRefPre, ExnType, Func, FuncType, Linker, Module, Ref, Store, Table,
+        Tag,
+    };
+
     use super::*;
 
     #[test]
     fn an_invoke_function_can_be_made_for_any_signature() {
-        for name in ["invoke_v", "invoke_vijiiidjiiiiii", "invoke_d", "invoke_fjd"] {
-            wasmparser::validate(&invoke_module(name).unwrap()).unwrap();
+        let engine = Engine::default();
+        for (name, parameters, results) in
+            [("invoke_v", 1, 0), ("invoke_vijiiidjiiiiii", 14, 0), ("invoke_d", 1, 1), ("invoke_fjd", 3, 1)]
+        {
+            let module = Module::new(&engine, invoke_module(name).unwrap()).unwrap();
+            let ty = module.get_export(name).unwrap().unwrap_func().clone();
+            assert_eq!((ty.params().len(), ty.results().len()), (parameters, results), "{name}");
         }
         for name in ["invoke_", "invoke_x", "invoke_iv", "dynCall_ii"] {
             assert_eq!(invoke_module(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn an_invoke_function_calls_through_the_table_and_answers_zero_after_a_longjmp() {
+        let engine = Engine::default();
+        let mut store: Store<Vec<String>> = Store::new(&engine, Vec::new());
+        let tag_type = wasmtime::TagType::new(FuncType::new(&engine, [], []));
+        let tag = Tag::new(&mut store, &tag_type).unwrap();
+        let callee = move |mut caller: Caller<'_, Vec<String>>, a: i32, b: f64| -> wasmtime::Result<i64> {
+            caller.data_mut().push(format!("call with {a} and {b}"));
+            if a > 0 {
+                return Ok(7);
+            }
+            let allocator = ExnRefPre::new(&mut caller, ExnType::from_tag_type(&tag_type)?);
+            let longjmp = ExnRef::new(&mut caller, &allocator, &tag, &[])?;
+            caller.as_context_mut().throw(longjmp)
+        };
+        let callee = Func::wrap(&mut store, callee);
+        let table = wasmtime::TableType::new(wasmtime::RefType::FUNCREF, 3, None);
+        let table = Table::new(&mut store, table, Ref::Func(None)).unwrap();
+        table.set(&mut store, 2, Ref::Func(Some(callee))).unwrap();
+        let mut linker = Linker::new(&engine);
+        linker.func_wrap("env", "emscripten_stack_get_current", || 4711).unwrap();
+        let restore =
+            |mut caller: Caller<'_, Vec<String>>, stack: i32| caller.data_mut().push(format!("restore {stack}"));
+        linker.func_wrap("env", "_emscripten_stack_restore", restore).unwrap();
+        let threw =
+            |mut caller: Caller<'_, Vec<String>>, a: i32, b: i32| caller.data_mut().push(format!("threw {a} {b}"));
+        linker.func_wrap("env", "setThrew", threw).unwrap();
+        linker.define(&store, "env", "__indirect_function_table", table).unwrap();
+        linker.define(&store, "env", TAG, tag).unwrap();
+        let module = Module::new(&engine, invoke_module("invoke_jid").unwrap()).unwrap();
+        let instance = linker.instantiate(&mut store, &module).unwrap();
+        let invoke = instance.get_typed_func::<(i32, i32, f64), i64>(&mut store, "invoke_jid").unwrap();
+
+        assert_eq!(invoke.call(&mut store, (2, 1, 0.5)).unwrap(), 7);
+        assert_eq!(std::mem::take(store.data_mut()), ["call with 1 and 0.5"]);
+        assert_eq!(invoke.call(&mut store, (2, -1, 0.5)).unwrap(), 0);
+        assert_eq!(*store.data(), ["call with -1 and 0.5", "restore 4711", "threw 1 0"]);
     }
 }

@@ -39,10 +39,10 @@ pub(super) const TAG: &str = "__c_longjmp";
 
 /// Replaces every import `env.invoke_*` and `env._emscripten_throw_longjmp` of `wasm` with a function of the module.
 ///
-/// A module without such imports, or without the exports that these functions need, is returned unchanged.
+/// A module without such imports is returned unchanged.
 ///
 /// # Errors
-/// When `wasm` is not a valid module.
+/// When `wasm` is not a valid module, or lacks an export that these functions are built on.
 pub(super) fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     let plan = Plan::read(wasm)?;
     if plan.lowered.is_empty() {

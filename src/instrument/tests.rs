@@ -217,6 +217,14 @@ fn data_that_is_not_written_at_instantiation_is_refused() {
 }
 
 #[test]
+fn code_that_uses_a_data_segment_while_it_runs_is_refused() {
+    let wasm = Sample { start: Some(vec![Instruction::DataDrop(0)]), passive: false }.encode();
+    for message in [message(instrument(&wasm)), message(instrument_side_module(&wasm))] {
+        assert!(message.contains("function 3 uses a data segment"), "{message}");
+    }
+}
+
+#[test]
 fn a_module_that_is_not_pglite_is_refused_by_a_function_that_it_lacks() {
     assert!(message(instrument(&PLAIN.encode())).starts_with("getpid: expected an exported function"));
     assert!(matches!(instrument(b"\0asm"), Err(InstrumentError::Malformed(_))));

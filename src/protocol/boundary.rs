@@ -141,4 +141,45 @@ mod tests {
             }
         }
     }
+
+    /// A client that takes three bytes at a time.
+    struct Slow;
+
+    impl Client for Slow {
+        fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len().min(3))
+        }
+
+        fn wait(&mut self, _interest: Interest, _deadline: Option<Instant>) -> Readiness {
+            Readiness::Ready
+        }
+
+        fn waker(&self) -> Waker {
+            Waker::new(|| {})
+        }
+    }
+
+    #[test]
+    fn a_transaction_stands_as_the_last_ready_for_query_that_was_sent_says() {
+        let mut client = Followed::new(Slow);
+        let transaction = client.transaction();
+        assert!(!transaction.is_open());
+        for (status, is_open) in [(b'T', true), (b'I', false), (b'E', true), (b'I', false)] {
+            let before = transaction.is_open();
+            let message = [b'Z', 0, 0, 0, 5, status];
+            assert_eq!(client.write(&message).unwrap(), 3);
+            assert_eq!((transaction.is_open(), client.is_between_messages()), (before, false));
+            assert_eq!(client.write(&message[3..]).unwrap(), 3);
+            assert_eq!((transaction.is_open(), client.is_between_messages()), (is_open, true));
+            // The body of another message is not a status.
+            for part in [&b"D\0\0"[..], b"\0\x05Z"] {
+                client.write(part).unwrap();
+            }
+            assert_eq!(transaction.is_open(), is_open);
+        }
+    }
 }

@@ -139,11 +139,17 @@ mod tests {
 
     #[test]
     fn the_first_error_is_found_behind_other_messages() {
-        let error = b"SERROR\0C42601\0Msyntax\nerror\0P7\0Htry\0\0";
+        let error = b"SERROR\0C42601\0Msyntax\nerror\0Dat the end\0P7\0Htry\0\0";
         let error = first_error(&answer(&[(b'C', b"SELECT 1\0"), (b'E', error), (b'Z', b"I")])).unwrap();
         assert_eq!((error.position, error.completed), (Some(7), 1));
-        assert_eq!(error.to_string(), "syntax error (SQLSTATE 42601); hint: try");
+        assert_eq!(error.to_string(), "syntax error (SQLSTATE 42601); detail: at the end; hint: try");
         assert_eq!(first_error(&answer(&[(b'Z', b"I")])), None);
+    }
+
+    #[test]
+    fn a_query_ends_with_its_only_nul() {
+        assert_eq!(simple_query("x").unwrap(), b"Q\0\0\0\x06x\0");
+        assert!(simple_query("SELECT 1\0; DROP TABLE t").unwrap_err().to_string().contains("NUL"));
     }
 
     #[test]

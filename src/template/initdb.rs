@@ -218,5 +218,9 @@ mod tests {
             r#""/pglite/bin/postgres" --check -c max_connections=100 -c name='a b' < "/dev/null" > "/dev/null" 2>&1"#;
         let expected = ["/pglite/bin/postgres", "--check", "-c", "max_connections=100", "-c", "name=a b"];
         assert_eq!(words(command).unwrap(), expected);
+        for redirected in ["a b 2>/dev/null c", "a b >/dev/null", "a b | c", "a b & c", "a b ; c"] {
+            assert_eq!(words(redirected).unwrap(), ["a", "b"], "{redirected}");
+        }
+        assert_eq!(words("a 'b"), None, "a quotation that does not end");
     }
 }

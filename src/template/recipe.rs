@@ -152,8 +152,12 @@ mod tests {
     #[test]
     fn identifiers_are_quoted() {
         assert_eq!(quote_identifier(r#"a "b""#).unwrap(), r#""a ""b""""#);
-        assert!(quote_identifier("").is_err());
-        assert!(quote_identifier(&"x".repeat(64)).is_err());
+        assert_eq!(quote_identifier(&"x".repeat(63)).unwrap().len(), 65);
+        for (name, problem) in
+            [("", "cannot be the name"), ("a\0", "cannot be the name"), (&"x".repeat(64), "too long")]
+        {
+            assert!(quote_identifier(name).unwrap_err().to_string().contains(problem), "{name}");
+        }
     }
 
     #[test]

@@ -242,6 +242,8 @@ fn read_label(directory: &Path) -> anyhow::Result<Label> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn shelf() -> (tempfile::TempDir, Shelf) {
@@ -259,11 +261,26 @@ mod tests {
     #[test]
     fn templates_are_listed_by_name_with_what_there_is_to_know() {
         let (_outer, shelf) = shelf();
+        // In no order that a directory could have them in by itself.
+        put(&shelf, "d", "four", None);
+        // Alike but for what a file's name may not have.
+        put(&shelf, "b.ä", "five", None);
+        // What is not in its place yet.
+        fs::create_dir(shelf.directory().path(".new-d")).unwrap();
+        fs::copy(shelf.path("d").join(LABEL), shelf.directory().path(".new-d").join(LABEL)).unwrap();
         put(&shelf, "b/ä", "one", Some(&Recipe::empty("one")));
+        put(&shelf, "c", "three", None);
         put(&shelf, "a", "two", None);
         let list = shelf.list().unwrap();
         let told: Vec<_> = list.iter().map(|s| (s.name.as_str(), s.database.as_str(), s.has_recipe)).collect();
-        assert_eq!(told, [("a", "two", false), ("b/ä", "one", true)]);
+        let expected = [
+            ("a", "two", false),
+            ("b.ä", "five", false),
+            ("b/ä", "one", true),
+            ("c", "three", false),
+            ("d", "four", false),
+        ];
+        assert_eq!(told, expected);
         assert!(list[0].size >= 5000);
         assert_eq!(shelf.recipe("b/ä").unwrap(), Some(Recipe::empty("one")));
     }
@@ -283,8 +300,12 @@ mod tests {
     #[test]
     fn the_template_made_last_answers_to_its_database() {
         let (_outer, shelf) = shelf();
-        put(&shelf, "a", "app", None);
-        put(&shelf, "b", "app", None);
+        let now = SystemTime::now();
+        for (name, seconds) in [("a", 2), ("b", 3), ("c", 1)] {
+            put(&shelf, name, "app", None);
+            let label = fs::File::open(shelf.path(name).join(LABEL)).unwrap();
+            label.set_modified(now - Duration::from_secs(10 - seconds)).unwrap();
+        }
         assert_eq!(shelf.with_database("app").unwrap().as_deref(), Some("b"));
         assert_eq!(shelf.with_database("b").unwrap(), None);
     }

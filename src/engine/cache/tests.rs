@@ -17,10 +17,12 @@ fn a_new_cache_directory_is_private() {
 #[test]
 fn a_directory_that_others_may_write_is_refused() {
     let outer = tempfile::tempdir().unwrap();
-    fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let error = format!("{:#}", Cache::open(Some(outer.path())).unwrap_err());
-    assert!(error.contains("others can write to it (mode 0777)"), "{error}");
-    assert!(error.contains("--cache-dir"), "{error}");
+    for (mode, told) in [(0o777, "0777"), (0o770, "0770"), (0o702, "0702")] {
+        fs::set_permissions(outer.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let error = format!("{:#}", Cache::open(Some(outer.path())).unwrap_err());
+        assert!(error.contains(&format!("others can write to it (mode {told})")), "{error}");
+        assert!(error.contains("--cache-dir"), "{error}");
+    }
 }
 
 #[test]

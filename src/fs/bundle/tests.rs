@@ -37,6 +37,9 @@ fn a_bundle_becomes_a_tree_that_holds_nothing_in_memory() {
     assert_eq!(file(&tree, "/pglite/bin/postgres"), Some((0o555, b"abc".to_vec())));
     assert_eq!(file(&tree, "/pglite/share/b"), Some((0o644, b"defg".to_vec())));
     assert_eq!(tree.private_bytes(), 0);
+    let script = br#"files:[{filename:"/home/.pgpass",start:0,end:1}]"#;
+    let tree = Tree::from_frozen(open(script, b"a").unwrap());
+    assert_eq!(file(&tree, "/home/.pgpass"), Some((0o600, b"a".to_vec())), "it is its owner's alone");
 }
 
 #[test]
@@ -74,6 +77,9 @@ fn archive(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         header.set_size(bytes.len() as u64);
         header.set_mode(*mode);
+        if name.ends_with('/') {
+            header.set_entry_type(tar::EntryType::Directory);
+        }
         header.set_cksum();
         builder.append(&header, *bytes).unwrap();
     }
@@ -84,14 +90,21 @@ fn archive(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
 fn an_extension_is_unpacked_below_its_directory_and_replaces_older_files() {
     let mut tree = Tree::new();
     let old = archive(&[("lib/postgresql/x.so", 0o755, b"old")]);
-    let new =
-        archive(&[("share/x.control", 0o644, b"c"), (".hidden", 0o644, b"h"), ("lib/postgresql/x.so", 0o755, b"new")]);
+    let new = archive(&[
+        ("share/x.control", 0o644, b"c"),
+        (".hidden", 0o644, b"h"),
+        ("empty/", 0o755, b""),
+        ("lib/postgresql/x.so", 0o755, b"new"),
+    ]);
     unpack_extension(&mut tree, old.as_slice(), "/pglite").unwrap();
     let paths = unpack_extension(&mut tree, new.as_slice(), "/pglite").unwrap();
     assert_eq!(paths, ["/pglite/share/x.control", "/pglite/lib/postgresql/x.so"]);
     assert_eq!(file(&tree, "/pglite/lib/postgresql/x.so"), Some((0o755, b"new".to_vec())));
     assert_eq!(file(&tree, "/pglite/share/x.control"), Some((0o644, b"c".to_vec())));
     assert_eq!(file(&tree, "/pglite/.hidden"), None);
+    let inodes = tree.inodes();
+    make_directories(&mut tree, b"/pglite/empty").unwrap();
+    assert_eq!(tree.inodes(), inodes, "an empty directory is there already");
 }
 
 #[test]

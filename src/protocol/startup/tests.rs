@@ -136,15 +136,40 @@ fn a_client_is_told_only_what_is_wrong_with_a_packet_that_is_one() {
 
 #[test]
 fn a_client_may_leave_before_a_packet_but_not_in_the_middle_of_one() {
-    let mut negotiation = Negotiation::default();
+    let negotiation = Negotiation::default();
     assert_eq!(negotiation.left_after(b""), None);
     for begun in [&b"\0"[..], b"\0\0\0", b"\0\0\0\x09", b"\0\0\0\x09\0\x03"] {
         assert_eq!(negotiation.left_after(begun), Some(StartupError::Incomplete), "{begun:?}");
     }
-    assert_eq!(negotiation.accept(&packet(SSL_REQUEST, b"")), Ok(Step::RefuseEncryption));
-    for (begun, meaning) in [(&b""[..], None), (b"\0\0", None), (b"\0\0\0\x09", Some(StartupError::Incomplete))] {
-        assert_eq!(negotiation.left_after(begun), meaning, "{begun:?}");
+    for request in [SSL_REQUEST, GSSENC_REQUEST] {
+        let mut negotiation = Negotiation::default();
+        assert_eq!(negotiation.accept(&packet(request, b"")), Ok(Step::RefuseEncryption));
+        for (begun, meaning) in [(&b""[..], None), (b"\0\0", None), (b"\0\0\0\x09", Some(StartupError::Incomplete))] {
+            assert_eq!(negotiation.left_after(begun), meaning, "{begun:?}");
+        }
     }
+}
+
+#[test]
+fn replication_is_asked_for_by_every_value_that_is_not_false() {
+    let asks = |value: &str| {
+        let parameters = format!("user\0u\0replication\0{value}\0\0");
+        started(&packet(version(3, 0), parameters.as_bytes())).asks_for_replication()
+    };
+    for value in ["false", "no", "off", "0", "f", "FALSE", "No", "oFF", "F"] {
+        assert!(!asks(value), "{value}");
+    }
+    for value in ["true", "yes", "on", "1", "database"] {
+        assert!(asks(value), "{value}");
+    }
+    assert!(!started(&packet(version(3, 0), b"user\0u\0\0")).asks_for_replication());
+}
+
+#[test]
+fn a_packet_of_the_hosts_own_has_the_parameters_that_it_was_made_of_and_no_other() {
+    let message = started(&StartupMessage::packet(&[("user", "alice"), ("x", "1\0database\0evil")]));
+    assert_eq!((message.protocol, &message.user[..], &message.database[..]), ((3, 0), &b"alice"[..], &b"alice"[..]));
+    assert_eq!(message.parameters, [(b"x".to_vec(), b"1databaseevil".to_vec())]);
 }
 
 fn any_packet() -> impl Strategy<Value = Vec<u8>> {
@@ -182,14 +207,27 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_get_an_answer(bytes in vec(any::<u8>(), 0..64)) {
-        let _ = first(&bytes);
+    fn any_bytes_get_an_answer(
+        bytes in vec(any::<u8>(), 0..64),
+        parameters in vec(prop_oneof![Just(0_u8), any::<u8>()], 0..64),
+    ) {
+        let _ = (first(&bytes), first(&packet(version(3, 0), &parameters)));
     }
 
     #[test]
-    fn any_parameters_get_an_answer(bytes in vec(prop_oneof![Just(0_u8), any::<u8>()], 0..64)) {
-        if let Ok(Step::Start(message)) = first(&packet(version(3, 0), &bytes)) {
-            prop_assert!(!message.user.is_empty() && !message.database.is_empty());
+    fn the_last_user_and_the_last_database_count_and_a_database_without_a_name_is_the_user(
+        pairs in vec((prop::sample::select(vec!["user", "database", "options", "x"]), "[ab]{0,2}"), 0..8),
+    ) {
+        let text: String = pairs.iter().map(|(name, value)| format!("{name}\0{value}\0")).collect();
+        let last = |wanted: &str| pairs.iter().rev().find(|(name, _)| *name == wanted).map_or("", |(_, value)| value);
+        let (user, database) = (last("user"), last("database"));
+        match first(&packet(version(3, 0), format!("{text}\0").as_bytes())) {
+            Ok(Step::Start(message)) => {
+                prop_assert!(!user.is_empty());
+                prop_assert_eq!(message.user, user.as_bytes());
+                prop_assert_eq!(message.database, if database.is_empty() { user } else { database }.as_bytes());
+            }
+            refused => prop_assert!(user.is_empty() && refused == Err(StartupError::NoUser), "{refused:?}"),
         }
     }
 }

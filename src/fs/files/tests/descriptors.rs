@@ -20,6 +20,10 @@ fn the_flags_of_open_mean_what_posix_says() {
     let fd = files.open(HERE, b"/f", OpenFlags::READ_ONLY, 0).unwrap();
     assert_eq!(files.write(fd, None, b"x"), Err(Errno::EBADF));
     assert_eq!(files.ftruncate(fd, 1), Err(Errno::EINVAL));
+    assert_eq!(files.allocate(fd, 1), Err(Errno::EINVAL));
+    let flags = CREATE.with(OpenFlags::TRUNCATE).with(OpenFlags::APPEND);
+    let fd = files.open(HERE, b"/f", flags, 0).unwrap();
+    assert_eq!(files.flags(fd), Ok(OpenFlags::READ_WRITE.with(OpenFlags::APPEND)), "those that matter later are kept");
 }
 
 #[test]
@@ -61,8 +65,23 @@ fn descriptors_are_the_lowest_that_are_free() {
     assert_eq!(open(&mut files), 4);
     assert_eq!(files.dup_to(3, 20), Ok(20));
     assert_eq!(files.dup_to(3, 4), Ok(4));
+    assert_eq!(files.dup_to(3, 3), Ok(3));
+    assert_eq!((files.dup(3, -1), files.dup(3, 4096)), (Err(Errno::EINVAL), Err(Errno::EINVAL)));
     assert_eq!(files.close(99), Err(Errno::EBADF));
     assert_eq!(files.close(-1), Err(Errno::EBADF));
+}
+
+#[test]
+fn what_a_descriptor_was_before_it_became_a_duplicate_is_closed() {
+    let mut files = files();
+    put(&mut files, "/f", b"x");
+    let (fd, other) = (files.open(HERE, b"/f", OpenFlags::READ_ONLY, 0).unwrap(), files.dup(0, 0).unwrap());
+    let ino = files.fstat(fd).unwrap().ino;
+    files.unlink(HERE, b"/f").unwrap();
+    assert_eq!(files.dup_to(fd, fd), Ok(fd));
+    assert!(files.tree().lock().node(ino).is_some());
+    assert_eq!(files.dup_to(other, fd), Ok(fd));
+    assert!(files.tree().lock().node(ino).is_none());
 }
 
 #[test]
@@ -96,8 +115,15 @@ fn seeking_before_the_start_fails_and_past_the_end_does_not() {
     assert_eq!(files.seek(fd, -4, Whence::Current), Err(Errno::EINVAL));
     assert_eq!(files.seek(fd, 100, Whence::Current), Ok(103));
     assert_eq!(files.read(fd, None, &mut [0]), Ok(0));
+    assert_eq!(files.read(fd, Some(1), &mut [0; 9]), Ok(2));
+    assert_eq!(files.seek(fd, 0, Whence::Current), Ok(103), "reading elsewhere does not move it");
+    assert_eq!(files.seek(fd, i64::MAX, Whence::Start), Ok(i64::MAX.cast_unsigned()));
+    assert_eq!(files.seek(fd, 1, Whence::Current), Err(Errno::EINVAL));
     assert_eq!(files.write(fd, Some(u64::MAX), b"x"), Err(Errno::EFBIG));
     assert_eq!(files.seek(0, 0, Whence::Start), Err(Errno::ESPIPE));
+    let null = files.open(HERE, b"/dev/null", OpenFlags::READ_ONLY, 0).unwrap();
+    assert_eq!(files.seek(null, 5, Whence::Start), Ok(0));
+    assert_eq!((files.is_seekable(0), files.is_seekable(null), files.is_seekable(fd)), (Ok(false), Ok(true), Ok(true)));
 }
 
 #[test]

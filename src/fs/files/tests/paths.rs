@@ -12,6 +12,9 @@ fn a_rename_over_an_open_file_keeps_the_old_content_readable() {
     assert_eq!(get_open(&mut files, fd), b"old");
     assert_eq!(get(&mut files, "/old").unwrap(), b"new");
     assert_eq!(get(&mut files, "/new"), Err(Errno::ENOENT));
+    let ino = files.fstat(fd).unwrap().ino;
+    files.close(fd).unwrap();
+    assert!(files.tree().lock().node(ino).is_none(), "nobody has the old one any more");
 }
 
 #[test]
@@ -26,6 +29,7 @@ fn a_directory_may_replace_an_empty_directory_and_nothing_else() {
     assert_eq!(rename("/a", "/f"), Err(Errno::ENOTDIR));
     assert_eq!(rename("/f", "/a"), Err(Errno::EISDIR));
     assert_eq!(rename("/full", "/full/x/y"), Err(Errno::EINVAL));
+    assert_eq!(rename("/f", "/new/"), Err(Errno::ENOTDIR));
     assert_eq!(rename("/full", "/full"), Ok(()));
     assert_eq!(rename("/full", "/b"), Ok(()));
     assert_eq!(mode(&files, "/b/x") & S_IFMT, S_IFDIR);
@@ -52,6 +56,7 @@ fn hard_links_are_one_file_and_count_their_names() {
     put(&mut files, "/two", b"both");
     assert_eq!(get(&mut files, "/one").unwrap(), b"both");
     assert_eq!(files.stat(HERE, b"/one", Follow::No).unwrap().attributes.links, 2);
+    assert_eq!(files.link((HERE, b"/one"), (HERE, b"/two"), Follow::No), Err(Errno::EEXIST));
     files.unlink(HERE, b"/one").unwrap();
     assert_eq!(get(&mut files, "/two").unwrap(), b"both");
     assert_eq!(files.link((HERE, b"/tmp"), (HERE, b"/t"), Follow::No), Err(Errno::EPERM));
@@ -72,6 +77,19 @@ fn symbolic_links_are_followed_relative_to_where_they_lie_and_loops_end() {
     let no_follow = OpenFlags::NO_FOLLOW;
     assert_eq!(files.open(HERE, b"/absolute", no_follow, 0), Err(Errno::ELOOP));
     assert_eq!(files.readlink(HERE, b"/d/f"), Err(Errno::EINVAL));
+    assert_eq!(files.stat(HERE, b"/absolute", Follow::No).unwrap().size, 11);
+    assert_eq!(files.symlink(b"", HERE, b"/empty"), Err(Errno::ENOENT));
+}
+
+#[test]
+fn forty_symbolic_links_are_followed_on_the_way_and_no_more() {
+    let mut files = files();
+    put(&mut files, "/0", b"x");
+    for number in 1..=41 {
+        files.symlink(format!("{}", number - 1).as_bytes(), HERE, format!("/{number}").as_bytes()).unwrap();
+    }
+    assert_eq!(get(&mut files, "/40").unwrap(), b"x");
+    assert_eq!(get(&mut files, "/41"), Err(Errno::ELOOP));
 }
 
 #[test]
@@ -115,7 +133,27 @@ fn removing_a_directory_asks_for_an_empty_one() {
     files.chdir(b"/d").unwrap();
     assert_eq!(files.rmdir(HERE, b"/d/"), Ok(()));
     assert_eq!(files.getcwd(), Err(Errno::ENOENT));
+    let fd = files.open(HERE, b".", OpenFlags::DIRECTORY, 0).unwrap();
+    assert_eq!(files.read_directory(fd, 5).unwrap_err(), Errno::ENOENT);
     assert_eq!(files.open(HERE, b"f", CREATE, 0o666), Err(Errno::ENOENT));
+    let ino = files.fstat(fd).unwrap().ino;
+    files.close(fd).unwrap();
+    assert!(files.tree().lock().node(ino).is_some(), "somebody is still in it");
+    files.chdir(b"/").unwrap();
+    assert!(files.tree().lock().node(ino).is_none());
+}
+
+#[test]
+fn a_directory_that_was_removed_lives_until_the_last_process_that_is_in_it_ends() {
+    let mut files = files();
+    files.mkdir(HERE, b"/d", 0o777).unwrap();
+    let ino = files.stat(HERE, b"/d", Follow::Yes).unwrap().ino;
+    let mut inside = neighbour(&files);
+    inside.chdir(b"/d").unwrap();
+    files.rmdir(HERE, b"/d").unwrap();
+    assert!(files.tree().lock().node(ino).is_some());
+    drop(inside);
+    assert!(files.tree().lock().node(ino).is_none());
 }
 
 #[test]
@@ -126,14 +164,28 @@ fn permission_bits_are_kept_masked_and_minded() {
     assert_eq!(mode(&files, "/f"), S_IFREG | 0o600);
     files.mkdir(HERE, b"/d", 0o777).unwrap();
     assert_eq!(mode(&files, "/d"), S_IFDIR | 0o700);
+    files.mkdir(HERE, b"/sticky", 0o7777).unwrap();
+    assert_eq!(mode(&files, "/sticky"), S_IFDIR | 0o1700, "a directory is made with no other bit beyond the nine");
     files.chmod(HERE, b"/f", 0o400, Follow::Yes).unwrap();
     assert_eq!(files.access(HERE, b"/f", &[Access::Read]), Ok(()));
     assert_eq!(files.access(HERE, b"/f", &[Access::Write]), Err(Errno::EACCES));
-    assert_eq!(files.open(HERE, b"/f", OpenFlags::READ_WRITE, 0), Err(Errno::EACCES));
+    for flags in [OpenFlags::READ_WRITE, OpenFlags::WRITE_ONLY, OpenFlags::READ_ONLY.with(OpenFlags::TRUNCATE)] {
+        assert_eq!(files.open(HERE, b"/f", flags, 0), Err(Errno::EACCES), "{flags:?}");
+    }
+    assert_eq!(files.access(HERE, b"/f", &[Access::Read, Access::Write]), Err(Errno::EACCES));
+    assert_eq!(files.truncate(b"/f", 0), Err(Errno::EACCES));
+    assert_eq!(get(&mut files, "/f").unwrap(), b"x");
     files.chmod(HERE, b"/d", 0o600, Follow::Yes).unwrap();
-    assert_eq!(files.stat(HERE, b"/d/x", Follow::Yes).unwrap_err(), Errno::EACCES);
+    for path in [&b"/d/x"[..], b"/d/.", b"/d/.."] {
+        assert_eq!(files.stat(HERE, path, Follow::Yes).unwrap_err(), Errno::EACCES);
+    }
+    assert_eq!(files.chdir(b"/d"), Err(Errno::EACCES));
     files.chmod(HERE, b"/d", 0o500, Follow::Yes).unwrap();
     assert_eq!(files.mkdir(HERE, b"/d/x", 0o777), Err(Errno::EACCES));
+    // The one user there is is everybody.
+    files.chmod(HERE, b"/f", S_IFDIR | 0o006, Follow::Yes).unwrap();
+    assert_eq!(mode(&files, "/f"), S_IFREG | 0o006, "the type of a file stays");
+    assert_eq!(files.access(HERE, b"/f", &[Access::Read, Access::Write]), Ok(()));
 }
 
 #[test]
@@ -146,8 +198,17 @@ fn times_follow_writes_and_can_be_set() {
     let times = files.stat(HERE, b"/f", Follow::Yes).unwrap().attributes;
     assert_eq!(times.modified, long_ago);
     assert!(times.accessed > long_ago && times.changed > long_ago);
-    put(&mut files, "/f", b"y");
-    assert!(files.stat(HERE, b"/f", Follow::Yes).unwrap().attributes.modified > long_ago);
+    let fd = files.open(HERE, b"/f", OpenFlags::READ_WRITE, 0).unwrap();
+    let changes: [fn(&mut Files, i32) -> Result<(), Errno>; 2] =
+        [|files, fd| files.write(fd, None, b"y").map(drop), |files, fd| files.ftruncate(fd, 9)];
+    for change in changes {
+        files.utimens(HERE, b"/f", NewTime::At(long_ago), NewTime::At(long_ago), Follow::Yes).unwrap();
+        change(&mut files, fd).unwrap();
+        let times = files.fstat(fd).unwrap().attributes;
+        assert!(times.modified > long_ago && times.accessed == long_ago, "{times:?}");
+    }
+    files.utimens(At::Descriptor(fd), b"", NewTime::Keep, NewTime::At(long_ago), Follow::Yes).unwrap();
+    assert_eq!(files.fstat(fd).unwrap().attributes.modified, long_ago, "an empty path is the descriptor itself");
 }
 
 #[test]
@@ -158,7 +219,8 @@ fn names_and_paths_have_the_limits_of_linux_and_may_be_any_bytes() {
     assert!(files.stat(HERE, &longest, Follow::Yes).is_ok());
     let too_long = [b"/".as_slice(), &[b'a'; 256]].concat();
     assert_eq!(files.open(HERE, &too_long, CREATE, 0), Err(Errno::ENAMETOOLONG));
-    assert_eq!(files.open(HERE, &b"/./".repeat(1366), CREATE, 0), Err(Errno::ENAMETOOLONG));
+    assert_eq!(files.stat(HERE, &b"/".repeat(4095), Follow::Yes).unwrap().mode & S_IFMT, S_IFDIR);
+    assert_eq!(files.stat(HERE, &b"/".repeat(4096), Follow::Yes).unwrap_err(), Errno::ENAMETOOLONG);
 }
 
 #[test]
