@@ -136,3 +136,20 @@ impl Client for Nobody {
         })
     }
 }
+
+/// Writes all of `bytes`, waiting for the client where it has to.
+///
+/// # Errors
+/// Those of [`Client::write`].
+pub(crate) fn write_all(client: &mut (impl Client + ?Sized), mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match client.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                client.wait(Interest::Write, None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    client::{Client, Interest, Readiness},
+    client::{Client, Interest, Readiness, write_all},
     log::LogSink,
     protocol::{
         boundary::Followed,
@@ -161,18 +161,4 @@ fn read_more<C: Client>(
         }
     }
     Ok(true)
-}
-
-/// Writes all of `bytes`, waiting for the window where it has to.
-fn write_all<C: Client>(client: &mut C, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match client.write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                client.wait(Interest::Write, None);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -13,8 +13,23 @@ pub(crate) mod process {
     pub(crate) const EXIT_ALIVE: i32 = 99;
     /// The status when an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
     pub(crate) const EXIT_LONGJMP: i32 = 100;
-    /// Offset of `owner_pid` in `struct Latch` (`src/include/storage/latch.h`).
-    pub(crate) const LATCH_OWNER: u32 = 12;
+}
+
+/// `struct Latch` (`src/include/storage/latch.h`).
+pub(crate) mod latch {
+    /// Offset of `is_set`, an `int`.
+    pub(crate) const IS_SET: u64 = 0;
+    /// Offset of `maybe_sleeping`, an `int`.
+    pub(crate) const MAYBE_SLEEPING: u64 = 4;
+    /// Offset of `owner_pid`, an `int`.
+    pub(crate) const OWNER: u32 = 12;
+}
+
+/// The stack.
+pub(crate) mod stack {
+    /// `STACK_DEPTH_SLOP`: what is left beyond the limit for functions that do not check the depth
+    /// (`src/include/miscadmin.h`).
+    pub(crate) const DEPTH_SLOP: usize = 512 << 10;
 }
 
 /// The children of a postmaster: the table `child_process_kinds` (`src/backend/postmaster/launch_backend.c`).

@@ -27,7 +27,7 @@ const PARAMETER_STATUS: u8 = b'S';
 const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 
 /// `ReadyForQuery`, outside a transaction.
-const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
+const READY_AND_IDLE: &[u8] = b"Z\0\0\0\x05I";
 
 /// The bootstrap superuser, as which a backend is started.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
@@ -148,7 +148,7 @@ impl Backend {
         let sent = self.call::<(), ()>("pgl_sendConnData", ()).and_then(|()| self.call::<(), ()>("pgl_pq_flush", ()));
         let data = self.guest().client.release();
         sent?;
-        let data = data.strip_prefix(AUTHENTICATION_OK).and_then(|data| data.strip_suffix(READY_FOR_QUERY));
+        let data = data.strip_prefix(AUTHENTICATION_OK).and_then(|data| data.strip_suffix(READY_AND_IDLE));
         self.guest().client.write_all(data.context("pgl_sendConnData sends something else than it did")?);
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::{
     image::Image,
     instrument::HAS_CHECKPOINTER,
     log::LineConsole,
-    postgres::{catalog, checkpoint, child, destination, process},
+    postgres::{catalog, checkpoint, child, destination, latch},
 };
 
 /// The flags of a checkpoint that is made at once.
@@ -200,7 +200,7 @@ impl Backend {
         self.write(self.facts().address("IsUnderPostmaster")?, &[1])?;
         self.write_u32(self.facts().where_to_send_output, destination)?;
         let latch = self.read_u32(self.facts().address("MyLatch")?)?;
-        self.write_u32(latch.wrapping_add(process::LATCH_OWNER), process_id.cast_unsigned())?;
+        self.write_u32(latch.wrapping_add(latch::OWNER), process_id.cast_unsigned())?;
         // on_exit_reset: what the postmaster does at its end is not this one's to do.
         for callbacks in self.facts().exit_callbacks {
             self.write_u32(callbacks, 0)?;

@@ -111,10 +111,10 @@ impl Baton {
 
     fn queue(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
         let holder = Holder { signals: signals.clone(), priority };
-        self.ask(holder)?.map_or(Ok(()), |(place, holder)| self.wait(&place, holder))
+        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder))
     }
 
-    /// Takes the baton for `holder` if it is free; otherwise adds a place to the queue.
+    /// Takes the baton for `holder` if it is free; otherwise adds a waiter to the queue.
     fn ask(&self, holder: Holder) -> Result<Option<(Arc<Waiter>, Holder)>, Crashed> {
         let mut state = self.state.lock();
         if state.crashed {
@@ -128,26 +128,26 @@ impl Baton {
         if current.priority == Priority::Background {
             current.signals.interrupt();
         }
-        let place = Arc::new(Waiter::default());
-        state.queue.push_back(place.clone());
-        Ok(Some((place, holder)))
+        let waiter = Arc::new(Waiter::default());
+        state.queue.push_back(waiter.clone());
+        Ok(Some((waiter, holder)))
     }
 
-    /// Waits until `place` is called, and takes the baton for `holder`.
-    fn wait(&self, place: &Arc<Waiter>, holder: Holder) -> Result<(), Crashed> {
+    /// Waits until `waiter` is called, and takes the baton for `holder`.
+    fn wait(&self, waiter: &Arc<Waiter>, holder: Holder) -> Result<(), Crashed> {
         loop {
-            let called = place.wait();
+            let called = waiter.wait();
             let mut state = self.state.lock();
             if state.crashed {
                 return Err(Crashed);
             }
             if called {
-                // The caller took the place out of the queue and reserved the baton for it.
+                // The caller took the waiter out of the queue and reserved the baton for it.
                 state.holder = Some(holder);
                 return Ok(());
             }
             if let (Some(front), Some(current)) = (state.queue.front(), &state.holder)
-                && Arc::ptr_eq(front, place)
+                && Arc::ptr_eq(front, waiter)
             {
                 current.signals.interrupt();
             }
@@ -190,8 +190,8 @@ impl Baton {
         state.crashed = true;
         state.holder = None;
         self.waiting.store(0, Ordering::SeqCst);
-        for place in state.queue.drain(..) {
-            place.call();
+        for waiter in state.queue.drain(..) {
+            waiter.call();
         }
         self.begun.notify_all();
     }

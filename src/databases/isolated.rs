@@ -34,7 +34,7 @@ pub enum Start {
 /// All connections that have a cluster of their own.
 pub(crate) struct Isolated {
     templates: Arc<Templates>,
-    start: Start,
+    origin: Start,
     live: Mutex<BTreeMap<u32, Live>>,
 }
 
@@ -46,8 +46,8 @@ struct Live {
 }
 
 impl Isolated {
-    pub(crate) fn new(templates: Arc<Templates>, start: Start) -> Self {
-        Self { templates, start, live: Mutex::default() }
+    pub(crate) fn new(templates: Arc<Templates>, origin: Start) -> Self {
+        Self { templates, origin, live: Mutex::default() }
     }
 
     /// Prepares what the first connection most likely needs.
@@ -79,7 +79,7 @@ impl Isolated {
                 return Ok(SessionEnd::Refused(report.with_hint("Prepare it: pglite-port prepare NAME --sql FILE")));
             }
         };
-        let mut backend = self.start(&template, start.log)?;
+        let mut backend = self.make_backend(&template, start.log)?;
         let mut secret = [0; 4];
         random::fill(&mut secret)?;
         let footprint = Arc::new(Footprint::of(&mut backend)?);
@@ -109,9 +109,9 @@ impl Isolated {
         })
     }
 
-    fn start(&self, template: &Arc<Template>, log: &LogSink) -> anyhow::Result<Backend> {
+    fn make_backend(&self, template: &Arc<Template>, log: &LogSink) -> anyhow::Result<Backend> {
         let console = Box::new(LineConsole::of_session(log.clone()));
-        match self.start {
+        match self.origin {
             Start::Clone => self.templates.pool().take(template, console),
             Start::Boot => template.boot(self.templates.program(), console),
         }

@@ -6,7 +6,7 @@ use wasmtime::{Caller, Linker};
 
 use super::{Guest, memory, waiting};
 use crate::{
-    client::{Client, Interest, Readiness, Waker},
+    client::{Client, Interest, Readiness, Waker, write_all},
     fs::Errno,
     instrument::HOOK_MODULE,
 };
@@ -109,16 +109,14 @@ impl ClientStream {
 
     /// Sends all of `bytes` in place of the backend, between two of its messages, and waits where necessary. A client
     /// that is gone gets nothing.
-    pub(crate) fn write_all(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            match self.write(bytes) {
-                Ok(written) => bytes = &bytes[written..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(Interest::Write, None);
-                }
-                // The backend notices it at its next read.
-                Err(_) => return,
-            }
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) {
+        if let Some(held) = &mut self.held {
+            return held.extend(bytes);
+        }
+        self.sent += bytes.len() as u64;
+        if let Some(client) = &mut self.client {
+            // The backend notices a client that is gone at its next read.
+            let _ = write_all(&mut **client, bytes);
         }
     }
 }

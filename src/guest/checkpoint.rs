@@ -12,6 +12,7 @@ use super::{
 use crate::{
     cluster::Signal,
     postgres::{checkpoint, wait_event},
+    protocol::error_response::sqlstate,
 };
 
 /// Requests a checkpoint, and waits for it if `flags` contain that. An interrupt ends the wait like an SQL error.
@@ -86,7 +87,11 @@ fn ask(caller: &mut Caller<'_, Guest>, mut flags: u32) -> wasmtime::Result<()> {
         Ok((done.wrapping_sub(started).cast_signed() >= 0).then_some(()))
     })?;
     if read(caller, checkpoint::FAILED)? != old_failed {
-        return Err(report::error(caller, "XX000", "checkpoint request failed; the reason is in the server log"));
+        return Err(report::error(
+            caller,
+            sqlstate::INTERNAL_ERROR,
+            "checkpoint request failed; the reason is in the server log",
+        ));
     }
     Ok(())
 }

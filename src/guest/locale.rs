@@ -12,6 +12,7 @@ use crate::{
     fs::{At, Follow},
     icu::{self, Lacking},
     instrument::{HOOK_MODULE, Hook},
+    protocol::error_response::sqlstate,
 };
 
 use super::{Guest, memory, report};
@@ -52,7 +53,7 @@ fn compute<T>(
         return result;
     }
     let message = format!("the host function {} failed; the reason is in the program's log", hook.name());
-    Err(report::error(caller, "XX000", &message))
+    Err(report::error(caller, sqlstate::INTERNAL_ERROR, &message))
 }
 
 /// A computation panicked.
@@ -136,7 +137,7 @@ fn lacking(caller: &Caller<'_, Guest>, locale: &str) -> Option<Lacking> {
 fn refuse(caller: &mut Caller<'_, Guest>, missing: Option<String>) -> wasmtime::Result<()> {
     let Some(message) = missing else { return Ok(()) };
     let hint = "Start the server with the option --icu-data and the data of ICU 76.";
-    Err(report::error_with_hint(caller, "0A000", &message, Some(hint)))
+    Err(report::error_with_hint(caller, sqlstate::FEATURE_NOT_SUPPORTED, &message, Some(hint)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@
 use wasmtime::{AsContextMut, Caller, Func, FuncType, bail};
 
 use super::{Guest, call};
-use crate::postgres::level::{ERROR, FATAL};
+use crate::{
+    postgres::level::{ERROR, FATAL},
+    protocol::error_response::sqlstate,
+};
 
 /// The fields of an error.
 struct Report<'a> {
@@ -72,7 +75,9 @@ fn encode(sqlstate: &str) -> i32 {
 /// A function that a side module imports but that is undefined: calling it raises an SQL error with its name.
 pub(super) fn undefined(store: &mut impl AsContextMut<Data = Guest>, ty: FuncType, name: &str) -> Func {
     let message = format!("the function {name}, which this library needs, is not part of PGlite");
-    Func::new(store, ty, move |mut caller: Caller<'_, Guest>, _, _| Err(error(&mut caller, "0A000", &message)))
+    Func::new(store, ty, move |mut caller: Caller<'_, Guest>, _, _| {
+        Err(error(&mut caller, sqlstate::FEATURE_NOT_SUPPORTED, &message))
+    })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::Guest;
 use crate::{
     engine::WASM_STACK,
     instrument::{HOOK_MODULE, Hook},
+    postgres::stack,
 };
 
 /// How many bytes of native stack count as one byte of `max_stack_depth`.
@@ -19,15 +20,14 @@ use crate::{
 /// With this value the default of 2 MB allows as many levels as in native PostgreSQL; compiled wasm uses more stack.
 const NATIVE_BYTES: usize = 4;
 
-/// The stack beyond the limit for functions that do not check the depth (`STACK_DEPTH_SLOP` in
-/// `src/include/miscadmin.h` is a quarter of it).
-const SLOP: usize = 2 << 20;
+/// The native stack beyond the limit for functions that do not check the depth.
+const SLOP: usize = NATIVE_BYTES * stack::DEPTH_SLOP;
 
 /// The size of the stack in linear memory: PGlite is linked with `-sSTACK_SIZE=8MB`. Variables are below it.
 const GUEST_STACK: i32 = 8 << 20;
 
-/// `STACK_DEPTH_SLOP` for the stack in linear memory.
-const GUEST_SLOP: i32 = 512 << 10;
+/// The same of the stack in linear memory.
+const GUEST_SLOP: i32 = stack::DEPTH_SLOP as i32;
 
 /// The native stack of the thread on which a guest runs.
 #[derive(Clone, Copy, Default)]

@@ -3,8 +3,8 @@
 use wasmparser::Operator;
 
 use super::InstrumentError;
-use super::evidence::refusal;
 use super::targets::Target;
+use crate::postgres::latch;
 
 /// The body of `kill(pid, signal)`.
 pub(super) struct Kill {
@@ -31,7 +31,7 @@ impl Kill {
                 Operator::I32Const { value: -1 },
                 Operator::End,
             ] if value == process_id && memarg.offset == 0 => Ok(Self { raise, errno }),
-            _ => Err(refusal(target, "one with a different body")),
+            _ => Err(target.refusal("one with a different body")),
         }
     }
 }
@@ -86,7 +86,11 @@ pub(super) fn wait_site(target: &Target, operators: &[Operator]) -> Result<(usiz
             Operator::LocalGet { local_index: third },
             Operator::I32Const { value: 1 },
             Operator::I32Store { memarg: maybe_sleeping },
-        ] if first == second && second == third && is_set.offset == 0 && maybe_sleeping.offset == 4 => {
+        ] if first == second
+            && second == third
+            && is_set.offset == latch::IS_SET
+            && maybe_sleeping.offset == latch::MAYBE_SLEEPING =>
+        {
             Some(latch.offset)
         }
         _ => None,
@@ -174,7 +178,7 @@ pub(super) fn stack_measure(target: &Target, operators: &[Operator]) -> Result<S
     variables.sort_unstable();
     match variables[..] {
         [first, second] => Ok(StackMeasure { variables: [first, second], compared_at: at + 6 }),
-        _ => Err(refusal(target, &format!("one that measures with {} variables", variables.len()))),
+        _ => Err(target.refusal(&format!("one that measures with {} variables", variables.len()))),
     }
 }
 
@@ -276,7 +280,7 @@ fn same(
     found.dedup();
     match found[..] {
         [address] => Ok(address),
-        _ => Err(refusal(target, &format!("one where {what} is at {} addresses", found.len()))),
+        _ => Err(target.refusal(&format!("one where {what} is at {} addresses", found.len()))),
     }
 }
 
@@ -317,7 +321,7 @@ pub(super) fn heap_state(target: &Target, operators: &[Operator]) -> Result<u32,
         let address = state.checked_add(offset).map(u32::cast_signed);
         operators.iter().any(|operator| matches!(*operator, Operator::I32Const { value } if Some(value) == address))
     });
-    if is_laid_out { Ok(state) } else { Err(refusal(target, "one with another layout of the heap's state")) }
+    if is_laid_out { Ok(state) } else { Err(target.refusal("one with another layout of the heap's state")) }
 }
 
 /// The address of the variable that a function loads first.
@@ -329,7 +333,7 @@ pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<
         _ => None,
     };
     let first = operators.windows(2).next().and_then(load);
-    first.ok_or_else(|| refusal(target, "one that does not begin with a load of a variable"))
+    first.ok_or_else(|| target.refusal("one that does not begin with a load of a variable"))
 }
 
 /// The only place in a body where `length` instructions match, and the result of the match.
@@ -344,7 +348,7 @@ pub(super) fn once<T>(
     let mut found: Vec<_> = windows.filter_map(|(at, window)| Some((at, matches(window)?))).collect();
     match (found.pop(), found.len()) {
         (Some(place), 0) => Ok(place),
-        (None, _) => Err(refusal(target, &format!("one without {what}"))),
-        (Some(_), others) => Err(refusal(target, &format!("one with {what} in {} places", others + 1))),
+        (None, _) => Err(target.refusal(&format!("one without {what}"))),
+        (Some(_), others) => Err(target.refusal(&format!("one with {what} in {} places", others + 1))),
     }
 }

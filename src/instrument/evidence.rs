@@ -30,10 +30,10 @@ impl Found {
         for target in TARGETS {
             let candidates = found.candidates(module, &mentions, target)?;
             let [function] = candidates[..] else {
-                return Err(refusal(target, &describe(&candidates)));
+                return Err(target.refusal(&describe(&candidates)));
             };
             if !target.signature.is_that_of(module, function) {
-                return Err(refusal(target, &format!("function {function}, which takes or returns something else")));
+                return Err(target.refusal(&format!("function {function}, which takes or returns something else")));
             }
             found.functions.insert(target.name, (function, target));
         }
@@ -281,14 +281,14 @@ impl Target {
         };
         format!("one function with {parameters} parameters and {results} results {evidence}")
     }
-}
 
-/// The error for a function that was not found, or whose body is not the expected one.
-pub(super) fn refusal(target: &Target, found: &str) -> InstrumentError {
-    InstrumentError::Evidence {
-        function: target.name.to_owned(),
-        expected: target.expectation(),
-        found: found.to_owned(),
+    /// The error for a function that was not found, or whose body is not the expected one.
+    pub(super) fn refusal(&self, found: &str) -> InstrumentError {
+        InstrumentError::Evidence {
+            function: self.name.to_owned(),
+            expected: self.expectation(),
+            found: found.to_owned(),
+        }
     }
 }
 

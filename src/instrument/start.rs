@@ -5,7 +5,6 @@ use wasmparser::Operator;
 
 use super::InstrumentError;
 use super::bodies::once;
-use super::evidence::refusal;
 use super::targets::Target;
 
 /// A setting with libraries to load when a session starts, and the arguments of `load_libraries` for it
@@ -40,7 +39,7 @@ pub(super) fn preloads(
     };
     let found: Vec<Preload> = operators.windows(5).filter_map(call).collect();
     found.try_into().map_err(|found: Vec<_>| {
-        refusal(target, &format!("one that loads the libraries of {} settings instead of two", found.len()))
+        target.refusal(&format!("one that loads the libraries of {} settings instead of two", found.len()))
     })
 }
 

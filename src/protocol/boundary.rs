@@ -4,10 +4,8 @@ use std::{io, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 
+use super::messages::{Head, READY_FOR_QUERY};
 use crate::client::{Client, Endpoints, Interest, Readiness, Waker};
-
-/// Bytes in front of a message's body: its type and its length.
-const HEAD: usize = 5;
 
 /// A client whose outgoing messages are followed. A clone follows the same messages.
 #[derive(Clone)]
@@ -27,8 +25,6 @@ struct Position {
     status: Option<u8>,
 }
 
-/// The type of the message with the transaction status.
-const READY_FOR_QUERY: u8 = b'Z';
 /// The status outside a transaction block.
 const IDLE: u8 = b'I';
 
@@ -63,15 +59,12 @@ impl<C> Followed<C> {
 impl Position {
     fn advance(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            if self.head.len() < HEAD {
-                let (head, rest) = bytes.split_at(bytes.len().min(HEAD - self.head.len()));
+            if self.head.len() < Head::SIZE {
+                let (head, rest) = bytes.split_at(bytes.len().min(Head::SIZE - self.head.len()));
                 self.head.extend_from_slice(head);
                 bytes = rest;
-                if let &[_, ref length @ ..] = self.head.as_slice()
-                    && let Ok(length) = <[u8; 4]>::try_from(length).map(u32::from_be_bytes)
-                {
-                    // The length includes its own four bytes.
-                    self.body = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(4);
+                if let Ok(head) = <[u8; Head::SIZE]>::try_from(self.head.as_slice()) {
+                    self.body = Head::parse(head).body;
                 }
             } else {
                 let (body, rest) = bytes.split_at(bytes.len().min(self.body));
@@ -81,7 +74,7 @@ impl Position {
                 self.body -= body.len();
                 bytes = rest;
             }
-            if self.head.len() == HEAD && self.body == 0 {
+            if self.head.len() == Head::SIZE && self.body == 0 {
                 self.head.clear();
             }
         }

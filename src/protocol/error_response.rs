@@ -20,6 +20,10 @@ pub mod sqlstate {
     pub const INSUFFICIENT_RESOURCES: &str = "53000";
     /// `invalid_catalog_name`
     pub const INVALID_CATALOG_NAME: &str = "3D000";
+    /// `character_not_in_repertoire`
+    pub const CHARACTER_NOT_IN_REPERTOIRE: &str = "22021";
+    /// `untranslatable_character`
+    pub const UNTRANSLATABLE_CHARACTER: &str = "22P05";
     /// `query_canceled`, which PostgreSQL also reports when `authentication_timeout` has passed
     pub const QUERY_CANCELED: &str = "57014";
     /// `insufficient_privilege`

@@ -63,15 +63,37 @@ pub(crate) fn result(answer: &[u8]) -> Result<Rows, SqlError> {
     first_error(answer).map_or_else(|| Ok(rows(answer)), Err)
 }
 
+/// What every message but the first of a client begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// The message's type.
+    pub(crate) kind: u8,
+    /// The length of the body that follows, in bytes.
+    pub(crate) body: usize,
+}
+
+impl Head {
+    /// Bytes of a head.
+    pub(crate) const SIZE: usize = 5;
+
+    /// The head in these bytes. The length in it includes its own four bytes; a smaller one counts as that.
+    pub(crate) fn parse([kind, length @ ..]: [u8; Self::SIZE]) -> Self {
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        Self { kind, body: length.saturating_sub(4) }
+    }
+}
+
+/// The type of `ReadyForQuery`.
+pub(crate) const READY_FOR_QUERY: u8 = b'Z';
+
 /// The backend messages at the start of `bytes`, by type and body, up to the first incomplete one.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
-        let (head, rest) = bytes.split_first_chunk::<5>()?;
-        let [kind, length @ ..] = *head;
-        let body = usize::try_from(u32::from_be_bytes(length)).ok()?.checked_sub(4)?;
-        let (body, rest) = rest.split_at_checked(body)?;
+        let (head, rest) = bytes.split_first_chunk::<{ Head::SIZE }>()?;
+        let head = Head::parse(*head);
+        let (body, rest) = rest.split_at_checked(head.body)?;
         bytes = rest;
-        Some((kind, body))
+        Some((head.kind, body))
     })
 }
 

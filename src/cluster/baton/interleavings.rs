@@ -76,9 +76,9 @@ fn turns_come_in_the_order_in_which_they_were_asked_for_whoever_comes_late() {
         take(baton).unwrap();
         let [first, second] = [1, 2].map(|number| {
             let holder = Holder { signals: Arc::default(), priority: Priority::Client };
-            let (place, holder) = baton.ask(holder).unwrap().expect("it is not free");
+            let (waiter, holder) = baton.ask(holder).unwrap().expect("it is not free");
             spawn(&shared, move |(baton, memory)| {
-                baton.wait(&place, holder).unwrap();
+                baton.wait(&waiter, holder).unwrap();
                 memory.write(number);
                 baton.give();
             })

@@ -18,16 +18,14 @@ mod unicode;
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, memory, report};
-use crate::postgres::encoding::{MULE_INTERNAL, UTF8};
+use crate::{
+    postgres::encoding::{MULE_INTERNAL, UTF8},
+    protocol::error_response::sqlstate,
+};
 use bytes::{ByteMap, from_mule, from_single_bytes};
 use encoding::Encoding;
 use map::{Combined, RadixTree};
 use unicode::Maps;
-
-/// SQLSTATE `character_not_in_repertoire`.
-const INVALID: &str = "22021";
-/// SQLSTATE `untranslatable_character`.
-const UNTRANSLATABLE: &str = "22P05";
 
 /// Why a conversion stopped before the end of its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,8 +243,8 @@ fn error(
         Err(error) => return error,
     };
     let sqlstate = match reason {
-        Reason::Invalid => INVALID,
-        Reason::Untranslatable => UNTRANSLATABLE,
+        Reason::Invalid => sqlstate::CHARACTER_NOT_IN_REPERTOIRE,
+        Reason::Untranslatable => sqlstate::UNTRANSLATABLE_CHARACTER,
     };
     report::error(caller, sqlstate, &message)
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
-use super::{super::Guest, dylink_section::Layout, link::main_name};
+use super::{super::Guest, dylink_section::Description, link::main_name};
 use crate::{
     engine::{Compiler, artefact::hex_digest},
     instrument, sources,
@@ -18,7 +18,7 @@ use crate::{
 /// A compiled side module, shared by all guests.
 pub(crate) struct Library {
     hash: String,
-    layout: Layout,
+    description: Description,
     module: Module,
     from_main: OnceLock<Vec<Option<ModuleExport>>>,
 }
@@ -29,8 +29,8 @@ impl Library {
         &self.hash
     }
 
-    pub(super) fn layout(&self) -> &Layout {
-        &self.layout
+    pub(super) fn description(&self) -> &Description {
+        &self.description
     }
 
     pub(super) fn module(&self) -> &Module {
@@ -93,10 +93,10 @@ impl LibraryStore {
             return Ok(library.clone());
         }
         // Without the lock, so that other guests can load other libraries meanwhile.
-        let layout = Layout::parse(wasm)?;
+        let description = Description::parse(wasm)?;
         let name = path.rsplit('/').next().unwrap_or(path);
         let module = self.compiler.module(name, &key(&hash), || Ok(instrument::instrument_side_module(wasm)?))?;
-        let library = Arc::new(Library { hash: hash.clone(), layout, module, from_main: OnceLock::new() });
+        let library = Arc::new(Library { hash: hash.clone(), description, module, from_main: OnceLock::new() });
         Ok(self.libraries.lock().entry(hash).or_insert(library).clone())
     }
 

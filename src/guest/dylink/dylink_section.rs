@@ -16,7 +16,7 @@ use crate::instrument::side_module_globals;
 
 /// The description of a side module for its loader.
 #[derive(Debug, Default)]
-pub(crate) struct Layout {
+pub(crate) struct Description {
     /// Bytes of memory for its data.
     pub(crate) memory_size: u32,
     /// The alignment of that memory in bytes.
@@ -44,14 +44,14 @@ pub(crate) enum Symbol {
     Data(u32),
 }
 
-impl Layout {
+impl Description {
     /// The description of the side module `wasm`.
     ///
     /// # Errors
     /// When it is not a side module, or uses features that Emscripten's loader does not support.
     pub(crate) fn parse(wasm: &[u8]) -> anyhow::Result<Self> {
         ensure!(wasm.starts_with(b"\0asm"), "it is not WebAssembly");
-        let mut layout = Self { mutable_globals: side_module_globals(wasm)?, ..Self::default() };
+        let mut description = Self { mutable_globals: side_module_globals(wasm)?, ..Self::default() };
         let mut is_side_module = false;
         let mut constants = Vec::new(); // the values of the globals that the module defines
         let mut imported_globals = 0;
@@ -62,7 +62,7 @@ impl Layout {
                 Payload::CustomSection(section) => {
                     if let KnownCustom::Dylink0(subsections) = section.as_known() {
                         is_side_module = true;
-                        read_dylink(subsections, &mut layout)?;
+                        read_dylink(subsections, &mut description)?;
                     }
                 }
                 Payload::ImportSection(section) => {
@@ -93,7 +93,7 @@ impl Layout {
                             bail!("it has passive data segments, which are not supported");
                         };
                         let offset = constant(&offset_expr)?.context("the offset of a data segment is not constant")?;
-                        layout.data.push((offset, segment.data.to_vec()));
+                        description.data.push((offset, segment.data.to_vec()));
                     }
                 }
                 _ => {}
@@ -112,28 +112,30 @@ impl Layout {
                 }
                 _ => continue,
             };
-            layout.symbols.insert(name, symbol);
+            description.symbols.insert(name, symbol);
         }
-        Ok(layout)
+        Ok(description)
     }
 }
 
-fn read_dylink(subsections: wasmparser::Dylink0SectionReader<'_>, layout: &mut Layout) -> anyhow::Result<()> {
+fn read_dylink(subsections: wasmparser::Dylink0SectionReader<'_>, description: &mut Description) -> anyhow::Result<()> {
     for subsection in subsections {
         match subsection? {
             Dylink0Subsection::MemInfo(info) => {
                 let alignment =
                     1_u32.checked_shl(info.memory_alignment).context("its memory alignment is too large")?;
-                layout.memory_size = info.memory_size;
-                layout.memory_alignment = alignment;
-                layout.table_size = info.table_size;
+                description.memory_size = info.memory_size;
+                description.memory_alignment = alignment;
+                description.table_size = info.table_size;
                 ensure!(info.table_alignment == 0, "it requires aligned table entries, which are not supported");
             }
             Dylink0Subsection::ImportInfo(imports) => {
                 let weak = imports.iter().filter(|import| import.flags.contains(SymbolFlags::BINDING_WEAK));
-                layout.weak = weak.map(|import| import.field.to_owned()).collect();
+                description.weak = weak.map(|import| import.field.to_owned()).collect();
             }
-            Dylink0Subsection::Needed(needed) => layout.needed = needed.iter().map(|&name| name.to_owned()).collect(),
+            Dylink0Subsection::Needed(needed) => {
+                description.needed = needed.iter().map(|&name| name.to_owned()).collect()
+            }
             _ => {}
         }
     }
@@ -238,18 +240,18 @@ mod tests {
     fn a_side_module_is_taken_apart() {
         let wasm = side_module();
         wasmparser::validate(&wasm).unwrap();
-        let layout = Layout::parse(&wasm).unwrap();
-        assert_eq!((layout.memory_size, layout.memory_alignment, layout.table_size), (16, 16, 2));
+        let description = Description::parse(&wasm).unwrap();
+        assert_eq!((description.memory_size, description.memory_alignment, description.table_size), (16, 16, 2));
         let symbols = [("f", Symbol::Function(Some(1))), ("g", Symbol::Function(None)), ("answer", Symbol::Data(4))];
-        assert_eq!(layout.symbols, symbols.map(|(name, symbol)| (name.to_owned(), symbol)).into());
-        assert_eq!(layout.data, [(0, b"\0\0\0\0\x2a\0\0\0".to_vec())]);
+        assert_eq!(description.symbols, symbols.map(|(name, symbol)| (name.to_owned(), symbol)).into());
+        assert_eq!(description.data, [(0, b"\0\0\0\0\x2a\0\0\0".to_vec())]);
     }
 
     #[test]
     fn the_code_of_a_side_module_is_valid_and_has_no_data() {
         let code = instrument_side_module(&side_module()).unwrap();
         wasmparser::validate(&code).unwrap();
-        assert!(Layout::parse(&code).unwrap().data.is_empty());
+        assert!(Description::parse(&code).unwrap().data.is_empty());
     }
 
     proptest! {
@@ -261,13 +263,15 @@ mod tests {
             for (place, byte) in damage {
                 *place.get_mut(&mut wasm) = byte;
             }
-            let _ = Layout::parse(&wasm);
+            let _ = Description::parse(&wasm);
         }
     }
 
     #[test]
     fn a_file_that_is_no_side_module_is_refused() {
-        assert!(Layout::parse(&wasm_encoder::Module::new().finish()).unwrap_err().to_string().contains("dylink.0"));
-        assert!(Layout::parse(b"\x7fELF").is_err());
+        assert!(
+            Description::parse(&wasm_encoder::Module::new().finish()).unwrap_err().to_string().contains("dylink.0")
+        );
+        assert!(Description::parse(b"\x7fELF").is_err());
     }
 }

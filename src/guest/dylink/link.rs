@@ -132,7 +132,7 @@ pub(super) fn address(
         }
         Owner::Library(number) => {
             let loaded = &guest.libraries.loaded[number];
-            match loaded.library.layout().symbols.get(name) {
+            match loaded.library.description().symbols.get(name) {
                 None => return Ok(None),
                 Some(Symbol::Data(offset)) => return Ok(Some(loaded.place.memory_base.wrapping_add(*offset))),
                 Some(Symbol::Function(Some(offset))) => return Ok(Some(loaded.place.table_base.wrapping_add(*offset))),

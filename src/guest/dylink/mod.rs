@@ -162,7 +162,7 @@ fn set_error(caller: &mut Caller<'_, Guest>, message: &str) -> wasmtime::Result<
 fn open(caller: &mut Caller<'_, Guest>, name: &str, handle: u32) -> anyhow::Result<()> {
     let number = find_or_load(caller, name, &mut Vec::new())?;
     let loaded = &caller.data().libraries.loaded[number];
-    let layout = loaded.library.layout();
+    let layout = loaded.library.description();
     let fields = [
         (dso::MEM_ADDR, loaded.place.memory_base),
         (dso::MEM_SIZE, layout.memory_size),
@@ -196,7 +196,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
         caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
     let library = caller.data().library_store.library(&path, &wasm)?;
     needing.push(path.clone());
-    for needed in &library.layout().needed {
+    for needed in &library.description().needed {
         // Libraries may need each other.
         if !needing.contains(needed) {
             find_or_load(caller, needed, needing).with_context(|| format!("{needed}, which it needs"))?;
@@ -206,7 +206,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     if let Some(name) = undefined(caller, &library)? {
         bail!("undefined symbol: {name}");
     }
-    let layout = library.layout();
+    let layout = library.description();
     let exports = caller.data().exports()?;
     let instance = exports.instance;
     let memory_base = if layout.memory_size == 0 {
@@ -245,7 +245,7 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
         }
     }
     let mut globals = Vec::new();
-    for name in &library.layout().mutable_globals {
+    for name in &library.description().mutable_globals {
         let global = instance.get_global(&mut *caller, name).with_context(|| format!("it has no global {name}"))?;
         globals.extend(global.get(&mut *caller).i32().map(|value| (name.clone(), value)));
     }
@@ -259,9 +259,9 @@ fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Resul
     for import in library.module().imports().filter(|import| import.module().starts_with("GOT.")) {
         let (name, guest) = (import.name(), caller.data());
         let is_there = guest.facts.symbol(name).is_some()
-            || library.layout().symbols.contains_key(name)
-            || library.layout().weak.contains(name)
-            || guest.libraries.loaded.iter().any(|loaded| loaded.library.layout().symbols.contains_key(name));
+            || library.description().symbols.contains_key(name)
+            || library.description().weak.contains(name)
+            || guest.libraries.loaded.iter().any(|loaded| loaded.library.description().symbols.contains_key(name));
         if !is_there && main.get_func(&mut *caller, name).is_none() {
             return Ok(Some(name.to_owned()));
         }
