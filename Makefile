@@ -80,6 +80,7 @@ bench: build ## the figures of README.md, as one table (needs a quiet machine an
 	rm -rf target/tmp/figures
 	$(CARGO) bench --locked $(addprefix --bench ,$(BENCHES))
 	@$(CARGO) bench --quiet --locked --bench report
+	.ci/split-debug-info $(RELEASE)
 	.ci/require mix=elixir
 	cd elixir && PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(PGLITE_DIST)" MIX_ENV=test mix run bench/socket_server.exs
 

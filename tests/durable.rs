@@ -222,7 +222,7 @@ fn a_template_can_be_frozen_from_it() {
 }
 
 #[test]
-fn every_cluster_has_an_identifier_of_its_own_which_it_keeps() {
+fn every_cluster_has_an_identifier_and_settings_of_its_own_which_it_keeps() {
     let ((_one, first), (_other, second)) = (place(), place());
     let identifier = |path: &Path| {
         let server = open(path);
@@ -230,6 +230,11 @@ fn every_cluster_has_an_identifier_of_its_own_which_it_keeps() {
         kill(server);
         identifier
     };
+    let server = open(&first);
+    assert_eq!(rows(&mut server.connect(), "show max_wal_size"), ["1GB"]);
+    rows(&mut server.connect(), "alter system set max_wal_size = '2GB'");
+    stop(server);
+    assert_eq!(rows(&mut open(&first).connect(), "show max_wal_size"), ["2GB"]);
     let (one, other) = (identifier(&first), identifier(&second));
     assert_ne!(one, other);
     assert_eq!(identifier(&first), one);

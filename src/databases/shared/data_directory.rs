@@ -25,6 +25,9 @@ const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 /// The file that a directory is recognised by as a cluster; it is the last one that a new cluster gets.
 const PG_VERSION: &[u8] = b"PG_VERSION";
 
+/// The cluster's configuration.
+const CONFIGURATION: &[u8] = b"postgresql.conf";
+
 /// The file without which a cluster cannot start.
 pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
 
@@ -97,8 +100,24 @@ fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<(
     storage.sync_directory(b"")?;
     Tree::from_frozen(cluster.clone()).copy_to(DATA_DIRECTORY.as_bytes(), storage, PG_VERSION)?;
     system_identifier::renew(storage)?;
+    allow_more_wal(storage)?;
     storage.unlink(UNFINISHED)?;
     Ok(storage.sync_directory(b"")?)
+}
+
+/// Gives the configuration of a new cluster the sizes of WAL that `initdb` writes for segments of 16 MB. Those in it are
+/// for segments of 1 MB, which suit a cluster in memory, and would cause a checkpoint for every 64 MB.
+fn allow_more_wal(storage: &dyn Storage) -> anyhow::Result<()> {
+    let mut configuration = String::from_utf8(read(storage, CONFIGURATION)?)?;
+    for (small, large) in [("max_wal_size = 64MB", "max_wal_size = 1GB"), ("min_wal_size = 5MB", "min_wal_size = 80MB")]
+    {
+        ensure!(configuration.contains(small), "postgresql.conf lacks {small}");
+        configuration = configuration.replace(small, large);
+    }
+    let file = storage.open(CONFIGURATION)?;
+    file.set_len(0)?;
+    ensure!(file.write_at(0, configuration.as_bytes())? == configuration.len(), "the disk is full");
+    Ok(file.sync()?)
 }
 
 /// Removes everything below `path`, and the mark itself last.
@@ -143,9 +162,9 @@ fn check(storage: &dyn Storage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The beginning of a small file.
+/// The first 64 KiB of a file.
 pub(super) fn read(storage: &dyn Storage, path: &[u8]) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; 8192];
+    let mut bytes = vec![0; 1 << 16];
     let read = storage.open(path)?.read_at(0, &mut bytes)?;
     bytes.truncate(read);
     Ok(bytes)

@@ -38,6 +38,7 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
     case run_command(cargo, command, source) do
       :ok ->
+        split_debug_info(source)
         copy_program(Path.join(source, "target/release/pglite-port"))
         {:ok, []}
 
@@ -45,6 +46,14 @@ defmodule Mix.Tasks.PgliteEx.Install do
         Mix.shell().error("cargo #{Enum.join(command, " ")} failed with status #{status}")
         {:error, []}
     end
+  end
+
+  # Five sixths of the program are debug information, which need not be shipped.
+  defp split_debug_info(source) do
+    script = Path.join(source, ".ci/split-debug-info")
+
+    if File.exists?(script),
+      do: run_command(script, ["target/release/pglite-port"], source)
   end
 
   defp install_program(options) do
