@@ -44,6 +44,9 @@ mod stop;
 /// The environment variable with the filter for the program's own log.
 const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
 
+/// How long `port` waits for a data directory that another process has open.
+const PATIENCE_OF_A_CHILD: Duration = Duration::from_secs(3);
+
 /// Real PostgreSQL (the official PGlite build) in Wasmtime, for clients on a socket or in frames over stdin and
 /// stdout.
 ///
@@ -159,8 +162,17 @@ struct SharedOptions {
 }
 
 impl SharedOptions {
-    fn settings(&self) -> SharedSettings {
+    fn check(&self, mode: Mode) -> anyhow::Result<()> {
+        ensure!(
+            mode == Mode::Shared || self.data.is_none(),
+            "--data is for mode shared: a cluster of one connection is gone when that closes"
+        );
+        Ok(())
+    }
+
+    fn settings(&self, data_patience: Duration) -> SharedSettings {
         SharedSettings {
+            data_patience,
             max_connections: self.max_connections,
             shared_buffers: self.shared_buffers,
             autovacuum: self.autovacuum,
@@ -253,8 +265,10 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
         Command::Port { clones, shared } => {
+            shared.check(mode)?;
             let stop = Stop::on(&[SIGTERM])?;
-            let sessions = command_line.open_databases(clones, shared, &stop)?;
+            // A parent that has been started again may find its last child on its way down.
+            let sessions = command_line.open_databases(clones, shared, PATIENCE_OF_A_CHILD, &stop)?;
             // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
             flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
             let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
@@ -266,12 +280,9 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             return Ok(stop.status(log));
         }
         Command::Serve { listen, clones, shared } => {
-            ensure!(
-                mode == Mode::Shared || shared.data.is_none(),
-                "--data is for mode shared: a cluster of one connection is gone when that closes"
-            );
+            shared.check(mode)?;
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
-            let sessions = command_line.open_databases(clones, shared, &stop)?;
+            let sessions = command_line.open_databases(clones, shared, Duration::ZERO, &stop)?;
             serve::run(listen, sessions, mode, stop.asked(), print_url)?;
             return Ok(stop.status(log));
         }
@@ -313,6 +324,7 @@ impl CommandLine {
         &self,
         clones: &CloneOptions,
         shared: &SharedOptions,
+        patience: Duration,
         stop: &Stop,
     ) -> anyhow::Result<Arc<Databases>> {
         let engine = &self.engine;
@@ -322,7 +334,8 @@ impl CommandLine {
             icu_data: engine.icu_data.clone(),
         };
         let on_failure = Some(stop.on_failure());
-        let settings = Settings { warm: clones.warm, shared: shared.settings(), on_failure, ..Settings::default() };
+        let settings =
+            Settings { warm: clones.warm, shared: shared.settings(patience), on_failure, ..Settings::default() };
         let databases = Arc::new(Databases::open(&paths, self.mode, settings, LogSink::to_own_log())?);
         stop.reload_on_hangup(databases.clone());
         pruning::prune_in_background(engine.cache_dir.as_deref());

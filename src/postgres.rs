@@ -29,7 +29,7 @@ pub(crate) mod latch {
 pub(crate) mod stack {
     /// `STACK_DEPTH_SLOP`: what is left beyond the limit for functions that do not check the depth
     /// (`src/include/miscadmin.h`).
-    pub(crate) const DEPTH_SLOP: usize = 512 << 10;
+    pub(crate) const DEPTH_SLOP: i32 = 512 << 10;
 }
 
 /// The children of a postmaster: the table `child_process_kinds` (`src/backend/postmaster/launch_backend.c`).

@@ -179,6 +179,43 @@ fn a_cluster_that_was_not_finished_is_made_again() {
 }
 
 #[test]
+fn a_cluster_is_not_made_again_because_somebody_has_written_the_mark() {
+    let (_outer, path) = place();
+    let server = open(&path);
+    let mut client = server.connect();
+    rows(&mut client, "create table t as select 1 as a");
+    rows(&mut client, "copy (select 1) to '/pglite/data/pglite-port.unfinished'");
+    stop(server);
+    let server = open(&path);
+    assert_eq!(rows(&mut server.connect(), "select a from t"), ["1"]);
+    assert!(!path.join("pglite-port.unfinished").exists());
+}
+
+#[test]
+fn temporary_files_of_a_kill_are_gone_after_the_next_start() {
+    let (_outer, path) = place();
+    let server = open(&path);
+    let mut client = server.connect();
+    rows(&mut client, "set temp_buffers = '800kB'; set work_mem = '64kB'");
+    rows(&mut client, "create temp table t as select i, repeat('x', 1000) from generate_series(1, 5000) i");
+    rows(&mut client, "begin; declare c cursor for select * from t order by md5(i::text)");
+    rows(&mut client, "fetch 10 from c");
+    let temporary = || {
+        let names = |directory: &Path| -> Vec<String> {
+            let entries = fs::read_dir(directory).into_iter().flatten();
+            entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect()
+        };
+        let base = path.join("base");
+        let tables = names(&base).into_iter().flat_map(|database| names(&base.join(database)));
+        tables.filter(|name| name.starts_with('t') || name.starts_with("pgsql_tmp")).count()
+    };
+    assert!(temporary() >= 2, "a table and a sort: {}", temporary());
+    kill(server);
+    rows(&mut open(&path).connect(), "select 1");
+    assert_eq!(temporary(), 0);
+}
+
+#[test]
 fn symbolic_links_in_the_directory_lead_to_no_file_of_the_host() {
     let (outer, path) = place();
     stop(open(&path));

@@ -80,6 +80,7 @@ fn until_killed(
                 if error.code().is_none() || client.is_closed() {
                     return;
                 }
+                let _ = client.simple_query("rollback");
             }
         }
     })
@@ -164,6 +165,10 @@ impl Round {
     }
 }
 
+fn acknowledged(round: &Round) -> u64 {
+    round.writers.iter().map(|writer| writer.acknowledged.load(Ordering::SeqCst)).sum()
+}
+
 #[test]
 fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_else() {
     let number = |name: &str, default: u64| env::var(name).map_or(default, |text| text.parse().expect("a number"));
@@ -174,9 +179,11 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
     let mut dice = Dice(seed | 1);
     let outer = tempfile::tempdir().expect("a directory");
     let mut round = Round::new(outer.path(), 0);
+    let mut acknowledged_before = 0;
     for kill in 0..kills {
         let what = format!("kill {kill} of seed {seed}");
         if dice.below(10) == 0 {
+            acknowledged_before += acknowledged(&round);
             round = Round::new(outer.path(), kill + 1);
             // A first start, killed while it makes the cluster.
             let data = round.path.to_str().expect("text");
@@ -197,7 +204,9 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
         threads.push(disturb(&config, &stop, dice.below(u64::MAX) | 1));
         thread::sleep(Duration::from_millis(dice.below(LONGEST)));
         server.program.signal(Signal::KILL);
-        server.program.wait();
+        let lines = server.program.wait_for_stderr();
+        let fault = lines.iter().find(|line| line.contains("PANIC") || line.contains("has crashed"));
+        assert!(fault.is_none(), "{what}: before the kill: {fault:?}");
         stop.store(true, Ordering::SeqCst);
         threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
         if (kill + 1) % 100 == 0 {
@@ -206,4 +215,5 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
     }
     let server = open(&round.path);
     check(&mut server.connect(), &round.writers, "at the end");
+    assert!(acknowledged_before + acknowledged(&round) > 5 * kills, "there was little load");
 }

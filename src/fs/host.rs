@@ -1,7 +1,7 @@
 //! A directory of the host as a [`Storage`].
 //!
 //! Every path is walked below one descriptor, follows no symbolic link and stays in one file system: by `openat2`
-//! where the kernel has it (Linux 5.6), component by component elsewhere. So nothing outside of the directory is
+//! where the kernel has it (Linux 5.6), component by component elsewhere, which does not see another file system. So nothing outside of the directory is
 //! reached, whatever is renamed or linked in it meanwhile.
 
 use std::{
@@ -62,15 +62,25 @@ impl HostDirectory {
         }
     }
 
+    /// Keeps other users than its owner from looking into it.
+    ///
+    /// # Errors
+    /// The operating system's, if it belongs to another user.
+    pub fn hide_from_others(&self) -> io::Result<()> {
+        if !Mode::from_raw_mode(rustix::fs::fstat(&self.root)?.st_mode).intersects(Mode::RWXG | Mode::RWXO) {
+            return Ok(());
+        }
+        Ok(rustix::fs::fchmod(&self.root, DIRECTORY_MODE)?)
+    }
+
     /// Opens what is at `path` below the root.
     fn open_below(&self, path: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         if path.is_empty() {
             return Ok(rustix::fs::openat(&self.root, c".", flags, mode)?);
         }
         match open_beneath(&self.root, path, flags, mode) {
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) => {
-                self.open_by_components(path, flags, mode)
-            }
+            // Some containers answer that a system call that they do not know is not permitted.
+            Err(error) if is_unavailable(&error) => self.open_by_components(path, flags, mode),
             opened => opened,
         }
     }
@@ -102,6 +112,11 @@ impl HostDirectory {
         }
         Ok((self.open_below(parent, DIRECTORY, Mode::empty())?, OsStr::from_bytes(name)))
     }
+}
+
+fn is_unavailable(error: &io::Error) -> bool {
+    let unavailable = [rustix::io::Errno::NOSYS, rustix::io::Errno::PERM].map(rustix::io::Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|number| unavailable.contains(&number))
 }
 
 #[cfg(target_os = "linux")]
@@ -225,8 +240,13 @@ impl StoredFile for HostFile {
         self.0.set_len(len)
     }
 
-    fn allocate(&self, end: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, end)?)
+    fn allocate(&self, from: u64, end: u64) -> io::Result<()> {
+        loop {
+            match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), from, end.saturating_sub(from)) {
+                Err(rustix::io::Errno::INTR) => {}
+                allocated => return Ok(allocated?),
+            }
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -54,19 +54,17 @@ impl Tree {
         Ok(())
     }
 
-    /// Copies everything below the directory `path` into `storage`, and has it all on the disk when this returns. The
-    /// file that is called `last` there is only made when all others are on the disk.
+    /// Copies those files below the directory `path` into `storage` whose paths in it are wanted, with their
+    /// directories, and has them on the disk when this returns.
     ///
     /// # Errors
     /// `ENOENT` if there is no such directory; those of the storage.
-    pub fn copy_to(&self, path: &[u8], storage: &dyn Storage, last: &[u8]) -> Result<(), Errno> {
+    pub fn copy_to(&self, path: &[u8], storage: &dyn Storage, is_wanted: &dyn Fn(&[u8]) -> bool) -> Result<(), Errno> {
         let mut at = ROOT;
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             at = self.lookup(at, name)?.ok_or(Errno::ENOENT)?;
         }
-        let is_last = |path: &[u8]| path == last;
-        self.copy_directory(at, b"", storage, &|path| !is_last(path))?;
-        self.copy_directory(at, b"", storage, &is_last)
+        self.copy_directory(at, b"", storage, is_wanted)
     }
 
     /// As [`Tree::freeze`], with the bytes of stored files, all of which are read into memory. Nothing may write them
@@ -256,7 +254,7 @@ impl Tree {
     /// `ENOENT` if the directory has been removed.
     pub(super) fn to_sync(&self, ino: Ino) -> Result<Option<ToSync>, Errno> {
         match self.node(ino).map(|node| &node.kind) {
-            Some(Kind::Stored(Stored { file: Some(file), .. })) => Ok(Some(ToSync::File(file.clone()))),
+            Some(Kind::Stored(stored)) => stored.file.clone().map(ToSync::File).map(Some).ok_or(Errno::EBADF),
             Some(Kind::Directory(directory)) if directory.is_stored() => {
                 let path = self.path_of_directory(ino).and_then(|path| self.relative(&path)).ok_or(Errno::ENOENT)?;
                 Ok(self.mount.as_ref().map(|mount| ToSync::Directory(mount.storage.clone(), path)))

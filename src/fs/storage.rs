@@ -94,11 +94,11 @@ pub trait StoredFile: fmt::Debug + Send + Sync {
     /// The operating system's.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Makes the file at least `end` bytes long, with room on the disk for all of them.
+    /// Extends the file from `from`, which is its length, to `end` bytes, with room on the disk for what is added.
     ///
     /// # Errors
     /// The operating system's.
-    fn allocate(&self, end: u64) -> io::Result<()>;
+    fn allocate(&self, from: u64, end: u64) -> io::Result<()>;
 
     /// Writes the file to the disk: its bytes and its length.
     ///

@@ -21,13 +21,13 @@ use crate::{
 const NATIVE_BYTES: usize = 4;
 
 /// The native stack beyond the limit for functions that do not check the depth.
-const SLOP: usize = NATIVE_BYTES * stack::DEPTH_SLOP;
+const SLOP: usize = NATIVE_BYTES * stack::DEPTH_SLOP.unsigned_abs() as usize;
 
 /// The size of the stack in linear memory: PGlite is linked with `-sSTACK_SIZE=8MB`. Variables are below it.
 const GUEST_STACK: i32 = 8 << 20;
 
 /// The same of the stack in linear memory.
-const GUEST_SLOP: i32 = stack::DEPTH_SLOP as i32;
+const GUEST_SLOP: i32 = stack::DEPTH_SLOP;
 
 /// The native stack of the thread on which a guest runs.
 #[derive(Clone, Copy, Default)]

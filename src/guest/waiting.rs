@@ -7,7 +7,7 @@ use wasmtime::{AsContextMut, Caller};
 use super::{Guest, heap};
 use crate::{
     client::{Interest, Readiness},
-    fs::Errno,
+    fs::{Errno, Files},
 };
 
 /// How long a session waits for its client's next message before it returns its free memory to the system. A client
@@ -48,12 +48,21 @@ pub(crate) fn wait(
     Ok(readiness)
 }
 
-/// Has the file or the directory behind `fd` on the disk (`fsync`, `fdatasync`). Meanwhile the other processes of the
-/// cluster have their turns, and what they commit is on the disk with the next sync.
+/// Has the file or the directory behind `fd` on the disk, without giving the turn away (`fsync`).
+///
+/// `PostgreSQL` calls it for files that no other process may meet before: a new segment of WAL has a name with a
+/// process id in it until it is whole, and all processes of a cluster write the same one there.
+pub(super) fn sync(files: &Files, fd: i32) -> Result<(), Errno> {
+    files.to_sync(fd)?.map_or(Ok(()), |to_sync| to_sync.sync())
+}
+
+/// Has the bytes of the file behind `fd` on the disk (`fdatasync`), as `PostgreSQL` does for WAL at each commit.
+/// Meanwhile the other processes of the cluster have their turns, and what they commit is on the disk with the next
+/// sync.
 ///
 /// # Errors
 /// When another process of the cluster has crashed. The inner error is the guest's.
-pub(super) fn sync(caller: &mut Caller<'_, Guest>, fd: i32) -> wasmtime::Result<Result<(), Errno>> {
+pub(super) fn sync_data(caller: &mut Caller<'_, Guest>, fd: i32) -> wasmtime::Result<Result<(), Errno>> {
     let guest = caller.data_mut();
     let to_sync = match guest.files.to_sync(fd) {
         Ok(Some(to_sync)) => to_sync,

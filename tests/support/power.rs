@@ -386,7 +386,7 @@ impl StoredFile for File {
         self.memory.change(Change::Length { file: self.file, len })
     }
 
-    fn allocate(&self, end: u64) -> io::Result<()> {
+    fn allocate(&self, _from: u64, end: u64) -> io::Result<()> {
         let len = self.memory.state().now.files[self.file].len() as u64;
         if end > len { self.set_len(end) } else { Ok(()) }
     }

@@ -129,6 +129,10 @@ defmodule PgliteEx.Options do
     refuse!(:template, template, "none in mode :shared; clones exist in mode: :isolated")
   end
 
+  defp fill_in(%{data: data, mode: :isolated}) when data != nil do
+    refuse!(:data, data, "none in mode :isolated; its clusters are gone when their connections close")
+  end
+
   defp fill_in(options),
     do: %{options | database: options.database || options.template || "postgres"}
 

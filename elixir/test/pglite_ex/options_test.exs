@@ -57,6 +57,12 @@ defmodule PgliteEx.OptionsTest do
     end
   end
 
+  test "a data directory in isolated mode is refused, as nothing would be kept" do
+    assert_raise ArgumentError, ~r/mode :isolated/, fn ->
+      Options.new!(mode: :isolated, data: "/srv/data")
+    end
+  end
+
   test "a template in shared mode is refused, as nothing would be cloned" do
     assert_raise ArgumentError, ~r/mode: :isolated/, fn -> Options.new!(template: "app") end
   end

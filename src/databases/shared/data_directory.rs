@@ -7,6 +7,8 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -42,23 +44,17 @@ pub enum DataDirectory {
 
 impl DataDirectory {
     /// Its storage, with a cluster in it: that of `cluster` if it was empty. A directory of the host is locked for as
-    /// long as the storage lives.
+    /// long as the storage lives; `patience` is how long to wait until another program has let go of it.
     ///
     /// # Errors
     /// When another program has it open, or it holds something else than a cluster of this `PostgreSQL`; the message
     /// says what to do.
-    pub(super) fn open(&self, cluster: &Arc<FrozenTree>) -> anyhow::Result<Arc<dyn Storage>> {
+    pub(super) fn open(&self, cluster: &Arc<FrozenTree>, patience: Duration) -> anyhow::Result<Arc<dyn Storage>> {
         let storage = match self {
-            Self::Host(path) => open_host(path)?,
+            Self::Host(path) => open_host(path, patience)?,
             Self::Storage(storage) => storage.clone(),
         };
         prepare(&*storage, cluster).with_context(|| format!("the {self} cannot be used"))?;
-        if let Self::Host(path) = self
-            && let Some(parent) = path.canonicalize()?.parent()
-        {
-            // The directory itself is a name in another one.
-            fs::File::open(parent)?.sync_all()?;
-        }
         Ok(storage)
     }
 }
@@ -72,9 +68,9 @@ impl fmt::Display for DataDirectory {
     }
 }
 
-fn open_host(path: &Path) -> anyhow::Result<Arc<dyn Storage>> {
+fn open_host(path: &Path, patience: Duration) -> anyhow::Result<Arc<dyn Storage>> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => {}
+        Ok(()) => sync_name(path),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(error) => {
             return Err(error).with_context(|| format!("the data directory {} cannot be made", path.display()));
@@ -82,14 +78,38 @@ fn open_host(path: &Path) -> anyhow::Result<Arc<dyn Storage>> {
     }
     let unusable = || format!("the data directory {} cannot be used", path.display());
     let directory = HostDirectory::open(path).with_context(unusable)?;
-    ensure!(directory.try_lock().with_context(unusable)?, "{}", in_use(path));
+    let deadline = Instant::now() + patience;
+    while !directory.try_lock().with_context(unusable)? {
+        ensure!(Instant::now() < deadline, "{}", in_use(path));
+        // Nothing says when a lock becomes free, but for a wait that cannot be given up.
+        thread::sleep(Duration::from_millis(20));
+    }
+    directory.hide_from_others().with_context(unusable)?;
     Ok(Arc::new(directory))
+}
+
+/// Has the name of a new directory on the disk, where the directory that it is in may be read.
+fn sync_name(path: &Path) {
+    let synced =
+        path.canonicalize().and_then(|path| path.parent().map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all()));
+    if let Err(error) = synced {
+        tracing::warn!("the name of the new directory {} may not be on the disk yet: {error}", path.display());
+    }
 }
 
 /// Makes a new cluster in an empty storage, and checks any other.
 fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<()> {
     let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
-    if names.iter().any(|name| name == UNFINISHED) {
+    let has = |wanted: &[u8]| names.iter().any(|name| name == wanted);
+    if has(PG_VERSION) {
+        if has(UNFINISHED) {
+            // It was finished but for this.
+            storage.unlink(UNFINISHED)?;
+            storage.sync_directory(b"")?;
+        }
+        return check(storage);
+    }
+    if has(UNFINISHED) {
         tracing::warn!("a new cluster was not finished; it is made again");
         empty(storage, b"")?;
     } else if !names.is_empty() {
@@ -98,9 +118,11 @@ fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<(
     tracing::info!("making a new cluster");
     storage.create(UNFINISHED)?.sync()?;
     storage.sync_directory(b"")?;
-    Tree::from_frozen(cluster.clone()).copy_to(DATA_DIRECTORY.as_bytes(), storage, PG_VERSION)?;
+    let tree = Tree::from_frozen(cluster.clone());
+    tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path != PG_VERSION)?;
     system_identifier::renew(storage)?;
     allow_more_wal(storage)?;
+    tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path == PG_VERSION)?;
     storage.unlink(UNFINISHED)?;
     Ok(storage.sync_directory(b"")?)
 }

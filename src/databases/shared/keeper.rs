@@ -155,10 +155,13 @@ impl Keeper {
     /// Starts the cluster, and again whenever it has crashed.
     pub(super) fn keep_running(self: &Arc<Self>, launch: &Launch, on_failure: Option<&OnFailure>) {
         let mut has_run = false;
+        // A durable cluster may be refused because of its disk, which will have room again; and its settings are not
+        // the program's to remove.
+        let is_durable = launch.settings.data_directory.is_some();
         let (mut refusals, mut shortages) = (0, 0);
         loop {
             let keeper = self.clone();
-            let run = || server::run(launch, refusals > 0, move |running| keeper.has_started(running));
+            let run = || server::run(launch, refusals > 0 && !is_durable, move |running| keeper.has_started(running));
             let ended = catch_unwind(AssertUnwindSafe(run));
             let ended = ended.unwrap_or_else(|_| Err(anyhow!("the postmaster panicked; the log says where")));
             let shared = self.shared.lock();
@@ -182,7 +185,7 @@ impl Keeper {
                 continue;
             };
             tracing::error!("the cluster does not start: {error:#}");
-            let is_refused = error.is::<Refused>();
+            let is_refused = error.is::<Refused>() && !is_durable;
             if is_refused {
                 refusals += 1;
             } else {

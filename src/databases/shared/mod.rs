@@ -5,6 +5,7 @@
 //! * `server`: the postmaster itself, from the cluster's start to its end
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
+//! * `tidy`: what is removed before it starts
 //! * `data_directory`: the directory of the host that it is kept in
 //! * `system_identifier`: what tells one cluster from all others
 
@@ -14,6 +15,7 @@ mod keeper;
 mod server;
 mod settings;
 mod system_identifier;
+mod tidy;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -72,7 +74,7 @@ impl Postmaster {
         let cluster = templates.cluster()?;
         let mut tree = Tree::from_frozen(cluster.clone());
         if let Some(data_directory) = &settings.data_directory {
-            tree.mount(DATA_DIRECTORY.as_bytes(), data_directory.open(&cluster)?)
+            tree.mount(DATA_DIRECTORY.as_bytes(), data_directory.open(&cluster, settings.data_patience)?)
                 .with_context(|| format!("the {data_directory} cannot be read"))?;
         }
         let is_durable = settings.data_directory.is_some();

@@ -7,7 +7,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::bail;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Mutex, RwLock};
 use wasmtime::Caller;
@@ -15,24 +14,17 @@ use wasmtime::Caller;
 use super::{
     SharedSettings,
     children::{Children, NOT_STARTED, Role},
+    tidy,
 };
 use crate::{
     backend::{Backend, Fork, postmaster, program::Program},
     client::Waker,
     cluster::{Crashed, Priority, Seats, Signal},
-    fs::{At, Errno, Files, OpenFlags, S_IFDIR, Silent, Tree},
+    fs::{Files, Silent, Tree},
     guest::{Guest, Setup},
     log::{LineConsole, LogSink, Recent},
     postgres::{postmaster_signal, process},
 };
-
-/// Where `PostgreSQL` has dynamic shared memory, and the settings of `ALTER SYSTEM`.
-const SHARED_MEMORY: &[u8] = b"/dev/shm";
-const AUTO_CONF: &[u8] = b"/pglite/data/postgresql.auto.conf";
-/// Files that have a server recover from an archive or follow another one.
-const SIGNAL_FILES: [&[u8]; 2] = [b"/pglite/data/recovery.signal", b"/pglite/data/standby.signal"];
-/// Suffix of files that are renamed so that `PostgreSQL` ignores them.
-const IGNORED: &[u8] = b".ignored";
 
 /// What a cluster is started with.
 pub(super) struct Launch {
@@ -110,7 +102,11 @@ pub(super) fn run(
     let seat = seats.join_as(process::FIRST, Priority::Background);
     let recent = Recent::default();
     let served = Arc::new(Mutex::new(None));
-    tidy(launch, without_auto_conf || launch.settings.ignore_auto_conf)?;
+    let mut files = Files::new(launch.files.clone(), Box::new(Silent))?;
+    tidy::remove_leftovers(&mut files)?;
+    let without_auto_conf = without_auto_conf || launch.settings.ignore_auto_conf;
+    tidy::set_aside(&mut files, launch.settings.data_directory.is_none(), without_auto_conf)?;
+    drop(files);
     let server = {
         let (program, log, recent) = (launch.program.clone(), launch.log.clone(), recent.clone());
         let (outcome, signals) = (served.clone(), seat.signals().clone());
@@ -158,31 +154,6 @@ pub(super) fn run(
         // The log has the reason.
         (Some(Err(_)) | None, _) => Err(Refused(recent.told()).into()),
     }
-}
-
-/// Removes what a crash leaves behind, and renames files that are not to be used.
-fn tidy(launch: &Launch, without_auto_conf: bool) -> anyhow::Result<()> {
-    let mut files = Files::new(launch.files.clone(), Box::new(Silent))?;
-    // Dynamic shared memory does not outlive its cluster; PostgreSQL only removes what it finds in the main segment,
-    // which is gone.
-    let directory = files.open(At::WorkingDirectory, SHARED_MEMORY, OpenFlags::READ_ONLY, 0)?;
-    for entry in files.read_directory(directory, usize::MAX)? {
-        if entry.kind != S_IFDIR {
-            files.unlink(At::WorkingDirectory, &[SHARED_MEMORY, b"/", &entry.name].concat())?;
-        }
-    }
-    files.close(directory)?;
-    // A cluster in memory is no standby and has no archive: these files only keep it from starting.
-    let unwanted = SIGNAL_FILES.iter().chain(without_auto_conf.then_some(&AUTO_CONF));
-    for path in unwanted {
-        let name = String::from_utf8_lossy(path);
-        match files.rename((At::WorkingDirectory, path), (At::WorkingDirectory, &[path, IGNORED].concat())) {
-            Ok(()) => tracing::warn!("{name} was renamed to {name}.ignored so that the cluster can start"),
-            Err(Errno::ENOENT) => {}
-            Err(error) => bail!("{name} cannot be renamed: {error}"),
-        }
-    }
-    Ok(())
 }
 
 /// The startup process has ended with an error.

@@ -1,5 +1,7 @@
 //! What can be chosen for a shared cluster.
 
+use std::time::Duration;
+
 use anyhow::bail;
 
 use super::DataDirectory;
@@ -14,6 +16,8 @@ pub struct SharedSettings {
     pub shared_buffers: u32,
     /// Where the cluster is kept; without it is in memory, and gone with the program.
     pub data_directory: Option<DataDirectory>,
+    /// How long to wait until another program has let go of the data directory.
+    pub data_patience: Duration,
     /// Further settings of `PostgreSQL`, by their names (`postgresql.conf`).
     pub further: Vec<(String, String)>,
     /// Whether tables are vacuumed and analyzed without being asked.
@@ -38,6 +42,7 @@ impl Default for SharedSettings {
             max_connections: 100,
             shared_buffers: 64,
             data_directory: None,
+            data_patience: Duration::ZERO,
             further: Vec::new(),
             autovacuum: true,
             ignore_auto_conf: false,

@@ -150,15 +150,13 @@ impl Files {
         };
         let at = if file.flags.has(OpenFlags::APPEND) { len } else { position.unwrap_or(file.position) };
         let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
-        let (mut end, mut count) = (end, bytes.len());
+        let (mut end, mut count, mut unsynced) = (end, bytes.len(), None);
         if let Some(target) = target {
             drop(tree);
             count = target.write_at(at, bytes)?;
-            if file.flags.has(OpenFlags::SYNCHRONOUS) {
-                target.sync()?;
-            }
             end = at + count as u64;
             tree = self.tree.lock();
+            unsynced = file.flags.has(OpenFlags::SYNCHRONOUS).then_some(target);
         }
         tree.change(ino, |node| {
             node.touch();
@@ -170,6 +168,10 @@ impl Files {
         })?;
         if position.is_none() {
             file.position = end;
+        }
+        drop(tree);
+        if let Some(target) = unsynced {
+            target.sync()?;
         }
         Ok(count)
     }

@@ -87,7 +87,7 @@ impl Files {
             // With room on the disk, which is what PostgreSQL asks for.
             let file = stored.file.clone().ok_or(Errno::EBADF)?;
             drop(tree);
-            file.allocate(end)?;
+            file.allocate(len, end)?;
             return self.tree.lock().change(ino, |node| {
                 node.touch();
                 if let Kind::Stored(stored) = &mut node.kind {

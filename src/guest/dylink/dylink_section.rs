@@ -134,7 +134,7 @@ fn read_dylink(subsections: wasmparser::Dylink0SectionReader<'_>, description: &
                 description.weak = weak.map(|import| import.field.to_owned()).collect();
             }
             Dylink0Subsection::Needed(needed) => {
-                description.needed = needed.iter().map(|&name| name.to_owned()).collect()
+                description.needed = needed.iter().map(|&name| name.to_owned()).collect();
             }
             _ => {}
         }
