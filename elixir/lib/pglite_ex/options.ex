@@ -130,7 +130,11 @@ defmodule PgliteEx.Options do
   end
 
   defp fill_in(%{data: data, mode: :isolated}) when data != nil do
-    refuse!(:data, data, "none in mode :isolated; its clusters are gone when their connections close")
+    refuse!(
+      :data,
+      data,
+      "none in mode :isolated; its clusters are gone when their connections close"
+    )
   end
 
   defp fill_in(options),
