@@ -81,8 +81,8 @@ impl Builder<'_> {
         Ok(tree.lock().freeze())
     }
 
-    /// Boots a backend on the cluster in `files`, connected to `database`, runs the warm-up queries in it, and captures
-    /// it into `directory`.
+    /// Boots a backend on the cluster in `files`, connected to `database`, runs the warm-up queries in it, and
+    /// captures it into `directory`.
     ///
     /// # Errors
     /// When it does not start, or the directory cannot be written.

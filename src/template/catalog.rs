@@ -209,8 +209,8 @@ impl Templates {
     }
 
     /// Makes the template `name` from the files of a cluster that has `database`, replacing one of the same name.
-    /// `key` is chosen by the caller and listed with the template. The cluster should have been shut down; otherwise it
-    /// recovers as after a crash.
+    /// `key` is chosen by the caller and listed with the template. The cluster should have been shut down; otherwise
+    /// it recovers as after a crash.
     ///
     /// # Errors
     /// When `PostgreSQL` does not start on it, or the cache cannot be written.
@@ -296,7 +296,7 @@ impl Templates {
         format!("{}-{}", hex_digest(&[self.icu.digest()]), template_key(&self.program.key()))
     }
 
-    /// The last part of the key with which this program's templates are labelled, which does not depend on the ICU data.
+    /// The last part of the key with which this program's templates are labelled. It does not depend on the ICU data.
     /// Loads nothing.
     pub(crate) fn program_in(cache: &Cache) -> anyhow::Result<String> {
         Ok(template_key(&Program::key_with(&Compiler::new(cache.clone())?)))
