@@ -1,4 +1,4 @@
-//! The directory of the host that a cluster is kept in: who may open it, what is in it, and how a new one comes to be.
+//! The host's directory of a durable cluster: locks it, checks its content, and makes a new cluster in it.
 
 use std::{
     fmt,
@@ -19,10 +19,11 @@ use crate::{
     postgres::control_file,
 };
 
-/// Is there while a new cluster is being made. What is found beside it was never a cluster, and is made anew.
+/// The mark of a cluster that is being made. If a start finds it, the files beside it are an incomplete cluster, which
+/// is removed and made again.
 const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 
-/// The file that a directory is recognised by as a cluster; it is the last one that a new cluster gets.
+/// The file by which a directory is recognised as a cluster. It is the last file that is made in a new cluster.
 const PG_VERSION: &[u8] = b"PG_VERSION";
 
 /// The file without which a cluster cannot start.
@@ -31,19 +32,19 @@ pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
 /// Where a cluster is kept.
 #[derive(Clone, Debug)]
 pub enum DataDirectory {
-    /// In this directory of the host, which is made if it is not there.
+    /// In this directory of the host, which is made if it does not exist.
     Host(PathBuf),
-    /// In a storage of the caller's.
+    /// In a storage that the caller provides.
     Storage(Arc<dyn Storage>),
 }
 
 impl DataDirectory {
-    /// Its storage, with a cluster in it: that of `cluster` if it was empty. A directory of the host is locked for as
-    /// long as the storage lives.
+    /// Opens the storage, and copies `cluster` into it if it is empty. A directory of the host is locked for as long as
+    /// the storage lives.
     ///
     /// # Errors
-    /// When another program has it open, or it holds something else than a cluster of this `PostgreSQL`; the message
-    /// says what to do.
+    /// When another program has it open, or its content is not a cluster of this `PostgreSQL`; the message says what to
+    /// do.
     pub(super) fn open(&self, cluster: &Arc<FrozenTree>) -> anyhow::Result<Arc<dyn Storage>> {
         let storage = match self {
             Self::Host(path) => open_host(path)?,
@@ -53,7 +54,7 @@ impl DataDirectory {
         if let Self::Host(path) = self
             && let Some(parent) = path.canonicalize()?.parent()
         {
-            // The directory itself is a name in another one.
+            // The directory may be new: its own name must be synced as well.
             fs::File::open(parent)?.sync_all()?;
         }
         Ok(storage)
@@ -83,7 +84,7 @@ fn open_host(path: &Path) -> anyhow::Result<Arc<dyn Storage>> {
     Ok(Arc::new(directory))
 }
 
-/// Makes a new cluster in an empty storage, and checks any other.
+/// Makes a new cluster in an empty storage, and checks the content of any other storage.
 fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<()> {
     let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
     if names.iter().any(|name| name == UNFINISHED) {
@@ -101,7 +102,7 @@ fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<(
     Ok(storage.sync_directory(b"")?)
 }
 
-/// Removes everything below `path`, and the mark itself last.
+/// Removes everything below `path`; the mark `UNFINISHED` is removed last.
 fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
     for entry in storage.list(path)? {
         let below = if path.is_empty() { entry.name.clone() } else { [path, b"/", &entry.name].concat() };
@@ -116,13 +117,14 @@ fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
     if path.is_empty() { storage.unlink(UNFINISHED) } else { Ok(()) }
 }
 
-/// Checks that what is there is a cluster of this `PostgreSQL`.
+/// Checks that the content is a cluster of this `PostgreSQL`.
 fn check(storage: &dyn Storage) -> anyhow::Result<()> {
     let version = match read(storage, PG_VERSION) {
         Ok(version) => String::from_utf8_lossy(&version).trim().to_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             bail!(
-                "it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another, or a new directory in it"
+                "it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another, or a new \
+                 directory in it"
             )
         }
         Err(error) => return Err(error).context("PG_VERSION cannot be read"),
