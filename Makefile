@@ -1,5 +1,5 @@
-# The targets `run`, `test`, `bench` and `lint` need a Rust toolchain (rust-version in Cargo.toml), Node.js with npm, gcc
-# and make. They install everything else.
+# The targets `run`, `test`, `bench` and `lint` need a Rust toolchain (rust-version in Cargo.toml), Node.js with npm,
+# gcc and make. They install everything else.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash

@@ -1,4 +1,4 @@
-//! The port: frames from stdin, frames to stdout. Notices that the parent is gone and ends everything then.
+//! The port: frames from stdin, frames to stdout. Detects the end of the parent, and ends all sessions then.
 
 use std::{
     io::{self, Read, Write},
@@ -29,14 +29,14 @@ pub(crate) mod outbox;
 pub(crate) mod relay;
 mod router;
 
-/// How long sessions may take to end when they are asked to in an orderly way.
+/// How long sessions may take to end after a request or a signal.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long they may take when the parent is gone. With [`FLUSH`] it stays below the two
 /// seconds that are promised.
 const SHORT_GRACE: Duration = Duration::from_secs(1);
-/// How long the last frames may take on their way out.
+/// How long writing the last frames may take.
 const FLUSH: Duration = Duration::from_millis(500);
-/// How many bytes to ask stdin for at first.
+/// The initial size of the buffer for stdin, in bytes.
 const READ: usize = 1 << 16;
 
 /// Why the port ended.

@@ -1,10 +1,10 @@
-//! What serves clients and what makes their sessions have in common: a session's start, its end, and the outside's
-//! hold on it.
+//! The seam between `connection`, which serves clients, and `databases`, which makes their sessions: a session's start
+//! and end, and its control from other threads.
 //!
 //! * `mod`: the seam [`Sessions`]
 //! * [`cancel`]: backend keys, and how a session is interrupted
 //! * `control`: interrupts, tasks and the order to end, from other threads
-//! * `task`: what is asked of a session
+//! * `task`: work that a session does on request
 
 pub mod cancel;
 mod control;
@@ -61,12 +61,12 @@ impl fmt::Display for Mode {
 pub trait Sessions: Send + Sync + 'static {
     /// Serves one client until its session ends. Called on the connection's own thread.
     ///
-    /// All that the session has to say has been written when it returns: [`Client::write`] takes a part
-    /// at a time, and a session waits for the rest of its window.
+    /// When it returns, everything that the session sends has been written: [`Client::write`] takes a part at a time,
+    /// and the session waits until it has taken all.
     fn serve(&self, start: SessionStart<'_>, client: Box<dyn Client>) -> SessionEnd;
 
-    /// Puts everything away (a shutdown checkpoint, say) after the last session has ended. The program
-    /// exits when it returns, or when it takes too long.
+    /// Shuts the clusters down (with a shutdown checkpoint, for example) after the last session has ended. The program
+    /// exits when this returns, or when it takes too long.
     fn shut_down(&self) {}
 }
 
@@ -77,17 +77,17 @@ pub struct SessionStart<'a> {
     pub id: u32,
     /// The startup message, parsed.
     pub startup: &'a StartupMessage,
-    /// The same as it came, length word included; it is no longer in the client's stream.
+    /// The startup packet as it was received, with its length word; it is no longer in the client's stream.
     pub packet: &'a [u8],
     /// Which kind of database is asked for.
     pub mode: Mode,
-    /// The template to clone, if it is not to be found by the database's name.
+    /// The template to clone; without one, the database's name selects the template.
     pub template: Option<&'a str>,
     /// Where the guest's own output goes.
     pub log: &'a LogSink,
     /// Where the session registers to be interrupted.
     pub control: &'a Control,
-    /// How its transaction stands.
+    /// Whether the session is in a transaction.
     pub transaction: TransactionStatus,
 }
 
@@ -98,8 +98,8 @@ pub enum SessionEnd {
     Orderly,
     /// The client went away.
     ClientGone,
-    /// The session could not start or was ended from outside, for this reason, which its client has not got yet. It
-    /// does not get a report of [`Severity::Log`](crate::protocol::error_response::Severity::Log).
+    /// The session could not start, or another thread has ended it, with this error. The error has not been sent to
+    /// the client yet; one of [`Severity::Log`](crate::protocol::error_response::Severity::Log) is not sent.
     Refused(ErrorResponse),
     /// The wasm trapped; the error carries the backtrace, for the log.
     Trapped(anyhow::Error),

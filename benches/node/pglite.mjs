@@ -2,7 +2,7 @@
 //
 //   node pglite.mjs first-answer    starts PGlite, asks SELECT 1 and prints "answered"
 //   node pglite.mjs converse        runs the scripts in the JSON on stdin, prints seconds a round as JSON
-//   node pglite.mjs serve           serves one client after the other on a socket of the loopback interface, prints HOST:PORT
+//   node pglite.mjs serve           serves one client after the other on the loopback interface, prints HOST:PORT
 //
 // Messages go in as the bytes of the Postgres protocol (execProtocolRaw), which is PGlite's fastest way.
 

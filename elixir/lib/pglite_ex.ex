@@ -161,8 +161,8 @@ defmodule PgliteEx do
       started
     * `"shared_sessions"`: sessions in the shared cluster
     * `"memory"`: resident memory of the program, in bytes
-    * `"private_memory"`, `"private_files"` and their sum `"private"`: what isolated connections share with no other,
-      in bytes
+    * `"private_memory"`, `"private_files"` and their sum `"private"`: memory and files that isolated connections do
+      not share with others, in bytes
     * `"warm"`: clones of templates that are ready
 
       {:ok, %{"connections" => 2}} = PgliteEx.stats(server)

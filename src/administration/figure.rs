@@ -1,9 +1,9 @@
-//! Figures about the program: every one is named here, with what an exporter of metrics has to know of it.
+//! Figures about the program. All of them are defined here, with the properties that an exporter of metrics needs.
 
-/// What a figure is counted in.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Things, which the figure's name says.
+    /// A number of the objects that the figure's name names, such as connections.
     Count,
     /// Bytes.
     Bytes,
@@ -14,24 +14,24 @@ pub enum Unit {
 pub enum MetricType {
     /// It only grows, from 0 at the program's start.
     Counter,
-    /// It goes up and down.
+    /// It can grow and shrink.
     Gauge,
 }
 
-/// What a figure means.
+/// The definition of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metric {
     /// Its name, which is also its key in the reply to `stats`.
     pub name: &'static str,
-    /// What it is counted in.
+    /// Its unit.
     pub unit: Unit,
     /// How it changes.
     pub metric_type: MetricType,
-    /// What it says, in one sentence.
+    /// Its meaning, in one sentence.
     pub help: &'static str,
 }
 
-/// One figure: a metric and its value now.
+/// The current value of a metric.
 ///
 /// ```
 /// use pglite_port::administration::{MetricType, Unit, figure};
@@ -42,7 +42,7 @@ pub struct Metric {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figure {
-    /// What it means.
+    /// The metric.
     pub metric: &'static Metric,
     /// Its value.
     pub value: u64,
@@ -57,7 +57,7 @@ impl Metric {
         Self { name, unit, metric_type: MetricType::Counter, help }
     }
 
-    /// The figure with that value.
+    /// A figure of this metric.
     #[must_use]
     pub const fn figure(&'static self, value: u64) -> Figure {
         Figure { metric: self, value }
@@ -81,11 +81,11 @@ pub static SHARED_SESSIONS: Metric =
 /// Clones that are ready to be taken.
 pub static WARM_CLONES: Metric = Metric::gauge("warm", Unit::Count, "Clones of templates that are ready to be taken.");
 
-/// Linear memory that only one isolated connection has, of all of them together.
+/// The sum of the linear memory that isolated connections do not share.
 pub static PRIVATE_MEMORY: Metric =
     Metric::gauge("private_memory", Unit::Bytes, "Linear memory that isolated connections share with no other.");
 
-/// Parts of files that only one isolated connection has, of all of them together.
+/// The sum of the parts of files that isolated connections do not share.
 pub static PRIVATE_FILES: Metric =
     Metric::gauge("private_files", Unit::Bytes, "Parts of files that isolated connections share with no other.");
 

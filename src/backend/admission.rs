@@ -1,5 +1,6 @@
-//! Which sessions are let in, and what they begin with: what `InitPostgres` does after the authentication
-//! (`PostgreSQL`, `src/backend/utils/init/postinit.c`), for a backend that is in its database already.
+//! Checks whether a session may use its database, and loads libraries for it: what `InitPostgres` does after the
+//! authentication (`PostgreSQL`, `src/backend/utils/init/postinit.c`), for a backend that is already connected to its
+//! database.
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -11,13 +12,15 @@ use crate::{
     protocol::{error_response::sqlstate, messages::Rows},
 };
 
-/// What decides about every session in the backend's database.
-const ADMISSION: &str = "SELECT datallowconn, pg_catalog.has_database_privilege('public', oid, 'CONNECT'), datconnlimit, \
+/// Queries an [`Admission`].
+const ADMISSION: &str = "SELECT datallowconn, \
+    pg_catalog.has_database_privilege('public', oid, 'CONNECT'), \
+    datconnlimit, \
     EXISTS (SELECT FROM pg_catalog.pg_db_role_setting) \
     FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()";
 
-/// What of its database's row in `pg_database`, and of `pg_db_role_setting`, a session has to know before it begins.
-/// To look there takes a while.
+/// The parts of a database's row in `pg_database` and of `pg_db_role_setting` that the start of a session needs. They
+/// are read once for all clones of a template, because the query takes a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Admission {
     /// `datallowconn`
@@ -45,7 +48,7 @@ impl Admission {
 }
 
 impl Backend {
-    /// What sessions in the backend's database have to know of it.
+    /// The [`Admission`] for sessions in the backend's database.
     ///
     /// # Errors
     /// When its catalogs cannot be read.
@@ -54,8 +57,8 @@ impl Backend {
         Admission::read(&rows).context("the database is not in pg_database")
     }
 
-    /// From now on the backend counts as a client's where connections are counted. It was not one yet when it took
-    /// its place in shared memory.
+    /// Marks the backend as a client backend, so that PostgreSQL counts it as a connection. When it took its place in
+    /// shared memory, it was not a client backend yet.
     ///
     /// # Errors
     /// None in a backend that was booted.
@@ -64,7 +67,7 @@ impl Backend {
         self.write(place + self.facts().is_regular_backend, &[1])
     }
 
-    /// Raises the error that `CheckMyDatabase` would raise for the session's user, if any. It ends the session.
+    /// Raises the error that `CheckMyDatabase` would raise for the session's user, if any. The error ends the session.
     pub(super) fn check_database(&mut self, admission: Admission, is_superuser: bool) -> anyhow::Result<()> {
         let Admission { allows_connections, admits_public, connection_limit, .. } = admission;
         if !allows_connections {
@@ -88,7 +91,7 @@ impl Backend {
                 return self.refuse(code, |name| format!("permission denied for database \"{name}\""), Some(detail));
             }
         }
-        // There is one session, this one.
+        // The cluster has one session, this one.
         if (0..1).contains(&connection_limit) {
             let code = sqlstate::TOO_MANY_CONNECTIONS;
             return self.refuse(code, |name| format!("too many connections for database \"{name}\""), None);
@@ -103,8 +106,8 @@ impl Backend {
         Err(report::fatal(&mut self.store, code, &message(&name), detail).into())
     }
 
-    /// Loads the libraries that `session_preload_libraries` and `local_preload_libraries` name. Of those that are
-    /// loaded already, nothing more happens.
+    /// Loads the libraries that `session_preload_libraries` and `local_preload_libraries` name, except for those that
+    /// are already loaded.
     pub(super) fn preload_libraries(&mut self) -> anyhow::Result<()> {
         for preload in self.facts().preloads {
             let value = self.read_u32(preload.value)?;

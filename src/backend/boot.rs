@@ -5,21 +5,22 @@ use anyhow::{Context, bail, ensure};
 use super::Backend;
 use crate::{guest::call, postgres::process::EXIT_ALIVE};
 
-/// The path that the guest believes to be its executable's.
+/// The path of the executable that the guest gets as its `argv[0]`.
 pub(crate) const EXECUTABLE: &str = "/pglite/bin/postgres";
 
 /// The path of the cluster's data directory in the guest's files.
 pub(crate) const DATA_DIRECTORY: &str = "/pglite/data";
 
-/// What the backend is started with: PGlite's parameters (`pglite.ts`: `defaultStartParams`) without those that make
-/// it differ from `PostgreSQL` for its users: `-O`, which allows changes of system tables, and a `search_path`.
+/// The first parameters of every backend: those of PGlite (`pglite.ts`: `defaultStartParams`), except for two with
+/// which it would differ from `PostgreSQL` for its users: `-O`, which allows changes of system tables, and a
+/// `search_path`.
 const START_PARAMETERS: &[&str] = &["--single", "-j", "-clog_checkpoints=false"];
 
 /// Files in memory need no syncs.
 pub(crate) const IN_MEMORY: &str = "-F";
 
-/// What comes after all other parameters, because nothing else works here: workers and their like are not started,
-/// and shared memory is the host's.
+/// Parameters that come after all others, because other values do not work: the host does not start worker processes,
+/// and provides shared memory in one way only.
 pub(crate) const FIXED_PARAMETERS: &[&str] = &[
     "-cmax_worker_processes=0",
     "-cmax_parallel_workers=0",
@@ -28,7 +29,7 @@ pub(crate) const FIXED_PARAMETERS: &[&str] = &[
     "-cio_method=sync",
     "-cshared_memory_type=mmap",
     "-cdynamic_shared_memory_type=posix",
-    // Without the process that summarizes or archives it, WAL would be kept for ever.
+    // The processes that summarize and archive WAL do not run, so WAL would be kept for ever.
     "-csummarize_wal=off",
     "-carchive_mode=off",
 ];
@@ -50,13 +51,13 @@ impl Backend {
     }
 
     /// Starts `PostgreSQL` as the postmaster of the cluster in the backend's files, with further arguments, and
-    /// returns its exit status. What it does in between is done in
+    /// returns its exit status. The work of a running postmaster is done in
     /// [`Setup::before_fork`](crate::guest::Setup::before_fork).
     ///
     /// # Errors
     /// When the guest traps, and those of the hook.
     pub(crate) fn run_postmaster(&mut self, settings: &[String]) -> anyhow::Result<i32> {
-        // Exits are exits.
+        // With PGlite's mode off, an exit of PostgreSQL ends the process.
         self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
         call::main(
@@ -66,10 +67,11 @@ impl Backend {
         )
     }
 
-    /// Shuts `PostgreSQL` down: it writes its checkpoint, and its files can be started from again.
+    /// Shuts `PostgreSQL` down: it writes the shutdown checkpoint, after which another backend can start from its
+    /// files.
     ///
     /// # Errors
-    /// When it does not end in order.
+    /// When it does not exit with status 0.
     pub(crate) fn shut_down(mut self) -> anyhow::Result<()> {
         self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
         match self.call::<i32, ()>("proc_exit", 0) {

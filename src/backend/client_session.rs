@@ -1,4 +1,4 @@
-//! One client's session in a backend of its own (`isolated` mode): startup, messages, end.
+//! The session of a client that has its own backend (`isolated` mode): startup, messages, end.
 
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 /// `ReadyForQuery`, outside a transaction.
 const READY_AND_IDLE: &[u8] = b"Z\0\0\0\x05I";
 
-/// The bootstrap superuser, as which a backend is started.
+/// The bootstrap superuser. Backends are started as this role.
 pub(crate) const BOOTSTRAP_USER: &str = "postgres";
 
 /// Why a session ended.
@@ -42,8 +42,8 @@ pub(crate) enum SessionExit {
 }
 
 impl SessionExit {
-    /// What an exit of the guest means, where `orderly` is its status when the client has gone; any other error is
-    /// passed on.
+    /// Translates an exit of the guest; `orderly` is the exit status after the client has gone. Other errors are
+    /// returned.
     pub(super) fn by_exit(error: anyhow::Error, orderly: i32) -> anyhow::Result<Self> {
         match call::exit_status(error)? {
             status if status == orderly => Ok(Self::Client),
@@ -53,26 +53,26 @@ impl SessionExit {
     }
 }
 
-/// What a wait between two messages has ended with.
+/// Why a wait between two messages has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waited {
     /// The client has sent something, or is gone.
     Input,
-    /// Something is asked of the session.
+    /// There is a task for the session.
     Asked,
 }
 
-/// How a client has introduced itself, and the key it was given.
+/// The startup packet of a client, and what its session needs besides.
 #[derive(Clone, Copy)]
 pub(crate) struct Session<'a> {
     pub(crate) startup: &'a StartupMessage,
     /// The startup packet as it came.
     pub(crate) packet: &'a [u8],
-    /// Where the client is.
+    /// The addresses of the client's connection.
     pub(crate) endpoints: Endpoints,
-    /// What cancels it.
+    /// The key for requests to cancel its statements.
     pub(crate) cancel_key: [u8; 4],
-    /// What it has to know of its database.
+    /// The properties of the database that decide whether the session is let in.
     pub(crate) admission: Admission,
 }
 
@@ -80,13 +80,13 @@ impl Backend {
     /// Begins the session of `client`.
     ///
     /// # Errors
-    /// What [`Self::end_session`] makes an end of.
+    /// When the session ends during its startup; [`Self::end_session`] tells how.
     pub(crate) fn begin_session(&mut self, client: Box<dyn Client>, session: &Session<'_>) -> anyhow::Result<()> {
         self.set_client(ClientStream::new(client, session.packet));
         self.start_session(session)
     }
 
-    /// Takes leave of the client after `error` has ended its session.
+    /// Disconnects the client after `error` has ended its session, and returns how the session ended.
     ///
     /// # Errors
     /// When the guest has trapped.
@@ -95,9 +95,9 @@ impl Backend {
         SessionExit::by_exit(error, EXIT_ALIVE)
     }
 
-    /// What `BackendInitialize`, `InitPostgres` and `PostgresMain` do with a startup packet (`PostgreSQL`,
+    /// Does what `BackendInitialize`, `InitPostgres` and `PostgresMain` do with a startup packet (`PostgreSQL`,
     /// `src/backend/tcop/backend_startup.c`, `src/backend/utils/init/postinit.c`, `src/backend/tcop/postgres.c`), for
-    /// a backend that is in its database already.
+    /// a backend that is already connected to its database.
     fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
         let Session { startup, endpoints, cancel_key, admission, .. } = session;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
@@ -135,14 +135,14 @@ impl Backend {
         self.send_connection_data()?;
         self.call::<(), ()>("EventTriggerOnLogin", ())?;
         self.write_u32(handler, main_loop)?;
-        // With what belongs to it, such as idle_session_timeout.
+        // This also does what PostgreSQL does with each ReadyForQuery, such as starting idle_session_timeout.
         self.write(self.facts().send_ready_for_query, &[1])?;
         self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
         self.call::<(), ()>("pgl_pq_flush", ())
     }
 
-    /// Sends run-time parameters and the cancel key. PGlite's function for it begins with what the client has been
-    /// sent already, and ends with what comes when the session is ready.
+    /// Sends run-time parameters and the cancel key. PGlite's function for this also sends `AuthenticationOk`, which
+    /// the client already has, and `ReadyForQuery`, which is sent later; both are removed.
     fn send_connection_data(&mut self) -> anyhow::Result<()> {
         self.guest().client.hold();
         let sent = self.call::<(), ()>("pgl_sendConnData", ()).and_then(|()| self.call::<(), ()>("pgl_pq_flush", ()));
@@ -153,9 +153,9 @@ impl Backend {
         Ok(())
     }
 
-    /// Applies what `ALTER DATABASE` and `ALTER ROLE` have set (`process_settings` in
-    /// `src/backend/utils/init/postinit.c`, which does nothing in a backend without a postmaster). Of a setting that
-    /// is there twice, the first counts, and so do those of the startup packet.
+    /// Applies the settings of `ALTER DATABASE` and `ALTER ROLE` (`process_settings` in
+    /// `src/backend/utils/init/postinit.c`, which does nothing in a backend without a postmaster). If there are
+    /// several values for one setting, the first is used; a value in the startup packet takes precedence.
     fn process_settings(&mut self) -> anyhow::Result<()> {
         let relation: u32 = self.call("table_open", (catalog::DB_ROLE_SETTING, catalog::ACCESS_SHARE_LOCK))?;
         let snapshot: u32 = self.call("GetLatestSnapshot", ())?;
@@ -174,7 +174,8 @@ impl Backend {
         self.call("table_close", (relation, catalog::ACCESS_SHARE_LOCK))
     }
 
-    /// Serves one query of a client that the host plays, and returns whether the database has let it in.
+    /// Starts a session without a client and runs one query in it; returns whether the database has let the session
+    /// in.
     ///
     /// # Errors
     /// When the guest traps.
@@ -189,7 +190,7 @@ impl Backend {
         }
     }
 
-    /// What a client is sent at the start of its session, as it would be sent now.
+    /// The run-time parameters and the other messages that a client would be sent if its session started now.
     ///
     /// # Errors
     /// When the guest traps.
@@ -197,23 +198,23 @@ impl Backend {
         Ok(self.record(&[], |backend| backend.call::<(), ()>("pgl_sendConnData", ()))?.1)
     }
 
-    /// Begins the session of its client anew, in a backend that has succeeded the one before; `greeting` was that
-    /// one's last.
+    /// Begins the client's session again, in a backend that has replaced the previous one; `greeting` is what
+    /// [`Self::greeting`] returned in the previous backend.
     ///
-    /// To its client it is as after the startup: user, database and options are those of its startup packet, its
-    /// cancel key stays valid. Run-time parameters that differ from `greeting` are reported (`ParameterStatus` may
-    /// come at any time; "Asynchronous Operations" in `PostgreSQL`'s manual). That an open transaction is gone, the
-    /// client finds out from the next `ReadyForQuery`.
+    /// For the client the session is in the same state as after its startup: user, database and options are those of
+    /// its startup packet, and its cancel key stays valid. Run-time parameters that differ from `greeting` are
+    /// reported (`ParameterStatus` may be sent at any time; "Asynchronous Operations" in `PostgreSQL`'s manual). If a
+    /// transaction was open, it is gone, as the next `ReadyForQuery` tells the client.
     ///
     /// # Errors
     /// When the guest traps or exits.
     pub(crate) fn begin_session_again(&mut self, session: &Session<'_>, greeting: &[u8]) -> anyhow::Result<()> {
-        // No signal interrupts what its sender cannot know of.
+        // Signals must not interrupt this startup: their senders know only of the session before.
         let holdoff = self.facts().address("InterruptHoldoffCount")?;
         self.write_u32(holdoff, 1)?;
         let ((), told) = self.record(session.packet, |backend| backend.start_session(session))?;
         self.write_u32(holdoff, 0)?;
-        // Signals that have come meanwhile: a cancel had nothing to cancel.
+        // Signals that have arrived meanwhile are handled now. A cancel request has no effect, as in any idle session.
         self.handle_idle_interrupts()?;
         let reported: Vec<_> = messages(greeting).filter(|(kind, _)| *kind == PARAMETER_STATUS).collect();
         for (kind, body) in messages(&told).filter(|message| message.0 == PARAMETER_STATUS) {
@@ -224,16 +225,16 @@ impl Backend {
         Ok(())
     }
 
-    /// Runs the client's messages until `is_asked`, which is called between two of its commands, answers true.
+    /// Runs the client's messages until `is_asked`, which is called between two of its commands, returns true.
     ///
     /// # Errors
-    /// What [`Self::end_session`] makes an end of.
+    /// When the session ends; [`Self::end_session`] tells how.
     pub(crate) fn run_session(&mut self, is_asked: impl Fn() -> bool) -> anyhow::Result<()> {
-        // The startup, and what was asked last, have ended with ReadyForQuery.
+        // The startup and the last task have ended with ReadyForQuery.
         let mut is_ready = true;
         loop {
             if !self.has_pending_input()? {
-                // ReadyForQuery, unless a message of the extended protocol is still to come.
+                // Sends ReadyForQuery, unless it has to wait for a message of the extended protocol.
                 let sent = self.guest().client.bytes_sent();
                 self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
                 is_ready |= self.guest().client.bytes_sent() > sent;
@@ -250,9 +251,9 @@ impl Backend {
         }
     }
 
-    /// What a postmaster does on `SIGHUP` (`process_pm_reload_request` in `src/backend/postmaster/postmaster.c`): a
-    /// cluster with one session has none. A backend under a postmaster would not log what has changed, or cannot
-    /// change without a restart.
+    /// Does what a postmaster does on `SIGHUP` (`process_pm_reload_request` in
+    /// `src/backend/postmaster/postmaster.c`), because a cluster with one session has no postmaster. Meanwhile
+    /// `IsUnderPostmaster` is off: otherwise PostgreSQL would not log the settings that change or need a restart.
     fn reload_configuration(&mut self) -> anyhow::Result<()> {
         self.write_u32(self.hot.config_reload_pending, 0)?;
         let is_under_postmaster = self.facts().address("IsUnderPostmaster")?;
@@ -267,7 +268,7 @@ impl Backend {
         Ok(pending.call(&mut self.store, ())? != 0)
     }
 
-    /// Runs one message of the client. An SQL error is reported to it here.
+    /// Runs one message of the client. An SQL error is reported to the client and is not an error of this function.
     pub(super) fn run_message(&mut self) -> anyhow::Result<()> {
         let (run, stack) = (self.hot.main_loop_once.clone(), self.hot.stack_pointer);
         let stack_pointer = stack.get(&mut self.store);
@@ -291,11 +292,12 @@ impl Backend {
         Ok(reset.call(&mut self.store, context)?)
     }
 
-    /// Waits for the client between two messages, where the guest is not on the stack, or until `is_asked`.
+    /// Waits between two messages, without guest frames on the stack, until the client sends something or `is_asked`
+    /// returns true.
     fn wait_for_input(&mut self, is_asked: impl Fn() -> bool) -> anyhow::Result<Waited> {
         loop {
             let asked = is_asked();
-            // Messages that have arrived by now come first, so that tasks are in order with them.
+            // Messages that have already arrived are handled before the task, so that their order is kept.
             let deadline = if asked { Some(Instant::now()) } else { self.guest().timers.next() };
             match wait(&mut self.store, Interest::Read, deadline)? {
                 Readiness::Ready => return Ok(Waited::Input),
@@ -305,7 +307,8 @@ impl Backend {
         }
     }
 
-    /// Signals and timers between two messages: a cancel has nothing to cancel, everything else may end the session.
+    /// Handles signals and timers between two messages. A cancel request has no effect; the others may end the
+    /// session.
     pub(crate) fn handle_idle_interrupts(&mut self) -> anyhow::Result<()> {
         self.guest().is_idle = true;
         let handled = self.deliver_and_process();

@@ -1,5 +1,5 @@
-//! A backend with its pages ready, replaced by another one, or copied as it stands: all between two messages, where
-//! the guest is not on the stack.
+//! Preparing a backend's pages, replacing a backend by another one, and copying it: all between two messages, without
+//! guest frames on the stack.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Backend {
-    /// Has those of `pages` ready that it is about to write.
+    /// Copies those of `pages` that a session writes, so that the session has no page faults for them.
     ///
     /// # Errors
     /// None in a backend that was made.
@@ -24,7 +24,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Has those of `pages` ready that it is about to look at, which takes as long now as then.
+    /// Reads those of `pages` that a session reads, so that the session has no page faults for them. This takes as
+    /// long as the page faults would.
     ///
     /// # Errors
     /// None in a backend that was made.
@@ -33,8 +34,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Becomes `successor`, which takes over its client, its console and its signals; returns what it was, which is
-    /// of no more use.
+    /// Replaces this backend by `successor`, which takes over its client, its console and its signals. Returns the
+    /// replaced backend, which must not run again.
     ///
     /// # Errors
     /// None between backends of one program.
@@ -43,7 +44,7 @@ impl Backend {
         let client = std::mem::take(&mut guest.client);
         let console = guest.files.set_console(Box::new(Silent));
         let signals = guest.signals.clone();
-        // At its end it would detach signals that are attached to its successor by then.
+        // Otherwise the drop of the replaced backend would detach the signals from its successor.
         signals.detach();
         guest.set_signals(Arc::default());
         let replaced = std::mem::replace(self, successor);
@@ -54,7 +55,7 @@ impl Backend {
         Ok(replaced)
     }
 
-    /// Another backend that is as this one now, with files of its own that are as these are now, and no client.
+    /// A copy of this backend in its current state, with a copy of its files, and without a client.
     ///
     /// # Errors
     /// When the system has no more memory to give.

@@ -1,4 +1,4 @@
-//! The processes of a running cluster: what `fork()` is for a postmaster.
+//! Starts the processes of a running cluster, as a postmaster does with `fork()`.
 //!
 //! The postmaster of a cluster is a backend that is stopped where it would take a place in shared memory
 //! (`InitProcess`). Its memory is then what a postmaster's is when it forks: initialised, attached to shared memory,
@@ -34,18 +34,18 @@ const CHECKPOINT_NOW: i32 = (checkpoint::IMMEDIATE | checkpoint::FORCE | checkpo
 pub(crate) struct Whom<'a> {
     pub(crate) database: &'a [u8],
     pub(crate) user: &'a [u8],
-    /// Where the client is.
+    /// The addresses of the client's connection.
     pub(crate) endpoints: Endpoints,
 }
 
-/// What further processes of one cluster begin with.
+/// The state with which every new process of one cluster starts.
 pub(crate) struct Fork {
     image: Image,
     registers: Registers,
     process: ProcessState,
     shared: Arc<SharedMemory>,
     tree: Arc<Mutex<Tree>>,
-    /// Those of `shared_preload_libraries`.
+    /// The libraries of `shared_preload_libraries`.
     libraries: Vec<Arc<Library>>,
 }
 
@@ -81,7 +81,7 @@ impl Fork {
         Ok(Self { image, registers, process, shared, tree, libraries })
     }
 
-    /// A further process, which has not run yet; `setup` makes the rest of it from its files.
+    /// A new process, which has not run yet; `setup` makes its other parts from its files.
     ///
     /// This needs no turn, though another process may be writing shared memory meanwhile: the shared pages are mapped
     /// last, and nothing reads or writes the memory from then on until the process has its first turn.
@@ -156,7 +156,8 @@ impl Backend {
         })
     }
 
-    /// Has the checkpointer of its cluster make a checkpoint, and exits; returns the exit status. It has the turn.
+    /// Makes the cluster's checkpointer write a checkpoint, and exits; returns the exit status. The process has its
+    /// turn.
     ///
     /// # Errors
     /// When the guest traps.
@@ -187,7 +188,7 @@ impl Backend {
         }
     }
 
-    /// What the child of a fork has to change of what it was given (`InitPostmasterChild` in
+    /// Changes the state inherited from the postmaster into that of a child process (`InitPostmasterChild` in
     /// `src/backend/utils/init/miscinit.c`).
     fn become_child(&mut self, destination: u32, has_checkpointer: bool) -> anyhow::Result<()> {
         let instance = self.exports()?.instance;
@@ -201,11 +202,11 @@ impl Backend {
         self.write_u32(self.facts().where_to_send_output, destination)?;
         let latch = self.read_u32(self.facts().address("MyLatch")?)?;
         self.write_u32(latch.wrapping_add(latch::OWNER), process_id.cast_unsigned())?;
-        // on_exit_reset: what the postmaster does at its end is not this one's to do.
+        // on_exit_reset: the postmaster's exit callbacks must not run in a child.
         for callbacks in self.facts().exit_callbacks {
             self.write_u32(callbacks, 0)?;
         }
-        // PostgresMain sets it where PGlite no longer comes past.
+        // PostgresMain sets it in a part that PGlite does not run.
         self.write(self.facts().send_ready_for_query, &[1])?;
         self.reseed()?;
         self.set_start_time()?;

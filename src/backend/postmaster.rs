@@ -1,6 +1,5 @@
-//! What the postmaster of a cluster does in its guest, where it is stopped in its `InitProcess`: the parts of
-//! `PostmasterMain` and `ServerLoop` (`PostgreSQL`, `src/backend/postmaster/postmaster.c`) that are about its own
-//! memory.
+//! The postmaster's work inside its guest, which is stopped in its `InitProcess`: the parts of `PostmasterMain` and
+//! `ServerLoop` (`PostgreSQL`, `src/backend/postmaster/postmaster.c`) that read and write its own memory.
 
 use wasmtime::Caller;
 
@@ -13,19 +12,19 @@ use crate::{
     postgres::{destination, postmaster_signal, setting},
 };
 
-/// Becomes what the children of a postmaster begin with: `pg_hba.conf` is read, and there is a `Port` for their
-/// client.
+/// Brings the guest into the state with which a postmaster's children start: reads `pg_hba.conf`, and makes a `Port`
+/// for their client.
 ///
 /// # Errors
 /// When the guest exits, because `pg_hba.conf` cannot be used, or traps.
 pub(crate) fn prepare(caller: &mut Caller<'_, Guest>, process_id: i32) -> wasmtime::Result<()> {
     let facts = caller.data().facts.clone();
     call::<(), ()>(caller, "pgl_startPGlite", ())?;
-    // PGlite makes the process a backend under a postmaster; it is the postmaster.
+    // PGlite has set IsUnderPostmaster, but this process is the postmaster.
     let memory = memory::of(caller)?.0;
     memory::write_bytes(memory, facts.address("IsUnderPostmaster")?, &[0])?;
     memory::write_u32(memory, facts.where_to_send_output, destination::NONE)?;
-    // Messages about an orderly start or shutdown are notices then, which the log leaves out.
+    // PostgreSQL then reports an orderly start or shutdown as notices, which are not logged.
     memory::write_bytes(memory, facts.is_postmaster_environment, &[0])?;
     memory::write_u32(memory, facts.postmaster.process_id, process_id.cast_unsigned())?;
     Ok(())
@@ -41,7 +40,8 @@ pub(crate) fn reload(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
     Ok(call::<(), i32>(caller, "load_hba", ())? != 0)
 }
 
-/// Takes what the children have asked for: whether it was, for each of [`postmaster_signal`].
+/// Takes the signals that children have sent to the postmaster; returns for each of [`postmaster_signal`] whether it
+/// was sent.
 ///
 /// # Errors
 /// When there is no shared memory.
@@ -57,7 +57,7 @@ pub(crate) fn take_signals(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<[
     Ok(asked)
 }
 
-/// Exits in order.
+/// Exits with status 0, through `proc_exit`.
 ///
 /// # Errors
 /// Always: the exit, or a trap.
@@ -65,8 +65,7 @@ pub(crate) fn exit(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     call(caller, "proc_exit", 0_i32)
 }
 
-/// Whether VACUUM and ANALYZE are to be run without being asked (`AutoVacuumingActive` in
-/// `src/backend/postmaster/autovacuum.c`).
+/// Whether autovacuum is enabled (`AutoVacuumingActive` in `src/backend/postmaster/autovacuum.c`).
 ///
 /// # Errors
 /// When the guest traps.

@@ -1,4 +1,4 @@
-//! The connections there are: a thread each, started, counted and ended.
+//! All connections: starts a thread for each, counts them and ends them.
 
 use std::{
     collections::HashMap,
@@ -62,7 +62,7 @@ impl Connections {
     /// ended, when nothing more will be written.
     ///
     /// # Errors
-    /// The operating system's, if it has no thread to spare; `on_end` is not called then.
+    /// The operating system's, if no thread can be started; `on_end` is not called then.
     pub fn start<C: Client + Clone + 'static>(
         self: &Arc<Self>,
         client: C,
@@ -95,7 +95,7 @@ impl Connections {
         }
     }
 
-    /// Asks every session to end, waits until all have, and puts the sessions' maker away.
+    /// Asks every session to end, waits until all have ended, and calls [`Sessions::shut_down`].
     pub fn shut_down(&self) {
         self.terminate_all();
         let mut live = self.live.lock();
@@ -106,8 +106,8 @@ impl Connections {
         self.sessions.shut_down();
     }
 
-    /// [`Self::shut_down`], but for no longer than `grace`. What arrives in `news` meanwhile may shorten
-    /// that, to what `grace_after` makes of it.
+    /// [`Self::shut_down`], but waits no longer than `grace`. Each message that arrives in `news` meanwhile can only
+    /// shorten the wait: from then on it lasts at most the time that `grace_after` returns for the message.
     pub fn shut_down_within<T>(
         self: &Arc<Self>,
         grace: Duration,
@@ -132,7 +132,7 @@ impl Connections {
                 recv(news) -> news => if let Ok(news) = news {
                     deadline = deadline.min(Instant::now() + grace_after(news));
                 } else {
-                    // Disconnected: nothing more will hurry us.
+                    // Disconnected: no further message can shorten the wait.
                     let _ = all_ended.recv_deadline(deadline);
                     return;
                 },
@@ -144,7 +144,7 @@ impl Connections {
         }
     }
 
-    /// How many connections there are, and how many there were.
+    /// The number of open connections, and of all connections that were opened.
     #[must_use]
     pub fn figures(&self) -> Vec<Figure> {
         let live = self.live.lock();

@@ -1,4 +1,4 @@
-//! Connections that have a cluster of their own: a clone of a template, gone when the connection closes.
+//! Connections that each have their own cluster: a clone of a template, which exists until the connection closes.
 
 use std::{collections::BTreeMap, convert::Infallible, io, sync::Arc};
 
@@ -21,13 +21,14 @@ use crate::{
     template::{DEFAULT, Template, TemplateError, Templates},
 };
 
-/// How clusters of connections are made.
+/// How the clusters of connections are started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// From a backend that is booted already.
     #[default]
     Clone,
-    /// By booting `PostgreSQL` on the template's files: slow, and the same to its client, which tests make sure of.
+    /// By booting `PostgreSQL` on the template's files. This is slow; tests use it to check that clones behave the
+    /// same.
     Boot,
 }
 
@@ -38,7 +39,7 @@ pub(crate) struct Isolated {
     live: Mutex<BTreeMap<u32, Live>>,
 }
 
-/// A connection with a cluster of its own, for other threads.
+/// The parts of a connection that other threads use.
 #[derive(Clone)]
 struct Live {
     footprint: Arc<Footprint>,
@@ -50,7 +51,7 @@ impl Isolated {
         Self { templates, origin, live: Mutex::default() }
     }
 
-    /// Prepares what the first connection most likely needs.
+    /// Prepares the default template and its ready clones, which the first connection most likely needs.
     ///
     /// # Errors
     /// When the default template cannot be built.
@@ -117,7 +118,7 @@ impl Isolated {
         }
     }
 
-    /// Has every cluster's session read the configuration files of its cluster again.
+    /// Makes every session read the configuration files of its cluster again.
     pub(crate) fn reload(&self) {
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         live.iter().for_each(|live| live.signals.send(Signal::HUP));
@@ -163,7 +164,7 @@ struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
-    /// Runs the session until something ends it, which is the error.
+    /// Runs the session until it ends; the error says how.
     fn hold(&self, backend: &mut Backend, client: Box<dyn Client>) -> anyhow::Result<Infallible> {
         backend.begin_session(client, &self.session)?;
         loop {
@@ -191,7 +192,7 @@ impl Conversation<'_> {
         match self.begin_again(backend) {
             Ok(replaced) => {
                 pending.finish(Ok(()));
-                // Its memory is given back while the client does something with the answer.
+                // Freeing its memory takes a while, so the client gets its reply first.
                 drop(replaced);
                 Ok(())
             }
@@ -206,12 +207,12 @@ impl Conversation<'_> {
         }
     }
 
-    /// Puts another clone of the template in the place of the backend, and begins the client's session in it. Returns
-    /// the one that was replaced: both exist until that is dropped, which takes as long as all the rest.
+    /// Replaces the backend by another clone of the template, and begins the client's session in it. Returns the
+    /// replaced backend, so that the caller can drop it later: that takes as long as everything else here.
     ///
-    /// A new clone is made sooner than an old one can be put back: to drop the pages that it has changed takes as
-    /// long as to copy those that it is about to change again, and only the latter has to be done before the session
-    /// can go on.
+    /// Returning the old backend to its first state would be slower. Its changed pages would have to be dropped before
+    /// the session can go on, which takes as long as copying the pages that the session is about to write. With a new
+    /// clone only the copying has to be done first.
     fn begin_again(&self, backend: &mut Backend) -> anyhow::Result<Backend> {
         let greeting = backend.greeting()?;
         let successor = self.isolated.templates.pool().take(&self.template, Box::new(Silent))?;

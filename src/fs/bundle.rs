@@ -28,7 +28,7 @@ pub enum BundleError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         error: io::Error,
     },
     /// The script contains no list of files that can be parsed.
@@ -36,7 +36,7 @@ pub enum BundleError {
     Index {
         /// Where in the script.
         offset: usize,
-        /// What was expected there.
+        /// The text that was expected there.
         problem: &'static str,
     },
     /// The index names bytes beyond the end of the data file.
@@ -65,7 +65,7 @@ pub enum BundleError {
     Place {
         /// The path in the guest.
         path: String,
-        /// What the tree says.
+        /// The tree's error.
         errno: Errno,
     },
 }

@@ -132,8 +132,29 @@ mod tests {
 
     #[test]
     fn what_the_system_lacks_the_guest_lacks() {
-        use io::ErrorKind::{OutOfMemory, PermissionDenied, StorageFull};
-        let told = [OutOfMemory, StorageFull, PermissionDenied].map(|kind| Errno::from(io::Error::from(kind)));
-        assert_eq!(told, [Errno::ENOMEM, Errno::ENOSPC, Errno::EIO]);
+        use rustix::io::Errno as System;
+        let errors = [
+            (System::NOMEM, Errno::ENOMEM),
+            (System::NOSPC, Errno::ENOSPC),
+            (System::DQUOT, Errno::EDQUOT),
+            (System::ROFS, Errno::EROFS),
+            (System::MFILE, Errno::EMFILE),
+            (System::NFILE, Errno::ENFILE),
+            (System::NOENT, Errno::ENOENT),
+            (System::EXIST, Errno::EEXIST),
+            (System::ACCESS, Errno::EACCES),
+            (System::NOTEMPTY, Errno::ENOTEMPTY),
+            (System::NOTDIR, Errno::ENOTDIR),
+            (System::ISDIR, Errno::EISDIR),
+            (System::LOOP, Errno::ELOOP),
+            (System::FBIG, Errno::EFBIG),
+            (System::XDEV, Errno::EXDEV),
+            (System::IO, Errno::EIO),
+            (System::STALE, Errno::EIO),
+        ];
+        for (system, guest) in errors {
+            let told = Errno::from(io::Error::from_raw_os_error(system.raw_os_error()));
+            assert_eq!(told, guest, "{system:?}");
+        }
     }
 }

@@ -23,14 +23,14 @@ use super::{
     storage::{Storage, StoredEntry, StoredEntryKind, StoredFile},
 };
 
-/// Modes of what is made: the guest's own are only shown to the guest.
+/// Modes of new files and directories on the host. The modes that the guest sets are visible only in the guest.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const DIRECTORY_MODE: Mode = Mode::RWXU;
 
-/// How a directory is opened to work in it.
+/// Flags for opening a directory, to use names in it.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
-/// How a file is opened.
+/// Flags for opening a file.
 const FILE: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW).union(OFlags::NOCTTY);
 
 /// A directory of the host.
@@ -49,8 +49,9 @@ impl HostDirectory {
         Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
     }
 
-    /// Keeps every other program and every other opener in this one from locking the directory, for as long as this
-    /// value lives; returns whether it could. No file says so, so nothing is left behind when the program is killed.
+    /// Locks the directory for as long as this value lives, against other programs and against other values for the
+    /// same directory in this program. Returns whether it was free. The lock is not a file, so it does not remain when
+    /// the program is killed.
     ///
     /// # Errors
     /// The operating system's.
@@ -228,7 +229,7 @@ impl StoredFile for HostFile {
                 Ok(0) => break,
                 Ok(written) => done += written,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What was written before counts; the next attempt has the error.
+                // Returns the bytes written so far; the next call returns the error.
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
             }

@@ -1,8 +1,8 @@
 //! The part of a tree that is kept in a [`Storage`]: every change of a name below it is made there first, and the tree
 //! follows only when it has succeeded.
 //!
-//! The tree knows all names and lengths, because it is the only one that changes them; so a path of the guest's is
-//! resolved here, and the storage is only asked for names that the tree has.
+//! The tree knows all names and lengths, because every change of them goes through it. Paths of the guest are therefore
+//! resolved in the tree, and the storage is used only with names that the tree has.
 
 use std::{io, sync::Arc};
 
@@ -17,7 +17,7 @@ use super::{
     tree::Tree,
 };
 
-/// Permissions that the guest sees, whatever they are in the storage.
+/// Permissions that the guest sees, independent of those in the storage.
 const FILE_PERMISSIONS: u32 = 0o600;
 const DIRECTORY_PERMISSIONS: u32 = 0o700;
 
@@ -32,8 +32,8 @@ pub(super) struct Mount {
 }
 
 impl Tree {
-    /// Puts the files of `storage` in the place of those below the directory `path`. From now on they are changed
-    /// there.
+    /// Replaces the files below the directory `path` by those of `storage`. From now on changes below `path` are made
+    /// in `storage`.
     ///
     /// # Errors
     /// `EBUSY` if there is a storage in the tree already; those of the storage.
@@ -130,7 +130,7 @@ impl Tree {
         Ok(storage.sync_directory(path)?)
     }
 
-    /// Forgets everything below the directory `ino`.
+    /// Removes everything below the directory `ino` from the tree.
     fn clear(&mut self, ino: Ino) -> Result<(), Errno> {
         let Some(Kind::Directory(directory)) = self.node(ino).map(|node| &node.kind) else { return Ok(()) };
         let entries: Vec<_> = directory.iter_from(0).map(|(_, entry)| entry.clone()).collect();
@@ -145,14 +145,14 @@ impl Tree {
         Ok(())
     }
 
-    /// Adds what is in the directory `path` of `storage` to the directory `ino`.
+    /// Adds the content of the directory `path` of `storage` to the directory `ino`.
     fn load(&mut self, ino: Ino, path: &[u8], storage: &dyn Storage) -> Result<(), Errno> {
         for entry in storage.list(path)? {
             let mut node = match entry.kind {
                 StoredEntryKind::File { len } => Node::new(Kind::Stored(Stored { len, file: None }), FILE_PERMISSIONS),
                 StoredEntryKind::Directory => Node::new(stored_directory(ino), DIRECTORY_PERMISSIONS),
                 StoredEntryKind::Symlink { target } => Node::new(Kind::Symlink(Arc::from(target)), 0o777),
-                // PostgreSQL makes no others; what somebody has put there is not a part of the cluster.
+                // PostgreSQL makes no files of other kinds, so this one is not a part of the cluster.
                 StoredEntryKind::Other => continue,
             };
             node.attributes.modified = entry.modified;
@@ -165,8 +165,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes `node` in its storage, for the name `name` in the stored directory `parent`; returns what it is from now
-    /// on.
+    /// Makes `node` in the storage, with the name `name` in the stored directory `parent`; returns the node for the
+    /// tree.
     pub(super) fn store_node(&self, parent: Ino, name: &[u8], mut node: Node) -> Result<Node, Errno> {
         let kind = self.in_storage(parent, name, |storage, path| {
             Ok(match &node.kind {
@@ -181,7 +181,7 @@ impl Tree {
                     storage.create_symlink(path, target)?;
                     Some(node.kind.clone())
                 }
-                // A tablespace in memory would be gone with the program, and the cluster could not start without.
+                // A tablespace in memory would be lost at the program's end. Without it, the cluster could not start.
                 _ => None,
             })
         })?;
@@ -189,7 +189,7 @@ impl Tree {
         Ok(node)
     }
 
-    /// Has the stored file `ino`, which has the name `name` in `parent`, open for those that retain it.
+    /// Opens the stored file `ino`, which has the name `name` in `parent`, unless it is open already.
     ///
     /// # Errors
     /// Those of the storage.
@@ -205,10 +205,10 @@ impl Tree {
         })
     }
 
-    /// Closes the stored file `ino`, which nothing in the tree has open any more.
+    /// Closes the stored file `ino`, which no descriptor or mapping in the tree uses any more.
     pub(super) fn close_stored(&mut self, ino: Ino) {
         if let Some(Kind::Stored(Stored { file: Some(_), .. })) = self.node(ino).map(|node| &node.kind) {
-            // It was there a moment ago.
+            // The node exists, as checked above, so this cannot fail.
             let _ = self.change(ino, |node| {
                 if let Kind::Stored(stored) = &mut node.kind {
                     stored.file = None;
@@ -235,7 +235,7 @@ impl Tree {
         }
     }
 
-    /// Does something with the name `name` in the directory `parent` where that is stored; nothing elsewhere.
+    /// Calls `act` with the storage's path of the name `name` in the directory `parent`, if that directory is stored.
     pub(super) fn in_storage<T>(
         &self,
         parent: Ino,
@@ -248,7 +248,7 @@ impl Tree {
         }
     }
 
-    /// What has to be synced for the file or the directory `ino` to be on the disk; `None` if it is in memory.
+    /// The object to sync so that the file or the directory `ino` is on the disk; `None` if it is in memory.
     ///
     /// # Errors
     /// `ENOENT` if the directory has been removed.
@@ -263,13 +263,13 @@ impl Tree {
         }
     }
 
-    /// Whether an absolute path leads to something in the storage.
+    /// Whether an absolute path leads into the storage.
     fn is_below_mount(&self, path: &[u8]) -> bool {
         let goes_up = path.split(|byte| *byte == b'/').any(|name| name == b"..");
         !goes_up && path.starts_with(b"/") && self.relative(path).is_some()
     }
 
-    /// The path in the storage of the name `name` in the directory `parent`; `None` where that is not stored.
+    /// The storage's path of the name `name` in the directory `parent`; `None` if that directory is not stored.
     fn path_in_storage(&self, parent: Ino, name: &[u8]) -> Option<Vec<u8>> {
         match &self.node(parent)?.kind {
             Kind::Directory(directory) if directory.is_stored() => {
@@ -279,7 +279,7 @@ impl Tree {
         }
     }
 
-    /// An absolute path as the storage has it.
+    /// An absolute path, relative to the storage's root; `None` if it is not below the mount.
     fn relative(&self, path: &[u8]) -> Option<Vec<u8>> {
         let root = self.path_of_directory(self.mount.as_ref()?.root)?;
         let rest = path.strip_prefix(&*root)?;

@@ -1,14 +1,14 @@
-//! Where files are kept that outlive the program: the seam between a tree and a directory of the host.
+//! A storage keeps files that outlive the program: the seam between a tree and a directory of the host.
 //!
-//! A tree names a stored file by its path below the storage's root, made of the names in its own directories. Such a
-//! path never has `.`, `..` or a symbolic link in it: the tree resolves those itself, whatever a guest asks for.
+//! A tree names a stored file by its path below the storage's root, made of the names in the tree's directories. Such
+//! a path never contains `.`, `..` or a symbolic link, because the tree resolves those itself.
 
 use std::{fmt, io, sync::Arc};
 
 use super::node::Timestamp;
 
-/// A directory of files that outlive the program. Every operation has taken place when it returns, and is on the disk
-/// once the file and the directory that it changed were synced after it.
+/// A directory of files that outlive the program. The effect of an operation is visible when it returns; it is on the
+/// disk once the changed file and the changed directory have been synced afterwards.
 ///
 /// # Errors
 /// All functions return the operating system's errors as they are.
@@ -22,7 +22,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// Makes an empty file and opens it.
     ///
     /// # Errors
-    /// The operating system's; one if there is something of that name.
+    /// The operating system's, also if the name exists already.
     fn create(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>>;
 
     /// Makes a directory.
@@ -43,7 +43,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// The operating system's.
     fn link(&self, from: &[u8], to: &[u8]) -> io::Result<()>;
 
-    /// Removes a name that is not a directory's.
+    /// Removes a name, which must not be that of a directory.
     ///
     /// # Errors
     /// The operating system's.
@@ -55,7 +55,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// The operating system's.
     fn remove_directory(&self, path: &[u8]) -> io::Result<()>;
 
-    /// Renames something, which replaces what has the new name, in one step.
+    /// Renames a file or a directory, and replaces the owner of the new name in the same step.
     ///
     /// # Errors
     /// The operating system's.
@@ -88,7 +88,7 @@ pub trait StoredFile: fmt::Debug + Send + Sync {
     /// The operating system's.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Sets the length; what is added reads as zeros.
+    /// Sets the length; added bytes are zeros.
     ///
     /// # Errors
     /// The operating system's.
@@ -103,7 +103,7 @@ pub trait StoredFile: fmt::Debug + Send + Sync {
     /// Writes the file to the disk: its bytes and its length.
     ///
     /// # Errors
-    /// The operating system's. The bytes may be lost then, and another attempt must not be taken for a success.
+    /// The operating system's. After an error the bytes may be lost, even if another call succeeds.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -112,13 +112,13 @@ pub trait StoredFile: fmt::Debug + Send + Sync {
 pub struct StoredEntry {
     /// The name.
     pub name: Vec<u8>,
-    /// What it names.
+    /// The kind of file that it names.
     pub kind: StoredEntryKind,
-    /// When that was changed last.
+    /// The time of the file's last change.
     pub modified: Timestamp,
 }
 
-/// What a name in a directory of a [`Storage`] names.
+/// The kind of file that a name in a directory of a [`Storage`] names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoredEntryKind {
     /// A regular file.
@@ -130,9 +130,9 @@ pub enum StoredEntryKind {
     Directory,
     /// A symbolic link.
     Symlink {
-        /// Its target, which means nothing outside of the tree.
+        /// Its target, which only the tree resolves.
         target: Vec<u8>,
     },
-    /// Something that a cluster has no use for, such as a socket.
+    /// A file of another kind, such as a socket, which a cluster does not use.
     Other,
 }

@@ -16,8 +16,8 @@ const UNUSED: [&str; 6] = ["curr", "rbnf", "region", "translit", "unit", "zone"]
 
 /// The format of collations in a header (`icu4c/source/i18n/collationdatareader.h`), and its version.
 const COLLATION: [u8; 8] = *b"UCol\x05\0\0\0";
-/// The version of the data after it in ICU 76. Its bits are the version of the format's builder (9) and of Unicode
-/// (16.0).
+/// The version of the data, which follows the format's version in ICU 76. Its bits are the version of the format's
+/// builder (9) and of Unicode (16.0).
 const COLLATION_VERSION: [u8; 2] = [0x09, 0x80];
 
 /// A file of the data: its path below the data's directory, and its bytes.
@@ -31,7 +31,7 @@ pub enum IcuDataError {
     Read {
         /// The file or directory.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         error: io::Error,
     },
     /// It is not the data of ICU 76 for little-endian machines.

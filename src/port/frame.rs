@@ -58,7 +58,7 @@ enum Sender {
     Both,
 }
 
-/// Every kind with its letter and its sender: the one place to add another.
+/// All kinds with their letters and senders. A new kind is a row here and a variant of [`Kind`].
 const KINDS: [(Kind, u8, Sender); 8] = [
     (Kind::Hello, b'H', Sender::Program),
     (Kind::Open, b'O', Sender::Parent),
@@ -90,19 +90,19 @@ impl Kind {
     }
 
     fn row(self) -> (Self, u8, Sender) {
-        // The enum's order is the table's order; a test holds them together.
+        // The enum and the table have the same order, which a test checks.
         KINDS[self as usize]
     }
 }
 
-/// One frame, its payload borrowed from wherever it was read or will be copied from.
+/// One frame with a borrowed payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// What it is for.
+    /// Its kind.
     pub kind: Kind,
     /// The connection or request that it belongs to; 0 for the program itself.
     pub id: u32,
-    /// What it carries.
+    /// Its payload, without kind and id.
     pub payload: &'a [u8],
 }
 
@@ -125,7 +125,7 @@ impl Frame<'_> {
     }
 }
 
-/// What [`parse`] made of the beginning of a stream.
+/// The result of [`parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
     /// The bytes so far are the beginning of a frame; at least this many more are needed to go on.
@@ -170,8 +170,8 @@ pub enum Malformed {
 
 /// Reads the frame that `bytes` begin with.
 ///
-/// The claimed length is judged as soon as its four bytes are there and the kind as soon as its byte is,
-/// so that what will be refused is neither waited for nor given memory.
+/// The length is checked as soon as its four bytes have arrived, and the kind as soon as its byte has. So a malformed
+/// frame is refused before its end has arrived, and before memory is allocated for it.
 ///
 /// # Errors
 /// [`Malformed`] says what is wrong; it concerns the frame that starts at the first byte.

@@ -1,8 +1,8 @@
-//! Frames on their way to stdout, from all connections to one writer.
+//! The queue of frames for stdout, from all connections to one writer.
 //!
-//! What is queued stays bounded, though putting a frame in never blocks a connection: data frames are
-//! bounded by each connection's window, the frames that answer the parent's own wait for room
-//! ([`Outbox::wait_for_room`]), and log lines are dropped and counted when there is none.
+//! The queue is bounded, although queueing a frame never blocks a connection: data frames are bounded by each
+//! connection's window, frames that answer a frame of the parent wait for room first ([`Outbox::wait_for_room`]), and
+//! log lines are dropped and counted when there is no room.
 
 use std::{
     io::{self, Write},
@@ -21,7 +21,7 @@ use crate::{
 pub(crate) struct Outbox(Backlog);
 
 impl Outbox {
-    /// Queues a frame, at once.
+    /// Queues a frame without waiting.
     pub(crate) fn push(&self, frame: Frame<'_>) {
         self.0.push(|bytes| append(bytes, frame));
     }
@@ -31,12 +31,12 @@ impl Outbox {
         self.push(Frame { kind, id, payload: &options.to_bytes() });
     }
 
-    /// Queues a log line of a connection, or of the program, unless the parent reads too slowly.
+    /// Queues a log line of a connection, or of the program; drops it if there is no room.
     pub(crate) fn push_log(&self, connection: Option<u32>, level: Level, target: &str, text: &str) {
         self.0.push_if_room(|bytes| append_log_line(bytes, connection.unwrap_or(0), level, target, text));
     }
 
-    /// Waits until the parent has read enough for another answer, or will read no more.
+    /// Waits until there is room for another answer, or the writer has ended.
     pub(crate) fn wait_for_room(&self) {
         self.0.wait_for_room();
     }
@@ -46,10 +46,10 @@ impl Outbox {
         self.0.flush(deadline);
     }
 
-    /// The writer: writes what is queued, in order, for as long as `output` takes it.
+    /// The writer: writes queued frames to `output`, in order, until a write fails.
     ///
     /// # Errors
-    /// The error that ended it; frames are thrown away from then on.
+    /// The error of the failed write; later frames are dropped.
     pub(crate) fn write_to(&self, output: impl Write) -> io::Error {
         self.0.write_to(output, |dropped, bytes| {
             let text = format!("{dropped} log lines were dropped because the parent reads too slowly");

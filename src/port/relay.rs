@@ -1,4 +1,4 @@
-//! One connection's bytes between the router and the connection's thread, with a window each way.
+//! The bytes of one connection between the router and the connection's thread, with a window for each direction.
 
 use std::{
     collections::VecDeque,
@@ -22,9 +22,9 @@ mod interleavings;
 #[cfg(test)]
 mod tests;
 
-/// The most credit that a parent may give, in bytes: what one connection can put into the outbox at once.
+/// The most credit that a parent may give, in bytes. It bounds the bytes of one connection in the outbox.
 const MAX_CREDIT: u32 = 16 << 20;
-/// Credit goes back to the parent in pieces of at least this size, in bytes.
+/// The parent gets new credit in pieces of at least this size, in bytes.
 const GIVE_BACK: u32 = WINDOW / 2;
 
 /// The two directions of one connection. A clone is the same connection.
@@ -36,7 +36,7 @@ struct Inner {
     outbox: Arc<Outbox>,
     endpoints: Endpoints,
     state: Mutex<State>,
-    /// Notified when `state` changes in a way that a wait may be for.
+    /// Notified when `state` changes so that a wait may end.
     changed: Condvar,
 }
 
@@ -45,13 +45,13 @@ struct State {
     arrived: VecDeque<u8>,
     /// How many bytes more the parent may send.
     may_arrive: u32,
-    /// Bytes read by the session that the parent has not been given credit for yet.
+    /// Bytes that the session has read, and for which the parent has not got new credit yet.
     consumed: u32,
-    /// How many bytes more we may send.
+    /// How many bytes more may be sent to the parent.
     may_send: u32,
     /// The client will neither send nor read any more.
     gone: bool,
-    /// The close frame is out: nothing may follow it.
+    /// The close frame was queued; no frame of this connection may follow it.
     closed: bool,
     /// A wake-up that no wait has reported yet.
     woken: bool,
@@ -65,10 +65,10 @@ pub(crate) enum WindowViolation {
     Overrun {
         /// Payload bytes of the frame.
         sent: usize,
-        /// What was left of the window, in bytes.
+        /// The remaining window, in bytes.
         credit: u32,
     },
-    /// More credit than we keep count of.
+    /// More credit than `MAX_CREDIT`.
     #[error("a window of {0} bytes exceeds the largest, {MAX_CREDIT} bytes")]
     TooWide(u64),
 }
@@ -88,12 +88,12 @@ impl Relay {
         Self(Arc::new(Inner { id, outbox, endpoints, state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// Whether both are the same connection, and not only connections of the same id.
+    /// Whether both are the same connection. Two connections can have the same id, one after the other.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Takes in data from the parent; after the client has gone it is not read.
+    /// Accepts data from the parent; discards it after the client has gone.
     pub(crate) fn data(&self, bytes: &[u8]) -> Result<(), WindowViolation> {
         let mut state = self.0.state.lock();
         let credit = state.may_arrive;
@@ -107,7 +107,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Takes in credit from the parent.
+    /// Accepts credit from the parent.
     pub(crate) fn window(&self, credit: u32) -> Result<(), WindowViolation> {
         let mut state = self.0.state.lock();
         let total = u64::from(state.may_send) + u64::from(credit);
@@ -117,13 +117,14 @@ impl Relay {
         Ok(())
     }
 
-    /// The client is gone: the session may read what has arrived, then finds the end; what it writes fails.
+    /// Marks the client as gone: the session can read the bytes that have arrived, then the end of input; its writes
+    /// fail.
     pub(crate) fn client_gone(&self) {
         self.0.state.lock().gone = true;
         self.0.changed.notify_all();
     }
 
-    /// Sends the close frame, the last one of this connection, unless it is out already.
+    /// Sends the close frame, the last one of this connection, unless it was sent already.
     pub(crate) fn close(&self, reason: &ErrorResponse) {
         let mut state = self.0.state.lock();
         state.gone = true;
@@ -149,7 +150,7 @@ impl Inner {
 impl Client for Relay {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.0.state.lock();
-        // Twice, because a ring buffer gives only up to its end at once.
+        // Twice, because one read of a ring buffer ends at the end of its memory.
         let mut read = state.arrived.read(buffer)?;
         read += state.arrived.read(&mut buffer[read..])?;
         if state.gone {
@@ -158,7 +159,7 @@ impl Client for Relay {
         if read == 0 && !buffer.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        // An idle connection should not hold on to the memory of its busiest moment.
+        // An idle connection should not keep a large buffer.
         if state.arrived.is_empty() {
             state.arrived.shrink_to(4096);
         }

@@ -1,4 +1,4 @@
-//! From a frame to the connection that it is about. Requests, which are about the program, are in `requests`.
+//! Passes each frame to its connection. `requests` has the frames with requests.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,10 +24,11 @@ use crate::{
 
 mod requests;
 
-/// How many closed connections are remembered, so that frames that were under way are not answered.
+/// How many ids of closed connections are remembered. Frames for them were sent before the parent knew of the close,
+/// so they are ignored.
 const REMEMBERED: usize = 1024;
 
-/// Knows the connections that the parent has opened.
+/// Has the connections that the parent has opened.
 pub(crate) struct Router {
     connections: Arc<Connections>,
     administration: Arc<dyn Administration>,
@@ -51,7 +52,7 @@ struct Entry {
     control: Control,
 }
 
-/// What an open frame asks for.
+/// The content of an open frame.
 struct Wanted {
     mode: Mode,
     template: Option<String>,
@@ -59,7 +60,7 @@ struct Wanted {
 }
 
 impl Router {
-    /// A router without connections. `mode` is for those that do not choose one.
+    /// A router without connections. `mode` is the mode of connections that do not choose one.
     pub(crate) fn new(
         connections: Arc<Connections>,
         administration: Arc<dyn Administration>,
@@ -77,18 +78,18 @@ impl Router {
         }
     }
 
-    /// Acts on a frame from the parent. Waits, if the parent does not read its answers.
+    /// Handles a frame from the parent. Waits if the parent does not read the answers to its frames.
     pub(crate) fn accept(self: &Arc<Self>, frame: Frame<'_>) {
         match frame.kind {
             Kind::Open => self.open(frame.id, frame.payload),
             Kind::Request => self.request(frame.id, frame.payload),
             Kind::Data | Kind::Window | Kind::Close => self.pass_on(frame),
-            // The port refuses these.
+            // The port refuses these before they get here.
             Kind::Hello | Kind::Reply | Kind::Log => {}
         }
     }
 
-    /// The parent is gone, and with it every client.
+    /// Ends every connection, because the parent is gone.
     pub(crate) fn parent_gone(&self) {
         let entries: Vec<Entry> = self.table.lock().open.values().cloned().collect();
         for entry in entries {
@@ -110,7 +111,7 @@ impl Router {
         }
     }
 
-    /// What the options of an open frame ask for.
+    /// Reads the options of an open frame.
     fn parse_opening(&self, payload: &[u8]) -> Result<Wanted, ErrorResponse> {
         let options = Options::parse(payload).map_err(|error| violation(error.to_string()))?;
         let mode = match options.get("mode") {
@@ -131,7 +132,7 @@ impl Router {
         let log = LogSink::new(move |id, level, target, text| outbox.push_log(id, level, target, text));
         let opening = Opening { id, mode, template, log: log.of_connection(id) };
         let router = self.clone();
-        // Held until the entry is in, so that a connection that ends at once finds itself.
+        // Locked until the entry is inserted, so that a connection that ends at once can remove it.
         let mut table = self.table.lock();
         let relay = Relay::new(id, self.outbox.clone(), endpoints);
         let control = self
@@ -149,11 +150,11 @@ impl Router {
         Ok(())
     }
 
-    /// A connection's thread has come to its end.
+    /// Called when a connection's thread ends.
     fn ended(&self, id: u32, relay: &Relay, report: &ErrorResponse) {
         {
             let mut table = self.table.lock();
-            // The id may have been closed, and opened for another connection, in the meantime.
+            // Meanwhile the id may have been closed, and opened again for another connection.
             if table.open.get(&id).is_some_and(|entry| entry.relay.is(relay)) {
                 table.close(id);
             }
@@ -191,7 +192,7 @@ impl Router {
         }
     }
 
-    /// Closes a connection whose parent has broken the protocol.
+    /// Closes a connection after a violation of the protocol by the parent.
     fn close_for_violation(&self, id: u32, message: String) {
         let entry = self.table.lock().close(id);
         if let Some(Entry { relay, control, .. }) = entry {
@@ -200,14 +201,14 @@ impl Router {
         }
     }
 
-    /// Answers a frame for a connection that is not there.
+    /// Answers a frame for a connection that does not exist.
     fn refuse(&self, id: u32, report: &ErrorResponse) {
         self.outbox.push_options(Kind::Close, id, &close_options(report));
     }
 }
 
 impl Table {
-    /// Takes a connection out and remembers that it was there.
+    /// Removes a connection and remembers its id.
     fn close(&mut self, id: u32) -> Option<Entry> {
         let entry = self.open.remove(&id)?;
         if self.closed.len() == REMEMBERED {
@@ -218,7 +219,7 @@ impl Table {
     }
 }
 
-/// The address in the options `peer_address` and `peer_port`, or the like of another `end`; none if neither is there.
+/// The address in the options `peer_address` and `peer_port`, or in those of another `end`; none if both are missing.
 fn endpoint(options: &Options, end: &str) -> Result<Option<SocketAddr>, ErrorResponse> {
     let (address, port) = (format!("{end}_address"), format!("{end}_port"));
     let wrong = |key: &str, value: &str| invalid(format!("invalid value for option {key}: \"{value}\""));

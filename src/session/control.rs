@@ -1,4 +1,4 @@
-//! The outside's hold on one connection: interrupts for its session, tasks, an order to end.
+//! Control of one connection from other threads: interrupts for its session, tasks, an order to end.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -19,7 +19,7 @@ struct Inner {
     cancels: CancelRegistry,
     /// Ends the wait for the startup packet.
     waker: Waker,
-    /// Whether the program was on its way down already when the client came.
+    /// Whether the program was already shutting down when the client connected.
     too_late: bool,
     state: Mutex<State>,
 }
@@ -53,7 +53,7 @@ impl Control {
     /// Registers the session that now runs on this connection, under the process id and the secret key
     /// that its client gets in `BackendKeyData`.
     ///
-    /// `interrupt` may be called at once, on this thread, for what has been asked before; later from any
+    /// `interrupt` may be called at once, on this thread, for interrupts that were sent before; later on any
     /// thread. It must not block.
     pub fn register(
         &self,
@@ -90,8 +90,8 @@ impl Control {
         self.0.waker.wake();
     }
 
-    /// Gives a task to the session, or to the one that is to come, and wakes it if it waits for its client. A task that
-    /// the session does not get to any more reports that itself.
+    /// Gives a task to the session, which may not have started yet, and wakes it if it waits for its client. If the
+    /// session ends before the task is done, dropping the task reports an error.
     pub fn assign(&self, task: PendingTask) {
         let handler = {
             let mut state = self.0.state.lock();
@@ -129,7 +129,7 @@ impl Control {
         self.0.state.lock().tasks.pop_front()
     }
 
-    /// The error for a client without a session if it is not to get one any more.
+    /// The error for a client that has no session yet, if it must not get one.
     pub(crate) fn refusal(&self) -> Option<ErrorResponse> {
         let (code, message) = if self.0.too_late {
             (sqlstate::CANNOT_CONNECT_NOW, "the database system is shutting down")

@@ -18,41 +18,45 @@ use crate::{
 /// Databases that `initdb` has made and that take connections.
 const INITIAL_DATABASES: [&str; 2] = ["postgres", "template1"];
 
-/// Settings of clusters that exist in memory only and have one session. Values of the cluster's own configuration
-/// give way to them.
+/// Settings of clusters that exist in memory only and have one session. They take precedence over the cluster's own
+/// configuration.
 const SETTINGS: [&str; 4] = [
-    // What does not fit is read from the files in memory, which costs little more.
+    // Pages that do not fit are read from files in memory, which takes little longer.
     "-cshared_buffers=16MB",
-    // Pages are torn when a machine loses power; this cluster is gone then.
+    // This setting protects from torn pages after a power loss, which a cluster in memory does not survive.
     "-cfull_page_writes=off",
-    // Zeros and old segments would only take up memory.
+    // Segments that are filled with zeros or kept for reuse would only take up memory.
     "-cwal_init_zero=off",
     "-cwal_recycle=off",
 ];
 
-/// Queries that load what almost every session uses, so that clones have it: catalog caches, the plan of a first
-/// query. They leave nothing behind in the database, and no event trigger of its owner's sees them.
+/// Queries that fill the caches that almost every session uses, so that clones start with them: catalog caches, the
+/// plan of a first query. They change nothing in the database, and fire no event triggers.
 const WARM_UP: [&str; 4] = [
     "SET event_triggers = off",
     "SELECT 1",
-    // Not a temporary table: after the first one temp_buffers cannot be changed any more.
-    "BEGIN; CREATE SCHEMA pglite_port_warm_up; SET LOCAL search_path TO pglite_port_warm_up; CREATE TABLE t (id serial PRIMARY KEY, t text); \
-     INSERT INTO t (t) VALUES ('a'), ('b'); UPDATE t SET t = 'c' WHERE id = 1; SELECT t, count(*) FROM t GROUP BY t ORDER BY t; ROLLBACK",
+    // Not a temporary table: a session that has used one cannot change temp_buffers any more.
+    "BEGIN; CREATE SCHEMA pglite_port_warm_up; SET LOCAL search_path TO pglite_port_warm_up; \
+     CREATE TABLE t (id serial PRIMARY KEY, t text); \
+     INSERT INTO t (t) VALUES ('a'), ('b'); UPDATE t SET t = 'c' WHERE id = 1; \
+     SELECT t, count(*) FROM t GROUP BY t ORDER BY t; ROLLBACK",
     "DISCARD ALL",
 ];
 
-/// Whether the database has functions of its own in PL/pgSQL. Its library makes a clone take a seventh longer, and is
-/// worth it where sessions will use it.
-const HAS_PLPGSQL: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang WHERE l.lanname = 'plpgsql')";
+/// Whether the database has functions in PL/pgSQL. With PL/pgSQL's library, making a clone takes a seventh longer, so
+/// it is loaded only where sessions are likely to use it.
+const HAS_PLPGSQL: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p \
+    JOIN pg_catalog.pg_language l ON l.oid = p.prolang WHERE l.lanname = 'plpgsql')";
 
 /// Loads PL/pgSQL and what it uses.
-const WARM_UP_PLPGSQL: &str = "DO $$ DECLARE n int := 0; BEGIN FOR i IN 1..3 LOOP BEGIN n := n / (i - 2); EXCEPTION WHEN division_by_zero THEN n := i; END; END LOOP; END $$";
+const WARM_UP_PLPGSQL: &str = "DO $$ DECLARE n int := 0; BEGIN FOR i IN 1..3 LOOP \
+    BEGIN n := n / (i - 2); EXCEPTION WHEN division_by_zero THEN n := i; END; END LOOP; END $$";
 
 /// Makes templates.
 pub(super) struct Builder<'a> {
     pub(super) program: &'a Program,
     pub(super) log: &'a LogSink,
-    /// Shows what is being done.
+    /// Shows the current step.
     pub(super) progress: &'a ProgressBar,
 }
 
@@ -77,7 +81,8 @@ impl Builder<'_> {
         Ok(tree.lock().freeze())
     }
 
-    /// Boots and warms a backend on the cluster in `files`, connected to `database`, and captures it into `directory`.
+    /// Boots a backend on the cluster in `files`, connected to `database`, runs the warm-up queries in it, and
+    /// captures it into `directory`.
     ///
     /// # Errors
     /// When it does not start, or the directory cannot be written.
@@ -88,7 +93,7 @@ impl Builder<'_> {
         for sql in has_plpgsql.then_some(WARM_UP_PLPGSQL).into_iter().chain(WARM_UP) {
             match backend.execute(sql).map_err(anyhow::Error::downcast::<SqlError>) {
                 Ok(()) => {}
-                // Its owner may have dropped PL/pgSQL, say: clones will be less warm.
+                // For example, the owner may have dropped PL/pgSQL. Clones then start with fewer caches filled.
                 Err(Ok(error)) => {
                     tracing::info!("a warm-up query of database {database:?} failed: {error}");
                     backend.execute("ROLLBACK").context("a warm-up query cannot be rolled back")?;

@@ -1,4 +1,4 @@
-//! The templates of one program: found, built when they have to be, and kept open for all their clones.
+//! The templates of one program: finds them, builds them if necessary, and keeps them open for all their clones.
 //!
 //! A template is labelled with the program that built it; when the program, `PostgreSQL` or the start parameters have
 //! changed since, or a file of it is damaged, it is built again: from its recipe, or, if it was frozen from a running
@@ -33,7 +33,7 @@ use crate::{
     sources,
 };
 
-/// The template that is there without being prepared.
+/// The template that needs no preparation: it is built when it is first used.
 pub(crate) const DEFAULT: &str = "postgres";
 
 /// The templates of one program.
@@ -45,7 +45,8 @@ pub struct Templates {
     shelf: Shelf,
     log: LogSink,
     pool: Pool,
-    /// Held once it was opened: what runs on its files is not known here.
+    /// The lock on the cache's entry for new clusters. It is kept once it was taken, because clusters that use the
+    /// entry's files are not counted here.
     cluster: Mutex<Option<InUse>>,
     in_use: Mutex<HashMap<String, (Edition, Arc<Template>)>>,
 }
@@ -60,7 +61,7 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// A backend that boots on the template's files, as no clone has to.
+    /// Boots a backend on the template's files, instead of cloning the snapshot.
     ///
     /// # Errors
     /// When it does not start.
@@ -82,9 +83,9 @@ pub(crate) enum TemplateError {
 }
 
 impl Templates {
-    /// The templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found), with
-    /// ICU's data in `icu` (if any) besides those that are made here. A clone of each template in use is kept ready
-    /// `warm` times.
+    /// Opens the templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found),
+    /// with the ICU data in `icu` (if any) besides the generated data. `warm` clones of each template in use are kept
+    /// ready.
     ///
     /// # Errors
     /// When the artefact or ICU's data are missing or foreign, or the cache cannot be used; the message says what to
@@ -121,8 +122,8 @@ impl Templates {
         &self.shelf
     }
 
-    /// The template for connections to `database`: that of this name, else the one made last whose
-    /// database has it.
+    /// The template for connections to `database`: the template of this name, or else the latest template whose
+    /// database has this name.
     ///
     /// # Errors
     /// [`TemplateError`]
@@ -136,8 +137,8 @@ impl Templates {
         }
     }
 
-    /// The template `name`, opened once for all its clones. When it has been replaced or removed since, by this or
-    /// another process, that counts.
+    /// The template `name`, opened once for all its clones. If this or another process has replaced it since, the new
+    /// one is opened; if it was removed, it is unknown, except for the default template, which is built again.
     ///
     /// # Errors
     /// [`TemplateError`]
@@ -150,7 +151,7 @@ impl Templates {
         }
         let lock = self.shelf.lock(name)?;
         let template = self.open_or_build(name, &lock).map(Arc::new);
-        // The lock keeps it from being replaced meanwhile.
+        // No other process can replace it meanwhile, because of the lock.
         let edition = self.shelf.edition(name);
         let mut in_use = self.in_use.lock();
         match (template, edition) {
@@ -191,7 +192,7 @@ impl Templates {
         }
     }
 
-    /// Opens the template of that label, whose lock is held.
+    /// Opens the template with this label; the caller holds its lock.
     fn open_built(&self, label: &Label) -> anyhow::Result<Template> {
         let directory = self.shelf.path(&label.name);
         let in_use = self.shelf.hold(&label.name)?.with_context(|| format!("{} is gone", directory.display()))?;
@@ -208,8 +209,8 @@ impl Templates {
     }
 
     /// Makes the template `name` from the files of a cluster that has `database`, replacing one of the same name.
-    /// `key` is the caller's, and is listed with the template. The cluster should have been shut down; otherwise it
-    /// recovers as after a crash.
+    /// `key` is chosen by the caller and listed with the template. The cluster should have been shut down; otherwise
+    /// it recovers as after a crash.
     ///
     /// # Errors
     /// When `PostgreSQL` does not start on it, or the cache cannot be written.
@@ -290,12 +291,13 @@ impl Templates {
         Ok(FrozenTree::open(&directory)?)
     }
 
-    /// Everything besides its recipe or files that decides how a template looks.
+    /// Identifies everything that a template depends on, besides its recipe or files.
     fn key(&self) -> String {
         format!("{}-{}", hex_digest(&[self.icu.digest()]), template_key(&self.program.key()))
     }
 
-    /// The end of what templates of this program are labelled with, whichever data of ICU they have; loads nothing.
+    /// The last part of the key with which this program's templates are labelled. It does not depend on the ICU data.
+    /// Loads nothing.
     pub(crate) fn program_in(cache: &Cache) -> anyhow::Result<String> {
         Ok(template_key(&Program::key_with(&Compiler::new(cache.clone())?)))
     }
@@ -305,7 +307,7 @@ fn template_key(program: &str) -> String {
     hex_digest(&[program.as_bytes(), sources::CONTENTS.as_bytes()])
 }
 
-/// The error about a template that cannot even be built again.
+/// The error for a template that can neither be opened nor built again.
 fn unusable(name: &str, error: anyhow::Error) -> anyhow::Error {
     error.context(format!("the template {name:?} cannot be used; prepare or freeze it again"))
 }

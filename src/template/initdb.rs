@@ -1,4 +1,4 @@
-//! A new cluster: `initdb` runs in a guest of its own, and runs the backend in others, over the same files.
+//! A new cluster: `initdb` runs in one guest, and each backend that it starts runs in another, on the same files.
 
 use std::sync::Arc;
 
@@ -36,18 +36,18 @@ host    all             all             all                     trust\n";
 /// The directory in the guest's files that PostgreSQL is installed in.
 const PREFIX: &str = "/pglite";
 
-/// The configuration that `initdb` writes, and settings in it that are given on the command line of every cluster.
+/// The configuration that `initdb` writes, and the settings in it that the command line of every cluster sets.
 const CONFIGURATION: &str = "/pglite/data/postgresql.conf";
 const BY_OPTION: [&str; 2] = ["max_connections =", "shared_buffers ="];
-/// The rules for who may connect to the cluster, from where.
+/// The rules for connections to the cluster.
 const HBA_FILE: &str = "/pglite/data/pg_hba.conf";
 
 /// Files that stand in for the pipes of `popen`, which PGlite's bundle has for this purpose.
 const FROM_BACKEND: &str = "/pglite/pgstdout";
 const TO_BACKEND: &str = "/pglite/pgstdin";
 
-/// Makes a new cluster in the files of `bundle`, with the extensions and ICU's data beside them, and returns all
-/// files as they are then.
+/// Makes a new cluster in the files of `bundle`, to which the extensions and ICU's data are added, and returns the
+/// resulting files.
 ///
 /// # Errors
 /// When an extension's bundle is missing, or `initdb` or a backend that it runs fails; their messages are in the log.
@@ -103,7 +103,7 @@ fn run(initdb: &InstancePre<Guest>, setup: Setup) -> anyhow::Result<i32> {
     Ok(status)
 }
 
-/// Gives the file at `path` another content.
+/// Replaces the content of the file at `path` with the result of `edit`.
 fn rewrite(tree: &Arc<Mutex<Tree>>, path: &str, edit: impl FnOnce(&str) -> String) -> anyhow::Result<()> {
     let rewrite = || -> anyhow::Result<()> {
         let mut files = Files::new(tree.clone(), Box::new(Silent))?;
@@ -116,8 +116,8 @@ fn rewrite(tree: &Arc<Mutex<Tree>>, path: &str, edit: impl FnOnce(&str) -> Strin
     rewrite().with_context(|| format!("{path} cannot be rewritten"))
 }
 
-/// `configuration` without what the program's options say anyway: whenever it is read again, it would be an attempt
-/// to change it.
+/// `configuration` with the settings in `BY_OPTION` commented out, because the command line of every cluster sets
+/// them. Otherwise each reload of the file would be an attempt to change them.
 fn leave_to_options(configuration: &str) -> String {
     let is_option = |line: &str| BY_OPTION.iter().any(|name| line.starts_with(name));
     let lines =
@@ -133,12 +133,12 @@ struct BackendRunner {
     on_close: Pending,
 }
 
-/// What closing the pipe that is open means.
+/// What happens when the open pipe is closed.
 enum Pending {
     Nothing,
     /// The command has run already, with this status.
     Status(i32),
-    /// The command runs now, with what was written as its input.
+    /// The command runs now, with everything that was written to the pipe as its input.
     Run(Vec<String>),
 }
 

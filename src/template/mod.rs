@@ -1,9 +1,9 @@
 //! Templates: clusters that were prepared and frozen, of which every connection in `isolated` mode gets a clone.
 //!
 //! * `initdb`: a new cluster
-//! * `recipe`: what a template is made from
-//! * `build`: from a cluster and a recipe to a backend that is booted and warm
-//! * `snapshot`: a backend captured, and started again
+//! * `recipe`: the database, the user and the SQL that a template is built from
+//! * `build`: builds a template from a cluster and a recipe
+//! * `snapshot`: captures a backend, and starts others from the captured state
 //! * `shelf`: templates on disk
 //! * `record`: small values in files
 //! * `catalog`: the templates of one program, and those in use

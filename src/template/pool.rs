@@ -1,4 +1,4 @@
-//! Clones for connections, some kept ready, so that a connection need not wait until its own has been made.
+//! Clones for connections. Some are made in advance, so that a connection does not wait for its clone.
 
 use std::{
     collections::HashMap,
@@ -21,12 +21,13 @@ use crate::{
 /// Clones of templates, ready to be taken.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    /// To the pool's thread: the template of each clone that was taken. `None` when no clones are kept ready.
+    /// Sends the template of each clone that was taken to the pool's thread. `None` when no clones are kept ready.
     taken: Option<Sender<Weak<Template>>>,
 }
 
-/// How long to wait after a clone was taken while others are ready. Its client's session starts meanwhile, which
-/// would take longer, because only one thread of a process can change its mappings at a time.
+/// The pause before a taken clone is replaced while others are ready. The session of the taken clone starts during the
+/// pause. Making a clone at the same time would slow that down, because only one thread of a process can change the
+/// process' memory mappings at a time.
 const PAUSE: Duration = Duration::from_millis(1);
 
 struct Shared {
@@ -62,8 +63,7 @@ impl Pool {
         Ok(Self { shared, taken: Some(taken) })
     }
 
-    /// A clone of `template`: one that is ready, or a new one. What makes a clone different from all others is made
-    /// now.
+    /// A clone of `template`: one that is ready, or a new one. The state that clones must not share is set now.
     ///
     /// # Errors
     /// When the system has no more memory mappings to give.
@@ -81,7 +81,7 @@ impl Pool {
         ready.map_or_else(|| template.snapshot.make(&self.shared.program), Ok)
     }
 
-    /// Has as many clones of `template` made ready as are wanted.
+    /// Asks the pool's thread to make clones of `template` until the wanted number is ready.
     pub(crate) fn announce(&self, template: &Arc<Template>) {
         if let Some(taken) = &self.taken {
             // The thread lives as long as this end of the channel.
@@ -130,7 +130,7 @@ impl Shared {
         self.ready.lock().get(&template.name).is_some_and(|ready| ready.is_of(template) && !ready.clones.is_empty())
     }
 
-    /// Whether clones of `template` are missing; lets go of those of templates that are no longer in use.
+    /// Whether clones of `template` are missing. Drops clones of templates that are no longer in use.
     fn lacks(&self, template: &Arc<Template>) -> bool {
         let mut ready = self.ready.lock();
         let outdated: Vec<Ready> =

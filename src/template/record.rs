@@ -1,4 +1,4 @@
-//! Small values in files of their own: a magic number that names the format and its version, a checksum, the value in
+//! Files with one small value each: a magic number for the format and its version, a checksum, and the value in
 //! postcard's encoding.
 
 use std::{fs, path::Path};
@@ -6,8 +6,8 @@ use std::{fs, path::Path};
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
-/// A change of a label or a recipe changes the number; a change of anything else only a template's key, so that it is
-/// built again (`catalog.rs`).
+/// The number must change with the format of labels and recipes. Other changes of format only change the keys of
+/// templates, which are then built again (`catalog.rs`).
 const MAGIC: &[u8; 8] = b"PGLTMPL1";
 
 pub(super) fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! A backend's state, captured between two messages, and backends that go on from it.
+//! A backend's state, captured between two messages, and backends that start from it.
 //!
 //! Captured are
 //! * linear memory, by page, as an image that clones map copy-on-write ([`Image`]);
@@ -6,15 +6,16 @@
 //!   them;
 //! * the table: the side modules that were loaded, their bases, and the slots that `GOT.func` and `dlsym` claimed.
 //!   The slots of the modules' own elements and of the callbacks are filled alike in every instance;
-//! * the files, and what the process had of them: descriptors with their positions, working directory, file mode
-//!   mask, mappings.
+//! * the files, and the process' state that belongs to them: descriptors with their positions, working directory,
+//!   file mode mask, mappings.
 //!
 //! Not captured, because it is the same in every guest: the environment, which `PostgreSQL` has read into its memory
 //! by then. Not captured, because it must not be: the client, and signals. A snapshot is only taken where no client
-//! is connected. Of timers only which are armed is captured; in a clone they run at once, because the guest's memory
-//! says that they will.
+//! is connected. Of the timers, only the list of armed ones is captured, without their times. In a clone they expire
+//! at once: `PostgreSQL` has its own list of timeouts in memory, handles those that are due, and arms the timers again
+//! for the others.
 //!
-//! What clones must not share is made anew in each: see [`Snapshot::make_distinct`].
+//! State that clones must not share is set anew in each: see [`Snapshot::make_distinct`].
 
 use std::{path::Path, sync::Arc};
 
@@ -31,11 +32,11 @@ use crate::{
     protocol::messages::first_value,
 };
 
-/// When the server has started, in microseconds since the epoch of `PostgreSQL`.
+/// The start time of the server, in microseconds since the epoch of `PostgreSQL`.
 const SERVER_START: &str =
     "SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time() - '2000-01-01 00:00:00+00') * 1000000)::bigint";
 
-/// Has everything written that the backend has counted.
+/// Makes the backend write all its pending statistics.
 const WRITE_STATISTICS: &str = "SELECT pg_catalog.pg_stat_force_next_flush()";
 
 const MEMORY: &str = "memory";
@@ -43,7 +44,7 @@ const FILES: &str = "files";
 const STATE: &str = "state";
 const FIRST_PAGES: &str = "first-pages";
 
-/// What a snapshot has besides the cluster's files, from which it can be made again.
+/// The parts of a snapshot that can be made again from its other part, the cluster's files.
 pub(super) const BUILT: [&str; 3] = [STATE, MEMORY, FIRST_PAGES];
 /// All of a snapshot.
 pub(super) const ALL: [&str; 4] = [STATE, MEMORY, FIRST_PAGES, FILES];
@@ -58,13 +59,13 @@ pub(crate) struct Snapshot {
     first_pages: TouchedPages,
 }
 
-/// Everything of it but memory and files.
+/// Everything that is captured except for memory and files.
 #[derive(Serialize, Deserialize)]
 struct State {
     memory: Layout,
     registers: Registers,
     process: ProcessState,
-    /// Where in memory times stand that are to be the clone's own, in microseconds since the epoch of `PostgreSQL`.
+    /// The addresses of times that each clone sets anew, in microseconds since the epoch of `PostgreSQL`.
     times: Vec<u32>,
     /// What sessions have to know of the database.
     admission: Admission,
@@ -91,7 +92,8 @@ impl Snapshot {
         record::write(&directory.join(STATE), &state)
     }
 
-    /// Opens what [`Snapshot::capture`] has written: maps files, compiles nothing that the cache has.
+    /// Opens a snapshot that [`Snapshot::capture`] has written: maps its files, and compiles only libraries that are
+    /// not in the cache.
     ///
     /// # Errors
     /// When anything of it is missing or damaged.
@@ -119,8 +121,8 @@ impl Snapshot {
         Ok(Self { state, image, files, libraries, first_pages })
     }
 
-    /// Finds out which pages of the snapshot in `directory` a session touches before its first answer, so that its
-    /// clones have them early.
+    /// Finds out which pages of the snapshot in `directory` a session touches before its first answer, so that clones
+    /// get these pages when they are made.
     ///
     /// # Errors
     /// When a clone cannot answer, or the directory cannot be written.
@@ -156,12 +158,12 @@ impl Snapshot {
         self.state.admission
     }
 
-    /// The files, which backends that go on from here begin with.
+    /// The files with which clones start.
     pub(crate) fn files(&self) -> &Arc<FrozenTree> {
         &self.files
     }
 
-    /// A backend that goes on from here, in files of its own, and is the same as every other one until
+    /// A backend that starts from this snapshot, with its own files. It is identical to every other clone until
     /// [`Snapshot::make_distinct`].
     ///
     /// # Errors
@@ -170,13 +172,13 @@ impl Snapshot {
         let files = Files::resume(tree(&self.files), &self.state.process, Box::new(Silent));
         let setup = Setup::backend(program, files);
         let mut backend = Backend::resume(program, setup, &self.image, &self.state.registers, &self.libraries)?;
-        // PostgreSQL then handles what is due, and arms them again for what is not.
+        // PostgreSQL then handles the timeouts that are due, and arms the timers again for the others.
         backend.guest().timers.make_due(&self.state.timers);
         backend.copy_written(&self.first_pages)?;
         Ok(backend)
     }
 
-    /// As [`Snapshot::make`], for a client that is not there yet: everything is done that can be done before.
+    /// As [`Snapshot::make`], before there is a client: does everything that can be done in advance.
     ///
     /// # Errors
     /// As [`Snapshot::make`].
@@ -186,8 +188,8 @@ impl Snapshot {
         Ok(backend)
     }
 
-    /// Makes `backend`, which was made from here, differ from every other clone in what must not be shared: the state
-    /// of `random()` and the start times, which are now. Its cancel key is made when a client connects.
+    /// Sets the state of `backend`, a clone of this snapshot, that clones must not share: the state of `random()`, and
+    /// the start times, which become the current time. Its cancel key is made when a client connects.
     ///
     /// # Errors
     /// When the system has no random bytes.
@@ -205,14 +207,13 @@ fn tree(files: &Arc<FrozenTree>) -> Arc<Mutex<Tree>> {
     Arc::new(Mutex::new(Tree::from_frozen(files.clone())))
 }
 
-/// Where times stand that are to be the clone's own: when backend and server have started (`MyStartTimestamp`, what
-/// `pgstat_bestart` copies of it into the backend's status entry, and `PgStartTime`), and when statistics were
-/// written last (`last_flush` in `PostgreSQL`'s `src/backend/utils/activity/pgstat.c`). All are found by their
-/// values.
+/// The addresses of times that each clone sets anew: the start of backend and server (`MyStartTimestamp`, its copy
+/// by `pgstat_bestart` in the backend's status entry, and `PgStartTime`), and the last time at which statistics were
+/// written (`last_flush` in `PostgreSQL`'s `src/backend/utils/activity/pgstat.c`). All are found by their values.
 ///
-/// A backend writes its statistics when a second has passed since the last time. A clone would do so after its first
-/// query, whenever that is, for what the template has done, into pages of its own: so they are written here, and the
-/// clone's second begins when it is made.
+/// A backend writes its statistics if its last write is more than a second ago. A clone would therefore write the
+/// template's statistics after its first query, and get private pages by that. To avoid this, the statistics are
+/// written here, and `last_flush` of a clone is the time at which it is made.
 fn find_times(backend: &mut Backend) -> anyhow::Result<Vec<u32>> {
     let rows = backend.query(SERVER_START).context("PostgreSQL's start time cannot be queried")?;
     let server_start = first_value(&rows).and_then(|microseconds| microseconds.parse::<i64>().ok());

@@ -1,17 +1,17 @@
 defmodule PgliteEx.Channel do
   @moduledoc false
-  # One connection to the program as its owner process sees it: frames and the windows of both
+  # The owner process' side of one connection to the program: frames and the windows of both
   # directions, without a socket.
   #
   # A plain value, kept in the state of its owner, the process that opened it. The program's frames
   # arrive in the owner's mailbox, and the connection is closed when the owner ends.
   #
   #   * To the program: `send/2` writes as much as the program's window admits and keeps the rest,
-  #     until more window arrives; `writable?/1` says whether anything is being kept. The owner
-  #     takes no more input while it is.
-  #   * From the program: `consumed/2` tells the program that bytes have been dealt with, in
-  #     portions of half a window. What is not consumed is not replaced, so at most one window of
-  #     bytes is ever in the owner's mailbox.
+  #     until the window grows; `writable?/1` says whether everything is written. The owner reads
+  #     no more input until it is.
+  #   * From the program: `consumed/2` tells the program that bytes have been processed, in
+  #     portions of half a window. The program sends no more than the window, so the owner's
+  #     mailbox never has more than one window of bytes.
 
   alias PgliteEx.{Error, Frame, WasmPort}
 
@@ -38,9 +38,9 @@ defmodule PgliteEx.Channel do
           credit: non_neg_integer,
           # Bytes that the program may send now.
           allowance: non_neg_integer,
-          # Bytes dealt with that the program has not been told of.
+          # Processed bytes that were not reported to the program yet.
           consumed: non_neg_integer,
-          # Input that waits for window.
+          # Input that the program's window does not admit yet.
           kept: binary
         }
 
@@ -50,8 +50,8 @@ defmodule PgliteEx.Channel do
   @doc """
   Opens a connection that belongs to the calling process.
 
-  The error is `57P01`, or `57P03` when the program is not ready: nothing else can go wrong before
-  the program answers.
+  The error is `57P01` when the program has ended, or `57P03` when it is not ready. Other errors
+  come later, with the program's answer.
   """
   @spec open(wasm_port :: pid, Frame.options()) :: {:ok, t} | {:error, Error.t()}
   def open(wasm_port, options \\ []) do
@@ -81,11 +81,11 @@ defmodule PgliteEx.Channel do
   def send(%__MODULE__{kept: <<>>} = channel, bytes), do: push(channel, bytes)
   def send(%__MODULE__{kept: kept} = channel, bytes), do: %{channel | kept: kept <> bytes}
 
-  @doc "Whether everything sent so far is on its way."
+  @doc "Whether everything sent so far was written to the program."
   @spec writable?(t) :: boolean
   def writable?(%__MODULE__{kept: kept}), do: kept == <<>>
 
-  @doc "Says that `bytes` bytes of received data have been dealt with."
+  @doc "Says that `bytes` bytes of received data have been processed."
   @spec consumed(t, non_neg_integer) :: t
   def consumed(%__MODULE__{} = channel, bytes) do
     consumed = channel.consumed + bytes
@@ -99,9 +99,9 @@ defmodule PgliteEx.Channel do
   end
 
   @doc """
-  Makes an event of a message in the owner's mailbox, or `:unknown` when it is not the channel's.
+  Handles a message from the owner's mailbox; `:unknown` when it is not a message of the channel.
 
-  Data comes with all the data that waits behind it in the mailbox, the newest chunk first.
+  The event of data contains all data that is in the mailbox, the newest chunk first.
   """
   @spec handle(t, term) ::
           {:data, newest_first :: [binary, ...], size :: non_neg_integer, t}
@@ -128,8 +128,8 @@ defmodule PgliteEx.Channel do
   def handle(%__MODULE__{}, _message), do: :unknown
 
   @doc """
-  The reason of whatever cannot be done because the program has gone: SQLSTATE `57P01`,
-  `admin_shutdown`, as when a PostgreSQL server stops.
+  The reason when the program has ended: SQLSTATE `57P01`, `admin_shutdown`, as when a PostgreSQL
+  server stops.
   """
   @spec program_gone() :: reason
   def program_gone do
@@ -141,8 +141,8 @@ defmodule PgliteEx.Channel do
   end
 
   @doc """
-  The reason of what cannot be done because the program is not ready yet: SQLSTATE `57P03`,
-  `cannot_connect_now`, as when a PostgreSQL server starts.
+  The reason when the program is not ready yet: SQLSTATE `57P03`, `cannot_connect_now`, as when a
+  PostgreSQL server starts.
   """
   @spec starting() :: reason
   def starting do
@@ -154,7 +154,7 @@ defmodule PgliteEx.Channel do
   end
 
   @doc """
-  The reason that an owner's exit reason stands for.
+  Translates an owner's exit reason into the reason why its connection ended.
 
   An owner whose connection has ended stops with `{:shutdown, {:closed, reason}}`; every other exit
   reason is the supervisor's order, because the server stops or the program has gone.
@@ -189,7 +189,7 @@ defmodule PgliteEx.Channel do
     push(%{channel | credit: channel.credit - size}, later)
   end
 
-  # Suspends this process, and no other, while the program does not read.
+  # While the program does not read, this suspends the calling process, but no other.
   defp write(channel, frame) do
     Port.command(channel.port, Frame.encode(frame))
     :ok

@@ -1,22 +1,21 @@
 defmodule PgliteEx.Connection do
   @moduledoc false
-  # One client: the bytes of its socket to frames, and back.
+  # One client of the socket: passes bytes from its socket to frames, and back.
   #
   # The socket is read with `active: :once` and only while the channel takes more, so a client
-  # that sends faster than Postgres reads is slowed down by TCP. A client that does not read holds
-  # up this process in `:gen_tcp.send/2`, for as long as the option `:send_timeout` says, and through
-  # the window the session that serves it, but no other process. At most one window of bytes is kept
-  # here.
+  # that sends faster than Postgres reads is slowed down by TCP. When a client does not read, this
+  # process waits in `:gen_tcp.send/2`, at most for the time in the option `:send_timeout`, and its
+  # session waits for the window; no other process does. At most one window of bytes is kept here.
   #
-  # Nothing here parses the Postgres protocol. When the program is gone, or has refused the
-  # connection, the client is told with the one message that this library writes itself, an
-  # ErrorResponse (`57P01` when the program is gone).
+  # Nothing here parses the Postgres protocol. When the program has ended, or has refused the
+  # connection, the client gets the only message that this library writes itself, an ErrorResponse
+  # (`57P01` when the program has ended).
 
   use GenServer, restart: :temporary, shutdown: 300
 
   alias PgliteEx.{Channel, Options, Readiness, ReadyForQuery, Span, Telemetry}
 
-  # How long a client that does not read may hold up the last words, in milliseconds.
+  # How long sending the last ErrorResponse may take, in milliseconds.
   @farewell_timeout 100
   # How long a client waits for a program that is being started, in milliseconds.
   @ready_timeout 10_000
@@ -28,7 +27,7 @@ defmodule PgliteEx.Connection do
           options: Options.t()
         }
 
-  @typedoc "A connection as the program knows it, and the name of the server."
+  @typedoc "The program that serves a connection, its number there, and the name of the server."
   @type identity :: %{wasm_port: pid, id: PgliteEx.Frame.id(), server: nil | GenServer.name()}
 
   @doc false
@@ -42,7 +41,7 @@ defmodule PgliteEx.Connection do
   @doc """
   The program that serves the connection, and the connection's number in it.
 
-  `nil` before it has one, and when it is gone or held up by a client that does not read.
+  `nil` before it has one, when it has ended, and while it waits for a client that does not read.
   """
   @spec identity(pid) :: identity | nil
   def identity(connection) do
@@ -53,7 +52,7 @@ defmodule PgliteEx.Connection do
 
   @impl GenServer
   def init(%{acceptor: acceptor, program: program, options: options}) do
-    # So that `terminate/2` runs and the client hears why its connection ends.
+    # So that `terminate/2` runs, which tells the client why its connection ends.
     Process.flag(:trap_exit, true)
 
     {:ok,
@@ -71,7 +70,7 @@ defmodule PgliteEx.Connection do
        first_answer: nil,
        bytes_in: 0,
        bytes_out: 0,
-       # The end of what the client got since its own last bytes; empty while it waits.
+       # The last bytes sent to the client since it last sent any; empty while it waits.
        tail: <<>>
      }}
   end
@@ -212,13 +211,14 @@ defmodule PgliteEx.Connection do
     :gen_tcp.close(state.socket)
   end
 
-  # The program tells a client itself why its session ends, unless it never had one or is gone.
+  # The program itself tells a client why its session ends, unless the client has no session yet
+  # or the program has ended.
   defp last_words?(%{"severity" => "LOG"}, _state), do: false
   defp last_words?(_error, %{bytes_out: 0}), do: true
 
-  # An ErrorResponse in the middle of another message would be read as part of it, as data of a
-  # row perhaps. Two moments are known to be between messages without parsing any: the client
-  # waits for an answer, or the last bytes that it got were a ReadyForQuery.
+  # An ErrorResponse in the middle of another message would be read as a part of that, such as the
+  # data of a row. Without parsing, two moments are known to be between messages: when the client
+  # waits for an answer, and when the last bytes that it got are a ReadyForQuery.
   defp last_words?(reason, %{tail: tail}) do
     reason == Channel.program_gone() and (tail == <<>> or ReadyForQuery.at_end?(tail))
   end
@@ -235,7 +235,7 @@ defmodule PgliteEx.Connection do
     [?E, <<IO.iodata_length(fields) + 4::32>> | fields]
   end
 
-  # Where the client is, for its session; nothing is told of a unix socket.
+  # The options with the addresses of the client's connection; none for a unix socket.
   defp addresses(socket) do
     address("peer", :inet.peername(socket)) ++ address("local", :inet.sockname(socket))
   end

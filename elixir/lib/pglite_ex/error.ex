@@ -16,7 +16,7 @@ defmodule PgliteEx.Error do
     * `:executable_not_found` – there is no program to start;
     * `:program_exited` – the program ended, as the process that runs it says in its exit reason, with
       the exit status and the last lines on standard error;
-    * `:protocol_violation` – the program sent what it must not send, or speaks another version;
+    * `:protocol_violation` – the program violated the frame protocol, or has another version of it;
     * `:prepare_failed` – the preparing function of a template failed, or a process linked to it;
     * `:timeout` – the program did not answer in time;
     * a POSIX code, such as `:eaddrinuse` – the system refused a socket, a file or a process.

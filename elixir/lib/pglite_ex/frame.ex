@@ -8,7 +8,7 @@ defmodule PgliteEx.Frame do
   #
   # Options are pairs of strings in the form of a startup packet: `key\\0value\\0…\\0`.
 
-  @typedoc "A connection's or a request's number; 0 speaks for the program itself."
+  @typedoc "A connection's or a request's number; 0 stands for the program itself."
   @type id :: 0..0xFFFFFFFF
 
   @typedoc "Options, in the order in which they stand in the frame."

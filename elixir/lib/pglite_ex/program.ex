@@ -2,18 +2,18 @@ defmodule PgliteEx.Program do
   @moduledoc false
   # Starts `pglite-port` as a port of the calling process, step by step, and ends it by force.
   #
-  # Nothing here waits for the program: the owner passes on its messages while the program starts. What
-  # is said after the hello is the business of `PgliteEx.WasmPort`.
+  # Nothing here waits for the program: while it starts, the owner passes its own messages to
+  # `handle/2`. `PgliteEx.WasmPort` handles the frames after the hello.
 
   alias PgliteEx.{Error, Executable, Frame, Options, Stderr}
 
   @protocol "1"
-  # How long the program may take to its hello, in milliseconds: the first time ever it compiles
+  # How long the program may take until its hello, in milliseconds. At its first start it compiles
   # PGlite, which takes seconds, or a minute on a small machine.
   @start_timeout 180_000
   # How many lines of its standard error an error message shows.
   @stderr_lines 20
-  # Bytes that the port queues for a program that does not read, before writers are held up.
+  # Bytes that the port queues for a program that does not read, before writers are suspended.
   @busy_limits {262_144, 524_288}
 
   # Bytes of a frame's length that are not its payload: kind and id.
@@ -28,18 +28,19 @@ defmodule PgliteEx.Program do
           stderr: Stderr.t(),
           # Ends a start that takes too long.
           timer: reference,
-          # `nil` until standard error has a place to go.
+          # `nil` until the pipe for standard error is open.
           port: nil | port,
-          # What the program says of itself; this and the rest are `nil` until it has.
+          # The options of the program's hello; this and the fields below are `nil` until then.
           hello: nil | %{String.t() => String.t()},
-          # Its limits, in bytes: of what may be on the way in one direction of a connection, and of
-          # what a frame may carry.
+          # The program's limits, in bytes: the window of a connection in one direction, and the
+          # payload of a frame.
           window: nil | pos_integer,
           max_payload: nil | pos_integer
         }
 
   @doc """
-  Begins to start the program. The owner, which traps exits, passes its messages to `handle/2`.
+  Starts the program without waiting for it. The owner must trap exits, and passes its messages to
+  `handle/2`.
   """
   @spec open(Options.t()) :: {:ok, t} | {:error, Error.t()}
   def open(%Options{} = options) do
@@ -53,10 +54,10 @@ defmodule PgliteEx.Program do
   end
 
   @doc """
-  Takes a message of the owner's mailbox, or answers `:unknown` when it has another addressee.
+  Handles a message of the owner's mailbox; `:unknown` when it is not a message of the program.
 
-  `:ready` comes once, with the program's hello; from then on, only messages about standard error
-  are taken.
+  `:ready` is returned once, for the program's hello; from then on, only messages about standard
+  error are handled.
   """
   @spec handle(t, term) :: {:ok, t} | {:ready, t} | {:error, Error.t()} | :unknown
   def handle(%__MODULE__{hello: nil, port: port} = program, {port, {:data, bytes}}) do
@@ -102,7 +103,7 @@ defmodule PgliteEx.Program do
   @doc """
   The name and the options with which `Port.open/2` starts the program.
 
-  The program gets those options that were given; it has its own defaults for the rest.
+  The program gets only the options that were given; it has its own defaults for the others.
 
   ## Examples
 
@@ -137,7 +138,7 @@ defmodule PgliteEx.Program do
   def kill(%__MODULE__{port: nil}), do: :ok
 
   def kill(%__MODULE__{port: port}) do
-    # While the port is open its program has not been reaped, so the number is not another's.
+    # While the port is open, its process id cannot be reused for another process.
     with {:os_pid, os_pid} <- Port.info(port, :os_pid) do
       System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true)
       Port.close(port)
@@ -158,7 +159,7 @@ defmodule PgliteEx.Program do
     }
   end
 
-  @doc "The error of a program that has sent what it must not send."
+  @doc "The error of a program that has violated the frame protocol."
   @spec broke_protocol(String.t()) :: Error.t()
   def broke_protocol(reason) do
     %Error{code: :protocol_violation, message: "pglite-port broke the frame protocol: #{reason}"}
@@ -209,7 +210,7 @@ defmodule PgliteEx.Program do
   defp check_protocol(other) do
     {:error,
      broke_protocol("""
-     it speaks protocol #{inspect(other)} and this library speaks #{@protocol}; \
+     it has protocol version #{inspect(other)} and this library has version #{@protocol}; \
      run `mix pglite_ex.install` to get the program of this library's version\
      """)}
   end
@@ -224,7 +225,7 @@ defmodule PgliteEx.Program do
     end
   end
 
-  # The shell's convention, which Erlang follows too: 128 + signal.
+  # Like shells, Erlang reports 128 + signal for a process that a signal has ended.
   defp describe_end(status) when is_integer(status) and status > 128,
     do: "killed by signal #{status - 128}"
 

@@ -3,8 +3,8 @@ defmodule PgliteEx.RawConnection do
   # A connection without a socket: the bytes of the Postgres protocol as messages.
   #
   # The process behind `PgliteEx.open/2`. It belongs to the process that opened it and ends with
-  # it. One delivery at a time is on its way to an owner with `active: :once`; with
-  # `active: true` everything is delivered as it comes, as a port does.
+  # it. With `active: :once` the owner gets one message with data, and the next one after it has
+  # asked for it; with `active: true` data is delivered as it arrives, as by a port.
 
   use GenServer, restart: :temporary, shutdown: 300
 
@@ -12,7 +12,7 @@ defmodule PgliteEx.RawConnection do
 
   @type active :: true | :once | false
 
-  @typedoc "The program, the server's name, the options of the `O` frame, and how to deliver to whom."
+  @typedoc "The program, the server's name, the options of the `O` frame, the owner, its `active`."
   @type argument :: %{
           wasm_port: pid,
           server: nil | GenServer.name(),
@@ -47,7 +47,7 @@ defmodule PgliteEx.RawConnection do
 
   @impl GenServer
   def init(%{wasm_port: wasm_port, owner: owner} = argument) do
-    # So that `terminate/2` runs and the owner hears why its connection ends.
+    # So that `terminate/2` runs, which tells the owner why its connection ends.
     Process.flag(:trap_exit, true)
 
     case Channel.open(wasm_port, argument.frame_options) do
@@ -60,9 +60,9 @@ defmodule PgliteEx.RawConnection do
            owner: owner,
            owner_monitor: Process.monitor(owner),
            active: argument.active,
-           # What has not been delivered, newest first, and its size.
+           # Chunks that have not been delivered, newest first, and their size.
            undelivered: {[], 0},
-           # The caller whose bytes wait for window, and those behind it.
+           # The callers whose bytes the window does not admit yet, and those bytes.
            senders: :queue.new()
          }}
 
@@ -113,7 +113,7 @@ defmodule PgliteEx.RawConnection do
     Kernel.send(state.owner, {:pglite_ex, self(), {:closed, Channel.closing_reason(reason)}})
   end
 
-  # Lets senders go on, one after the other, as far as the window reaches.
+  # Sends the bytes of waiting callers, one after the other, as far as the window admits them.
   defp admit(state) do
     with true <- Channel.writable?(state.channel),
          {{:value, {from, bytes}}, senders} <- :queue.out(state.senders) do

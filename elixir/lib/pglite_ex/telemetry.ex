@@ -23,12 +23,12 @@ defmodule PgliteEx.Telemetry do
 
   ## `[:pglite_ex, :startup, …]` – the program is started
 
-  From the start of `pglite-port` to its hello, when it is ready. When it fails, the span ends with
-  `:exception`.
+  From the start of `pglite-port` to its hello, the frame with which it reports that it is ready. If
+  the start fails, the span ends with `:exception`.
 
     * `:start` – metadata: `server`, `mode`
-    * `:stop` – and `os_pid`, the process id of the program; `hello`, what it says of itself: versions
-      and limits
+    * `:stop` – and `os_pid`, the process id of the program; `hello`, the content of its hello:
+      versions and limits
     * `:exception` – `reason` is a `PgliteEx.Error`
 
   A server that is stopped meanwhile ends the span with `:stop` and `reason`.
@@ -51,8 +51,8 @@ defmodule PgliteEx.Telemetry do
       `nil` when there is no program to serve it; `peer`, the client's address
     * `:stop` – and `reason`, why it ended: a map of `"severity"`, `"code"` (SQLSTATE) and `"message"`
     * `:stop` and `:exception` – further measurements: `bytes_in` from the client, `bytes_out` to it;
-      `first_answer`, from the start to the first bytes for the client, which contains the making of
-      its clone or session, and is `nil` when there were none
+      `first_answer`, from the start to the first bytes for the client, including the time to make
+      its clone or session; `nil` when there were no bytes
 
   ## `[:pglite_ex, :request, …]` – a request to the program
 
@@ -129,7 +129,7 @@ defmodule PgliteEx.Telemetry do
         unit: {:native, :millisecond},
         tags: tags,
         description: description,
-        # Of a connection that got no answer, for one.
+        # `first_answer` of a connection without an answer is `nil`.
         keep: fn _metadata, measurements -> is_integer(measurements[measurement]) end
       )
     end

@@ -2,18 +2,18 @@ defmodule PgliteEx.WasmPort do
   @moduledoc false
   # The process that owns the port to one running `pglite-port`.
   #
-  # It starts the program, hands out connection numbers, passes frames from the program to the
-  # process of their connection, and watches those processes so that the program learns when one
-  # is gone. It waits for nothing: the program's hello is a message among others, requests are
-  # answered when their reply arrives, what it writes itself (`C` and `Q` frames) waits in an
-  # outbox while the program does not read, and a `PgliteEx.Reporter` logs for it.
-  # The bytes of a connection do not pass through it on their way in: each connection's process
-  # writes them to the port itself (`PgliteEx.Channel`), within its window, and is the only one
-  # that is held up when the program is slow.
+  # It starts the program, assigns connection numbers, passes frames from the program to the
+  # process of their connection, and monitors those processes to tell the program when one has
+  # ended. It never blocks: the program's hello arrives as a message, requests are answered when
+  # their reply arrives, its own frames (`C` and `Q`) wait in an outbox while the program does not
+  # read, and a `PgliteEx.Reporter` logs for it.
+  # The bytes from a client do not pass through it: each connection's process writes them to the
+  # port itself (`PgliteEx.Channel`), within its window. When the program is slow, only that
+  # process waits.
   #
   # When the program ends, this process stops with the program's last lines on standard error in
-  # its exit reason, and the supervisor starts both anew. When this process ends, for whatever
-  # reason, the port closes, and a `pglite-port` whose standard input has ended stops by itself.
+  # its exit reason, and the supervisor starts both again. When this process ends, for any reason,
+  # the port closes; the end of its standard input makes `pglite-port` stop.
 
   use GenServer, shutdown: 8_000
 
@@ -33,7 +33,7 @@ defmodule PgliteEx.WasmPort do
           reporter: Reporter.t()
         }
 
-  @typedoc "What a process needs to talk on a connection of its own."
+  @typedoc "The number of a new connection, and what its owner needs to send and receive frames."
   @type registration :: %{
           id: Frame.id(),
           port: port,
@@ -67,7 +67,7 @@ defmodule PgliteEx.WasmPort do
   @spec request(pid, String.t(), Frame.options(), timeout: timeout, server: term) ::
           {:ok, Frame.options()} | {:error, Error.t()}
   def request(wasm_port, verb, options \\ [], settings \\ []) do
-    # Tried here, so that what cannot be encoded is the caller's failure and not everybody's.
+    # Encoded here first, so that invalid strings raise in the caller, not in this server.
     _ = Frame.encode({:request, 0, verb, options})
     metadata = %{server: settings[:server], verb: verb}
 
@@ -89,19 +89,19 @@ defmodule PgliteEx.WasmPort do
       {:error, Error.from_reason(Channel.program_gone())}
   end
 
-  @doc "What the program says of itself: versions, limits, process id."
+  @doc "The content of the program's hello: versions, limits, process id."
   @spec hello(pid) :: {:ok, %{String.t() => String.t()}} | {:error, Error.t()}
   def hello(wasm_port), do: GenServer.call(wasm_port, :hello, :infinity)
 
   @impl GenServer
   def init(context) do
-    # So that `terminate/2` runs and stops the program in an orderly way.
+    # So that `terminate/2` runs, which asks the program to stop.
     Process.flag(:trap_exit, true)
 
     state = %{
       context: context,
       program: nil,
-      # The program's, from its hello on.
+      # The program's port; `nil` until its hello.
       port: nil,
       span: nil,
       next_id: 1,
@@ -207,7 +207,7 @@ defmodule PgliteEx.WasmPort do
     start_span(state, [:server], metadata)
   end
 
-  # The registry, which would not be found again: the supervisor restarts it and this process.
+  # The registry has ended. This process cannot register again, so the supervisor restarts both.
   defp handle_stray({:EXIT, pid, reason}, state) when is_pid(pid), do: {:stop, reason, state}
   defp handle_stray(_message, state), do: {:noreply, state}
 
@@ -236,7 +236,7 @@ defmodule PgliteEx.WasmPort do
     {:stop, failure(Program.broke_protocol("unexpected frame #{inspect(unexpected)}")), state}
   end
 
-  # Frames may still be on their way for a connection that was closed here.
+  # After this side has closed a connection, frames for it may still arrive.
   defp pass_on(id, event, state) do
     case state.connections do
       %{^id => owner} when is_pid(owner) -> send(owner, {Channel, id, event})
@@ -282,7 +282,7 @@ defmodule PgliteEx.WasmPort do
         state
 
       false ->
-        # A port does not tell when it stops being busy.
+        # There is no message when a port is no longer busy.
         Process.send_after(self(), :write_outbox, @outbox_retry)
         %{state | retrying?: true}
     end
@@ -295,7 +295,7 @@ defmodule PgliteEx.WasmPort do
 
   defp stop_program({%Error{code: :program_exited}, _stacktrace}, _state), do: :ok
 
-  # A program that does not keep to the protocol, or has not said hello, cannot be asked.
+  # A program that violates the protocol, or has not sent its hello, cannot be asked to stop.
   defp stop_program({%Error{}, _stacktrace}, state), do: Program.kill(state.program)
   defp stop_program(_reason, %{port: nil} = state), do: Program.kill(state.program)
 

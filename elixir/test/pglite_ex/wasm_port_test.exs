@@ -30,7 +30,7 @@ defmodule PgliteEx.WasmPortTest do
       hello = {:hello, 0, [{"protocol", "2"}]}
       program = BadProgram.write!(directory, "frame 1; exec sleep 1000", [hello])
       error = assert_fails(program, :protocol_violation)
-      assert error.message =~ ~s(it speaks protocol "2" and this library speaks 1)
+      assert error.message =~ ~s(it has protocol version "2" and this library has version 1)
     end
 
     for {limit, hello} <- [

@@ -1,5 +1,5 @@
-//! The processes of a cluster that serve no client: `PostgreSQL`'s own, each a fork of the postmaster on a thread of
-//! its own.
+//! The processes of a cluster that serve no client: `PostgreSQL`'s auxiliary processes and autovacuum. Each is a fork
+//! of the postmaster with its own thread.
 
 use std::{
     collections::BTreeMap,
@@ -21,26 +21,26 @@ use crate::{
     session::panic_text,
 };
 
-/// What a process does.
+/// The task of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
     /// Recovers the cluster when it starts.
     Startup,
     /// Makes checkpoints, the last of which shuts the cluster down.
     Checkpointer,
-    /// Writes changed pages before their buffers are needed for others.
+    /// Writes changed pages before their buffers are needed for other pages.
     BackgroundWriter,
     /// Writes WAL of asynchronous commits.
     WalWriter,
     /// Decides which database needs VACUUM and ANALYZE.
     AutovacuumLauncher,
-    /// Looks after one database.
+    /// Runs VACUUM and ANALYZE in one database.
     AutovacuumWorker,
 }
 
 impl Role {
-    /// Its name in `child_process_kinds` (`PostgreSQL`, `src/backend/postmaster/launch_backend.c`), which is that of
-    /// its thread, too.
+    /// Its name in `child_process_kinds` (`PostgreSQL`, `src/backend/postmaster/launch_backend.c`), which is also the
+    /// name of its thread.
     fn name(self) -> &'static str {
         match self {
             Self::Startup => child::STARTUP,
@@ -52,8 +52,8 @@ impl Role {
         }
     }
 
-    /// Whether it may end with that exit status without shared memory being in doubt (`process_pm_child_exit` in
-    /// `postmaster.c`).
+    /// Whether an exit with this status is no crash, after which shared memory could be damaged
+    /// (`process_pm_child_exit` in `postmaster.c`).
     pub(super) fn may_exit(self, status: i32) -> bool {
         match self {
             Self::AutovacuumWorker => [0, 1, NOT_STARTED].contains(&status),
@@ -63,7 +63,7 @@ impl Role {
     }
 }
 
-/// Stands for the exit status of a process that the system had no memory for: it has touched nothing.
+/// In place of the exit status of a process that could not be started for lack of memory, and has changed nothing.
 pub(super) const NOT_STARTED: i32 = -1;
 
 /// The children of one postmaster.
@@ -71,9 +71,9 @@ pub(super) struct Children {
     running: Arc<Running>,
     program: Arc<Program>,
     log: LogSink,
-    /// Their last lines of log.
+    /// The last lines of their logs.
     recent: Recent,
-    /// Each with its role, by its process id.
+    /// The role and the thread of each process, by process id.
     live: BTreeMap<i32, (Role, JoinHandle<()>)>,
 }
 
@@ -82,7 +82,7 @@ impl Children {
         Self { running, program, log, recent, live: BTreeMap::new() }
     }
 
-    /// Starts one. Its end comes as an [`Event::Ended`].
+    /// Starts a process. Its end is reported as an [`Event::Ended`].
     ///
     /// # Errors
     /// When the system has no more threads.
@@ -112,10 +112,10 @@ impl Children {
         Ok(())
     }
 
-    /// Removes one that has ended, and returns its role.
+    /// Removes a process that has ended, and returns its role.
     pub(super) fn forget(&mut self, process_id: i32) -> Option<Role> {
         let (role, thread) = self.live.remove(&process_id)?;
-        // The event of its end is the last thing that the thread does, so this does not wait.
+        // Sending the event is the last thing that the thread does, so this returns at once.
         let _ = thread.join();
         Some(role)
     }
@@ -127,17 +127,17 @@ impl Children {
         }
     }
 
-    /// Whether there is one with that role.
+    /// Whether a process with this role runs.
     pub(super) fn has(&self, role: Role) -> bool {
         self.live.values().any(|(live, _)| *live == role)
     }
 
-    /// Whether there is none but those with that role.
+    /// Whether no process with another role runs.
     pub(super) fn has_only(&self, role: Role) -> bool {
         self.live.values().all(|(live, _)| *live == role)
     }
 
-    /// Sends `signal` to those whose role is wanted.
+    /// Sends `signal` to the processes for whose roles `is_wanted` returns true.
     pub(super) fn send(&self, signal: Signal, is_wanted: impl Fn(Role) -> bool) {
         for (process_id, _) in self.live.iter().filter(|(_, (role, _))| is_wanted(*role)) {
             self.running.seats.send(*process_id, Some(signal));
@@ -145,8 +145,8 @@ impl Children {
     }
 }
 
-/// Runs a process of a cluster from its first turn to its exit. If it traps or panics meanwhile, its cluster has
-/// crashed: shared memory is as it left it.
+/// Runs a process of a cluster from its first turn to its exit. A trap or a panic of the process is a crash of the
+/// whole cluster, because the process may have left shared memory damaged.
 ///
 /// # Errors
 /// Those of `run`; [`Crashed`] when another process has crashed.

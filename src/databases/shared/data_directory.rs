@@ -1,4 +1,4 @@
-//! The directory of the host that a cluster is kept in: who may open it, what is in it, and how a new one comes to be.
+//! The host's directory of a durable cluster: locks it, checks its content, and makes a new cluster in it.
 
 use std::{
     fmt,
@@ -21,10 +21,11 @@ use crate::{
     postgres::control_file,
 };
 
-/// Is there while a new cluster is being made. What is found beside it was never a cluster, and is made anew.
+/// The mark of a cluster that is being made. If a start finds it, the files beside it are an incomplete cluster, which
+/// is removed and made again.
 const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 
-/// The file that a directory is recognised by as a cluster; it is the last one that a new cluster gets.
+/// The file by which a directory is recognised as a cluster. It is the last file that is made in a new cluster.
 const PG_VERSION: &[u8] = b"PG_VERSION";
 
 /// The cluster's configuration.
@@ -36,9 +37,9 @@ pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
 /// Where a cluster is kept.
 #[derive(Clone, Debug)]
 pub enum DataDirectory {
-    /// In this directory of the host, which is made if it is not there.
+    /// In this directory of the host, which is made if it does not exist.
     Host(PathBuf),
-    /// In a storage of the caller's.
+    /// In a storage that the caller provides.
     Storage(Arc<dyn Storage>),
 }
 
@@ -157,13 +158,14 @@ fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
     if path.is_empty() { storage.unlink(UNFINISHED) } else { Ok(()) }
 }
 
-/// Checks that what is there is a cluster of this `PostgreSQL`.
+/// Checks that the content is a cluster of this `PostgreSQL`.
 fn check(storage: &dyn Storage) -> anyhow::Result<()> {
     let version = match read(storage, PG_VERSION) {
         Ok(version) => String::from_utf8_lossy(&version).trim().to_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             bail!(
-                "it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another, or a new directory in it"
+                "it is not empty, and it is no cluster, because it has no file PG_VERSION: choose another, or a new \
+                 directory in it"
             )
         }
         Err(error) => return Err(error).context("PG_VERSION cannot be read"),

@@ -1,4 +1,5 @@
-//! Keeps a cluster running: starts it, and again whenever it has crashed, until it is shut down or cannot be started.
+//! Keeps a cluster running: starts it, and starts it again after every crash, until it is shut down or cannot be
+//! started.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -21,15 +22,14 @@ use crate::{
 /// Called, on any thread, when the shared cluster has crashed and cannot be started again.
 pub type OnFailure = Arc<dyn Fn(anyhow::Error) + Send + Sync>;
 
-/// How often in a row `PostgreSQL` may refuse to start again.
+/// After how many refusals of `PostgreSQL` to start, in a row, the attempts end.
 const REFUSALS: u32 = 3;
-/// How often in a row a start may fail because the system has no threads, files or memory to give.
+/// After how many starts that failed in a row because the system lacks threads, files or memory, the attempts end.
 const SHORTAGES: u32 = 12;
-/// How long to wait before the second attempt; before later ones twice as long as the time before, at most
-/// [`LONGEST_PAUSE`].
+/// The pause before the second attempt. It doubles with every further attempt, up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A cluster whose own processes crash within that time after its start has not really started.
+/// A cluster whose own processes crash within this time after its start counts as not started.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long a client waits for a cluster that starts.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -42,7 +42,7 @@ pub(super) struct Keeper {
 
 struct Shared {
     state: State,
-    /// Whether it is to be shut down, or is.
+    /// Whether the cluster is being shut down, or was.
     stopping: bool,
 }
 
@@ -64,7 +64,7 @@ impl Default for Keeper {
 }
 
 impl Shared {
-    /// The running cluster, if it is known whether there is one.
+    /// The running cluster, or the error if there is none; `None` while it starts.
     fn running(&self) -> Option<anyhow::Result<Arc<Running>>> {
         match &self.state {
             State::Running(running, _) if !running.seats.have_crashed() => Some(Ok(running.clone())),
@@ -76,7 +76,7 @@ impl Shared {
 }
 
 impl Keeper {
-    /// The running cluster, waiting for it while it starts, as after a crash.
+    /// The running cluster. Waits while it starts, also after a crash.
     ///
     /// # Errors
     /// When it cannot be started, or was shut down.
@@ -97,11 +97,11 @@ impl Keeper {
     pub(super) fn running_for(self: &Arc<Self>, control: &Control) -> Result<Arc<Running>, ErrorResponse> {
         let is_over = Arc::new(AtomicBool::new(false));
         let (keeper, over) = (self.clone(), is_over.clone());
-        // There is nothing to cancel, and no key yet.
+        // Registered without a key: there is no statement to cancel yet.
         let _registration = control.register(0, &[], move |interrupt| {
             if interrupt != Interrupt::Cancel {
                 over.store(true, Ordering::SeqCst);
-                // Under the lock, so that a client that has looked and not yet waited does not miss it.
+                // Under the lock, so that the notification cannot come between the check and the wait below.
                 let _shared = keeper.shared.lock();
                 keeper.changed.notify_all();
             }
@@ -128,7 +128,7 @@ impl Keeper {
         self.shared.lock().running().and_then(Result::ok)
     }
 
-    /// From now on the cluster is not started again, and shut down if it runs.
+    /// Shuts the cluster down if it runs, and prevents further starts.
     pub(super) fn stop(&self) {
         let mut shared = self.shared.lock();
         shared.stopping = true;
@@ -143,7 +143,7 @@ impl Keeper {
         self.changed.notify_all();
     }
 
-    /// Clients are let in, unless the cluster is to be shut down.
+    /// The cluster has started: accepts sessions, or shuts it down if that was ordered meanwhile.
     fn has_started(&self, running: Arc<Running>) {
         let shared = self.shared.lock();
         if shared.stopping {
@@ -152,7 +152,7 @@ impl Keeper {
         self.set(shared, State::Running(running, Instant::now()));
     }
 
-    /// Starts the cluster, and again whenever it has crashed.
+    /// Starts the cluster, and starts it again after every crash.
     pub(super) fn keep_running(self: &Arc<Self>, launch: &Launch, on_failure: Option<&OnFailure>) {
         let mut has_run = false;
         // A durable cluster may be refused because of its disk, which will have room again; and its settings are not
@@ -202,7 +202,7 @@ impl Keeper {
         }
     }
 
-    /// Waits before the next attempt, but not when the cluster is to be shut down.
+    /// Waits before the next attempt; an order to shut down ends the wait.
     fn pause(&self, attempts: u32) {
         let pause = PAUSE.saturating_mul(1 << attempts.min(8).saturating_sub(1)).min(LONGEST_PAUSE);
         let deadline = Instant::now() + pause;

@@ -1,9 +1,9 @@
-//! The postmaster of a cluster from its start to its end: which children there are, and what they and others ask of
-//! it.
+//! The postmaster of a cluster from its start to its end: starts and ends its children, and handles their requests and
+//! those of the host.
 //!
-//! Its guest is a backend that has come as far as a postmaster comes before its first fork, and stays there. What
-//! `PostgreSQL` has in `ServerLoop` and `PostmasterStateMachine` (`src/backend/postmaster/postmaster.c`) is here;
-//! connections are accepted elsewhere.
+//! Its guest is a backend that was stopped at the point where a postmaster is ready to fork, and stays there. This
+//! file does the work of `ServerLoop` and `PostmasterStateMachine` (`PostgreSQL`,
+//! `src/backend/postmaster/postmaster.c`), except for accepting connections.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,16 +34,16 @@ pub(super) struct Launch {
     pub(super) log: LogSink,
 }
 
-/// A cluster that lets clients in.
+/// A cluster that accepts sessions.
 pub(super) struct Running {
     pub(super) seats: Arc<Seats>,
     fork: RwLock<Arc<Fork>>,
     events: Sender<Event>,
 }
 
-/// What happens to a postmaster.
+/// An event that a postmaster handles.
 pub(super) enum Event {
-    /// A signal has come.
+    /// A signal has arrived.
     Signal,
     /// A child has ended, with that exit status.
     Ended { process_id: i32, ended: anyhow::Result<i32> },
@@ -56,11 +56,11 @@ pub(super) enum Event {
 /// How a cluster ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// In order.
+    /// It was shut down.
     ShutDown,
     /// A client's session has left shared memory in a state that no process can go on from.
     SessionCrashed,
-    /// One of the cluster's own processes has, or could not be started.
+    /// One of the cluster's own processes has crashed, or could not be started.
     Crashed,
 }
 
@@ -70,28 +70,29 @@ pub(super) enum End {
 pub(super) struct Refused(String);
 
 impl Running {
-    /// What its processes begin with.
+    /// The state with which new processes start.
     pub(super) fn fork(&self) -> Arc<Fork> {
         self.fork.read().clone()
     }
 
     /// Sends an event to the postmaster.
     pub(super) fn tell(&self, event: Event) {
-        // A postmaster that is gone has no more use for it.
+        // A postmaster that has ended needs no events.
         let _ = self.events.send(event);
     }
 
-    /// Has the configuration files read again.
+    /// Makes the cluster read its configuration files again.
     pub(super) fn reload(&self) {
         self.seats.send(process::FIRST, Some(Signal::HUP));
     }
 }
 
-/// Runs a cluster on this thread until it ends; `on_start` is given it when it has recovered and lets clients in.
-/// `without_auto_conf`: the settings of `ALTER SYSTEM` are left out, because the cluster did not start with them.
+/// Runs a cluster on this thread until it ends. `on_start` is called with it when it has recovered and accepts
+/// sessions. `without_auto_conf`: the settings of `ALTER SYSTEM` are not used, because the cluster did not start with
+/// them.
 ///
 /// # Errors
-/// [`Refused`] when `PostgreSQL` does not start; others when the system has not what it takes.
+/// [`Refused`] when `PostgreSQL` does not start; others when the system lacks memory, files or threads.
 pub(super) fn run(
     launch: &Launch,
     without_auto_conf: bool,
@@ -131,7 +132,7 @@ pub(super) fn run(
             }
             server.children.wait();
             *outcome.lock() = Some(end);
-            // The guest exits, or is left as it is.
+            // After a shutdown the guest exits; after a crash it is abandoned.
             if is_in_order {
                 server.in_turn(|server| Ok(postmaster::exit(server.caller)?)).map_err(wasmtime::Error::from_anyhow)
             } else {
@@ -161,12 +162,12 @@ pub(super) fn run(
 #[error("PostgreSQL did not start")]
 struct NotStarted;
 
-/// Is given a cluster that lets clients in.
+/// Called with the cluster when it accepts sessions.
 type OnStart = Box<dyn FnOnce(Arc<Running>) + Send>;
 
-/// What a cluster is doing.
+/// The state of a cluster.
 enum State {
-    /// It recovers; called when it has.
+    /// It recovers. The function is called afterwards.
     Starting(OnStart),
     Running,
     /// Its processes are ending, the checkpointer last.
@@ -244,7 +245,7 @@ impl Server<'_, '_> {
         Ok(())
     }
 
-    /// A child has ended.
+    /// Handles the end of a child.
     fn reap(&mut self, process_id: i32, ended: anyhow::Result<i32>) -> anyhow::Result<Option<End>> {
         let Some(role) = self.children.forget(process_id) else { return Ok(None) };
         let status = match ended {
@@ -285,8 +286,8 @@ impl Server<'_, '_> {
         Ok(None)
     }
 
-    /// Starts the autovacuum launcher if it is wanted and not there. `anyway`: also where autovacuum is off, to
-    /// prevent the wraparound of transaction ids.
+    /// Starts the autovacuum launcher if it is wanted and does not run. `anyway`: also if autovacuum is off, to prevent
+    /// the wraparound of transaction ids.
     fn launch_autovacuum(&mut self, anyway: bool) -> anyhow::Result<()> {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::AutovacuumLauncher);
         self.lacks_launcher = false;
@@ -305,15 +306,15 @@ impl Server<'_, '_> {
         started.is_ok()
     }
 
-    /// How long to wait for an event: until it is time to try once more what could not be done, or for as long as it
-    /// takes.
+    /// How long to wait for an event: without limit, or, if the autovacuum launcher could not be started, until the
+    /// next attempt.
     fn patience(&self) -> Duration {
         if self.lacks_launcher { Duration::from_secs(10) } else { Duration::MAX }
     }
 
     fn shut_down(&mut self) -> Option<End> {
         if matches!(self.state, State::Starting(_)) {
-            // There is nothing to put in order, recovery will.
+            // No shutdown checkpoint is needed: the next start recovers again.
             return Some(End::Crashed);
         }
         if matches!(self.state, State::Stopping | State::ShuttingDown) {
@@ -325,7 +326,7 @@ impl Server<'_, '_> {
         None
     }
 
-    /// Has the shutdown checkpoint written once only the checkpointer is left.
+    /// Makes the checkpointer write the shutdown checkpoint once it is the only process left.
     fn finish_stopping(&mut self) {
         if matches!(self.state, State::Stopping) && self.children.has_only(Role::Checkpointer) {
             self.state = State::ShuttingDown;
@@ -333,9 +334,10 @@ impl Server<'_, '_> {
         }
     }
 
-    /// Ends all processes without letting them run on.
+    /// Ends all processes at once, without their own cleanup.
     fn crash(&mut self) {
-        // A process that has the turn may be writing files. No turn can be had after another process has crashed.
+        // Waits for the turn, because the process that has it may be writing files. After a crash of another process
+        // there are no more turns.
         if let Some(seat) = &mut self.caller.data_mut().seat
             && seat.take_turn().is_ok()
         {
@@ -343,7 +345,7 @@ impl Server<'_, '_> {
         }
     }
 
-    /// Does something with the guest or with shared memory.
+    /// Takes the turn, which `act` needs for the guest and for shared memory, and ends it afterwards.
     fn in_turn<T>(&mut self, act: impl FnOnce(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
         if let Some(seat) = &mut self.caller.data_mut().seat {
             seat.take_turn()?;

@@ -1,6 +1,6 @@
-//! The system identifier of a new cluster. New clusters are copies of one that `initdb` has made; backups and
-//! replication tell clusters apart by this number (`BootStrapXLOG` in `PostgreSQL`'s
-//! `src/backend/access/transam/xlog.c`).
+//! The system identifier of a new cluster, by which backups and replication tell clusters apart (`BootStrapXLOG` in
+//! `PostgreSQL`'s `src/backend/access/transam/xlog.c`). New clusters are copies of one cluster that `initdb` has made,
+//! so each gets a new identifier.
 
 use anyhow::{Context, ensure};
 
@@ -11,7 +11,7 @@ use crate::{
     random,
 };
 
-/// Gives the cluster in `storage`, which was shut down, an identifier of its own.
+/// Gives the cluster in `storage`, which was shut down, a new identifier.
 ///
 /// # Errors
 /// When its files are not those of a cluster of this `PostgreSQL`, or cannot be written.
@@ -23,7 +23,7 @@ pub(super) fn renew(storage: &dyn Storage) -> anyhow::Result<()> {
     for entry in storage.list(wal::DIRECTORY)? {
         if entry.name.len() == wal::NAME_LENGTH && entry.name.iter().all(u8::is_ascii_hexdigit) {
             let path = [wal::DIRECTORY, b"/", &entry.name].concat();
-            // A segment that was only made for later has no header yet.
+            // A segment that was made in advance has no header yet.
             if wal::has_identifier(&read(storage, &path)?) {
                 write(storage, &path, wal::IDENTIFIER, &identifier.to_le_bytes())?;
             }
@@ -32,7 +32,8 @@ pub(super) fn renew(storage: &dyn Storage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An identifier as `PostgreSQL` makes it: seconds, microseconds, and 12 bits that are its process id there.
+/// An identifier in PostgreSQL's form: seconds, microseconds, and 12 bits, which are random here and those of the
+/// process id in PostgreSQL.
 fn new() -> anyhow::Result<u64> {
     let mut process = [0; 2];
     random::fill(&mut process)?;

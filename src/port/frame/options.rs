@@ -2,8 +2,8 @@
 
 use std::ffi::CStr;
 
-/// The longest value that [`Options::with`] keeps, in bytes, so that a handful of them always fit into
-/// one frame.
+/// The longest value that [`Options::with`] keeps whole, in bytes. With this limit, several options always fit into one
+/// frame.
 pub(super) const MAX_VALUE: usize = 65_536;
 
 /// Pairs of a key and a value, in order.
@@ -33,7 +33,7 @@ impl Options {
 
     /// These options and one more.
     ///
-    /// A NUL, which the form cannot carry, becomes U+FFFD; a value is cut after 64 KiB.
+    /// A NUL, which the encoding cannot represent, becomes U+FFFD; a value is cut after 64 KiB.
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "takes numbers and texts alike")]
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
@@ -44,7 +44,7 @@ impl Options {
         self
     }
 
-    /// The value of `key`; of the last one, as in a startup packet, if it is there several times.
+    /// The value of `key`. If there are several, the last one is returned, as in a startup packet.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
@@ -90,7 +90,7 @@ impl Options {
     }
 }
 
-/// Takes the string up to the next NUL, and that NUL, off the front of `rest`.
+/// Removes the string up to the next NUL, and that NUL, from the front of `rest`, and returns the string.
 fn take_string(rest: &mut &[u8]) -> Result<String, MalformedOptions> {
     let string = CStr::from_bytes_until_nul(rest).map_err(|_| MalformedOptions::Unterminated)?;
     *rest = &rest[string.count_bytes() + 1..];

@@ -1,4 +1,4 @@
-//! Requests: what the parent asks of the program, and of a connection besides its data.
+//! Requests of the parent: to the program, and to single connections.
 
 use std::{ffi::CStr, sync::Arc, thread};
 
@@ -12,11 +12,10 @@ use crate::{
     session::{Control, Outcome, PendingTask, Task},
 };
 
-/// What answers a verb: it is given the request's id and options, and replies with [`Router::reply`], at
-/// once or later.
+/// The function of a verb. It gets the request's id and options, and replies with [`Router::reply`], at once or later.
 type Verb = fn(&Arc<Router>, u32, &Options);
 
-/// Every verb of a request frame: the one place to add another.
+/// All verbs of request frames. A new verb is a row here.
 const VERBS: [(&str, Verb); 8] = [
     ("stats", stats),
     ("shutdown", shut_down),
@@ -28,11 +27,11 @@ const VERBS: [(&str, Verb); 8] = [
     ("reload", reload),
 ];
 
-/// The options of a reply, or why there are none.
+/// The options of a reply, or the error.
 type Reply = Result<Options, ErrorResponse>;
 
 impl Router {
-    /// Acts on a request frame.
+    /// Handles a request frame.
     pub(super) fn request(self: &Arc<Self>, id: u32, payload: &[u8]) {
         self.outbox.wait_for_room();
         let (verb, options) = match parse_request(payload) {
@@ -57,7 +56,7 @@ impl Router {
         self.outbox.push(Frame { kind: Kind::Reply, id, payload: &payload });
     }
 
-    /// Replies to the request `id` with what `ask` finds out, which may take a while.
+    /// Replies to the request `id` with the result of `ask`, which runs on a new thread because it may take a while.
     fn reply_on_thread(self: &Arc<Self>, id: u32, ask: impl FnOnce(&Self) -> Reply + Send + 'static) {
         let router = self.clone();
         let work = move || router.reply(id, ask(&router));
@@ -171,7 +170,7 @@ fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
     router.assign_task(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
 }
 
-/// The value of an option that has to be there.
+/// The value of a required option.
 fn required(options: &Options, key: &str) -> Result<String, ErrorResponse> {
     let value = options.get(key).filter(|value| !value.is_empty());
     value.map(str::to_owned).ok_or_else(|| {
