@@ -128,8 +128,8 @@ fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<(
     Ok(storage.sync_directory(b"")?)
 }
 
-/// Gives the configuration of a new cluster the sizes of WAL that `initdb` writes for segments of 16 MB. Those in it are
-/// for segments of 1 MB, which suit a cluster in memory, and would cause a checkpoint for every 64 MB.
+/// Gives the configuration of a new cluster the sizes of WAL that `initdb` writes for segments of 16 MB. Those in it
+/// are for segments of 1 MB, which suit a cluster in memory, and would cause a checkpoint for every 64 MB.
 fn allow_more_wal(storage: &dyn Storage) -> anyhow::Result<()> {
     let mut configuration = String::from_utf8(read(storage, CONFIGURATION)?)?;
     for (small, large) in [("max_wal_size = 64MB", "max_wal_size = 1GB"), ("min_wal_size = 5MB", "min_wal_size = 80MB")]
