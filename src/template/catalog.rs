@@ -292,17 +292,13 @@ impl Templates {
 
     /// Everything besides its recipe or files that decides how a template looks.
     fn key(&self) -> String {
-        format!("{}-{}", hex_digest(&[self.icu.digest()]), template_key(&self.program.key()))
+        format!("{}-{}", hex_digest(&[self.icu.digest()]), sources::contents_key(&self.program.key()))
     }
 
     /// The end of what templates of this program are labelled with, whichever data of ICU they have; loads nothing.
     pub(crate) fn program_in(cache: &Cache) -> anyhow::Result<String> {
-        Ok(template_key(&Program::key_with(&Compiler::new(cache.clone())?)))
+        Ok(sources::contents_key(&Program::key_with(&Compiler::new(cache.clone())?)))
     }
-}
-
-fn template_key(program: &str) -> String {
-    hex_digest(&[program.as_bytes(), sources::CONTENTS.as_bytes()])
 }
 
 /// The error about a template that cannot even be built again.
