@@ -4,6 +4,8 @@
 //! misses a file: a new file counts unless a list in `sources/digest.rs` excludes it. There are two digests, because
 //! compiling `PostgreSQL` takes longer than making a cluster and depends on fewer sources.
 
+use crate::engine::artefact::hex_digest;
+
 #[cfg(test)]
 mod digest;
 #[cfg(test)]
@@ -15,3 +17,17 @@ pub(crate) const CODE: &str = env!("PGLITE_PORT_CODE_DIGEST");
 
 /// The sources that decide the content of clusters and templates, those of [`CODE`] included.
 pub(crate) const CONTENTS: &str = env!("PGLITE_PORT_CONTENTS_DIGEST");
+
+/// The key of the code that [`CODE`] makes of `origin`, which stands for its input.
+pub(crate) fn code_key(origin: &str) -> String {
+    key(origin, CODE)
+}
+
+/// The key of the content that [`CONTENTS`] makes with the program that `program` stands for.
+pub(crate) fn contents_key(program: &str) -> String {
+    key(program, CONTENTS)
+}
+
+fn key(origin: &str, digest: &str) -> String {
+    hex_digest(&[origin.as_bytes(), digest.as_bytes()])
+}

@@ -5,6 +5,8 @@ mod support;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, Stdio},
+    sync::mpsc::channel,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -84,19 +86,23 @@ fn lines_that_found_no_room_are_counted_and_the_count_is_told_when_there_is_room
     for mode in ["shared", "isolated"] {
         let (mut program, config) = Unread::serve(mode);
         let _client = warn(&config);
+        let (sender, stderr) = channel();
+        let mut unread = program.stderr();
+        thread::spawn(move || unread.try_for_each(|line| sender.send(line)));
         let (mut lines, mut dropped) = (0, 0);
-        for line in program.stderr() {
+        let deadline = Instant::now() + PATIENCE;
+        while lines + dropped < 4000 {
+            let line = stderr.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            let line = line.unwrap_or_else(|error| panic!("{mode}: {lines} lines, {dropped} dropped: {error}"));
             if line.contains("xxxxxxxxxx") {
                 lines += 1;
             } else if let Some(count) = line.strip_suffix(" log lines were dropped because stderr was not read") {
                 let count = count.strip_prefix("pglite-port: ").expect("a line of the program itself");
                 dropped += count.parse::<u32>().expect("a count");
             }
-            if dropped > 0 && lines + dropped >= 4000 {
-                break;
-            }
         }
-        assert!(lines > 100, "{mode}: {lines}");
+        assert!(lines > 100 && dropped > 0, "{mode}: {lines} lines, {dropped} dropped");
+        assert_eq!(lines + dropped, 4000, "{mode}: {lines} lines, {dropped} dropped");
     }
 }
 

@@ -137,8 +137,11 @@ fn a_replication_connection_is_refused_in_words() {
     for value in ["true", "database"] {
         let mut session = server.unready_session(&[("user", "postgres"), ("replication", value)]);
         let messages = session.until_closed();
-        let error = messages.iter().find(|message| message.kind == b'E').expect("an error");
-        assert_eq!(error.fields()[&'S'], "FATAL", "{:?}", error.fields());
+        let [error] = &messages[..] else { panic!("{value}: {messages:?}") };
+        let fields = error.fields();
+        let [severity, sqlstate, message] = ['S', 'C', 'M'].map(|field| fields[&field].as_str());
+        let words = "this server does not support replication connections";
+        assert_eq!((error.kind, severity, sqlstate, message), (b'E', "FATAL", "0A000", words), "{value}");
     }
     assert_eq!(Peer::connect(&server).value("select 1"), "1");
 }

@@ -9,7 +9,7 @@ use wasmtime::{Engine, Instance, InstancePre, Module, Store};
 use crate::{
     engine::{
         Compiler,
-        artefact::{Artefact, INITDB_WASM, PGLITE_WASM, PinnedFile, hex_digest},
+        artefact::{Artefact, INITDB_WASM, PGLITE_WASM},
         cache::{Cache, InUse, Lock},
     },
     guest::{self, Guest, LibraryStore},
@@ -42,7 +42,7 @@ impl Program {
     /// When the artefact cannot be read or is refused by the rewriter, or the cache cannot be written.
     pub(crate) fn load(artefact: &Artefact, cache: &Cache) -> anyhow::Result<Self> {
         let compiler = Compiler::new(cache.clone())?;
-        let key = code_key(PGLITE_WASM);
+        let key = sources::code_key(PGLITE_WASM.sha256);
         let parts_name = format!("pglite-{}", &key[..32]);
         let in_use = hold_parts(artefact, cache, &parts_name)?;
         let directory = cache.path(&parts_name);
@@ -67,7 +67,7 @@ impl Program {
 
     /// As [`Program::key`], without loading anything.
     pub(crate) fn key_with(compiler: &Compiler) -> String {
-        format!("{}-{}", code_key(PGLITE_WASM), compiler.fingerprint())
+        format!("{}-{}", sources::code_key(PGLITE_WASM.sha256), compiler.fingerprint())
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -96,16 +96,11 @@ impl Program {
     /// # Errors
     /// As [`Program::load`].
     pub(crate) fn initdb(&self, artefact: &Artefact) -> anyhow::Result<InstancePre<Guest>> {
-        let key = code_key(INITDB_WASM);
+        let key = sources::code_key(INITDB_WASM.sha256);
         let module: Module =
             self.compiler.module("initdb", &key, || Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?))?;
         self.libraries.linker().instantiate_pre(&module).map_err(anyhow::Error::from).context("initdb cannot be linked")
     }
-}
-
-/// Stands for what the rewriter makes of `file`.
-fn code_key(file: PinnedFile) -> String {
-    hex_digest(&[file.sha256.as_bytes(), sources::CODE.as_bytes()])
 }
 
 /// The entry `name` with the parts of the backend, made if need be.

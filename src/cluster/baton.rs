@@ -232,21 +232,44 @@ mod tests {
         assert!(!baton.is_wanted());
     }
 
-    #[test]
-    fn a_holder_is_interrupted_when_somebody_waits_longer_than_a_slice() {
+    /// A baton whose holder has that priority, and the holder's interrupts.
+    fn held(priority: Priority) -> (Arc<Baton>, mpsc::Receiver<()>) {
         let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
         let (interrupted, interrupts) = mpsc::channel();
         signals.set_waker(Some(crate::client::Waker::new(move || {
             let _ = interrupted.send(());
         })));
-        baton.take(&signals, Priority::Client).unwrap();
-        let waiter = {
-            let baton = baton.clone();
-            thread::spawn(move || baton.take(&Arc::default(), Priority::Client).map(|()| baton.give()))
-        };
-        interrupts.recv().unwrap();
-        baton.give();
-        waiter.join().unwrap().unwrap();
+        baton.take(&signals, priority).unwrap();
+        (baton, interrupts)
+    }
+
+    fn holder(priority: Priority) -> Holder {
+        Holder { signals: Arc::default(), priority }
+    }
+
+    #[test]
+    fn a_client_is_interrupted_when_somebody_waits_longer_than_a_slice_and_not_when_somebody_asks() {
+        for priority in [Priority::Client, Priority::Background] {
+            let (baton, interrupts) = held(Priority::Client);
+            let (place, asking) = baton.ask(holder(priority)).unwrap().expect("it is held");
+            assert_eq!(interrupts.try_recv(), Err(mpsc::TryRecvError::Empty), "{priority:?}");
+            let waiter = {
+                let baton = baton.clone();
+                thread::spawn(move || baton.wait(&place, asking).map(|()| baton.give()))
+            };
+            assert_eq!(interrupts.recv_timeout(Duration::from_mins(1)), Ok(()), "{priority:?}");
+            baton.give();
+            waiter.join().unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_process_of_the_cluster_is_interrupted_as_soon_as_somebody_asks() {
+        for priority in [Priority::Client, Priority::Background] {
+            let (baton, interrupts) = held(Priority::Background);
+            assert!(baton.ask(holder(priority)).unwrap().is_some());
+            assert_eq!(interrupts.try_recv(), Ok(()), "{priority:?}");
+        }
     }
 
     #[test]

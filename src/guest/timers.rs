@@ -77,12 +77,12 @@ impl Timers {
         }
     }
 
-    /// Takes a due timer.
-    fn take_due(&mut self) -> Option<usize> {
+    /// Takes a timer that is due at the time `now` returns, which is called only if a timer has a deadline.
+    fn take_due(&mut self, now: impl FnOnce() -> Instant) -> Option<usize> {
         if self.deadlines == [None; TIMERS] {
             return None;
         }
-        let now = Instant::now();
+        let now = now();
         let which = self.deadlines.iter().position(|deadline| deadline.is_some_and(|deadline| deadline <= now))?;
         self.deadlines[which] = None;
         Some(which)
@@ -100,12 +100,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "env",
         "_setitimer_js",
         |mut caller: Caller<'_, Guest>, which: i32, milliseconds: f64| -> i32 {
-            let deadline = (milliseconds > 0.0)
-                .then(|| Duration::try_from_secs_f64(milliseconds / 1e3).ok())
-                .flatten()
-                .and_then(|after| Instant::now().checked_add(after));
             if let Ok(which) = usize::try_from(which) {
-                caller.data_mut().timers.set(which, deadline);
+                caller.data_mut().timers.set(which, deadline(Instant::now(), milliseconds));
             }
             0
         },
@@ -113,12 +109,18 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
+/// When a timer is due that is set at `now` for so many milliseconds; never for 0, with which the guest withdraws it.
+fn deadline(now: Instant, milliseconds: f64) -> Option<Instant> {
+    let after = (milliseconds > 0.0).then(|| Duration::try_from_secs_f64(milliseconds / 1e3).ok()).flatten()?;
+    now.checked_add(after)
+}
+
 /// Runs the handlers of due timers in the guest.
 ///
 /// # Errors
 /// When the handlers trap or exit.
 pub(super) fn run_due(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Result<()> {
-    while let Some(which) = store.as_context_mut().data_mut().timers.take_due() {
+    while let Some(which) = store.as_context_mut().data_mut().timers.take_due(Instant::now) {
         let guest = store.as_context().data();
         let now = guest.timers.start.elapsed().as_secs_f64() * 1e3;
         let timeout = guest.exports()?.timeout.clone();
@@ -180,7 +182,65 @@ impl Alarm {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
     use super::*;
+    use crate::client::Waker;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    /// Signals, and the interrupts that they send.
+    fn observed() -> (Arc<Signals>, Receiver<()>) {
+        let (interrupted, interrupts) = channel();
+        let signals = Arc::<Signals>::default();
+        signals.set_waker(Some(Waker::new(move || {
+            let _ = interrupted.send(());
+        })));
+        (signals, interrupts)
+    }
+
+    #[test]
+    fn a_timer_is_due_after_so_many_milliseconds_and_one_of_0_is_withdrawn() {
+        let now = Instant::now();
+        assert_eq!(deadline(now, 20.0), Some(now + Duration::from_millis(20)));
+        assert_eq!(deadline(now, 0.25), Some(now + Duration::from_micros(250)));
+        for never in [0.0, -1.0, f64::NAN, f64::INFINITY, f64::MAX] {
+            assert_eq!(deadline(now, never), None, "{never}");
+        }
+    }
+
+    #[test]
+    fn a_timer_is_taken_once_when_it_is_due_and_not_before_and_not_when_it_was_withdrawn() {
+        let (now, mut timers) = (Instant::now(), Timers::new(Arc::default()));
+        let [first, second] = [HOUR, 2 * HOUR].map(|after| now + after);
+        timers.set(1, Some(second));
+        timers.set(0, Some(first));
+        assert_eq!((timers.next(), timers.armed()), (Some(first), vec![0, 1]));
+        assert_eq!(timers.take_due(|| first - Duration::from_nanos(1)), None);
+        assert_eq!(timers.take_due(|| first), Some(0));
+        assert_eq!((timers.next(), timers.armed()), (Some(second), vec![1]));
+        assert_eq!(timers.take_due(|| second - Duration::from_nanos(1)), None);
+        timers.set(1, None);
+        assert_eq!((timers.next(), timers.armed()), (None, vec![]));
+        assert_eq!(timers.take_due(|| second), None);
+    }
+
+    #[test]
+    fn a_guest_is_interrupted_when_its_timer_is_due_and_another_one_is_not() {
+        let (due, interrupts) = observed();
+        let (later, no_interrupts) = observed();
+        let (mut timers, mut other) = (Timers::new(due), Timers::new(later.clone()));
+        let hour = Instant::now() + HOUR;
+        other.set(0, Some(hour));
+        timers.set(0, Some(Instant::now()));
+        assert_eq!(interrupts.recv_timeout(Duration::from_mins(1)), Ok(()));
+        // Until the thread waits for the other one.
+        while !ALARM.changed.notify_one() {
+            thread::yield_now();
+        }
+        assert_eq!(no_interrupts.try_recv(), Err(TryRecvError::Empty));
+        assert!(ALARM.waiting.lock().contains_key(&(hour, Arc::as_ptr(&later).addr(), 0)));
+    }
 
     #[test]
     fn a_guest_has_no_more_deadlines_than_timers_and_none_when_it_is_gone() {

@@ -123,7 +123,7 @@ impl Queue {
 mod tests {
     use std::{
         io::{Read, pipe},
-        sync::{Arc, mpsc::channel},
+        sync::Arc,
         thread,
         time::Duration,
     };
@@ -138,20 +138,6 @@ mod tests {
     }
 
     fn no_report(_: u64, _: &mut Vec<u8>) {}
-
-    #[test]
-    fn a_wait_for_room_lasts_until_the_writer_has_taken_something() {
-        let backlog = full();
-        let (sender, room) = channel();
-        let waiting = backlog.clone();
-        thread::spawn(move || {
-            waiting.wait_for_room();
-            sender.send(()).expect("the test waits");
-        });
-        assert!(room.try_recv().is_err());
-        thread::spawn(move || backlog.write_to(io::sink(), no_report));
-        room.recv_timeout(Duration::from_mins(1)).expect("room");
-    }
 
     #[test]
     fn nobody_waits_for_a_writer_that_has_failed() {

@@ -5,8 +5,9 @@ use std::{
 };
 
 use super::{
-    CODE, CONTENTS,
+    CODE, CONTENTS, code_key, contents_key,
     digest::{self, ABOVE, ASIDE, decides_code, decides_contents},
+    key,
 };
 
 fn root() -> &'static Path {
@@ -33,6 +34,14 @@ fn changed_by(path: &str, more: &str) -> (bool, bool) {
     fs::write(&path, content + more).unwrap();
     let of = |is_wanted| digest::of(copy.path(), is_wanted).unwrap();
     (of(decides_code) != CODE, of(decides_contents) != CONTENTS)
+}
+
+#[test]
+fn other_sources_and_other_origins_have_other_keys() {
+    let keys = [key("a", "1"), key("a", "2"), key("b", "1"), key("b", "2")];
+    assert_eq!(BTreeSet::from(keys).len(), 4);
+    assert_ne!(CODE, CONTENTS);
+    assert_eq!((code_key("a"), contents_key("a")), (key("a", CODE), key("a", CONTENTS)));
 }
 
 #[test]

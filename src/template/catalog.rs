@@ -293,18 +293,14 @@ impl Templates {
 
     /// Identifies everything that a template depends on, besides its recipe or files.
     fn key(&self) -> String {
-        format!("{}-{}", hex_digest(&[self.icu.digest()]), template_key(&self.program.key()))
+        format!("{}-{}", hex_digest(&[self.icu.digest()]), sources::contents_key(&self.program.key()))
     }
 
     /// The last part of the key with which this program's templates are labelled. It does not depend on the ICU data.
     /// Loads nothing.
     pub(crate) fn program_in(cache: &Cache) -> anyhow::Result<String> {
-        Ok(template_key(&Program::key_with(&Compiler::new(cache.clone())?)))
+        Ok(sources::contents_key(&Program::key_with(&Compiler::new(cache.clone())?)))
     }
-}
-
-fn template_key(program: &str) -> String {
-    hex_digest(&[program.as_bytes(), sources::CONTENTS.as_bytes()])
 }
 
 /// The error for a template that can neither be opened nor built again.

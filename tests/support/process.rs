@@ -1,6 +1,6 @@
 //! Facts about a running program from the operating system (proc(5)).
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
 use rustix::{
     net::{Shutdown, shutdown, sockopt::socket_acceptconn},
@@ -64,11 +64,23 @@ pub fn open_sockets(id: u32) -> usize {
 
 /// The number of times its thread with that name has gone to sleep.
 pub fn pauses(id: u32, thread: &str) -> u64 {
-    let threads = fs::read_dir(format!("/proc/{id}/task")).expect("it runs").flatten().map(|entry| entry.path());
-    let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim_end() == thread);
-    let status = fs::read_to_string(threads.into_iter().find(is_it).expect(thread).join("status")).expect("it runs");
-    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("a count");
-    count.trim().parse().expect("a number")
+    all_pauses(id).into_iter().find_map(|((_, name), count)| (name == thread).then_some(count)).expect(thread)
+}
+
+/// The numbers of times its threads have gone to sleep, by their ids and names.
+pub fn all_pauses(id: u32) -> BTreeMap<(String, String), u64> {
+    let field = |status: &str, name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).expect(name);
+        value.to_owned()
+    };
+    let threads = fs::read_dir(format!("/proc/{id}/task")).expect("it runs").flatten();
+    // A thread may have ended since.
+    let statuses = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    let pauses = |status: String| {
+        let count = field(&status, "voluntary_ctxt_switches").parse().expect("a number");
+        ((field(&status, "Pid"), field(&status, "Name")), count)
+    };
+    statuses.map(pauses).collect()
 }
 
 /// Makes all of its listening sockets fail.

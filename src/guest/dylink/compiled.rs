@@ -95,7 +95,8 @@ impl LibraryStore {
         // Without the lock, so that other guests can load other libraries meanwhile.
         let description = Description::parse(wasm)?;
         let name = path.rsplit('/').next().unwrap_or(path);
-        let module = self.compiler.module(name, &key(&hash), || Ok(instrument::instrument_side_module(wasm)?))?;
+        let module =
+            self.compiler.module(name, &sources::code_key(&hash), || Ok(instrument::instrument_side_module(wasm)?))?;
         let library = Arc::new(Library { hash: hash.clone(), description, module, from_main: OnceLock::new() });
         Ok(self.libraries.lock().entry(hash).or_insert(library).clone())
     }
@@ -106,7 +107,7 @@ impl LibraryStore {
         let module = if let Some(module) = known {
             module
         } else {
-            let module = self.compiler.module(name, &key(name), || {
+            let module = self.compiler.module(name, &sources::code_key(name), || {
                 instrument::invoke_module(name)
                     .with_context(|| format!("the signature of {name} is not one of Emscripten's"))
             })?;
@@ -123,9 +124,4 @@ impl LibraryStore {
         let instance = Instance::new(&mut *store, &module, &imports)?;
         instance.get_func(store, name).with_context(|| format!("{name} was not made"))
     }
-}
-
-/// The key of a compiled module in the cache: its origin, and the sources that made it.
-fn key(origin: &str) -> String {
-    hex_digest(&[origin.as_bytes(), sources::CODE.as_bytes()])
 }
