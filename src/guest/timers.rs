@@ -216,10 +216,10 @@ mod tests {
         timers.set(1, Some(second));
         timers.set(0, Some(first));
         assert_eq!((timers.next(), timers.armed()), (Some(first), vec![0, 1]));
-        assert_eq!(timers.take_due(|| first - Duration::from_nanos(1)), None);
+        assert_eq!(timers.take_due(|| first.checked_sub(Duration::from_nanos(1)).unwrap()), None);
         assert_eq!(timers.take_due(|| first), Some(0));
         assert_eq!((timers.next(), timers.armed()), (Some(second), vec![1]));
-        assert_eq!(timers.take_due(|| second - Duration::from_nanos(1)), None);
+        assert_eq!(timers.take_due(|| second.checked_sub(Duration::from_nanos(1)).unwrap()), None);
         timers.set(1, None);
         assert_eq!((timers.next(), timers.armed()), (None, vec![]));
         assert_eq!(timers.take_due(|| second), None);
