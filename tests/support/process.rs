@@ -37,14 +37,6 @@ pub fn installed(program: &str) -> Command {
     Command::new(found.pop().unwrap_or_else(|| program.into()))
 }
 
-/// Its processor time in hundredths of a second (`USER_HZ`).
-pub fn processor_time(id: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).expect("it runs");
-    // The name of the program, in parentheses, may contain any character; the fields after it are numbers.
-    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
-    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
-}
-
 /// The number of its threads.
 pub fn threads(id: u32) -> usize {
     fs::read_dir(format!("/proc/{id}/task")).expect("it runs").count()
