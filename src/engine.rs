@@ -14,9 +14,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 use wasmtime::{Config, Engine, Module, OptLevel};
 
-use crate::engine::{
-    artefact::hex_digest,
-    cache::{Cache, InUse},
+use crate::{
+    engine::cache::{Cache, InUse},
+    sources::hex_digest,
 };
 
 pub mod artefact;

@@ -6,33 +6,35 @@
 //! A room uses only rooms below it (`tests/rooms.rs`).
 //!
 //! From clients to sessions:
-//! * [`port`]: frames from stdin, frames to stdout.
-//! * [`serve`]: a TCP or unix-socket listener, for use without frames.
-//! * [`connection`]: one client from its first byte to its last.
-//! * [`databases`]: chooses a connection's cluster, the shared one or its own.
+//! * [`port`]: stdin and stdout: `frame`, `router`, `requests`, `relay` (a `Client`), `outbox`; detects the parent's
+//!   end.
+//! * [`serve`]: a TCP or unix-socket listener, `socket` (the other `Client`), detection of clients that hang up.
+//! * [`connection`]: one client from its first byte to its last; counts and ends connections.
+//! * [`databases`]: `Sessions` and `Administration`: `shared` (postmaster, processes, recovery) and `isolated`
+//!   clusters.
 //! * [`administration`]: administration of the program: figures, templates, configuration.
-//! * [`session`]: the interface between the rooms above.
+//! * [`session`]: what the rooms above share: `Sessions`, tasks, cancel keys, control of a session from outside.
 //! * [`pruning`]: lists the cache and removes what has not been used for long.
 //!
 //! From sessions to the wasm:
-//! * [`template`]: clusters prepared and frozen, and their clones.
-//! * `backend`: one wasm instance of PostgreSQL, from its start to its end.
-//! * [`guest`]: the Emscripten host, everything that the wasm can use.
-//! * `cluster`: what the processes of a cluster share besides its files.
-//! * [`protocol`]: the parts of PostgreSQL's protocol that the host reads and writes.
-//! * [`engine`]: Wasmtime's configuration, compiled code in the cache, the pinned PGlite files.
-//! * [`instrument`]: the rewriter of the wasm before it is compiled.
-//! * `image`: the contents of a memory on disk, mapped copy-on-write.
+//! * [`template`]: `initdb`, building, snapshots, the store on disk, the pool of clones.
+//! * `backend`: one instance: made, booted, forked, serving a session; `program`: the wasm, compiled and linked.
+//! * [`guest`]: the Emscripten host: everything that the wasm can use; one file for each concern.
+//! * `cluster`: what the processes of one cluster share: turns, signals, memory.
+//! * [`protocol`]: PostgreSQL's protocol: startup packet, messages, their boundaries, errors for clients.
+//! * [`engine`]: Wasmtime's configuration, compiled code in the private `cache`, PGlite's pinned files (`artefact`).
+//! * [`instrument`]: the rewriter of the wasm; does no I/O.
+//! * `image`: contents of a memory on disk, mapped copy-on-write.
 //!
 //! Used by all of them:
-//! * [`log`]: log lines, and the program's log on stderr.
-//! * [`fs`]: the guest's files, in memory, copied on write.
+//! * [`log`]: log lines, the program's log on stderr, a guest's terminal, bounded queues of bytes (`backlog`).
+//! * [`fs`]: the guest's files, in memory or in a directory of the host; independent of PostgreSQL and Wasmtime.
 //! * [`client`]: a client's byte stream, as a backend uses it.
 //! * [`icu`]: ICU data that PGlite does not contain.
 //! * `postgres`: numbers and offsets that are compiled into the guest, with their sources.
 //! * `random`: unpredictable bytes.
 //! * `sync`: locks, which a model checker can replace.
-//! * `sources`: digests of the sources, for the keys in the cache.
+//! * `sources`: digests of the program's sources, which are part of the keys in the cache.
 
 pub mod administration;
 mod backend;

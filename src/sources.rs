@@ -4,7 +4,7 @@
 //! misses a file: a new file counts unless a list in `sources/digest.rs` excludes it. There are two digests, because
 //! compiling `PostgreSQL` takes longer than making a cluster and depends on fewer sources.
 
-use crate::engine::artefact::hex_digest;
+use sha2::{Digest, Sha256};
 
 #[cfg(test)]
 mod digest;
@@ -26,6 +26,16 @@ pub(crate) fn code_key(origin: &str) -> String {
 /// The key of the content that [`CONTENTS`] makes with the program that `program` stands for.
 pub(crate) fn contents_key(program: &str) -> String {
     key(program, CONTENTS)
+}
+
+/// The SHA-256 of the concatenation of `parts`, in lower-case hexadecimal digits.
+#[must_use]
+pub(crate) fn hex_digest(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn key(origin: &str, digest: &str) -> String {

@@ -88,6 +88,25 @@ fn every_room_is_in_the_list_once() {
 }
 
 #[test]
+fn the_architecture_and_the_library_describe_the_rooms_alike_and_in_one_order() {
+    let architecture = include_str!("../ARCHITECTURE.md");
+    let table = architecture.split("## The rooms").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a table");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |")?.split_once("` | "));
+    let described: Vec<_> =
+        rows.filter(|(room, _)| !room.contains('.')).map(|(room, task)| format!("{room}: {task}.")).collect();
+    let mut listed: Vec<String> = Vec::new();
+    for line in include_str!("../src/lib.rs").lines() {
+        if let Some(item) = line.strip_prefix("//! * ") {
+            let (room, task) = item.split_once(": ").expect("a room and its task");
+            listed.push(format!("{}: {task}", room.trim_matches(['[', ']', '`'])));
+        } else if let (Some(more), Some(last)) = (line.strip_prefix("//!   "), listed.last_mut()) {
+            *last = format!("{last} {more}");
+        }
+    }
+    assert_eq!(described, listed);
+}
+
+#[test]
 fn no_room_imports_one_above_it() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let listed = listed();

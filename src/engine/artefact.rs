@@ -6,9 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
-
-use crate::engine::cache::Cache;
+use crate::{engine::cache::Cache, sources::hex_digest};
 
 mod extensions;
 
@@ -187,16 +185,6 @@ fn check_hash(path: &Path, file: PinnedFile, content: &[u8]) -> Result<(), Artef
     } else {
         Err(ArtefactError::Foreign { path: path.to_path_buf(), expected: file.sha256, found })
     }
-}
-
-/// The SHA-256 of the concatenation of `parts`, in lower-case hexadecimal digits.
-#[must_use]
-pub fn hex_digest(parts: &[&[u8]]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update(part);
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -23,14 +23,14 @@ use crate::{
     backend::{Backend, program::Program},
     engine::{
         Compiler,
-        artefact::{Artefact, PGLITE_DATA, PGLITE_JS, hex_digest},
+        artefact::{Artefact, PGLITE_DATA, PGLITE_JS},
         cache::{Cache, InUse, Lock},
         on_wasm_stack, spinner,
     },
     fs::{Console, FrozenTree, Tree, open_bundle},
     icu::IcuData,
     log::LogSink,
-    sources,
+    sources::{self, hex_digest},
 };
 
 /// The template that needs no preparation: it is built when it is first used.

@@ -15,9 +15,9 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::{DEFAULT, recipe::Recipe, record, snapshot};
-use crate::engine::{
-    artefact::hex_digest,
-    cache::{Cache, InUse, Lock, Usage, size_on_disk},
+use crate::{
+    engine::cache::{Cache, InUse, Lock, Usage, size_on_disk},
+    sources::hex_digest,
 };
 
 const LABEL: &str = "label";

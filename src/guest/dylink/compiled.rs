@@ -11,8 +11,9 @@ use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExpor
 
 use super::{super::Guest, dylink_section::Description, link::main_name};
 use crate::{
-    engine::{Compiler, artefact::hex_digest},
-    instrument, sources,
+    engine::Compiler,
+    instrument,
+    sources::{self, hex_digest},
 };
 
 /// A compiled side module, shared by all guests.
