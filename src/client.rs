@@ -91,7 +91,7 @@ impl Waker {
 
 /// The client of a process without one: reading finds its end, and what is written is discarded.
 #[derive(Clone, Default)]
-pub(crate) struct Nobody(Arc<Alarm>);
+pub(crate) struct NoClient(Arc<Alarm>);
 
 /// Whether the waker was called since the last wait.
 #[derive(Default)]
@@ -100,7 +100,7 @@ struct Alarm {
     rung: Condvar,
 }
 
-impl Client for Nobody {
+impl Client for NoClient {
     fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
         Ok(0)
     }

@@ -16,7 +16,7 @@ use wasmtime::{Caller, Ref, Val};
 use super::{Backend, Registers, client_session::SessionExit};
 use crate::{
     backend::program::Program,
-    client::{Endpoints, Nobody},
+    client::{Endpoints, NoClient},
     cluster::{Region, SharedMemory, find_main_segment},
     fs::{Files, ProcessState, Tree},
     guest::{ClientStream, Guest, Library, Setup, call},
@@ -31,7 +31,7 @@ const CHECKPOINT_NOW: i32 = (checkpoint::IMMEDIATE | checkpoint::FORCE | checkpo
 
 /// The database and the role of a session, and its client's address.
 #[derive(Clone, Copy)]
-pub(crate) struct Whom<'a> {
+pub(crate) struct Login<'a> {
     pub(crate) database: &'a [u8],
     pub(crate) user: &'a [u8],
     /// The addresses of the client's connection.
@@ -112,9 +112,9 @@ impl Backend {
     ///
     /// # Errors
     /// When the guest traps.
-    pub(crate) fn serve_forked(&mut self, client: ClientStream, whom: Whom<'_>) -> anyhow::Result<SessionExit> {
+    pub(crate) fn serve_forked(&mut self, client: ClientStream, login: Login<'_>) -> anyhow::Result<SessionExit> {
         self.set_client(client);
-        let ended = self.run_session_for(whom);
+        let ended = self.run_session_for(login);
         self.set_client(ClientStream::default());
         match ended {
             Ok(()) => Ok(SessionExit::Client),
@@ -122,18 +122,18 @@ impl Backend {
         }
     }
 
-    fn run_session_for(&mut self, whom: Whom<'_>) -> anyhow::Result<()> {
+    fn run_session_for(&mut self, login: Login<'_>) -> anyhow::Result<()> {
         self.become_child(destination::REMOTE, true)?;
         self.write(self.facts().is_postmaster_environment, &[1])?;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
-        self.set_endpoints(port, whom.endpoints)?;
+        self.set_endpoints(port, login.endpoints)?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;
         if status != 0 {
             return Ok(());
         }
         self.call::<(), ()>("InitProcess", ())?;
         let mut name = |name: &[u8]| self.push_string(&name[..name.len().min(catalog::NAME_LENGTH)]);
-        let (database, user) = (name(whom.database)?, name(whom.user)?);
+        let (database, user) = (name(login.database)?, name(login.user)?);
         self.call::<(u32, u32), ()>("PostgresMain", (database, user))
     }
 
@@ -175,7 +175,7 @@ impl Backend {
         has_checkpointer: bool,
         main: impl FnOnce(&mut Self) -> anyhow::Result<()>,
     ) -> anyhow::Result<i32> {
-        self.set_client(ClientStream::new(Box::new(Nobody::default()), &[]));
+        self.set_client(ClientStream::new(Box::new(NoClient::default()), &[]));
         let ran = self.become_child(destination::NONE, has_checkpointer).and_then(|()| {
             let port = self.facts().address("MyProcPort")?;
             self.write_u32(port, 0)?;

@@ -48,7 +48,7 @@ use crate::{
 pub(crate) use admission::Admission;
 pub(crate) use boot::{DATA_DIRECTORY, EXECUTABLE, FIXED_PARAMETERS, IN_MEMORY};
 pub(crate) use client_session::{BOOTSTRAP_USER, Session, SessionExit};
-pub(crate) use fork::{Fork, Whom};
+pub(crate) use fork::{Fork, Login};
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;
 

@@ -4,7 +4,10 @@ use wasmparser::Operator;
 
 use super::InstrumentError;
 use super::targets::Target;
-use crate::postgres::latch;
+use crate::postgres::{
+    encoding::{functions, name},
+    latch,
+};
 
 /// The body of `kill(pid, signal)`.
 pub(super) struct Kill {
@@ -239,17 +242,19 @@ pub(super) fn reported_all(
 /// The address of `pg_enc2name_tbl`, whose entries have eight bytes and begin with a name. The function's error
 /// messages load a name four times.
 pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
-    let name = |window: &[Operator]| match *window {
+    let named = |window: &[Operator]| match *window {
         [
-            Operator::I32Const { value: 3 },
+            Operator::I32Const { value: shift },
             Operator::I32Shl,
             Operator::I32Const { value: table },
             Operator::I32Add,
             Operator::I32Load { memarg },
-        ] if memarg.offset == 0 => Some(table.cast_unsigned()),
+        ] if 1_u32.checked_shl(shift.cast_unsigned()) == Some(name::SIZE) && memarg.offset == name::TEXT.into() => {
+            Some(table.cast_unsigned())
+        }
         _ => None,
     };
-    same(target, "a name of an encoding", operators, 5, name)
+    same(target, "a name of an encoding", operators, 5, named)
 }
 
 /// The address of `pg_wchar_table`, whose entries have seven words, the last of which is `maxmblen`.
@@ -257,12 +262,14 @@ pub(super) fn encoding_functions(target: &Target, operators: &[Operator]) -> Res
     let longest = |window: &[Operator]| match *window {
         [
             Operator::LocalGet { local_index: 0 },
-            Operator::I32Const { value: 28 },
+            Operator::I32Const { value: size },
             Operator::I32Mul,
             Operator::I32Const { value: table },
             Operator::I32Add,
             Operator::I32Load { memarg },
-        ] if memarg.offset == 24 => Some(table.cast_unsigned()),
+        ] if size.cast_unsigned() == functions::SIZE && memarg.offset == functions::LONGEST.into() => {
+            Some(table.cast_unsigned())
+        }
         _ => None,
     };
     Ok(once(target, "a load from the table of encodings", operators, 6, longest)?.1)

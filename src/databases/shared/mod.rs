@@ -27,7 +27,7 @@ use anyhow::{Context, ensure};
 use parking_lot::Mutex;
 
 use crate::{
-    backend::{DATA_DIRECTORY, SessionExit, Whom},
+    backend::{DATA_DIRECTORY, Login, SessionExit},
     client::Client,
     cluster::{Crashed, Priority, Seat, Signal},
     engine::THREAD_STACK,
@@ -128,8 +128,8 @@ impl Postmaster {
         let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
         let transaction = start.transaction.clone();
         start.control.handle_tasks_with(move |task| postmaster.perform(&database, &transaction, task));
-        let whom = Whom { database: &start.startup.database, user: &start.startup.user, endpoints };
-        let ended = self.run(&running, seat, start.log, client, whom);
+        let login = Login { database: &start.startup.database, user: &start.startup.user, endpoints };
+        let ended = self.run(&running, seat, start.log, client, login);
         drop(registration.lock().take());
         match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
@@ -146,14 +146,14 @@ impl Postmaster {
         seat: Seat,
         log: &LogSink,
         client: ClientStream,
-        whom: Whom<'_>,
+        login: Login<'_>,
     ) -> anyhow::Result<SessionExit> {
         let console = LineConsole::of_session(log.clone());
         let program = self.templates.program();
         let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
         let mut backend = running.fork().start(program, console, setup)?;
         let ran =
-            catch_unwind(AssertUnwindSafe(|| run_in_turn(&mut backend, |backend| backend.serve_forked(client, whom))));
+            catch_unwind(AssertUnwindSafe(|| run_in_turn(&mut backend, |backend| backend.serve_forked(client, login))));
         if !matches!(&ran, Ok(Ok(_))) && !matches!(&ran, Ok(Err(error)) if error.is::<Crashed>()) {
             tracing::error!("a session has crashed, its cluster is started again");
             running.tell(Event::Crashed);
