@@ -141,7 +141,7 @@ impl Client for NoClient {
 ///
 /// # Errors
 /// Those of [`Client::write`].
-pub(crate) fn write_all(client: &mut (impl Client + ?Sized), mut bytes: &[u8]) -> io::Result<()> {
+pub fn write_all(client: &mut (impl Client + ?Sized), mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match client.write(bytes) {
             Ok(written) => bytes = &bytes[written..],

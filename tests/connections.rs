@@ -5,7 +5,7 @@ mod support;
 use std::sync::mpsc::channel;
 
 use pglite_port::{
-    client::{Client, Interest},
+    client::{Client, Interest, write_all},
     log::Level,
     port::frame::{Kind, Options, WINDOW},
     protocol::error_response::ErrorResponse,
@@ -13,7 +13,7 @@ use pglite_port::{
 };
 use support::{
     PATIENCE,
-    fake::{Fake, echo, read_some, write_all},
+    fake::{Fake, echo, read_some},
     port::Port,
     texts, wire,
 };

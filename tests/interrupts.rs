@@ -13,17 +13,12 @@ use std::{
 };
 
 use pglite_port::{
-    client::{Client, Interest},
+    client::{Client, Interest, write_all},
     port::Ending,
     protocol::error_response::ErrorResponse,
     session::{SessionEnd, SessionStart, cancel::Interrupt},
 };
-use support::{
-    PATIENCE,
-    fake::{Fake, write_all},
-    port::Port,
-    texts, wire,
-};
+use support::{PATIENCE, fake::Fake, port::Port, texts, wire};
 
 /// The message with which those sessions say that they have registered.
 const REGISTERED: &[u8] = b"1\0\0\0\x04";

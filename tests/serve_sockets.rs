@@ -14,7 +14,7 @@ use std::{
 };
 
 use pglite_port::{
-    client::{Client, Interest},
+    client::{Client, Interest, write_all},
     protocol::error_response::ErrorResponse,
     serve,
     session::{Mode, SessionEnd, SessionStart, cancel::Interrupt},
@@ -22,7 +22,7 @@ use pglite_port::{
 use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use support::{
     PATIENCE,
-    fake::{Fake, echo, read_some, write_all},
+    fake::{Fake, echo, read_some},
     process,
     program::Program,
     wire,

@@ -1,8 +1,8 @@
 //! A directory of the host as a [`Storage`].
 //!
 //! Every path is walked below one descriptor, follows no symbolic link and stays in one file system: by `openat2`
-//! where the kernel has it (Linux 5.6), component by component elsewhere, which does not see another file system. So nothing outside of the directory is
-//! reached, whatever is renamed or linked in it meanwhile.
+//! where the kernel has it (Linux 5.6), component by component elsewhere, which does not see another file system. So
+//! nothing outside of the directory is reached, whatever is renamed or linked in it meanwhile.
 
 use std::{
     ffi::OsStr,

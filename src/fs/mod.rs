@@ -47,6 +47,7 @@ pub use host::HostDirectory;
 pub use mount::ToSync;
 pub use node::{Access, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, Stat, Timestamp};
 pub use path::Follow;
+pub(crate) use path::joined;
 pub use storage::{Storage, StoredEntry, StoredEntryKind, StoredFile};
 pub use store::StoreError;
 pub use tree::Tree;

@@ -1,8 +1,8 @@
 //! The part of a tree that is kept in a [`Storage`]: every change of a name below it is made there first, and the tree
 //! follows only when it has succeeded.
 //!
-//! The tree knows all names and lengths, because every change of them goes through it. Paths of the guest are therefore
-//! resolved in the tree, and the storage is used only with names that the tree has.
+//! The tree knows all names and lengths, because every change of them goes through it. Paths of the guest are
+//! therefore resolved in the tree, and the storage is used only with names that the tree has.
 
 use std::{io, sync::Arc};
 
@@ -13,6 +13,7 @@ use super::{
     frozen::{FrozenTree, ROOT},
     layout::make_directories,
     node::{Ino, Kind, Node, Stored},
+    path::joined,
     storage::{Storage, StoredEntryKind, StoredFile},
     tree::Tree,
 };
@@ -65,6 +66,12 @@ impl Tree {
             at = self.lookup(at, name)?.ok_or(Errno::ENOENT)?;
         }
         self.copy_directory(at, b"", storage, is_wanted)
+    }
+
+    /// Whether a part of the tree is in a storage.
+    #[must_use]
+    pub fn has_storage(&self) -> bool {
+        self.mount.is_some()
     }
 
     /// As [`Tree::freeze`], with the bytes of stored files, all of which are read into memory. Nothing may write them
@@ -314,10 +321,6 @@ fn stored_directory(parent: Ino) -> Kind {
     let mut directory = Directory::new(parent);
     directory.set_stored(true);
     Kind::Directory(directory)
-}
-
-fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
-    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
 
 fn read_content(source: &dyn StoredFile, len: u64) -> Result<Content, Errno> {

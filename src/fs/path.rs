@@ -62,6 +62,11 @@ impl Location {
     }
 }
 
+/// The path of `name` in the directory `path`; an empty `path` is the directory that paths are relative to.
+pub(crate) fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+}
+
 /// The next name of `path` from `position` on, and its end.
 fn next_name(path: &[u8], position: usize) -> Option<(&[u8], usize)> {
     let start = position + path[position..].iter().position(|byte| *byte != b'/')?;

@@ -1,10 +1,10 @@
 //! Sessions without PostgreSQL, for tests of the code around sessions.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 
 use pglite_port::{
     administration::{Administration, Figure, PrivateBytes, Summary},
-    client::{Client, Interest},
+    client::{Client, Interest, write_all},
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{SessionEnd, SessionStart, Sessions},
 };
@@ -67,18 +67,4 @@ pub fn read_some(client: &mut dyn Client) -> Vec<u8> {
             Err(error) => panic!("a client's read fails only with WouldBlock: {error}"),
         }
     }
-}
-
-/// Writes all of `bytes`, waiting for the window.
-pub fn write_all(client: &mut dyn Client, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match client.write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                client.wait(Interest::Write, None);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -17,7 +17,7 @@ use super::system_identifier;
 use crate::{
     backend::DATA_DIRECTORY,
     engine::artefact::POSTGRES_VERSION,
-    fs::{FrozenTree, HostDirectory, Storage, StoredEntryKind, Tree},
+    fs::{FrozenTree, HostDirectory, Storage, StoredEntryKind, Tree, joined},
     postgres::control_file,
 };
 
@@ -102,19 +102,18 @@ fn sync_name(path: &Path) {
 fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<()> {
     let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
     let has = |wanted: &[u8]| names.iter().any(|name| name == wanted);
-    if has(PG_VERSION) {
-        if has(UNFINISHED) {
-            // It was finished but for this.
-            storage.unlink(UNFINISHED)?;
-            storage.sync_directory(b"")?;
+    match (has(UNFINISHED), has(PG_VERSION)) {
+        (true, false) => {
+            tracing::warn!("a new cluster was not finished; it is made again");
+            empty(storage, b"")?;
         }
-        return check(storage);
-    }
-    if has(UNFINISHED) {
-        tracing::warn!("a new cluster was not finished; it is made again");
-        empty(storage, b"")?;
-    } else if !names.is_empty() {
-        return check(storage);
+        (true, true) => {
+            // It was finished but for this.
+            remove_mark(storage)?;
+            return check(storage);
+        }
+        (false, _) if names.is_empty() => {}
+        (false, _) => return check(storage),
     }
     tracing::info!("making a new cluster");
     storage.create(UNFINISHED)?.sync()?;
@@ -124,8 +123,12 @@ fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<(
     system_identifier::renew(storage)?;
     allow_more_wal(storage)?;
     tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path == PG_VERSION)?;
+    Ok(remove_mark(storage)?)
+}
+
+fn remove_mark(storage: &dyn Storage) -> io::Result<()> {
     storage.unlink(UNFINISHED)?;
-    Ok(storage.sync_directory(b"")?)
+    storage.sync_directory(b"")
 }
 
 /// Gives the configuration of a new cluster the sizes of WAL that `initdb` writes for segments of 16 MB. Those in it
@@ -137,16 +140,14 @@ fn allow_more_wal(storage: &dyn Storage) -> anyhow::Result<()> {
         ensure!(configuration.contains(small), "postgresql.conf lacks {small}");
         configuration = configuration.replace(small, large);
     }
-    let file = storage.open(CONFIGURATION)?;
-    file.set_len(0)?;
-    ensure!(file.write_at(0, configuration.as_bytes())? == configuration.len(), "the disk is full");
-    Ok(file.sync()?)
+    storage.open(CONFIGURATION)?.set_len(0)?;
+    write(storage, CONFIGURATION, 0, configuration.as_bytes())
 }
 
 /// Removes everything below `path`, and the mark itself last.
 fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
     for entry in storage.list(path)? {
-        let below = if path.is_empty() { entry.name.clone() } else { [path, b"/", &entry.name].concat() };
+        let below = joined(path, &entry.name);
         if entry.kind == StoredEntryKind::Directory {
             empty(storage, &below)?;
             storage.remove_directory(&below)?;
@@ -192,6 +193,13 @@ pub(super) fn read(storage: &dyn Storage, path: &[u8]) -> io::Result<Vec<u8>> {
     let read = storage.open(path)?.read_at(0, &mut bytes)?;
     bytes.truncate(read);
     Ok(bytes)
+}
+
+/// Writes into a file, and has it on the disk.
+pub(super) fn write(storage: &dyn Storage, path: &[u8], offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
+    let file = storage.open(path)?;
+    ensure!(file.write_at(offset, bytes)? == bytes.len(), "the disk is full");
+    Ok(file.sync()?)
 }
 
 /// Why a directory that is locked cannot be opened.

@@ -54,8 +54,6 @@ pub(crate) struct Postmaster {
     templates: Arc<Templates>,
     log: LogSink,
     keeper: Arc<Keeper>,
-    /// Whether the cluster is in a directory of the host.
-    is_durable: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -77,7 +75,6 @@ impl Postmaster {
             tree.mount(DATA_DIRECTORY.as_bytes(), data_directory.open(&cluster, settings.data_patience)?)
                 .with_context(|| format!("the {data_directory} cannot be read"))?;
         }
-        let is_durable = settings.data_directory.is_some();
         let files = Arc::new(Mutex::new(tree));
         let launch = Launch { program: templates.program().clone(), files, settings, log: log.clone() };
         launch.settings.check()?;
@@ -88,7 +85,7 @@ impl Postmaster {
         };
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
         keeper.running()?;
-        Ok(Self { templates: templates.clone(), log, keeper, is_durable, thread: Mutex::new(Some(thread)) })
+        Ok(Self { templates: templates.clone(), log, keeper, thread: Mutex::new(Some(thread)) })
     }
 
     /// Serves one client as a session of the cluster.
@@ -189,8 +186,7 @@ impl Postmaster {
         }
         let running = self.keeper.running()?;
         self.checkpoint(&running).map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })?;
-        let files = self
-            .frozen_files(&running)
+        let files = Self::frozen_files(&running)
             .map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })?;
         Ok(self.templates.freeze(name, database, key, &files)?)
     }
@@ -199,10 +195,13 @@ impl Postmaster {
     ///
     /// # Errors
     /// When they cannot be read, or the cluster crashes meanwhile.
-    fn frozen_files(&self, running: &Running) -> anyhow::Result<Arc<FrozenTree>> {
+    fn frozen_files(running: &Running) -> anyhow::Result<Arc<FrozenTree>> {
         let tree = running.fork().tree().clone();
-        if !self.is_durable {
-            return Ok(tree.lock().freeze());
+        {
+            let mut tree = tree.lock();
+            if !tree.has_storage() {
+                return Ok(tree.freeze());
+            }
         }
         // With the turn, because no session may write them meanwhile.
         let mut seat = running.seats.join(Priority::Background);

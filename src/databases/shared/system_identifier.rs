@@ -2,11 +2,11 @@
 //! `PostgreSQL`'s `src/backend/access/transam/xlog.c`). New clusters are copies of one cluster that `initdb` has made,
 //! so each gets a new identifier.
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
-use super::data_directory::{PG_CONTROL, read};
+use super::data_directory::{PG_CONTROL, read, write};
 use crate::{
-    fs::Storage,
+    fs::{Storage, joined},
     postgres::{control_file, wal},
     random,
 };
@@ -22,7 +22,7 @@ pub(super) fn renew(storage: &dyn Storage) -> anyhow::Result<()> {
     write(storage, PG_CONTROL, 0, &control)?;
     for entry in storage.list(wal::DIRECTORY)? {
         if entry.name.len() == wal::NAME_LENGTH && entry.name.iter().all(u8::is_ascii_hexdigit) {
-            let path = [wal::DIRECTORY, b"/", &entry.name].concat();
+            let path = joined(wal::DIRECTORY, &entry.name);
             // A segment that was made in advance has no header yet.
             if wal::has_identifier(&read(storage, &path)?) {
                 write(storage, &path, wal::IDENTIFIER, &identifier.to_le_bytes())?;
@@ -40,10 +40,4 @@ fn new() -> anyhow::Result<u64> {
     let now = jiff::Timestamp::now();
     let (seconds, microseconds) = (now.as_second().cast_unsigned(), now.subsec_microsecond().unsigned_abs());
     Ok(seconds << 32 | u64::from(microseconds) << 12 | u64::from(u16::from_le_bytes(process) & 0xfff))
-}
-
-fn write(storage: &dyn Storage, path: &[u8], offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
-    let file = storage.open(path)?;
-    ensure!(file.write_at(offset, bytes)? == bytes.len(), "the disk is full");
-    Ok(file.sync()?)
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 
-use crate::fs::{At, Errno, Files, OpenFlags, S_IFDIR};
+use crate::fs::{At, Errno, Files, OpenFlags, S_IFDIR, joined};
 
 /// Where `PostgreSQL` has dynamic shared memory, its databases, and its tablespaces.
 const SHARED_MEMORY: &[u8] = b"/dev/shm";
@@ -117,10 +117,6 @@ fn list(files: &mut Files, directory: &[u8]) -> Result<Vec<(Vec<u8>, u32)>, Errn
     files.close(fd)?;
     let named = entries?.into_iter().filter(|entry| !matches!(&*entry.name, b"." | b".."));
     Ok(named.map(|entry| (entry.name.to_vec(), entry.kind)).collect())
-}
-
-fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    [directory, b"/", name].concat()
 }
 
 #[cfg(test)]

@@ -86,34 +86,25 @@ impl Files {
             Object::Pipe(..) if position.is_some() => return Err(Errno::ESPIPE),
             Object::Pipe(pipe, _) => return self.state.descriptors.pipe(pipe)?.read(buffer),
         };
+        let at = position.unwrap_or(file.position);
         let tree = self.tree.lock();
-        match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
+        let count = match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
+            Kind::File(content) => content.read_at(at, buffer),
+            Kind::Shared(object) => object.read_at(at, buffer)?,
             Kind::Stored(stored) => {
                 let stored = stored.file.clone().ok_or(Errno::EBADF)?;
+                // Other processes may use the tree while the disk works.
                 drop(tree);
-                let at = position.unwrap_or(file.position);
-                let count = stored.read_at(at, buffer)?;
-                if position.is_none() {
-                    file.position += count as u64;
-                }
-                Ok(count)
+                stored.read_at(at, buffer)?
             }
-            kind @ (Kind::File(_) | Kind::Shared(_)) => {
-                let at = position.unwrap_or(file.position);
-                let count = match kind {
-                    Kind::Shared(object) => object.read_at(at, buffer)?,
-                    Kind::File(content) => content.read_at(at, buffer),
-                    _ => 0,
-                };
-                if position.is_none() {
-                    file.position += count as u64;
-                }
-                Ok(count)
-            }
-            Kind::Device(device) => device.read(buffer),
-            Kind::Directory(_) | Kind::DescriptorDirectory { .. } => Err(Errno::EISDIR),
-            Kind::Symlink(_) => Err(Errno::EINVAL),
+            Kind::Device(device) => return device.read(buffer),
+            Kind::Directory(_) | Kind::DescriptorDirectory { .. } => return Err(Errno::EISDIR),
+            Kind::Symlink(_) => return Err(Errno::EINVAL),
+        };
+        if position.is_none() {
+            file.position += count as u64;
         }
+        Ok(count)
     }
 
     /// Writes at `position`, or at the descriptor's own position, which moves on; with `O_APPEND` always at the end.
@@ -132,13 +123,9 @@ impl Files {
             Object::Pipe(pipe, _) => return self.state.descriptors.pipe(pipe)?.write(bytes),
         };
         let mut tree = self.tree.lock();
-        let mut target = None;
-        let len = match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
-            Kind::File(content) => content.len(),
-            Kind::Stored(stored) => {
-                target = Some(stored.file.clone().ok_or(Errno::EBADF)?);
-                stored.len
-            }
+        let (len, stored) = match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
+            Kind::File(content) => (content.len(), None),
+            Kind::Stored(stored) => (stored.len, Some(stored.file.clone().ok_or(Errno::EBADF)?)),
             Kind::Shared(_) => return Err(Errno::EBUSY),
             Kind::Device(device) => {
                 let device = *device;
@@ -149,29 +136,34 @@ impl Files {
             _ => return Err(Errno::EISDIR),
         };
         let at = if file.flags.has(OpenFlags::APPEND) { len } else { position.unwrap_or(file.position) };
-        let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
-        let (mut end, mut count, mut unsynced) = (end, bytes.len(), None);
-        if let Some(target) = target {
+        at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
+        let count = if let Some(stored) = &stored {
+            // Other processes may use the tree while the disk works.
             drop(tree);
-            count = target.write_at(at, bytes)?;
-            end = at + count as u64;
-            tree = self.tree.lock();
-            unsynced = file.flags.has(OpenFlags::SYNCHRONOUS).then_some(target);
-        }
-        tree.change(ino, |node| {
-            node.touch();
-            match &mut node.kind {
-                Kind::File(content) => content.write_at(at, bytes),
-                Kind::Stored(stored) if count > 0 => stored.len = stored.len.max(end),
-                _ => {}
-            }
-        })?;
+            let count = stored.write_at(at, bytes)?;
+            self.tree.lock().change(ino, |node| {
+                node.touch();
+                if let Kind::Stored(stored) = &mut node.kind
+                    && count > 0
+                {
+                    stored.len = stored.len.max(at + count as u64);
+                }
+            })?;
+            count
+        } else {
+            tree.change(ino, |node| {
+                node.touch();
+                if let Kind::File(content) = &mut node.kind {
+                    content.write_at(at, bytes);
+                }
+            })?;
+            bytes.len()
+        };
         if position.is_none() {
-            file.position = end;
+            file.position = at + count as u64;
         }
-        drop(tree);
-        if let Some(target) = unsynced {
-            target.sync()?;
+        if let Some(stored) = stored.filter(|_| file.flags.has(OpenFlags::SYNCHRONOUS)) {
+            stored.sync()?;
         }
         Ok(count)
     }
