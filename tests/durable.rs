@@ -14,7 +14,6 @@ use pglite_port::{
     databases::{DataDirectory, Settings, SharedSettings},
     session::Mode,
 };
-use rustix::process::Signal;
 use support::{
     cache,
     local::{Connect, Local},
@@ -30,10 +29,6 @@ fn place() -> (TempDir, PathBuf) {
     (outer, path)
 }
 
-fn open(path: &Path) -> Server {
-    Server::with(&["--data", path.to_str().expect("text")])
-}
-
 /// What a program says that cannot open the directory.
 fn refusal(path: &Path) -> String {
     let mut program = Program::spawn(&["serve", "--listen", "127.0.0.1:0", "--data", path.to_str().expect("text")]);
@@ -42,37 +37,25 @@ fn refusal(path: &Path) -> String {
     stderr
 }
 
-/// Stops the program in order.
-fn stop(mut server: Server) -> Vec<String> {
-    server.program.signal(Signal::TERM);
-    server.program.wait_for_stderr()
-}
-
-/// Stops it as a power cut of the process would.
-fn kill(mut server: Server) {
-    server.program.signal(Signal::KILL);
-    server.program.wait();
-}
-
 #[test]
 fn what_was_committed_is_there_after_a_stop_and_after_a_kill() {
     let (_outer, path) = place();
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     let mut client = server.connect();
     rows(&mut client, "create table t (a int primary key, b text)");
     rows(&mut client, "insert into t select i, repeat('x', i % 100) from generate_series(1, 10000) i");
     rows(&mut client, "create database other");
     drop(client);
-    stop(server);
+    server.stop();
 
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     let mut client = server.connect();
     assert_eq!(rows(&mut client, "select count(*), sum(length(b)) from t"), ["10000|495000"]);
     rows(&mut client, "update t set b = 'changed' where a <= 100");
     rows(&mut client, "begin; insert into t values (20000, 'not committed')");
-    kill(server);
+    server.kill();
 
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     let mut client = server.connect();
     let seen = "select count(*), count(*) filter (where b = 'changed'), max(a) from t";
     assert_eq!(rows(&mut client, seen), ["10000|100|10000"]);
@@ -83,20 +66,20 @@ fn what_was_committed_is_there_after_a_stop_and_after_a_kill() {
 fn an_orderly_stop_leaves_nothing_to_recover_and_a_kill_does() {
     let (_outer, path) = place();
     let recovers = |lines: Vec<String>| lines.iter().any(|line| line.contains("not properly shut down"));
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     rows(&mut server.connect(), "create table t ()");
-    stop(server);
-    let server = open(&path);
+    server.stop();
+    let server = Server::in_directory(&path);
     rows(&mut server.connect(), "create table u ()");
-    assert!(!recovers(stop(server)), "it was shut down");
-    kill(open(&path));
-    assert!(recovers(stop(open(&path))), "it was killed");
+    assert!(!recovers(server.stop()), "it was shut down");
+    Server::in_directory(&path).kill();
+    assert!(recovers(Server::in_directory(&path).stop()), "it was killed");
 }
 
 #[test]
 fn a_directory_has_one_owner_by_whatever_name_it_is_called() {
     let (outer, path) = place();
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     let link = outer.path().join("link");
     symlink(&path, &link).expect("a link");
     let detour = outer.path().join("link/../data/.");
@@ -106,16 +89,16 @@ fn a_directory_has_one_owner_by_whatever_name_it_is_called() {
         assert!(message.contains(&owner), "{}: {message}", name.display());
     }
     rows(&mut server.connect(), "select 1");
-    kill(server);
+    server.kill();
     // No file of the killed program is in the way.
     assert!(path.join("postmaster.pid").exists());
-    rows(&mut open(&link).connect(), "select 1");
+    rows(&mut Server::in_directory(&link).connect(), "select 1");
 }
 
 #[test]
 fn only_its_owner_may_look_into_it() {
     let (_outer, path) = place();
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     rows(&mut server.connect(), "create table t as select 1");
     let mut unseen = vec![path.clone()];
     while let Some(at) = unseen.pop() {
@@ -143,7 +126,7 @@ fn a_directory_with_something_else_in_it_is_left_alone_and_named() {
 #[test]
 fn clusters_that_this_program_cannot_run_are_refused_with_what_they_are() {
     let (_outer, path) = place();
-    stop(open(&path));
+    Server::in_directory(&path).stop();
     let version = path.join("PG_VERSION");
     fs::write(&version, "17\n").expect("a file");
     let message = refusal(&path);
@@ -164,7 +147,7 @@ fn clusters_that_this_program_cannot_run_are_refused_with_what_they_are() {
     let message = refusal(&path);
     assert!(message.contains("a part of the cluster is missing"), "{message}");
     fs::write(&control, whole).expect("a file");
-    rows(&mut open(&path).connect(), "select 1");
+    rows(&mut Server::in_directory(&path).connect(), "select 1");
 }
 
 #[test]
@@ -173,7 +156,7 @@ fn a_cluster_that_was_not_finished_is_made_again() {
     fs::create_dir_all(path.join("base/1")).expect("a directory");
     fs::write(path.join("base/1/1259"), "half of it").expect("a file");
     fs::write(path.join("pglite-port.unfinished"), "").expect("a file");
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     assert_eq!(rows(&mut server.connect(), "select count(*) > 300 from pg_class"), ["t"]);
     assert!(!path.join("pglite-port.unfinished").exists());
 }
@@ -181,12 +164,12 @@ fn a_cluster_that_was_not_finished_is_made_again() {
 #[test]
 fn a_cluster_is_not_made_again_because_somebody_has_written_the_mark() {
     let (_outer, path) = place();
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     let mut client = server.connect();
     rows(&mut client, "create table t as select 1 as a");
     rows(&mut client, "copy (select 1) to '/pglite/data/pglite-port.unfinished'");
-    stop(server);
-    let server = open(&path);
+    server.stop();
+    let server = Server::in_directory(&path);
     assert_eq!(rows(&mut server.connect(), "select a from t"), ["1"]);
     assert!(!path.join("pglite-port.unfinished").exists());
 }
@@ -194,7 +177,7 @@ fn a_cluster_is_not_made_again_because_somebody_has_written_the_mark() {
 #[test]
 fn temporary_files_of_a_kill_are_gone_after_the_next_start() {
     let (_outer, path) = place();
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     let mut client = server.connect();
     rows(&mut client, "set temp_buffers = '800kB'; set work_mem = '64kB'");
     rows(&mut client, "create temp table t as select i, repeat('x', 1000) from generate_series(1, 5000) i");
@@ -210,20 +193,20 @@ fn temporary_files_of_a_kill_are_gone_after_the_next_start() {
         tables.filter(|name| name.starts_with('t') || name.starts_with("pgsql_tmp")).count()
     };
     assert!(temporary() >= 2, "a table and a sort: {}", temporary());
-    kill(server);
-    rows(&mut open(&path).connect(), "select 1");
+    server.kill();
+    rows(&mut Server::in_directory(&path).connect(), "select 1");
     assert_eq!(temporary(), 0);
 }
 
 #[test]
 fn symbolic_links_in_the_directory_lead_to_no_file_of_the_host() {
     let (outer, path) = place();
-    stop(open(&path));
+    Server::in_directory(&path).stop();
     let secret = outer.path().join("secret");
     fs::write(&secret, "secret").expect("a file");
     symlink(&secret, path.join("file")).expect("a link");
     symlink(outer.path(), path.join("directory")).expect("a link");
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     let mut client = server.connect();
     for name in ["file", "directory/secret", "../secret", secret.to_str().expect("text")] {
         let read = answer(&mut client, &format!("select pg_read_file('{name}')"));
@@ -262,16 +245,16 @@ fn a_template_can_be_frozen_from_it() {
 fn every_cluster_has_an_identifier_and_settings_of_its_own_which_it_keeps() {
     let ((_one, first), (_other, second)) = (place(), place());
     let identifier = |path: &Path| {
-        let server = open(path);
+        let server = Server::in_directory(path);
         let identifier = rows(&mut server.connect(), "select system_identifier from pg_control_system()").remove(0);
-        kill(server);
+        server.kill();
         identifier
     };
-    let server = open(&first);
+    let server = Server::in_directory(&first);
     assert_eq!(rows(&mut server.connect(), "show max_wal_size"), ["1GB"]);
     rows(&mut server.connect(), "alter system set max_wal_size = '2GB'");
-    stop(server);
-    assert_eq!(rows(&mut open(&first).connect(), "show max_wal_size"), ["2GB"]);
+    server.stop();
+    assert_eq!(rows(&mut Server::in_directory(&first).connect(), "show max_wal_size"), ["2GB"]);
     let (one, other) = (identifier(&first), identifier(&second));
     assert_ne!(one, other);
     assert_eq!(identifier(&first), one);
@@ -280,9 +263,9 @@ fn every_cluster_has_an_identifier_and_settings_of_its_own_which_it_keeps() {
 #[test]
 fn a_tablespace_is_in_the_directory_or_refused() {
     let (_outer, path) = place();
-    stop(open(&path));
+    Server::in_directory(&path).stop();
     fs::create_dir_all(path.join("spaces/fast")).expect("a directory");
-    let server = open(&path);
+    let server = Server::in_directory(&path);
     let mut client = server.connect();
     // It would be in memory.
     let refused = answer(&mut client, "create tablespace space location '/tmp'").expect_err("it would be lost");
@@ -293,8 +276,8 @@ fn a_tablespace_is_in_the_directory_or_refused() {
     rows(&mut client, "create tablespace in_place location ''");
     rows(&mut client, "create table one tablespace space as select generate_series(1, 1000) a");
     rows(&mut client, "create table two tablespace in_place as select generate_series(1, 1000) a");
-    kill(server);
-    let server = open(&path);
+    server.kill();
+    let server = Server::in_directory(&path);
     assert_eq!(rows(&mut server.connect(), "select count(*) from one join two using (a)"), ["1000"]);
 }
 

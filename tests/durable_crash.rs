@@ -6,19 +6,19 @@
 mod support;
 
 use std::{
-    env,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use postgres::{Client, Config, NoTls};
 use rustix::process::Signal;
 use support::{
+    power::{self, Dice},
     program::Program,
     server::{Server, answer, rows},
 };
@@ -29,26 +29,10 @@ const ACCOUNTS: u64 = 20;
 /// The longest time from a server's start to its end.
 const LONGEST: u64 = 600;
 
-/// Numbers that a seed decides (`xorshift64*`).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
-    }
-}
-
 /// What one writer knows of its rows: those before `acknowledged` are committed, that of `acknowledged` may be.
 #[derive(Clone, Default)]
 struct Writer {
     acknowledged: Arc<AtomicU64>,
-}
-
-fn open(path: &Path) -> Server {
-    Server::with(&["--data", path.to_str().expect("text")])
 }
 
 /// What every cluster here begins with. It may have been begun before.
@@ -171,11 +155,8 @@ fn acknowledged(round: &Round) -> u64 {
 
 #[test]
 fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_else() {
-    let number = |name: &str, default: u64| env::var(name).map_or(default, |text| text.parse().expect("a number"));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis();
-    let seed = number("PGLITE_PORT_SEED", u64::try_from(now).expect("a small number"));
-    let kills = number("PGLITE_PORT_KILLS", KILLS);
-    println!("PGLITE_PORT_SEED={seed}");
+    let seed = power::seed();
+    let kills = power::number("PGLITE_PORT_KILLS", KILLS);
     let mut dice = Dice(seed | 1);
     let outer = tempfile::tempdir().expect("a directory");
     let mut round = Round::new(outer.path(), 0);
@@ -192,7 +173,7 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
             program.signal(Signal::KILL);
             program.wait();
         }
-        let mut server = open(&round.path);
+        let server = Server::in_directory(&round.path);
         let config = server.config();
         let mut client = server.connect();
         set_up(&mut client);
@@ -203,8 +184,7 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
             (0_u64..).zip(&round.writers).map(|(number, writer)| write(&config, &stop, number, writer)).collect();
         threads.push(disturb(&config, &stop, dice.below(u64::MAX) | 1));
         thread::sleep(Duration::from_millis(dice.below(LONGEST)));
-        server.program.signal(Signal::KILL);
-        let lines = server.program.wait_for_stderr();
+        let lines = server.kill();
         let fault = lines.iter().find(|line| line.contains("PANIC") || line.contains("has crashed"));
         assert!(fault.is_none(), "{what}: before the kill: {fault:?}");
         stop.store(true, Ordering::SeqCst);
@@ -213,7 +193,7 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
             println!("{} of {kills}", kill + 1);
         }
     }
-    let server = open(&round.path);
+    let server = Server::in_directory(&round.path);
     check(&mut server.connect(), &round.writers, "at the end");
     assert!(acknowledged_before + acknowledged(&round) > 5 * kills, "there was little load");
 }

@@ -5,30 +5,15 @@
 
 mod support;
 
-use std::{env, sync::Arc};
+use std::sync::Arc;
 
-use pglite_port::{
-    connection::Connections,
-    databases::{DataDirectory, Databases, Paths, Settings, SharedSettings},
-    log::LogSink,
-    session::Mode,
-};
+use pglite_port::{connection::Connections, session::Mode};
 use rustix::io::Errno;
 use support::{
-    cache,
     local::{Connect, Local},
-    power::Memory,
+    power::{self, Memory},
     wire::Message,
 };
-
-fn open(storage: &Memory) -> anyhow::Result<Arc<Connections>> {
-    let paths = Paths { cache: Some(cache::shared()), ..Paths::default() };
-    let data_directory = Some(DataDirectory::Storage(Arc::new(storage.clone())));
-    let settings =
-        Settings { shared: SharedSettings { data_directory, ..SharedSettings::default() }, ..Settings::default() };
-    let databases = Databases::open(&paths, Mode::Shared, settings, LogSink::new(|_, _, _, _| {}))?;
-    Ok(Arc::new(Connections::new(Arc::new(databases))))
-}
 
 /// A session; none if the cluster does not let it in.
 fn connect(connections: &Arc<Connections>) -> Option<Local> {
@@ -77,9 +62,9 @@ fn run(connections: &Arc<Connections>) -> Vec<String> {
 
 #[test]
 fn whichever_operation_of_the_disk_fails_nothing_acknowledged_is_lost_and_the_next_start_is_good() {
-    let every = env::var("PGLITE_PORT_FAULTS").map_or(7, |text| text.parse().expect("a number"));
+    let every = usize::try_from(power::number("PGLITE_PORT_FAULTS", 7)).expect("small");
     let fresh = Memory::default();
-    let connections = open(&fresh).expect("a cluster");
+    let connections = power::open(&fresh, &[]).expect("a cluster");
     let mut client = connect(&connections).expect("a session");
     client.values("create table t (step int, filler text); create index on t (step)");
     drop(client);
@@ -91,7 +76,7 @@ fn whichever_operation_of_the_disk_fails_nothing_acknowledged_is_lost_and_the_ne
             storage.fail_after(operation, error.raw_os_error());
             let what = format!("{name} at operation {operation}");
             // A start may fail as well; it says so.
-            let acknowledged = open(&storage).map_or_else(
+            let acknowledged = power::open(&storage, &[]).map_or_else(
                 |_| vec![],
                 |connections| {
                     let acknowledged = run(&connections);
@@ -103,7 +88,8 @@ fn whichever_operation_of_the_disk_fails_nothing_acknowledged_is_lost_and_the_ne
                 assert!(operation > 50, "{operation} operations are few");
                 break;
             }
-            let connections = open(&storage).unwrap_or_else(|error| panic!("{what}: it does not start: {error:#}"));
+            let connections =
+                power::open(&storage, &[]).unwrap_or_else(|error| panic!("{what}: it does not start: {error:#}"));
             let mut client = connect(&connections).expect("a session");
             let found = client.values("select step from t where filler = 'mark' order by step");
             assert!(acknowledged.iter().all(|step| found.contains(step)), "{what}: {acknowledged:?}, found {found:?}");

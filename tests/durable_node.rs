@@ -7,7 +7,6 @@ use std::{
     process::Command,
 };
 
-use rustix::process::Signal;
 use support::server::{Server, rows};
 
 /// Runs statements in PGlite on Node.js, and returns the rows of each as JSON.
@@ -18,15 +17,6 @@ fn node(data: &Path, statements: &[&str]) -> Vec<String> {
     String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
 }
 
-fn open(path: &Path) -> Server {
-    Server::with(&["--data", path.to_str().expect("text")])
-}
-
-fn stop(mut server: Server) {
-    server.program.signal(Signal::TERM);
-    server.program.wait();
-}
-
 #[test]
 fn a_directory_of_pglites_opens_here_and_goes_back() {
     let outer = tempfile::tempdir().expect("a directory");
@@ -34,13 +24,13 @@ fn a_directory_of_pglites_opens_here_and_goes_back() {
     let made = "create table t (a int primary key, b text); insert into t select i, 'node ' || i from generate_series(1, 1000) i";
     node(&data, &[made]);
 
-    let server = open(&data);
+    let server = Server::in_directory(&data);
     let mut client = server.connect();
     assert_eq!(rows(&mut client, "select count(*), min(b) from t"), ["1000|node 1"]);
     assert_eq!(rows(&mut client, "show wal_segment_size"), ["16MB"]);
     rows(&mut client, "update t set b = 'here ' || a where a > 500; create index on t (b)");
     drop(client);
-    stop(server);
+    server.stop();
 
     let seen = node(&data, &["select count(*)::int, count(*) filter (where b like 'here %')::int from t"]);
     assert_eq!(seen, ["[[1000,500]]"]);
@@ -50,13 +40,12 @@ fn a_directory_of_pglites_opens_here_and_goes_back() {
 fn a_directory_of_this_program_opens_in_pglite_also_after_a_kill() {
     let outer = tempfile::tempdir().expect("a directory");
     let data = outer.path().join("data");
-    let mut server = open(&data);
+    let server = Server::in_directory(&data);
     let mut client = server.connect();
     rows(&mut client, "create table t as select i as a from generate_series(1, 1000) i");
-    server.program.signal(Signal::KILL);
-    server.program.wait();
+    server.kill();
 
     assert_eq!(node(&data, &["select count(*)::int from t", "insert into t values (1001)"])[0], "[[1000]]");
-    let server = open(&data);
+    let server = Server::in_directory(&data);
     assert_eq!(rows(&mut server.connect(), "select count(*), max(a) from t"), ["1001|1001"]);
 }

@@ -7,22 +7,14 @@ mod support;
 
 use std::{
     collections::BTreeSet,
-    env,
     sync::{Arc, Mutex},
     thread,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
-use pglite_port::{
-    connection::Connections,
-    databases::{DataDirectory, Databases, Paths, Settings, SharedSettings},
-    log::LogSink,
-    session::Mode,
-};
+use pglite_port::{connection::Connections, session::Mode};
 use support::{
-    cache,
     local::{Connect, Local},
-    power::{Dice, Memory},
+    power::{self, Dice, Memory},
 };
 
 const POWER_LOSSES: u64 = 40;
@@ -30,26 +22,15 @@ const WRITERS: u32 = 4;
 /// Commits of each writer.
 const COMMITS: usize = 60;
 
+/// Settings with which nothing is synced.
+const NO_SYNCS: [(&str, &str); 1] = [("fsync", "off")];
+
 /// One commit, with the numbers of changes that the storage had before it was asked for and after it was acknowledged.
 struct Commit {
     writer: u32,
     n: usize,
     asked: usize,
     acknowledged: usize,
-}
-
-/// Connections to a cluster in `storage`.
-fn open(storage: &Memory, fsync: bool) -> anyhow::Result<Arc<Connections>> {
-    let paths = Paths { cache: Some(cache::shared()), ..Paths::default() };
-    let further = if fsync { vec![] } else { vec![("fsync".to_owned(), "off".to_owned())] };
-    let shared = SharedSettings {
-        data_directory: Some(DataDirectory::Storage(Arc::new(storage.clone()))),
-        further,
-        ..SharedSettings::default()
-    };
-    let settings = Settings { shared, ..Settings::default() };
-    let databases = Databases::open(&paths, Mode::Shared, settings, LogSink::new(|_, _, _, _| {}))?;
-    Ok(Arc::new(Connections::new(Arc::new(databases))))
 }
 
 fn connect(connections: &Arc<Connections>, id: u32) -> Local {
@@ -71,9 +52,9 @@ const OTHERS: [&str; 10] = [
 ];
 
 /// Runs writers on a new cluster; its storage, and what was committed.
-fn run(fsync: bool) -> (Memory, Vec<Commit>) {
+fn run(further: &[(&str, &str)]) -> (Memory, Vec<Commit>) {
     let storage = Memory::default();
-    let connections = open(&storage, fsync).expect("a cluster");
+    let connections = power::open(&storage, further).expect("a cluster");
     let mut client = connect(&connections, 1);
     client.values("create extension amcheck");
     client.values("create table rows (writer int, n int, filler text, primary key (writer, n))");
@@ -108,8 +89,8 @@ fn run(fsync: bool) -> (Memory, Vec<Commit>) {
 }
 
 /// What is wrong with a cluster that was left with `storage` when there were `moment` changes; nothing if it is right.
-fn fault(storage: &Memory, moment: usize, commits: &[Commit], fsync: bool) -> Option<String> {
-    let connections = match open(storage, fsync) {
+fn fault(storage: &Memory, moment: usize, commits: &[Commit], further: &[(&str, &str)]) -> Option<String> {
+    let connections = match power::open(storage, further) {
         Ok(connections) => connections,
         Err(error) => return Some(format!("it does not start: {error:#}")),
     };
@@ -139,19 +120,16 @@ fn fault(storage: &Memory, moment: usize, commits: &[Commit], fsync: bool) -> Op
 
 #[test]
 fn every_state_that_a_power_loss_can_leave_recovers_to_what_was_acknowledged() {
-    let number = |name: &str, default: u64| env::var(name).map_or(default, |text| text.parse().expect("a number"));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis();
-    let seed = number("PGLITE_PORT_SEED", u64::try_from(now).expect("a small number"));
-    println!("PGLITE_PORT_SEED={seed}");
+    let seed = power::seed();
     let mut dice = Dice(seed | 1);
-    let (storage, commits) = run(true);
+    let (storage, commits) = run(&[]);
     let end = storage.moment();
     assert!(storage.syncs() > COMMITS, "{} syncs", storage.syncs());
-    let losses = number("PGLITE_PORT_POWER_LOSSES", POWER_LOSSES);
+    let losses = power::number("PGLITE_PORT_POWER_LOSSES", POWER_LOSSES);
     for loss in 1..=losses {
         let moment = usize::try_from(dice.below(end as u64 + 1)).expect("small");
         let left = storage.after_power_loss(moment, &mut dice);
-        if let Some(fault) = fault(&left, moment, &commits, true) {
+        if let Some(fault) = fault(&left, moment, &commits, &[]) {
             panic!("state {loss} of seed {seed}, after {moment} of {end} changes: {fault}");
         }
         if loss % 100 == 0 {
@@ -162,12 +140,12 @@ fn every_state_that_a_power_loss_can_leave_recovers_to_what_was_acknowledged() {
 
 #[test]
 fn without_syncs_the_same_losses_are_seen() {
-    let (storage, commits) = run(false);
+    let (storage, commits) = run(&NO_SYNCS);
     let end = storage.moment();
     let mut dice = Dice(1);
     let sees = (0..30).any(|_| {
         let moment = usize::try_from(dice.below(end as u64 + 1)).expect("small");
-        fault(&storage.after_power_loss(moment, &mut dice), moment, &commits, false).is_some()
+        fault(&storage.after_power_loss(moment, &mut dice), moment, &commits, &NO_SYNCS).is_some()
     });
     assert!(sees, "the test above cannot see what it is for");
 }

@@ -8,11 +8,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env,
     io::{self, ErrorKind},
     sync::{Arc, Mutex, MutexGuard},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use pglite_port::fs::{Storage, StoredEntry, StoredEntryKind, StoredFile, Timestamp};
+use pglite_port::{
+    connection::Connections,
+    databases::{DataDirectory, Databases, Paths, Settings, SharedSettings},
+    fs::{Storage, StoredEntry, StoredEntryKind, StoredFile, Timestamp},
+    log::LogSink,
+    session::Mode,
+};
+
+use super::cache;
 
 /// What a disk writes whole.
 const SECTOR: usize = 512;
@@ -28,6 +38,33 @@ impl Dice {
         self.0 ^= self.0 >> 27;
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
     }
+}
+
+/// The number in the environment variable `name`, or `default`.
+pub fn number(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// The seed of a test's choices: that in `PGLITE_PORT_SEED`, or another each time. It is printed, so that a failure
+/// names it.
+pub fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis();
+    let seed = number("PGLITE_PORT_SEED", u64::try_from(now).expect("a small number"));
+    println!("PGLITE_PORT_SEED={seed}");
+    seed
+}
+
+/// Connections to a cluster in `storage`, with further settings of `PostgreSQL`.
+pub fn open(storage: &Memory, further: &[(&str, &str)]) -> anyhow::Result<Arc<Connections>> {
+    let paths = Paths { cache: Some(cache::shared()), ..Paths::default() };
+    let shared = SharedSettings {
+        data_directory: Some(DataDirectory::Storage(Arc::new(storage.clone()))),
+        further: further.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        ..SharedSettings::default()
+    };
+    let settings = Settings { shared, ..Settings::default() };
+    let databases = Databases::open(&paths, Mode::Shared, settings, LogSink::new(|_, _, _, _| {}))?;
+    Ok(Arc::new(Connections::new(Arc::new(databases))))
 }
 
 /// What a name names.

@@ -4,12 +4,14 @@ use std::{
     env,
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
     process::{Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use rustix::process::Signal;
 
 use super::{PATIENCE, process, program::Program, session::Session, wire};
 
@@ -41,8 +43,25 @@ impl Server {
             return Self::with(&["--mode", "shared"]);
         }
         let data = tempfile::tempdir().expect("a directory");
-        let server = Self::with(&["--mode", "shared", "--data", data.path().to_str().expect("text")]);
+        let server = Self::in_directory(data.path());
         Self { _data: Some(data), ..server }
+    }
+
+    /// Starts one in `shared` mode whose cluster is in that directory.
+    pub fn in_directory(data: &Path) -> Self {
+        Self::with(&["--data", data.to_str().expect("text")])
+    }
+
+    /// Stops it in order; what it wrote to stderr, by line.
+    pub fn stop(mut self) -> Vec<String> {
+        self.program.signal(Signal::TERM);
+        self.program.wait_for_stderr()
+    }
+
+    /// Kills it; what it wrote to stderr, by line.
+    pub fn kill(mut self) -> Vec<String> {
+        self.program.signal(Signal::KILL);
+        self.program.wait_for_stderr()
     }
 
     /// Starts one with these arguments.
