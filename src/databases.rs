@@ -23,6 +23,7 @@ mod isolated;
 mod shared;
 
 pub use isolated::Start;
+pub(crate) use shared::data_directory;
 pub use shared::{DataDirectory, OnFailure, SharedSettings};
 
 /// Where the program finds and keeps its files.

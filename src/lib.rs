@@ -9,6 +9,7 @@
 //! * [`port`]: stdin and stdout: `frame`, `router`, `requests`, `relay` (a `Client`), `outbox`; detects the parent's
 //!   end.
 //! * [`serve`]: a TCP or unix-socket listener, `socket` (the other `Client`), detection of clients that hang up.
+//! * [`backup`]: backups of a cluster, over SQL or out of its directory, and restoring them.
 //! * [`connection`]: one client from its first byte to its last; counts and ends connections.
 //! * [`databases`]: `Sessions` and `Administration`: `shared` (postmaster, processes, recovery) and `isolated`
 //!   clusters.
@@ -38,6 +39,7 @@
 
 pub mod administration;
 mod backend;
+pub mod backup;
 pub mod client;
 mod cluster;
 pub mod connection;

@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pglite_port::{
+    backup,
     databases::{DataDirectory, Databases, Paths, Settings, SharedSettings},
     engine::{
         artefact::{Artefact, PGLITE_WASM},
@@ -105,6 +106,31 @@ enum Command {
         /// Remove this template; connections that have a clone of it keep the clone
         #[arg(long, value_name = "NAME")]
         remove: Option<String>,
+    },
+    /// Back a cluster up into one file, also while it runs
+    ///
+    /// The file is a tar archive of the data directory, which `restore` and PGlite's `loadDataDir` take. The checksums
+    /// of all pages are verified on the way.
+    Backup {
+        /// The URL of a server that runs, with a superuser's name; or the data directory of one that is stopped
+        #[arg(value_name = "URL|DIRECTORY")]
+        from: String,
+        /// The file; compressed if its name ends in gz. An existing file is replaced when the backup is complete. `-`
+        /// is stdout
+        file: PathBuf,
+        /// Make the backup even if pages have a wrong checksum
+        #[arg(long)]
+        no_verify_checksums: bool,
+    },
+    /// Restore a backup into a new data directory
+    ///
+    /// The backup may be one of PGlite's `dumpDataDir`. All checksums are verified. When the command is done, everything
+    /// is on the disk; if it fails or is killed, the directory has no cluster.
+    Restore {
+        /// The file, compressed or not; `-` is stdin
+        file: PathBuf,
+        /// The directory, empty or not there yet
+        directory: PathBuf,
     },
     /// Print the facts that the rewriter finds in `pglite.wasm`, one on each line, to compare versions with diff
     Evidence {
@@ -295,6 +321,14 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         Command::Templates { remove: Some(name) } => {
             let removed = command_line.engine.open_shelf()?.remove(name)?;
             ensure!(removed, "there is no template {name:?}; run pglite-port templates for a list");
+        }
+        Command::Backup { from, file, no_verify_checksums } => {
+            let summary = backup::back_up(from, file, !no_verify_checksums)?;
+            tracing::info!("backed up to {}: {summary}", file.display());
+        }
+        Command::Restore { file, directory } => {
+            let summary = backup::restore(file, directory)?;
+            tracing::info!("restored {}: {summary}", directory.display());
         }
         Command::Evidence { file } => {
             let wasm = match file {

@@ -84,9 +84,43 @@ pub(crate) mod control_file {
     /// Whether the cluster is one of a `PostgreSQL` that passes 8-byte values by reference; `None` if the file is not
     /// understood.
     pub(crate) fn is_32_bit(file: &[u8]) -> Option<bool> {
+        Some(*file.get(float_format(file)? + FLOAT8_BY_VALUE)? == 0)
+    }
+
+    /// Offset of `checkPointCopy.redo`, an `XLogRecPtr`.
+    const REDO: usize = 40;
+    /// Bytes from [`FLOAT_FORMAT`] to `xlog_seg_size`, behind `blcksz`, `relseg_size` and `xlog_blcksz`.
+    const SEGMENT_SIZE: usize = 8 + 3 * 4;
+    /// Bytes from there to `data_checksum_version`, behind `float8ByVal` and three bytes of padding.
+    const CHECKSUM_VERSION: usize = FLOAT8_BY_VALUE + 4;
+
+    /// `system_identifier`
+    pub(crate) fn identifier(file: &[u8]) -> Option<u64> {
+        Some(u64::from_le_bytes(*file.first_chunk()?))
+    }
+
+    /// Where the WAL begins that recovery would read after the last checkpoint.
+    pub(crate) fn redo(file: &[u8]) -> Option<u64> {
+        Some(u64::from_le_bytes(*file.get(REDO..)?.first_chunk()?))
+    }
+
+    /// Bytes of a segment of WAL.
+    pub(crate) fn segment_size(file: &[u8]) -> Option<u32> {
+        word(file, float_format(file)? + SEGMENT_SIZE).filter(|size| size.is_power_of_two())
+    }
+
+    /// Whether the pages of data have checksums.
+    pub(crate) fn has_checksums(file: &[u8]) -> Option<bool> {
+        Some(word(file, float_format(file)? + CHECKSUM_VERSION)? != 0)
+    }
+
+    fn float_format(file: &[u8]) -> Option<usize> {
         let format = FLOAT_FORMAT.to_le_bytes();
-        let place = file.windows(format.len()).position(|bytes| bytes == format)?;
-        Some(*file.get(place + FLOAT8_BY_VALUE)? == 0)
+        file.windows(format.len()).position(|bytes| bytes == format)
+    }
+
+    fn word(file: &[u8], at: usize) -> Option<u32> {
+        Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?))
     }
 
     /// Sets `system_identifier`, the first 8 bytes, and the checksum of all that is before it; `None` if the file has
@@ -102,6 +136,102 @@ pub(crate) mod control_file {
     }
 }
 
+/// Pages of tables and indexes: `PageHeaderData` (`src/include/storage/bufpage.h`).
+pub(crate) mod page {
+    /// `BLCKSZ`
+    pub(crate) const SIZE: usize = 8192;
+    /// `RELSEG_SIZE`: pages of a file, after which the relation goes on in the next file.
+    pub(crate) const IN_SEGMENT: u32 = 131_072;
+    /// Offset of `pd_checksum`, a `uint16`, behind `pd_lsn`.
+    pub(crate) const CHECKSUM: usize = 8;
+    /// Offset of `pd_upper`, a `uint16`, which is zero in a page that was never written to.
+    const UPPER: usize = 14;
+
+    /// `pd_lsn`: two words, the higher one first.
+    pub(crate) fn lsn(page: &[u8; SIZE]) -> u64 {
+        let word = |at: usize| u64::from(u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]));
+        word(0) << 32 | word(4)
+    }
+
+    /// `PageIsNew`
+    pub(crate) fn is_new(page: &[u8; SIZE]) -> bool {
+        page[UPPER..UPPER + 2] == [0; 2]
+    }
+}
+
+/// Names of files of tables and indexes (`GetRelationPath` in `src/common/relpath.c`).
+pub(crate) mod relation_file {
+    /// Suffixes of the forks; the main fork has none (`forkNames`).
+    const FORKS: [&str; 3] = ["_fsm", "_vm", INIT];
+    /// Suffix of the fork to which recovery sets an unlogged relation back.
+    pub(crate) const INIT: &str = "_init";
+
+    /// The parts of a name.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Name<'a> {
+        /// Whether the relation is temporary: `t<process>_` comes before its number.
+        pub(crate) is_temporary: bool,
+        /// The relation's file number.
+        pub(crate) number: &'a str,
+        /// The suffix of the fork.
+        pub(crate) fork: &'a str,
+        /// The number of the file in the fork.
+        pub(crate) segment: u32,
+    }
+
+    /// Takes a name apart; `None` if it is not one of a relation's file.
+    pub(crate) fn parse(name: &str) -> Option<Name<'_>> {
+        let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+        let (is_temporary, rest) = match name.strip_prefix('t') {
+            None => (false, name),
+            Some(rest) => match rest.split_at(digits(rest)) {
+                ("", _) => return None,
+                (_, rest) => (true, rest.strip_prefix('_')?),
+            },
+        };
+        let (number, rest) = rest.split_at(digits(rest));
+        let fork = FORKS.into_iter().find(|fork| rest.starts_with(fork)).unwrap_or_default();
+        let (fork, rest) = rest.split_at(fork.len());
+        let segment = match rest.strip_prefix('.') {
+            None => {
+                if rest.is_empty() {
+                    0
+                } else {
+                    return None;
+                }
+            }
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
+            Some(_) => return None,
+        };
+        (!number.is_empty()).then_some(Name { is_temporary, number, fork, segment })
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn files_of_relations_are_told_by_their_names() {
+            let name = |is_temporary, number, fork, segment| Some(Name { is_temporary, number, fork, segment });
+            for (text, parsed) in [
+                ("16385", name(false, "16385", "", 0)),
+                ("16385.2", name(false, "16385", "", 2)),
+                ("16385_fsm", name(false, "16385", "_fsm", 0)),
+                ("16385_init.12", name(false, "16385", "_init", 12)),
+                ("t2_16385", name(true, "16385", "", 0)),
+                ("t1000_16385_vm.1", name(true, "16385", "_vm", 1)),
+            ] {
+                assert_eq!(parse(text), parsed, "{text}");
+            }
+            for text in
+                ["", "t_1", "t3_", "t3", "t3_1.", "t3_1x", "1.x", "1.+1", "1_xyz", "toast", "PG_VERSION", "t3-1"]
+            {
+                assert_eq!(parse(text), None, "{text}");
+            }
+        }
+    }
+}
+
 /// Files of WAL: `XLogLongPageHeaderData` (`src/include/access/xlog_internal.h`), with which each begins.
 pub(crate) mod wal {
     /// The directory of the segments, below the data directory.
@@ -114,6 +244,24 @@ pub(crate) mod wal {
     const INFO: usize = 2;
     /// `XLP_LONG_HEADER`
     const LONG_HEADER: u8 = 0x02;
+
+    /// The name of the segment that the WAL at `lsn` is in (`XLogFileName` in `src/include/access/xlog_internal.h`).
+    pub(crate) fn file_name(timeline: u32, lsn: u64, segment_size: u32) -> String {
+        let segment = lsn / u64::from(segment_size);
+        let segments_in_4_gib = (1 << 32) / u64::from(segment_size);
+        format!("{timeline:08X}{:08X}{:08X}", segment / segments_in_4_gib, segment % segments_in_4_gib)
+    }
+
+    /// Reads an LSN in PostgreSQL's form, such as `1/8F000028`.
+    pub(crate) fn parse_lsn(text: &str) -> Option<u64> {
+        let (high, low) = text.split_once('/')?;
+        Some(u64::from(u32::from_str_radix(high, 16).ok()?) << 32 | u64::from(u32::from_str_radix(low, 16).ok()?))
+    }
+
+    /// Writes an LSN in that form.
+    pub(crate) fn format_lsn(lsn: u64) -> String {
+        format!("{:X}/{:X}", lsn >> 32, lsn & 0xffff_ffff)
+    }
 
     /// Whether a segment has a header with a system identifier in it.
     pub(crate) fn has_identifier(segment: &[u8]) -> bool {

@@ -16,7 +16,7 @@ use crate::{
 mod accept;
 mod hangups;
 mod listener;
-mod socket;
+pub(crate) mod socket;
 mod tcp_table;
 
 use hangups::Hangups;

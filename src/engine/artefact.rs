@@ -17,6 +17,9 @@ pub const PGLITE_VERSION: &str = "0.5.16";
 /// The version of PostgreSQL in it.
 pub const POSTGRES_VERSION: &str = "18.6";
 
+/// Its major version, which is the format of a data directory.
+pub const MAJOR_VERSION: &str = "18";
+
 /// One file of the package's `dist` directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinnedFile {

@@ -249,7 +249,7 @@ pub(super) fn encoding_names(target: &Target, operators: &[Operator]) -> Result<
             Operator::I32Const { value: table },
             Operator::I32Add,
             Operator::I32Load { memarg },
-        ] if 1_u32.checked_shl(shift.cast_unsigned()) == Some(name::SIZE) && memarg.offset == name::TEXT.into() => {
+        ] if 1_u32.checked_shl(shift.cast_unsigned()) == Some(name::SIZE) && memarg.offset == u64::from(name::TEXT) => {
             Some(table.cast_unsigned())
         }
         _ => None,
@@ -267,7 +267,7 @@ pub(super) fn encoding_functions(target: &Target, operators: &[Operator]) -> Res
             Operator::I32Const { value: table },
             Operator::I32Add,
             Operator::I32Load { memarg },
-        ] if size.cast_unsigned() == functions::SIZE && memarg.offset == functions::LONGEST.into() => {
+        ] if size.cast_unsigned() == functions::SIZE && memarg.offset == u64::from(functions::LONGEST) => {
             Some(table.cast_unsigned())
         }
         _ => None,

@@ -128,9 +128,7 @@ impl Router {
 
     fn start(self: &Arc<Self>, id: u32, wanted: Wanted) -> Result<(), ErrorResponse> {
         let Wanted { mode, template, endpoints } = wanted;
-        let outbox = self.outbox.clone();
-        let log = LogSink::new(move |id, level, target, text| outbox.push_log(id, level, target, text));
-        let opening = Opening { id, mode, template, log: log.of_connection(id) };
+        let opening = Opening { id, mode, template, log: self.log().of_connection(id) };
         let router = self.clone();
         // Locked until the entry is inserted, so that a connection that ends at once can remove it.
         let mut table = self.table.lock();
@@ -148,6 +146,12 @@ impl Router {
         table.closed.retain(|closed| *closed != id);
         table.open.insert(id, Entry { relay, control });
         Ok(())
+    }
+
+    /// Where the output of guests goes: to the parent.
+    fn log(&self) -> LogSink {
+        let outbox = self.outbox.clone();
+        LogSink::new(move |id, level, target, text| outbox.push_log(id, level, target, text))
     }
 
     /// Called when a connection's thread ends.

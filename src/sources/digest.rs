@@ -12,8 +12,20 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
-pub(crate) const ABOVE: [&str; 11] =
-    ["administration", "connection", "databases", "lib", "list", "main", "port", "pruning", "serve", "session", "stop"];
+pub(crate) const ABOVE: [&str; 12] = [
+    "administration",
+    "backup",
+    "connection",
+    "databases",
+    "lib",
+    "list",
+    "main",
+    "port",
+    "pruning",
+    "serve",
+    "session",
+    "stop",
+];
 
 /// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory and logging.
 pub(crate) const ASIDE: [&str; 2] = ["engine/cache", "log"];

@@ -42,6 +42,20 @@ impl Program {
         Self { child, stdin, stdout, stderr }
     }
 
+    /// Runs it with these arguments until it ends with success; what it wrote to stderr.
+    pub fn succeed(arguments: &[&str]) -> String {
+        let (status, _, stderr) = Self::spawn(arguments).output();
+        assert_eq!(status, Some(0), "{arguments:?}: {stderr}");
+        stderr
+    }
+
+    /// Runs it with these arguments until it ends with an error; what it wrote to stderr.
+    pub fn fail(arguments: &[&str]) -> String {
+        let (status, stdout, stderr) = Self::spawn(arguments).output();
+        assert_eq!((status, stdout.as_str()), (Some(1), ""), "{arguments:?}: {stderr}");
+        stderr
+    }
+
     /// Its stdin; can be taken once.
     pub fn take_stdin(&mut self) -> ChildStdin {
         self.stdin.take().expect("taken once")

@@ -1,4 +1,4 @@
-//! The host's directory of a durable cluster: locks it, checks its content, and makes a new cluster in it.
+//! The host's directory of a durable cluster: locks it, checks its content, and makes a cluster in it.
 
 use std::{
     fmt,
@@ -11,22 +11,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 
 use super::system_identifier;
 use crate::{
     backend::DATA_DIRECTORY,
-    engine::artefact::POSTGRES_VERSION,
+    engine::artefact::{MAJOR_VERSION, POSTGRES_VERSION},
     fs::{FrozenTree, HostDirectory, Storage, StoredEntryKind, Tree, joined},
     postgres::control_file,
 };
 
-/// The mark of a cluster that is being made. If a start finds it, the files beside it are an incomplete cluster, which
-/// is removed and made again.
+/// The mark of a cluster that is being made; its content says how. Without a [`PG_VERSION`], the files beside it are an
+/// incomplete cluster.
 const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 
 /// The file by which a directory is recognised as a cluster. It is the last file that is made in a new cluster.
-const PG_VERSION: &[u8] = b"PG_VERSION";
+pub(crate) const PG_VERSION: &[u8] = b"PG_VERSION";
 
 /// The cluster's configuration.
 const CONFIGURATION: &[u8] = b"postgresql.conf";
@@ -52,7 +52,7 @@ impl DataDirectory {
     /// says what to do.
     pub(super) fn open(&self, cluster: &Arc<FrozenTree>, patience: Duration) -> anyhow::Result<Arc<dyn Storage>> {
         let storage = match self {
-            Self::Host(path) => open_host(path, patience)?,
+            Self::Host(path) => Arc::new(open_host(path, patience)?),
             Self::Storage(storage) => storage.clone(),
         };
         prepare(&*storage, cluster).with_context(|| format!("the {self} cannot be used"))?;
@@ -69,24 +69,105 @@ impl fmt::Display for DataDirectory {
     }
 }
 
-fn open_host(path: &Path, patience: Duration) -> anyhow::Result<Arc<dyn Storage>> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => sync_name(path),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        Err(error) => {
-            return Err(error).with_context(|| format!("the data directory {} cannot be made", path.display()));
+/// How a cluster is made. The text of [`Making::mark`] is kept in directories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Making {
+    /// As a new one. If that was not finished, the next start does it again.
+    New,
+    /// From a backup. If that was not finished, it has to be restored again: a start must not make a new one instead.
+    Restored,
+}
+
+impl Making {
+    fn mark(self) -> &'static [u8] {
+        match self {
+            Self::New => b"new\n",
+            Self::Restored => b"restored\n",
         }
     }
+}
+
+/// What a data directory has in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Empty,
+    /// A part of a cluster that was being made.
+    Unfinished(Making),
+    Other,
+}
+
+/// The directory has another owner.
+#[derive(Debug, thiserror::Error)]
+#[error("the data directory {path} is in use by {owner}")]
+pub(crate) struct InUse {
+    path: String,
+    owner: String,
+}
+
+/// The directory `path`, which is made if it does not exist, locked.
+fn open_host(path: &Path, patience: Duration) -> anyhow::Result<HostDirectory> {
+    create(path)?;
+    lock(path, patience).map_err(|error| match error {
+        error if error.is::<InUse>() => anyhow!("{error}: stop that first, or choose another directory"),
+        error => error,
+    })
+}
+
+/// Makes the directory `path`, and returns whether it was not there.
+fn create(path: &Path) -> anyhow::Result<bool> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {
+            sync_name(path);
+            Ok(true)
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("the data directory {} cannot be made", path.display())),
+    }
+}
+
+/// The directory `path`, locked for as long as the value lives; `patience` is how long to wait until another program
+/// has let go of it.
+///
+/// # Errors
+/// [`InUse`] if another program has it; the operating system's.
+pub(crate) fn lock(path: &Path, patience: Duration) -> anyhow::Result<HostDirectory> {
     let unusable = || format!("the data directory {} cannot be used", path.display());
     let directory = HostDirectory::open(path).with_context(unusable)?;
     let deadline = Instant::now() + patience;
     while !directory.try_lock().with_context(unusable)? {
-        ensure!(Instant::now() < deadline, "{}", in_use(path));
+        if Instant::now() >= deadline {
+            return Err(InUse { path: path.display().to_string(), owner: owner(path) }.into());
+        }
         // Nothing says when a lock becomes free, but for a wait that cannot be given up.
         thread::sleep(Duration::from_millis(20));
     }
     directory.hide_from_others().with_context(unusable)?;
-    Ok(Arc::new(directory))
+    Ok(directory)
+}
+
+/// Makes a cluster from a backup in the directory `path`, which must be empty or not there. `write` writes all files
+/// but [`PG_VERSION`], whose content it returns. If it fails, the directory is empty again.
+///
+/// # Errors
+/// When the directory has something in it or another owner; those of `write`.
+pub(crate) fn restore<T>(
+    path: &Path,
+    write: impl FnOnce(&dyn Storage) -> anyhow::Result<(Vec<u8>, T)>,
+) -> anyhow::Result<T> {
+    let is_new = create(path)?;
+    let storage = open_host(path, Duration::ZERO)?;
+    let unusable = || format!("the data directory {} cannot be used", path.display());
+    match state(&storage).with_context(unusable)? {
+        State::Empty => {}
+        State::Unfinished(_) => empty(&storage, b"").with_context(unusable)?,
+        State::Other => bail!("the data directory {} is not empty: choose a new one", path.display()),
+    }
+    make(&storage, Making::Restored, write).inspect_err(|_| {
+        let emptied = empty(&storage, b"");
+        if let Err(error) = emptied.and_then(|()| if is_new { fs::remove_dir(path) } else { Ok(()) }) {
+            tracing::warn!("the data directory {} cannot be emptied again: {error}", path.display());
+        }
+    })
 }
 
 /// Has the name of a new directory on the disk, where the directory that it is in may be read.
@@ -100,30 +181,62 @@ fn sync_name(path: &Path) {
 
 /// Makes a new cluster in an empty storage, and checks any other.
 fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<()> {
-    let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
-    let has = |wanted: &[u8]| names.iter().any(|name| name == wanted);
-    match (has(UNFINISHED), has(PG_VERSION)) {
-        (true, false) => {
+    match state(storage)? {
+        State::Empty => {}
+        State::Unfinished(Making::New) => {
             tracing::warn!("a new cluster was not finished; it is made again");
             empty(storage, b"")?;
         }
-        (true, true) => {
-            // It was finished but for this.
-            remove_mark(storage)?;
-            return check(storage);
+        State::Unfinished(Making::Restored) => {
+            bail!("a backup was not completely restored into it: run pglite-port restore FILE DIRECTORY again")
         }
-        (false, _) if names.is_empty() => {}
-        (false, _) => return check(storage),
+        State::Other => return check(storage),
     }
     tracing::info!("making a new cluster");
-    storage.create(UNFINISHED)?.sync()?;
-    storage.sync_directory(b"")?;
     let tree = Tree::from_frozen(cluster.clone());
-    tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path != PG_VERSION)?;
-    system_identifier::renew(storage)?;
-    allow_more_wal(storage)?;
-    tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path == PG_VERSION)?;
-    Ok(remove_mark(storage)?)
+    make(storage, Making::New, |storage| {
+        tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path != PG_VERSION)?;
+        system_identifier::renew(storage)?;
+        allow_more_wal(storage)?;
+        Ok((format!("{MAJOR_VERSION}\n").into_bytes(), ()))
+    })
+}
+
+/// The state of a directory. The mark of a cluster that is complete is removed.
+fn state(storage: &dyn Storage) -> anyhow::Result<State> {
+    let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
+    let has = |wanted: &[u8]| names.iter().any(|name| name == wanted);
+    Ok(match (has(UNFINISHED), has(PG_VERSION)) {
+        (true, false) if read(storage, UNFINISHED)? == Making::Restored.mark() => State::Unfinished(Making::Restored),
+        (true, false) => State::Unfinished(Making::New),
+        (true, true) => {
+            remove_mark(storage)?;
+            State::Other
+        }
+        (false, _) if names.is_empty() => State::Empty,
+        (false, _) => State::Other,
+    })
+}
+
+/// Makes a cluster in an empty storage, so that a kill at any moment leaves it unfinished or complete. `write` writes
+/// all files but [`PG_VERSION`], whose content it returns.
+fn make<T>(
+    storage: &dyn Storage,
+    making: Making,
+    write_files: impl FnOnce(&dyn Storage) -> anyhow::Result<(Vec<u8>, T)>,
+) -> anyhow::Result<T> {
+    create_file(storage, UNFINISHED, making.mark())?;
+    let (version, made) = write_files(storage)?;
+    create_file(storage, PG_VERSION, &version)?;
+    remove_mark(storage)?;
+    Ok(made)
+}
+
+/// Makes a file in the root of a storage, and has it on the disk.
+fn create_file(storage: &dyn Storage, path: &[u8], content: &[u8]) -> anyhow::Result<()> {
+    storage.create(path)?;
+    write(storage, path, 0, content)?;
+    Ok(storage.sync_directory(b"")?)
 }
 
 fn remove_mark(storage: &dyn Storage) -> io::Result<()> {
@@ -160,7 +273,10 @@ fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
 }
 
 /// Checks that the content is a cluster of this `PostgreSQL`.
-fn check(storage: &dyn Storage) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it is not; the message says what it is, and what to do.
+pub(crate) fn check(storage: &dyn Storage) -> anyhow::Result<()> {
     let version = match read(storage, PG_VERSION) {
         Ok(version) => String::from_utf8_lossy(&version).trim().to_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -171,18 +287,26 @@ fn check(storage: &dyn Storage) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error).context("PG_VERSION cannot be read"),
     };
-    let major = POSTGRES_VERSION.split('.').next().unwrap_or_default();
-    ensure!(
-        version == major,
-        "it is a cluster of PostgreSQL {version}, and this program has PostgreSQL {POSTGRES_VERSION}: \
-         dump it with the program that made it, and restore the dump into a new directory"
-    );
+    check_version(&version)?;
     let control = read(storage, PG_CONTROL)
         .context("global/pg_control cannot be read, so a part of the cluster is missing: restore a backup")?;
     ensure!(
         control_file::is_32_bit(&control).unwrap_or(true),
         "it is a cluster of a 64-bit PostgreSQL, and PGlite is a 32-bit one: dump it with pg_dump, and restore the \
          dump into a new directory"
+    );
+    Ok(())
+}
+
+/// Checks the content of [`PG_VERSION`].
+///
+/// # Errors
+/// When it is another version.
+pub(crate) fn check_version(version: &str) -> anyhow::Result<()> {
+    ensure!(
+        version == MAJOR_VERSION,
+        "it is a cluster of PostgreSQL {version}, and this program has PostgreSQL {POSTGRES_VERSION}: \
+         dump it with the program that made it, and restore the dump into a new directory"
     );
     Ok(())
 }
@@ -202,11 +326,10 @@ pub(super) fn write(storage: &dyn Storage, path: &[u8], offset: u64, bytes: &[u8
     Ok(file.sync()?)
 }
 
-/// Why a directory that is locked cannot be opened.
-fn in_use(path: &Path) -> String {
+/// What holds the lock of a directory.
+fn owner(path: &Path) -> String {
     let owner = fs::metadata(path).ok().and_then(|metadata| lock_owner(metadata.dev(), metadata.ino()));
-    let owner = owner.map_or_else(|| "another process".to_owned(), |id| format!("process {id}"));
-    format!("the data directory {} is in use by {owner}: stop that first, or choose another directory", path.display())
+    owner.map_or_else(|| "another process".to_owned(), |id| format!("process {id}"))
 }
 
 /// The process that holds a lock on that inode (`/proc/locks`, see `proc_locks(5)`).

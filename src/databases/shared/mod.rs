@@ -10,7 +10,7 @@
 //! * `system_identifier`: what tells one cluster from all others
 
 mod children;
-mod data_directory;
+pub(crate) mod data_directory;
 mod keeper;
 mod server;
 mod settings;

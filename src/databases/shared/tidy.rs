@@ -2,7 +2,10 @@
 
 use anyhow::{Context, bail};
 
-use crate::fs::{At, Errno, Files, OpenFlags, S_IFDIR, joined};
+use crate::{
+    fs::{At, Errno, Files, OpenFlags, S_IFDIR, joined},
+    postgres::relation_file,
+};
 
 /// Where `PostgreSQL` has dynamic shared memory, its databases, and its tablespaces.
 const SHARED_MEMORY: &[u8] = b"/dev/shm";
@@ -70,6 +73,9 @@ fn remove_temporary(files: &mut Files, space: &[u8]) -> Result<(), Errno> {
             empty(files, &directory)?;
             continue;
         }
+        let is_temporary = |name: &[u8]| {
+            str::from_utf8(name).ok().and_then(relation_file::parse).is_some_and(|name| name.is_temporary)
+        };
         for (name, _) in list(files, &directory)?.into_iter().filter(|(name, _)| is_temporary(name)) {
             files.unlink(At::WorkingDirectory, &joined(&directory, &name))?;
         }
@@ -90,23 +96,6 @@ fn empty(files: &mut Files, directory: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether a file is one of a temporary table: `t<process>_<relation>`, with a fork and a segment perhaps
-/// (`looks_like_temp_rel_name` in `src/backend/storage/file/fd.c`).
-fn is_temporary(name: &[u8]) -> bool {
-    let digits = |bytes: &[u8]| bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let Some(rest) = name.strip_prefix(b"t") else { return false };
-    let process = digits(rest);
-    let Some(rest) = rest[process..].strip_prefix(b"_") else { return false };
-    let relation = digits(rest);
-    let mut rest = &rest[relation..];
-    for fork in [&b"_fsm"[..], b"_vm", b"_init"] {
-        rest = rest.strip_prefix(fork).unwrap_or(rest);
-    }
-    let segment =
-        rest.strip_prefix(b".").map_or(rest.is_empty(), |rest| !rest.is_empty() && digits(rest) == rest.len());
-    process > 0 && relation > 0 && segment
-}
-
 /// The names in a directory, and the type bits of their modes; none if there is no such directory.
 fn list(files: &mut Files, directory: &[u8]) -> Result<Vec<(Vec<u8>, u32)>, Errno> {
     let fd = match files.open(At::WorkingDirectory, directory, OpenFlags::READ_ONLY, 0) {
@@ -117,19 +106,4 @@ fn list(files: &mut Files, directory: &[u8]) -> Result<Vec<(Vec<u8>, u32)>, Errn
     files.close(fd)?;
     let named = entries?.into_iter().filter(|entry| !matches!(&*entry.name, b"." | b".."));
     Ok(named.map(|entry| (entry.name.to_vec(), entry.kind)).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_of_temporary_tables_are_told_by_their_names() {
-        for name in ["t2_16385", "t1000_16385_fsm", "t3_1_vm", "t3_1.1", "t3_1_init.12"] {
-            assert!(is_temporary(name.as_bytes()), "{name}");
-        }
-        for name in ["16385", "t_1", "t3_", "t3_1.", "t3_1x", "t3_1.x", "toast", "PG_VERSION", "t3-1", ""] {
-            assert!(!is_temporary(name.as_bytes()), "{name}");
-        }
-    }
 }

@@ -1,22 +1,25 @@
 //! Requests of the parent: to the program, and to single connections.
 
-use std::{ffi::CStr, sync::Arc, thread};
+use std::{ffi::CStr, io, os::unix::net::UnixStream, path::PathBuf, sync::Arc, thread};
 
 use jiff::Timestamp;
 
 use super::{Router, violation};
 use crate::{
-    administration::{Figure, PrivateBytes, Summary, process_figures},
+    administration::{self, Figure, PrivateBytes, process_figures},
+    backup::{self, Summary},
+    connection::Opening,
     port::frame::{Frame, Kind, Options},
     protocol::error_response::{ErrorResponse, sqlstate},
-    session::{Control, Outcome, PendingTask, Task},
+    serve::socket::SocketClient,
+    session::{Control, Mode, Outcome, PendingTask, Task},
 };
 
 /// The function of a verb. It gets the request's id and options, and replies with [`Router::reply`], at once or later.
 type Verb = fn(&Arc<Router>, u32, &Options);
 
 /// All verbs of request frames. A new verb is a row here.
-const VERBS: [(&str, Verb); 8] = [
+const VERBS: [(&str, Verb); 9] = [
     ("stats", stats),
     ("shutdown", shut_down),
     ("memory", memory),
@@ -25,6 +28,7 @@ const VERBS: [(&str, Verb); 8] = [
     ("reset", reset),
     ("freeze", freeze),
     ("reload", reload),
+    ("backup", back_up),
 ];
 
 /// The options of a reply, or the error.
@@ -64,6 +68,15 @@ impl Router {
             let message = format!("no thread for the request: {error}");
             self.reply(id, Err(ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message)));
         }
+    }
+
+    /// Opens a session of the shared cluster for the program itself; the other end of its socket.
+    fn open_session(&self) -> io::Result<UnixStream> {
+        let (here, there) = UnixStream::pair()?;
+        let log = self.log().of_connection(0);
+        let opening = Opening { id: 0, mode: Mode::Shared, template: None, log };
+        self.connections.start(SocketClient::unix(there)?, opening, |_, _| {})?;
+        Ok(here)
     }
 
     /// Gives `task` to the connection that the options name, and replies to the request `id` when it is done.
@@ -141,7 +154,7 @@ fn reload(router: &Arc<Router>, id: u32, _: &Options) {
 /// microseconds since 1970.
 fn templates(router: &Arc<Router>, id: u32, _: &Options) {
     router.reply_on_thread(id, |router| {
-        let add = |options: Options, template: Summary| {
+        let add = |options: Options, template: administration::Summary| {
             let made = Timestamp::try_from(template.made).unwrap_or_default().as_microsecond();
             let options = options.with("name", template.name).with("database", template.database);
             options.with("key", template.key.unwrap_or_default()).with("size", template.size).with("made", made)
@@ -168,6 +181,29 @@ fn reset(router: &Arc<Router>, id: u32, options: &Options) {
 fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
     let key = options.get("key").map(str::to_owned);
     router.assign_task(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
+}
+
+/// `backup`: backs the shared cluster up into the archive `path`, see [`back_up`](crate::backup::back_up). The session
+/// for it is in `database`, as the superuser `user`; the default of both is `postgres`. The reply has the `files`, their
+/// `bytes` and the `pages` that were verified.
+fn back_up(router: &Arc<Router>, id: u32, options: &Options) {
+    let path = match required(options, "path") {
+        Ok(path) => PathBuf::from(path),
+        Err(report) => return router.reply(id, Err(report)),
+    };
+    let or_postgres = |key| options.get(key).unwrap_or("postgres").to_owned();
+    let (database, user) = (or_postgres("database"), or_postgres("user"));
+    let session = router.clone();
+    router.reply_on_thread(id, move |_| {
+        let backed_up = session.open_session().map_err(anyhow::Error::from);
+        let backed_up = backed_up.and_then(|stream| backup::back_up_over(stream, &database, &user, &path));
+        match backed_up {
+            Ok(Summary { files, bytes, pages }) => {
+                Ok(Options::new().with("files", files).with("bytes", bytes).with("pages", pages))
+            }
+            Err(error) => Err(ErrorResponse::error(sqlstate::IO_ERROR, format!("{error:#}"))),
+        }
+    });
 }
 
 /// The value of a required option.
