@@ -6,6 +6,8 @@
 mod support;
 
 use std::{
+    fs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -15,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use pglite_port::backup;
 use postgres::{Client, Config, NoTls};
 use rustix::process::Signal;
 use support::{
@@ -111,16 +114,47 @@ fn disturb(config: &Config, stop: &Arc<AtomicBool>, seed: u64) -> JoinHandle<()>
     })
 }
 
+/// Makes backups until the server is killed. The last complete one is `file`; how many rows each writer had been
+/// acknowledged when it was begun is returned with it.
+fn back_up(url: &str, file: &Path, stop: &Arc<AtomicBool>, writers: &[Writer]) -> JoinHandle<Option<Vec<u64>>> {
+    let (url, file, stop, writers) = (url.to_owned(), file.to_owned(), stop.clone(), writers.to_vec());
+    thread::spawn(move || {
+        let mut complete = None;
+        while !stop.load(Ordering::SeqCst) {
+            let before = acknowledged_by(&writers);
+            match backup::back_up(&url, &file, true) {
+                Ok(_) => complete = Some(before),
+                Err(_) => break,
+            }
+        }
+        complete
+    })
+}
+
+fn acknowledged_by(writers: &[Writer]) -> Vec<u64> {
+    writers.iter().map(|writer| writer.acknowledged.load(Ordering::SeqCst)).collect()
+}
+
 /// Checks what a cluster has after it was killed, and corrects what its writers know.
 fn check(client: &mut Client, writers: &[Writer], what: &str) {
-    for (number, writer) in (0_u64..).zip(writers) {
+    // A commit may have been made without its client's knowledge.
+    let may_be: Vec<_> = acknowledged_by(writers).into_iter().map(|number| number..=number + 1).collect();
+    for (writer, has) in writers.iter().zip(check_content(client, &may_be, what)) {
+        writer.acknowledged.store(has, Ordering::SeqCst);
+    }
+}
+
+/// Checks that the content of a cluster fits together, and that the number of each writer's rows may be; returns these
+/// numbers.
+fn check_content(client: &mut Client, may_be: &[RangeInclusive<u64>], what: &str) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    for (number, may_be) in may_be.iter().enumerate() {
         let seen = rows(client, &format!("select count(*), coalesce(max(n) + 1, 0) from rows where writer = {number}"));
         let (count, next) = seen[0].split_once('|').expect("two columns");
         assert_eq!(count, next, "{what}: writer {number} has gaps");
-        let (next, acknowledged) = (next.parse::<u64>().expect("a number"), writer.acknowledged.load(Ordering::SeqCst));
-        let may_be = acknowledged..=acknowledged + 1;
-        assert!(may_be.contains(&next), "{what}: writer {number} has {next} rows, acknowledged were {acknowledged}");
-        writer.acknowledged.store(next, Ordering::SeqCst);
+        let next = next.parse::<u64>().expect("a number");
+        assert!(may_be.contains(&next), "{what}: writer {number} has {next} rows instead of {may_be:?}");
+        numbers.push(next);
     }
     let total = rows(client, "select sum(balance), count(*) from accounts");
     assert_eq!(total, [format!("{}|{ACCOUNTS}", 100 * ACCOUNTS)], "{what}: money was lost or made");
@@ -134,6 +168,18 @@ fn check(client: &mut Client, writers: &[Writer], what: &str) {
         "do $$ declare t regclass; begin for t in select oid from pg_class where relkind in ('r', 'm') \
          and relpersistence = 'p' loop execute format('select count(t.*) from %s t', t); end loop; end $$",
     );
+    numbers
+}
+
+/// Restores a backup that was begun when `before` rows were acknowledged and was complete before `after`.
+fn check_backup(file: &Path, outer: &Path, before: &[u64], after: &[u64], what: &str) {
+    let directory = outer.join("restored");
+    backup::restore(file, &directory).expect("a whole backup");
+    let server = Server::in_directory(&directory);
+    let may_be: Vec<_> = before.iter().zip(after).map(|(before, after)| *before..=*after + 1).collect();
+    check_content(&mut server.connect(), &may_be, what);
+    drop(server);
+    fs::remove_dir_all(directory).expect("it is ours");
 }
 
 /// A directory, and what its writers know.
@@ -150,7 +196,7 @@ impl Round {
 }
 
 fn acknowledged(round: &Round) -> u64 {
-    round.writers.iter().map(|writer| writer.acknowledged.load(Ordering::SeqCst)).sum()
+    acknowledged_by(&round.writers).iter().sum()
 }
 
 #[test]
@@ -160,7 +206,8 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
     let mut dice = Dice(seed | 1);
     let outer = tempfile::tempdir().expect("a directory");
     let mut round = Round::new(outer.path(), 0);
-    let mut acknowledged_before = 0;
+    let (mut acknowledged_before, mut backups_checked) = (0, 0);
+    let backup_file = outer.path().join("backup.tar");
     for kill in 0..kills {
         let what = format!("kill {kill} of seed {seed}");
         if dice.below(10) == 0 {
@@ -183,12 +230,18 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
         let mut threads: Vec<_> =
             (0_u64..).zip(&round.writers).map(|(number, writer)| write(&config, &stop, number, writer)).collect();
         threads.push(disturb(&config, &stop, dice.below(u64::MAX) | 1));
+        let backups = (kill % 3 == 0).then(|| back_up(&server.url, &backup_file, &stop, &round.writers));
         thread::sleep(Duration::from_millis(dice.below(LONGEST)));
         let lines = server.kill();
         let fault = lines.iter().find(|line| line.contains("PANIC") || line.contains("has crashed"));
         assert!(fault.is_none(), "{what}: before the kill: {fault:?}");
         stop.store(true, Ordering::SeqCst);
         threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        if let Some(before) = backups.and_then(|backups| backups.join().expect("no panic")) {
+            let after = acknowledged_by(&round.writers);
+            check_backup(&backup_file, outer.path(), &before, &after, &format!("the backup before {what}"));
+            backups_checked += 1;
+        }
         if (kill + 1) % 100 == 0 {
             println!("{} of {kills}", kill + 1);
         }
@@ -196,4 +249,5 @@ fn whenever_the_program_is_killed_what_was_acknowledged_is_there_and_nothing_els
     let server = Server::in_directory(&round.path);
     check(&mut server.connect(), &round.writers, "at the end");
     assert!(acknowledged_before + acknowledged(&round) > 5 * kills, "there was little load");
+    assert!(backups_checked > 0 || kills < 10, "no backup was complete before a kill");
 }
