@@ -15,10 +15,11 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use options::{SharedOptions, seconds};
 use pglite_port::{
     backup,
-    databases::{DataDirectory, Databases, Paths, Settings, SharedSettings},
+    databases::{Databases, Paths, Settings},
     engine::{
         artefact::{Artefact, PGLITE_WASM},
         cache::Cache,
@@ -40,6 +41,7 @@ use stop::Stop;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 mod list;
+mod options;
 mod stop;
 
 /// The environment variable with the filter for the program's own log.
@@ -74,6 +76,10 @@ enum Command {
         clones: CloneOptions,
         #[command(flatten)]
         shared: SharedOptions,
+        /// How long the program may take to stop after a request or a signal: its sessions end, and the shared cluster
+        /// is shut down. Then it ends anyway, and a cluster in a directory recovers at its next start
+        #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+        shutdown_timeout: Duration,
     },
     /// Listen on a socket for psql and all other clients, and print the URL when they can connect
     Serve {
@@ -85,6 +91,10 @@ enum Command {
         clones: CloneOptions,
         #[command(flatten)]
         shared: SharedOptions,
+        /// How long the program may take to stop after a signal: its sessions end, and the shared cluster is shut down.
+        /// Then, or at a second signal, it ends anyway, and a cluster in a directory recovers at its next start
+        #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+        shutdown_timeout: Duration,
     },
     /// Prepare a template with SQL files; connections in mode `isolated` get clones of templates
     Prepare {
@@ -162,71 +172,6 @@ struct CloneOptions {
     warm: usize,
 }
 
-/// Options of the shared cluster.
-#[derive(Args)]
-struct SharedOptions {
-    /// Keep the shared cluster in this directory of the host, which gets a new one if it is empty or not there; without
-    /// this, the cluster is in memory, and gone with the program
-    #[arg(long, value_name = "DIRECTORY")]
-    data: Option<PathBuf>,
-    /// The maximum number of clients that are connected to the shared cluster at the same time
-    #[arg(long, value_name = "N", default_value_t = SharedSettings::default().max_connections)]
-    max_connections: u16,
-    /// Size of the shared cluster's `shared_buffers` in MB
-    #[arg(long, value_name = "MB", default_value_t = SharedSettings::default().shared_buffers)]
-    shared_buffers: u32,
-    /// Whether the shared cluster vacuums and analyzes tables automatically: on or off
-    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_or_off)]
-    autovacuum: bool,
-    /// Start the shared cluster without the settings of `ALTER SYSTEM`; rename postgresql.auto.conf to
-    /// postgresql.auto.conf.ignored
-    #[arg(long)]
-    ignore_auto_conf: bool,
-    /// Another setting of the shared cluster, as in postgresql.conf; can be given several times
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
-    settings: Vec<(String, String)>,
-}
-
-impl SharedOptions {
-    fn check(&self, mode: Mode) -> anyhow::Result<()> {
-        ensure!(
-            mode == Mode::Shared || self.data.is_none(),
-            "--data is for mode shared: a cluster of one connection is gone when that closes"
-        );
-        Ok(())
-    }
-
-    fn settings(&self, data_patience: Duration) -> SharedSettings {
-        SharedSettings {
-            data_patience,
-            max_connections: self.max_connections,
-            shared_buffers: self.shared_buffers,
-            autovacuum: self.autovacuum,
-            data_directory: self.data.clone().map(DataDirectory::Host),
-            further: self.settings.clone(),
-            ignore_auto_conf: self.ignore_auto_conf,
-        }
-    }
-}
-
-fn on_or_off(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("use on or off".to_owned()),
-    }
-}
-
-fn setting(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("use NAME=VALUE")?;
-    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
-    if is_name {
-        Ok((name.to_owned(), value.to_owned()))
-    } else {
-        Err(format!("{name:?} is not the name of a setting"))
-    }
-}
-
 /// The places of the engine's files.
 #[derive(Args)]
 struct EngineOptions {
@@ -290,7 +235,7 @@ fn allow_open_files() {
 fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
-        Command::Port { clones, shared } => {
+        Command::Port { clones, shared, shutdown_timeout } => {
             shared.check(mode)?;
             let stop = Stop::on(&[SIGTERM])?;
             // A parent that has been started again may find its last child on its way down.
@@ -298,18 +243,19 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
             flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
             let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
-            let ending = port::run(input, output, sessions, mode, stop.asked()).context("cannot start the port")?;
+            let ending = port::run(input, output, sessions, mode, *shutdown_timeout, stop.asked())
+                .context("cannot start the port")?;
             if let Ending::Malformed { offset, error } = ending {
                 log.line(&format!("malformed frame at byte {offset} of stdin: {error}"));
                 return Ok(ExitCode::from(2));
             }
             return Ok(stop.status(log));
         }
-        Command::Serve { listen, clones, shared } => {
+        Command::Serve { listen, clones, shared, shutdown_timeout } => {
             shared.check(mode)?;
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
             let sessions = command_line.open_databases(clones, shared, Duration::ZERO, &stop)?;
-            serve::run(listen, sessions, mode, stop.asked(), print_url)?;
+            serve::run(listen, sessions, mode, *shutdown_timeout, stop.asked(), print_url)?;
             return Ok(stop.status(log));
         }
         Command::Prepare { name, sql, database, user } => {

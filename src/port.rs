@@ -29,9 +29,9 @@ pub(crate) mod outbox;
 pub(crate) mod relay;
 mod router;
 
-/// How long sessions may take to end after a request or a signal.
-const GRACE: Duration = Duration::from_secs(5);
-/// How long they may take when the parent is gone. With [`FLUSH`] it stays below the two
+/// How long the program may take to stop after a request or a signal if nothing else is chosen.
+pub const GRACE: Duration = Duration::from_secs(5);
+/// How long it may take at most when the parent is gone. With [`FLUSH`] it stays below the two
 /// seconds that are promised.
 const SHORT_GRACE: Duration = Duration::from_secs(1);
 /// How long writing the last frames may take.
@@ -56,10 +56,10 @@ pub enum Ending {
 }
 
 impl Ending {
-    fn grace(&self) -> Duration {
+    fn grace(&self, chosen: Duration) -> Duration {
         match self {
-            Self::ShutDown => GRACE,
-            Self::ParentGone | Self::Malformed { .. } => SHORT_GRACE,
+            Self::ShutDown => chosen,
+            Self::ParentGone | Self::Malformed { .. } => chosen.min(SHORT_GRACE),
         }
     }
 }
@@ -67,8 +67,8 @@ impl Ending {
 /// Serves the parent at the other end of `input` and `output` until it is gone or the port is to shut
 /// down, which a message in `signals` asks for as well.
 ///
-/// Sessions are asked to end before this returns; those that do not in time are still running, so the
-/// program has to exit.
+/// Sessions end and clusters are shut down before this returns, within `grace`, or a second when the parent is gone;
+/// sessions that do not end in time are still running, so the program has to exit.
 ///
 /// # Errors
 /// If the threads for reading and writing do not start.
@@ -77,6 +77,7 @@ pub fn run(
     output: impl Write + Send + 'static,
     databases: Arc<impl Sessions + Administration>,
     mode: Mode,
+    grace: Duration,
     signals: &Receiver<()>,
 ) -> io::Result<Ending> {
     let (ending, endings) = unbounded();
@@ -108,8 +109,8 @@ pub fn run(
         recv(signals) -> _ => Ending::ShutDown,
     };
     tracing::debug!(?end, "the port ends");
-    connections.shut_down_within(end.grace(), &endings, |later| {
-        let grace = later.grace();
+    connections.shut_down_within(end.grace(grace), &endings, |later| {
+        let grace = later.grace(grace);
         if end == Ending::ShutDown {
             end = later;
         }

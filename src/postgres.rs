@@ -123,6 +123,16 @@ pub(crate) mod control_file {
         Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?))
     }
 
+    /// Offset of `state`, an `enum DBState`, after three numbers of 16 bytes.
+    const STATE: usize = 16;
+    /// `DB_SHUTDOWNED`
+    const SHUT_DOWN: [u8; 4] = 1_u32.to_le_bytes();
+
+    /// Whether the cluster was shut down, so that it starts without recovery.
+    pub(crate) fn was_shut_down(file: &[u8]) -> bool {
+        file.get(STATE..STATE + 4) == Some(&SHUT_DOWN)
+    }
+
     /// Sets `system_identifier`, the first 8 bytes, and the checksum of all that is before it; `None` if the file has
     /// no right checksum.
     pub(crate) fn set_identifier(file: &mut [u8], identifier: u64) -> Option<()> {

@@ -24,11 +24,12 @@ use listener::Listener;
 
 /// The default address.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
-/// How long sessions may take to end when the program stops.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long the program may take to stop if nothing else is chosen, as long as containers are given by default.
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Listens on `listen` (`HOST:PORT`, on all addresses of the host, or `unix:PATH`) and serves clients until a message
-/// in `signals` or until the listener fails. A second message stops at once.
+/// in `signals` or until the listener fails. Then sessions end, and clusters are shut down, within `grace`. A second
+/// message stops at once.
 ///
 /// `on_ready` gets the URL when clients can connect. Sessions that do not end in time still run when this returns, so
 /// the program must exit.
@@ -39,6 +40,7 @@ pub fn run(
     listen: &str,
     sessions: Arc<dyn Sessions>,
     mode: Mode,
+    grace: Duration,
     signals: &Receiver<()>,
     on_ready: impl FnOnce(&str),
 ) -> anyhow::Result<()> {
@@ -75,7 +77,7 @@ pub fn run(
         }
     };
     tracing::info!("stopping: sessions are asked to end; another signal stops at once");
-    connections.shut_down_within(GRACE, signals, |()| Duration::ZERO);
+    connections.shut_down_within(grace, signals, |()| Duration::ZERO);
     listener.remove_socket_file();
     end
 }

@@ -41,7 +41,7 @@ impl Server {
         let (ready, urls) = channel();
         let address = address.to_owned();
         let run = move || {
-            serve::run(&address, Arc::new(Fake(behave)), Mode::Shared, &receiver, |url| {
+            serve::run(&address, Arc::new(Fake(behave)), Mode::Shared, serve::GRACE, &receiver, |url| {
                 ready.send(url.to_owned()).expect("the test waits");
             })
         };

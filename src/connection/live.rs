@@ -133,14 +133,29 @@ impl Connections {
                     deadline = deadline.min(Instant::now() + grace_after(news));
                 } else {
                     // Disconnected: no further message can shorten the wait.
-                    let _ = all_ended.recv_deadline(deadline);
+                    if all_ended.recv_deadline(deadline).is_err() {
+                        self.warn_about_end();
+                    }
                     return;
                 },
                 recv(at(deadline)) -> _ => {
-                    tracing::warn!(connections = self.count(), "sessions did not end in time");
+                    self.warn_about_end();
                     return;
                 }
             }
+        }
+    }
+
+    /// Says what has not ended in time.
+    fn warn_about_end(&self) {
+        match self.count() {
+            0 => tracing::warn!(
+                "the program ends before its clusters were shut down: one in a directory recovers at its next start"
+            ),
+            connections => tracing::warn!(
+                connections,
+                "the program ends before all sessions have: a cluster in a directory recovers at its next start"
+            ),
         }
     }
 

@@ -53,8 +53,13 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     })?;
     linker.func_wrap(HOOK_MODULE, Hook::RequestCheckpoint.name(), checkpoint::request)?;
     linker.func_wrap(HOOK_MODULE, Hook::WalSegment.name(), checkpoint::count_segment)?;
-    // The session of a cluster that has ended ends at its next turn.
-    linker.func_wrap(HOOK_MODULE, Hook::PostmasterIsAlive.name(), || 1)?;
+    linker.func_wrap(HOOK_MODULE, Hook::PostmasterIsAlive.name(), |mut caller: Caller<'_, Guest>| {
+        // The startup process calls this every 1,024 records of WAL, and checks for interrupts nowhere while it redoes
+        // them; its timer for the log of its progress is due meanwhile.
+        deliver(&mut caller)?;
+        // The session of a cluster that has ended ends at its next turn.
+        Ok::<_, wasmtime::Error>(1)
+    })?;
     Ok(())
 }
 

@@ -163,6 +163,18 @@ impl Snapshot {
         &self.files
     }
 
+    /// The files of a clone that was shut down. [`Snapshot::files`] are those of a cluster that runs: another one that
+    /// starts from them recovers, and its unlogged tables are empty then.
+    ///
+    /// # Errors
+    /// When the clone cannot be made, or does not shut down.
+    pub(super) fn shut_down_files(&self, program: &Program) -> anyhow::Result<Arc<FrozenTree>> {
+        let mut backend = self.make(program)?;
+        let tree = backend.guest().files.tree().clone();
+        backend.shut_down()?;
+        Ok(tree.lock().freeze())
+    }
+
     /// A backend that starts from this snapshot, with its own files. It is identical to every other clone until
     /// [`Snapshot::make_distinct`].
     ///

@@ -97,7 +97,9 @@ impl Port {
         let (input, to_input) = pipe().expect("a pipe");
         let (from_output, output) = pipe().expect("a pipe");
         let (signals, receiver) = crossbeam_channel::unbounded();
-        let run = move || port::run(input, output, Arc::new(sessions), Mode::Shared, &receiver).expect("threads");
+        let run = move || {
+            port::run(input, output, Arc::new(sessions), Mode::Shared, port::GRACE, &receiver).expect("threads")
+        };
         let mut port = Self::new(to_input, from_output, signals);
         port.in_process = Some(thread::spawn(run));
         port.hello();

@@ -43,20 +43,36 @@ pub enum DataDirectory {
     Storage(Arc<dyn Storage>),
 }
 
+/// An opened [`DataDirectory`].
+pub(super) struct Opened {
+    pub(super) storage: Arc<dyn Storage>,
+    /// Whether its cluster was made now.
+    pub(super) is_new: bool,
+    /// Whether its cluster was not shut down, and recovers when it starts.
+    pub(super) recovers: bool,
+}
+
 impl DataDirectory {
-    /// Its storage, with a cluster in it: that of `cluster` if it was empty. A directory of the host is locked for as
-    /// long as the storage lives; `patience` is how long to wait until another program has let go of it.
+    /// Its storage, with a cluster in it: a copy of that in the files that `new_cluster` returns, which was shut down,
+    /// if it was empty. A directory of the host is locked for as long as the storage lives; `patience` is how long to
+    /// wait until another program has let go of it.
     ///
     /// # Errors
-    /// When another program has it open, or it holds something else than a cluster of this `PostgreSQL`; the message
-    /// says what to do.
-    pub(super) fn open(&self, cluster: &Arc<FrozenTree>, patience: Duration) -> anyhow::Result<Arc<dyn Storage>> {
+    /// Those of `new_cluster`, when another program has it open, or it holds something else than a cluster of this
+    /// `PostgreSQL`; the message says what to do.
+    pub(super) fn open(
+        &self,
+        new_cluster: impl FnOnce() -> anyhow::Result<Arc<FrozenTree>>,
+        patience: Duration,
+    ) -> anyhow::Result<Opened> {
         let storage = match self {
             Self::Host(path) => Arc::new(open_host(path, patience)?),
             Self::Storage(storage) => storage.clone(),
         };
-        prepare(&*storage, cluster).with_context(|| format!("the {self} cannot be used"))?;
-        Ok(storage)
+        let unusable = || format!("the {self} cannot be used");
+        let is_new = prepare(&*storage, new_cluster).with_context(unusable)?;
+        let recovers = !control_file::was_shut_down(&read(&*storage, PG_CONTROL).with_context(unusable)?);
+        Ok(Opened { storage, is_new, recovers })
     }
 }
 
@@ -179,8 +195,11 @@ fn sync_name(path: &Path) {
     }
 }
 
-/// Makes a new cluster in an empty storage, and checks any other.
-fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<()> {
+/// Makes a new cluster in an empty storage, and checks any other. Returns whether it has made one.
+fn prepare(
+    storage: &dyn Storage,
+    new_cluster: impl FnOnce() -> anyhow::Result<Arc<FrozenTree>>,
+) -> anyhow::Result<bool> {
     match state(storage)? {
         State::Empty => {}
         State::Unfinished(Making::New) => {
@@ -190,16 +209,18 @@ fn prepare(storage: &dyn Storage, cluster: &Arc<FrozenTree>) -> anyhow::Result<(
         State::Unfinished(Making::Restored) => {
             bail!("a backup was not completely restored into it: run pglite-port restore FILE DIRECTORY again")
         }
-        State::Other => return check(storage),
+        State::Other => return check(storage).map(|()| false),
     }
+    let cluster = new_cluster()?;
     tracing::info!("making a new cluster");
-    let tree = Tree::from_frozen(cluster.clone());
+    let tree = Tree::from_frozen(cluster);
     make(storage, Making::New, |storage| {
         tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path != PG_VERSION)?;
         system_identifier::renew(storage)?;
         allow_more_wal(storage)?;
         Ok((format!("{MAJOR_VERSION}\n").into_bytes(), ()))
-    })
+    })?;
+    Ok(true)
 }
 
 /// The state of a directory. The mark of a cluster that is complete is removed.
@@ -245,12 +266,12 @@ fn remove_mark(storage: &dyn Storage) -> io::Result<()> {
 }
 
 /// Gives the configuration of a new cluster the sizes of WAL that `initdb` writes for segments of 16 MB. Those in it
-/// are for segments of 1 MB, which suit a cluster in memory, and would cause a checkpoint for every 64 MB.
+/// are for segments of 1 MB, which suit a cluster in memory, and would cause a checkpoint for every 64 MB. Other sizes
+/// were chosen for the template that the cluster is a copy of.
 fn allow_more_wal(storage: &dyn Storage) -> anyhow::Result<()> {
     let mut configuration = String::from_utf8(read(storage, CONFIGURATION)?)?;
     for (small, large) in [("max_wal_size = 64MB", "max_wal_size = 1GB"), ("min_wal_size = 5MB", "min_wal_size = 80MB")]
     {
-        ensure!(configuration.contains(small), "postgresql.conf lacks {small}");
         configuration = configuration.replace(small, large);
     }
     storage.open(CONFIGURATION)?.set_len(0)?;

@@ -23,14 +23,15 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
+use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
 use crate::{
     backend::{DATA_DIRECTORY, Login, SessionExit},
     client::Client,
     cluster::{Crashed, Priority, Seat, Signal},
-    engine::THREAD_STACK,
+    engine::{THREAD_STACK, spinner},
     fs::{FrozenTree, Tree},
     guest::{ClientStream, Setup},
     log::{LineConsole, LogSink},
@@ -39,7 +40,7 @@ use crate::{
         error_response::{ErrorResponse, sqlstate},
     },
     session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
-    template::Templates,
+    template::{TemplateError, Templates},
 };
 
 use children::run_in_turn;
@@ -69,15 +70,18 @@ impl Postmaster {
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
-        let cluster = templates.cluster()?;
-        let mut tree = Tree::from_frozen(cluster.clone());
-        if let Some(data_directory) = &settings.data_directory {
-            tree.mount(DATA_DIRECTORY.as_bytes(), data_directory.open(&cluster, settings.data_patience)?)
-                .with_context(|| format!("the {data_directory} cannot be read"))?;
-        }
+        settings.check()?;
+        // Shown until the cluster runs.
+        let mut progress = ProgressBar::hidden();
+        let tree = match &settings.data_directory {
+            None => Tree::from_frozen(new_cluster(templates, &settings)?),
+            Some(data_directory) => {
+                progress = spinner(&format!("opening the {data_directory}"));
+                Self::open(templates, &settings, data_directory, &progress)?
+            }
+        };
         let files = Arc::new(Mutex::new(tree));
         let launch = Launch { program: templates.program().clone(), files, settings, log: log.clone() };
-        launch.settings.check()?;
         let keeper = Arc::new(Keeper::default());
         let work = {
             let keeper = keeper.clone();
@@ -85,7 +89,31 @@ impl Postmaster {
         };
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
         keeper.running()?;
+        progress.finish_and_clear();
         Ok(Self { templates: templates.clone(), log, keeper, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The files of the cluster in `data_directory`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    fn open(
+        templates: &Templates,
+        settings: &SharedSettings,
+        data_directory: &DataDirectory,
+        progress: &ProgressBar,
+    ) -> anyhow::Result<Tree> {
+        let opened = data_directory.open(|| new_cluster(templates, settings), settings.data_patience)?;
+        if let Some(template) = settings.template.as_ref().filter(|_| !opened.is_new) {
+            tracing::info!("there is a cluster in the {data_directory}: the template {template:?} is not used");
+        }
+        if opened.recovers {
+            progress.set_message(format!("recovering the cluster in the {data_directory}"));
+        }
+        let mut tree = Tree::from_frozen(templates.cluster()?);
+        tree.mount(DATA_DIRECTORY.as_bytes(), opened.storage)
+            .with_context(|| format!("the {data_directory} cannot be read"))?;
+        Ok(tree)
     }
 
     /// Serves one client as a session of the cluster.
@@ -252,6 +280,18 @@ impl Postmaster {
     pub(crate) fn sessions(&self) -> usize {
         self.keeper.current().map_or(0, |running| running.seats.sessions())
     }
+}
+
+/// The files of a new cluster, shut down: a copy of the template in `settings`, or an empty cluster.
+///
+/// # Errors
+/// When there is no such template; the message says what to do.
+fn new_cluster(templates: &Templates, settings: &SharedSettings) -> anyhow::Result<Arc<FrozenTree>> {
+    let Some(template) = &settings.template else { return templates.cluster() };
+    templates.copy(template).map_err(|error| match error {
+        TemplateError::Unknown(_) => anyhow!("{error}; run pglite-port templates for a list"),
+        TemplateError::Broken(error) => error,
+    })
 }
 
 /// The error for sessions whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in

@@ -16,6 +16,8 @@ pub struct SharedSettings {
     pub shared_buffers: u32,
     /// Where the cluster is kept; without it is in memory, and gone with the program.
     pub data_directory: Option<DataDirectory>,
+    /// The template that a new cluster is a copy of; without, it is an empty one.
+    pub template: Option<String>,
     /// How long to wait until another program has let go of the data directory.
     pub data_patience: Duration,
     /// Further settings of `PostgreSQL`, by their names (`postgresql.conf`).
@@ -36,12 +38,16 @@ const IN_MEMORY_SETTINGS: [&str; 5] = [
     "-ccheckpoint_completion_target=0",
 ];
 
+/// How often a recovery that takes long is logged.
+const RECOVERY_PROGRESS: &str = "-clog_startup_progress_interval=1s";
+
 impl Default for SharedSettings {
     fn default() -> Self {
         Self {
             max_connections: 100,
             shared_buffers: 64,
             data_directory: None,
+            template: None,
             data_patience: Duration::ZERO,
             further: Vec::new(),
             autovacuum: true,
@@ -74,8 +80,9 @@ impl SharedSettings {
             "-cmin_dynamic_shared_memory=16MB".to_owned(),
             format!("-cautovacuum={}", self.autovacuum),
         ];
-        if self.data_directory.is_none() {
-            arguments.extend(IN_MEMORY_SETTINGS.map(str::to_owned));
+        match self.data_directory {
+            None => arguments.extend(IN_MEMORY_SETTINGS.map(str::to_owned)),
+            Some(_) => arguments.push(RECOVERY_PROGRESS.to_owned()),
         }
         arguments.extend(self.further.iter().map(|(name, value)| format!("-c{name}={value}")));
         arguments

@@ -1,0 +1,89 @@
+//! The options of the shared cluster on the command line, and values of options.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::ensure;
+use clap::{ArgAction, Args};
+use pglite_port::{
+    databases::{DataDirectory, SharedSettings},
+    session::Mode,
+};
+
+/// Options of the shared cluster.
+#[derive(Args)]
+pub(crate) struct SharedOptions {
+    /// Keep the shared cluster in this directory of the host, which gets a new one if it is empty or not there; without
+    /// this, the cluster is in memory, and gone with the program
+    #[arg(long, value_name = "DIRECTORY")]
+    data: Option<PathBuf>,
+    /// Start a new shared cluster as a copy of this template; a cluster that is in the directory already is opened as it
+    /// is
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
+    /// The maximum number of clients that are connected to the shared cluster at the same time
+    #[arg(long, value_name = "N", default_value_t = SharedSettings::default().max_connections)]
+    max_connections: u16,
+    /// Size of the shared cluster's `shared_buffers` in MB
+    #[arg(long, value_name = "MB", default_value_t = SharedSettings::default().shared_buffers)]
+    shared_buffers: u32,
+    /// Whether the shared cluster vacuums and analyzes tables automatically: on or off
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_or_off)]
+    autovacuum: bool,
+    /// Start the shared cluster without the settings of `ALTER SYSTEM`; rename postgresql.auto.conf to
+    /// postgresql.auto.conf.ignored
+    #[arg(long)]
+    ignore_auto_conf: bool,
+    /// Another setting of the shared cluster, as in postgresql.conf; can be given several times
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
+}
+
+impl SharedOptions {
+    pub(crate) fn check(&self, mode: Mode) -> anyhow::Result<()> {
+        ensure!(
+            mode == Mode::Shared || self.data.is_none(),
+            "--data is for mode shared: a cluster of one connection is gone when that closes"
+        );
+        ensure!(
+            mode == Mode::Shared || self.template.is_none(),
+            "--template is for mode shared: a connection in mode isolated gets the template of its database's name"
+        );
+        Ok(())
+    }
+
+    pub(crate) fn settings(&self, data_patience: Duration) -> SharedSettings {
+        SharedSettings {
+            data_patience,
+            template: self.template.clone(),
+            max_connections: self.max_connections,
+            shared_buffers: self.shared_buffers,
+            autovacuum: self.autovacuum,
+            data_directory: self.data.clone().map(DataDirectory::Host),
+            further: self.settings.clone(),
+            ignore_auto_conf: self.ignore_auto_conf,
+        }
+    }
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("use on or off".to_owned()),
+    }
+}
+
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "use a number of seconds")?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("use NAME=VALUE")?;
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
+    if is_name {
+        Ok((name.to_owned(), value.to_owned()))
+    } else {
+        Err(format!("{name:?} is not the name of a setting"))
+    }
+}

@@ -1,0 +1,158 @@
+//! How a cluster in a directory begins: as a copy of a template, or with a recovery whose progress is told; and the time
+//! that a stop may take.
+
+mod support;
+
+use std::{fs, path::Path};
+
+use support::{
+    program::Program,
+    server::{Server, rows},
+};
+use tempfile::TempDir;
+
+/// What a template has in it, also in a table that recovery would empty.
+const TEMPLATE: &str = "create table orders as select i from generate_series(1, 1000) i; \
+    create unlogged table carts as select i from generate_series(1, 10) i";
+
+/// Runs the program to its end.
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let (status, _, stderr) = Program::spawn(arguments).output();
+    (status, stderr)
+}
+
+/// Prepares the template of that name, with a database and a role of other names.
+fn prepare(outer: &Path, name: &str) {
+    let file = outer.join("template.sql");
+    fs::write(&file, TEMPLATE).expect("a file");
+    let sql = file.to_str().expect("text");
+    let (status, stderr) = run(&["prepare", name, "--sql", sql, "--database", "shop", "--user", "keeper"]);
+    assert_eq!(status, Some(0), "{stderr}");
+}
+
+/// A server whose cluster is a copy of a template, in a directory or in memory.
+fn copy(template: &str, data: Option<&Path>) -> Server {
+    let data: Vec<&str> = data.into_iter().flat_map(|path| ["--data", path.to_str().expect("text")]).collect();
+    Server::with(&[&["--template", template], &data[..]].concat())
+}
+
+/// The rows of a query by the role and in the database of the template.
+fn in_shop(server: &Server, sql: &str) -> Vec<String> {
+    let mut config = server.config();
+    rows(&mut config.user("keeper").dbname("shop").connect(postgres::NoTls).expect("a session"), sql)
+}
+
+#[test]
+fn a_new_cluster_is_a_copy_of_a_template_with_an_identifier_of_its_own() {
+    let outer = TempDir::new().expect("a directory");
+    prepare(outer.path(), "durable_starts_copied");
+    let identifier = "select system_identifier from pg_control_system()";
+    let of_copy = |directory: &str| {
+        let server = copy("durable_starts_copied", Some(&outer.path().join(directory)));
+        assert_eq!(in_shop(&server, "select (select count(*) from orders), (select count(*) from carts)"), ["1000|10"]);
+        assert_eq!(
+            in_shop(&server, "select pg_get_userbyid(datdba) from pg_database where datname = 'shop'"),
+            ["keeper"]
+        );
+        assert_eq!(in_shop(&server, "show max_wal_size"), ["1GB"]);
+        let identifier = in_shop(&server, identifier).remove(0);
+        in_shop(&server, "delete from orders where i = 1");
+        assert!(!recovers(&server.stop()), "a copy was shut down");
+        identifier
+    };
+    assert_ne!(of_copy("one"), of_copy("other"));
+    // It is another cluster than the template.
+    let server = copy("durable_starts_copied", Some(&outer.path().join("third")));
+    assert_eq!(in_shop(&server, "select count(*) from orders"), ["1000"]);
+}
+
+#[test]
+fn a_cluster_that_is_there_is_opened_as_it_is_and_the_log_says_so() {
+    let outer = TempDir::new().expect("a directory");
+    let path = outer.path().join("data");
+    let server = Server::in_directory(&path);
+    rows(&mut server.connect(), "create table kept ()");
+    server.stop();
+    // It need not be there any more.
+    let server = copy("durable_starts_not_there", Some(&path));
+    assert_eq!(rows(&mut server.connect(), "select count(*) from kept"), ["0"]);
+    let told = server.stop();
+    let sentence = "the template \"durable_starts_not_there\" is not used";
+    assert!(told.iter().any(|line| line.contains(sentence)), "{told:?}");
+}
+
+#[test]
+fn a_cluster_in_memory_may_be_a_copy_of_a_template_too() {
+    let outer = TempDir::new().expect("a directory");
+    prepare(outer.path(), "durable_starts_in_memory");
+    let server = copy("durable_starts_in_memory", None);
+    assert_eq!(in_shop(&server, "delete from orders returning 1").len(), 1000);
+    assert_eq!(in_shop(&copy("durable_starts_in_memory", None), "select count(*) from orders"), ["1000"]);
+}
+
+#[test]
+fn a_template_that_is_not_there_is_refused_with_the_command_for_a_list() {
+    let outer = TempDir::new().expect("a directory");
+    let data = outer.path().join("data");
+    let data = data.to_str().expect("text");
+    let sentence = "there is no template \"durable_starts_unknown\"; run pglite-port templates for a list";
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--template", "durable_starts_unknown"];
+    for further in [&[][..], &["--data", data]] {
+        let (status, stderr) = run(&[&serve, further].concat());
+        assert_eq!(status, Some(1), "{stderr}");
+        assert!(stderr.contains(sentence), "{stderr}");
+    }
+    // The directory is as good as before.
+    Server::with(&["--data", data]).stop();
+    let (status, stderr) = run(&[&serve[..], &["--mode", "isolated"]].concat());
+    assert_eq!(status, Some(1), "{stderr}");
+    assert!(stderr.contains("--template is for mode shared"), "{stderr}");
+}
+
+#[test]
+fn a_recovery_that_takes_long_tells_how_far_it_has_come() {
+    let outer = TempDir::new().expect("a directory");
+    let data = outer.path().join("data");
+    let server = Server::in_directory(&data);
+    let mut client = server.connect();
+    assert_eq!(rows(&mut client, "show log_startup_progress_interval"), ["1s"]);
+    rows(&mut client, "create table t (a int primary key, b text)");
+    rows(&mut client, "insert into t select i, repeat('x', 50) from generate_series(1, 100000) i");
+    server.kill();
+    let data = data.to_str().expect("text");
+    let told = Server::with(&["--data", data, "--set", "log_startup_progress_interval=1"]).stop();
+    let place = |line: &String| line.split("redo in progress").nth(1).map(str::to_owned);
+    let places: Vec<_> = told.iter().filter_map(place).collect();
+    assert!(places.len() > 5, "{told:?}");
+}
+
+#[test]
+fn a_stop_without_time_loses_nothing_and_says_that_the_next_start_recovers() {
+    let outer = TempDir::new().expect("a directory");
+    let data = outer.path().join("data");
+    let arguments = ["--data", data.to_str().expect("text"), "--shutdown-timeout", "0"];
+    for round in 1..=3 {
+        let server = Server::with(&arguments);
+        let mut client = server.connect();
+        rows(&mut client, "create table if not exists t (a int)");
+        rows(&mut client, "insert into t select generate_series(1, 10000)");
+        assert_eq!(rows(&mut client, "select count(*) from t"), [(round * 10000).to_string()]);
+        let told = server.stop();
+        assert!(told.iter().any(|line| line.contains("recovers at its next start")), "{told:?}");
+        assert_eq!(recovers(&told), round > 1, "{told:?}");
+    }
+}
+
+#[test]
+fn a_time_for_the_stop_that_is_no_number_of_seconds_is_refused() {
+    for seconds in ["soon", "-1", "NaN", "1e30"] {
+        let (status, stderr) = run(&["serve", &format!("--shutdown-timeout={seconds}")]);
+        assert_eq!(status, Some(1), "{stderr}");
+        assert!(stderr.contains("--shutdown-timeout"), "{stderr}");
+    }
+}
+
+/// Whether a server that said this has recovered its cluster.
+fn recovers(lines: &[String]) -> bool {
+    lines.iter().any(|line| line.contains("not properly shut down"))
+}
