@@ -37,8 +37,8 @@ defmodule PgliteEx do
   `open/2`, `send/2`, `close/1`.
   """
 
-  alias PgliteEx.{Channel, Connection, Error, Listener, Options, Parts, RawConnection}
-  alias PgliteEx.{Readiness, Server, Template, WasmPort}
+  alias PgliteEx.{Error, Listener, Options, Parts, RawConnection, Readiness, Server, Template}
+  alias PgliteEx.WasmPort
 
   # How long a caller waits for a program that is being started, in milliseconds.
   @ready_timeout 5_000
@@ -191,7 +191,7 @@ defmodule PgliteEx do
     registry = Parts.registry!(server)
     started_at = System.monotonic_time(:millisecond)
 
-    with {:ok, wasm_port} <- Readiness.await(registry, timeout) do
+    with {:ok, wasm_port} <- Readiness.await(registry, timeout, :started) do
       waited = System.monotonic_time(:millisecond) - started_at
       left = if timeout == :infinity, do: timeout, else: max(timeout - waited, 0)
       settings = [timeout: left, server: Parts.options!(registry).name]
@@ -252,8 +252,7 @@ defmodule PgliteEx do
     registry = Parts.registry!(server)
 
     with {:ok, wasm_port} <- Readiness.await(registry, @ready_timeout) do
-      start_connection(Server.child(server, Connection), %{
-        wasm_port: wasm_port,
+      RawConnection.open(registry, wasm_port, %{
         server: Parts.options!(registry).name,
         frame_options: frame_options,
         owner: self(),
@@ -286,13 +285,6 @@ defmodule PgliteEx do
       allowed = Enum.map_join(allowed, ", ", &inspect/1)
       raise ArgumentError, "option #{key}: #{inspect(options[key])} is not one of #{allowed}"
     end
-  end
-
-  defp start_connection(connections, argument) do
-    DynamicSupervisor.start_child(connections, {RawConnection, argument})
-  catch
-    # The server ends.
-    :exit, _ended -> {:error, Error.from_reason(Channel.program_gone())}
   end
 
   defp number_or_string(value) do

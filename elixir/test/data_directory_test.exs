@@ -20,7 +20,7 @@ defmodule PgliteEx.DataDirectoryTest do
     program = OperatingSystem.program(server)
     OperatingSystem.signal(program, :KILL)
     assert OperatingSystem.ended_within?(program, 5)
-    :ok = PgliteEx.await_ready(server)
+    :ok = PgliteEx.await_ready(server, 60_000)
     assert [["kept"]] = values(server, "select text from notes")
   end
 

@@ -20,10 +20,14 @@ defmodule PgliteEx.Connection do
   # How long a client waits for a program that is being started, in milliseconds.
   @ready_timeout 10_000
 
-  @typedoc "The process that hands over a socket, and the registry with the program, if there is one."
+  @typedoc """
+  The process that hands over a socket; the registry with the program, if there is one, and the stage
+  at which the program serves the connection.
+  """
   @type argument :: %{
           acceptor: pid,
           program: Registry.registry() | nil,
+          stage: Readiness.stage(),
           options: Options.t()
         }
 
@@ -51,7 +55,7 @@ defmodule PgliteEx.Connection do
   end
 
   @impl GenServer
-  def init(%{acceptor: acceptor, program: program, options: options}) do
+  def init(%{acceptor: acceptor, program: program, stage: stage, options: options}) do
     # So that `terminate/2` runs, which tells the client why its connection ends.
     Process.flag(:trap_exit, true)
 
@@ -60,6 +64,7 @@ defmodule PgliteEx.Connection do
        # Until it has handed over the socket.
        acceptor: Process.monitor(acceptor),
        program: program,
+       stage: stage,
        options: options,
        # The request for a program that is ready.
        waiting: nil,
@@ -80,7 +85,7 @@ defmodule PgliteEx.Connection do
     Process.demonitor(state.acceptor, [:flush])
     state = %{state | socket: socket, acceptor: nil}
 
-    case Readiness.request(state.program, @ready_timeout) do
+    case Readiness.request(state.program, @ready_timeout, state.stage) do
       {:ok, request} -> {:noreply, %{state | waiting: request}}
       {:error, error} -> refuse(error, state)
     end

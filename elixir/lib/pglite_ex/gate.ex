@@ -11,7 +11,8 @@ defmodule PgliteEx.Gate do
 
   use Supervisor
 
-  alias PgliteEx.{Clients, Connection, Error, Listener, Options, Parts, Server, Template}
+  alias PgliteEx.{Clients, Connection, Error, Listener, Options, Parts, Readiness, Server}
+  alias PgliteEx.Template
 
   @doc """
   Opens a gate.
@@ -24,8 +25,14 @@ defmodule PgliteEx.Gate do
     server = Keyword.fetch!(arguments, :server)
     # Resolved now: a name must not lead to another server later.
     server = GenServer.whereis(server) || exit({:noproc, {__MODULE__, :start_link, [arguments]}})
-    Supervisor.start_link(__MODULE__, server)
+    start_link(server, {{127, 0, 0, 1}, 0}, :ready)
   end
+
+  # A gate at another address, whose connections are served from that stage of the program on.
+  @doc false
+  @spec start_link(pid, Options.listen(), Readiness.stage()) :: Supervisor.on_start()
+  def start_link(server, listen, stage),
+    do: Supervisor.start_link(__MODULE__, {server, listen, stage})
 
   @doc """
   Freezes the cluster of the gate's oldest connection as the template `name`, with `key` as in
@@ -50,14 +57,14 @@ defmodule PgliteEx.Gate do
   end
 
   @impl Supervisor
-  def init(server) do
+  def init({server, listen, stage}) do
     registry = Parts.claim_name()
-    options = %Options{Server.options(server) | listen: {{127, 0, 0, 1}, 0}}
+    options = %Options{Server.options(server) | listen: listen}
 
     children = [
       {Parts, {registry, options}},
       {Listener, {registry, options}},
-      {Clients, %{registry: registry, server: server, options: options}}
+      {Clients, %{registry: registry, server: server, stage: stage, options: options}}
     ]
 
     Supervisor.init(children, strategy: :rest_for_one)

@@ -6,9 +6,25 @@ defmodule PgliteEx.Options do
       Default: not registered, use the pid.
     * `:mode` – `:shared` (default): all connections are sessions of one database cluster;
       `:isolated`: every connection gets a cluster of its own, which is gone when it closes.
-    * `:database` – the database that `PgliteEx.connection_opts/2` names. Default: the template
-      where one is given, otherwise `"postgres"`.
-    * `:username` – the role that `PgliteEx.connection_opts/2` names. Default `"postgres"`.
+    * `:database` – the database that `PgliteEx.connection_opts/2` names. In `:shared` mode it is made
+      when it is not there, before clients are let in, with `:username` as its owner. In `:isolated`
+      mode it is the name of a template, or of the database in one. Default: the template where one is
+      given, otherwise `"postgres"`.
+    * `:username` – the role that `PgliteEx.connection_opts/2` names. In `:shared` mode it is made when
+      it is not there, as a superuser: without passwords, every client can be one. Default
+      `"postgres"`.
+    * `:after_start` – in `:shared` mode, a function that runs after every start of the program, the
+      restarts included, while clients wait: `fn connection_opts -> … end`, or `{module, function,
+      arguments}`, which is called with the connection options before the other arguments. Only
+      connections made with these options (as those of `PgliteEx.connection_opts/2`) are let in, and
+      only until the function has returned. They lead to an address of their own, so a repo that runs
+      already, and waits like other clients, cannot be used; start another one, as in the guide
+      "An application's own database". Requests, such as `PgliteEx.backup/3`, are carried out
+      meanwhile. When the function raises, exits, or returns `:error` or `{:error, reason}`, the start
+      has failed: `PgliteEx.start_link/1` returns the error, or, at a restart, the supervisor tries
+      again, up to ten times in ten seconds, and ends then.
+    * `:after_start_timeout` – how long the database may take to be made and the function to return, in
+      milliseconds, or `:infinity`. Default 300,000.
     * `:listen` – `{host, port}`, where port 0 asks the system for a free one, or
       `{:local, path}` for a unix socket. libpq accepts only sockets called
       `.s.PGSQL.PORT`; a path that is not called so is taken as a directory and gets
@@ -16,12 +32,21 @@ defmodule PgliteEx.Options do
       that reaches the socket can be the superuser.
     * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
       `:infinity`; then its connection is closed. Default 60,000.
-    * `:template` – in `:isolated` mode, the template that connections clone
-      (see `PgliteEx.Template`).
+    * `:template` – in `:isolated` mode, the template that connections clone; in `:shared` mode, the
+      template that a new cluster is a copy of (see `PgliteEx.Template`).
     * `:warm` – how many clones of a template in use are kept ready in advance.
     * `:data` – the directory that the shared cluster is kept in. It gets a new cluster if it is empty
       or not there, and no other program can open it meanwhile. Default: none; the cluster is in
       memory then, and gone with the program.
+    * `:on_data_loss` – what happens when the program of a shared cluster in memory ends by itself or
+      is killed. `:restart`: it is started again, with a new cluster, at the same address. `:stop`: the
+      server ends with the reason `:shutdown`, so that its supervisor decides what is started again,
+      as it does for any process whose state is lost. Default: `:stop`, because clients that go on with
+      an empty cluster find no tables; and `:restart` with `:after_start`, which makes these again.
+      Clusters that `:data` keeps, and those of `:isolated` mode, are always started again.
+    * `:shutdown_timeout` – how long the program may take to stop, in milliseconds: its sessions end, and
+      a shared cluster is shut down. Then it ends anyway, and a cluster in a directory recovers at its
+      next start. The supervisor waits three seconds longer before it ends it by force. Default 5,000.
     * `:max_connections` – how many sessions a shared cluster takes at once; one more gets
       SQLSTATE `53300`.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
@@ -45,11 +70,15 @@ defmodule PgliteEx.Options do
             mode: :shared,
             database: nil,
             username: "postgres",
+            after_start: nil,
+            after_start_timeout: 300_000,
             listen: nil,
             send_timeout: 60_000,
             template: nil,
             warm: nil,
             data: nil,
+            on_data_loss: nil,
+            shutdown_timeout: 5_000,
             max_connections: nil,
             settings: [],
             executable: nil,
@@ -60,16 +89,22 @@ defmodule PgliteEx.Options do
 
   @type listen :: {:inet.ip_address(), :inet.port_number()} | {:local, Path.t()}
 
+  @type after_start :: (connection_opts :: keyword -> term) | {module, atom, [term]}
+
   @type t :: %__MODULE__{
           name: nil | GenServer.name(),
           mode: :shared | :isolated,
           database: String.t(),
           username: String.t(),
+          after_start: nil | after_start,
+          after_start_timeout: pos_integer | :infinity,
           listen: listen,
           send_timeout: pos_integer | :infinity,
           template: nil | String.t(),
           warm: nil | non_neg_integer,
           data: nil | Path.t(),
+          on_data_loss: :restart | :stop,
+          shutdown_timeout: non_neg_integer,
           max_connections: nil | pos_integer,
           settings: [{atom, String.t() | number | boolean}],
           executable: nil | Path.t(),
@@ -82,6 +117,8 @@ defmodule PgliteEx.Options do
   # Those that may be nil, which is as if they had not been given.
   @optional [
     :database,
+    :after_start,
+    :on_data_loss,
     :template,
     :warm,
     :data,
@@ -95,8 +132,9 @@ defmodule PgliteEx.Options do
 
   @log_levels [:error, :warn, :info, :debug, :trace]
 
-  # `sun_path` of a unix socket's address holds 108 bytes, with a NUL at the end (unix(7)).
-  @longest_local_path 107
+  # `sun_path` of a unix socket's address holds 108 bytes, with a NUL at the end (unix(7)). The socket for
+  # connections of `after_start:` may have a number with one digit more.
+  @longest_local_path 106
 
   @doc """
   Validates options and fills in the defaults.
@@ -125,8 +163,12 @@ defmodule PgliteEx.Options do
     fill_in(struct!(__MODULE__, fields))
   end
 
-  defp fill_in(%{template: template, mode: :shared}) when template != nil do
-    refuse!(:template, template, "none in mode :shared; clones exist in mode: :isolated")
+  defp fill_in(%{after_start: function, mode: :isolated}) when function != nil do
+    refuse!(
+      :after_start,
+      function,
+      "none in mode :isolated, where nothing that it does would last; see PgliteEx.prepare/4"
+    )
   end
 
   defp fill_in(%{data: data, mode: :isolated}) when data != nil do
@@ -137,8 +179,15 @@ defmodule PgliteEx.Options do
     )
   end
 
-  defp fill_in(options),
-    do: %{options | database: options.database || options.template || "postgres"}
+  defp fill_in(options) do
+    on_data_loss = if options.after_start, do: :restart, else: :stop
+
+    %{
+      options
+      | database: options.database || options.template || "postgres",
+        on_data_loss: options.on_data_loss || on_data_loss
+    }
+  end
 
   defp validate!(:name, name) when is_atom(name), do: name
   defp validate!(:name, {:global, _term} = name), do: name
@@ -185,6 +234,31 @@ defmodule PgliteEx.Options do
 
   defp validate!(:send_timeout, ms),
     do: refuse!(:send_timeout, ms, "a number of milliseconds, 1 or more, or :infinity")
+
+  defp validate!(:after_start, function) when is_function(function, 1), do: function
+
+  defp validate!(:after_start, {module, name, arguments} = function)
+       when is_atom(module) and is_atom(name) and is_list(arguments),
+       do: function
+
+  defp validate!(:after_start, function) do
+    allowed = "a function of the connection options, or {module, function, arguments}"
+    refuse!(:after_start, function, allowed)
+  end
+
+  defp validate!(:after_start_timeout, :infinity), do: :infinity
+  defp validate!(:after_start_timeout, ms) when is_integer(ms) and ms > 0, do: ms
+
+  defp validate!(:after_start_timeout, ms),
+    do: refuse!(:after_start_timeout, ms, "a number of milliseconds, 1 or more, or :infinity")
+
+  defp validate!(:on_data_loss, action) when action in [:restart, :stop], do: action
+  defp validate!(:on_data_loss, action), do: refuse!(:on_data_loss, action, ":restart or :stop")
+
+  defp validate!(:shutdown_timeout, ms) when is_integer(ms) and ms >= 0, do: ms
+
+  defp validate!(:shutdown_timeout, ms),
+    do: refuse!(:shutdown_timeout, ms, "a number of milliseconds, 0 or more")
 
   defp validate!(:warm, count) when is_integer(count) and count >= 0, do: count
   defp validate!(:warm, count), do: refuse!(:warm, count, "a number of clones, 0 or more")

@@ -113,7 +113,7 @@ defmodule PgliteEx.Program do
       iex> Enum.take(settings[:args], 4)
       ["-c", ~S(exec "$0" "$@" 2>"$PGLITE_EX_STDERR"), "/opt/pglite-port", "port"]
       iex> Enum.drop(settings[:args], 4)
-      ["--mode", "isolated", "--max-connections", "5"]
+      ["--mode", "isolated", "--shutdown-timeout", "5.0", "--max-connections", "5"]
   """
   @spec port_settings(Options.t(), Path.t(), Path.t()) ::
           {{:spawn_executable, Path.t()}, list}
@@ -169,6 +169,8 @@ defmodule PgliteEx.Program do
     flags = [
       {"--mode", options.mode},
       {"--data", options.data},
+      {"--template", if(options.mode == :shared, do: options.template)},
+      {"--shutdown-timeout", options.shutdown_timeout / 1_000},
       {"--max-connections", options.max_connections},
       {"--warm", options.warm},
       {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},

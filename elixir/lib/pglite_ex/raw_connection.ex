@@ -8,7 +8,7 @@ defmodule PgliteEx.RawConnection do
 
   use GenServer, restart: :temporary, shutdown: 300
 
-  alias PgliteEx.{Channel, Connection, Error, Frame}
+  alias PgliteEx.{Channel, Connection, Error, Frame, Parts}
 
   @type active :: true | :once | false
 
@@ -24,6 +24,23 @@ defmodule PgliteEx.RawConnection do
   @doc false
   @spec start_link(argument) :: GenServer.on_start()
   def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
+
+  @doc """
+  Opens a connection of the program of `wasm_port`, as a part of the server with this registry.
+
+  `argument` lacks only `:wasm_port`.
+  """
+  @spec open(Registry.registry(), pid, map) :: {:ok, pid} | {:error, Error.t()}
+  def open(registry, wasm_port, argument) do
+    argument = Map.put(argument, :wasm_port, wasm_port)
+
+    registry
+    |> Parts.whereis(Connection)
+    |> DynamicSupervisor.start_child({__MODULE__, argument})
+  catch
+    # The server ends.
+    :exit, _ended -> {:error, Error.from_reason(Channel.program_gone())}
+  end
 
   @doc "Sends bytes; returns when the program's window has admitted them."
   @spec send(pid, iodata) :: :ok | {:error, :closed}

@@ -1,15 +1,21 @@
 defmodule PgliteEx.Readiness do
   @moduledoc false
-  # Tells waiting processes when a server's program is ready for connections and requests.
+  # Tells waiting processes when a server's program can be used.
   #
-  # The owner of the port reports that it starts its program, that the program is ready, and why it
-  # failed. This process outlives it, so that a caller can wait while the program is restarted.
+  # There are two stages. A program that has *started* takes requests, and the connections with which
+  # its database is made and the function of `after_start:` works (`PgliteEx.Preparation`). When that
+  # is done, it is *ready*, and clients are let in.
+  #
+  # The owner of the port reports that it starts its program, the stages, and why it failed. This
+  # process outlives it, so that a caller can wait while the program is restarted.
 
   use GenServer
 
   alias PgliteEx.{Channel, Error, Parts}
 
   @opaque request :: :gen_server.request_id()
+
+  @type stage :: :started | :ready
 
   @doc "Starts the process for the server with this registry."
   @spec start_link(Registry.registry()) :: GenServer.on_start()
@@ -18,16 +24,20 @@ defmodule PgliteEx.Readiness do
   end
 
   @doc """
-  Waits until the program is ready, for at most `timeout` milliseconds; returns the port's owner.
+  Waits until the program has reached a stage, for at most `timeout` milliseconds; returns the port's
+  owner.
 
   The error is `57P03`, PostgreSQL's `cannot_connect_now`, when the deadline has passed, and `57P01`
   when there is no server, which is also what `nil` stands for.
   """
-  @spec await(Registry.registry() | nil, timeout) :: {:ok, wasm_port :: pid} | {:error, Error.t()}
-  def await(registry, timeout) do
+  @spec await(Registry.registry() | nil, timeout, stage) ::
+          {:ok, wasm_port :: pid} | {:error, Error.t()}
+  def await(registry, timeout, stage \\ :ready) do
     readiness = registry && Parts.whereis(registry, __MODULE__)
     # The deadline is kept there, where it is known why the program is not ready.
-    if readiness, do: GenServer.call(readiness, {:await, timeout}, :infinity), else: no_server()
+    if readiness,
+      do: GenServer.call(readiness, {:await, timeout, stage}, :infinity),
+      else: no_server()
   catch
     :exit, _server_gone -> no_server()
   end
@@ -35,11 +45,12 @@ defmodule PgliteEx.Readiness do
   @doc """
   Does the same without waiting: the outcome comes as a message, which `handle_outcome/2` takes.
   """
-  @spec request(Registry.registry() | nil, timeout) :: {:ok, request} | {:error, Error.t()}
-  def request(registry, timeout) do
+  @spec request(Registry.registry() | nil, timeout, stage) ::
+          {:ok, request} | {:error, Error.t()}
+  def request(registry, timeout, stage) do
     case registry && Parts.whereis(registry, __MODULE__) do
       nil -> no_server()
-      readiness -> {:ok, :gen_server.send_request(readiness, {:await, timeout})}
+      readiness -> {:ok, :gen_server.send_request(readiness, {:await, timeout, stage})}
     end
   end
 
@@ -72,6 +83,10 @@ defmodule PgliteEx.Readiness do
   @spec starting(Registry.registry()) :: :ok
   def starting(registry), do: report(registry, :starting)
 
+  @doc "Reports that the program of the calling process has started, and clients have to wait."
+  @spec started(Registry.registry()) :: :ok
+  def started(registry), do: report(registry, :started)
+
   @doc "Reports that the program of the calling process is ready."
   @spec ready(Registry.registry()) :: :ok
   def ready(registry), do: report(registry, :ready)
@@ -90,30 +105,32 @@ defmodule PgliteEx.Readiness do
        # The port's owner, from the start of its program to its end.
        wasm_port: nil,
        monitor: nil,
-       ready?: false,
+       # `nil` until it has started.
+       stage: nil,
        # Why the last program has ended.
        failure: nil,
-       # Callers with their timers, by a reference.
+       # Callers with their timers and the stage that they wait for, by a reference.
        waiting: %{},
        starter: nil
      }}
   end
 
   @impl GenServer
-  def handle_call({:await, _timeout}, _from, %{ready?: true} = state),
-    do: {:reply, {:ok, state.wasm_port}, state}
+  def handle_call({:await, _timeout, stage}, _from, %{stage: reached} = state)
+      when reached == :ready or reached == stage,
+      do: {:reply, {:ok, state.wasm_port}, state}
 
-  def handle_call({:await, timeout}, from, state) do
+  def handle_call({:await, timeout, stage}, from, state) do
     reference = make_ref()
 
     timer =
       if timeout != :infinity,
         do: Process.send_after(self(), {:late, reference, timeout}, timeout)
 
-    {:noreply, put_in(state.waiting[reference], {from, timer})}
+    {:noreply, put_in(state.waiting[reference], {from, timer, stage})}
   end
 
-  def handle_call(:first_start, _from, %{ready?: true} = state), do: {:reply, :ignore, state}
+  def handle_call(:first_start, _from, %{stage: :ready} = state), do: {:reply, :ignore, state}
 
   def handle_call(:first_start, _from, %{failure: reason} = state) when reason != nil,
     do: {:reply, {:error, reason}, state}
@@ -125,14 +142,20 @@ defmodule PgliteEx.Readiness do
     {:noreply, %{state | wasm_port: wasm_port, monitor: Process.monitor(wasm_port)}}
   end
 
-  def handle_cast({wasm_port, :ready}, %{wasm_port: wasm_port} = state) do
-    for {_reference, {from, timer}} <- state.waiting do
-      if timer, do: Process.cancel_timer(timer)
-      GenServer.reply(from, {:ok, wasm_port})
-    end
+  def handle_cast({wasm_port, :started}, %{wasm_port: wasm_port} = state) do
+    {served, waiting} =
+      Enum.split_with(state.waiting, fn {_reference, {_from, _timer, stage}} ->
+        stage == :started
+      end)
 
+    admit(served, wasm_port)
+    {:noreply, %{state | stage: :started, waiting: Map.new(waiting)}}
+  end
+
+  def handle_cast({wasm_port, :ready}, %{wasm_port: wasm_port} = state) do
+    admit(state.waiting, wasm_port)
     if state.starter, do: GenServer.reply(state.starter, :ignore)
-    {:noreply, %{state | ready?: true, failure: nil, waiting: %{}, starter: nil}}
+    {:noreply, %{state | stage: :ready, failure: nil, waiting: %{}, starter: nil}}
   end
 
   def handle_cast({wasm_port, {:failed, reason}}, %{wasm_port: wasm_port} = state),
@@ -143,8 +166,8 @@ defmodule PgliteEx.Readiness do
   @impl GenServer
   def handle_info({:late, reference, timeout}, state) do
     case pop_in(state.waiting[reference]) do
-      {{from, _timer}, state} ->
-        GenServer.reply(from, {:error, not_ready(timeout, state.failure)})
+      {{from, _timer, _stage}, state} ->
+        GenServer.reply(from, {:error, not_ready(timeout, state)})
         {:noreply, state}
 
       # It was ready just then.
@@ -159,15 +182,27 @@ defmodule PgliteEx.Readiness do
 
   def handle_info(_stray_message, state), do: {:noreply, state}
 
+  defp admit(waiting, wasm_port) do
+    for {_reference, {from, timer, _stage}} <- waiting do
+      if timer, do: Process.cancel_timer(timer)
+      GenServer.reply(from, {:ok, wasm_port})
+    end
+  end
+
   defp ended(reason, state) do
     Process.demonitor(state.monitor, [:flush])
     if state.starter, do: GenServer.reply(state.starter, {:error, reason})
-    %{state | wasm_port: nil, monitor: nil, ready?: false, failure: reason, starter: nil}
+    %{state | wasm_port: nil, monitor: nil, stage: nil, failure: reason, starter: nil}
   end
 
-  defp not_ready(timeout, failure) do
-    message = "pglite-port is being started and was not ready within #{timeout} ms"
-    %Error{code: "57P03", message: message <> last_failure(failure)}
+  defp not_ready(timeout, state) do
+    what =
+      if state.stage == :started,
+        do: "its after_start: has not returned",
+        else: "was not ready"
+
+    message = "pglite-port is being started and #{what} within #{timeout} ms"
+    %Error{code: "57P03", message: message <> last_failure(state.failure)}
   end
 
   defp last_failure(nil), do: ""

@@ -20,7 +20,9 @@ defmodule PgliteEx.Server do
 
   alias PgliteEx.{Clients, Listener, Options, Parts, Readiness, Reporter, WasmPort}
 
-  # A program that keeps ending at once is given up rather than started for ever.
+  # A program that keeps ending at once is given up rather than started for ever. With
+  # `on_data_loss: :stop`, each restart of a cluster in memory is one too many: `:rest_for_one` starts
+  # the program again with every other part.
   @max_restarts 10
   @max_seconds 10
 
@@ -52,15 +54,18 @@ defmodule PgliteEx.Server do
       {Listener, {registry, options}},
       {Reporter, reporter},
       {Readiness, registry},
-      {Clients, %{registry: registry, server: self(), options: options}},
-      {WasmPort, %{registry: registry, options: options, reporter: reporter}},
+      {Clients, %{registry: registry, server: self(), stage: :ready, options: options}},
+      {WasmPort, %{registry: registry, server: self(), options: options, reporter: reporter}},
       %{id: :first_start, start: {Readiness, :first_start, [registry]}, restart: :temporary}
     ]
 
     Supervisor.init(children,
       strategy: :rest_for_one,
-      max_restarts: @max_restarts,
+      max_restarts: if(stops_with_its_data?(options), do: 0, else: @max_restarts),
       max_seconds: @max_seconds
     )
   end
+
+  defp stops_with_its_data?(%{mode: mode, data: data, on_data_loss: on_data_loss}),
+    do: mode == :shared and data == nil and on_data_loss == :stop
 end

@@ -6,7 +6,7 @@ defmodule PgliteEx.SocketServer do
 
   require Logger
 
-  alias PgliteEx.{Connection, Listener, Options, Parts}
+  alias PgliteEx.{Connection, Listener, Options, Parts, Readiness}
 
   # How long to wait when descriptors, ports of the VM or memory are exhausted, in milliseconds.
   @exhausted_pause 100
@@ -33,12 +33,13 @@ defmodule PgliteEx.SocketServer do
   @exhausted [:emfile, :enfile, :enobufs, :enomem, :system_limit]
 
   @typedoc """
-  The registry with the listener and the connections, the server whose program serves them, and
-  that server's options.
+  The registry with the listener and the connections, the server whose program serves them, at which
+  stage, and that server's options.
   """
   @type context :: %{
           registry: Registry.registry(),
           server: PgliteEx.server(),
+          stage: Readiness.stage(),
           options: Options.t()
         }
 
@@ -105,8 +106,12 @@ defmodule PgliteEx.SocketServer do
     exit({:shutdown, {:accept, reason}})
   end
 
-  defp hand_over(socket, %{registry: registry, server: server, options: options}) do
-    argument = %{acceptor: self(), program: Parts.registry(server), options: options}
+  defp hand_over(socket, %{registry: registry, server: server} = context) do
+    argument =
+      context
+      |> Map.take([:stage, :options])
+      |> Map.merge(%{acceptor: self(), program: Parts.registry(server)})
+
     connections = Parts.whereis(registry, Connection)
 
     case DynamicSupervisor.start_child(connections, {Connection, argument}) do

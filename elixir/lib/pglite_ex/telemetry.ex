@@ -23,8 +23,9 @@ defmodule PgliteEx.Telemetry do
 
   ## `[:pglite_ex, :startup, …]` – the program is started
 
-  From the start of `pglite-port` to its hello, the frame with which it reports that it is ready. If
-  the start fails, the span ends with `:exception`.
+  From the start of `pglite-port` until clients are let in: its hello has come, the frame with which it
+  reports that it runs, the database of the options is there, and the function of `after_start:` has
+  returned. If the start fails, the span ends with `:exception`.
 
     * `:start` – metadata: `server`, `mode`
     * `:stop` – and `os_pid`, the process id of the program; `hello`, the content of its hello:
@@ -35,7 +36,7 @@ defmodule PgliteEx.Telemetry do
 
   ## `[:pglite_ex, :server, …]` – the program runs
 
-  From its hello to its end. When it ends by itself, is killed, or breaks the protocol, the span ends
+  From when clients are let in to its end. When it ends by itself, is killed, or breaks the protocol, the span ends
   with `:exception`, and another `:startup` follows.
 
     * `:start` – metadata: `server`, `mode`, `os_pid`, `hello`
@@ -119,7 +120,8 @@ defmodule PgliteEx.Telemetry do
 
   defp durations do
     for {span, measurement, tags, description} <- [
-          {:startup, :duration, [:server], "From the start of the program to its hello"},
+          {:startup, :duration, [:server],
+           "From the start of the program until clients are let in"},
           {:connection, :duration, [:server], "How long a client is connected"},
           {:connection, :first_answer, [:server], "From a connection to its first answer"},
           {:request, :duration, [:server, :verb], "From a request to its reply"},

@@ -15,20 +15,33 @@ defmodule PgliteEx.WasmPort do
   # its exit reason, and the supervisor starts both again. When this process ends, for any reason,
   # the port closes; the end of its standard input makes `pglite-port` stop.
 
-  use GenServer, shutdown: 8_000
+  use GenServer
 
-  alias PgliteEx.{Channel, Error, Frame, Options, Parts, Program, Readiness, Reporter, Span}
-  alias PgliteEx.Telemetry
+  alias PgliteEx.{
+    Channel,
+    Error,
+    Frame,
+    Options,
+    Parts,
+    Preparation,
+    Program,
+    Readiness,
+    Reporter
+  }
 
-  # How long the program may take to stop by itself, in milliseconds. It gives its sessions up to
-  # five seconds.
-  @stop_timeout 6_000
+  alias PgliteEx.{Span, Telemetry}
+
+  # How much longer than its `:shutdown_timeout` the program may take to stop by itself, and this process
+  # after that, in milliseconds.
+  @stop_margin 1_000
+  @own_margin 2_000
   # How often a write is tried again while the port is busy, in milliseconds.
   @outbox_retry 5
 
   @typedoc "The server that the program belongs to."
   @type context :: %{
           registry: Registry.registry(),
+          server: pid,
           options: Options.t(),
           reporter: Reporter.t()
         }
@@ -40,6 +53,13 @@ defmodule PgliteEx.WasmPort do
           window: pos_integer,
           max_payload: pos_integer
         }
+
+  @doc "The supervisor waits until the program has ended by itself, or was killed."
+  @spec child_spec(context) :: Supervisor.child_spec()
+  def child_spec(%{options: options} = context) do
+    shutdown = options.shutdown_timeout + @stop_margin + @own_margin
+    Supervisor.child_spec(super(context), shutdown: shutdown)
+  end
 
   @doc "Starts the program. It can be used when `PgliteEx.Readiness` says that it is ready."
   @spec start_link(context) :: GenServer.on_start()
@@ -103,6 +123,8 @@ defmodule PgliteEx.WasmPort do
       program: nil,
       # The program's port; `nil` until its hello.
       port: nil,
+      # From the hello until clients are let in.
+      preparation: nil,
       span: nil,
       next_id: 1,
       connections: %{},
@@ -181,23 +203,58 @@ defmodule PgliteEx.WasmPort do
   def handle_info(message, state) do
     case Program.handle(state.program, message) do
       {:ok, program} -> {:noreply, %{state | program: program}}
-      {:ready, program} -> {:noreply, ready(%{state | program: program, port: program.port})}
+      {:ready, program} -> {:noreply, prepare(%{state | program: program, port: program.port})}
       {:error, error} -> {:stop, failure(error), state}
-      :unknown -> handle_stray(message, state)
+      :unknown -> handle_preparation(message, state)
     end
   end
 
   @impl GenServer
   def terminate(reason, %{context: context} = state) do
     reason = bare(reason)
+    Preparation.stop(state.preparation)
     Readiness.failed(context.registry, reason)
     # Before the program is given time to end.
     for {id, owner} when is_pid(owner) <- state.connections,
         do: send(owner, {Channel, id, {:closed, Channel.program_gone()}})
 
     with {%Error{} = error, _stacktrace} <- reason, do: log(state, :error, error.message)
+    if loses_data?(reason, state), do: log(state, :error, data_lost(context.options))
     stop_program(reason, state)
     stop_span(reason, state)
+  end
+
+  # Whether clients had a cluster in memory, which a failure ends.
+  defp loses_data?({%Error{}, _stacktrace}, %{context: %{options: options}} = state),
+    do: ready?(state) and options.mode == :shared and options.data == nil
+
+  defp loses_data?(_stopped, _state), do: false
+
+  defp ready?(%{port: port, preparation: preparation}), do: port != nil and preparation == nil
+
+  defp data_lost(options) do
+    "the cluster was in memory, and its data is lost; " <>
+      case options.on_data_loss do
+        :restart -> "the server goes on with a new cluster (on_data_loss: :restart)"
+        :stop -> "the server stops (on_data_loss: :stop)"
+      end
+  end
+
+  defp prepare(%{context: %{options: options} = context} = state) do
+    if Preparation.needed?(options) do
+      Readiness.started(context.registry)
+      %{state | preparation: Preparation.start_link(context)}
+    else
+      ready(state)
+    end
+  end
+
+  defp handle_preparation(message, %{context: %{options: options}} = state) do
+    case Preparation.handle(state.preparation, message, options) do
+      :ok -> {:noreply, ready(%{state | preparation: nil})}
+      {:error, error} -> {:stop, failure(error), state}
+      :unknown -> handle_stray(message, state)
+    end
   end
 
   defp ready(%{context: context, program: program} = state) do
@@ -296,17 +353,20 @@ defmodule PgliteEx.WasmPort do
   defp stop_program({%Error{code: :program_exited}, _stacktrace}, _state), do: :ok
 
   # A program that violates the protocol, or has not sent its hello, cannot be asked to stop.
-  defp stop_program({%Error{}, _stacktrace}, state), do: Program.kill(state.program)
+  defp stop_program({%Error{code: :protocol_violation}, _stacktrace}, state),
+    do: Program.kill(state.program)
+
   defp stop_program(_reason, %{port: nil} = state), do: Program.kill(state.program)
 
-  defp stop_program(_reason, state) do
+  defp stop_program(_reason, %{context: %{options: options}} = state) do
     {id, state} = take_id(state)
-    timer = Process.send_after(self(), :stop_timeout, @stop_timeout)
-    state |> write({:request, id, "shutdown", []}) |> await_end()
+    timeout = options.shutdown_timeout + @stop_margin
+    timer = Process.send_after(self(), :stop_timeout, timeout)
+    state |> write({:request, id, "shutdown", []}) |> await_end(timeout)
     Process.cancel_timer(timer)
   end
 
-  defp await_end(%{port: port} = state) do
+  defp await_end(%{port: port} = state, timeout) do
     receive do
       {^port, {:exit_status, _status}} ->
         :ok
@@ -315,10 +375,10 @@ defmodule PgliteEx.WasmPort do
         :ok
 
       :write_outbox ->
-        await_end(write_outbox(%{state | retrying?: false}))
+        await_end(write_outbox(%{state | retrying?: false}), timeout)
 
       :stop_timeout ->
-        log(state, :warning, "pglite-port has not stopped in #{@stop_timeout} ms and is killed")
+        log(state, :warning, "pglite-port has not stopped in #{timeout} ms and is killed")
         Program.kill(state.program)
     end
   end

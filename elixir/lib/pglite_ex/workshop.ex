@@ -6,7 +6,7 @@ defmodule PgliteEx.Workshop do
   # monitors a keeper; the keeper traps exits, owns the server, and is linked to the worker; the
   # worker runs the function, and is what processes started by the function are linked to.
 
-  alias PgliteEx.{Error, Options, ReadyForQuery, Server}
+  alias PgliteEx.{Error, Options, Parts, Session}
 
   @doc """
   Builds the template `name`. Whatever goes wrong is returned, and the server has ended by then.
@@ -36,12 +36,14 @@ defmodule PgliteEx.Workshop do
       options
       |> Map.take([:executable, :pglite_dir, :cache_dir, :icu_data, :username, :log_level])
       |> Keyword.new()
+      |> Keyword.put(:database, name)
 
     with {:ok, workshop} <- start(workshop_options) do
       try do
-        with :ok <- create_database(workshop, name),
-             :ok <- work.(PgliteEx.connection_opts(workshop, database: name)),
-             :ok <- in_session(workshop, name, &PgliteEx.freeze(&1, name, key: key)),
+        freeze = &PgliteEx.freeze(&1, name, key: key)
+
+        with :ok <- work.(PgliteEx.connection_opts(workshop)),
+             :ok <- Session.run(Parts.registry!(workshop), name, [], freeze),
              do: {:ok, :built}
       after
         stop(workshop)
@@ -104,52 +106,5 @@ defmodule PgliteEx.Workshop do
       "a process that the preparation is linked to ended: " <> Exception.format_exit(reason)
 
     %Error{code: :prepare_failed, message: message}
-  end
-
-  # Whether it worked is seen when the session that is to be frozen asks for this database.
-  defp create_database(workshop, name) do
-    sql = "create database \"#{String.replace(name, "\"", "\"\"")}\""
-    in_session(workshop, "postgres", &ask(&1, [<<?Q, byte_size(sql) + 5::32>>, sql, 0]))
-  end
-
-  # Gives `fun` a connection whose session waits for input.
-  defp in_session(server, database, fun) do
-    with {:ok, connection} <- PgliteEx.open(server) do
-      try do
-        with :ok <- ask(connection, startup_packet(server, database)), do: fun.(connection)
-      after
-        PgliteEx.close(connection)
-      end
-    end
-  end
-
-  # A startup packet of protocol 3.0.
-  defp startup_packet(server, database) do
-    parameters = ["user", 0, Server.options(server).username, 0, "database", 0, database, 0, 0]
-    [<<IO.iodata_length(parameters) + 8::32, 3::16, 0::16>> | parameters]
-  end
-
-  # Sends a message, and receives whatever comes until the session waits for input again.
-  defp ask(connection, message) do
-    monitor = Process.monitor(connection)
-    # Why it could not be sent comes as a message.
-    _ = PgliteEx.send(connection, message)
-    answer = await_ready(connection, monitor, <<>>)
-    Process.demonitor(monitor, [:flush])
-    answer
-  end
-
-  defp await_ready(connection, monitor, tail) do
-    receive do
-      {:pglite_ex, ^connection, {:data, bytes}} ->
-        tail = ReadyForQuery.tail(tail, [bytes])
-        if ReadyForQuery.at_end?(tail), do: :ok, else: await_ready(connection, monitor, tail)
-
-      {:pglite_ex, ^connection, {:closed, reason}} ->
-        {:error, Error.from_reason(reason)}
-
-      {:DOWN, ^monitor, :process, ^connection, _killed} ->
-        {:error, %Error{code: "08003", message: "the connection is closed"}}
-    end
   end
 end

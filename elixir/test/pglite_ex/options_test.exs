@@ -19,6 +19,12 @@ defmodule PgliteEx.OptionsTest do
         listen: {"127.0.0.1", 70_000},
         listen: {"no.such.host.invalid", 0},
         listen: {:local, "/" <> String.duplicate("x", 120)},
+        after_start: &String.upcase/2,
+        after_start: Migrator,
+        after_start_timeout: 0,
+        on_data_loss: :ignore,
+        shutdown_timeout: -1,
+        shutdown_timeout: :infinity,
         send_timeout: 0,
         send_timeout: :never,
         warm: -1,
@@ -49,7 +55,15 @@ defmodule PgliteEx.OptionsTest do
     assert_raise ArgumentError, ~r/no option :pool_size/, fn -> Options.new!(pool_size: nil) end
   end
 
-  for option <- [:mode, :listen, :username, :settings, :send_timeout] do
+  for option <- [
+        :mode,
+        :listen,
+        :username,
+        :settings,
+        :send_timeout,
+        :after_start_timeout,
+        :shutdown_timeout
+      ] do
     test "#{option}: nil is refused, because there is always one" do
       assert_raise ArgumentError, ~r/option #{unquote(option)}: nil is not allowed/, fn ->
         Options.new!([{unquote(option), nil}])
@@ -63,8 +77,18 @@ defmodule PgliteEx.OptionsTest do
     end
   end
 
-  test "a template in shared mode is refused, as nothing would be cloned" do
-    assert_raise ArgumentError, ~r/mode: :isolated/, fn -> Options.new!(template: "app") end
+  test "a function after the start is refused in isolated mode, as nothing of it would last" do
+    assert_raise ArgumentError, ~r/mode :isolated/, fn ->
+      Options.new!(mode: :isolated, after_start: fn _opts -> :ok end)
+    end
+  end
+
+  test "the loss of data stops the server, unless a function makes the tables again" do
+    assert Options.new!([]).on_data_loss == :stop
+    assert Options.new!(after_start: {Migrator, :run, []}).on_data_loss == :restart
+
+    assert Options.new!(after_start: {Migrator, :run, []}, on_data_loss: :stop).on_data_loss ==
+             :stop
   end
 
   test "a directory as unix socket gets the name that libpq looks for" do

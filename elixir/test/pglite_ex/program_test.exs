@@ -26,6 +26,17 @@ defmodule PgliteEx.ProgramTest do
       assert {~c"PGLITE_PORT_LOG", ~c"debug"} in settings[:env]
     end
 
+    test "name the template of a shared cluster; the database of an isolated one names its own" do
+      assert ["--template", "shop"] = after_word(settings(template: "shop")[:args], "--template")
+      isolated = settings(mode: :isolated, template: "shop")
+      assert [] = after_word(isolated[:args], "--template")
+    end
+
+    test "give the time of a stop in seconds" do
+      settings = settings(shutdown_timeout: 1_500)
+      assert ["--shutdown-timeout", "1.5"] = after_word(settings[:args], "--shutdown-timeout")
+    end
+
     test "limit what the VM queues for a program that does not read" do
       assert {low, high} = settings([])[:busy_limits_port]
       assert low < high and high <= 1_048_576

@@ -25,7 +25,7 @@ defmodule PgliteEx.ReadinessTest do
   describe "while the program is restarted" do
     setup %{tmp_dir: directory} do
       gate = BadProgram.make_gate!(directory)
-      server = Servers.start!(executable: program(directory))
+      server = Servers.start!(executable: program(directory), on_data_loss: :restart)
       monitor = server |> Server.child(PgliteEx.WasmPort) |> Process.monitor()
       OperatingSystem.signal(OperatingSystem.program(server), :KILL)
       assert_receive {:DOWN, ^monitor, :process, _pid, _reason}, 5_000
@@ -78,7 +78,7 @@ defmodule PgliteEx.ReadinessTest do
 
   test "a server whose program ends again and again is given up", %{tmp_dir: directory} do
     program = BadProgram.write!(directory, "hello; head -c 1 > /dev/null; exit 1")
-    {:ok, server} = PgliteEx.start_link(executable: program)
+    {:ok, server} = PgliteEx.start_link(executable: program, on_data_loss: :restart)
     end_it_again_and_again(server)
     assert_receive {:EXIT, ^server, :shutdown}, 10_000
   end

@@ -35,7 +35,7 @@ defmodule PgliteEx.TelemetryTest do
     end
 
     test "ends with an exception when its program is killed, and begins again" do
-      server = Servers.start!(name: :killed_program)
+      server = Servers.start!(name: :killed_program, on_data_loss: :restart)
       start = assert_start(:server, %{server: :killed_program})
       OperatingSystem.signal(OperatingSystem.program(server), :KILL)
 

@@ -56,9 +56,11 @@ defmodule PgliteEx.TemplateTest do
 
   test "a template is made also when a ReadyForQuery is split over two frames",
        %{tmp_dir: directory} do
+    notice = ["N", <<131_071::32>>, :binary.copy(<<0>>, 131_067)]
+
     answers =
       for id <- 1..2,
-          half <- [[:binary.copy(<<0>>, 131_072), "Z", 0, 0], [0, 5, "I"]],
+          half <- [[notice, "Z", 0, 0], [0, 5, "I"]],
           do: {:data, id, IO.iodata_to_binary(half)}
 
     frames = answers ++ [{:reply, 1, :ok, []}, {:reply, 3, :ok, []}]
@@ -101,6 +103,23 @@ defmodule PgliteEx.TemplateTest do
       server = Servers.start!(mode: :isolated, template: name)
       on_exit(fn -> drop(name) end)
       %{server: server, name: name}
+    end
+
+    test "is what a shared cluster begins as", %{server: server, name: name} do
+      create = fn connection_opts ->
+        client = WireClient.start_session_with!(connection_opts)
+        {:ok, []} = WireClient.query(client, "create table kept as select 'kept' as what")
+        :gen_tcp.close(client)
+      end
+
+      {:ok, :built} = PgliteEx.prepare(server, name, create)
+      shared = Servers.start!(template: name)
+      assert PgliteEx.connection_opts(shared)[:database] == name
+
+      {one, _key} = WireClient.start_session!(shared, database: name)
+      assert {:ok, []} = WireClient.query(one, "insert into kept values ('shared')")
+      {other, _key} = WireClient.start_session!(shared, database: name)
+      assert {:ok, [["kept"], ["shared"]]} = WireClient.query(other, "select what from kept")
     end
 
     test "is a raw connection's cluster, frozen: listed, cloned, dropped",
@@ -194,12 +213,7 @@ defmodule PgliteEx.TemplateTest do
       prepare = fn connection_opts ->
         send(test, :prepared)
 
-        {:ok, socket} =
-          :gen_tcp.connect(~c"127.0.0.1", connection_opts[:port], [:binary, active: false])
-
-        packet = WireClient.startup_packet(database: connection_opts[:database])
-        :ok = :gen_tcp.send(socket, packet)
-        {:ok, _messages} = WireClient.receive_answer(socket)
+        socket = WireClient.start_session_with!(connection_opts)
         {:ok, []} = WireClient.query(socket, "create table users as select 1 as id")
         :gen_tcp.close(socket)
       end

@@ -166,9 +166,11 @@ defmodule PgliteEx.WasmPortTest do
 
     test "ignores the order to stop is killed", %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exec sleep 1000")
-      wasm_port = start(program)
-      {:ok, %{"pid" => os_pid}} = WasmPort.hello(wasm_port)
-      GenServer.stop(wasm_port)
+      server = Servers.start!(executable: program, shutdown_timeout: 0)
+      os_pid = OperatingSystem.program(server)
+      log = capture_log(fn -> PgliteEx.stop(server) end)
+      # A second longer than the program was given.
+      assert log =~ "pglite-port has not stopped in 1000 ms and is killed"
       assert OperatingSystem.ended_within?(os_pid, 1)
     end
   end

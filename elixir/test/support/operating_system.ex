@@ -5,7 +5,7 @@ defmodule PgliteEx.OperatingSystem do
 
   @doc "The process id of a server's program."
   def program(server) do
-    :ok = PgliteEx.await_ready(server)
+    :ok = PgliteEx.await_ready(server, 60_000)
     {:ok, %{"pid" => os_pid}} = server |> Server.child(WasmPort) |> WasmPort.hello()
     os_pid
   end

@@ -28,6 +28,25 @@ defmodule PgliteEx.WireClient do
     {socket, key}
   end
 
+  @doc "Connects and starts a session with connection options; returns the socket."
+  def start_session_with!(connection_opts) do
+    {address, port} =
+      case connection_opts do
+        [{:socket, path} | _others] ->
+          {{:local, path}, 0}
+
+        [{:hostname, host}, {:port, port} | _others] ->
+          {:ok, address} = host |> String.to_charlist() |> :inet.parse_address()
+          {address, port}
+      end
+
+    {:ok, socket} = :gen_tcp.connect(address, port, [:binary, active: false])
+    parameters = [user: connection_opts[:username], database: connection_opts[:database]]
+    :ok = :gen_tcp.send(socket, startup_packet(parameters))
+    {:ok, _messages} = receive_answer(socket)
+    socket
+  end
+
   @doc "A startup packet of protocol 3.0."
   def startup_packet(parameters \\ []) do
     parameters = Keyword.merge([user: "postgres", database: "postgres"], parameters)

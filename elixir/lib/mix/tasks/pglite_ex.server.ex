@@ -10,7 +10,9 @@ defmodule Mix.Tasks.PgliteEx.Server do
     * `--host HOST`, `--port PORT` – where to listen; `127.0.0.1`, port 5432
     * `--socket PATH` – listen on a unix socket instead
     * `--mode shared|isolated` – see the guide "Modes"; `shared`
-    * `--database NAME`, `--username NAME` – what the printed URL names
+    * `--database NAME`, `--username NAME` – what the printed URL names; a shared server makes them when
+      they are not there
+    * `--data DIRECTORY` – where the shared cluster is kept
     * `--template NAME` – what connections of `--mode isolated` clone
     * `--max-connections N`, `--warm N`
     * `--log-level LEVEL`
@@ -28,6 +30,7 @@ defmodule Mix.Tasks.PgliteEx.Server do
     mode: :string,
     database: :string,
     username: :string,
+    data: :string,
     template: :string,
     max_connections: :integer,
     warm: :integer,

@@ -1,0 +1,175 @@
+defmodule PgliteEx.Preparation do
+  @moduledoc false
+  # What is done with a program that has started, before clients are let in: the database and the role
+  # of the options are made if they are missing, and the function of `after_start:` runs.
+  #
+  # Both happen in a process that the owner of the port is linked to and does not wait for. Processes
+  # that the function starts, such as a repo, end with that process. Its connections come through a
+  # gate of its own, which is open as long as it runs.
+
+  alias PgliteEx.{Error, Gate, Options, Session}
+
+  # The role that `initdb` makes, and the databases that it makes for connections like these. `createdb`
+  # tries them in the same order (`connectMaintenanceDatabase` in PostgreSQL's
+  # `src/fe_utils/connect_utils.c`).
+  @bootstrap_user "postgres"
+  @maintenance_database "postgres"
+  @template_database "template1"
+
+  # Added to the number in the name of a unix socket, for that of the gate beside it.
+  @gate_offset 10_000
+
+  @enforce_keys [:process, :timer]
+  defstruct [:process, :timer]
+
+  @type t :: %__MODULE__{process: pid, timer: nil | reference}
+
+  @doc "Whether there is anything to do."
+  @spec needed?(Options.t()) :: boolean
+  def needed?(%Options{mode: :isolated}), do: false
+
+  def needed?(%Options{} = options) do
+    options.after_start != nil or options.username != @bootstrap_user or
+      options.database != @maintenance_database
+  end
+
+  @doc """
+  Begins, for a server and its registry. The caller must trap exits, and passes its messages to
+  `handle/2`.
+  """
+  @spec start_link(%{
+          :registry => Registry.registry(),
+          :server => pid,
+          :options => Options.t(),
+          optional(atom) => term
+        }) :: t
+  def start_link(%{options: options} = context) do
+    process = spawn_link(fn -> exit({:shutdown, {__MODULE__, run(context)}}) end)
+
+    timer =
+      if options.after_start_timeout != :infinity,
+        do: Process.send_after(self(), {__MODULE__, :late, process}, options.after_start_timeout)
+
+    %__MODULE__{process: process, timer: timer}
+  end
+
+  @doc """
+  Handles a message of the caller's mailbox: `:ok` when all is done, `:unknown` when it is not a
+  message of the preparation.
+  """
+  @spec handle(t | nil, term, Options.t()) :: :ok | {:error, Error.t()} | :unknown
+  def handle(%__MODULE__{process: process} = preparation, {:EXIT, process, reason}, _options) do
+    if preparation.timer, do: Process.cancel_timer(preparation.timer)
+
+    case reason do
+      {:shutdown, {__MODULE__, result}} -> result
+      reason -> {:error, failed("ended: " <> Exception.format_exit(reason))}
+    end
+  end
+
+  def handle(%__MODULE__{process: process} = preparation, {__MODULE__, :late, process}, options) do
+    stop(preparation)
+    time = "within #{options.after_start_timeout} ms"
+
+    if options.after_start,
+      do: {:error, failed("has not returned #{time}")},
+      else: {:error, %Error{code: :timeout, message: "the database was not made #{time}"}}
+  end
+
+  def handle(_preparation, _message, _options), do: :unknown
+
+  @doc "Ends the process, and with it those that it is linked to."
+  @spec stop(t | nil) :: :ok
+  def stop(nil), do: :ok
+
+  def stop(%__MODULE__{process: process}) do
+    Process.unlink(process)
+    Process.exit(process, :kill)
+    :ok
+  end
+
+  defp run(%{options: options} = context) do
+    with :ok <- make_database(context),
+         do: if(options.after_start, do: call(options.after_start, context), else: :ok)
+  end
+
+  defp make_database(%{registry: registry, options: options}) do
+    in_session = fn database ->
+      settings = [username: @bootstrap_user, stage: :started]
+      Session.run(registry, database, settings, &make_role_and_database(&1, options))
+    end
+
+    with {:error, %Error{code: "3D000"}} <- in_session.(@maintenance_database),
+         do: in_session.(@template_database)
+  end
+
+  defp make_role_and_database(session, %{username: username, database: database}) do
+    role = Session.identifier(username)
+    create_role = "create role #{role} login superuser"
+    create_database = "create database #{Session.identifier(database)} owner #{role}"
+
+    with :ok <- unless_there(session, "pg_roles where rolname", username, create_role),
+         do: unless_there(session, "pg_database where datname", database, create_database)
+  end
+
+  # Looked for first, because a refused statement would be an error in the program's log. As a `name`,
+  # a long text is cut off, as it is when it becomes the name of a role or database.
+  defp unless_there(session, table_and_column, name, create) do
+    sql = "select from pg_catalog.#{table_and_column} = #{Session.literal(name)}::name"
+
+    with {:ok, 0} <- Session.query(session, sql),
+         {:error, error} <- Session.query(session, create) do
+      {:error, %{error | message: "#{create}: #{error.message}"}}
+    else
+      {:ok, _rows} -> :ok
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  defp call(function, %{server: server, options: options}) do
+    case Gate.start_link(server, gate_address(options.listen), :started) do
+      {:ok, gate} ->
+        result = apply_function(function, PgliteEx.connection_opts(gate))
+        Supervisor.stop(gate)
+        result
+
+      {:error, reason} ->
+        {:error, failed("cannot be called: " <> Exception.format_exit(reason))}
+    end
+  end
+
+  defp apply_function(function, connection_opts) do
+    result =
+      case function do
+        {module, name, arguments} -> apply(module, name, [connection_opts | arguments])
+        function -> function.(connection_opts)
+      end
+
+    case result do
+      {:error, reason} -> {:error, failed("returned an error: " <> describe(reason))}
+      :error -> {:error, failed("returned :error")}
+      _done -> :ok
+    end
+  catch
+    kind, reason ->
+      {:error, failed("failed: " <> Exception.format(kind, reason, __STACKTRACE__))}
+  end
+
+  # As reachable as the server is, and no more: there are no passwords.
+  defp gate_address({:local, path}) do
+    ".s.PGSQL." <> number = Path.basename(path)
+    number = rem(String.to_integer(number) + @gate_offset, 65_536)
+    {:local, Path.join(Path.dirname(path), ".s.PGSQL.#{number}")}
+  end
+
+  defp gate_address({host, _port}) when tuple_size(host) == 8,
+    do: {{0, 0, 0, 0, 0, 0, 0, 1}, 0}
+
+  defp gate_address({_host, _port}), do: {{127, 0, 0, 1}, 0}
+
+  defp describe(reason) when is_exception(reason), do: Exception.message(reason)
+  defp describe(reason), do: inspect(reason)
+
+  defp failed(how),
+    do: %Error{code: :after_start_failed, message: "the function of after_start: #{how}"}
+end

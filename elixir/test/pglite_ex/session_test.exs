@@ -1,0 +1,5 @@
+defmodule PgliteEx.SessionTest do
+  use ExUnit.Case, async: true
+
+  doctest PgliteEx.Session
+end
