@@ -1,0 +1,126 @@
+defmodule Integration.OwnDatabaseTest do
+  @moduledoc "The code of the guide \"An application's own database\", as it stands there."
+  # It starts an application.
+  use ExUnit.Case, async: false
+
+  @moduletag mode: :shared
+  @moduletag :tmp_dir
+  @moduletag timeout: 120_000
+
+  # Those of the guide.
+  @compile {:no_warn_undefined, [MyApp.Application, MyApp.Repo]}
+
+  @guide Path.expand("../../guides/an_applications_own_database.md", __DIR__)
+  @external_resource @guide
+
+  # The blocks of code, by the files that they name.
+  @files @guide
+         |> File.read!()
+         |> then(&Regex.scan(~r/^```elixir\n# (\S+)\n(.*?)^```/ms, &1, capture: :all_but_first))
+         |> Map.new(fn [name, code] -> {name, code} end)
+
+  @migration """
+  defmodule MyApp.CreateNotes do
+    use Ecto.Migration
+
+    def change do
+      create table(:notes) do
+        add :text, :text
+      end
+    end
+  end
+  """
+
+  # An application of this name with its own `priv`, and the guide's modules and configuration.
+  setup_all do
+    application =
+      Path.join(System.tmp_dir!(), "my_app-#{System.unique_integer([:positive])}/my_app")
+
+    migrations = Path.join(application, "priv/repo/migrations")
+    File.mkdir_p!(migrations)
+    File.write!(Path.join(migrations, "20260101000000_create_notes.exs"), @migration)
+    ebin = Path.join(application, "ebin")
+    File.mkdir_p!(ebin)
+    Code.prepend_path(ebin)
+    :ok = :application.load({:application, :my_app, [vsn: ~c"1", modules: []]})
+    # At once, because they call each other.
+    modules = for {"lib/" <> _name, code} <- @files, do: code
+    modules |> Enum.join("\n") |> Code.compile_string(@guide)
+
+    on_exit(fn ->
+      Application.unload(:my_app)
+      Code.delete_path(ebin)
+      File.rm_rf!(Path.dirname(application))
+    end)
+  end
+
+  defp configure(name, environment) do
+    config = Config.Reader.eval!(name, Map.fetch!(@files, name), env: environment)
+    # As Mix merges files.
+    before = Application.get_all_env(:my_app)
+    Application.put_all_env(Config.Reader.merge([my_app: before], config))
+  end
+
+  defp start_application do
+    {:ok, supervisor} = MyApp.Application.start(:normal, [])
+    supervisor
+  end
+
+  defp kill_program do
+    {:ok, %{"pid" => os_pid}} =
+      MyApp.Postgres |> PgliteEx.Server.child(PgliteEx.WasmPort) |> PgliteEx.WasmPort.hello()
+
+    {_output, 0} = System.cmd("kill", ["-KILL", os_pid])
+    {_output, 0} = System.cmd("tail", ["--pid=#{os_pid}", "-s", "0.02", "-f", "/dev/null"])
+    :ok = PgliteEx.await_ready(MyApp.Postgres, 60_000)
+  end
+
+  # A pool notices at its next query that a connection is gone.
+  defp eventually(query, deadline \\ System.monotonic_time(:millisecond) + 30_000) do
+    query.()
+  rescue
+    error in [DBConnection.ConnectionError, Postgrex.Error] ->
+      if System.monotonic_time(:millisecond) > deadline, do: reraise(error, __STACKTRACE__)
+      eventually(query, deadline)
+  end
+
+  defp notes, do: MyApp.Repo.query!("select text from notes order by id").rows
+
+  test "keeps what was committed, over kills and restarts", %{tmp_dir: directory} do
+    System.put_env("MY_APP_DATA", Path.join(directory, "pgdata"))
+    configure("config/config.exs", :prod)
+    configure("config/runtime.exs", :prod)
+
+    supervisor = start_application()
+    assert [["my_app"]] = MyApp.Repo.query!("select current_database()").rows
+    MyApp.Repo.query!("insert into notes (text) values ('kept')")
+    kill_program()
+    assert eventually(&notes/0) == [["kept"]]
+    Supervisor.stop(supervisor)
+
+    supervisor = start_application()
+    assert notes() == [["kept"]]
+    Supervisor.stop(supervisor)
+  end
+
+  test "has its tables again after a kill when it is in memory" do
+    Application.delete_env(:my_app, MyApp.Postgres)
+    configure("config/config.exs", :test)
+    configure("config/runtime.exs", :test)
+
+    supervisor = start_application()
+    MyApp.Repo.query!("insert into notes (text) values ('lost')")
+    kill_program()
+    assert eventually(&notes/0) == []
+    Supervisor.stop(supervisor)
+  end
+
+  test "is in the project in development" do
+    Application.delete_env(:my_app, MyApp.Postgres)
+    configure("config/config.exs", :dev)
+    configure("config/dev.exs", :dev)
+    options = Application.fetch_env!(:my_app, MyApp.Postgres)
+    assert Path.basename(options[:data]) == "pgdata"
+    assert options[:database] == "my_app"
+  end
+end
