@@ -52,7 +52,7 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 
 .PHONY: test-rust
 test-rust: toolchain $(PGLITE) ## the Rust tests
-	.ci/require psql=postgresql-client pgbench=postgresql node=nodejs
+	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
 	$(FOR_TESTS) PGLITE_PORT_TEST_DATA=1 $(CARGO) test --locked --no-fail-fast $(addprefix --test ,$(ALSO_IN_A_DIRECTORY))

@@ -3,9 +3,14 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use support::{
+    cache,
     program::Program,
     server::{Server, rows},
 };
@@ -124,6 +129,26 @@ fn a_recovery_that_takes_long_tells_how_far_it_has_come() {
     let place = |line: &String| line.split("redo in progress").nth(1).map(str::to_owned);
     let places: Vec<_> = told.iter().filter_map(place).collect();
     assert!(places.len() > 5, "{told:?}");
+}
+
+#[test]
+fn a_terminal_shows_that_a_cluster_recovers_and_a_pipe_only_gets_the_log() {
+    let outer = TempDir::new().expect("a directory");
+    let data = outer.path().join("data");
+    Server::in_directory(&data).kill();
+    // The cluster has been opened when it is found that the program cannot listen there.
+    let serve = ["serve", "--listen", "nowhere", "--data", data.to_str().expect("text")];
+    let shown = "recovering the cluster in the data directory";
+    let cache = cache::shared();
+    let words = [&[env!("CARGO_BIN_EXE_pglite-port"), "--cache-dir", cache.to_str().expect("text")], &serve[..]];
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &words.concat().join(" "), "/dev/null"]).stdin(Stdio::null());
+    let terminal = terminal.output().expect("script is installed");
+    let (status, stderr) = run(&serve);
+    assert_eq!((terminal.status.code(), status), (Some(1), Some(1)), "{stderr}");
+    let terminal = String::from_utf8_lossy(&terminal.stdout);
+    assert!(terminal.contains(shown) && terminal.contains("database system was interrupted"), "{terminal}");
+    assert!(!stderr.contains(shown) && stderr.contains("opening the data directory"), "{stderr}");
 }
 
 #[test]

@@ -31,6 +31,12 @@ defmodule PgliteEx do
   other. A `server` below is the pid that `start_link/1` returned, or the server's `:name`, on the
   node on which it runs.
 
+  ## A database that is kept
+
+  `data:` names a directory for the cluster of a `:shared` server, `database:` a database in it, and
+  `after_start:` a function that brings it up to date at every start: see the guide
+  [An application's own database](an_applications_own_database.html).
+
   ## Without a socket
 
   An implementation of the Postgres protocol can talk to a session by messages, as to a port:
@@ -51,7 +57,8 @@ defmodule PgliteEx do
   @doc """
   Starts a server; see `PgliteEx.Options` for the options.
 
-  Returns when the program runs and the socket listens. Raises `ArgumentError` for an option that
+  Returns when clients can connect: the program runs, the database is there, and the function of
+  `:after_start` has returned. Raises `ArgumentError` for an option that
   is not allowed, and returns `{:error, reason}` when the program cannot be started or the
   address is taken; `Exception.format_exit/1` makes a sentence of the reason.
 

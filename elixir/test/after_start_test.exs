@@ -176,6 +176,20 @@ defmodule PgliteEx.AfterStartTest do
       assert message =~ "has not returned within 100 ms"
     end
 
+    test "has no address of its own where that is taken: the start fails with the reason" do
+      Process.flag(:trap_exit, true)
+      place = Path.join(System.tmp_dir!(), "after_start-#{System.unique_integer([:positive])}")
+      on_exit(fn -> File.rm_rf!(place) end)
+      path = Path.join(place, ".s.PGSQL.15432")
+      File.mkdir_p!(place)
+      {:ok, _taken} = :gen_tcp.listen(0, ifaddr: {:local, path})
+
+      assert {:error, {%Error{code: :after_start_failed, message: message}, _stacktrace}} =
+               PgliteEx.start_link(listen: {:local, place}, after_start: &Keyword.keys/1)
+
+      assert message =~ "cannot listen on #{path}: address already in use"
+    end
+
     test "that fails at a restart is tried again" do
       runs = :counters.new(1, [])
 

@@ -127,15 +127,11 @@ defmodule PgliteEx.Preparation do
   end
 
   defp call(function, %{server: server, options: options}) do
-    case Gate.start_link(server, gate_address(options.listen), :started) do
-      {:ok, gate} ->
-        result = apply_function(function, PgliteEx.connection_opts(gate))
-        Supervisor.stop(gate)
-        result
-
-      {:error, reason} ->
-        {:error, failed("cannot be called: " <> Exception.format_exit(reason))}
-    end
+    # A gate that does not start ends this process with its reason, as the two are linked.
+    {:ok, gate} = Gate.start_link(server, gate_address(options.listen), :started)
+    result = apply_function(function, PgliteEx.connection_opts(gate))
+    Supervisor.stop(gate)
+    result
   end
 
   defp apply_function(function, connection_opts) do
