@@ -32,12 +32,6 @@ defmodule PgliteEx.AfterStartTest do
     end
   end
 
-  defp kill_program(server) do
-    program = OperatingSystem.program(server)
-    OperatingSystem.signal(program, :KILL)
-    assert OperatingSystem.ended_within?(program, 5)
-  end
-
   describe "database:" do
     test "is made with its owner before clients are let in" do
       server = Servers.start!(database: "app", username: "someone")
@@ -85,7 +79,7 @@ defmodule PgliteEx.AfterStartTest do
       server = Servers.start!(after_start: migration())
       assert_received {:migrating, _migration, "0", _connection_opts}
       query!(server, "insert into notes values ('lost')")
-      kill_program(server)
+      OperatingSystem.kill_program!(server)
 
       assert_receive {:migrating, migration, "0", _connection_opts}, @patience
       waiting = WireClient.connect!(server)
@@ -105,7 +99,7 @@ defmodule PgliteEx.AfterStartTest do
       server = Servers.start!(data: Path.join(directory, "data"), after_start: migration())
       assert_received {:migrating, _migration, "0", _connection_opts}
       query!(server, "insert into notes values ('kept')")
-      kill_program(server)
+      OperatingSystem.kill_program!(server)
       assert_receive {:migrating, migration, "1", _connection_opts}, @patience
       send(migration, :go)
       assert :ok = PgliteEx.await_ready(server, @patience)
@@ -199,7 +193,7 @@ defmodule PgliteEx.AfterStartTest do
       end
 
       server = Servers.start!(after_start: function)
-      kill_program(server)
+      OperatingSystem.kill_program!(server)
       assert :ok = PgliteEx.await_ready(server, @patience)
       assert :counters.get(runs, 1) == 3
     end
@@ -209,7 +203,7 @@ defmodule PgliteEx.AfterStartTest do
     test "the server ends, so that its supervisor notices" do
       server = Servers.start!()
       monitor = Process.monitor(server)
-      kill_program(server)
+      OperatingSystem.kill_program!(server)
       assert_receive {:DOWN, ^monitor, :process, ^server, :shutdown}, 5_000
     end
 
@@ -217,7 +211,7 @@ defmodule PgliteEx.AfterStartTest do
       server = Servers.start!(on_data_loss: :restart)
       url = PgliteEx.url(server)
       query!(server, "create table notes (text text)")
-      kill_program(server)
+      OperatingSystem.kill_program!(server)
       assert :ok = PgliteEx.await_ready(server, @patience)
       assert PgliteEx.url(server) == url
       assert [[nil]] = query!(server, "select to_regclass('notes')")

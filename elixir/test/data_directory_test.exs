@@ -17,9 +17,7 @@ defmodule PgliteEx.DataDirectoryTest do
        %{tmp_dir: directory} do
     server = Servers.start!(data: Path.join(directory, "data"))
     values(server, "create table notes as select 'kept' as text")
-    program = OperatingSystem.program(server)
-    OperatingSystem.signal(program, :KILL)
-    assert OperatingSystem.ended_within?(program, 5)
+    OperatingSystem.kill_program!(server)
     :ok = PgliteEx.await_ready(server, 60_000)
     assert [["kept"]] = values(server, "select text from notes")
   end

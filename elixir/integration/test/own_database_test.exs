@@ -67,11 +67,11 @@ defmodule Integration.OwnDatabaseTest do
   end
 
   defp kill_program do
-    {:ok, %{"pid" => os_pid}} =
-      MyApp.Postgres |> PgliteEx.Server.child(PgliteEx.WasmPort) |> PgliteEx.WasmPort.hello()
-
+    wasm_port = PgliteEx.Server.child(MyApp.Postgres, PgliteEx.WasmPort)
+    {:ok, %{"pid" => os_pid}} = PgliteEx.WasmPort.hello(wasm_port)
+    monitor = Process.monitor(wasm_port)
     {_output, 0} = System.cmd("kill", ["-KILL", os_pid])
-    {_output, 0} = System.cmd("tail", ["--pid=#{os_pid}", "-s", "0.02", "-f", "/dev/null"])
+    assert_receive {:DOWN, ^monitor, :process, ^wasm_port, _reason}, 10_000
     :ok = PgliteEx.await_ready(MyApp.Postgres, 60_000)
   end
 

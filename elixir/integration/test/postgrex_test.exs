@@ -7,7 +7,8 @@ defmodule Integration.PostgrexTest do
       @describetag mode: mode
 
       setup do
-        server = start_supervised!({PgliteEx, mode: unquote(mode)})
+        # A new cluster serves to see that a connection is made again.
+        server = start_supervised!({PgliteEx, mode: unquote(mode), on_data_loss: :restart})
         options = PgliteEx.connection_opts(server, pool_size: 1)
         %{server: server, conn: start_supervised!({Postgrex, options})}
       end

@@ -2,7 +2,7 @@ defmodule PgliteEx.ReadinessTest do
   @moduledoc "Servers whose programs take their time to start, or do not."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{BadProgram, Error, OperatingSystem, Server, Servers, WireClient}
+  alias PgliteEx.{BadProgram, Error, OperatingSystem, Servers, WireClient}
 
   @moduletag :tmp_dir
 
@@ -26,9 +26,7 @@ defmodule PgliteEx.ReadinessTest do
     setup %{tmp_dir: directory} do
       gate = BadProgram.make_gate!(directory)
       server = Servers.start!(executable: program(directory), on_data_loss: :restart)
-      monitor = server |> Server.child(PgliteEx.WasmPort) |> Process.monitor()
-      OperatingSystem.signal(OperatingSystem.program(server), :KILL)
-      assert_receive {:DOWN, ^monitor, :process, _pid, _reason}, 5_000
+      OperatingSystem.kill_program!(server)
       %{gate: gate, server: server}
     end
 

@@ -15,8 +15,9 @@ defmodule PgliteEx.StderrTest do
   end
 
   test "lines that were received before are among the last", %{stderr: stderr} do
+    %{port: port} = stderr
     write!(stderr, "echo first")
-    assert_receive message
+    assert_receive {^port, {:data, _line}} = message
     assert {:ok, stderr} = Stderr.handle(stderr, message)
     write!(stderr, "echo second")
     assert Stderr.last_lines(stderr, 5) == ["first", "second"]

@@ -10,6 +10,22 @@ defmodule PgliteEx.OperatingSystem do
     os_pid
   end
 
+  @doc """
+  Kills a server's program, and returns when the server has noticed: who asks it for its program then
+  waits for the next one.
+  """
+  def kill_program!(server) do
+    os_pid = program(server)
+    monitor = server |> Server.child(WasmPort) |> Process.monitor()
+    signal(os_pid, :KILL)
+
+    receive do
+      {:DOWN, ^monitor, :process, _wasm_port, _reason} -> :ok
+    after
+      10_000 -> raise "the end of the program was not noticed"
+    end
+  end
+
   @doc "Sends a signal, such as `:KILL`."
   def signal(os_pid, signal) do
     {_output, 0} = System.cmd("kill", ["-#{signal}", os_pid])
