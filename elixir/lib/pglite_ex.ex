@@ -43,7 +43,18 @@ defmodule PgliteEx do
   `open/2`, `send/2`, `close/1`.
   """
 
-  alias PgliteEx.{Error, Listener, Options, Parts, RawConnection, Readiness, Server, Template}
+  alias PgliteEx.{
+    Backup,
+    Error,
+    Listener,
+    Options,
+    Parts,
+    RawConnection,
+    Readiness,
+    Server,
+    Template
+  }
+
   alias PgliteEx.WasmPort
 
   # How long a caller waits for a program that is being started, in milliseconds.
@@ -205,6 +216,40 @@ defmodule PgliteEx do
       WasmPort.request(wasm_port, verb, options, settings)
     end
   end
+
+  @doc """
+  Backs the shared cluster of a running server up into the file `path`, while its sessions go on.
+
+  The file is a tar archive of the cluster, compressed if its name ends in `gz`; an existing file is
+  replaced when the backup is complete. It has everything that was committed when the backup ended. The
+  checksums of all pages are verified on the way. The result has the number of `:files`, their `:bytes`,
+  and the verified `:pages`.
+
+  Options: `:database` and `:username`, for the session that the program makes for it; the role must be a
+  superuser (both default to `"postgres"`); `:timeout` in milliseconds, default `:infinity`.
+
+      {:ok, %{files: _, bytes: _}} = PgliteEx.backup(MyApp.Postgres, "/backups/my_app.tar.gz")
+
+  A backup can be made in the function of `:after_start`, before migrations. A server in `:isolated` mode
+  has nothing to back up; the error has the code `"0A000"`.
+  """
+  @spec backup(server, Path.t(), keyword) ::
+          {:ok, %{atom => non_neg_integer}} | {:error, Error.t()}
+  defdelegate backup(server, path, options \\ []), to: Backup
+
+  @doc """
+  Restores a backup into `directory`, which is empty or not there; a server opens it with `data:`.
+
+  The file may also be one of PGlite's `dumpDataDir`. All checksums are verified. When this returns
+  `:ok`, everything is on the disk; otherwise the directory has no cluster. The error has the code
+  `:restore_failed` and the program's message.
+
+  Options: `:executable`, as for a server.
+
+      :ok = PgliteEx.restore("/backups/my_app.tar.gz", "/var/lib/my_app/restored")
+  """
+  @spec restore(Path.t(), Path.t(), executable: nil | Path.t()) :: :ok | {:error, Error.t()}
+  defdelegate restore(file, directory, options \\ []), to: Backup
 
   @doc """
   Makes a template for isolated servers, unless it is there: see `PgliteEx.Template.prepare/4`.

@@ -57,8 +57,8 @@ defmodule PgliteEx.Telemetry do
 
   ## `[:pglite_ex, :request, …]` – a request to the program
 
-  `PgliteEx.request/4` and the functions that make requests: `PgliteEx.stats/1`, those of
-  `PgliteEx.Template`. Emitted in the calling process.
+  `PgliteEx.request/4` and the functions that make requests: `PgliteEx.stats/1`,
+  `PgliteEx.backup/3`, those of `PgliteEx.Template`. Emitted in the calling process.
 
     * `:start` – metadata: `server`, `verb`
     * `:stop` – and `error`: a `PgliteEx.Error`, or `nil`
@@ -71,6 +71,20 @@ defmodule PgliteEx.Telemetry do
     * `:stop` – and `result`: `:built`, `:reused`, or `nil` with an error; `error`: a
       `PgliteEx.Error`, or `nil`
 
+  ## `[:pglite_ex, :backup, …]` – a cluster is backed up
+
+  `PgliteEx.backup/3`. Emitted in the calling process.
+
+    * `:start` – metadata: `server`; `path` of the file
+    * `:stop` – and `error`: a `PgliteEx.Error`, or `nil`
+
+  ## `[:pglite_ex, :restore, …]` – a backup is restored
+
+  `PgliteEx.restore/3`. Emitted in the calling process.
+
+    * `:start` – metadata: `path` of the file; `directory`
+    * `:stop` – and `error`: a `PgliteEx.Error`, or `nil`
+
   ## Logging and metrics
 
   Logging of these events is one line in `c:Application.start/2`:
@@ -82,7 +96,7 @@ defmodule PgliteEx.Telemetry do
 
   require Logger
 
-  @spans [:startup, :server, :connection, :request, :prepare]
+  @spans [:startup, :server, :connection, :request, :prepare, :backup, :restore]
   @events for span <- @spans, event <- [:start, :stop, :exception], do: [:pglite_ex, span, event]
 
   @typedoc "An event without its prefix `:pglite_ex`, its measurements and its metadata."
@@ -125,7 +139,9 @@ defmodule PgliteEx.Telemetry do
           {:connection, :duration, [:server], "How long a client is connected"},
           {:connection, :first_answer, [:server], "From a connection to its first answer"},
           {:request, :duration, [:server, :verb], "From a request to its reply"},
-          {:prepare, :duration, [:server, :name, :result], "The making or finding of a template"}
+          {:prepare, :duration, [:server, :name, :result], "The making or finding of a template"},
+          {:backup, :duration, [:server], "The making of a backup"},
+          {:restore, :duration, [], "The restoring of a backup"}
         ] do
       Telemetry.Metrics.summary([:pglite_ex, span, :stop, measurement],
         unit: {:native, :millisecond},
@@ -145,7 +161,9 @@ defmodule PgliteEx.Telemetry do
           {:server, :exception, [:server], [], "Programs that ended by themselves"},
           {:connection, :exception, [:server], [], "Processes of connections that crashed"},
           {:request, :stop, [:server, :verb], [keep: failed], "Requests that failed"},
-          {:prepare, :stop, [:server, :name], [keep: failed], "Templates that were not made"}
+          {:prepare, :stop, [:server, :name], [keep: failed], "Templates that were not made"},
+          {:backup, :stop, [:server], [keep: failed], "Backups that were not made"},
+          {:restore, :stop, [], [keep: failed], "Backups that were not restored"}
         ] do
       settings = [
         event_name: [:pglite_ex, span, event],
