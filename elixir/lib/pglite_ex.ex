@@ -35,7 +35,7 @@ defmodule PgliteEx do
 
   `data:` names a directory for the cluster of a `:shared` server, `database:` a database in it, and
   `after_start:` a function that brings it up to date at every start: see the guide
-  [An application's own database](an_applications_own_database.html).
+  "An application's own database".
 
   ## Without a socket
 
@@ -221,7 +221,7 @@ defmodule PgliteEx do
   Backs the shared cluster of a running server up into the file `path`, while its sessions go on.
 
   The file is a tar archive of the cluster, compressed if its name ends in `gz`; an existing file is
-  replaced when the backup is complete. It has everything that was committed when the backup ended. The
+  replaced when the backup is complete. It has everything that was committed when the backup began. The
   checksums of all pages are verified on the way. The result has the number of `:files`, their `:bytes`,
   and the verified `:pages`.
 

@@ -8,7 +8,7 @@ defmodule Integration.OwnDatabaseTest do
   @moduletag timeout: 120_000
 
   # Those of the guide.
-  @compile {:no_warn_undefined, [MyApp.Application, MyApp.Repo]}
+  @compile {:no_warn_undefined, [MyApp.Application, MyApp.Backups, MyApp.Repo]}
 
   @guide Path.expand("../../guides/an_applications_own_database.md", __DIR__)
   @external_resource @guide
@@ -98,6 +98,16 @@ defmodule Integration.OwnDatabaseTest do
     assert eventually(&notes/0) == [["kept"]]
     Supervisor.stop(supervisor)
 
+    supervisor = start_application()
+    assert notes() == [["kept"]]
+    {file, count} = MyApp.Backups.run(directory)
+    assert count == 1
+    Supervisor.stop(supervisor)
+
+    # The application goes back to the backup.
+    System.put_env("MY_APP_DATA", Path.join(directory, "restored"))
+    :ok = PgliteEx.restore(file, Path.join(directory, "restored"))
+    configure("config/runtime.exs", :prod)
     supervisor = start_application()
     assert notes() == [["kept"]]
     Supervisor.stop(supervisor)
