@@ -197,9 +197,9 @@ defmodule PgliteEx do
 
   For verbs that have no function of their own; ARCHITECTURE.md lists them. The options of the
   reply come in their order, and keys may repeat. The error's code is the program's, `:timeout`,
-  `"57P03"` when the program was not ready in that time (`await_ready/2`), or `"57P01"` when it is gone
-  before it has replied. Raises `ArgumentError` for strings with a
-  NUL or that are not UTF-8, and for an empty verb or key.
+  `"57P03"` when the program had not started in that time, or `"57P01"` when it is gone before it has
+  replied. Raises `ArgumentError` for strings with a NUL or that are not UTF-8, and for an empty verb or
+  key. Requests do not wait for the function of `:after_start`, so that it can make them.
 
       {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
   """

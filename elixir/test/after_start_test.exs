@@ -2,7 +2,7 @@ defmodule PgliteEx.AfterStartTest do
   @moduledoc "What is done after every start of the program, before clients are let in."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{Error, OperatingSystem, Servers, WireClient}
+  alias PgliteEx.{BadProgram, Error, OperatingSystem, Servers, WireClient}
 
   @moduletag :tmp_dir
 
@@ -182,6 +182,24 @@ defmodule PgliteEx.AfterStartTest do
                PgliteEx.start_link(listen: {:local, place}, after_start: &Keyword.keys/1)
 
       assert message =~ "cannot listen on #{path}: address already in use"
+    end
+
+    test "that fails at every restart ends the server", %{tmp_dir: directory} do
+      Process.flag(:trap_exit, true)
+      runs = :counters.new(1, [])
+
+      function = fn _connection_opts ->
+        :counters.add(runs, 1, 1)
+        if :counters.get(runs, 1) > 1, do: raise("no such migration")
+      end
+
+      # One that starts faster than a real one: it serves nobody, and ends at the order to stop.
+      program = BadProgram.write!(directory, "hello; head -c 1 > /dev/null")
+      {:ok, server} = PgliteEx.start_link(executable: program, after_start: function)
+      OperatingSystem.kill_program!(server)
+      assert_receive {:EXIT, ^server, :shutdown}, @patience
+      # The first start, and ten restarts.
+      assert :counters.get(runs, 1) >= 11
     end
 
     test "that fails at a restart is tried again" do

@@ -28,10 +28,11 @@ defmodule PgliteEx.Preparation do
   @spec needed?(Options.t()) :: boolean
   def needed?(%Options{mode: :isolated}), do: false
 
-  def needed?(%Options{} = options) do
-    options.after_start != nil or options.username != @bootstrap_user or
-      options.database != @maintenance_database
-  end
+  def needed?(%Options{} = options), do: options.after_start != nil or names_others?(options)
+
+  # Whether a role or a database is named that `initdb` has not made.
+  defp names_others?(%{username: @bootstrap_user, database: @maintenance_database}), do: false
+  defp names_others?(_options), do: true
 
   @doc """
   Begins, for a server and its registry. The caller must trap exits, and passes its messages to
@@ -89,7 +90,7 @@ defmodule PgliteEx.Preparation do
   end
 
   defp run(%{options: options} = context) do
-    with :ok <- make_database(context),
+    with :ok <- if(names_others?(options), do: make_database(context), else: :ok),
          do: if(options.after_start, do: call(options.after_start, context), else: :ok)
   end
 
