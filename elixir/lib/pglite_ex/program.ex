@@ -8,9 +8,12 @@ defmodule PgliteEx.Program do
   alias PgliteEx.{Error, Executable, Frame, Options, Stderr}
 
   @protocol "1"
-  # How long the program may take until its hello, in milliseconds. At its first start it compiles
-  # PGlite, which takes seconds, or a minute on a small machine.
+  # How long the program may say nothing before its hello, in milliseconds. At its first start it compiles
+  # PGlite, which takes seconds, or a minute on a small machine. While a cluster recovers, which takes as
+  # long as there is WAL, it says every second how far it has come.
   @start_timeout 180_000
+  # From when on what it says meanwhile is news, in milliseconds.
+  @slow_start 2_000
   # How many lines of its standard error an error message shows.
   @stderr_lines 20
   # Bytes that the port queues for a program that does not read, before writers are suspended.
@@ -19,15 +22,29 @@ defmodule PgliteEx.Program do
   # Bytes of a frame's length that are not its payload: kind and id.
   @frame_head 5
 
-  @enforce_keys [:options, :executable, :stderr, :timer]
-  defstruct [:options, :executable, :stderr, :timer, :port, :hello, :window, :max_payload]
+  @enforce_keys [:options, :executable, :stderr, :timer, :opened_at]
+  defstruct [
+    :options,
+    :executable,
+    :stderr,
+    :timer,
+    :opened_at,
+    :port,
+    :hello,
+    :window,
+    :max_payload,
+    heard?: false
+  ]
 
   @type t :: %__MODULE__{
           options: Options.t(),
           executable: Path.t(),
           stderr: Stderr.t(),
-          # Ends a start that takes too long.
+          # Ends a start of which nothing is heard, and whether something was since it was set.
           timer: reference,
+          heard?: boolean,
+          # In milliseconds of monotonic time.
+          opened_at: integer,
           # `nil` until the pipe for standard error is open.
           port: nil | port,
           # The options of the program's hello; this and the fields below are `nil` until then.
@@ -45,9 +62,14 @@ defmodule PgliteEx.Program do
   @spec open(Options.t()) :: {:ok, t} | {:error, Error.t()}
   def open(%Options{} = options) do
     with {:ok, executable} <- Executable.find(options.executable) do
-      timer = Process.send_after(self(), {__MODULE__, :start_timeout}, @start_timeout)
-      stderr = Stderr.open()
-      {:ok, %__MODULE__{options: options, executable: executable, stderr: stderr, timer: timer}}
+      {:ok,
+       %__MODULE__{
+         options: options,
+         executable: executable,
+         stderr: Stderr.open(),
+         timer: set_timer(),
+         opened_at: System.monotonic_time(:millisecond)
+       }}
     end
   rescue
     error in ErlangError -> {:error, not_spawned(error.original)}
@@ -73,6 +95,9 @@ defmodule PgliteEx.Program do
   def handle(%__MODULE__{hello: nil, port: port} = program, {:EXIT, port, reason}),
     do: {:error, ended(program, reason)}
 
+  def handle(%__MODULE__{hello: nil, heard?: true} = program, {__MODULE__, :start_timeout}),
+    do: {:ok, %{program | timer: set_timer(), heard?: false}}
+
   def handle(%__MODULE__{hello: nil} = program, {__MODULE__, :start_timeout}) do
     message = "pglite-port said nothing for #{@start_timeout} ms"
     {:error, %Error{code: :timeout, message: message <> last_words(program.stderr)}}
@@ -80,13 +105,29 @@ defmodule PgliteEx.Program do
 
   def handle(%__MODULE__{} = program, message) do
     case Stderr.handle(program.stderr, message) do
-      {:ok, stderr} -> {:ok, %{program | stderr: stderr}}
+      {:ok, stderr} -> {:ok, %{program | stderr: stderr, heard?: true}}
       {:ready, stderr} -> run(%{program | stderr: stderr})
       # While the program runs, only its last lines are lost.
       {:error, error} -> if program.hello, do: {:ok, program}, else: {:error, error}
       :unknown -> :unknown
     end
   end
+
+  @doc """
+  The lines that a message about standard error brings from a program whose start takes long; they are
+  news, because nothing else is heard of it before its hello.
+  """
+  @spec news(t, term) :: [String.t()]
+  def news(%__MODULE__{hello: nil, stderr: %{port: port}} = program, {port, {:data, bytes}}) do
+    if System.monotonic_time(:millisecond) - program.opened_at > @slow_start and
+         String.valid?(bytes),
+       do: String.split(bytes, "\n", trim: true),
+       else: []
+  end
+
+  def news(_program, _message), do: []
+
+  defp set_timer, do: Process.send_after(self(), {__MODULE__, :start_timeout}, @start_timeout)
 
   defp run(%{options: options, stderr: stderr} = program) do
     {name, settings} = port_settings(options, program.executable, stderr.path)

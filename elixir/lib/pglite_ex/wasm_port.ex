@@ -202,7 +202,7 @@ defmodule PgliteEx.WasmPort do
 
   def handle_info(message, state) do
     case Program.handle(state.program, message) do
-      {:ok, program} -> {:noreply, %{state | program: program}}
+      {:ok, program} -> {:noreply, %{log_news(state, message) | program: program}}
       {:ready, program} -> {:noreply, prepare(%{state | program: program, port: program.port})}
       {:error, error} -> {:stop, failure(error), state}
       :unknown -> handle_preparation(message, state)
@@ -305,6 +305,11 @@ defmodule PgliteEx.WasmPort do
 
   defp reply(:ok, options), do: {:ok, options}
   defp reply(:error, options), do: {:error, options |> Map.new() |> Error.from_reason()}
+
+  defp log_news(%{program: program} = state, message) do
+    for line <- Program.news(program, message), do: log(state, :info, line)
+    state
+  end
 
   defp log(%{context: context}, level, text, metadata \\ []) do
     metadata = [domain: [:pglite_ex], server: context.options.name] ++ metadata

@@ -1,9 +1,42 @@
 defmodule PgliteEx.ProgramTest do
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{Options, Program}
+  alias PgliteEx.{BadProgram, Error, Options, Program}
 
   doctest Program
+
+  describe "a program that takes long to start" do
+    @describetag :tmp_dir
+
+    test "is waited for as long as it says something", %{tmp_dir: directory} do
+      Process.flag(:trap_exit, true)
+      executable = BadProgram.write!(directory, "echo 'redo in progress' >&2; exec sleep 1000")
+      {:ok, program} = Program.open(Options.new!(executable: executable))
+      {program, message} = until_heard(program)
+      # It has only just begun.
+      assert Program.news(program, message) == []
+      slow = %{program | opened_at: program.opened_at - 10_000}
+      assert Program.news(slow, message) == ["redo in progress"]
+
+      late = {Program, :start_timeout}
+      assert {:ok, program} = Program.handle(program, late)
+      assert {:error, %Error{code: :timeout, message: message}} = Program.handle(program, late)
+      assert message =~ "said nothing for 180000 ms"
+      assert message =~ "redo in progress"
+      Program.kill(program)
+    end
+
+    # Until the program has said something, with the message that brought it.
+    defp until_heard(program) do
+      assert_receive message, 5_000
+
+      case Program.handle(program, message) do
+        {:ok, %{heard?: true, port: port} = program} when port != nil -> {program, message}
+        {:ok, program} -> until_heard(program)
+        :unknown -> until_heard(program)
+      end
+    end
+  end
 
   describe "the settings of the port" do
     test "name the directories that were given, and no others" do
