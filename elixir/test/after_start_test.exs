@@ -225,6 +225,26 @@ defmodule PgliteEx.AfterStartTest do
       assert_receive {:DOWN, ^monitor, :process, ^server, :shutdown}, 5_000
     end
 
+    test "its supervisor starts it again, and what depends on it" do
+      name = :"after_start_test_#{System.unique_integer([:positive])}"
+      test = self()
+      dependent = fn -> send(test, {:dependent, self(), PgliteEx.url(name)}) end
+      children = [{PgliteEx, name: name}, {Agent, dependent}]
+
+      start_supervised!(%{
+        id: name,
+        start: {Supervisor, :start_link, [children, [strategy: :rest_for_one]]}
+      })
+
+      assert_receive {:dependent, first, _url}
+      monitor = Process.monitor(first)
+      OperatingSystem.kill_program!(name)
+      assert_receive {:DOWN, ^monitor, :process, ^first, :shutdown}, @patience
+      assert_receive {:dependent, _second, url}, @patience
+      assert url == PgliteEx.url(name)
+      assert [["1"]] = query!(name, "select 1")
+    end
+
     test "it goes on with an empty one, at the same address, if it is told to" do
       server = Servers.start!(on_data_loss: :restart)
       url = PgliteEx.url(server)
