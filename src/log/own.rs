@@ -1,7 +1,7 @@
 //! The program's own log on stderr. No other thread waits for a reader of stderr.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     os::fd::AsFd,
     sync::Arc,
     thread,
@@ -13,10 +13,17 @@ use crate::log::{backlog::Backlog, patient::Patient};
 /// How long the program waits for the last lines when it ends.
 const FLUSH: Duration = Duration::from_millis(500);
 
+/// Erases the line of a terminal that has the progress of something on it (`indicatif`), which is drawn again below.
+const ERASE_LINE: &[u8] = b"\r\x1b[K";
+
 /// Takes lines, which a separate thread writes to stderr. When stderr is not read and there is no room, lines are
 /// dropped and counted. A clone is the same log.
 #[derive(Clone)]
-pub struct OwnLog(Arc<Backlog>);
+pub struct OwnLog {
+    backlog: Arc<Backlog>,
+    /// Comes before each line.
+    begin: &'static [u8],
+}
 
 impl OwnLog {
     /// Starts the thread that writes to stderr.
@@ -34,24 +41,31 @@ impl OwnLog {
                 lines.extend_from_slice(line.as_bytes());
             });
         })?;
-        Ok(Self(backlog))
+        Ok(Self { backlog, begin: if io::stderr().is_terminal() { ERASE_LINE } else { b"" } })
+    }
+
+    fn push(&self, text: &[u8]) {
+        self.backlog.push_if_room(|lines| {
+            lines.extend_from_slice(self.begin);
+            lines.extend_from_slice(text);
+        });
     }
 
     /// Writes one line, without its line feed.
     pub fn line(&self, text: &str) {
-        self.0.push_if_room(|lines| lines.extend_from_slice(format!("pglite-port: {text}\n").as_bytes()));
+        self.push(format!("pglite-port: {text}\n").as_bytes());
     }
 
     /// Waits until everything has been written, at most half a second.
     pub fn drain(&self) {
-        self.0.flush(Instant::now() + FLUSH);
+        self.backlog.flush(Instant::now() + FLUSH);
     }
 }
 
 /// For `tracing`'s subscriber, which writes each event with one call.
 impl Write for OwnLog {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        self.0.push_if_room(|lines| lines.extend_from_slice(event));
+        self.push(event);
         Ok(event.len())
     }
 
