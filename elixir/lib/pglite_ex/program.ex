@@ -144,7 +144,8 @@ defmodule PgliteEx.Program do
   @doc """
   The name and the options with which `Port.open/2` starts the program.
 
-  The program gets only the options that were given; it has its own defaults for the others.
+  The program gets only the options that were given; it has its own defaults for the others. It always
+  gets the time of a stop, for which the port's owner waits.
 
   ## Examples
 
