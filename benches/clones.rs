@@ -24,7 +24,7 @@ use pglite_port::{
     port::frame::{Kind, Options},
     session::Mode,
 };
-use rows::{Figure, Row, Unit, leave};
+use rows::{Aim, Figure, Row, Unit, leave};
 use support::{
     local::{Connect, Local},
     port::Port,
@@ -219,13 +219,13 @@ struct Table(Vec<Row>);
 impl Table {
     fn times(&mut self, what: &str, aim: Option<f64>, sample: &[Duration]) {
         let ours = Figure::of(sample.iter().map(Duration::as_secs_f64).collect());
-        self.0.push(Row { what: what.to_owned(), unit: Unit::Seconds, ours, other: None, aim });
+        self.0.push(Row { what: what.to_owned(), unit: Unit::Seconds, ours, other: None, aim: aim.map(Aim::Figure) });
     }
 
     fn bytes(&mut self, what: &str, aim: Option<f64>, bytes: u64) {
         // Far below 2^53.
         #[expect(clippy::cast_precision_loss)]
         let ours = Figure::of(vec![bytes as f64]);
-        self.0.push(Row { what: what.to_owned(), unit: Unit::Bytes, ours, other: None, aim });
+        self.0.push(Row { what: what.to_owned(), unit: Unit::Bytes, ours, other: None, aim: aim.map(Aim::Figure) });
     }
 }

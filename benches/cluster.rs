@@ -3,16 +3,14 @@
 //! Except for pgbench, clients are in this process, so that sockets and frames are not measured, but the sessions'
 //! threads are.
 
+#[path = "support/native.rs"]
+mod native;
 #[path = "support/rows.rs"]
 mod rows;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{
-    fs,
-    os::unix::process::CommandExt,
-    path::Path,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,16 +19,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use native::{Native, transactions_per_second};
 use pglite_port::{
     connection::Connections,
     databases::{Databases, Paths, Settings},
     log::LogSink,
     session::Mode,
 };
-use rows::{Figure, Row, Unit, leave};
+use rows::{Aim, Figure, Row, Unit, leave};
 use support::{
     local::{Connect, Local},
-    process::{self, installed},
+    process,
 };
 
 /// The number of measurements of short operations.
@@ -53,7 +52,7 @@ fn main() {
     rows.push(alternating(&connections));
     rows.push(beside_a_long_query(&connections));
     connections.shut_down();
-    let native = Native::start();
+    let native = Native::start(&["fsync=off"]);
     for clients in [1, 16] {
         rows.push(pgbench(clients, &native));
     }
@@ -73,7 +72,8 @@ fn connect(connections: &Arc<Connections>, id: u32) -> Local {
 }
 
 fn time(what: &str, aim: Option<f64>, seconds: Vec<f64>) -> Row {
-    Row { what: format!("shared: {what}"), unit: Unit::Seconds, ours: Figure::of(seconds), other: None, aim }
+    let (what, aim) = (format!("shared: {what}"), aim.map(Aim::Figure));
+    Row { what, unit: Unit::Seconds, ours: Figure::of(seconds), other: None, aim }
 }
 
 fn first_answers(connections: &Arc<Connections>) -> Vec<f64> {
@@ -104,7 +104,7 @@ fn idle(connections: &Arc<Connections>) -> [Row; 2] {
         unit,
         ours: Figure::of(ours),
         other: None,
-        aim: Some(aim),
+        aim: Some(Aim::Figure(aim)),
     };
     [
         row("private memory of an idle session", Unit::Bytes, vec![memory], 1.5e6),
@@ -163,9 +163,11 @@ fn pgbench(clients: u32, native: &Native) -> Row {
         let listen = "127.0.0.1:0";
         let mut program = support::program::Program::spawn(&["serve", "--listen", listen, "--mode", "shared"]);
         let url = program.first_line();
-        transactions_per_second(&url, clients)
+        native::initialize(&url);
+        Figure::of((0..3).map(|_| transactions_per_second(&url, clients)).collect())
     };
-    let theirs = transactions_per_second(&native.url, clients);
+    native::initialize(&native.url);
+    let theirs = Figure::of((0..3).map(|_| transactions_per_second(&native.url, clients)).collect());
     Row {
         what: format!("shared: pgbench, {clients} clients, prepared"),
         unit: Unit::PerSecond,
@@ -173,100 +175,6 @@ fn pgbench(clients: u32, native: &Native) -> Row {
         other: Some((native.name.clone(), theirs)),
         aim: None,
     }
-}
-
-fn transactions_per_second(url: &str, clients: u32) -> Figure {
-    let run = |arguments: &[&str]| {
-        let output = installed("pgbench").args(arguments).arg(url).output().expect("pgbench is installed");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-        text
-    };
-    run(&["--initialize", "--quiet", "--scale=10"]);
-    let client = format!("--client={clients}");
-    let measure = || {
-        let text = run(&["--time=5", &client, "--protocol=prepared"]);
-        let line = text.lines().find_map(|line| line.strip_prefix("tps = ")).expect("pgbench tells");
-        line.split_ascii_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
-    };
-    Figure::of((0..3).map(|_| measure()).collect())
-}
-
-/// A server of the installed `PostgreSQL`; dropping it ends it.
-struct Native {
-    server: Child,
-    url: String,
-    name: String,
-    directory: tempfile::TempDir,
-}
-
-impl Native {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let data = directory.path().join("data");
-        let version = installed("postgres").arg("--version").output().expect("PostgreSQL is installed");
-        let name = String::from_utf8_lossy(&version.stdout).split_ascii_whitespace().nth(2).map(str::to_owned);
-        give_away(directory.path());
-        let status = unprivileged("initdb")
-            .args(["--auth=trust", "--username=postgres", "--no-sync", "--pgdata"])
-            .arg(&data)
-            .stdout(Stdio::null())
-            .status();
-        assert!(status.expect("initdb is installed").success());
-        let socket = directory.path().to_str().expect("text").to_owned();
-        let server = unprivileged("postgres")
-            .arg("-D")
-            .arg(&data)
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c"])
-            .arg(format!("unix_socket_directories={socket}"))
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("PostgreSQL starts");
-        let url = format!("postgresql://postgres@/postgres?host={socket}");
-        let ready = || installed("pg_isready").args(["-q", "-d", &url]).status().is_ok_and(|status| status.success());
-        let start = Instant::now();
-        while !ready() {
-            assert!(start.elapsed() < support::PATIENCE, "PostgreSQL does not start");
-        }
-        Self { server, url, name: format!("PostgreSQL {}", name.unwrap_or_default()), directory }
-    }
-}
-
-impl Drop for Native {
-    fn drop(&mut self) {
-        // SIGQUIT, because it has no data to keep.
-        let pid = rustix::process::Pid::from_child(&self.server);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
-        let _ = self.server.wait();
-        let _ = fs::remove_dir_all(self.directory.path());
-    }
-}
-
-/// A command that runs as the user `postgres` if this is root, which must not run a server.
-fn unprivileged(program: &str) -> Command {
-    let mut command = installed(program);
-    if let Some((user, group)) = substitute() {
-        command.uid(user).gid(group);
-    }
-    command.current_dir("/");
-    command
-}
-
-fn give_away(directory: &Path) {
-    if let Some((user, group)) = substitute() {
-        std::os::unix::fs::chown(directory, Some(user), Some(group)).expect("root may");
-    }
-}
-
-/// User and group of `postgres`, if this is root.
-fn substitute() -> Option<(u32, u32)> {
-    if !rustix::process::geteuid().is_root() {
-        return None;
-    }
-    let passwd = fs::read_to_string("/etc/passwd").expect("users");
-    let line = passwd.lines().find(|line| line.starts_with("postgres:")).expect("Debian's packages make this user");
-    let number = |field| line.split(':').nth(field).and_then(|number| number.parse().ok()).expect("a number");
-    Some((number(2), number(3)))
 }
 
 /// `Private_Dirty` of this process, in bytes.

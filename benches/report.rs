@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 
-use support::rows::{Figure, Row, Unit, directory};
+use support::rows::{Aim, Figure, Row, Unit, directory};
 
 fn main() {
     let mut files: Vec<_> = fs::read_dir(directory())
@@ -37,10 +37,15 @@ fn cells(row: &Row) -> [String; 6] {
         }
         None => Default::default(),
     };
+    let ratio_now = row.other.as_ref().map(|(_, other)| row.ours.median / other.median);
     let aim = row.aim.map_or(String::new(), |aim| {
         let sign = if more_is_better { '≥' } else { '≤' };
-        let met = if more_is_better { row.ours.median >= aim } else { row.ours.median <= aim };
-        format!("{sign} {}{}", quantity(row.unit, aim), if met { "" } else { " MISSED" })
+        let (aim, figure, text) = match aim {
+            Aim::Figure(aim) => (aim, Some(row.ours.median), quantity(row.unit, aim)),
+            Aim::Ratio(aim) => (aim, ratio_now, format!("{aim:.2} of that")),
+        };
+        let is_met = figure.is_some_and(|figure| if more_is_better { figure >= aim } else { figure <= aim });
+        format!("{sign} {text}{}", if is_met { "" } else { " MISSED" })
     });
     [row.what.clone(), spread(row.unit, &row.ours), other, figure, ratio, aim]
 }
@@ -58,6 +63,7 @@ fn quantity(unit: Unit, value: f64) -> String {
         Unit::Bytes => &[(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")],
         Unit::PerSecond => &[(1.0, "/s")],
         Unit::Share => &[(1e-2, "%")],
+        Unit::Number => &[(1.0, "")],
     };
     let (scale, name) =
         scales.iter().find(|(scale, _)| value.abs() >= *scale).or(scales.last()).expect("a unit has a scale");
@@ -69,7 +75,7 @@ fn quantity(unit: Unit, value: f64) -> String {
     } else {
         2
     };
-    format!("{value:.decimals$} {name}")
+    format!("{value:.decimals$} {name}").trim_end().to_owned()
 }
 
 /// Prints a table in Markdown, its columns aligned.

@@ -24,7 +24,7 @@ use pglite_port::{
 use support::{
     conversation::{Script, converse},
     node,
-    rows::{Figure, Row, Unit, leave},
+    rows::{Aim, Figure, Row, Unit, leave},
     samples, wire,
 };
 
@@ -266,7 +266,7 @@ fn rows(directory: &Path, scripts: &[(&'static str, Script, Option<f64>)]) -> Ve
         unit: Unit::Seconds,
         ours,
         other: Some((node.clone(), other)),
-        aim,
+        aim: aim.map(Aim::Figure),
     };
     let mut rows = Vec::new();
     for mode in MODES {

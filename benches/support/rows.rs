@@ -21,6 +21,8 @@ pub enum Unit {
     PerSecond,
     /// A share of something, such as a processor; less is better.
     Share,
+    /// A number; less is better.
+    Number,
 }
 
 /// A figure that was measured several times.
@@ -43,6 +45,15 @@ impl Figure {
     }
 }
 
+/// The largest acceptable median, or the smallest if more is better.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Aim {
+    /// Of the program's figure.
+    Figure(f64),
+    /// Of the program's figure divided by that of the comparison.
+    Ratio(f64),
+}
+
 /// One line of the table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
@@ -54,8 +65,8 @@ pub struct Row {
     pub ours: Figure,
     /// The name and the figure of the comparison.
     pub other: Option<(String, Figure)>,
-    /// The largest acceptable median, or the smallest if more is better.
-    pub aim: Option<f64>,
+    /// The aim.
+    pub aim: Option<Aim>,
 }
 
 /// The directory for the benchmarks' results.
