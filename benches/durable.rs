@@ -135,7 +135,7 @@ impl Bench {
         for (what, signal, aim) in [("a stop", Signal::INT, 60e-3), ("a kill", Signal::KILL, 200e-3)] {
             let mut figures = [Vec::new(), Vec::new()];
             for _ in 0..ROUNDS {
-                let work = "drop table if exists some; create table some as select generate_series(1, 10000)";
+                let work = "drop table if exists small; create table small as select generate_series(1, 10000)";
                 self.ours().connect().batch_execute(work).expect("SQL");
                 connect(&self.native).batch_execute(work).expect("SQL");
                 let ours = self.ours.take().expect("it runs");
