@@ -331,14 +331,22 @@ fn every_mutable_global_is_exported_under_the_name_that_the_facts_give() {
 
 #[test]
 fn no_process_id_is_left_that_the_compiler_put_in_place_of_getpid() {
-    let Instrumented { code, facts, .. } = backend();
+    let Instrumented { code, memory, facts, .. } = backend();
     let code = Code::read(code);
     let my_proc_pid = facts.address("MyProcPid").unwrap();
-    for name in ["proc_exit", "ProcKill", "AuxiliaryProcKill", "wrapper_handler", "kill"] {
+    for name in ["proc_exit", "ProcKill", "AuxiliaryProcKill", "wrapper_handler", "kill", "XLogFileInitInternal"] {
         let body = code.body(code.names[name]);
         assert_eq!(constants_of(&body, PROCESS_ID), 0, "{name}");
         assert_eq!(constants_of(&body, my_proc_pid) > 0, name != "kill", "{name}");
     }
+    // Functions that put a process id into the name of a temporary file of WAL, and how many keep the constant: the
+    // startup process' StartupXLOG, and writeTimeLineHistoryFile of a standby.
+    let format = b"\0pg_wal/xlogtemp.%d\0";
+    let at = memory.windows(format.len()).position(|window| window == format).expect("the format is in memory") + 1;
+    let bodies = (code.imported_functions..).zip(&code.bodies).map(|(index, _)| code.body(index));
+    let users: Vec<_> = bodies.filter(|body| constants_of(body, u32::try_from(at).unwrap()) > 0).collect();
+    assert_eq!(users.len(), 3);
+    assert_eq!(users.iter().filter(|body| constants_of(body, PROCESS_ID) > 0).count(), 2);
 }
 
 #[test]

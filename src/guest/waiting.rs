@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use wasmtime::{AsContextMut, Caller};
+use wasmtime::{AsContextMut, Caller, StoreContextMut};
 
 use super::{Guest, heap};
 use crate::{
     client::{Interest, Readiness},
-    fs::{Errno, Files},
+    fs::Errno,
 };
 
 /// How long a session waits for its client's next message before it returns its free memory to the system. A client
@@ -25,56 +25,51 @@ pub(crate) fn wait(
     interest: Interest,
     deadline: Option<Instant>,
 ) -> wasmtime::Result<Readiness> {
-    let mut context = store.as_context_mut();
-    let guest = context.data_mut();
-    if let Some(seat) = &mut guest.seat {
-        seat.end_turn();
-    }
-    let idle_at = Instant::now() + IDLE_TIME;
-    let readiness = if interest == Interest::Read && deadline.is_none_or(|deadline| deadline > idle_at) {
-        match guest.client.wait(interest, Some(idle_at)) {
-            Readiness::TimedOut => {
-                heap::give_back(&context)?;
-                context.data_mut().client.wait(interest, deadline)
+    without_turn(store, |context| {
+        let idle_at = Instant::now() + IDLE_TIME;
+        let client = &mut context.data_mut().client;
+        if interest == Interest::Read && deadline.is_none_or(|deadline| deadline > idle_at) {
+            match client.wait(interest, Some(idle_at)) {
+                Readiness::TimedOut => {
+                    heap::give_back(context)?;
+                    Ok(context.data_mut().client.wait(interest, deadline))
+                }
+                readiness => Ok(readiness),
             }
-            readiness => readiness,
+        } else {
+            Ok(client.wait(interest, deadline))
         }
-    } else {
-        guest.client.wait(interest, deadline)
-    };
-    if let Some(seat) = &mut context.data_mut().seat {
-        seat.take_turn()?;
-    }
-    Ok(readiness)
+    })?
 }
 
-/// Has the file or the directory behind `fd` on the disk, without giving the turn away (`fsync`).
-///
-/// `PostgreSQL` calls it for files that no other process may meet before: a new segment of WAL has a name with a
-/// process id in it until it is whole, and all processes of a cluster write the same one there.
-pub(super) fn sync(files: &Files, fd: i32) -> Result<(), Errno> {
-    files.to_sync(fd)?.map_or(Ok(()), |to_sync| to_sync.sync())
-}
-
-/// Has the bytes of the file behind `fd` on the disk (`fdatasync`), as `PostgreSQL` does for WAL at each commit.
-/// Meanwhile the other processes of the cluster have their turns, and what they commit is on the disk with the next
-/// sync.
+/// Has the file or the directory behind `fd` on the disk (`fsync` and `fdatasync`). Meanwhile the other processes of
+/// the cluster have their turns, and what they commit is on the disk with the next sync.
 ///
 /// # Errors
 /// When another process of the cluster has crashed. The inner error is the guest's.
-pub(super) fn sync_data(caller: &mut Caller<'_, Guest>, fd: i32) -> wasmtime::Result<Result<(), Errno>> {
-    let guest = caller.data_mut();
-    let to_sync = match guest.files.to_sync(fd) {
-        Ok(Some(to_sync)) => to_sync,
-        Ok(None) => return Ok(Ok(())),
-        Err(errno) => return Ok(Err(errno)),
-    };
-    if let Some(seat) = &mut guest.seat {
+pub(super) fn sync(caller: &mut Caller<'_, Guest>, fd: i32) -> wasmtime::Result<Result<(), Errno>> {
+    match caller.data_mut().files.to_sync(fd) {
+        Ok(Some(to_sync)) => without_turn(caller, |_| to_sync.sync()),
+        Ok(None) => Ok(Ok(())),
+        Err(errno) => Ok(Err(errno)),
+    }
+}
+
+/// Calls `act` while the other processes of the cluster have their turns, and then takes the next turn.
+///
+/// # Errors
+/// When another process of the cluster has crashed.
+fn without_turn<T>(
+    store: &mut impl AsContextMut<Data = Guest>,
+    act: impl FnOnce(&mut StoreContextMut<'_, Guest>) -> T,
+) -> wasmtime::Result<T> {
+    let mut context = store.as_context_mut();
+    if let Some(seat) = &mut context.data_mut().seat {
         seat.end_turn();
     }
-    let synced = to_sync.sync();
-    if let Some(seat) = &mut guest.seat {
+    let done = act(&mut context);
+    if let Some(seat) = &mut context.data_mut().seat {
         seat.take_turn()?;
     }
-    Ok(synced)
+    Ok(done)
 }

@@ -24,8 +24,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     linker.func_wrap(MODULE, "fd_close", |mut caller: Caller<'_, Guest>, fd: i32| {
         answer(&mut caller, |_, files| files.close(fd))
     })?;
-    linker.func_wrap(MODULE, "fd_sync", |mut caller: Caller<'_, Guest>, fd: i32| {
-        answer(&mut caller, |_, files| waiting::sync(files, fd))
+    linker.func_wrap(MODULE, "fd_sync", |mut caller: Caller<'_, Guest>, fd: i32| -> wasmtime::Result<i32> {
+        Ok(waiting::sync(&mut caller, fd)?.map_or_else(Errno::number, |()| 0))
     })?;
     linker.func_wrap(MODULE, "fd_fdstat_get", |mut caller: Caller<'_, Guest>, fd: i32, buffer: u32| {
         answer(&mut caller, |memory, files| fdstat_get(memory, files, fd, buffer))

@@ -103,17 +103,20 @@ pub(super) fn wait_site(target: &Target, operators: &[Operator]) -> Result<(usiz
     Ok((poll + 3, latch))
 }
 
-/// The operand of a comparison in `proc_exit` and similar functions that is the constant process id of `getpid()`.
+/// The place where a function uses the constant process id of `getpid()`: it compares it, as `proc_exit` does, or
+/// stores it as the argument of a format, as `XLogFileInitInternal` does for the name of a file.
 pub(super) fn own_process_id(
     target: &Target,
     operators: &[Operator],
     process_id: i32,
 ) -> Result<usize, InstrumentError> {
-    let compared = |pair: &[Operator]| match *pair {
-        [Operator::I32Const { value }, Operator::I32Eq | Operator::I32Ne] => (value == process_id).then_some(()),
+    let used = |pair: &[Operator]| match *pair {
+        [Operator::I32Const { value }, Operator::I32Eq | Operator::I32Ne | Operator::I32Store { .. }] => {
+            (value == process_id).then_some(())
+        }
         _ => None,
     };
-    Ok(once(target, "a comparison with the process id", operators, 2, compared)?.0)
+    Ok(once(target, "a use of the process id", operators, 2, used)?.0)
 }
 
 /// The address of `pqsignal_handlers` in the signal wrapper: `(*pqsignal_handlers[signal])(signal)`.

@@ -253,6 +253,14 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["XLogFileInit", "xlog.c"]),
         changes: &[Change::Enter(Hook::WalSegment)],
     },
+    // Its temporary file has the process id in its name, and is synced before it is renamed. The other users of such a
+    // name run in the startup process only (XLogFileCopy in xlog.c, timeline.c), which alone keeps the constant.
+    Target {
+        name: "XLogFileInitInternal",
+        signature: signature_with_i64(4, 1),
+        evidence: Evidence::Mentions(&["XLogFileInitInternal", "xlog.c", "pg_wal/xlogtemp.%d"]),
+        changes: &[Change::OwnProcessId],
+    },
     // Puts requests to sync files into a queue for the checkpointer; see `Facts::checkpointer`.
     Target {
         name: "ForwardSyncRequest",

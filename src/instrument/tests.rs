@@ -256,7 +256,7 @@ fn a_data_symbol_is_an_exported_global_that_holds_an_address() {
 
 #[test]
 fn a_body_in_which_the_place_to_change_is_missing_or_not_the_only_one_is_refused() {
-    use wasmparser::Operator::{End, I32Const, I32Eq, I32Ne};
+    use wasmparser::Operator::{End, I32Const, I32Eq, I32Ne, I32Store};
     let target = Target {
         name: "proc_exit",
         signature: Signature { parameters: 1, results: 0, begins_with_i64: false },
@@ -266,9 +266,11 @@ fn a_body_in_which_the_place_to_change_is_missing_or_not_the_only_one_is_refused
     let compare = [I32Const { value: 1 }, I32Const { value: 42 }, I32Ne];
     let place = |operators: &[_]| bodies::own_process_id(&target, operators, 42);
     assert_eq!(place(&compare).unwrap(), 1);
-    assert!(message(place(&[I32Const { value: 42 }, End, I32Eq])).contains("found one without a comparison"));
-    let twice = [compare.clone(), compare].concat();
-    assert!(message(place(&twice)).contains("a comparison with the process id in 2 places"));
+    assert!(message(place(&[I32Const { value: 42 }, End, I32Eq])).contains("found one without a use"));
+    let memarg = wasmparser::MemArg { align: 2, max_align: 2, offset: 80, memory: 0 };
+    let store = [I32Const { value: 42 }, I32Store { memarg }];
+    assert_eq!(place(&store).unwrap(), 0);
+    assert!(message(place(&[&compare[..], &store].concat())).contains("a use of the process id in 2 places"));
 }
 
 proptest! {

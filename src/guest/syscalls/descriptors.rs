@@ -44,7 +44,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "env",
         "__syscall_fdatasync",
         |mut caller: Caller<'_, Guest>, fd: i32| -> wasmtime::Result<i32> {
-            Ok(waiting::sync_data(&mut caller, fd)?.map_or_else(|errno| -errno.number(), |()| 0))
+            Ok(waiting::sync(&mut caller, fd)?.map_or_else(|errno| -errno.number(), |()| 0))
         },
     )?;
     three(linker, "__syscall_getdents64", getdents64)?;
