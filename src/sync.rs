@@ -4,13 +4,13 @@
 //! threads' operations: `cargo test --features loom --lib interleavings`.
 
 #[cfg(not(all(test, feature = "loom")))]
-pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize};
+pub(crate) use std::sync::atomic::AtomicUsize;
 
 #[cfg(not(all(test, feature = "loom")))]
 pub(crate) use parking_lot::{Condvar, Mutex};
 
 #[cfg(all(test, feature = "loom"))]
-pub(crate) use modelled::{AtomicU64, AtomicUsize, Condvar, Mutex};
+pub(crate) use modelled::{AtomicUsize, Condvar, Mutex};
 
 /// `loom`'s locks with the interface of `parking_lot`'s. No time passes in a model, so no wait ends at a deadline.
 #[cfg(all(test, feature = "loom"))]
@@ -20,7 +20,7 @@ mod modelled {
         time::{Duration, Instant},
     };
 
-    pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize};
+    pub(crate) use loom::sync::atomic::AtomicUsize;
 
     #[derive(Default)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
@@ -88,18 +88,6 @@ mod modelled {
 
         pub(crate) fn wait_until<T>(&self, guard: &mut Guard<'_, T>, _deadline: Instant) -> Waited {
             self.wait(guard);
-            Waited
-        }
-
-        pub(crate) fn wait_while_for<T>(
-            &self,
-            guard: &mut Guard<'_, T>,
-            mut condition: impl FnMut(&mut T) -> bool,
-            _at_most: Duration,
-        ) -> Waited {
-            while condition(guard) {
-                self.wait(guard);
-            }
             Waited
         }
     }

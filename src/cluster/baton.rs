@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{Crashed, Signals};
-use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex};
+use crate::sync::{AtomicUsize, Condvar, Mutex};
 
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
@@ -36,16 +36,21 @@ pub(crate) struct Baton {
     state: Mutex<State>,
     /// The number of waiting sessions, readable without the lock.
     waiting: AtomicUsize,
-    turns: AtomicU64,
-    /// Notified when a turn begins.
-    begun: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     holder: Option<Holder>,
     queue: VecDeque<Arc<Waiter>>,
+    sleepers: Vec<Sleeper>,
     crashed: bool,
+}
+
+/// A session that cannot continue before a turn of another one has changed something. It is not in the queue.
+struct Sleeper {
+    waiter: Arc<Waiter>,
+    /// Whether it can continue, asked at the end of each turn.
+    is_over: Box<dyn Fn() -> bool + Send>,
 }
 
 struct Holder {
@@ -82,36 +87,31 @@ impl Baton {
     /// # Errors
     /// [`Crashed`] when another session of the cluster has crashed; then no session runs any more.
     pub(super) fn take(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
-        self.queue(signals, priority)?;
-        // Under the lock, so that a thread that reads the number and then waits misses no turn.
-        let _state = self.state.lock();
-        self.turns.fetch_add(1, Ordering::Relaxed);
-        self.begun.notify_all();
-        Ok(())
+        let holder = Holder { signals: signals.clone(), priority };
+        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder))
     }
 
-    /// Hands the baton over, waits until another session has taken it, and then for its own next turn. The caller must
-    /// hold the baton.
-    ///
-    /// This does not count as a turn, so that sessions that only check whether they can continue do not wake each
-    /// other. One of them may have found that it can, which another one may wait for; so all of them check again after
-    /// a slice at the latest.
+    /// Hands the baton over, and takes it again at the first turn after `is_over`, which is called at the end of each
+    /// session's turn and not any more when this returns. The caller must hold the baton.
     ///
     /// # Errors
     /// As [`Self::take`].
-    pub(super) fn pass(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
+    pub(super) fn sleep(
+        &self,
+        signals: &Arc<Signals>,
+        priority: Priority,
+        is_over: impl Fn() -> bool + Send + 'static,
+    ) -> Result<(), Crashed> {
+        let waiter = Arc::new(Waiter::default());
         {
             let mut state = self.state.lock();
-            let turns = self.turns();
-            self.hand_on(&mut state);
-            self.begun.wait_while_for(&mut state, |state| !state.crashed && self.turns() == turns, SLICE);
+            if state.crashed {
+                return Err(Crashed);
+            }
+            state.sleepers.push(Sleeper { waiter: waiter.clone(), is_over: Box::new(is_over) });
         }
-        self.queue(signals, priority)
-    }
-
-    fn queue(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
-        let holder = Holder { signals: signals.clone(), priority };
-        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder))
+        self.give();
+        self.wait(&waiter, Holder { signals: signals.clone(), priority })
     }
 
     /// Takes the baton for `holder` if it is free; otherwise adds a waiter to the queue.
@@ -156,22 +156,24 @@ impl Baton {
 
     /// Hands the baton to the session that has waited longest. The caller must hold the baton.
     pub(super) fn give(&self) {
-        self.hand_on(&mut self.state.lock());
-    }
-
-    fn hand_on(&self, state: &mut State) {
-        match state.queue.pop_front() {
-            Some(next) => {
-                self.waiting.fetch_sub(1, Ordering::SeqCst);
-                next.call();
-            }
-            None => state.holder = None,
+        // The lock is free before the next session is called, because that one takes it.
+        let next = self.next(&mut self.state.lock());
+        if let Some(next) = next {
+            next.call();
         }
     }
 
-    /// The number of turns so far.
-    fn turns(&self) -> u64 {
-        self.turns.load(Ordering::Relaxed)
+    fn next(&self, state: &mut State) -> Option<Arc<Waiter>> {
+        for sleeper in state.sleepers.extract_if(.., |sleeper| (sleeper.is_over)()) {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            state.queue.push_back(sleeper.waiter);
+        }
+        let next = state.queue.pop_front();
+        match next {
+            Some(_) => drop(self.waiting.fetch_sub(1, Ordering::SeqCst)),
+            None => state.holder = None,
+        }
+        next
     }
 
     /// Whether a holder has crashed.
@@ -190,16 +192,19 @@ impl Baton {
         state.crashed = true;
         state.holder = None;
         self.waiting.store(0, Ordering::SeqCst);
-        for waiter in state.queue.drain(..) {
+        let State { queue, sleepers, .. } = &mut *state;
+        for waiter in queue.drain(..).chain(sleepers.drain(..).map(|sleeper| sleeper.waiter)) {
             waiter.call();
         }
-        self.begun.notify_all();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, thread};
+    use std::{
+        sync::{atomic::AtomicBool, mpsc},
+        thread,
+    };
 
     use super::*;
 
@@ -273,12 +278,28 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_passes_looks_again_after_a_slice_though_no_other_takes_a_turn() {
-        let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
-        baton.take(&signals, Priority::Client).unwrap();
-        let (looks, looked) = mpsc::channel();
-        thread::spawn(move || looks.send(baton.pass(&signals, Priority::Client)));
-        assert_eq!(looked.recv_timeout(Duration::from_mins(1)), Ok(Ok(())));
+    fn a_session_that_sleeps_has_no_turn_before_another_one_has_ended_its_sleep() {
+        let (baton, turns) = (Arc::new(Baton::default()), Arc::new(AtomicUsize::default()));
+        let is_over = Arc::new(AtomicBool::default());
+        baton.take(&Arc::default(), Priority::Client).unwrap();
+        let sleeper = {
+            let (baton, is_over, turns) = (baton.clone(), is_over.clone(), turns.clone());
+            thread::spawn(move || {
+                baton.sleep(&Arc::default(), Priority::Client, move || is_over.load(Ordering::SeqCst))?;
+                let seen = turns.load(Ordering::SeqCst);
+                baton.give();
+                Ok::<_, Crashed>(seen)
+            })
+        };
+        // It gives the baton to these turns, which are the only ones until one has ended its sleep.
+        for turn in 1..=3 {
+            baton.take(&Arc::default(), Priority::Client).unwrap();
+            turns.store(turn, Ordering::SeqCst);
+            is_over.store(turn == 3, Ordering::SeqCst);
+            baton.give();
+        }
+        assert_eq!(sleeper.join().unwrap(), Ok(3));
+        assert!(!baton.is_wanted());
     }
 
     #[test]

@@ -162,13 +162,13 @@ impl Seat {
     }
 
     /// Called when the session cannot continue before another one has run: lets the others have their turns, and takes
-    /// a later turn.
+    /// a turn after `is_over`, which is called at the end of each turn, and not any more when this returns.
     ///
     /// # Errors
     /// [`Crashed`]
-    pub(crate) fn pass_turn(&mut self) -> Result<(), Crashed> {
+    pub(crate) fn sleep(&mut self, is_over: impl Fn() -> bool + Send + 'static) -> Result<(), Crashed> {
         self.has_turn = false;
-        self.seats.baton.pass(&self.signals, self.priority)?;
+        self.seats.baton.sleep(&self.signals, self.priority, is_over)?;
         self.has_turn = true;
         Ok(())
     }

@@ -14,6 +14,10 @@ use crate::{
 
 use super::{Guest, checkpoint, memory, timers, waiting};
 
+/// A shorter sleep lasts while other processes wait for their turns ([`waiting::wait_for_others`]). Linux would wake the
+/// thread this much later than asked for (`PR_SET_TIMERSLACK`). `PostgreSQL` has no such sleep but a `commit_delay`.
+const SHORTEST_SLEEP: Duration = Duration::from_micros(50);
+
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap(
         HOOK_MODULE,
@@ -37,19 +41,16 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         },
     )?;
     linker.func_wrap(HOOK_MODULE, Hook::PgUsleep.name(), |mut caller: Caller<'_, Guest>, microseconds: i32| {
-        // It returns early when a signal handler has run, as nanosleep does.
-        match u64::try_from(microseconds) {
-            Ok(microseconds) if microseconds > 0 => wait(&mut caller, Some(Duration::from_micros(microseconds)), 0),
+        match u64::try_from(microseconds).map(Duration::from_micros) {
+            // It returns early when a signal handler has run, as nanosleep does.
+            Ok(time) if time >= SHORTEST_SLEEP => wait(&mut caller, Some(time), 0),
+            Ok(time) if !time.is_zero() => waiting::wait_for_others(&mut caller),
             _ => Ok(()),
         }
     })?;
     linker.func_wrap(HOOK_MODULE, Hook::Kill.name(), kill)?;
-    linker.func_wrap(HOOK_MODULE, Hook::SemaphoreWait.name(), |mut caller: Caller<'_, Guest>, _semaphore: u32| {
-        // Only another session can end the wait; PostgreSQL itself checks whether it has.
-        match &mut caller.data_mut().seat {
-            Some(seat) => Ok(seat.pass_turn()?),
-            None => Ok::<_, wasmtime::Error>(()),
-        }
+    linker.func_wrap(HOOK_MODULE, Hook::SemaphoreWait.name(), |mut caller: Caller<'_, Guest>, flag: u32| {
+        waiting::wait_until_cleared(&mut caller, flag)
     })?;
     linker.func_wrap(HOOK_MODULE, Hook::RequestCheckpoint.name(), checkpoint::request)?;
     linker.func_wrap(HOOK_MODULE, Hook::WalSegment.name(), checkpoint::count_segment)?;

@@ -1,12 +1,16 @@
 //! Waiting for the client or for the disk, and the work meanwhile.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicPtr, Ordering},
+    time::{Duration, Instant},
+};
 
 use wasmtime::{AsContextMut, Caller, StoreContextMut};
 
-use super::{Guest, heap};
+use super::{Guest, heap, memory};
 use crate::{
     client::{Interest, Readiness},
+    cluster::Seat,
     fs::Errno,
 };
 
@@ -14,6 +18,9 @@ use crate::{
 /// that sends one query after the other never reaches it. For a client that sends one query each second, each query
 /// costs as many page faults as it writes pages, which takes microseconds for a small query.
 const IDLE_TIME: Duration = Duration::from_secs(1);
+
+/// How long a commit lets other processes have their turns, so that they commit in time for its sync.
+const GROUP_TIME: Duration = Duration::from_millis(1);
 
 /// Waits as [`Client::wait`](crate::client::Client::wait) does; other sessions of the cluster have their turns
 /// meanwhile.
@@ -53,6 +60,39 @@ pub(super) fn sync(caller: &mut Caller<'_, Guest>, fd: i32) -> wasmtime::Result<
         Ok(None) => Ok(Ok(())),
         Err(errno) => Ok(Err(errno)),
     }
+}
+
+/// Waits until another process of the cluster has cleared the byte `flag` of shared memory, which ends a wait on a
+/// semaphore. A process without a cluster does not wait.
+///
+/// # Errors
+/// When another process of the cluster has crashed, or `flag` is outside of the memory.
+pub(super) fn wait_until_cleared(caller: &mut Caller<'_, Guest>, flag: u32) -> wasmtime::Result<()> {
+    let memory = caller.data().memory()?;
+    memory::read_bytes(memory.data(&caller), flag, 1)?;
+    let byte = AtomicPtr::new(memory.data_ptr(&caller).wrapping_add(flag as usize));
+    // SAFETY: the byte is inside the memory, as was checked, and the memory neither moves nor shrinks, nor is it freed
+    // before `sleep` has returned, because this thread keeps its store. `sleep` calls this only before it returns, in a
+    // thread that has the turn, so that no process writes the byte meanwhile.
+    let is_cleared = move || unsafe { byte.load(Ordering::Relaxed).read_volatile() } == 0;
+    match &mut caller.data_mut().seat {
+        Some(seat) => Ok(seat.sleep(is_cleared)?),
+        None => Ok(()),
+    }
+}
+
+/// Lets the other processes of the cluster have their turns for as long as one of them waits for its turn, but not
+/// longer than [`GROUP_TIME`].
+///
+/// # Errors
+/// When another process of the cluster has crashed.
+pub(super) fn wait_for_others(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    let others_wait = |caller: &Caller<'_, Guest>| caller.data().seat.as_ref().is_some_and(Seat::others_wait);
+    let mut end = None;
+    while others_wait(caller) && *end.get_or_insert_with(|| Instant::now() + GROUP_TIME) > Instant::now() {
+        without_turn(caller, |_| ())?;
+    }
+    Ok(())
 }
 
 /// Calls `act` while the other processes of the cluster have their turns, and then takes the next turn.

@@ -33,8 +33,8 @@ pub enum Hook {
     /// `stack_depth(bytes) -> bytes`: the depth of the stack, for `max_stack_depth`. The argument is the depth in
     /// linear memory.
     StackDepth,
-    /// `semaphore_wait(semaphore)`: waits for another session, for example to release a lightweight lock. The host
-    /// returns when a session may have done so; if none has, it is called again.
+    /// `semaphore_wait(flag)`: waits until another session has cleared the byte at that address in shared memory, for
+    /// example when it has released a lightweight lock. If the host returns too early, it is called again.
     SemaphoreWait,
     /// `postmaster_is_alive() -> bool`: whether the postmaster still runs.
     PostmasterIsAlive,

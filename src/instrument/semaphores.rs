@@ -4,6 +4,7 @@
 //! Only a loop is left that tests a flag that another session resets: `for (;;) { PGSemaphoreLock(proc->sem); if
 //! (!proc->lwWaiting) break; extraWaits++; }`.
 
+use wasm_encoder::Instruction;
 use wasmparser::Operator;
 
 use super::InstrumentError;
@@ -24,9 +25,12 @@ pub(super) fn waits(module: &Module, around: &Surroundings) -> Result<Vec<(u32, 
     for function in module.defined_functions() {
         let operators = module.operators(function)?;
         let sites = operators.windows(7).enumerate().filter(|(_, window)| is_wait(window));
-        for (at, _) in sites.filter(|(at, _)| ends_loop(&operators[at + 7..])) {
-            waits.push((function, Edit { at: at + 1..at + 2, with: vec![around.call(Hook::SemaphoreWait)] }));
-        }
+        waits.extend(sites.filter_map(|(at, _)| {
+            let flag = loop_flag(&operators[at + 7..])?.cast_signed();
+            // The address of the process is on the stack. The host gets that of its flag.
+            let with = vec![Instruction::I32Const(flag), Instruction::I32Add, around.call(Hook::SemaphoreWait)];
+            Some((function, Edit { at: at..at + 2, with }))
+        }));
     }
     if waits.len() == WAITS {
         return Ok(waits);
@@ -55,12 +59,15 @@ fn is_wait(window: &[Operator]) -> bool {
     )
 }
 
-/// Continues while a flag of the process is set; the process is in a local, or loaded again.
-fn ends_loop(rest: &[Operator]) -> bool {
+/// The offset in `PGPROC` of the flag while which the loop continues; the process is in a local, or loaded again.
+fn loop_flag(rest: &[Operator]) -> Option<u32> {
     let ([Operator::LocalGet { .. }, flag @ ..]
     | [Operator::I32Const { .. }, Operator::I32Load { .. }, Operator::LocalTee { .. }, flag @ ..]) = rest
     else {
-        return false;
+        return None;
     };
-    matches!(flag, [Operator::I32Load8U { .. }, Operator::BrIf { relative_depth: 0 }, ..])
+    match flag {
+        [Operator::I32Load8U { memarg }, Operator::BrIf { relative_depth: 0 }, ..] => memarg.offset.try_into().ok(),
+        _ => None,
+    }
 }

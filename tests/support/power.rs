@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     io::{self, ErrorKind},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -172,19 +172,38 @@ struct State {
     syncs: usize,
     /// How many changes still succeed, and the error of the next one.
     failure: Option<(usize, i32)>,
+    /// Syncs of the files in this directory wait, and so many do.
+    hold: Option<&'static [u8]>,
+    held: usize,
 }
 
 /// A storage in memory; a clone is the same one.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<State>>);
+pub struct Memory(Arc<(Mutex<State>, Condvar)>);
 
 impl Memory {
     fn of(disk: Disk) -> Self {
-        Self(Arc::new(Mutex::new(State { now: disk, ..State::default() })))
+        Self(Arc::new((Mutex::new(State { now: disk, ..State::default() }), Condvar::new())))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no panic")
+        self.0.0.lock().expect("no panic")
+    }
+
+    /// Has syncs of the files in `directory` wait until [`Self::release_syncs`].
+    pub fn hold_syncs(&self, directory: &'static [u8]) {
+        self.state().hold = Some(directory);
+    }
+
+    /// Waits until a sync is held.
+    pub fn wait_until_a_sync_is_held(&self) {
+        drop(self.0.1.wait_while(self.state(), |state| state.held == 0).expect("no panic"));
+    }
+
+    /// Lets syncs go on.
+    pub fn release_syncs(&self) {
+        self.state().hold = None;
+        self.0.1.notify_all();
     }
 
     /// Remembers changes from now on. What is there now is on the disk.
@@ -325,8 +344,8 @@ impl Memory {
         self.change(Change::Name { path: path.to_vec(), object: Some(object) })
     }
 
-    fn handle(&self, file: usize) -> Arc<dyn StoredFile> {
-        Arc::new(File { memory: self.clone(), file })
+    fn handle(&self, path: &[u8], file: usize) -> Arc<dyn StoredFile> {
+        Arc::new(File { memory: self.clone(), path: path.to_vec(), file })
     }
 }
 
@@ -337,7 +356,7 @@ fn parent(path: &[u8]) -> &[u8] {
 impl Storage for Memory {
     fn open(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
         match self.object(path)? {
-            Object::File(file) => Ok(self.handle(file)),
+            Object::File(file) => Ok(self.handle(path, file)),
             _ => Err(ErrorKind::InvalidInput.into()),
         }
     }
@@ -349,7 +368,7 @@ impl Storage for Memory {
             state.now.files.len() - 1
         };
         self.name(path, Object::File(file))?;
-        Ok(self.handle(file))
+        Ok(self.handle(path, file))
     }
 
     fn create_directory(&self, path: &[u8]) -> io::Result<()> {
@@ -401,6 +420,8 @@ impl Storage for Memory {
 #[derive(Debug)]
 struct File {
     memory: Memory,
+    /// Its name when it was opened.
+    path: Vec<u8>,
     file: usize,
 }
 
@@ -429,6 +450,15 @@ impl StoredFile for File {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let is_held = |state: &mut State| state.hold.is_some_and(|directory| self.path.starts_with(directory));
+        let mut state = self.memory.state();
+        if is_held(&mut state) {
+            state.held += 1;
+            self.memory.0.1.notify_all();
+            state = self.memory.0.1.wait_while(state, is_held).expect("no panic");
+            state.held -= 1;
+        }
+        drop(state);
         self.memory.change(Change::SyncFile { file: self.file })
     }
 }

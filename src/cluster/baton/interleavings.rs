@@ -31,8 +31,10 @@ fn take(baton: &Baton) -> Result<(), Crashed> {
     baton.take(&Arc::default(), Priority::Client)
 }
 
-fn pass(baton: &Baton) -> Result<(), Crashed> {
-    baton.pass(&Arc::default(), Priority::Client)
+/// Sleeps until the memory has `number`.
+fn sleep(shared: &Shared, number: u32) -> Result<(), Crashed> {
+    let memory = shared.clone();
+    shared.0.sleep(&Arc::default(), Priority::Client, move || memory.1.read().contains(&number))
 }
 
 /// A turn that writes `number` into memory.
@@ -50,7 +52,7 @@ fn spawn<T: 'static>(shared: &Shared, run: impl FnOnce(&(Baton, Memory)) -> T + 
 /// Asserts that no session waits or has the baton.
 fn assert_free(baton: &Baton) {
     let state = baton.state.lock();
-    assert!(state.holder.is_none() && state.queue.is_empty());
+    assert!(state.holder.is_none() && state.queue.is_empty() && state.sleepers.is_empty());
     assert!(!baton.is_wanted());
 }
 
@@ -93,15 +95,18 @@ fn turns_come_in_the_order_in_which_they_were_asked_for_whoever_comes_late() {
 }
 
 #[test]
-fn a_session_that_passes_goes_on_after_a_turn_of_another_one() {
+fn a_session_that_sleeps_goes_on_after_the_turn_that_ends_its_sleep() {
     loom::model(|| {
         let shared = Shared::default();
         let (baton, memory) = &*shared;
         take(baton).unwrap();
-        let other = spawn(&shared, |shared| turn(shared, 1));
-        pass(baton).unwrap();
-        assert_eq!(memory.read(), [1]);
-        memory.write(2);
+        let other = spawn(&shared, |shared| {
+            turn(shared, 1);
+            turn(shared, 2);
+        });
+        sleep(&shared, 2).unwrap();
+        assert_eq!(memory.read(), [1, 2]);
+        memory.write(3);
         baton.give();
         other.join().unwrap();
         assert_free(baton);
@@ -121,12 +126,12 @@ fn a_crash_ends_every_wait() {
 }
 
 #[test]
-fn a_crash_in_the_turn_that_was_waited_for_ends_the_wait_of_the_session_that_passed() {
+fn a_crash_in_the_turn_that_was_waited_for_ends_the_sleep() {
     loom::model(|| {
         let shared = Shared::default();
         take(&shared.0).unwrap();
         let crashing = spawn(&shared, |(baton, _)| take(baton).map(|()| baton.crash()));
-        assert_eq!(pass(&shared.0), Err(Crashed));
+        assert_eq!(sleep(&shared, 1), Err(Crashed));
         assert_eq!(crashing.join().unwrap(), Ok(()));
     });
 }

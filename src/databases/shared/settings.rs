@@ -38,8 +38,16 @@ const IN_MEMORY_SETTINGS: [&str; 5] = [
     "-ccheckpoint_completion_target=0",
 ];
 
-/// How often a recovery that takes long is logged.
-const RECOVERY_PROGRESS: &str = "-clog_startup_progress_interval=1s";
+/// Settings of a cluster in a directory.
+const DURABLE_SETTINGS: [&str; 3] = [
+    // How often a recovery that takes long is logged.
+    "-clog_startup_progress_interval=1s",
+    // The process that is about to sync WAL always lets the others have their turns before, so that their commits are in
+    // it (`XLogFlush` in `src/backend/access/transam/xlog.c`). A sleep that short takes no time if no other process
+    // waits for its turn (`guest/interrupts.rs`).
+    "-ccommit_delay=1",
+    "-ccommit_siblings=0",
+];
 
 impl Default for SharedSettings {
     fn default() -> Self {
@@ -80,10 +88,8 @@ impl SharedSettings {
             "-cmin_dynamic_shared_memory=16MB".to_owned(),
             format!("-cautovacuum={}", self.autovacuum),
         ];
-        match self.data_directory {
-            None => arguments.extend(IN_MEMORY_SETTINGS.map(str::to_owned)),
-            Some(_) => arguments.push(RECOVERY_PROGRESS.to_owned()),
-        }
+        let settings = if self.data_directory.is_none() { &IN_MEMORY_SETTINGS[..] } else { &DURABLE_SETTINGS };
+        arguments.extend(settings.iter().map(|setting| (*setting).to_owned()));
         arguments.extend(self.further.iter().map(|(name, value)| format!("-c{name}={value}")));
         arguments
     }
