@@ -73,26 +73,33 @@ pub(crate) mod shared_memory {
 
 /// `global/pg_control`: `ControlFileData` (`src/include/catalog/pg_control.h`).
 pub(crate) mod control_file {
+    /// Offset of `state`, an `enum DBState`, after three numbers of 16 bytes.
+    const STATE: usize = 16;
+    /// `DB_SHUTDOWNED`
+    const SHUT_DOWN: [u8; 4] = 1_u32.to_le_bytes();
+    /// Offset of `checkPointCopy.redo`, an `XLogRecPtr`.
+    const REDO: usize = 40;
     /// `FLOATFORMAT_VALUE`, by which the part of the file about the layout of data is found.
     const FLOAT_FORMAT: f64 = 1_234_567.0;
-    /// Bytes from there to `float8ByVal`, a `bool`, which a 64-bit `PostgreSQL` has set: the number itself and eight
+    /// Bytes from there to `xlog_seg_size`, behind the number itself, `blcksz`, `relseg_size` and `xlog_blcksz`.
+    const SEGMENT_SIZE: usize = 8 + 3 * 4;
+    /// Bytes from [`FLOAT_FORMAT`] to `float8ByVal`, a `bool`, which a 64-bit `PostgreSQL` has set: the number itself and eight
     /// words, the last of which is `loblksize`.
     const FLOAT8_BY_VALUE: usize = 8 + 8 * 4;
+    /// Bytes from [`FLOAT_FORMAT`] to `data_checksum_version`, behind `float8ByVal` and its padding.
+    const CHECKSUM_VERSION: usize = FLOAT8_BY_VALUE + 4;
+    /// Bytes from [`FLOAT_FORMAT`] to `mock_authentication_nonce`, behind that and `default_char_signedness`.
+    const NONCE: usize = CHECKSUM_VERSION + 4 + 1;
+    /// `MOCK_AUTH_NONCE_LEN`
+    pub(crate) const NONCE_LENGTH: usize = 32;
     /// `crc` is behind that, where it is found by being right.
     const CHECKSUM: usize = 200;
 
     /// Whether the cluster is one of a `PostgreSQL` that passes 8-byte values by reference; `None` if the file is not
     /// understood.
     pub(crate) fn is_32_bit(file: &[u8]) -> Option<bool> {
-        Some(*file.get(float_format(file)? + FLOAT8_BY_VALUE)? == 0)
+        Some(*file.get(format(file)? + FLOAT8_BY_VALUE)? == 0)
     }
-
-    /// Offset of `checkPointCopy.redo`, an `XLogRecPtr`.
-    const REDO: usize = 40;
-    /// Bytes from [`FLOAT_FORMAT`] to `xlog_seg_size`, behind `blcksz`, `relseg_size` and `xlog_blcksz`.
-    const SEGMENT_SIZE: usize = 8 + 3 * 4;
-    /// Bytes from there to `data_checksum_version`, behind `float8ByVal` and three bytes of padding.
-    const CHECKSUM_VERSION: usize = FLOAT8_BY_VALUE + 4;
 
     /// `system_identifier`
     pub(crate) fn identifier(file: &[u8]) -> Option<u64> {
@@ -106,39 +113,39 @@ pub(crate) mod control_file {
 
     /// Bytes of a segment of WAL.
     pub(crate) fn segment_size(file: &[u8]) -> Option<u32> {
-        word(file, float_format(file)? + SEGMENT_SIZE).filter(|size| size.is_power_of_two())
+        word(file, format(file)? + SEGMENT_SIZE).filter(|size| size.is_power_of_two())
     }
 
     /// Whether the pages of data have checksums.
     pub(crate) fn has_checksums(file: &[u8]) -> Option<bool> {
-        Some(word(file, float_format(file)? + CHECKSUM_VERSION)? != 0)
-    }
-
-    fn float_format(file: &[u8]) -> Option<usize> {
-        let format = FLOAT_FORMAT.to_le_bytes();
-        file.windows(format.len()).position(|bytes| bytes == format)
+        Some(word(file, format(file)? + CHECKSUM_VERSION)? != 0)
     }
 
     fn word(file: &[u8], at: usize) -> Option<u32> {
         Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?))
     }
 
-    /// Offset of `state`, an `enum DBState`, after three numbers of 16 bytes.
-    const STATE: usize = 16;
-    /// `DB_SHUTDOWNED`
-    const SHUT_DOWN: [u8; 4] = 1_u32.to_le_bytes();
-
     /// Whether the cluster was shut down, so that it starts without recovery.
     pub(crate) fn was_shut_down(file: &[u8]) -> bool {
         file.get(STATE..STATE + 4) == Some(&SHUT_DOWN)
     }
 
-    /// Sets `system_identifier`, the first 8 bytes, and the checksum of all that is before it; `None` if the file has
-    /// no right checksum.
-    pub(crate) fn set_identifier(file: &mut [u8], identifier: u64) -> Option<()> {
+    /// The offset of `floatFormat`.
+    fn format(file: &[u8]) -> Option<usize> {
+        let format = FLOAT_FORMAT.to_le_bytes();
+        file.windows(format.len()).position(|bytes| bytes == format)
+    }
+
+    /// Sets what no two clusters have in common: `system_identifier`, the first 8 bytes, and
+    /// `mock_authentication_nonce`. Then it sets the checksum of all that is before it. `None` if the file has no right
+    /// checksum behind the nonce.
+    pub(crate) fn renew(file: &mut [u8], identifier: u64, nonce: [u8; NONCE_LENGTH]) -> Option<()> {
+        let nonce_at = format(file)? + NONCE;
         let checksum = |file: &[u8], at: usize| crc32c::crc32c(&file[..at]).to_le_bytes();
         let is_there = |at: &usize| file.get(*at..*at + 4).is_some_and(|bytes| bytes == checksum(file, *at));
         let at = (CHECKSUM..file.len()).step_by(4).find(is_there)?;
+        let room = file.get_mut(nonce_at..nonce_at + NONCE_LENGTH).filter(|room| nonce_at + room.len() <= at)?;
+        room.copy_from_slice(&nonce);
         file[..8].copy_from_slice(&identifier.to_le_bytes());
         let new = checksum(file, at);
         file[at..at + 4].copy_from_slice(&new);

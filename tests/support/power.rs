@@ -11,6 +11,7 @@ use std::{
     env,
     io::{self, ErrorKind},
     sync::{Arc, Condvar, Mutex, MutexGuard},
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -98,8 +99,10 @@ enum Change {
         to: Vec<u8>,
         object: Object,
     },
+    /// What was changed before the sync began is on the disk.
     SyncFile {
         file: usize,
+        begun: usize,
     },
     SyncDirectory {
         path: Vec<u8>,
@@ -218,6 +221,13 @@ impl Memory {
         self.state().changes.as_ref().map_or(0, Vec::len)
     }
 
+    /// How many changes are remembered up to that which made the file `path`.
+    pub fn moment_of(&self, path: &[u8]) -> usize {
+        let makes = |change: &Change| matches!(change, Change::Name { path: made, object: Some(_) } if made == path);
+        let state = self.state();
+        1 + state.changes.as_ref().and_then(|changes| changes.iter().position(makes)).expect("it was made")
+    }
+
     /// Has the change after `changes` others fail with that error of the operating system, once.
     pub fn fail_after(&self, changes: usize, error: i32) {
         self.state().failure = Some((changes, error));
@@ -242,12 +252,15 @@ impl Memory {
     pub fn after_power_loss(&self, moment: usize, dice: &mut Dice) -> Self {
         let state = self.state();
         let changes = &state.changes.as_ref().expect("they are recorded")[..moment];
-        // What was synced later, by the number of the last sync.
+        // The number of the first change that the last sync may have missed.
         let mut files = BTreeMap::new();
         let mut directories = BTreeMap::new();
         for (number, change) in changes.iter().enumerate() {
             match change {
-                Change::SyncFile { file } => drop(files.insert(*file, number)),
+                Change::SyncFile { file, begun } => {
+                    let synced = files.entry(*file).or_default();
+                    *synced = begun.max(synced).to_owned();
+                }
                 Change::SyncDirectory { path } => drop(directories.insert(path.clone(), number)),
                 _ => {}
             }
@@ -458,7 +471,10 @@ impl StoredFile for File {
             state = self.memory.0.1.wait_while(state, is_held).expect("no panic");
             state.held -= 1;
         }
+        let begun = state.changes.as_ref().map_or(0, Vec::len);
         drop(state);
-        self.memory.change(Change::SyncFile { file: self.file })
+        // Another process may write the file meanwhile.
+        thread::yield_now();
+        self.memory.change(Change::SyncFile { file: self.file, begun })
     }
 }

@@ -227,7 +227,9 @@ fn prepare(
 fn state(storage: &dyn Storage) -> anyhow::Result<State> {
     let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
     let has = |wanted: &[u8]| names.iter().any(|name| name == wanted);
-    Ok(match (has(UNFINISHED), has(PG_VERSION)) {
+    // After a power loss the name may be there without the content.
+    let has_version = has(PG_VERSION) && read(storage, PG_VERSION)?.iter().any(u8::is_ascii_digit);
+    Ok(match (has(UNFINISHED), has_version) {
         (true, false) if read(storage, UNFINISHED)? == Making::Restored.mark() => State::Unfinished(Making::Restored),
         (true, false) => State::Unfinished(Making::New),
         (true, true) => {

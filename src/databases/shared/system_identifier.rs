@@ -1,6 +1,7 @@
 //! The system identifier of a new cluster, by which backups and replication tell clusters apart (`BootStrapXLOG` in
 //! `PostgreSQL`'s `src/backend/access/transam/xlog.c`). New clusters are copies of one cluster that `initdb` has made,
-//! so each gets a new identifier.
+//! so each gets a new identifier, and a new secret from which it makes answers about roles that do not exist
+//! (`mock_scram_secret` in `src/backend/libpq/auth-scram.c`).
 
 use anyhow::Context;
 
@@ -11,14 +12,16 @@ use crate::{
     random,
 };
 
-/// Gives the cluster in `storage`, which was shut down, a new identifier.
+/// Gives the cluster in `storage`, which was shut down, a new identifier and secret.
 ///
 /// # Errors
 /// When its files are not those of a cluster of this `PostgreSQL`, or cannot be written.
 pub(super) fn renew(storage: &dyn Storage) -> anyhow::Result<()> {
     let identifier = new()?;
     let mut control = read(storage, PG_CONTROL)?;
-    control_file::set_identifier(&mut control, identifier).context("global/pg_control has another layout")?;
+    let mut nonce = [0; control_file::NONCE_LENGTH];
+    random::fill(&mut nonce)?;
+    control_file::renew(&mut control, identifier, nonce).context("global/pg_control has another layout")?;
     write(storage, PG_CONTROL, 0, &control)?;
     for entry in storage.list(wal::DIRECTORY)? {
         if entry.name.len() == wal::NAME_LENGTH && entry.name.iter().all(u8::is_ascii_hexdigit) {
