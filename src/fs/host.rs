@@ -152,11 +152,6 @@ impl Storage for HostDirectory {
         Ok(rustix::fs::symlinkat(OsStr::from_bytes(target), parent, name)?)
     }
 
-    fn link(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
-        let ((old, old_name), (new, new_name)) = (self.parent(from)?, self.parent(to)?);
-        Ok(rustix::fs::linkat(old, old_name, new, new_name, AtFlags::empty())?)
-    }
-
     fn unlink(&self, path: &[u8]) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
         Ok(rustix::fs::unlinkat(parent, name, AtFlags::empty())?)

@@ -8,7 +8,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -40,6 +40,8 @@ const PIECE: usize = 1 << 20;
 pub(super) struct Mount {
     root: Ino,
     storage: Arc<dyn Storage>,
+    /// Whether a sync has failed since the cluster's start.
+    has_lost: Arc<AtomicBool>,
 }
 
 impl Tree {
@@ -61,7 +63,7 @@ impl Tree {
             }
         })?;
         self.load(root, b"", &*storage)?;
-        self.mount = Some(Mount { root, storage });
+        self.mount = Some(Mount { root, storage, has_lost: Arc::default() });
         Ok(())
     }
 
@@ -242,12 +244,13 @@ impl Tree {
         }
     }
 
+    /// Refuses a second name for a stored file, because after another start it would be that of another node, with a
+    /// length of its own. `PostgreSQL` makes none.
     pub(super) fn link_stored(&self, parent: Ino, name: &[u8], ino: Ino) -> Result<(), Errno> {
-        let Some(mount) = &self.mount else { return Ok(()) };
         let from = self.path_of(ino).and_then(|path| self.relative(&path));
         match (from, self.path_in_storage(parent, name)) {
             (None, None) => Ok(()),
-            (Some(from), Some(to)) => Ok(mount.storage.link(&from, &to)?),
+            (Some(_), Some(_)) => Err(Errno::EPERM),
             _ => Err(Errno::EXDEV),
         }
     }
@@ -278,13 +281,22 @@ impl Tree {
     /// # Errors
     /// `ENOENT` if the directory has been removed.
     pub(super) fn to_sync(&self, ino: Ino) -> Result<Option<ToSync>, Errno> {
-        match self.node(ino).map(|node| &node.kind) {
-            Some(Kind::Stored(stored)) => stored.file.clone().map(ToSync::File).map(Some).ok_or(Errno::EBADF),
+        let Some(mount) = &self.mount else { return Ok(None) };
+        let object = match self.node(ino).map(|node| &node.kind) {
+            Some(Kind::Stored(stored)) => Synced::File(stored.file.clone().ok_or(Errno::EBADF)?),
             Some(Kind::Directory(directory)) if directory.is_stored() => {
                 let path = self.path_of_directory(ino).and_then(|path| self.relative(&path)).ok_or(Errno::ENOENT)?;
-                Ok(self.mount.as_ref().map(|mount| ToSync::Directory(mount.storage.clone(), path)))
+                Synced::Directory(mount.storage.clone(), path)
             }
-            _ => Ok(None),
+            _ => return Ok(None),
+        };
+        Ok(Some(ToSync { object, has_lost: mount.has_lost.clone() }))
+    }
+
+    /// The cluster starts, and recovers from what is on the disk: syncs that failed before are forgotten.
+    pub fn begin_again(&self) {
+        if let Some(mount) = &self.mount {
+            mount.has_lost.store(false, Ordering::SeqCst);
         }
     }
 
@@ -314,10 +326,14 @@ impl Tree {
 
 /// A file or a directory of a storage that is to be written to the disk. This takes no lock.
 #[derive(Debug)]
-pub enum ToSync {
-    /// A file.
+pub struct ToSync {
+    object: Synced,
+    has_lost: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+enum Synced {
     File(Arc<dyn StoredFile>),
-    /// A directory, by its path.
     Directory(Arc<dyn Storage>, Vec<u8>),
 }
 
@@ -325,13 +341,21 @@ impl ToSync {
     /// Writes it to the disk.
     ///
     /// # Errors
-    /// Those of the storage.
+    /// Those of the storage. `EIO` after any sync has failed because of the disk: an operating system reports a lost
+    /// write only once, maybe to another process, and the next sync of the file succeeds.
     pub fn sync(&self) -> Result<(), Errno> {
-        let synced = match self {
-            Self::File(file) => file.sync(),
-            Self::Directory(storage, path) => storage.sync_directory(path),
+        if self.has_lost.load(Ordering::SeqCst) {
+            return Err(Errno::EIO);
+        }
+        let synced = match &self.object {
+            Synced::File(file) => file.sync(),
+            Synced::Directory(storage, path) => storage.sync_directory(path),
         };
-        Ok(synced?)
+        let synced = synced.map_err(Errno::from);
+        if matches!(synced, Err(Errno::EIO | Errno::ENOSPC | Errno::EDQUOT)) {
+            self.has_lost.store(true, Ordering::SeqCst);
+        }
+        synced
     }
 }
 

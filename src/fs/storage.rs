@@ -37,12 +37,6 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// The operating system's.
     fn create_symlink(&self, path: &[u8], target: &[u8]) -> io::Result<()>;
 
-    /// Gives a file a second name.
-    ///
-    /// # Errors
-    /// The operating system's.
-    fn link(&self, from: &[u8], to: &[u8]) -> io::Result<()>;
-
     /// Removes a name, which must not be that of a directory.
     ///
     /// # Errors

@@ -101,7 +101,8 @@ fn buffer(memory: &[u8], buffers: u32, index: u32) -> Result<(u32, u32), Errno> 
 }
 
 /// Calls `transfer` with memory, position, address and length of each buffer until one is not transferred completely,
-/// and stores the number of bytes at `count`. An error is returned only if nothing has been transferred before it.
+/// and stores the number of bytes at `count`. An error is returned only if nothing has been transferred before it; an
+/// error of the disk in a later buffer is returned by the next call, because no sync succeeds after one has failed.
 fn transfer(
     memory: &mut [u8],
     (buffers, number): (u32, u32),

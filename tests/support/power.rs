@@ -392,11 +392,6 @@ impl Storage for Memory {
         self.name(path, Object::Symlink(target.to_vec()))
     }
 
-    fn link(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
-        let object = self.object(from)?;
-        self.name(to, object)
-    }
-
     fn unlink(&self, path: &[u8]) -> io::Result<()> {
         self.object(path)?;
         self.change(Change::Name { path: path.to_vec(), object: None })

@@ -104,6 +104,7 @@ pub(super) fn run(
     let recent = Recent::default();
     let served = Arc::new(Mutex::new(None));
     let mut files = Files::new(launch.files.clone(), Box::new(Silent))?;
+    files.begin_again();
     tidy::remove_leftovers(&mut files)?;
     let without_auto_conf = without_auto_conf || launch.settings.ignore_auto_conf;
     tidy::set_aside(&mut files, launch.settings.data_directory.is_none(), without_auto_conf)?;

@@ -162,8 +162,9 @@ impl Files {
         if position.is_none() {
             file.position = at + count as u64;
         }
-        if let Some(stored) = stored.filter(|_| file.flags.has(OpenFlags::SYNCHRONOUS)) {
-            stored.sync()?;
+        if stored.is_some() && file.flags.has(OpenFlags::SYNCHRONOUS) {
+            let to_sync = self.tree.lock().to_sync(ino)?;
+            to_sync.map_or(Ok(()), |to_sync| to_sync.sync())?;
         }
         Ok(count)
     }

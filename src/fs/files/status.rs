@@ -98,6 +98,11 @@ impl Files {
         Self::cut(&mut tree, ino, end)
     }
 
+    /// As [`Tree::begin_again`](crate::fs::Tree::begin_again).
+    pub fn begin_again(&self) {
+        self.tree.lock().begin_again();
+    }
+
     /// What has to be synced for what `fd` is open on to be on the disk; `None` if it is in memory.
     ///
     /// # Errors

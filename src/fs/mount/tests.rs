@@ -52,7 +52,6 @@ impl Storage for Failing {
     forward! {
         create_directory(path: &[u8]) -> ();
         create_symlink(path: &[u8], target: &[u8]) -> ();
-        link(from: &[u8], to: &[u8]) -> ();
         unlink(path: &[u8]) -> ();
         remove_directory(path: &[u8]) -> ();
         rename(from: &[u8], to: &[u8]) -> ();
@@ -178,7 +177,6 @@ enum Step {
     Truncate { name: u8, len: u16 },
     Allocate { name: u8, end: u16 },
     Rename { from: u8, to: u8 },
-    Link { from: u8, to: u8 },
     Unlink { name: u8 },
     MakeDirectory { name: u8 },
     RemoveDirectory { name: u8 },
@@ -216,7 +214,6 @@ fn run(files: &mut Files, step: &Step) -> Result<(), Errno> {
             with_open(*name, OpenFlags::READ_WRITE, &|files, fd| files.allocate(fd, (*end).into()))
         }
         Step::Rename { from, to } => files.rename((cwd, &path(*from)), (cwd, &path(*to))),
-        Step::Link { from, to } => files.link((cwd, &path(*from)), (cwd, &path(*to)), Follow::No),
         Step::Unlink { name } => files.unlink(cwd, &path(*name)),
         Step::MakeDirectory { name } => files.mkdir(cwd, &path(*name), 0o700),
         Step::RemoveDirectory { name } => files.rmdir(cwd, &path(*name)),
@@ -247,7 +244,6 @@ fn step() -> impl Strategy<Value = Step> {
         (name.clone(), 0_u16..9000).prop_map(|(name, len)| Step::Truncate { name, len }),
         (name.clone(), 0_u16..9000).prop_map(|(name, end)| Step::Allocate { name, end }),
         (name.clone(), name.clone()).prop_map(|(from, to)| Step::Rename { from, to }),
-        (name.clone(), name.clone()).prop_map(|(from, to)| Step::Link { from, to }),
         name.clone().prop_map(|name| Step::Unlink { name }),
         name.clone().prop_map(|name| Step::MakeDirectory { name }),
         name.clone().prop_map(|name| Step::RemoveDirectory { name }),
@@ -315,9 +311,36 @@ fn files_do_not_move_between_a_storage_and_memory() {
     assert_eq!(files.rename((cwd, b"/pglite/data/y"), (cwd, b"/tmp/y")), exdev);
     assert_eq!(files.link((cwd, b"/tmp/x"), (cwd, b"/pglite/data/x"), Follow::No), exdev);
     assert_eq!(files.link((cwd, b"/pglite/data/y"), (cwd, b"/tmp/y"), Follow::No), exdev);
+    let second_name = files.link((cwd, b"/pglite/data/y"), (cwd, b"/pglite/data/z"), Follow::No);
+    assert_eq!(second_name, Err(Errno::EPERM));
     let (guest, host) = pictures(&mut files, outer.path());
     assert_eq!(guest, host);
     assert_eq!(guest.len(), 1);
+}
+
+#[test]
+fn after_a_sync_that_failed_no_sync_succeeds_until_the_cluster_begins_again() {
+    let outer = tempfile::tempdir().unwrap();
+    let left = Arc::new(AtomicU32::new(u32::MAX));
+    let directory = HostDirectory::open(outer.path()).unwrap();
+    let mut files = mounted(Arc::new(Failing { directory, left: left.clone() }));
+    let flags = OpenFlags::READ_WRITE.with(OpenFlags::CREATE);
+    let mut open = |name, flags| files.open(At::WorkingDirectory, name, flags, 0o600).unwrap();
+    let one = open(b"/pglite/data/one", flags);
+    let synchronous = open(b"/pglite/data/two", flags.with(OpenFlags::SYNCHRONOUS));
+    let directory = open(b"/pglite/data", OpenFlags::READ_ONLY);
+    let sync = |files: &Files, fd| files.to_sync(fd).unwrap().expect("it is stored").sync();
+    assert_eq!(files.write(synchronous, None, b"x"), Ok(1));
+    left.store(0, Ordering::Relaxed);
+    assert_eq!(sync(&files, one), Err(Errno::ENOSPC));
+    // The disk works again, and would say so, but what it lost is lost.
+    for fd in [one, directory] {
+        assert_eq!(sync(&files, fd), Err(Errno::EIO));
+    }
+    assert_eq!(files.write(synchronous, None, b"x"), Err(Errno::EIO));
+    files.begin_again();
+    assert_eq!(sync(&files, one), Ok(()));
+    assert_eq!(files.write(synchronous, None, b"x"), Ok(1));
 }
 
 #[test]
