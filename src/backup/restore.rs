@@ -22,7 +22,7 @@ use super::{
 use crate::{
     backend::DATA_DIRECTORY,
     databases::data_directory,
-    fs::{Storage, StoredFile},
+    fs::{Storage, StoredFile, Written},
     postgres::{control_file, wal},
 };
 
@@ -96,6 +96,7 @@ fn name(bytes: &[u8]) -> anyhow::Result<String> {
 /// What was restored so far.
 #[derive(Default)]
 struct Restored {
+    written: Written,
     directories: HashSet<String>,
     /// Lengths and checksums of the files.
     files: HashMap<String, (u64, u32)>,
@@ -163,8 +164,8 @@ impl Restored {
             checksum = crc32c::crc32c_append(checksum, piece);
             len += piece.len() as u64;
         }
-        if let Some(file) = file {
-            file.sync()?;
+        if !is_kept {
+            self.written.files.push(path.as_bytes().to_vec());
         }
         match path {
             "PG_VERSION" => self.version = Some(looked_at),
@@ -216,10 +217,9 @@ impl Restored {
         if let Some(bytes) = &self.manifest {
             self.check_manifest(bytes).with_context(|| format!("{MANIFEST} does not fit the files"))?;
         }
-        for directory in &self.directories {
-            storage.sync_directory(directory.as_bytes())?;
-        }
-        storage.sync_directory(b"")?;
+        self.written.directories.extend(self.directories.into_iter().map(String::into_bytes));
+        self.written.directories.push(Vec::new());
+        self.written.sync(storage)?;
         Ok((version, self.summary))
     }
 

@@ -4,7 +4,7 @@
 //!
 //! * `extent`, `chunk`, `content`: the bytes of files: immutable and shared below, changed chunks above.
 //! * `shared`: the bytes of files that several processes have mapped.
-//! * `storage`, `host`: files that outlive the program, in a directory of the host.
+//! * `storage`, `host`, `written`: files that outlive the program, in a directory of the host, and their first sync.
 //! * `directory`, `device`, `node`: the kinds of inodes.
 //! * `frozen`, `tree`: the inodes and names of one cluster: a frozen base, and the changes since.
 //! * `mount`: the part of a tree that is in a storage.
@@ -35,6 +35,7 @@ mod shared;
 mod storage;
 mod store;
 mod tree;
+mod written;
 
 pub use bundle::{BundleError, open_bundle, put_file, unpack_extension};
 pub(crate) use content::is_zero;
@@ -51,3 +52,4 @@ pub(crate) use path::joined;
 pub use storage::{Storage, StoredEntry, StoredEntryKind, StoredFile};
 pub use store::StoreError;
 pub use tree::Tree;
+pub(crate) use written::Written;

@@ -8,9 +8,8 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    thread,
 };
 
 use super::{
@@ -23,14 +22,12 @@ use super::{
     path::joined,
     storage::{Storage, StoredEntryKind, StoredFile},
     tree::Tree,
+    written::Written,
 };
 
 /// Permissions that the guest sees, independent of those in the storage.
 const FILE_PERMISSIONS: u32 = 0o600;
 const DIRECTORY_PERMISSIONS: u32 = 0o700;
-
-/// How many threads sync the files of a copy.
-const SYNCERS: usize = 16;
 
 /// How many bytes are copied at once.
 const PIECE: usize = 1 << 20;
@@ -77,9 +74,9 @@ impl Tree {
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
             at = self.lookup(at, name)?.ok_or(Errno::ENOENT)?;
         }
-        let mut copied = Vec::new();
-        self.copy_directory(at, b"", storage, is_wanted, &mut copied)?;
-        Ok(sync_all(&copied, storage)?)
+        let mut written = Written::default();
+        self.copy_directory(at, b"", storage, is_wanted, &mut written)?;
+        Ok(written.sync(storage)?)
     }
 
     /// Whether a part of the tree is in a storage.
@@ -123,14 +120,14 @@ impl Tree {
         Ok(())
     }
 
-    /// Copies what is wanted, and adds the path of each file and directory, and whether it is a directory, to `copied`.
+    /// Copies what is wanted, and adds it to `written`.
     fn copy_directory(
         &self,
         ino: Ino,
         path: &[u8],
         storage: &dyn Storage,
         is_wanted: &dyn Fn(&[u8]) -> bool,
-        copied: &mut Vec<(Vec<u8>, bool)>,
+        written: &mut Written,
     ) -> Result<(), Errno> {
         let Some(Kind::Directory(directory)) = self.node(ino).map(|node| &node.kind) else {
             return Err(Errno::ENOTDIR);
@@ -143,17 +140,17 @@ impl Tree {
             match &self.node(entry.ino).ok_or(Errno::ENOENT)?.kind {
                 Kind::File(content) => {
                     copy_content(content, &*storage.create(&path)?)?;
-                    copied.push((path, false));
+                    written.files.push(path);
                 }
                 Kind::Directory(_) => {
                     storage.create_directory(&path)?;
-                    self.copy_directory(entry.ino, &path, storage, is_wanted, copied)?;
+                    self.copy_directory(entry.ino, &path, storage, is_wanted, written)?;
                 }
                 Kind::Symlink(target) => storage.create_symlink(&path, target)?,
                 _ => return Err(Errno::EOPNOTSUPP),
             }
         }
-        copied.push((path.to_vec(), true));
+        written.directories.push(path.to_vec());
         Ok(())
     }
 
@@ -379,29 +376,6 @@ fn read_content(source: &dyn StoredFile, len: u64) -> Result<Content, Errno> {
     }
     content.set_len(len);
     Ok(content)
-}
-
-/// Syncs files and directories, of which the latter are marked. Several threads do it, because a file system writes one
-/// transaction for all that wait for it at the same time: 1,000 files take 0.1 s instead of 1 s on ext4.
-fn sync_all(paths: &[(Vec<u8>, bool)], storage: &dyn Storage) -> io::Result<()> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some((path, is_directory)) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if *is_directory { storage.sync_directory(path)? } else { storage.open(path)?.sync()? }
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let threads = (1..SYNCERS.min(paths.len())).map_while(|_| {
-            // Fewer threads are slower, and do the same.
-            thread::Builder::new().name("sync".to_owned()).spawn_scoped(scope, work).ok()
-        });
-        let threads: Vec<_> = threads.collect();
-        let own = work();
-        threads.into_iter().fold(own, |synced, thread| {
-            synced.and(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })
-    })
 }
 
 fn copy_content(content: &Content, target: &dyn StoredFile) -> Result<(), Errno> {
