@@ -213,9 +213,11 @@ fn large_database() -> Row {
         client.batch_execute(&insert).expect("SQL");
     }
     client.query_one("select count(filler) from large", &[]).expect("a row");
-    let random = format!("select filler from large where id = 1 + floor(random() * {LARGE}000000)::int");
-    for _ in 0..10_000 {
-        client.batch_execute(&random).expect("SQL");
+    let by_id = client.prepare("select filler from large where id = $1").expect("SQL");
+    // A multiplication by a prime leads all over the table.
+    let ids = (0..10_000_u64).map(|n| n * 2_654_435_761 % (u64::from(LARGE) * 1_000_000) + 1);
+    for id in ids {
+        client.query_one(&by_id, &[&i32::try_from(id).expect("small")]).expect("a row");
     }
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     let beyond = memory().saturating_sub(empty) as f64;
