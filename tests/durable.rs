@@ -14,6 +14,7 @@ use pglite_port::{
     databases::{DataDirectory, Settings, SharedSettings},
     session::Mode,
 };
+use rustix::process::{Resource, Rlimit, getrlimit};
 use support::{
     cache,
     local::{Connect, Local},
@@ -213,6 +214,38 @@ fn symbolic_links_in_the_directory_lead_to_no_file_of_the_host() {
     }
     assert_eq!(fs::read_to_string(&secret).expect("a file"), "secret");
     assert_eq!(fs::read_dir(outer.path()).expect("a directory").count(), 2);
+}
+
+#[test]
+fn names_are_changed_and_synced_while_there_are_no_descriptors_to_spare() {
+    let (_outer, path) = place();
+    let server = Server::in_directory(&path);
+    let mut client = server.connect();
+    rows(&mut client, "create database other");
+    rows(&mut client, "create table t as select generate_series(1, 1000) a");
+    rows(&mut client, "create table kept as select 1");
+    rows(&mut client, "select pg_switch_wal()");
+    let file = path.join(&rows(&mut client, "select pg_relation_filepath('t')")[0]);
+    let database = path.join("base").join(&rows(&mut client, "select oid from pg_database where datname = 'other'")[0]);
+    rows(&mut client, "checkpoint");
+    assert!(file.metadata().expect("a file").len() > 0 && database.exists());
+
+    let inherited = getrlimit(Resource::Nofile);
+    let open = fs::read_dir(format!("/proc/{}/fd", server.program.id())).expect("it runs");
+    let open: Vec<_> = open.map(|entry| entry.expect("an entry").file_name()).collect();
+    let lowest = (0_u64..).find(|number| !open.contains(&number.to_string().into())).expect("one is free");
+    server.program.limit(Resource::Nofile, Rlimit { current: Some(lowest), ..inherited });
+    rows(&mut client, "drop table t");
+    rows(&mut client, "drop database other");
+    rows(&mut client, "insert into kept values (2)");
+    rows(&mut client, "checkpoint");
+    server.program.limit(Resource::Nofile, inherited);
+    assert_eq!(rows(&mut client, "select count(*) from kept"), ["2"]);
+    drop(client);
+    let lines = server.stop();
+    let fault = lines.iter().find(|line| line.contains("PANIC") || line.contains("could not"));
+    assert_eq!(fault, None);
+    assert!(!file.exists() && !database.exists());
 }
 
 #[test]

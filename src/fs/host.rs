@@ -16,6 +16,7 @@ use std::{
     sync::Arc,
 };
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 
 use super::{
@@ -33,10 +34,76 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 /// Flags for opening a file.
 const FILE: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW).union(OFlags::NOCTTY);
 
+/// How many descriptors the longest operation on names has open at the same time: the two directories of a `rename`, and
+/// the one above where paths are walked by components.
+const FOR_NAMES: usize = 3;
+/// How many files can be opened when there are no other descriptors, such as those that a checkpoint writes and closes.
+const FOR_FILES: usize = 13;
+
 /// A directory of the host.
 #[derive(Debug)]
 pub struct HostDirectory {
     root: OwnedFd,
+    reserve: Arc<Reserve>,
+}
+
+/// Descriptors that are closed when there are no others, so that an operation can open one. In `PostgreSQL` a process
+/// then closes a file of its own and tries again. Here all processes of a cluster share the descriptors, and a `rename`
+/// or the `fsync` of a directory that fails for want of one would end the cluster.
+#[derive(Debug)]
+struct Reserve {
+    spare: Mutex<Vec<OwnedFd>>,
+    /// What the spare descriptors are copies of.
+    root: OwnedFd,
+}
+
+impl Reserve {
+    /// Calls `act`, which opens a descriptor and returns it. If there is none, it gets one of the reserve.
+    fn open<T>(&self, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match act() {
+            Err(error) if is_shortage(&error) => {
+                let mut spare = self.spare.lock();
+                if spare.len() <= FOR_NAMES {
+                    return Err(error);
+                }
+                spare.pop();
+                act()
+            }
+            done => done,
+        }
+    }
+
+    /// Calls `act`, which opens directories for a moment. If there are no descriptors, it is called again with those of
+    /// the reserve, for which one operation waits for the other.
+    fn change_names<T>(&self, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match act() {
+            Err(error) if is_shortage(&error) => {
+                let mut spare = self.spare.lock();
+                let kept = spare.len().saturating_sub(FOR_NAMES);
+                spare.truncate(kept);
+                let done = act();
+                self.refill(&mut spare);
+                done
+            }
+            done => done,
+        }
+    }
+
+    /// Opens as many spare descriptors as are missing and can be had.
+    fn refill(&self, spare: &mut Vec<OwnedFd>) {
+        let missing = (FOR_NAMES + FOR_FILES).saturating_sub(spare.len());
+        spare.extend((0..missing).map_while(|_| self.root.try_clone().ok()));
+    }
+}
+
+/// Refills the reserve when a file has been closed.
+#[derive(Debug)]
+struct Refill(Arc<Reserve>);
+
+impl Drop for Refill {
+    fn drop(&mut self) {
+        self.0.refill(&mut self.0.spare.lock());
+    }
 }
 
 impl HostDirectory {
@@ -46,7 +113,10 @@ impl HostDirectory {
     /// The operating system's.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
+        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        let reserve = Reserve { spare: Mutex::default(), root: root.try_clone()? };
+        reserve.refill(&mut reserve.spare.lock());
+        Ok(Self { root, reserve: Arc::new(reserve) })
     }
 
     /// Locks the directory for as long as this value lives, against other programs and against other values for the
@@ -113,65 +183,14 @@ impl HostDirectory {
         }
         Ok((self.open_below(parent, DIRECTORY, Mode::empty())?, OsStr::from_bytes(name)))
     }
-}
 
-fn is_unavailable(error: &io::Error) -> bool {
-    let unavailable = [rustix::io::Errno::NOSYS, rustix::io::Errno::PERM].map(rustix::io::Errno::raw_os_error);
-    error.raw_os_error().is_some_and(|number| unavailable.contains(&number))
-}
-
-#[cfg(target_os = "linux")]
-fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
-    let resolve =
-        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-    Ok(rustix::fs::openat2(root, OsStr::from_bytes(path), flags, mode, resolve)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_beneath(_: &OwnedFd, _: &[u8], _: OFlags, _: Mode) -> io::Result<OwnedFd> {
-    Err(rustix::io::Errno::NOSYS.into())
-}
-
-impl Storage for HostDirectory {
-    fn open(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
-        Ok(Arc::new(HostFile(File::from(self.open_below(path, FILE, Mode::empty())?))))
+    fn open_file(&self, path: &[u8], flags: OFlags, mode: Mode) -> io::Result<Arc<dyn StoredFile>> {
+        let file = self.reserve.open(|| self.open_below(path, flags, mode))?;
+        Ok(Arc::new(HostFile { file: File::from(file), _refill: Refill(self.reserve.clone()) }))
     }
 
-    fn create(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
-        let created = self.open_below(path, FILE | OFlags::CREATE | OFlags::EXCL, FILE_MODE)?;
-        Ok(Arc::new(HostFile(File::from(created))))
-    }
-
-    fn create_directory(&self, path: &[u8]) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
-        Ok(rustix::fs::mkdirat(parent, name, DIRECTORY_MODE)?)
-    }
-
-    fn create_symlink(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
-        Ok(rustix::fs::symlinkat(OsStr::from_bytes(target), parent, name)?)
-    }
-
-    fn unlink(&self, path: &[u8]) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
-        Ok(rustix::fs::unlinkat(parent, name, AtFlags::empty())?)
-    }
-
-    fn remove_directory(&self, path: &[u8]) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
-        Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
-    }
-
-    fn rename(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
-        let ((old, old_name), (new, new_name)) = (self.parent(from)?, self.parent(to)?);
-        Ok(rustix::fs::renameat(old, old_name, new, new_name)?)
-    }
-
-    fn sync_directory(&self, path: &[u8]) -> io::Result<()> {
-        Ok(rustix::fs::fsync(self.open_below(path, DIRECTORY, Mode::empty())?)?)
-    }
-
-    fn list(&self, path: &[u8]) -> io::Result<Vec<StoredEntry>> {
+    /// As [`Storage::list`].
+    fn entries(&self, path: &[u8]) -> io::Result<Vec<StoredEntry>> {
         let directory = self.open_below(path, DIRECTORY, Mode::empty())?;
         let mut entries = Vec::new();
         for entry in Dir::read_from(&directory)? {
@@ -198,16 +217,96 @@ impl Storage for HostDirectory {
     }
 }
 
+fn is_unavailable(error: &io::Error) -> bool {
+    let unavailable = [rustix::io::Errno::NOSYS, rustix::io::Errno::PERM].map(rustix::io::Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|number| unavailable.contains(&number))
+}
+
+/// Whether the process or the system has no descriptors left.
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|number| shortages.contains(&number))
+}
+
+#[cfg(target_os = "linux")]
+fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let resolve =
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    Ok(rustix::fs::openat2(root, OsStr::from_bytes(path), flags, mode, resolve)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_beneath(_: &OwnedFd, _: &[u8], _: OFlags, _: Mode) -> io::Result<OwnedFd> {
+    Err(rustix::io::Errno::NOSYS.into())
+}
+
+impl Storage for HostDirectory {
+    fn open(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
+        self.open_file(path, FILE, Mode::empty())
+    }
+
+    fn create(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
+        self.open_file(path, FILE | OFlags::CREATE | OFlags::EXCL, FILE_MODE)
+    }
+
+    fn create_directory(&self, path: &[u8]) -> io::Result<()> {
+        self.reserve.change_names(|| {
+            let (parent, name) = self.parent(path)?;
+            Ok(rustix::fs::mkdirat(parent, name, DIRECTORY_MODE)?)
+        })
+    }
+
+    fn create_symlink(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
+        self.reserve.change_names(|| {
+            let (parent, name) = self.parent(path)?;
+            Ok(rustix::fs::symlinkat(OsStr::from_bytes(target), parent, name)?)
+        })
+    }
+
+    fn unlink(&self, path: &[u8]) -> io::Result<()> {
+        self.reserve.change_names(|| {
+            let (parent, name) = self.parent(path)?;
+            Ok(rustix::fs::unlinkat(parent, name, AtFlags::empty())?)
+        })
+    }
+
+    fn remove_directory(&self, path: &[u8]) -> io::Result<()> {
+        self.reserve.change_names(|| {
+            let (parent, name) = self.parent(path)?;
+            Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
+        })
+    }
+
+    fn rename(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        self.reserve.change_names(|| {
+            let ((old, old_name), (new, new_name)) = (self.parent(from)?, self.parent(to)?);
+            Ok(rustix::fs::renameat(old, old_name, new, new_name)?)
+        })
+    }
+
+    fn sync_directory(&self, path: &[u8]) -> io::Result<()> {
+        self.reserve.change_names(|| Ok(rustix::fs::fsync(self.open_below(path, DIRECTORY, Mode::empty())?)?))
+    }
+
+    fn list(&self, path: &[u8]) -> io::Result<Vec<StoredEntry>> {
+        self.reserve.change_names(|| self.entries(path))
+    }
+}
+
 /// A file of the host.
 #[derive(Debug)]
-struct HostFile(File);
+struct HostFile {
+    file: File,
+    /// Dropped after the file is closed.
+    _refill: Refill,
+}
 
 impl StoredFile for HostFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut done = 0;
         // A signal or the end of a page's cache may cut a read short.
         while done < buffer.len() {
-            match self.0.read_at(&mut buffer[done..], offset + done as u64) {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(read) => done += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -220,7 +319,7 @@ impl StoredFile for HostFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let mut done = 0;
         while done < bytes.len() {
-            match self.0.write_at(&bytes[done..], offset + done as u64) {
+            match self.file.write_at(&bytes[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(written) => done += written,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -233,12 +332,12 @@ impl StoredFile for HostFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn allocate(&self, from: u64, end: u64) -> io::Result<()> {
         loop {
-            match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), from, end.saturating_sub(from)) {
+            match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), from, end.saturating_sub(from)) {
                 Err(rustix::io::Errno::INTR) => {}
                 allocated => return Ok(allocated?),
             }
@@ -246,7 +345,7 @@ impl StoredFile for HostFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
 
