@@ -72,7 +72,7 @@ crash: toolchain $(PGLITE) ## kill the program 1,000 times and cut the power 2,0
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) PGLITE_PORT_KILLS=1000 $(CARGO) test --locked --test durable_crash -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_POWER_LOSSES=2000 $(CARGO) test --locked --test durable_power_loss -- --nocapture
-	$(FOR_TESTS) PGLITE_PORT_FAULTS=1 $(CARGO) test --locked --test durable_faults -- --nocapture
+	$(FOR_TESTS) PGLITE_PORT_FAULTS=100 $(CARGO) test --locked --test durable_faults -- --nocapture
 
 .PHONY: bench
 bench: build ## the figures of README.md, as one table (needs a quiet machine and some minutes)

@@ -109,6 +109,40 @@ enum Change {
     },
 }
 
+/// The kinds of operations of a storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    Open,
+    Read,
+    List,
+    Create,
+    Write,
+    SetLength,
+    Allocate,
+    MakeName,
+    Unlink,
+    Rename,
+    SyncFile,
+    SyncDirectory,
+}
+
+impl Operation {
+    pub const ALL: [Self; 12] = [
+        Self::Open,
+        Self::Read,
+        Self::List,
+        Self::Create,
+        Self::Write,
+        Self::SetLength,
+        Self::Allocate,
+        Self::MakeName,
+        Self::Unlink,
+        Self::Rename,
+        Self::SyncFile,
+        Self::SyncDirectory,
+    ];
+}
+
 /// The files and names at one moment.
 #[derive(Clone, Debug, Default)]
 struct Disk {
@@ -173,8 +207,12 @@ struct State {
     before: Disk,
     changes: Option<Vec<Change>>,
     syncs: usize,
-    /// How many changes still succeed, and the error of the next one.
-    failure: Option<(usize, i32)>,
+    /// How often each operation was asked for.
+    operations: BTreeMap<Operation, usize>,
+    /// The operation of which one fails, how many of these still succeed, and the error.
+    failure: Option<(Operation, usize, i32)>,
+    /// Whether there is no room for new bytes and names.
+    is_full: bool,
     /// Syncs of the files in this directory wait, and so many do.
     hold: Option<&'static [u8]>,
     held: usize,
@@ -228,9 +266,45 @@ impl Memory {
         1 + state.changes.as_ref().and_then(|changes| changes.iter().position(makes)).expect("it was made")
     }
 
-    /// Has the change after `changes` others fail with that error of the operating system, once.
-    pub fn fail_after(&self, changes: usize, error: i32) {
-        self.state().failure = Some((changes, error));
+    /// Has the operation of that kind after `number` others fail with that error of the operating system, once.
+    pub fn fail(&self, operation: Operation, number: usize, error: i32) {
+        self.state().failure = Some((operation, number, error));
+    }
+
+    /// How often an operation was asked for.
+    pub fn count(&self, operation: Operation) -> usize {
+        self.state().operations.get(&operation).copied().unwrap_or_default()
+    }
+
+    /// Whether there is no room from now on. Bytes that are there can be changed, as on a file system that writes in
+    /// place.
+    pub fn set_full(&self, is_full: bool) {
+        self.state().is_full = is_full;
+    }
+
+    /// Counts an operation, which needs room or not, and has it fail if it is to.
+    fn begin(&self, operation: Operation, needs_room: bool) -> io::Result<()> {
+        let mut state = self.state();
+        *state.operations.entry(operation).or_default() += 1;
+        if state.is_full && needs_room {
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()));
+        }
+        match state.failure {
+            Some((failing, 0, error)) if failing == operation => {
+                state.failure = None;
+                Err(io::Error::from_raw_os_error(error))
+            }
+            Some((failing, left, error)) if failing == operation => {
+                state.failure = Some((failing, left - 1, error));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has no operation fail any more.
+    pub fn calm(&self) {
+        self.state().failure = None;
     }
 
     /// Whether the failure is still to come.
@@ -323,16 +397,8 @@ impl Memory {
         Self::of(disk)
     }
 
-    fn change(&self, change: Change) -> io::Result<()> {
+    fn change(&self, change: Change) {
         let mut state = self.state();
-        match state.failure {
-            Some((0, error)) => {
-                state.failure = None;
-                return Err(io::Error::from_raw_os_error(error));
-            }
-            Some((left, error)) => state.failure = Some((left - 1, error)),
-            None => {}
-        }
         match &change {
             Change::Write { file, offset, bytes } => state.now.write(*file, *offset, bytes),
             Change::Length { file, len } => state.now.set_len(*file, *len),
@@ -343,7 +409,6 @@ impl Memory {
         if let Some(changes) = &mut state.changes {
             changes.push(change);
         }
-        Ok(())
     }
 
     fn object(&self, path: &[u8]) -> io::Result<Object> {
@@ -354,7 +419,8 @@ impl Memory {
         if self.object(path).is_ok() {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        self.change(Change::Name { path: path.to_vec(), object: Some(object) })
+        self.change(Change::Name { path: path.to_vec(), object: Some(object) });
+        Ok(())
     }
 
     fn handle(&self, path: &[u8], file: usize) -> Arc<dyn StoredFile> {
@@ -368,6 +434,7 @@ fn parent(path: &[u8]) -> &[u8] {
 
 impl Storage for Memory {
     fn open(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
+        self.begin(Operation::Open, false)?;
         match self.object(path)? {
             Object::File(file) => Ok(self.handle(path, file)),
             _ => Err(ErrorKind::InvalidInput.into()),
@@ -375,6 +442,7 @@ impl Storage for Memory {
     }
 
     fn create(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
+        self.begin(Operation::Create, true)?;
         let file = {
             let mut state = self.state();
             state.now.files.push(Arc::default());
@@ -385,16 +453,20 @@ impl Storage for Memory {
     }
 
     fn create_directory(&self, path: &[u8]) -> io::Result<()> {
+        self.begin(Operation::MakeName, true)?;
         self.name(path, Object::Directory)
     }
 
     fn create_symlink(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
+        self.begin(Operation::MakeName, true)?;
         self.name(path, Object::Symlink(target.to_vec()))
     }
 
     fn unlink(&self, path: &[u8]) -> io::Result<()> {
+        self.begin(Operation::Unlink, false)?;
         self.object(path)?;
-        self.change(Change::Name { path: path.to_vec(), object: None })
+        self.change(Change::Name { path: path.to_vec(), object: None });
+        Ok(())
     }
 
     fn remove_directory(&self, path: &[u8]) -> io::Result<()> {
@@ -402,15 +474,20 @@ impl Storage for Memory {
     }
 
     fn rename(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        self.begin(Operation::Rename, false)?;
         let object = self.object(from)?;
-        self.change(Change::Rename { from: from.to_vec(), to: to.to_vec(), object })
+        self.change(Change::Rename { from: from.to_vec(), to: to.to_vec(), object });
+        Ok(())
     }
 
     fn sync_directory(&self, path: &[u8]) -> io::Result<()> {
-        self.change(Change::SyncDirectory { path: path.to_vec() })
+        self.begin(Operation::SyncDirectory, false)?;
+        self.change(Change::SyncDirectory { path: path.to_vec() });
+        Ok(())
     }
 
     fn list(&self, path: &[u8]) -> io::Result<Vec<StoredEntry>> {
+        self.begin(Operation::List, false)?;
         let state = self.state();
         let entry = |(name, object): (&Vec<u8>, &Object)| {
             let kind = match object {
@@ -433,8 +510,15 @@ struct File {
     file: usize,
 }
 
+impl File {
+    fn len(&self) -> u64 {
+        self.memory.state().now.files[self.file].len() as u64
+    }
+}
+
 impl StoredFile for File {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.memory.begin(Operation::Read, false)?;
         let state = self.memory.state();
         let content = &state.now.files[self.file];
         let rest = content.get(usize::try_from(offset).expect("it fits")..).unwrap_or_default();
@@ -444,17 +528,24 @@ impl StoredFile for File {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.memory.change(Change::Write { file: self.file, offset, bytes: Arc::from(bytes) })?;
+        self.memory.begin(Operation::Write, offset + bytes.len() as u64 > self.len())?;
+        self.memory.change(Change::Write { file: self.file, offset, bytes: Arc::from(bytes) });
         Ok(bytes.len())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.memory.change(Change::Length { file: self.file, len })
+        self.memory.begin(Operation::SetLength, len > self.len())?;
+        self.memory.change(Change::Length { file: self.file, len });
+        Ok(())
     }
 
     fn allocate(&self, _from: u64, end: u64) -> io::Result<()> {
-        let len = self.memory.state().now.files[self.file].len() as u64;
-        if end > len { self.set_len(end) } else { Ok(()) }
+        let grows = end > self.len();
+        self.memory.begin(Operation::Allocate, grows)?;
+        if grows {
+            self.memory.change(Change::Length { file: self.file, len: end });
+        }
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -470,6 +561,8 @@ impl StoredFile for File {
         drop(state);
         // Another process may write the file meanwhile.
         thread::yield_now();
-        self.memory.change(Change::SyncFile { file: self.file, begun })
+        self.memory.begin(Operation::SyncFile, false)?;
+        self.memory.change(Change::SyncFile { file: self.file, begun });
+        Ok(())
     }
 }
