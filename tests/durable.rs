@@ -233,7 +233,8 @@ fn names_are_changed_and_synced_while_there_are_no_descriptors_to_spare() {
     let inherited = getrlimit(Resource::Nofile);
     let open = fs::read_dir(format!("/proc/{}/fd", server.program.id())).expect("it runs");
     let open: Vec<_> = open.map(|entry| entry.expect("an entry").file_name()).collect();
-    let lowest = (0_u64..).find(|number| !open.contains(&number.to_string().into())).expect("one is free");
+    let lowest =
+        (0..=open.len() as u64).find(|number| !open.contains(&number.to_string().into())).expect("one is free");
     server.program.limit(Resource::Nofile, Rlimit { current: Some(lowest), ..inherited });
     rows(&mut client, "drop table t");
     rows(&mut client, "drop database other");

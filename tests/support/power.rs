@@ -424,7 +424,7 @@ impl Memory {
     }
 
     fn handle(&self, path: &[u8], file: usize) -> Arc<dyn StoredFile> {
-        Arc::new(File { memory: self.clone(), path: path.to_vec(), file })
+        Arc::new(File { memory: self.clone(), path: path.to_vec(), number: file })
     }
 }
 
@@ -507,12 +507,12 @@ struct File {
     memory: Memory,
     /// Its name when it was opened.
     path: Vec<u8>,
-    file: usize,
+    number: usize,
 }
 
 impl File {
     fn len(&self) -> u64 {
-        self.memory.state().now.files[self.file].len() as u64
+        self.memory.state().now.files[self.number].len() as u64
     }
 }
 
@@ -520,7 +520,7 @@ impl StoredFile for File {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         self.memory.begin(Operation::Read, false)?;
         let state = self.memory.state();
-        let content = &state.now.files[self.file];
+        let content = &state.now.files[self.number];
         let rest = content.get(usize::try_from(offset).expect("it fits")..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
@@ -529,13 +529,13 @@ impl StoredFile for File {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         self.memory.begin(Operation::Write, offset + bytes.len() as u64 > self.len())?;
-        self.memory.change(Change::Write { file: self.file, offset, bytes: Arc::from(bytes) });
+        self.memory.change(Change::Write { file: self.number, offset, bytes: Arc::from(bytes) });
         Ok(bytes.len())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.memory.begin(Operation::SetLength, len > self.len())?;
-        self.memory.change(Change::Length { file: self.file, len });
+        self.memory.change(Change::Length { file: self.number, len });
         Ok(())
     }
 
@@ -543,7 +543,7 @@ impl StoredFile for File {
         let grows = end > self.len();
         self.memory.begin(Operation::Allocate, grows)?;
         if grows {
-            self.memory.change(Change::Length { file: self.file, len: end });
+            self.memory.change(Change::Length { file: self.number, len: end });
         }
         Ok(())
     }
@@ -562,7 +562,7 @@ impl StoredFile for File {
         // Another process may write the file meanwhile.
         thread::yield_now();
         self.memory.begin(Operation::SyncFile, false)?;
-        self.memory.change(Change::SyncFile { file: self.file, begun });
+        self.memory.change(Change::SyncFile { file: self.number, begun });
         Ok(())
     }
 }
