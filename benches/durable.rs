@@ -1,5 +1,5 @@
-//! Clusters in a directory, with real syncs, beside native `PostgreSQL` on the same disk; each server on one processor,
-//! its clients on the other.
+//! Clusters in a directory, with real syncs, beside native `PostgreSQL` on the same disk; each server on one
+//! processor, its clients on the other.
 
 #[path = "support/native.rs"]
 mod native;

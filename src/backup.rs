@@ -73,8 +73,8 @@ impl fmt::Display for Summary {
 
 /// Backs a cluster up into the archive `file`; `from` is the directory of a cluster that is stopped, or the URL
 /// (`postgres://…`) of a server, which needs a role that is a superuser. A name that ends in `gz` makes a compressed
-/// archive, and `-` writes to stdout. A file that is there is replaced when the backup is complete. `verifies`: whether a
-/// page with a wrong checksum is an error.
+/// archive, and `-` writes to stdout. A file that is there is replaced when the backup is complete. `verifies`:
+/// whether a page with a wrong checksum is an error.
 ///
 /// # Errors
 /// When the cluster cannot be read, is not one of this program, or has a page with a wrong checksum; when the archive

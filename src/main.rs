@@ -91,8 +91,8 @@ enum Command {
         clones: CloneOptions,
         #[command(flatten)]
         shared: SharedOptions,
-        /// How long the program may take to stop after a signal: its sessions end, and the shared cluster is shut down.
-        /// Then, or at a second signal, it ends anyway, and a cluster in a directory recovers at its next start
+        /// How long the program may take to stop after a signal: its sessions end, and the shared cluster is shut
+        /// down. Then, or at a second signal, it ends anyway, and a cluster in a directory recovers at its next start
         #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
         shutdown_timeout: Duration,
     },
@@ -134,8 +134,8 @@ enum Command {
     },
     /// Restore a backup into a new data directory
     ///
-    /// The backup may be one of PGlite's `dumpDataDir`. All checksums are verified. When the command is done, everything
-    /// is on the disk; if it fails or is killed, the directory has no cluster.
+    /// The backup may be one of PGlite's `dumpDataDir`. All checksums are verified. When the command is done,
+    /// everything is on the disk; if it fails or is killed, the directory has no cluster.
     Restore {
         /// The file, compressed or not; `-` is stdin
         file: PathBuf,

@@ -12,12 +12,12 @@ use pglite_port::{
 /// Options of the shared cluster.
 #[derive(Args)]
 pub(crate) struct SharedOptions {
-    /// Keep the shared cluster in this directory of the host, which gets a new one if it is empty or not there; without
-    /// this, the cluster is in memory, and gone with the program
+    /// Keep the shared cluster in this directory of the host, which gets a new one if it is empty or not there;
+    /// without this, the cluster is in memory, and gone with the program
     #[arg(long, value_name = "DIRECTORY")]
     data: Option<PathBuf>,
-    /// Start a new shared cluster as a copy of this template; a cluster that is in the directory already is opened as it
-    /// is
+    /// Start a new shared cluster as a copy of this template; a cluster that is in the directory already is opened as
+    /// it is
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
     /// The maximum number of clients that are connected to the shared cluster at the same time

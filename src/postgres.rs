@@ -83,8 +83,8 @@ pub(crate) mod control_file {
     const FLOAT_FORMAT: f64 = 1_234_567.0;
     /// Bytes from there to `xlog_seg_size`, behind the number itself, `blcksz`, `relseg_size` and `xlog_blcksz`.
     const SEGMENT_SIZE: usize = 8 + 3 * 4;
-    /// Bytes from [`FLOAT_FORMAT`] to `float8ByVal`, a `bool`, which a 64-bit `PostgreSQL` has set: the number itself and eight
-    /// words, the last of which is `loblksize`.
+    /// Bytes from [`FLOAT_FORMAT`] to `float8ByVal`, a `bool`, which a 64-bit `PostgreSQL` has set: the number itself
+    /// and eight words, the last of which is `loblksize`.
     const FLOAT8_BY_VALUE: usize = 8 + 8 * 4;
     /// Bytes from [`FLOAT_FORMAT`] to `data_checksum_version`, behind `float8ByVal` and its padding.
     const CHECKSUM_VERSION: usize = FLOAT8_BY_VALUE + 4;
@@ -137,8 +137,8 @@ pub(crate) mod control_file {
     }
 
     /// Sets what no two clusters have in common: `system_identifier`, the first 8 bytes, and
-    /// `mock_authentication_nonce`. Then it sets the checksum of all that is before it. `None` if the file has no right
-    /// checksum behind the nonce.
+    /// `mock_authentication_nonce`. Then it sets the checksum of all that is before it. `None` if the file has no
+    /// right checksum behind the nonce.
     pub(crate) fn renew(file: &mut [u8], identifier: u64, nonce: [u8; NONCE_LENGTH]) -> Option<()> {
         let nonce_at = format(file)? + NONCE;
         let checksum = |file: &[u8], at: usize| crc32c::crc32c(&file[..at]).to_le_bytes();

@@ -1,4 +1,5 @@
-//! A program that is killed at any moment: what was acknowledged is there, nothing else is, and the next start is good.
+//! A program that is killed at any moment: what was acknowledged is there, nothing else is, and the next start is
+//! good.
 //!
 //! `PGLITE_PORT_KILLS` says how often; `make crash` kills a thousand times. A failure names the seed with which
 //! `PGLITE_PORT_SEED` repeats the choices, though not the scheduling.

@@ -1,8 +1,8 @@
 //! A disk of which one operation fails: the client gets an error, or the cluster crashes and recovers. What was
 //! acknowledged is there, and the next start is good.
 //!
-//! `PGLITE_PORT_FAULTS` says how many operations of each kind fail of a short run, one for each run: a few in the suite,
-//! and 100, or all if there are fewer, in `make crash`.
+//! `PGLITE_PORT_FAULTS` says how many operations of each kind fail of a short run, one for each run: a few in the
+//! suite, and 100, or all if there are fewer, in `make crash`.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! How a cluster in a directory begins: as a copy of a template, or with a recovery whose progress is told; and the time
-//! that a stop may take.
+//! How a cluster in a directory begins: as a copy of a template, or with a recovery whose progress is told; and the
+//! time that a stop may take.
 
 mod support;
 

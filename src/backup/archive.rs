@@ -181,7 +181,8 @@ impl Body<'_> {
         Ok(())
     }
 
-    /// Verifies the pages of the piece. One that is wrong may have been read while it was written, so it is read again.
+    /// Verifies the pages of the piece. One that is wrong may have been read while it was written, so it is read
+    /// again.
     fn verify(&mut self) -> anyhow::Result<()> {
         let Some((pages, redo)) = self.pages else { return Ok(()) };
         let mut wrong = Vec::new();

@@ -29,14 +29,14 @@ use crate::{
 /// The first bytes of a gzip file (RFC 1952, 2.3.1).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// Restores the archive `file` of a backup into `directory`, which must be empty or not there. The archive may be one of
-/// PGlite's `dumpDataDir`, and compressed with gzip; `-` reads it from stdin.
+/// Restores the archive `file` of a backup into `directory`, which must be empty or not there. The archive may be one
+/// of PGlite's `dumpDataDir`, and compressed with gzip; `-` reads it from stdin.
 ///
 /// When this returns, everything is on the disk. After an error or a kill the directory has no cluster.
 ///
 /// # Errors
-/// When the archive is not a whole backup of this program's PostgreSQL, a checksum is wrong, or the directory cannot be
-/// written. The message says what to do.
+/// When the archive is not a whole backup of this program's PostgreSQL, a checksum is wrong, or the directory cannot
+/// be written. The message says what to do.
 pub fn restore(file: &Path, directory: &Path) -> anyhow::Result<Summary> {
     if file.as_os_str() == STANDARD {
         return restore_from(io::stdin().lock(), directory).context("stdin cannot be restored");

@@ -22,7 +22,7 @@ const LEFT_EMPTY: [&str; 7] =
 /// The beginning of the names of caches of the catalogs (`RELCACHE_INIT_FILENAME`).
 const CATALOG_CACHE: &str = "pg_internal.init";
 
-/// What PostgreSQL says for a path below the data directory, and all names in it. Links of tablespaces are not followed.
+/// The names below the data directory. Links of tablespaces are not followed.
 const LIST: &str = "
 with recursive found(path, size, is_directory, modified, target) as (
     select name, stat.size, stat.isdir, stat.modification, null

@@ -34,10 +34,11 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 /// Flags for opening a file.
 const FILE: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW).union(OFlags::NOCTTY);
 
-/// How many descriptors the longest operation on names has open at the same time: the two directories of a `rename`, and
-/// the one above where paths are walked by components.
+/// How many descriptors the longest operation on names has open at the same time: the two directories of a `rename`,
+/// and the one above where paths are walked by components.
 const FOR_NAMES: usize = 3;
-/// How many files can be opened when there are no other descriptors, such as those that a checkpoint writes and closes.
+/// How many files can be opened when there are no other descriptors, such as those that a checkpoint writes and
+/// closes.
 const FOR_FILES: usize = 13;
 
 /// A directory of the host.
@@ -48,8 +49,8 @@ pub struct HostDirectory {
 }
 
 /// Descriptors that are closed when there are no others, so that an operation can open one. In `PostgreSQL` a process
-/// then closes a file of its own and tries again. Here all processes of a cluster share the descriptors, and a `rename`
-/// or the `fsync` of a directory that fails for want of one would end the cluster.
+/// then closes a file of its own and tries again. Here all processes of a cluster share the descriptors, and a
+/// `rename` or the `fsync` of a directory that fails for want of one would end the cluster.
 #[derive(Debug)]
 struct Reserve {
     spare: Mutex<Vec<OwnedFd>>,
@@ -73,8 +74,8 @@ impl Reserve {
         }
     }
 
-    /// Calls `act`, which opens directories for a moment. If there are no descriptors, it is called again with those of
-    /// the reserve, for which one operation waits for the other.
+    /// Calls `act`, which opens directories for a moment. If there are no descriptors, it is called again with those
+    /// of the reserve, for which one operation waits for the other.
     fn change_names<T>(&self, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match act() {
             Err(error) if is_shortage(&error) => {

@@ -14,8 +14,9 @@ use crate::{
 
 use super::{Guest, checkpoint, memory, timers, waiting};
 
-/// A shorter sleep lasts while other processes wait for their turns ([`waiting::wait_for_others`]). Linux would wake the
-/// thread this much later than asked for (`PR_SET_TIMERSLACK`). `PostgreSQL` has no such sleep but a `commit_delay`.
+/// A shorter sleep lasts while other processes wait for their turns ([`waiting::wait_for_others`]). Linux would wake
+/// the thread this much later than asked for (`PR_SET_TIMERSLACK`). `PostgreSQL` has no such sleep but a
+/// `commit_delay`.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(50);
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {

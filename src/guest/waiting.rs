@@ -72,8 +72,8 @@ pub(super) fn wait_until_cleared(caller: &mut Caller<'_, Guest>, flag: u32) -> w
     memory::read_bytes(memory.data(&caller), flag, 1)?;
     let byte = AtomicPtr::new(memory.data_ptr(&caller).wrapping_add(flag as usize));
     // SAFETY: the byte is inside the memory, as was checked, and the memory neither moves nor shrinks, nor is it freed
-    // before `sleep` has returned, because this thread keeps its store. `sleep` calls this only before it returns, in a
-    // thread that has the turn, so that no process writes the byte meanwhile.
+    // before `sleep` has returned, because this thread keeps its store. `sleep` calls this only before it returns, in
+    // a thread that has the turn, so that no process writes the byte meanwhile.
     let is_cleared = move || unsafe { byte.load(Ordering::Relaxed).read_volatile() } == 0;
     match &mut caller.data_mut().seat {
         Some(seat) => Ok(seat.sleep(is_cleared)?),

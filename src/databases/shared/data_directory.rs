@@ -21,8 +21,8 @@ use crate::{
     postgres::control_file,
 };
 
-/// The mark of a cluster that is being made; its content says how. Without a [`PG_VERSION`], the files beside it are an
-/// incomplete cluster.
+/// The mark of a cluster that is being made; its content says how. Without a [`PG_VERSION`], the files beside it are
+/// an incomplete cluster.
 const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 
 /// The file by which a directory is recognised as a cluster. It is the last file that is made in a new cluster.

@@ -42,8 +42,8 @@ const IN_MEMORY_SETTINGS: [&str; 5] = [
 const DURABLE_SETTINGS: [&str; 3] = [
     // How often a recovery that takes long is logged.
     "-clog_startup_progress_interval=1s",
-    // The process that is about to sync WAL always lets the others have their turns before, so that their commits are in
-    // it (`XLogFlush` in `src/backend/access/transam/xlog.c`). A sleep that short takes no time if no other process
+    // The process that is about to sync WAL always lets the others have their turns before, so that their commits are
+    // in it (`XLogFlush` in `src/backend/access/transam/xlog.c`). A sleep that short takes no time if no other process
     // waits for its turn (`guest/interrupts.rs`).
     "-ccommit_delay=1",
     "-ccommit_siblings=0",

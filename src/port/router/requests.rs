@@ -184,8 +184,8 @@ fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
 }
 
 /// `backup`: backs the shared cluster up into the archive `path`, see [`back_up`](crate::backup::back_up). The session
-/// for it is in `database`, as the superuser `user`; the default of both is `postgres`. The reply has the `files`, their
-/// `bytes` and the `pages` that were verified.
+/// for it is in `database`, as the superuser `user`; the default of both is `postgres`. The reply has the `files`,
+/// their `bytes` and the `pages` that were verified.
 fn back_up(router: &Arc<Router>, id: u32, options: &Options) {
     let path = match required(options, "path") {
         Ok(path) => PathBuf::from(path),
