@@ -117,7 +117,7 @@ impl Bench {
         };
         let scan = |client: &mut Client| {
             let start = Instant::now();
-            client.query_one("select sum(b), count(c) from copied", &[]).expect("a row");
+            client.query_one("select count(*) from copied", &[]).expect("a row");
             rows_per_second(start.elapsed())
         };
         let figures = self.compare(|ours| copy(&mut ours.connect()), |native| copy(&mut connect(native)));

@@ -79,7 +79,10 @@ impl Image {
     /// Writes the contents of a memory of `bytes.len()` bytes to a new file at `path`, and returns the shape, which
     /// [`Image::open`] needs.
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Layout> {
-        let layout = Layout { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents: extents(bytes) };
+        let layout = Layout {
+            wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE),
+            extents: extents_in(bytes, 0..bytes.len() as u64),
+        };
         let write = || {
             let file = File::create(path)?;
             write_extents(&file, bytes, &layout)?;
@@ -91,11 +94,13 @@ impl Image {
 
     /// An image of `bytes` without the ranges in `excluded`, kept in a memory file of the operating system.
     pub(crate) fn in_memory(bytes: &[u8], excluded: &[Range<u32>]) -> anyhow::Result<Self> {
-        let mut extents = extents(bytes);
+        // What is excluded is not looked at, because reading a page of shared memory for the first time allocates it.
+        let mut parts: Vec<_> = std::iter::once(0..bytes.len() as u64).collect();
         for excluded in excluded {
             let excluded = excluded.start.into()..excluded.end.into();
-            extents = extents.into_iter().flat_map(|extent| without(&extent, &excluded)).collect();
+            parts = parts.iter().flat_map(|part| without(part, &excluded)).collect();
         }
+        let extents = parts.into_iter().flat_map(|part| extents_in(bytes, part)).collect();
         let layout = Layout { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents };
         layout.check()?;
         let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no memory for an image")?);
@@ -200,11 +205,13 @@ impl TouchedPages {
     }
 }
 
-/// The parts of `bytes` that are not zero, in whole pages; parts with few zeros between them are joined.
-fn extents(bytes: &[u8]) -> Vec<Range<u64>> {
+/// The parts of `part` of `bytes` that are not zero, in whole pages; parts with few zeros between them are joined.
+fn extents_in(bytes: &[u8], part: Range<u64>) -> Vec<Range<u64>> {
     let page = page_size();
+    let place = |address: u64| usize::try_from(address).map_or(bytes.len(), |address| address.min(bytes.len()));
+    let (first, end) = (place(part.start), place(part.end));
     let mut extents: Vec<Range<usize>> = Vec::new();
-    for (start, content) in (0..).step_by(page).zip(bytes.chunks(page)) {
+    for (start, content) in (first..).step_by(page).zip(bytes[first..end].chunks(page)) {
         if is_zero(content) {
             continue;
         }

@@ -5,6 +5,7 @@
 
 use std::{
     env, fs,
+    net::TcpListener,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -80,9 +81,7 @@ impl Native {
 
     /// The driver's configuration for it.
     pub fn config(&self) -> postgres::Config {
-        let mut config = postgres::Config::new();
-        config.user("postgres").dbname("postgres").host_path(self.directory.path());
-        config
+        self.url.parse().expect("a URL")
     }
 
     fn end(&mut self, signal: Signal) {
@@ -103,7 +102,7 @@ impl Drop for Native {
 fn spawn(directory: &Path, settings: &[String]) -> Child {
     let socket = format!("unix_socket_directories={}", directory.display());
     let mut command = unprivileged("postgres");
-    command.arg("-D").arg(directory.join("data")).args(["-c", "listen_addresses=", "-c", &socket]);
+    command.arg("-D").arg(directory.join("data")).args(["-c", "listen_addresses=127.0.0.1", "-c", &socket]);
     for setting in settings {
         command.args(["-c", setting]);
     }

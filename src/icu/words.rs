@@ -78,8 +78,7 @@ const CATEGORIES: [Category; 20] = [
 const END: u32 = 0xe_0200;
 
 impl Category {
-    fn of(code_point: u32) -> Self {
-        let pictograph = CodePointSetData::new::<ExtendedPictographic>().contains32(code_point);
+    fn of(code_point: u32, is_pictograph: bool) -> Self {
         let is_complex = || CodePointMapData::<LineBreak>::new().get32(code_point) == LineBreak::ComplexContext;
         let is_cjk = || {
             matches!(code_point, 0xac00..=0xd7a3)
@@ -95,7 +94,7 @@ impl Category {
             WordBreak::WSegSpace => C::Space,
             // These form words only with each other.
             WordBreak::ALetter if is_cjk() => C::Other,
-            WordBreak::ALetter if pictograph => C::PictographLetter,
+            WordBreak::ALetter if is_pictograph => C::PictographLetter,
             WordBreak::ALetter => C::Letter,
             WordBreak::HebrewLetter => C::HebrewLetter,
             WordBreak::Katakana => C::Katakana,
@@ -110,7 +109,7 @@ impl Category {
             WordBreak::DoubleQuote => C::DoubleQuote,
             WordBreak::RegionalIndicator => C::RegionalIndicator,
             _ if is_complex() => C::Letter,
-            _ if pictograph => C::Pictograph,
+            _ if is_pictograph => C::Pictograph,
             _ => C::Other,
         }
     }
@@ -283,7 +282,14 @@ fn table(rows: &[Vec<u8>]) -> Vec<u8> {
 
 /// Returns the file.
 pub(super) fn file() -> Vec<u8> {
-    let categories: Vec<u8> = (0..END).map(|code_point| Category::of(code_point) as u8).collect();
+    // Ranges, because looking up each code point would take a tenth of a start of the program.
+    let mut pictographs = vec![false; END as usize];
+    for range in CodePointSetData::new::<ExtendedPictographic>().iter_ranges() {
+        let end = pictographs.len();
+        pictographs[(*range.start() as usize).min(end)..(*range.end() as usize + 1).min(end)].fill(true);
+    }
+    let categories: Vec<u8> =
+        (0..END).zip(pictographs).map(|(code_point, it)| Category::of(code_point, it) as u8).collect();
     // One group of statuses with one status: 0. The source text of the rules is for display only and stays empty.
     let statuses = [1_u32, 0].iter().flat_map(|number| number.to_le_bytes()).collect();
     let sections: [Vec<u8>; 5] =
