@@ -49,8 +49,11 @@ impl Native {
             .stdout(Stdio::null())
             .status();
         assert!(status.expect("initdb is installed").success());
-        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let url = format!("postgresql://postgres@/postgres?host={}", directory.path().display());
+        // Clients of both servers come over TCP, which takes longer than a unix socket.
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+        let mut settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        settings.push(format!("port={port}"));
+        let url = format!("postgresql://postgres@127.0.0.1:{port}/postgres");
         let server = spawn(directory.path(), &settings);
         let native =
             Self { server, settings, url, name: format!("PostgreSQL {}", version.unwrap_or_default()), directory };
