@@ -51,7 +51,9 @@ defmodule PgliteEx do
     Parts,
     RawConnection,
     Readiness,
+    RepoConfig,
     Server,
+    TaskServer,
     Template
   }
 
@@ -81,7 +83,9 @@ defmodule PgliteEx do
   @doc """
   The child specification with which a server takes its place in a supervisor.
 
-  Servers with different names can be children of one supervisor.
+  Servers with different names can be children of one supervisor. A server beside which
+  `mix pglite_ex.server --and` runs a task is not started a second time by an application that the task
+  starts.
 
       iex> PgliteEx.child_spec(name: MyApp.Postgres).id
       {PgliteEx, MyApp.Postgres}
@@ -90,7 +94,7 @@ defmodule PgliteEx do
   def child_spec(options) do
     %{
       id: {__MODULE__, options[:name]},
-      start: {__MODULE__, :start_link, [options]},
+      start: {TaskServer, :start_child, [options]},
       type: :supervisor
     }
   end
@@ -108,26 +112,34 @@ defmodule PgliteEx do
 
       {:ok, server} = PgliteEx.start_link(listen: {"127.0.0.1", 5433})
       PgliteEx.connection_opts(server, pool_size: 10)
-      #=> [hostname: "127.0.0.1", port: 5433, username: "postgres", database: "postgres",
-      #=>  pool_size: 10]
+      #=> [pglite_ex: server, url: nil, …, hostname: "127.0.0.1", port: 5433, username: "postgres",
+      #=>  database: "postgres", pool_size: 10]
+
+  Options that name another server in another way, such as a repo's `url:` and `socket_dir:`, are among
+  them as `nil`, so that a repo that has these in its configuration connects to this server all the same.
   """
   @spec connection_opts(server, keyword) :: keyword
   def connection_opts(server, overrides \\ []) do
-    options = Server.options(server)
-
-    place =
-      case address(server) do
-        {:local, path} -> [socket: path]
-        {host, port} -> [hostname: host |> :inet.ntoa() |> List.to_string(), port: port]
-      end
-
-    pool = if options.mode == :isolated, do: [pool_size: 1], else: []
-
-    place
-    |> Keyword.merge(username: options.username, database: options.database)
-    |> Keyword.merge(pool)
+    server
+    |> Server.connection_opts(Server.options(server), address(server))
     |> Keyword.merge(overrides)
   end
+
+  @doc """
+  The configuration of an Ecto repo that uses the server, for the `init/2` of the repo.
+
+      @impl Ecto.Repo
+      def init(context, config), do: {:ok, PgliteEx.repo_config(MyApp.Postgres, context, config)}
+
+  The repo connects to this server, whatever its configuration names. One that is started with the
+  options of `connection_opts/2`, such as those that the functions of `prepare/4` and `:after_start` get,
+  connects as these options say.
+
+  If the server does not run, the repo does not start, with a sentence about that as the reason; the
+  same sentence comes from Mix tasks that need the database.
+  """
+  @spec repo_config(server, context :: :supervisor | :runtime, config :: keyword) :: keyword
+  defdelegate repo_config(server, context, config), to: RepoConfig, as: :new
 
   @doc """
   The URL with which psql and everything else that is built on libpq connects.

@@ -24,13 +24,20 @@ defmodule PgliteExTest do
     server = Servers.start!(database: "app", username: "someone")
     {_host, port} = PgliteEx.address(server)
 
-    assert PgliteEx.connection_opts(server, pool_size: 3) |> Enum.sort() == [
+    options = PgliteEx.connection_opts(server, pool_size: 3)
+
+    assert options |> Enum.filter(&elem(&1, 1)) |> Enum.sort() == [
              database: "app",
              hostname: "127.0.0.1",
+             pglite_ex: server,
              pool_size: 3,
              port: port,
              username: "someone"
            ]
+
+    # What a repo's configuration may have, and what would be preferred to the host and the port.
+    for key <- [:url, :socket, :socket_dir, :endpoints],
+        do: assert({:ok, nil} = Keyword.fetch(options, key))
 
     assert PgliteEx.url(server) == "postgresql://someone@127.0.0.1:#{port}/app"
     assert PgliteEx.url(server, "a b") == "postgresql://someone@127.0.0.1:#{port}/a%20b"
@@ -48,6 +55,36 @@ defmodule PgliteExTest do
     server = Servers.start!(listen: {:local, directory})
     assert PgliteEx.connection_opts(server)[:socket] == Path.join(directory, ".s.PGSQL.5432")
     assert PgliteEx.url(server) =~ "postgresql://postgres@/postgres?host=%2F"
+  end
+
+  test "a repo's configuration leads to the server that it names, or to the one it was started with" do
+    server = Servers.start!(name: :server_of_a_repo, database: "app")
+    configured = [url: "postgresql://elsewhere/other", database: "other", timeout: 1]
+    config = PgliteEx.repo_config(:server_of_a_repo, :runtime, configured)
+    assert config[:url] == nil
+    assert config[:database] == "app"
+    assert config[:timeout] == 1
+
+    {:ok, other} = PgliteEx.start_link(mode: :isolated)
+    started = Keyword.merge(configured, PgliteEx.connection_opts(other))
+    assert PgliteEx.repo_config(:server_of_a_repo, :supervisor, started) == started
+    PgliteEx.stop(other)
+    assert PgliteEx.url(server) =~ "/app"
+  end
+
+  test "a repo whose server does not run is not started, and leads nowhere" do
+    assert {:shutdown, sentence} = catch_exit(PgliteEx.repo_config(:no_server, :supervisor, []))
+    assert sentence =~ "the server :no_server does not run"
+
+    config =
+      PgliteEx.repo_config(:no_server, :runtime, url: "postgresql://elsewhere/other", priv: "p")
+
+    assert %{url: nil, priv: "p", database: database} = Map.new(config)
+    # As Ecto's tasks make SQL of it.
+    error = catch_error("CREATE DATABASE #{database}")
+    assert Exception.message(error) == sentence
+    # Mix prints the message, and ends with this status.
+    assert error.mix == 1
   end
 
   test "stats count the connections and the memory" do

@@ -135,7 +135,9 @@ defmodule PgliteEx.Preparation do
     result
   end
 
-  defp apply_function(function, connection_opts) do
+  @doc "Calls the function of `:after_start`."
+  @spec apply_function(Options.after_start(), keyword) :: :ok | {:error, Error.t()}
+  def apply_function(function, connection_opts) do
     result =
       case function do
         {module, name, arguments} -> apply(module, name, [connection_opts | arguments])

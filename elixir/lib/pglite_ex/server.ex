@@ -26,6 +26,9 @@ defmodule PgliteEx.Server do
   @max_restarts 10
   @max_seconds 10
 
+  # What Ecto (`:url`) and Postgrex (the others) would rather connect to than a host and a port.
+  @no_other_place [url: nil, socket: nil, socket_dir: nil, endpoints: nil, ssl: false]
+
   @doc "Starts a server; returns when its program is ready."
   @spec start_link(Options.t()) :: Supervisor.on_start()
   def start_link(%Options{} = options) do
@@ -43,6 +46,24 @@ defmodule PgliteEx.Server do
   @doc "The options with which a server or gate was started."
   @spec options(PgliteEx.server()) :: Options.t()
   def options(server), do: server |> Parts.registry!() |> Parts.options!()
+
+  @doc "Connection options for a server with these options, at this address."
+  @spec connection_opts(PgliteEx.server(), Options.t(), Options.listen()) :: keyword
+  def connection_opts(server, %Options{} = options, address) do
+    place =
+      case address do
+        {:local, path} -> [socket: path]
+        {host, port} -> [hostname: host |> :inet.ntoa() |> List.to_string(), port: port]
+      end
+
+    pool = if options.mode == :isolated, do: [pool_size: 1], else: []
+
+    [pglite_ex: server]
+    |> Keyword.merge(@no_other_place)
+    |> Keyword.merge(place)
+    |> Keyword.merge(username: options.username, database: options.database)
+    |> Keyword.merge(pool)
+  end
 
   @impl Supervisor
   def init(options) do

@@ -31,11 +31,11 @@ defmodule PgliteEx.WireClient do
   @doc "Connects and starts a session with connection options; returns the socket."
   def start_session_with!(connection_opts) do
     {address, port} =
-      case connection_opts do
-        [{:socket, path} | _others] ->
+      case Map.new(connection_opts) do
+        %{socket: path} when path != nil ->
           {{:local, path}, 0}
 
-        [{:hostname, host}, {:port, port} | _others] ->
+        %{hostname: host, port: port} ->
           {:ok, address} = host |> String.to_charlist() |> :inet.parse_address()
           {address, port}
       end

@@ -1,27 +1,51 @@
 defmodule Mix.Tasks.PgliteEx.Server do
-  @shortdoc "Runs a PostgreSQL server in the foreground"
+  @shortdoc "Runs a PostgreSQL server, in the foreground or beside other tasks"
   @moduledoc """
-  Runs a server in the foreground, until it is interrupted, and prints its URL.
+  Runs a server in the foreground until it is interrupted, and prints its URL:
 
-      mix pglite_ex.server --port 5433
+      mix pglite_ex.server
+
+  or as long as other tasks run, which need a server and start no application:
+
+      mix pglite_ex.server --and ecto.create --and ecto.migrate
+      mix pglite_ex.server MyApp.Postgres --and ecto.migrate
+
+  The cluster is kept in the directory `pgdata`, unless an option says something else.
+
+  An argument such as `MyApp.Postgres` names the server of an application: its options are those of
+  `config :my_app, MyApp.Postgres`, except for `after_start:`, which is left to the application. The
+  options below change them.
+
+  Each `--and` is followed by a task with its arguments. Tasks run one after the other, and the server
+  stops after the last; with its cluster in memory it goes on until Mix ends, for tasks that follow in an
+  alias. If one of them starts the application, and the application has the same server
+  (by its name or its address) among its children, the child is not started a second time. If
+  something listens at the server's address already, such as the application in another terminal, the
+  tasks use that.
 
   ## Options
 
-    * `--host HOST`, `--port PORT` – where to listen; `127.0.0.1`, port 5432
+    * `--host HOST`, `--port PORT` – where to listen; `127.0.0.1`, port 5433
     * `--socket PATH` – listen on a unix socket instead
     * `--mode shared|isolated` – see the guide "Modes"; `shared`
     * `--database NAME`, `--username NAME` – what the printed URL names; a shared server makes them when
       they are not there
-    * `--data DIRECTORY` – where the shared cluster is kept
-    * `--template NAME` – what connections of `--mode isolated` clone
+    * `--data DIRECTORY` – where the shared cluster is kept; `pgdata` in shared mode without a template
+    * `--memory` – keeps no cluster: it is gone with the server
+    * `--template NAME` – what connections of `--mode isolated` clone, or a shared cluster begins as
+    * `--cache-dir DIRECTORY` – where templates are
     * `--max-connections N`, `--warm N`
     * `--log-level LEVEL`
-    * `--and TASK` – runs the task, with its arguments, and stops the server after it:
-
-          mix pglite_ex.server --port 5433 --and ecto.setup
+    * `--and TASK` – runs the task, with its arguments
   """
 
   use Mix.Task
+
+  alias PgliteEx.{Error, Options, TaskServer}
+
+  # As of `pglite-port serve`.
+  @default_port 5433
+  @default_data "pgdata"
 
   @switches [
     host: :string,
@@ -31,7 +55,9 @@ defmodule Mix.Tasks.PgliteEx.Server do
     database: :string,
     username: :string,
     data: :string,
+    memory: :boolean,
     template: :string,
+    cache_dir: :string,
     max_connections: :integer,
     warm: :integer,
     log_level: :string
@@ -39,58 +65,158 @@ defmodule Mix.Tasks.PgliteEx.Server do
 
   @impl Mix.Task
   def run(arguments) do
-    {arguments, and_then} = split(arguments)
-    {options, rest} = OptionParser.parse!(arguments, strict: @switches)
-    if rest != [], do: Mix.raise("mix pglite_ex.server does not take #{Enum.join(rest, " ")}")
+    # Aliases that bring a server along may follow each other.
+    Mix.Task.reenable("pglite_ex.server")
+    [own | tasks] = split(arguments)
+    {options, rest} = OptionParser.parse!(own, strict: @switches)
+    if length(rest) > 1, do: refuse(tl(rest))
+    if [] in tasks, do: Mix.raise("mix pglite_ex.server needs a task after --and")
     Mix.Task.run("app.config")
     {:ok, _started} = Application.ensure_all_started(:pglite_ex)
-    server = start!(server_options(options))
-    Mix.shell().info(PgliteEx.url(server))
+    options = server_options(options, configured(rest))
 
-    case and_then do
-      [] -> wait_for_end(server)
-      [task | task_arguments] -> Mix.Task.run(task, task_arguments)
-    end
-
-    PgliteEx.stop(server)
+    if tasks == [], do: run_in_foreground(options), else: run_beside(options, tasks)
   end
 
   @doc false
-  @spec server_options(keyword) :: keyword
-  def server_options(options) do
+  @spec server_options(keyword, nil | keyword) :: keyword
+  def server_options(options, configured \\ nil) do
+    {memory?, options} = Keyword.pop(options, :memory, false)
     {place, options} = Keyword.split(options, [:host, :port, :socket])
 
     listen =
-      if place[:socket],
-        do: {:local, place[:socket]},
-        else: {Keyword.get(place, :host, "127.0.0.1"), Keyword.get(place, :port, 5432)}
+      cond do
+        place[:socket] -> [listen: {:local, place[:socket]}]
+        place == [] and configured != nil -> []
+        true -> [listen: {place[:host] || "127.0.0.1", place[:port] || @default_port}]
+      end
 
-    [listen: listen] ++
+    options =
       Enum.map(options, fn
         {key, value} when key in [:mode, :log_level] -> {key, String.to_atom(value)}
         option -> option
       end)
+
+    options = Keyword.merge(configured || [], listen ++ options)
+
+    cond do
+      memory? -> Keyword.delete(options, :data)
+      configured || options[:mode] == :isolated || options[:template] -> options
+      true -> Keyword.put_new(options, :data, @default_data)
+    end
   end
 
   defp split(arguments) do
-    case Enum.split_while(arguments, &(&1 != "--and")) do
-      {own, ["--and" | and_then]} -> {own, and_then}
-      {own, []} -> {own, []}
+    {first, others} =
+      Enum.reduce(arguments, {[], []}, fn
+        "--and", {part, parts} -> {[], [Enum.reverse(part) | parts]}
+        argument, {part, parts} -> {[argument | part], parts}
+      end)
+
+    Enum.reverse([Enum.reverse(first) | others])
+  end
+
+  # The options in the application's configuration of the server with this name.
+  defp configured([]), do: nil
+
+  defp configured([name]) do
+    app = Mix.Project.config()[:app]
+
+    if not (name =~ ~r/^[A-Z][\w.]*$/), do: refuse([name])
+    name = Module.concat([name])
+
+    case Application.fetch_env(app, name) do
+      {:ok, options} ->
+        options |> Keyword.delete(:after_start) |> Keyword.put_new(:name, name)
+
+      :error ->
+        Mix.raise(
+          "there is no server #{inspect(name)}: it needs options, `config #{inspect(app)}, " <>
+            "#{inspect(name)}, name: #{inspect(name)}, …`"
+        )
     end
   end
 
-  defp start!(options) do
-    Process.flag(:trap_exit, true)
+  defp refuse(arguments),
+    do: Mix.raise("mix pglite_ex.server does not take #{Enum.join(arguments, " ")}")
 
-    case PgliteEx.start_link(options) do
-      {:ok, server} -> server
-      {:error, reason} -> Mix.raise(Exception.format_exit(reason))
+  defp run_in_foreground(options) do
+    case start(options) do
+      {:ok, server} ->
+        Mix.shell().info(PgliteEx.url(server))
+        monitor = Process.monitor(server)
+
+        receive do
+          {:DOWN, ^monitor, :process, ^server, reason} -> Mix.raise(Exception.format_exit(reason))
+        end
+
+      {:error, reason} ->
+        Mix.raise(Exception.format_exit(reason))
     end
   end
 
-  defp wait_for_end(server) do
+  defp run_beside(options, tasks) do
+    validated = Options.new!(options)
+
+    if TaskServer.place(validated) do
+      run_all(tasks)
+    else
+      place = start_or_find!(options, validated)
+
+      try do
+        run_all(tasks)
+      after
+        unless stays?(validated, place), do: stop(place)
+      end
+    end
+  end
+
+  # What is in memory is for the tasks that follow.
+  defp stays?(options, place),
+    do: is_pid(place) and options.mode == :shared and options.data == nil
+
+  defp start_or_find!(options, validated) do
+    case start(options) do
+      {:ok, server} ->
+        # With the port that the system has chosen.
+        TaskServer.put(%{validated | listen: PgliteEx.address(server)}, server)
+        server
+
+      {:error, %Error{code: :eaddrinuse} = error} ->
+        unless TaskServer.fixed?(validated.listen), do: Mix.raise(Exception.message(error))
+        TaskServer.put(validated, :elsewhere)
+        :elsewhere
+
+      {:error, reason} ->
+        Mix.raise(Exception.format_exit(reason))
+    end
+  end
+
+  defp stop(place) do
+    TaskServer.delete()
+    if is_pid(place), do: PgliteEx.stop(place)
+  end
+
+  defp run_all(tasks),
+    do: Enum.each(tasks, fn [task | arguments] -> Mix.Task.run(task, arguments) end)
+
+  # The server is not linked to this process, which is that of the tasks.
+  defp start(options) do
+    before = Process.flag(:trap_exit, true)
+
+    result = PgliteEx.start_link(options)
+
+    with {:ok, server} <- result, do: Process.unlink(server)
+    with {:error, _reason} <- result, do: flush_exit()
+    Process.flag(:trap_exit, before)
+    result
+  end
+
+  defp flush_exit do
     receive do
-      {:EXIT, ^server, reason} -> Mix.raise(Exception.format_exit(reason))
+      {:EXIT, _server, _reason} -> :ok
+    after
+      0 -> :ok
     end
   end
 end
