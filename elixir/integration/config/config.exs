@@ -7,3 +7,11 @@ config :logger, level: :warning
 config :integration, Integration.NamedRepo,
   url: "postgresql://nobody@127.0.0.1:1/elsewhere",
   priv: "priv/repo"
+
+# As Phoenix configures a repo for tests, with an address at which no server listens.
+config :integration, Integration.ClonedRepo,
+  hostname: "127.0.0.1",
+  port: 1,
+  database: "elsewhere",
+  pool: Ecto.Adapters.SQL.Sandbox,
+  priv: "priv/repo"

@@ -1,18 +1,12 @@
 for n <- 1..4 do
   defmodule Module.concat(Integration, "Clone#{n}Test") do
     @moduledoc "Async tests on clones, without a sandbox: everyone commits, and nobody sees it."
-    use PgliteEx.Case, async: true, server: Integration.Clones
+    use PgliteEx.Case, async: true, server: Integration.Clones, repo: Integration.ClonedRepo
 
     alias Integration.{Account, ClonedRepo}
 
     @moduletag mode: :isolated
     @moduletag :freeze
-
-    setup %{connection_opts: connection_opts} do
-      repo = start_supervised!({ClonedRepo, connection_opts ++ [name: nil]})
-      ClonedRepo.put_dynamic_repo(repo)
-      :ok
-    end
 
     for test <- 1..5 do
       test "module #{n}, test #{test} has all tables and no rows" do

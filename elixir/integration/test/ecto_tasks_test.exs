@@ -45,8 +45,12 @@ defmodule Integration.EctoTasksTest do
     run_beside(["ecto.drop", "ecto.create"])
     run_beside(["ecto.migrate"])
     run_beside(["ecto.rollback"])
-    assert_received {:mix_shell, :info, ["The database for Integration.NamedRepo has been dropped"]}
-    assert_received {:mix_shell, :info, ["The database for Integration.NamedRepo has been created"]}
+
+    assert_received {:mix_shell, :info,
+                     ["The database for Integration.NamedRepo has been dropped"]}
+
+    assert_received {:mix_shell, :info,
+                     ["The database for Integration.NamedRepo has been created"]}
 
     {:ok, server} = PgliteEx.start_link(name: NamedPostgres, data: data, database: "kept")
     {:ok, repo} = NamedRepo.start_link()

@@ -9,7 +9,10 @@ excluded = ExUnit.configuration()[:exclude]
 migrations = Application.app_dir(:integration, "priv/repo/migrations")
 
 # Several repos run them, each run compiles them again.
-migrate = fn repo -> Ecto.Migrator.run(repo, migrations, :up, all: true, log: false) end
+migrate = fn repo, options ->
+  Ecto.Migrator.run(repo, migrations, :up, [all: true, log: false] ++ options)
+end
+
 Code.put_compiler_option(:ignore_module_conflict, true)
 
 unless {:mode, "shared"} in excluded do
@@ -20,7 +23,7 @@ unless {:mode, "shared"} in excluded do
     |> PgliteEx.connection_opts(pool: Ecto.Adapters.SQL.Sandbox, pool_size: 10)
     |> Integration.SandboxRepo.start_link()
 
-  migrate.(Integration.SandboxRepo)
+  migrate.(Integration.SandboxRepo, [])
   Ecto.Adapters.SQL.Sandbox.mode(Integration.SandboxRepo, :manual)
 end
 
@@ -28,12 +31,18 @@ unless :freeze in excluded do
   {:ok, clones} =
     PgliteEx.start_link(name: Integration.Clones, mode: :isolated, template: "integration_clones")
 
+  # The instance of an application, which has started before.
+  {:ok, _repo} =
+    clones
+    |> PgliteEx.connection_opts(database: "postgres")
+    |> Integration.ClonedRepo.start_link()
+
   prepare = fn connection_opts ->
-    {:ok, repo} = Integration.ClonedRepo.start_link(connection_opts)
-    migrate.(Integration.ClonedRepo)
+    {:ok, repo} = Integration.ClonedRepo.start_link(connection_opts ++ [name: nil])
+    migrate.(Integration.ClonedRepo, dynamic_repo: repo)
     Supervisor.stop(repo)
   end
 
-  key = PgliteEx.Template.key(migrations)
+  key = PgliteEx.Template.key(Integration.ClonedRepo)
   {:ok, _built_or_reused} = PgliteEx.prepare(clones, "integration_clones", prepare, key: key)
 end

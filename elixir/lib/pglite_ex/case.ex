@@ -4,20 +4,18 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
     A case template: every test gets a database of its own, also with `async: true`.
 
         defmodule MyApp.AccountsTest do
-          use PgliteEx.Case, async: true, server: MyApp.TestPostgres, on_failure: :keep
-
-          setup %{connection_opts: connection_opts} do
-            repo = start_supervised!({MyApp.Repo, connection_opts ++ [name: nil]})
-            MyApp.Repo.put_dynamic_repo(repo)
-            :ok
-          end
+          use PgliteEx.Case, async: true, server: MyApp.TestPostgres, repo: MyApp.Repo
 
           test "…" do
+            MyApp.Repo.insert!(…)
           end
         end
 
     The server runs in `:isolated` mode, started in `test_helper.exs` or by the application; its
     template is made by `PgliteEx.prepare/4`.
+
+    Another case template, such as the `DataCase` and the `ConnCase` of Phoenix, uses this one in its
+    `using` block. Every test has its database before the first `setup`, wherever that is.
 
     The context of a test has `:connection_opts`, what Postgrex and Ecto take. The first
     connection made with them has a fresh clone of the template, which is gone when it closes.
@@ -25,24 +23,27 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
     Options:
 
       * `:server` – the server (required);
+      * `:repo` – an Ecto repo: an instance of it with one connection to the test's database is started, and
+        is what the repo's functions use in the test's process (`put_dynamic_repo/1`). Other processes
+        use the application's own instance, unless they are told about this one;
       * `:database` – the template to clone, if it is not the server's;
       * `:on_failure` – `:drop` (default), or `:keep`: when a test fails, its database is frozen
-        as a template as it is at that moment, and the URL with which psql gets a clone
-        of it is printed. With a transaction left open by the test there is nothing to keep;
-        that is printed then. The last 10 databases that tests run in this directory have left
+        as a template as it is at that moment, and the command with which to look at it is printed; it
+        works after the end of the tests too. With a transaction left open by the test there is nothing
+        to keep; that is printed then. The last 10 databases that tests run in this directory have left
         are kept, with `{:keep, count}` as many as that; older ones are dropped.
       * `:async` and others – as for `ExUnit.Case`.
     """
 
     use ExUnit.CaseTemplate
 
-    alias PgliteEx.{Gate, Template}
+    alias PgliteEx.{Gate, Server, Template}
 
     # Each takes a few dozen megabytes of the cache.
     @kept 10
 
     using options do
-      {own, _exunit} = Keyword.split(options, [:server, :database, :on_failure])
+      {own, _exunit} = Keyword.split(options, [:server, :repo, :database, :on_failure])
 
       quote do
         @moduletag pglite_ex: unquote(own)
@@ -51,15 +52,29 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
     end
 
     setup context do
-      own = Keyword.validate!(context.pglite_ex, [:server, :database, on_failure: :drop])
+      start(context)
+    end
+
+    # Before all setups, or, in a version of ExUnit that cannot be told to, in that of this template.
+    @doc false
+    @spec start(map) :: map
+    def start(%{pglite_gate: _gate}), do: %{}
+
+    def start(context) do
+      own = Keyword.validate!(context.pglite_ex, [:server, :repo, :database, on_failure: :drop])
       server = Keyword.fetch!(own, :server)
       gate = start_supervised!({Gate, server: server}, id: Gate)
       overrides = for database <- List.wrap(own[:database]), do: {:database, database}
+      connection_opts = PgliteEx.connection_opts(gate, overrides)
+      if own[:repo], do: start_repo(own[:repo], connection_opts)
+      %{pglite_gate: gate, connection_opts: connection_opts}
+    end
 
-      %{
-        pglite_gate: gate,
-        connection_opts: PgliteEx.connection_opts(gate, overrides)
-      }
+    # The pool of the configuration may be that of Ecto's sandbox, which has nothing to do here.
+    defp start_repo(repo, connection_opts) do
+      settings = [name: nil, pool: DBConnection.ConnectionPool]
+      pid = start_supervised!({repo, Keyword.merge(connection_opts, settings)})
+      repo.put_dynamic_repo(pid)
     end
 
     @doc false
@@ -76,6 +91,20 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
           def unquote(name)(context) do
             PgliteEx.Case.run(context, fn -> super(context) end)
           end
+        end
+      end ++ [before_setups(env.module)]
+    end
+
+    # ExUnit runs all setups of a test in this function, which its own `@before_compile` has defined.
+    defp before_setups(module) do
+      if Module.defines?(module, {:__ex_unit__, 2}) do
+        quote do
+          defoverridable __ex_unit__: 2
+
+          def __ex_unit__(:setup, context),
+            do: super(:setup, Map.merge(context, PgliteEx.Case.start(context)))
+
+          def __ex_unit__(what, context), do: super(what, context)
         end
       end
     end
@@ -111,12 +140,23 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
       case Gate.freeze(gate, name, key()) do
         :ok ->
           drop_all_but(own[:server], count)
-
-          "\nThe database of \"#{context.test}\" is kept: psql #{PgliteEx.url(own[:server], name)}"
+          "\n" <> kept(context.test, name, count, Server.options(own[:server]).cache_dir)
 
         {:error, error} ->
           "\nThe database of \"#{context.test}\" is not kept: #{Exception.message(error)}"
       end
+    end
+
+    defp kept(test, name, count, cache_dir) do
+      directory = cache_dir || :filename.basedir(:user_cache, "pglite-port")
+      option = if cache_dir, do: " --cache-dir #{cache_dir}", else: ""
+
+      """
+      The database of "#{test}" is kept as the template #{name}.
+      This command prints a URL for psql; each connection gets a copy of the database:
+          MIX_ENV=test mix pglite_ex.server --mode isolated --port 0 --template #{name}#{option}
+      The last #{count} databases of failed tests are kept, in #{directory}.\
+      """
     end
 
     # Others that use the same cache have directories of their own, and their failures are theirs.

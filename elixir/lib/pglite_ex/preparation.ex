@@ -118,7 +118,7 @@ defmodule PgliteEx.Preparation do
   defp unless_there(session, table_and_column, name, create) do
     sql = "select from pg_catalog.#{table_and_column} = #{Session.literal(name)}::name"
 
-    with {:ok, 0} <- Session.query(session, sql),
+    with {:ok, []} <- Session.query(session, sql),
          {:error, error} <- Session.query(session, create) do
       {:error, %{error | message: "#{create}: #{error.message}"}}
     else

@@ -37,8 +37,8 @@ defmodule PgliteEx.Session do
     end
   end
 
-  @doc "Runs a query; returns the number of rows in its answer."
-  @spec query(pid, String.t()) :: {:ok, non_neg_integer} | {:error, Error.t()}
+  @doc "Runs a query; returns the rows of its answer, as texts."
+  @spec query(pid, String.t()) :: {:ok, [[nil | String.t()]]} | {:error, Error.t()}
   def query(connection, sql), do: ask(connection, [<<?Q, byte_size(sql) + 5::32>>, sql, 0])
 
   @doc """
@@ -71,12 +71,13 @@ defmodule PgliteEx.Session do
     monitor = Process.monitor(connection)
     # Why it could not be sent comes as a message.
     _ = RawConnection.send(connection, message)
-    answer = answer(connection, monitor, <<>>, {:ok, 0})
+    answer = answer(connection, monitor, <<>>, {:ok, []})
     Process.demonitor(monitor, [:flush])
     answer
   end
 
-  defp answer(_connection, _monitor, <<?Z, 5::32, _status>>, outcome), do: outcome
+  defp answer(_connection, _monitor, <<?Z, 5::32, _status>>, outcome),
+    do: with({:ok, rows} <- outcome, do: {:ok, Enum.reverse(rows)})
 
   defp answer(connection, monitor, <<type, size::32, rest::binary>> = bytes, outcome)
        when size >= 4 and byte_size(rest) >= size - 4 do
@@ -97,9 +98,15 @@ defmodule PgliteEx.Session do
     end
   end
 
-  defp outcome({:ok, rows}, ?D, _row), do: {:ok, rows + 1}
+  defp outcome({:ok, rows}, ?D, <<_count::16, row::binary>>), do: {:ok, [columns(row) | rows]}
   defp outcome({:ok, _rows}, ?E, fields), do: {:error, error(fields)}
   defp outcome(outcome, _type, _body), do: outcome
+
+  defp columns(<<>>), do: []
+  defp columns(<<-1::signed-32, others::binary>>), do: [nil | columns(others)]
+
+  defp columns(<<size::32, text::binary-size(size), others::binary>>),
+    do: [text | columns(others)]
 
   defp error(fields) do
     fields =

@@ -5,16 +5,25 @@ defmodule PgliteEx.Template do
       {:ok, server} = PgliteEx.start_link(mode: :isolated, template: "my_app_test")
 
       PgliteEx.prepare(server, "my_app_test", fn connection_opts ->
-        {:ok, repo} = MyApp.Repo.start_link(connection_opts)
-        Ecto.Migrator.run(MyApp.Repo, :up, all: true)
+        {:ok, repo} = MyApp.Repo.start_link(connection_opts ++ [name: nil])
+        Ecto.Migrator.run(MyApp.Repo, :up, all: true, dynamic_repo: repo)
         Supervisor.stop(repo)
-      end, key: PgliteEx.Template.key("priv/repo/migrations"))
+      end, key: PgliteEx.Template.key(MyApp.Repo))
 
   Templates are kept in the server's cache directory. The key says what a template was made from:
-  while it stays the same, `prepare/4` finds the template there and does nothing.
+  while it stays the same, and the function too, `prepare/4` finds the template there and does nothing.
   """
 
-  alias PgliteEx.{Connection, Error, RawConnection, Server, Telemetry, WasmPort, Workshop}
+  alias PgliteEx.{
+    Connection,
+    Error,
+    Fingerprint,
+    RawConnection,
+    Server,
+    Telemetry,
+    WasmPort,
+    Workshop
+  }
 
   @typedoc """
   A template: its name, the database in it, the key it was prepared with, its size on disk in
@@ -37,7 +46,8 @@ defmodule PgliteEx.Template do
   `fun` gets connection options (`PgliteEx.connection_opts/2`) of a live cluster that takes any
   number of connections and has nothing in it but an empty database called `name`. It must have
   closed its connections, or at least its transactions, when it returns; then the cluster is
-  frozen.
+  frozen. A function that has changed nothing in the cluster, because it has connected elsewhere, is
+  an error with the code `:prepare_failed`; so is one that leaves a transaction open.
 
   `fun` runs in a process of its own, which ends with it: a repo that `fun` starts and does not stop
   ends then too. When `fun` raises, throws or exits, or a process that it is linked to crashes,
@@ -46,14 +56,21 @@ defmodule PgliteEx.Template do
 
   Options:
 
-    * `:key` – what the template is made from, as a string; `key/2` makes one of files. Without a
-      key the template is made every time.
+    * `:key` – what the template is made from, as a string; `key/2` makes one of a repo and of files.
+      Without a key the template is made every time.
+
+  With a key the template is made again when one of these has changed: the key; `fun`, by the code of its
+  module, or the file of its script, and the values that it has captured; the server's `:username` and
+  `:icu_data`; the version of the program. Other modules that `fun` calls are not noticed; a salt of
+  `key/2` is for these, or `key("lib/my_app/seeds.ex")`.
   """
   @spec prepare(PgliteEx.server(), String.t(), (keyword -> term), key: String.t()) ::
           {:ok, :built | :reused} | {:error, Error.t()}
   def prepare(server, name, fun, options \\ []) when is_binary(name) and is_function(fun, 1) do
     key = options |> Keyword.validate!(key: nil) |> Keyword.fetch!(:key)
-    metadata = %{server: Server.options(server).name, name: name, key: key}
+    %{name: server_name, username: username} = Server.options(server)
+    metadata = %{server: server_name, name: name, key: key}
+    key = key && full_key(key, fun, username)
 
     Telemetry.span([:prepare], metadata, fn ->
       case prepare_unless_there(server, name, key, fun) do
@@ -61,6 +78,14 @@ defmodule PgliteEx.Template do
         {:error, error} -> {{:error, error}, Map.merge(metadata, %{result: nil, error: error})}
       end
     end)
+  end
+
+  # A part of the digest is enough to notice a change, and is listed with the templates.
+  defp full_key(key, fun, username) do
+    <<digest::binary-size(8), _rest::binary>> =
+      :crypto.hash(:sha256, [Fingerprint.of(fun), username])
+
+    key <> "+" <> Base.encode16(digest, case: :lower)
   end
 
   defp prepare_unless_there(server, name, key, fun) do
@@ -148,9 +173,13 @@ defmodule PgliteEx.Template do
   end
 
   @doc """
-  A key of files: the SHA-256 of the names and contents of all files in `directories`.
+  A key of what templates are made from: files, directories with all files in them, and Ecto repos.
 
-  `salt` is anything else that the template depends on, such as a version.
+  It is the SHA-256 of the names and contents of the files. Of a repo, it covers the migrations (in
+  `priv/repo/migrations`, or where its configuration says) and the options of its configuration whose
+  names begin with `migration_`. `salt` is anything else that the template depends on, such as a version.
+
+  Raises `ArgumentError` for a path that is not there.
 
       iex> directory = Path.join(System.tmp_dir!(), "pglite_ex-doctest-\#{System.pid()}")
       iex> File.mkdir_p!(directory)
@@ -163,17 +192,44 @@ defmodule PgliteEx.Template do
       iex> byte_size(key)
       64
   """
-  @spec key(Path.t() | [Path.t()], term) :: String.t()
-  def key(directories, salt \\ nil) do
-    files =
-      for directory <- List.wrap(directories),
-          path <- Enum.sort(Path.wildcard(Path.join(directory, "**"), match_dot: true)),
-          File.regular?(path) do
-        [Path.relative_to(path, directory), 0, :crypto.hash(:sha256, File.read!(path))]
-      end
+  @spec key(source | [source], term) :: String.t() when source: Path.t() | module
+  def key(sources, salt \\ nil) do
+    contents = sources |> List.wrap() |> Enum.map(&contents/1)
 
-    :crypto.hash(:sha256, [:erlang.term_to_binary(salt) | files]) |> Base.encode16(case: :lower)
+    :crypto.hash(:sha256, [:erlang.term_to_binary(salt) | contents])
+    |> Base.encode16(case: :lower)
   end
+
+  defp contents(repo) when is_atom(repo) do
+    options =
+      repo.config()
+      |> Enum.filter(fn {key, _value} ->
+        key |> to_string() |> String.starts_with?("migration_")
+      end)
+      |> Enum.sort()
+
+    # Ecto is no dependency.
+    path = apply(Ecto.Migrator, :migrations_path, [repo])
+    [contents(path), :erlang.term_to_binary(options)]
+  end
+
+  defp contents(path) do
+    cond do
+      File.dir?(path) ->
+        for file <- Enum.sort(Path.wildcard(Path.join(path, "**"), match_dot: true)),
+            File.regular?(file),
+            do: [Path.relative_to(file, path), 0, digest(file)]
+
+      File.regular?(path) ->
+        [Path.basename(path), 0, digest(path)]
+
+      true ->
+        raise ArgumentError,
+              "a template cannot be made from #{Path.expand(path)}: there is no such file or directory"
+    end
+  end
+
+  defp digest(file), do: :crypto.hash(:sha256, File.read!(file))
 
   defp identity(connection) do
     with {:error, :closed} <- RawConnection.identity(connection), do: {:error, closed()}

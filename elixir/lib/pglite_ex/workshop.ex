@@ -39,17 +39,56 @@ defmodule PgliteEx.Workshop do
       |> Keyword.put(:database, name)
 
     with {:ok, workshop} <- start(workshop_options) do
-      try do
-        freeze = &PgliteEx.freeze(&1, name, key: key)
+      in_session = &Session.run(Parts.registry!(workshop), name, [], &1)
 
-        with :ok <- work.(PgliteEx.connection_opts(workshop)),
-             :ok <- Session.run(Parts.registry!(workshop), name, [], freeze),
+      try do
+        with {:ok, {before, _open}} <- in_session.(&state/1),
+             :ok <- work.(PgliteEx.connection_opts(workshop)),
+             :ok <- in_session.(&freeze(&1, before, name, key)),
              do: {:ok, :built}
       after
         stop(workshop)
       end
     end
   end
+
+  # What changes with the cluster: the next transaction id, which every transaction that writes takes,
+  # and the settings of ALTER SYSTEM. And the sessions that wait for the next command of a transaction.
+  @state """
+  select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()),
+    pg_catalog.pg_read_file('postgresql.auto.conf', true),
+    (select count(*) from pg_catalog.pg_stat_activity where state like 'idle in transaction%')
+  """
+
+  defp state(session) do
+    with {:ok, [[xid, settings, open]]} <- Session.query(session, @state),
+         do: {:ok, {{xid, settings}, open}}
+  end
+
+  defp freeze(session, before, name, key) do
+    case state(session) do
+      {:ok, {^before, _open}} ->
+        {:error, refused(unchanged())}
+
+      {:ok, {_changed, "0"}} ->
+        PgliteEx.freeze(session, name, key: key)
+
+      {:ok, _open} ->
+        {:error, refused("left a transaction open; end it with COMMIT")}
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  defp unchanged do
+    "changed nothing in the database of its connection options. Did it connect elsewhere? " <>
+      "A repo that runs already does; start another one with these options and `name: nil`, and " <>
+      "tell `Ecto.Migrator.run/4` about it with `dynamic_repo:`"
+  end
+
+  defp refused(what),
+    do: %Error{code: :prepare_failed, message: "the preparing function " <> what}
 
   defp start(options) do
     case PgliteEx.start_link(options) do
@@ -89,8 +128,7 @@ defmodule PgliteEx.Workshop do
         :ok
 
       {:EXIT, ^worker, {:shutdown, {__MODULE__, failure}}} ->
-        {:error,
-         %Error{code: :prepare_failed, message: "the preparing function failed: #{failure}"}}
+        {:error, refused("failed: #{failure}")}
 
       {:EXIT, ^worker, reason} ->
         {:error, failed(reason)}

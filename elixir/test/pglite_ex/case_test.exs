@@ -1,3 +1,38 @@
+defmodule PgliteEx.CaseTest.DataCase do
+  @moduledoc "A case template with a setup of its own, as an application has one."
+  use ExUnit.CaseTemplate
+
+  using do
+    quote do
+      use PgliteEx.Case, server: :case_order_test_server
+    end
+  end
+
+  # It runs before those of the template that is used above.
+  setup context do
+    %{in_template: context[:connection_opts]}
+  end
+end
+
+defmodule PgliteEx.CaseOrderTest do
+  use PgliteEx.CaseTest.DataCase, async: true
+
+  setup_all do
+    start_supervised!({PgliteEx, name: :case_order_test_server, mode: :isolated})
+    :ok
+  end
+
+  setup context do
+    %{in_module: context[:connection_opts]}
+  end
+
+  test "every setup finds the database of its test, which is one", context do
+    assert is_integer(context.in_template[:port])
+    assert context.in_template == context.connection_opts
+    assert context.in_module == context.connection_opts
+  end
+end
+
 defmodule PgliteEx.CaseTest do
   use PgliteEx.Case, async: true, server: :case_test_server
 
@@ -71,6 +106,7 @@ defmodule PgliteEx.CaseTest do
   @tag :freeze
   test "a failing test's database is kept, with how to connect to it", context do
     context = put_in(context.pglite_ex, server: :case_test_server, on_failure: :keep)
+    # The server that has made it may be gone when somebody looks at it.
     {:ok, client} = connect(context.connection_opts)
     {:ok, []} = WireClient.query(client, "create table evidence as select 'found' as what")
 
@@ -79,8 +115,23 @@ defmodule PgliteEx.CaseTest do
         catch_throw(PgliteEx.Case.run(context, fn -> throw(:failure) end))
       end)
 
-    assert [_, url] = Regex.run(~r/is kept: psql (\S+)/, output)
+    assert output =~ "The last 10 databases of failed tests are kept, in /"
+    assert [_, arguments] = Regex.run(~r/MIX_ENV=test mix pglite_ex.server (.+)$/m, output)
+    Mix.shell(Mix.Shell.Process)
+    test = self()
+
+    # The task runs until it is interrupted.
+    task =
+      spawn_link(fn ->
+        Process.put(:"$callers", [test])
+        Mix.Tasks.PgliteEx.Server.run(String.split(arguments))
+      end)
+
+    assert_receive {:mix_shell, :info, [url]}, 10_000
+    Mix.shell(Mix.Shell.IO)
     assert {"found\n", 0} = System.cmd("psql", [url, "-Atc", "select what from evidence"])
+    Process.unlink(task)
+    Process.exit(task, :kill)
   end
 
   @tag :freeze

@@ -35,6 +35,23 @@ defmodule PgliteEx.TemplateTest do
     end
   end
 
+  describe "a key covers" do
+    test "a single file by its name and content", %{tmp_dir: directory} do
+      path = Path.join(directory, "schema.sql")
+      File.write!(path, "create")
+      before = Template.key(path)
+      File.write!(path, "create more")
+      assert Template.key(path) != before
+      assert Template.key([path, directory]) != Template.key(path)
+    end
+
+    test "nothing that is not there", %{tmp_dir: directory} do
+      assert_raise ArgumentError, ~r"#{directory}/no/migrations.*no such file", fn ->
+        Template.key([directory, Path.join(directory, "no/migrations")])
+      end
+    end
+  end
+
   # A program that sends each half of a ReadyForQuery in a frame of its own, the second when the
   # first has been dealt with: half a window of bytes before it makes the library say so.
   @half_by_half """
@@ -46,9 +63,11 @@ defmodule PgliteEx.TemplateTest do
       #{?W}:1) frame 2 ;;
       #{?D}:2) frame 3 ;;
       #{?W}:2) frame 4 ;;
+      #{?D}:3) frame 7 ;;
+      #{?W}:3) frame 8 ;;
       # The server has been asked for its templates, the program that makes one to freeze.
       #{?Q}:1) frame 5 ;;
-      #{?Q}:3) frame 6 ;;
+      #{?Q}:4) frame 6 ;;
       #{?Q}:*) exit 0 ;;
     esac
   done
@@ -56,14 +75,20 @@ defmodule PgliteEx.TemplateTest do
 
   test "a template is made also when a ReadyForQuery is split over two frames",
        %{tmp_dir: directory} do
-    notice = ["N", <<131_071::32>>, :binary.copy(<<0>>, 131_067)]
+    notice = ["N", <<131_071 - 25::32>>, :binary.copy(<<0>>, 131_067 - 25)]
 
-    answers =
-      for id <- 1..2,
-          half <- [[notice, "Z", 0, 0], [0, 5, "I"]],
+    # One more transaction in each session, and none is open.
+    row = fn id ->
+      ["D", <<24::32, 3::16, 1::32, ?0 + id, 4::32, "conf", 1::32, "0">>]
+    end
+
+    answers = fn ids ->
+      for id <- ids,
+          half <- [[notice, row.(id), "Z", 0, 0], [0, 5, "I"]],
           do: {:data, id, IO.iodata_to_binary(half)}
+    end
 
-    frames = answers ++ [{:reply, 1, :ok, []}, {:reply, 3, :ok, []}]
+    frames = answers.(1..2) ++ [{:reply, 1, :ok, []}, {:reply, 4, :ok, []}] ++ answers.([3])
     server = Servers.start!(executable: BadProgram.write!(directory, @half_by_half, frames))
 
     prepared =
@@ -141,6 +166,74 @@ defmodule PgliteEx.TemplateTest do
       assert {:error, %PgliteEx.Error{}} = Template.drop(server, name)
       assert {:ok, templates} = Template.list(server)
       refute Enum.any?(templates, &(&1.name == name))
+    end
+
+    test "is not made of a cluster in which its function has changed nothing",
+         %{server: server, name: name} do
+      elsewhere = Servers.start!()
+
+      for connect_to <- [nil, elsewhere, :given] do
+        look = fn connection_opts ->
+          options =
+            if connect_to == elsewhere,
+              do: PgliteEx.connection_opts(elsewhere),
+              else: connection_opts
+
+          if connect_to do
+            socket = WireClient.start_session_with!(options)
+            {:ok, _rows} = WireClient.query(socket, "select 1")
+            :gen_tcp.close(socket)
+          end
+        end
+
+        assert {:error, %PgliteEx.Error{code: :prepare_failed, message: message}} =
+                 PgliteEx.prepare(server, name, look)
+
+        assert message =~ "changed nothing in the database of its connection options"
+        assert {:ok, templates} = Template.list(server)
+        refute Enum.any?(templates, &(&1.name == name))
+      end
+    end
+
+    test "is made of settings alone", %{server: server, name: name} do
+      assert {:ok, :built} =
+               PgliteEx.prepare(server, name, sql("alter system set work_mem = '1MB'"))
+
+      {clone, _key} = WireClient.start_session!(server, database: name)
+      assert {:ok, [["1MB"]]} = WireClient.query(clone, "show work_mem")
+    end
+
+    test "is not made while its function has a transaction open", %{server: server, name: name} do
+      test = self()
+
+      leave_open = fn connection_opts ->
+        socket = WireClient.start_session_with!(connection_opts)
+        {:ok, []} = WireClient.query(socket, "create table forgotten (n int)")
+        {:ok, []} = WireClient.query(socket, "begin")
+        {:ok, []} = WireClient.query(socket, "insert into forgotten values (1)")
+        # It outlives the function's process, as a connection of a driver can.
+        :ok = :gen_tcp.controlling_process(socket, test)
+      end
+
+      assert {:error, %PgliteEx.Error{code: :prepare_failed, message: message}} =
+               PgliteEx.prepare(server, name, leave_open)
+
+      assert message =~ "left a transaction open"
+    end
+
+    @tag :prepare
+    test "is built again when its function has changed, in code or in a value",
+         %{server: server, name: name} do
+      values = for n <- [1, 1, 2], do: prepare_value(server, name, n)
+      assert [:built, :reused, :built] = values
+
+      # As those of a script and of a shell.
+      for {text, result} <- [{"1", :built}, {"1", :reused}, {"2", :built}] do
+        {function, _bindings} =
+          Code.eval_string("&run.(&1, \"create table t#{text} (n int)\")", run: &run/2)
+
+        assert {:ok, ^result} = PgliteEx.prepare(server, name, function, key: "key")
+      end
     end
 
     test "is what a reset connection goes back to", %{server: server} do
@@ -232,6 +325,20 @@ defmodule PgliteEx.TemplateTest do
 
       assert {:ok, :built} = PgliteEx.prepare(server, name, prepare, key: "2")
       assert_received :prepared
+    end
+
+    defp prepare_value(server, name, value) do
+      function = fn connection_opts -> run(connection_opts, "create table t#{value} (n int)") end
+      {:ok, result} = PgliteEx.prepare(server, name, function, key: "key")
+      result
+    end
+
+    defp sql(sql), do: &run(&1, sql)
+
+    defp run(connection_opts, sql) do
+      socket = WireClient.start_session_with!(connection_opts)
+      {:ok, []} = WireClient.query(socket, sql)
+      :gen_tcp.close(socket)
     end
 
     # A client that sends nothing may be told why it is closed.
