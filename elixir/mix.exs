@@ -38,6 +38,7 @@ defmodule PgliteEx.MixProject do
       extras: [
         "README.md",
         "guides/ecto_in_five_minutes.md",
+        "guides/phoenix.md",
         "guides/an_applications_own_database.md",
         "guides/tests_without_a_sandbox.md",
         "guides/modes.md",

@@ -1,0 +1,96 @@
+defmodule Integration.Guide do
+  @moduledoc "Takes the code out of a guide, and makes a Mix project of it."
+
+  @guides Path.expand("../../../guides", __DIR__)
+
+  @doc "The blocks of Elixir in a guide that begin with the name of a file, by that name."
+  def files(guide) do
+    text = File.read!(Path.join(@guides, guide))
+    blocks = Regex.scan(~r/^```elixir\n# (\S+)\n(.*?)^```/ms, text, capture: :all_but_first)
+    Map.new(blocks, fn [name, code] -> {name, code} end)
+  end
+
+  @doc """
+  Writes the project `my_app`, with the part of `mix.exs` that a guide has, into an empty directory.
+
+  Its dependencies, compiled ones included, are those of the project that calls this.
+  """
+  def write!(directory, files) do
+    {mix_exs, files} = Map.pop!(files, "mix.exs")
+
+    for {name, text} <- Map.put(files, "mix.exs", project(mix_exs)),
+        do: write!(directory, name, text)
+
+    for library <- File.ls!(Path.join(Mix.Project.build_path(), "lib")),
+        library != "integration" do
+      copy = Path.join([directory, "_build/lib", library])
+      File.mkdir_p!(Path.dirname(copy))
+      File.cp_r!(Path.join([Mix.Project.build_path(), "lib", library]), copy)
+    end
+
+    directory
+  end
+
+  defp write!(directory, name, text) do
+    path = Path.join(directory, name)
+    File.mkdir_p!(Path.dirname(path))
+    File.write!(path, text)
+  end
+
+  defp project(part) do
+    offline = Path.expand("../../offline_packages.exs", __DIR__)
+
+    """
+    Code.require_file(#{inspect(offline)})
+
+    defmodule MyApp.MixProject do
+      use Mix.Project
+
+      def project do
+        [
+          app: :my_app,
+          version: "0.1.0",
+          elixirc_paths: elixirc_paths(Mix.env()),
+          aliases: aliases(),
+          deps_path: #{inspect(Mix.Project.deps_path())},
+          lockfile: #{inspect(Path.expand(Mix.Project.config()[:lockfile]))},
+          deps: #{inspect(deps(), limit: :infinity)}
+        ]
+      end
+
+      def application, do: [extra_applications: [:logger], mod: {MyApp.Application, []}]
+
+      defp elixirc_paths(:test), do: ["lib", "test/support"]
+      defp elixirc_paths(_env), do: ["lib"]
+
+    #{part}
+    end
+    """
+  end
+
+  defp deps do
+    for dependency <- Mix.Project.config()[:deps] do
+      case dependency do
+        {:pglite_ex, path: path} -> {:pglite_ex, path: Path.expand(path)}
+        dependency -> dependency
+      end
+    end
+  end
+
+  @doc "Runs Mix in a project, and returns its output, or fails."
+  def mix!(directory, arguments, environment \\ []) do
+    case mix(directory, arguments, environment) do
+      {output, 0} ->
+        output
+
+      {output, status} ->
+        raise "mix #{Enum.join(arguments, " ")} ended with #{status}:\n#{output}"
+    end
+  end
+
+  @doc "Runs Mix in a project; returns its output and its status."
+  def mix(directory, arguments, environment \\ []) do
+    own = [{"MIX_BUILD_PATH", Path.join(directory, "_build")}, {"MIX_ENV", nil}]
+    System.cmd("mix", arguments, cd: directory, stderr_to_stdout: true, env: own ++ environment)
+  end
+end
