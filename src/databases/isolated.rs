@@ -77,7 +77,8 @@ impl Isolated {
                 let what = if start.template.is_some() { "template" } else { "database" };
                 let report =
                     ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, format!("{what} \"{name}\" does not exist"));
-                return Ok(SessionEnd::Refused(report.with_hint("Prepare it: pglite-port prepare NAME --sql FILE")));
+                let hint = "Prepare it: pglite-port prepare NAME --sql FILE, or in Elixir PgliteEx.prepare/4.";
+                return Ok(SessionEnd::Refused(report.with_hint(hint)));
             }
         };
         let mut backend = self.make_backend(&template, start.log)?;

@@ -136,7 +136,7 @@ fn lacking(caller: &Caller<'_, Guest>, locale: &str) -> Option<Lacking> {
 /// Raises an SQL error with the message `missing`, if there is one.
 fn refuse(caller: &mut Caller<'_, Guest>, missing: Option<String>) -> wasmtime::Result<()> {
     let Some(message) = missing else { return Ok(()) };
-    let hint = "Start the server with the option --icu-data and the data of ICU 76.";
+    let hint = "Start the server with the option --icu-data (in Elixir icu_data:) and the data of ICU 76.";
     Err(report::error_with_hint(caller, sqlstate::FEATURE_NOT_SUPPORTED, &message, Some(hint)))
 }
 

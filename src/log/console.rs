@@ -12,7 +12,8 @@ use crate::{
 /// The maximum length of a log line; the rest of a longer line becomes the next line.
 const LONGEST_LINE: usize = 16 << 10;
 
-/// Turns the terminal output of a guest into log lines.
+/// Turns the terminal output of a guest into log lines. `PostgreSQL` writes a report with its detail, hint, context and
+/// statement at once (`send_message_to_server_log` in `src/backend/utils/error/elog.c`); these lines become one.
 pub(crate) struct LineConsole {
     log: LogSink,
     target: &'static str,
@@ -65,13 +66,41 @@ impl LineConsole {
         self
     }
 
-    fn line(&self, line: &[u8]) {
-        let text = String::from_utf8_lossy(line);
+    /// Adds a line to the report that it belongs to, or ends that report and begins the next one.
+    fn add(&self, report: &mut String, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
         if let Some(recent) = &self.recent {
-            recent.remember(&text);
+            recent.remember(&line);
         }
-        self.log.line(level(&text, self.has_client), self.target, &text);
+        if let Some(part) = part_of_report(&line)
+            && !report.is_empty()
+            && report.len() < LONGEST_LINE
+        {
+            report.push('\n');
+            report.push_str(part);
+        } else {
+            self.end(report);
+            report.push_str(&line);
+        }
     }
+
+    fn end(&self, report: &mut String) {
+        if !report.is_empty() {
+            self.log.line(level(report, self.has_client), self.target, report);
+            report.clear();
+        }
+    }
+}
+
+/// What a line adds to the report before it; `None` if it begins another one.
+fn part_of_report(line: &str) -> Option<&str> {
+    // A line feed in a message is followed by a tab (`append_with_tabs` in `elog.c`).
+    if line.starts_with('\t') {
+        return Some(line);
+    }
+    let text = text(line);
+    let (name, _) = text.split_once(':')?;
+    ["DETAIL", "HINT", "QUERY", "CONTEXT", "LOCATION", "BACKTRACE", "STATEMENT"].contains(&name).then_some(text)
 }
 
 /// The level of a line, from `PostgreSQL`'s word for it (`error_severity` in `src/backend/utils/error/elog.c`) after
@@ -94,22 +123,26 @@ fn text(line: &str) -> &str {
 impl Console for LineConsole {
     fn write(&mut self, stream: Stream, bytes: &[u8]) {
         let which = usize::from(stream == Stream::Err);
+        let mut report = String::new();
         for byte in bytes {
             if *byte != b'\n' {
                 self.lines[which].push(*byte);
             }
             if *byte == b'\n' || self.lines[which].len() >= LONGEST_LINE {
                 let line = std::mem::take(&mut self.lines[which]);
-                self.line(&line);
+                self.add(&mut report, &line);
             }
         }
+        self.end(&mut report);
     }
 }
 
 impl Drop for LineConsole {
     fn drop(&mut self) {
         for line in std::mem::take(&mut self.lines).iter().filter(|line| !line.is_empty()) {
-            self.line(line);
+            let mut report = String::new();
+            self.add(&mut report, line);
+            self.end(&mut report);
         }
     }
 }
@@ -123,6 +156,35 @@ mod tests {
         let line = "2026-11-20 07:00:00.000 UTC [42] FATAL:  terminating connection due to administrator command";
         assert_eq!((level(line, true), level(line, false)), (Level::DEBUG, Level::WARN));
         assert_eq!(level("2026-11-20 07:00:00.000 UTC [42] PANIC:  no", true), Level::ERROR);
+    }
+
+    /// The lines that a console makes of what a guest writes.
+    fn lines(written: &[&str]) -> Vec<(Level, String)> {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let log = {
+            let lines = lines.clone();
+            LogSink::new(move |_, level, _, text| lines.lock().push((level, text.to_owned())))
+        };
+        let mut console = LineConsole::new(log, "postgres");
+        written.iter().for_each(|text| console.write(Stream::Err, text.as_bytes()));
+        drop(console);
+        Arc::try_unwrap(lines).expect("the console is gone").into_inner()
+    }
+
+    #[test]
+    fn a_report_is_one_line_of_the_level_of_its_first() {
+        let begin = "2026-11-20 07:00:00.000 UTC [42] ";
+        let fatal = format!("{begin}FATAL:  no\n\tnever [x] y\n{begin}DETAIL:  because\n{begin}STATEMENT:  a\n\tb\n");
+        let log = format!("{begin}LOG:  then\n");
+        let expected = format!("{begin}FATAL:  no\n\tnever [x] y\nDETAIL:  because\nSTATEMENT:  a\n\tb");
+        let begun = [(Level::WARN, expected), (Level::INFO, log.trim_end().to_owned())];
+        assert_eq!(lines(&[&fatal, &log]), begun);
+        assert_eq!(lines(&[&(fatal + &log)]), begun);
+    }
+
+    #[test]
+    fn a_line_may_be_written_in_pieces() {
+        assert_eq!(lines(&["creating ", "directory\nok", "\ndone"]).len(), 3);
     }
 
     #[test]

@@ -59,8 +59,10 @@ defmodule PgliteEx.Options do
     * `:cache_dir` – where compiled code and templates are kept.
     * `:icu_data` – ICU's data for languages with a collation of their own: a directory, or a
       package such as `icudt76l.dat`.
-    * `:log_level` – the least level of what the program writes to its standard error: `:error`,
-      `:warn`, `:info`, `:debug` or `:trace`.
+    * `:log_level` – the least level of what the program reports, to Logger and on its standard error:
+      `:error`, `:warn`, `:info`, `:debug` or `:trace`. Default `:info`. With `:debug`, Logger also gets what
+      PostgreSQL writes about the sessions of clients, such as the errors of their statements, which the
+      clients get in any case.
 
   Where no default is named, the program has one: see `pglite-port port --help`.
   """
@@ -130,7 +132,9 @@ defmodule PgliteEx.Options do
     :log_level
   ]
 
+  # From the most to the least important.
   @log_levels [:error, :warn, :info, :debug, :trace]
+  @default_log_level :info
 
   # `sun_path` of a unix socket's address holds 108 bytes, with a NUL at the end (unix(7)). The socket for
   # connections of `after_start:` may have a number with one digit more.
@@ -162,6 +166,15 @@ defmodule PgliteEx.Options do
 
     fill_in(struct!(__MODULE__, fields))
   end
+
+  @doc "Whether a line of the program with this level goes to Logger."
+  @spec logs?(t, String.t()) :: boolean
+  def logs?(%__MODULE__{log_level: least}, level),
+    do: rank(level) <= rank(Atom.to_string(least || @default_log_level))
+
+  # An unknown level is the least important one.
+  defp rank(level),
+    do: Enum.find_index(@log_levels, &(Atom.to_string(&1) == level)) || length(@log_levels)
 
   defp fill_in(%{after_start: function, mode: :isolated}) when function != nil do
     refuse!(

@@ -278,8 +278,23 @@ defmodule PgliteEx.Program do
 
   defp last_words(stderr) do
     case Stderr.last_lines(stderr, @stderr_lines) do
-      [] -> "; it wrote nothing to its standard error"
-      lines -> "; its last lines on standard error:\n" <> Enum.map_join(lines, "\n", &"  #{&1}")
+      [] ->
+        "; it wrote nothing to its standard error"
+
+      lines ->
+        "; its last lines on standard error:\n" <>
+          Enum.map_join(lines, "\n", &"  #{in_elixir(&1)}")
     end
   end
+
+  # The options of the command line that the program's advice names, as those of this library.
+  defp in_elixir(line) do
+    Regex.replace(~r/--(cache-dir|pglite-dir|icu-data|data|template|set)\b/, line, fn _flag,
+                                                                                      name ->
+      option(name) <> ":"
+    end)
+  end
+
+  defp option("set"), do: "settings"
+  defp option(name), do: String.replace(name, "-", "_")
 end

@@ -285,7 +285,11 @@ defmodule PgliteEx.WasmPort do
   defp handle_frame({:log, id, options}, state) do
     options = Map.new(options)
     metadata = [connection: id, target: options["target"]]
-    log(state, logger_level(options["level"]), options["text"] || "", metadata)
+    level = options["level"]
+
+    if Options.logs?(state.context.options, level),
+      do: log(state, logger_level(level), options["text"] || "", metadata)
+
     {:noreply, state}
   end
 

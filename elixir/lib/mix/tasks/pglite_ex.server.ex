@@ -147,11 +147,11 @@ defmodule Mix.Tasks.PgliteEx.Server do
         monitor = Process.monitor(server)
 
         receive do
-          {:DOWN, ^monitor, :process, ^server, reason} -> Mix.raise(Exception.format_exit(reason))
+          {:DOWN, ^monitor, :process, ^server, reason} -> Mix.raise(sentence(reason))
         end
 
       {:error, reason} ->
-        Mix.raise(Exception.format_exit(reason))
+        Mix.raise(sentence(reason))
     end
   end
 
@@ -188,7 +188,7 @@ defmodule Mix.Tasks.PgliteEx.Server do
         :elsewhere
 
       {:error, reason} ->
-        Mix.raise(Exception.format_exit(reason))
+        Mix.raise(sentence(reason))
     end
   end
 
@@ -196,6 +196,10 @@ defmodule Mix.Tasks.PgliteEx.Server do
     TaskServer.delete()
     if is_pid(place), do: PgliteEx.stop(place)
   end
+
+  defp sentence(%Error{} = error), do: Exception.message(error)
+  defp sentence({%Error{} = error, _stacktrace}), do: Exception.message(error)
+  defp sentence(reason), do: Exception.format_exit(reason)
 
   defp run_all(tasks),
     do: Enum.each(tasks, fn [task | arguments] -> Mix.Task.run(task, arguments) end)
