@@ -138,7 +138,13 @@ defmodule PgliteEx.TelemetryTest do
     name = "pglite_ex_test_telemetry_#{System.pid()}"
     server = Servers.start!(name: :preparing_server, mode: :isolated)
 
-    for {fun, result} <- [{fn _ -> :ok end, :built}, {fn _ -> raise "failure" end, nil}] do
+    create = fn connection_opts ->
+      socket = WireClient.start_session_with!(connection_opts)
+      {:ok, []} = WireClient.query(socket, "create table kept (n int)")
+      :gen_tcp.close(socket)
+    end
+
+    for {fun, result} <- [{create, :built}, {fn _ -> raise "failure" end, nil}] do
       answer = PgliteEx.prepare(server, name, fun, key: "#{result}")
       start = assert_start(:prepare, %{server: :preparing_server, name: name, key: "#{result}"})
       stop = assert_stop(:prepare, start)
@@ -146,7 +152,7 @@ defmodule PgliteEx.TelemetryTest do
       assert answer == if(result, do: {:ok, result}, else: {:error, stop.error})
     end
 
-    assert {:ok, :reused} = PgliteEx.prepare(server, name, fn _ -> :ok end, key: "built")
+    assert {:ok, :reused} = PgliteEx.prepare(server, name, create, key: "built")
     start = assert_start(:prepare, %{name: name})
     assert %{result: :reused} = assert_stop(:prepare, start)
     assert :ok = Template.drop(server, name)
