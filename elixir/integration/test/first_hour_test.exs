@@ -2,7 +2,7 @@ defmodule Integration.FirstHourTest do
   @moduledoc "Applications made from the guides alone, with Mix as a user runs it."
   use ExUnit.Case, async: false
 
-  import Integration.Guide, only: [files: 1, mix: 2, mix!: 2, mix!: 3, write!: 2]
+  import Integration.Guide, only: [files: 1, mix: 2, mix: 3, mix!: 2, mix!: 3, write!: 2]
 
   @moduletag mode: :shared
   @moduletag :tmp_dir
@@ -65,6 +65,27 @@ defmodule Integration.FirstHourTest do
 
     write_tests!(project)
     assert mix!(project, ["test"], [{"MIX_ENV", "test"}]) =~ "2 tests, 0 failures"
+
+    # What a failed test leaves can be looked at when the tests have ended.
+    write_failing_test!(project)
+    {output, 2} = mix(project, ["test", "test/my_app/failing_test.exs"], [{"MIX_ENV", "test"}])
+    assert [_, command] = Regex.run(~r/MIX_ENV=test (mix pglite_ex.server .+)/, output)
+    {_port, output} = start!(project, "exec " <> command, "postgresql://", ~c"test")
+    [url] = Regex.run(~r/postgresql:\S+/, output)
+    assert {"evidence\n", 0} = System.cmd("psql", [url, "-Atc", "select text from notes"])
+  end
+
+  defp write_failing_test!(project) do
+    File.write!(Path.join(project, "test/my_app/failing_test.exs"), """
+    defmodule MyApp.FailingTest do
+      use PgliteEx.Case, server: MyApp.TestPostgres, repo: MyApp.Repo, on_failure: :keep
+
+      test "fails" do
+        MyApp.Repo.query!("insert into notes (text) values ('evidence')")
+        assert MyApp.Repo.query!("select 1").rows == []
+      end
+    end
+    """)
   end
 
   # What `mix phx.new` and `mix phx.gen.auth` generate, as far as it has to do with the database, with the changes
@@ -75,10 +96,12 @@ defmodule Integration.FirstHourTest do
 
     assert mix!(project, ["ecto.setup"]) =~ "create table users"
     assert query!(project, "select email from users") =~ ~s([["seed@example.com"]])
-    assert mix!(project, ["test"], [{"MIX_ENV", "test"}]) =~ "3 tests, 0 failures"
+    assert mix!(project, ["test"], [{"MIX_ENV", "test"}]) =~ "4 tests, 0 failures"
 
     # While the application runs in another terminal, tasks use its server.
-    application = start_application!(project)
+    # It ends with its standard input.
+    command = "mix run -e 'IO.puts(:running); IO.read(:eof)'"
+    {application, _output} = start!(project, command, "running", false)
     assert mix!(project, ["ecto.rollback"]) =~ "drop table users"
     assert mix!(project, ["ecto.migrate"]) =~ "create table users"
     url = "postgresql://postgres@127.0.0.1:#{port}/my_app_dev"
@@ -86,26 +109,28 @@ defmodule Integration.FirstHourTest do
     Port.close(application)
   end
 
-  defp start_application!(project) do
-    # Ends with its standard input.
-    command = "mix run -e 'IO.puts(:running); IO.read(:eof)'"
-    environment = [{~c"MIX_BUILD_PATH", String.to_charlist(Path.join(project, "_build"))}]
+  # Runs a command until its output has a text; it ends with the test.
+  defp start!(project, command, text, mix_env) do
+    build = Path.join(project, "_build")
 
     port =
       Port.open({:spawn_executable, "/bin/sh"}, [
         :binary,
         args: ["-c", command],
         cd: project,
-        env: [{~c"MIX_ENV", false} | environment]
+        env: [{~c"MIX_ENV", mix_env}, {~c"MIX_BUILD_PATH", String.to_charlist(build)}]
       ])
 
-    await_output(port, "", "running")
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+    await_output(port, "", text)
   end
 
   defp await_output(port, before, text) do
     assert_receive {^port, {:data, more}}, 60_000
     output = before <> more
-    if output =~ text, do: port, else: await_output(port, output, text)
+    # The whole line.
+    if output =~ ~r/#{text}.*\n/, do: {port, output}, else: await_output(port, output, text)
   end
 
   defp phoenix(guide) do
@@ -185,8 +210,30 @@ defmodule Integration.FirstHourTest do
       end
       """,
       "test/test_helper.exs" => """
-      ExUnit.start()
+      #{files("tests_without_a_sandbox.md")["test/test_helper.exs"]}
       Ecto.Adapters.SQL.Sandbox.mode(MyApp.Repo, :manual)
+      """,
+      "test/my_app/commits_test.exs" => """
+      defmodule MyApp.CommitsTest do
+        use MyApp.DataCase, async: true
+        use PgliteEx.Case, server: MyApp.TestPostgres, repo: MyApp.Repo
+
+        test "a commit is one" do
+          Repo.query!("insert into users (email) values ('a@example.com')")
+          {:error, :rolled_back} = Repo.transaction(fn -> Repo.rollback(:rolled_back) end)
+          # In a sandbox the insert would have given its transaction an id.
+          assert [[nil]] = Repo.query!("select pg_current_xact_id_if_assigned()").rows
+          repo = Repo.get_dynamic_repo()
+
+          task =
+            Task.async(fn ->
+              Repo.put_dynamic_repo(repo)
+              Repo.query!("select email from users").rows
+            end)
+
+          assert Task.await(task) == [["a@example.com"]]
+        end
+      end
       """,
       "test/support/data_case.ex" => """
       defmodule MyApp.DataCase do

@@ -120,20 +120,19 @@ defmodule Mix.Tasks.PgliteEx.Server do
   defp configured([]), do: nil
 
   defp configured([name]) do
-    app = Mix.Project.config()[:app]
-
-    if not (name =~ ~r/^[A-Z][\w.]*$/), do: refuse([name])
+    unless name =~ ~r/^[A-Z][\w.]*$/, do: refuse([name])
     name = Module.concat([name])
+    apps = Map.keys(Mix.Project.apps_paths() || %{Mix.Project.config()[:app] => "."})
 
-    case Application.fetch_env(app, name) do
-      {:ok, options} ->
-        options |> Keyword.delete(:after_start) |> Keyword.put_new(:name, name)
-
-      :error ->
+    case Enum.find_value(apps, &Application.get_env(&1, name)) do
+      nil ->
         Mix.raise(
-          "there is no server #{inspect(name)}: it needs options, `config #{inspect(app)}, " <>
+          "there is no server #{inspect(name)}: it needs options, `config #{inspect(hd(apps))}, " <>
             "#{inspect(name)}, name: #{inspect(name)}, …`"
         )
+
+      options ->
+        options |> Keyword.delete(:after_start) |> Keyword.put_new(:name, name)
     end
   end
 
