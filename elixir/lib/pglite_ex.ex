@@ -10,8 +10,8 @@ defmodule PgliteEx do
         MyApp.Repo
       ]
 
-  and point `MyApp.Repo` at `postgresql://postgres@127.0.0.1:5433/postgres`, or pass on what
-  `connection_opts/2` returns:
+  and point `MyApp.Repo` at `postgresql://postgres@127.0.0.1:5433/postgres`, or let its `init/2` ask
+  `repo_config/3`. Drivers take what `connection_opts/2` returns:
 
       {:ok, server} = PgliteEx.start_link([])
       {:ok, conn} = Postgrex.start_link(PgliteEx.connection_opts(server))

@@ -5,7 +5,7 @@ defmodule PgliteEx.Template do
       {:ok, server} = PgliteEx.start_link(mode: :isolated, template: "my_app_test")
 
       PgliteEx.prepare(server, "my_app_test", fn connection_opts ->
-        {:ok, repo} = MyApp.Repo.start_link(connection_opts ++ [name: nil])
+        {:ok, repo} = MyApp.Repo.start_link(connection_opts ++ [name: nil, pool_size: 2])
         Ecto.Migrator.run(MyApp.Repo, :up, all: true, dynamic_repo: repo)
         Supervisor.stop(repo)
       end, key: PgliteEx.Template.key(MyApp.Repo))
