@@ -73,6 +73,11 @@ defmodule Integration.FirstHourTest do
     {_port, output} = start!(project, "exec " <> command, "postgresql://", ~c"test")
     [url] = Regex.run(~r/postgresql:\S+/, output)
     assert {"evidence\n", 0} = System.cmd("psql", [url, "-Atc", "select text from notes"])
+
+    # The cache is that of all tests.
+    [name] = Regex.run(~r/failed_[0-9a-f]+/, command)
+    server = start_supervised!({PgliteEx, mode: :isolated})
+    assert :ok = PgliteEx.Template.drop(server, name)
   end
 
   defp write_failing_test!(project) do

@@ -140,21 +140,31 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
       case Gate.freeze(gate, name, key()) do
         :ok ->
           drop_all_but(own[:server], count)
-          "\n" <> kept(context.test, name, count, Server.options(own[:server]).cache_dir)
+          "\n" <> kept(context.test, name, count, Server.options(own[:server]))
 
         {:error, error} ->
           "\nThe database of \"#{context.test}\" is not kept: #{Exception.message(error)}"
       end
     end
 
-    defp kept(test, name, count, cache_dir) do
-      directory = cache_dir || :filename.basedir(:user_cache, "pglite-port")
-      option = if cache_dir, do: " --cache-dir #{cache_dir}", else: ""
+    defp kept(test, name, count, options) do
+      directory = options.cache_dir || :filename.basedir(:user_cache, "pglite-port")
+
+      # Those with which the template is found again.
+      places =
+        for {flag, path} <- [
+              {"cache-dir", options.cache_dir},
+              {"icu-data", options.icu_data},
+              {"pglite-dir", options.pglite_dir},
+              {"executable", options.executable}
+            ],
+            path != nil,
+            do: " --#{flag} '#{String.replace(path, "'", ~S('\''))}'"
 
       """
       The database of "#{test}" is kept as the template #{name}.
       This command prints a URL for psql; each connection gets a copy of the database:
-          MIX_ENV=test mix pglite_ex.server --mode isolated --port 0 --template #{name}#{option}
+          MIX_ENV=test mix pglite_ex.server --mode isolated --port 0 --template #{name}#{places}
       The last #{count} databases of failed tests are kept, in #{directory}.\
       """
     end

@@ -130,8 +130,32 @@ defmodule PgliteEx.CaseTest do
     assert_receive {:mix_shell, :info, [url]}, 10_000
     Mix.shell(Mix.Shell.IO)
     assert {"found\n", 0} = System.cmd("psql", [url, "-Atc", "select what from evidence"])
+    monitor = Process.monitor(task)
     Process.unlink(task)
     Process.exit(task, :kill)
+    assert_receive {:DOWN, ^monitor, :process, ^task, :killed}
+  end
+
+  @tag :freeze
+  @tag :tmp_dir
+  test "the command names the server's own directories", %{tmp_dir: directory} = context do
+    cache = Path.join(directory, "it's a cache")
+    # The one that all tests share.
+    File.ln_s!(:filename.basedir(:user_cache, "pglite-port"), cache)
+    server = start_supervised!({PgliteEx, mode: :isolated, cache_dir: cache}, id: :other_cache)
+    gate = start_supervised!({PgliteEx.Gate, server: server}, id: :other_gate)
+    {:ok, _client} = gate |> PgliteEx.connection_opts() |> connect()
+    context = %{context | pglite_gate: gate, pglite_ex: [server: server, on_failure: :keep]}
+
+    output =
+      ExUnit.CaptureIO.capture_io(fn ->
+        catch_throw(PgliteEx.Case.run(context, fn -> throw(:failure) end))
+      end)
+
+    assert [_, arguments] = Regex.run(~r/mix pglite_ex.server (.+)$/m, output)
+    {words, 0} = System.cmd("sh", ["-c", "printf '%s\\n' " <> arguments])
+    assert ["--cache-dir", ^cache] = words |> String.split("\n", trim: true) |> Enum.take(-2)
+    assert output =~ "are kept, in #{cache}."
   end
 
   @tag :freeze
@@ -155,8 +179,8 @@ defmodule PgliteEx.CaseTest do
 
     kept = fn ->
       {:ok, templates} = PgliteEx.Template.list(server)
-      names = for %{key: "failed in " <> _, name: name} <- templates, do: name
-      Enum.sort(names -- ["failed_elsewhere"])
+      own = "failed in #{File.cwd!()}"
+      Enum.sort(for %{key: ^own, name: name} <- templates, do: name)
     end
 
     first = fail.({:keep, 1})
@@ -165,6 +189,7 @@ defmodule PgliteEx.CaseTest do
     assert kept.() == Enum.sort([first, second])
     third = fail.({:keep, 2})
     assert kept.() == Enum.sort([second, third])
+    # It was not dropped.
     assert :ok = PgliteEx.Template.drop(server, "failed_elsewhere")
     assert Enum.each(kept.(), &PgliteEx.Template.drop(server, &1)) == :ok
   end

@@ -33,7 +33,8 @@ defmodule Mix.Tasks.PgliteEx.Server do
     * `--data DIRECTORY` – where the shared cluster is kept; `pgdata` in shared mode without a template
     * `--memory` – keeps no cluster: it is gone with the server
     * `--template NAME` – what connections of `--mode isolated` clone, or a shared cluster begins as
-    * `--cache-dir DIRECTORY` – where templates are
+    * `--cache-dir DIRECTORY`, `--icu-data PATH`, `--pglite-dir DIRECTORY`, `--executable PATH` – as in
+      `PgliteEx.Options`; templates are found with the same cache and ICU data with which they were made
     * `--max-connections N`, `--warm N`
     * `--log-level LEVEL`
     * `--and TASK` – runs the task, with its arguments
@@ -58,6 +59,9 @@ defmodule Mix.Tasks.PgliteEx.Server do
     memory: :boolean,
     template: :string,
     cache_dir: :string,
+    icu_data: :string,
+    pglite_dir: :string,
+    executable: :string,
     max_connections: :integer,
     warm: :integer,
     log_level: :string
@@ -73,6 +77,8 @@ defmodule Mix.Tasks.PgliteEx.Server do
     if [] in tasks, do: Mix.raise("mix pglite_ex.server needs a task after --and")
     Mix.Task.run("app.config")
     {:ok, _started} = Application.ensure_all_started(:pglite_ex)
+    # An optional application, which is not always found in the VM that has just compiled it.
+    _ = Application.ensure_all_started(:telemetry)
     options = server_options(options, configured(rest))
 
     if tasks == [], do: run_in_foreground(options), else: run_beside(options, tasks)
@@ -143,10 +149,11 @@ defmodule Mix.Tasks.PgliteEx.Server do
     case start(options) do
       {:ok, server} ->
         Mix.shell().info(PgliteEx.url(server))
-        monitor = Process.monitor(server)
+        Process.flag(:trap_exit, true)
+        Process.link(server)
 
         receive do
-          {:DOWN, ^monitor, :process, ^server, reason} -> Mix.raise(sentence(reason))
+          {:EXIT, ^server, reason} -> Mix.raise(sentence(reason))
         end
 
       {:error, reason} ->
