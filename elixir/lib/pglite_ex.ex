@@ -11,7 +11,7 @@ defmodule PgliteEx do
       ]
 
   and point `MyApp.Repo` at `postgresql://postgres@127.0.0.1:5433/postgres`, or let its `init/2` ask
-  `repo_config/3`. Drivers take what `connection_opts/2` returns:
+  `repo_config/4`. Drivers take what `connection_opts/2` returns:
 
       {:ok, server} = PgliteEx.start_link([])
       {:ok, conn} = Postgrex.start_link(PgliteEx.connection_opts(server))
@@ -137,9 +137,13 @@ defmodule PgliteEx do
 
   If the server does not run, the repo does not start, with a sentence about that as the reason; the
   same sentence comes from Mix tasks that need the database.
+
+  `overrides` are as in `connection_opts/2`. A second repo on the same server has a database of its own with
+  `database: "another"`, which `mix ecto.create` makes.
   """
-  @spec repo_config(server, context :: :supervisor | :runtime, config :: keyword) :: keyword
-  defdelegate repo_config(server, context, config), to: RepoConfig, as: :new
+  @spec repo_config(server, context :: :supervisor | :runtime, config :: keyword, keyword) ::
+          keyword
+  defdelegate repo_config(server, context, config, overrides \\ []), to: RepoConfig, as: :new
 
   @doc """
   The URL with which psql and everything else that is built on libpq connects.

@@ -65,6 +65,10 @@ defmodule PgliteExTest do
     assert config[:database] == "app"
     assert config[:timeout] == 1
 
+    # A second repo on the same server.
+    another = PgliteEx.repo_config(:server_of_a_repo, :runtime, configured, database: "another")
+    assert Map.new(another) == Map.new(config) |> Map.put(:database, "another")
+
     {:ok, other} = PgliteEx.start_link(mode: :isolated)
     started = Keyword.merge(configured, PgliteEx.connection_opts(other))
     assert PgliteEx.repo_config(:server_of_a_repo, :supervisor, started) == started

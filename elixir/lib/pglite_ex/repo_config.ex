@@ -1,6 +1,6 @@
 defmodule PgliteEx.RepoConfig do
   @moduledoc false
-  # The configuration of a repo whose server has a name: `PgliteEx.repo_config/3`.
+  # The configuration of a repo whose server has a name: `PgliteEx.repo_config/4`.
 
   alias PgliteEx.{Parts, TaskServer}
 
@@ -20,18 +20,23 @@ defmodule PgliteEx.RepoConfig do
     def to_string(no_server), do: raise(no_server)
   end
 
-  @doc "See `PgliteEx.repo_config/3`."
-  @spec new(PgliteEx.server(), :supervisor | :runtime, keyword) :: keyword
-  def new(server, context, config) do
+  @doc "See `PgliteEx.repo_config/4`."
+  @spec new(PgliteEx.server(), :supervisor | :runtime, keyword, keyword) :: keyword
+  def new(server, context, config, overrides) do
     cond do
       # It was started with connection options.
       config[:pglite_ex] -> config
-      Parts.registry(server) -> Keyword.merge(config, PgliteEx.connection_opts(server))
-      elsewhere = TaskServer.connection_opts(server) -> Keyword.merge(config, elsewhere)
+      opts = connection_opts(server) -> config |> Keyword.merge(opts) |> Keyword.merge(overrides)
       # An orderly end, which is reported as its reason, and not as a crash.
       context == :supervisor -> exit({:shutdown, no_server(server)})
       true -> Keyword.merge(config, nowhere(server))
     end
+  end
+
+  defp connection_opts(server) do
+    if Parts.registry(server),
+      do: PgliteEx.connection_opts(server),
+      else: TaskServer.connection_opts(server)
   end
 
   # Leads to no server: Postgrex prefers a socket, `pg_dump` and `psql` get a host.
