@@ -10,14 +10,8 @@ defmodule Integration.OwnDatabaseTest do
   # Those of the guide.
   @compile {:no_warn_undefined, [MyApp.Application, MyApp.Backups, MyApp.Repo]}
 
-  @guide Path.expand("../../guides/an_applications_own_database.md", __DIR__)
-  @external_resource @guide
-
-  # The blocks of code, by the files that they name.
-  @files @guide
-         |> File.read!()
-         |> then(&Regex.scan(~r/^```elixir\n# (\S+)\n(.*?)^```/ms, &1, capture: :all_but_first))
-         |> Map.new(fn [name, code] -> {name, code} end)
+  @guide "an_applications_own_database.md"
+  @files Integration.Guide.files(@guide)
 
   @migration """
   defmodule MyApp.CreateNotes do
