@@ -3,7 +3,8 @@ defmodule PgliteEx.WasmPortTest do
 
   import ExUnit.CaptureLog
 
-  alias PgliteEx.{BadProgram, Channel, Error, OperatingSystem, Readiness, Servers, WasmPort}
+  alias PgliteEx.{BadProgram, Channel, Error, OperatingSystem, Parts, Readiness, Reporter}
+  alias PgliteEx.{Servers, WasmPort}
 
   describe "a program that" do
     @describetag :tmp_dir
@@ -50,10 +51,12 @@ defmodule PgliteEx.WasmPortTest do
 
       log =
         capture_log(fn ->
-          wasm_port = start(program)
+          {wasm_port, registry} = start(program)
 
           assert_receive {:EXIT, ^wasm_port, {:shutdown, {%Error{code: :protocol_violation}, _}}},
                          10_000
+
+          await_log(registry)
         end)
 
       assert log =~ "unknown kind 103"
@@ -65,7 +68,7 @@ defmodule PgliteEx.WasmPortTest do
 
       log =
         capture_log(fn ->
-          wasm_port = start(program)
+          {wasm_port, registry} = start(program)
           {:ok, channel} = Channel.open(wasm_port)
           Channel.send(channel, "\n")
 
@@ -74,6 +77,7 @@ defmodule PgliteEx.WasmPortTest do
 
           assert_receive down
           assert {:closed, %{"code" => "57P01"}} = Channel.handle(channel, down)
+          await_log(registry)
         end)
 
       assert log =~ "killed by signal 6"
@@ -82,7 +86,7 @@ defmodule PgliteEx.WasmPortTest do
 
     test "has just exited does not hurt those who still write to it", %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exit 0")
-      wasm_port = start(program)
+      {wasm_port, _registry} = start(program)
 
       with {:ok, channel} <- Channel.open(wasm_port) do
         assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
@@ -94,7 +98,7 @@ defmodule PgliteEx.WasmPortTest do
     test "has ended takes no connection more, with the code that its connections end with",
          %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exit 0")
-      wasm_port = start(program)
+      {wasm_port, _registry} = start(program)
       assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
       assert {:error, %Error{code: "57P01"}} = Channel.open(wasm_port)
     end
@@ -102,7 +106,7 @@ defmodule PgliteEx.WasmPortTest do
     test "dies before its reply answers those who wait, and those who come later, with an error",
          %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; head -c 1 > /dev/null; exit 1")
-      wasm_port = start(program)
+      {wasm_port, _registry} = start(program)
       assert {:error, %Error{code: "57P01"}} = WasmPort.request(wasm_port, "stats")
       assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
       assert {:error, %Error{code: "57P01"}} = WasmPort.request(wasm_port, "stats")
@@ -111,7 +115,7 @@ defmodule PgliteEx.WasmPortTest do
     test "does not read its input holds up one writer, and not the port's owner",
          %{tmp_dir: directory} do
       program = BadProgram.write!(directory, "hello; exec sleep 1000")
-      wasm_port = start(program)
+      {wasm_port, _registry} = start(program)
 
       # They write on until they are held up: how much the VM takes before it does is its affair.
       write = fn ->
@@ -185,8 +189,9 @@ defmodule PgliteEx.WasmPortTest do
 
       log =
         capture_log([metadata: [:target, :connection]], fn ->
-          wasm_port = start(program)
+          {wasm_port, registry} = start(program)
           assert_receive {:EXIT, ^wasm_port, _reason}, 10_000
+          await_log(registry)
         end)
 
       assert log =~ "[warning]"
@@ -199,8 +204,11 @@ defmodule PgliteEx.WasmPortTest do
   defp start(program) do
     {wasm_port, registry} = Servers.start_port!(executable: program)
     {:ok, ^wasm_port} = Readiness.await(registry, 10_000)
-    wasm_port
+    {wasm_port, registry}
   end
+
+  # The process that logs has done so with all that was reported to it before.
+  defp await_log(registry), do: registry |> Parts.whereis(Reporter) |> :sys.get_state()
 
   defp assert_fails(program, code) do
     {wasm_port, registry} = Servers.start_port!(executable: program)
