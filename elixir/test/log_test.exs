@@ -1,6 +1,6 @@
 defmodule PgliteEx.LogTest do
   @moduledoc "What a running server logs."
-  # Captures what everybody logs.
+  # It captures the log of the whole VM.
   use ExUnit.Case, async: false
 
   import ExUnit.CaptureLog

@@ -100,7 +100,7 @@ defmodule PgliteEx.MixTasksTest do
       Server.run(["--port", "0", "--data", data, "--and", "pglite_ex.test_task"])
       assert_received {:mix_shell, :info, ["the task ran beside a server"]}
       assert File.exists?(Path.join(data, "PG_VERSION"))
-      # It has stopped, and nobody holds the directory.
+      # The server has stopped, so that another one can open the directory.
       refute File.exists?(Path.join(data, "postmaster.pid"))
       {:ok, server} = PgliteEx.start_link(data: data)
       PgliteEx.stop(server)

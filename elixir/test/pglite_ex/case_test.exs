@@ -106,7 +106,7 @@ defmodule PgliteEx.CaseTest do
   @tag :freeze
   test "a failing test's database is kept, with how to connect to it", context do
     context = put_in(context.pglite_ex, server: :case_test_server, on_failure: :keep)
-    # The server that has made it may be gone when somebody looks at it.
+    # The database is looked at with another server than the one that has made it.
     {:ok, client} = connect(context.connection_opts)
     {:ok, []} = WireClient.query(client, "create table evidence as select 'found' as what")
 
