@@ -2,7 +2,7 @@
 //!
 //! * `mod`: a backup, from its first file to its manifest
 //! * `origin`: what is backed up: `directory`, whose cluster is stopped, or `server`, whose cluster runs
-//! * `archive`: writes the archive
+//! * `archive`: writes the archive, `target`: where to
 //! * `manifest`: checksums of the files, in PostgreSQL's format
 //! * `pages`: verifies the checksums of data pages
 //! * `restore`: an archive becomes a directory
@@ -20,17 +20,16 @@ mod pages;
 mod progress;
 mod restore;
 mod server;
+mod target;
 
 use std::{
     fmt,
-    fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     os::unix::net::UnixStream,
     path::Path,
 };
 
 use anyhow::{Context, bail, ensure};
-use flate2::{Compression, write::GzEncoder};
 
 use crate::postgres::control_file;
 
@@ -39,7 +38,10 @@ use directory::Directory;
 use origin::{Content, Entry, Origin};
 pub use restore::{restore, restore_from};
 use server::Server;
+use target::{STANDARD, Target};
 
+/// The file of the version of a cluster.
+const PG_VERSION: &str = "PG_VERSION";
 /// The file of the state of a cluster.
 const PG_CONTROL: &str = "global/pg_control";
 /// The file that says where the WAL of a backup begins, and the file with its symbolic links
@@ -48,9 +50,6 @@ const BACKUP_LABEL: &str = "backup_label";
 const TABLESPACE_MAP: &str = "tablespace_map";
 /// The checksums of the files (`src/backend/backup/basebackup.c`).
 const MANIFEST: &str = "backup_manifest";
-
-/// The name that means stdin or stdout.
-const STANDARD: &str = "-";
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +82,14 @@ pub fn back_up(from: &str, file: &Path, verifies: bool) -> anyhow::Result<Summar
     if ["postgres://", "postgresql://"].iter().any(|scheme| from.starts_with(scheme)) {
         write_file(&mut Server::connect(from)?, file, verifies)
     } else {
-        write_file(&mut Directory::open(Path::new(from))?, file, verifies)
+        let mut directory = Directory::open(Path::new(from))?;
+        let place = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let is_inside = match (place.canonicalize(), Path::new(from).canonicalize()) {
+            (Ok(place), Ok(from)) => file.as_os_str() != STANDARD && place.starts_with(from),
+            _ => false,
+        };
+        ensure!(!is_inside, "{} would be inside of what is backed up: name a file elsewhere", file.display());
+        write_file(&mut directory, file, verifies)
     }
 }
 
@@ -97,34 +103,28 @@ pub(crate) fn back_up_over(stream: UnixStream, database: &str, user: &str, file:
 
 fn write_file(origin: &mut dyn Origin, file: &Path, verifies: bool) -> anyhow::Result<Summary> {
     if file.as_os_str() == STANDARD {
-        return write_archive(origin, &mut io::stdout().lock(), verifies).map(|(summary, _)| summary);
+        let mut out = io::stdout().lock();
+        let summary = write_archive(origin, &mut out, verifies)?;
+        out.flush().context("stdout cannot be written")?;
+        return Ok(summary);
     }
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot_write = || format!("{} cannot be written", file.display());
-    let new = tempfile::Builder::new().prefix(".pglite-port-").suffix(".partial").tempfile_in(directory);
-    let mut new = new.with_context(cannot_write)?;
-    let mut out = BufWriter::with_capacity(1 << 20, new.as_file_mut());
-    let summary = if file.extension().is_some_and(|extension| extension == "gz" || extension == "tgz") {
-        // The fastest: pages compress well, and a backup should not take longer than reading the cluster.
-        let (summary, compressed) = write_archive(origin, GzEncoder::new(&mut out, Compression::fast()), verifies)?;
-        compressed.finish().with_context(cannot_write)?;
-        summary
-    } else {
-        write_archive(origin, &mut out, verifies)?.0
-    };
-    out.flush().with_context(cannot_write)?;
-    drop(out);
-    new.as_file().sync_all().with_context(cannot_write)?;
-    new.persist(file).with_context(cannot_write)?;
-    File::open(directory).and_then(|directory| directory.sync_all()).with_context(cannot_write)?;
+    let mut target = Target::open(file)?;
+    let summary = target.write(|out| write_archive(origin, out, verifies))?;
+    target.finish()?;
     Ok(summary)
 }
 
 /// Writes the archive of a backup to `out`.
-fn write_archive<W: Write>(origin: &mut dyn Origin, out: W, verifies: bool) -> anyhow::Result<(Summary, W)> {
+fn write_archive(origin: &mut dyn Origin, out: &mut dyn Write, verifies: bool) -> anyhow::Result<Summary> {
     let control = origin.control_file()?;
     let checks_pages = check_control_file(&control)?;
     let begun = origin.begin(&control)?;
+    for part in [PG_VERSION, PG_CONTROL] {
+        ensure!(
+            begun.entries.iter().any(|entry| entry.path == part),
+            "{part} is not in the list of the cluster's files"
+        );
+    }
     let bytes = begun.entries.iter().map(Entry::len).sum();
     let identifier = control_file::identifier(&control).unwrap_or_default();
     let redo = (checks_pages && verifies).then_some(begun.redo);

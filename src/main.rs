@@ -141,6 +141,9 @@ enum Command {
         file: PathBuf,
         /// The directory, empty or not there yet
         directory: PathBuf,
+        /// Restore the backup even if pages have a wrong checksum
+        #[arg(long)]
+        no_verify_checksums: bool,
     },
     /// Print the facts that the rewriter finds in `pglite.wasm`, one on each line, to compare versions with diff
     Evidence {
@@ -272,8 +275,8 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             let summary = backup::back_up(from, file, !no_verify_checksums)?;
             tracing::info!("backed up to {}: {summary}", file.display());
         }
-        Command::Restore { file, directory } => {
-            let summary = backup::restore(file, directory)?;
+        Command::Restore { file, directory, no_verify_checksums } => {
+            let summary = backup::restore(file, directory, !no_verify_checksums)?;
             tracing::info!("restored {}: {summary}", directory.display());
         }
         Command::Evidence { file } => {

@@ -4,9 +4,15 @@ mod support;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    ffi::OsStr,
+    fs::{self, File, Permissions},
     io::{Read, Write},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicBool, AtomicI64, Ordering},
     thread::{self, ScopedJoinHandle},
 };
@@ -227,6 +233,13 @@ fn an_archive_that_was_changed_is_refused_and_nothing_is_left() {
     assert!(said.contains(&format!("1 pages have a wrong checksum: {table} page 3")), "{said}");
     let said = refused_with(&|files| flip(files, "pg_xact/0000", 0));
     assert!(said.contains("pg_xact/0000 has other content"), "{said}");
+    let wal = whole.keys().find(|name| name.starts_with("pg_wal/0")).expect("WAL").clone();
+    let said = refused_with(&|files| flip(files, &wal, 100));
+    assert!(said.contains(&format!("{wal} has other content")), "{said}");
+    let said = refused_with(&|files| drop(files.insert("base/new".to_owned(), Vec::new())));
+    assert!(said.contains("base/new is not listed"), "{said}");
+    let said = refused_with(&|files| drop(files.remove("backup_manifest")));
+    assert!(said.contains("has no backup_manifest"), "{said}");
     let said = refused_with(&|files| flip(files, "backup_manifest", 200));
     assert!(said.contains("backup_manifest does not fit the files"), "{said}");
     let said = refused_with(&|files| drop(files.remove("pg_xact/0000")));
@@ -246,6 +259,25 @@ fn an_archive_that_was_changed_is_refused_and_nothing_is_left() {
     let archive = fs::read(place.path("backup.tar")).expect("an archive");
     fs::write(place.path("short.tar"), &archive[..archive.len() / 2]).expect("it is written");
     let said = place.refused("short.tar");
+    assert!(said.contains("damaged or not complete"), "{said}");
+    // At the end of a file, where the format alone does not show it.
+    let manifest = archive.windows(15).rposition(|bytes| bytes == b"backup_manifest").expect("a manifest");
+    fs::write(place.path("cut.tar"), &archive[..manifest]).expect("it is written");
+    let said = place.refused("cut.tar");
+    assert!(said.contains("damaged or not complete"), "{said}");
+    fs::write(place.path("longer.tar"), [&archive[..], b"more"].concat()).expect("it is written");
+    let said = place.refused("longer.tar");
+    assert!(said.contains("damaged or not complete"), "{said}");
+    Program::succeed(&["backup", &server.url, &place.text("backup.tar.gz")]);
+    let mut compressed = fs::read(place.path("backup.tar.gz")).expect("an archive");
+    // The checksum is in the last eight bytes (RFC 1952).
+    let checksum = compressed.len() - 8;
+    compressed[checksum] ^= 1;
+    fs::write(place.path("changed.tar.gz"), &compressed).expect("it is written");
+    let said = place.refused("changed.tar.gz");
+    assert!(said.contains("damaged or not complete"), "{said}");
+    fs::write(place.path("cut.tar.gz"), &compressed[..checksum]).expect("it is written");
+    let said = place.refused("cut.tar.gz");
     assert!(said.contains("damaged or not complete"), "{said}");
     fs::write(place.path("text.tar"), "no archive").expect("it is written");
     let said = place.refused("text.tar");
@@ -286,6 +318,9 @@ fn a_damaged_page_is_found_by_the_backup() {
     assert!(said.contains("--no-verify-checksums"), "{said}");
     assert_eq!(fs::read_dir(place.0.path()).expect("a directory").count(), 1, "nothing was left");
     Program::succeed(&["backup", "--no-verify-checksums", &server.url, &place.text("backup.tar")]);
+    let said = place.refused("backup.tar");
+    assert!(said.contains("--no-verify-checksums"), "{said}");
+    Program::succeed(&["restore", "--no-verify-checksums", &place.text("backup.tar"), &place.text("restored")]);
     assert_eq!(rows(&mut client, "select count(*) from pg_replication_slots"), ["0"], "its session has ended");
 }
 
@@ -326,6 +361,83 @@ fn a_backup_needs_a_superuser_and_a_server_of_this_kind() {
 }
 
 #[test]
+fn what_a_role_has_set_changes_no_backup() {
+    let place = Place::new();
+    let server = Server::with(&["--mode", "shared"]);
+    let mut client = server.connect();
+    rows(&mut client, "create table t as select i as a from generate_series(1, 1000) i");
+    rows(&mut client, "create schema evil; create role low");
+    rows(
+        &mut client,
+        "create function evil.pg_ls_dir(text, bool, bool) returns setof text language sql \
+         as $$ select 'PG_VERSION' where $1 = '.' $$",
+    );
+    rows(
+        &mut client,
+        "alter role postgres set search_path = evil, pg_catalog; alter role postgres set role = low; \
+         alter role postgres set default_transaction_read_only = on; alter role postgres set statement_timeout = 1",
+    );
+    Program::succeed(&["backup", &server.url, &place.text("backup.tar")]);
+    let server = place.restored("backup.tar", "data");
+    let mut client = server.config().options("-c role=none -c statement_timeout=0").connect(NoTls).expect("a session");
+    assert_eq!(rows(&mut client, "select count(*) from public.t"), ["1000"]);
+}
+
+#[test]
+fn a_file_that_is_no_regular_one_is_not_replaced_and_a_link_is_followed() {
+    let place = Place::new();
+    Server::in_directory(&place.path("data")).stop();
+    let data = place.text("data");
+    fs::create_dir(place.path("directory")).expect("a directory");
+    let said = Program::fail(&["backup", &data, &place.text("directory")]);
+    assert!(said.contains("is a directory"), "{said}");
+    let said = Program::fail(&["backup", &data, &place.text("data/backup.tar")]);
+    assert!(said.contains("would be inside of what is backed up"), "{said}");
+
+    let fifo = place.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("coreutils").success());
+    let reader = thread::spawn(move || fs::read(fifo).expect("a pipe").len());
+    Program::succeed(&["backup", &data, &place.text("fifo")]);
+    assert!(reader.join().expect("no panic") > 1_000_000);
+    assert!(!fs::metadata(place.path("fifo")).expect("it is there").is_file());
+
+    fs::write(place.path("old.tar"), "old").expect("a file");
+    symlink(place.path("old.tar"), place.path("link.tar")).expect("a link");
+    Program::succeed(&["backup", &data, &place.text("link.tar")]);
+    assert!(fs::symlink_metadata(place.path("link.tar")).expect("it is there").is_symlink());
+    assert!(files(&place.path("old.tar")).contains_key("PG_VERSION"));
+
+    symlink("/etc", place.path("data/pg_tblspc/1")).expect("a link");
+    let said = Program::fail(&["backup", &data, &place.text("backup.tar")]);
+    assert!(said.contains("pg_tblspc/1 leads out of the directory, to /etc"), "{said}");
+    fs::remove_file(place.path("data/pg_tblspc/1")).expect("a link");
+    let odd = place.path("data").join(OsStr::from_bytes(b"odd\xff"));
+    fs::write(&odd, "").expect("a file");
+    let said = Program::fail(&["backup", &data, &place.text("backup.tar")]);
+    assert!(said.contains("has a name that is not UTF-8"), "{said}");
+    let server = Server::in_directory(&place.path("data"));
+    let said = Program::fail(&["backup", &server.url, &place.text("backup.tar")]);
+    assert!(said.contains("has a name that is not UTF-8"), "{said}");
+    let left = |name: &str| name.contains(".partial");
+    let names = fs::read_dir(place.0.path()).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    assert!(!names.into_iter().any(|name| left(&name.to_string_lossy())), "something was left");
+}
+
+#[test]
+fn a_directory_that_is_refused_keeps_its_permissions() {
+    let place = Place::new();
+    fs::create_dir(place.path("other")).expect("a directory");
+    fs::set_permissions(place.path("other"), Permissions::from_mode(0o755)).expect("it is ours");
+    fs::write(place.path("other/file"), "").expect("a file");
+    fs::write(place.path("backup.tar"), "").expect("a file");
+    Program::fail(&["backup", &place.text("other"), &place.text("backup.tar")]);
+    Program::fail(&["restore", &place.text("backup.tar"), &place.text("other")]);
+    Program::fail(&["serve", "--listen", "127.0.0.1:0", "--data", &place.text("other")]);
+    let mode = fs::metadata(place.path("other")).expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
+}
+
+#[test]
 fn a_backup_on_stdout_is_one_on_stdin() {
     let place = Place::new();
     let server = Server::with(&["--mode", "shared"]);
@@ -360,6 +472,7 @@ fn the_parent_of_a_port_asks_for_a_backup() {
 
     for (wrong, said) in [
         (&[("path", "")][..], "the option path is missing"),
+        (&[("path", "-")], "not an absolute path"),
         (&[("path", "/nowhere/backup.tar")], "cannot be written"),
         (&[("path", &place.text("x.tar")), ("database", "missing")], "database \"missing\" does not exist"),
     ] {

@@ -175,7 +175,7 @@ fn check_content(client: &mut Client, may_be: &[RangeInclusive<u64>], what: &str
 /// Restores a backup that was begun when `before` rows were acknowledged and was complete before `after`.
 fn check_backup(file: &Path, outer: &Path, before: &[u64], after: &[u64], what: &str) {
     let directory = outer.join("restored");
-    backup::restore(file, &directory).expect("a whole backup");
+    backup::restore(file, &directory, true).expect("a whole backup");
     let server = Server::in_directory(&directory);
     let may_be: Vec<_> = before.iter().zip(after).map(|(before, after)| *before..=*after + 1).collect();
     check_content(&mut server.connect(), &may_be, what);

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use tar::{EntryType, Header};
 
@@ -25,8 +25,8 @@ const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 
 /// An archive that is being written.
-pub(super) struct Archive<W: Write> {
-    tar: tar::Builder<W>,
+pub(super) struct Archive<'a> {
+    tar: tar::Builder<&'a mut dyn Write>,
     manifest: Manifest,
     /// Pages that were changed after this are not checked; no page is if there is none.
     redo: Option<u64>,
@@ -35,9 +35,9 @@ pub(super) struct Archive<W: Write> {
     wrong: Vec<(String, Wrong)>,
 }
 
-impl<W: Write> Archive<W> {
+impl<'a> Archive<'a> {
     /// An empty one, of the cluster with that system identifier.
-    pub(super) fn new(out: W, identifier: u64, redo: Option<u64>, bar: ProgressBar) -> Self {
+    pub(super) fn new(out: &'a mut dyn Write, identifier: u64, redo: Option<u64>, bar: ProgressBar) -> Self {
         let manifest = Manifest::new(identifier);
         Self { tar: tar::Builder::new(out), manifest, redo, bar, summary: Summary::default(), wrong: Vec::new() }
     }
@@ -70,6 +70,7 @@ impl<W: Write> Archive<W> {
     fn add_file(&mut self, entry: &Entry, listed: u64, origin: &mut dyn Origin) -> anyhow::Result<()> {
         let path = &entry.path;
         let Some(first) = origin.read(path, 0, PIECE)? else {
+            ensure!(!is_below(path, "pg_wal"), "the server has removed it during the backup: try again");
             // It was removed after it was listed, which recovery does as well, or need not.
             return Ok(());
         };
@@ -101,24 +102,21 @@ impl<W: Write> Archive<W> {
     fn count(&mut self, path: &str, len: u64, modified: u64, checksum: u32) {
         self.summary.files += 1;
         self.summary.bytes += len;
-        // As in PostgreSQL: WAL has checksums of its own, which recovery verifies up to the end of the backup.
-        if !is_below(path, "pg_wal") {
-            self.manifest.add(path, len, modified, checksum);
-        }
+        self.manifest.add(path, len, modified, checksum);
     }
 
     /// Adds the manifest and ends the archive.
     ///
     /// # Errors
     /// When a page has a wrong checksum, or writing fails.
-    pub(super) fn finish(mut self, wal: Option<&WalRange>) -> anyhow::Result<(Summary, W)> {
+    pub(super) fn finish(mut self, wal: Option<&WalRange>) -> anyhow::Result<Summary> {
         refuse_wrong(&self.wrong).context("the backup was given up (--no-verify-checksums makes it all the same)")?;
         let manifest = self.manifest.finish(wal);
         let mut header = header(EntryType::Regular, FILE_MODE, manifest.len() as u64, now());
         self.tar.append_data(&mut header, MANIFEST, &*manifest)?;
-        let out = self.tar.into_inner()?;
+        self.tar.finish()?;
         self.bar.finish_and_clear();
-        Ok((self.summary, out))
+        Ok(self.summary)
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, ensure};
 
 use super::{
     PG_CONTROL,
-    origin::{Begun, Content, Ended, Entry, Origin, is_left_out},
+    origin::{Begun, Content, Ended, Entry, Origin, is_left_out, stays_inside},
 };
 use crate::{
     databases::data_directory,
@@ -51,7 +51,12 @@ impl Directory {
                 StoredEntryKind::Directory => Content::Directory,
                 StoredEntryKind::Symlink { target } => {
                     let target = String::from_utf8(target).ok();
-                    Content::Symlink(target.with_context(|| format!("the link {below} leads to no UTF-8 path"))?)
+                    let target = target.with_context(|| format!("the link {below} leads to no UTF-8 path"))?;
+                    ensure!(
+                        stays_inside(&target),
+                        "the link {below} leads out of the directory, to {target}: remove it"
+                    );
+                    Content::Symlink(target)
                 }
                 // As when the cluster is opened.
                 StoredEntryKind::Other => continue,

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::postgres::relation_file;
+use crate::{backend::DATA_DIRECTORY, databases::data_directory::UNFINISHED, postgres::relation_file};
 
 /// A name in a data directory.
 #[derive(Clone, Debug)]
@@ -85,6 +85,7 @@ pub(super) fn now() -> u64 {
 pub(super) fn is_left_out(path: &str) -> bool {
     let name = name_of(path);
     ["postmaster.pid", "postmaster.opts", super::MANIFEST, "postgresql.auto.conf.tmp"].contains(&path)
+        || path.as_bytes() == UNFINISHED
         || name.starts_with("pgsql_tmp")
         || is_below(path, "pg_stat_tmp")
         || relation_file::parse(name).is_some_and(|name| name.is_temporary)
@@ -93,6 +94,11 @@ pub(super) fn is_left_out(path: &str) -> bool {
 /// Whether a path is inside of that directory.
 pub(super) fn is_below(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Whether the target of a symbolic link is inside of the data directory, as the guest names it.
+pub(super) fn stays_inside(target: &str) -> bool {
+    is_below(target, DATA_DIRECTORY) && !target.split('/').any(|name| name == "..")
 }
 
 /// The last name of a path, and the directory before it.

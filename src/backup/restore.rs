@@ -12,40 +12,50 @@ use flate2::bufread::MultiGzDecoder;
 use tar::EntryType;
 
 use super::{
-    BACKUP_LABEL, MANIFEST, PG_CONTROL, STANDARD, Summary,
+    BACKUP_LABEL, MANIFEST, PG_CONTROL, PG_VERSION, Summary,
     archive::{PIECE, refuse_wrong},
     check_control_file, manifest,
-    origin::{is_below, is_left_out},
+    origin::{is_left_out, stays_inside},
     pages::{Pages, Wrong},
     progress,
+    target::STANDARD,
 };
 use crate::{
-    backend::DATA_DIRECTORY,
     databases::data_directory,
-    fs::{Storage, StoredFile, Written},
+    fs::{Storage, StoredFile, Written, is_zero},
     postgres::{control_file, wal},
 };
 
 /// The first bytes of a gzip file (RFC 1952, 2.3.1).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
+/// What is said of an archive that ends too early, or has something else in it than its format allows.
+const DAMAGED: &str = "the archive is damaged or not complete";
+/// Bytes of a block of a tar archive.
+const BLOCK: u64 = 512;
+/// The beginning of the label of a backup of this program, which always has a manifest.
+const OWN_LABEL: &str = "LABEL: pglite-port backup";
+/// How large a manifest may be, and any other file that is looked at.
+const LONGEST_MANIFEST: usize = 1 << 30;
+const LONGEST: usize = 1 << 16;
+
 /// Restores the archive `file` of a backup into `directory`, which must be empty or not there. The archive may be one
 /// of PGlite's `dumpDataDir`, and compressed with gzip; `-` reads it from stdin.
 ///
-/// When this returns, everything is on the disk. After an error or a kill the directory has no cluster.
+/// `verifies`: whether a page with a wrong checksum is an error. When this returns, everything is on the disk. After an error or a kill the directory has no cluster.
 ///
 /// # Errors
 /// When the archive is not a whole backup of this program's PostgreSQL, a checksum is wrong, or the directory cannot
 /// be written. The message says what to do.
-pub fn restore(file: &Path, directory: &Path) -> anyhow::Result<Summary> {
+pub fn restore(file: &Path, directory: &Path, verifies: bool) -> anyhow::Result<Summary> {
     if file.as_os_str() == STANDARD {
-        return restore_from(io::stdin().lock(), directory).context("stdin cannot be restored");
+        return restore_from(io::stdin().lock(), directory, verifies).context("stdin cannot be restored");
     }
     let cannot = || format!("{} cannot be restored", file.display());
     let archive = File::open(file).with_context(cannot)?;
     let len = archive.metadata().with_context(cannot)?.len();
     let bar = progress::bar("restoring", len);
-    let restored = restore_from(bar.wrap_read(archive), directory).with_context(cannot);
+    let restored = restore_from(bar.wrap_read(archive), directory, verifies).with_context(cannot);
     bar.finish_and_clear();
     restored
 }
@@ -54,21 +64,27 @@ pub fn restore(file: &Path, directory: &Path) -> anyhow::Result<Summary> {
 ///
 /// # Errors
 /// As those of [`restore`].
-pub fn restore_from(archive: impl Read, directory: &Path) -> anyhow::Result<Summary> {
+pub fn restore_from(archive: impl Read, directory: &Path, verifies: bool) -> anyhow::Result<Summary> {
     let mut archive = BufReader::with_capacity(PIECE, archive);
     let is_compressed = archive.fill_buf()?.starts_with(&GZIP);
     data_directory::restore(directory, |storage| {
-        if is_compressed { extract(MultiGzDecoder::new(archive), storage) } else { extract(archive, storage) }
+        if is_compressed {
+            extract(MultiGzDecoder::new(archive), storage, verifies)
+        } else {
+            extract(archive, storage, verifies)
+        }
     })
 }
 
 /// Writes all files of the archive but `PG_VERSION`, which is returned.
-fn extract(archive: impl Read, storage: &dyn Storage) -> anyhow::Result<(Vec<u8>, Summary)> {
+fn extract(archive: impl Read, storage: &dyn Storage, verifies: bool) -> anyhow::Result<(Vec<u8>, Summary)> {
     let mut restored = Restored::default();
-    let mut archive = tar::Archive::new(archive);
+    let mut archive = tar::Archive::new(Counted { inner: archive, read: 0 });
+    // Where the blocks of the last entry end.
+    let mut end = 0;
     for (number, entry) in archive.entries()?.enumerate() {
-        let damage = if number == 0 { "it is no tar archive" } else { "the archive is damaged or not complete" };
-        let mut entry = entry.context(damage)?;
+        let mut entry = entry.context(if number == 0 { "it is no tar archive" } else { DAMAGED })?;
+        end = (entry.raw_file_position() + entry.header().entry_size()?).next_multiple_of(BLOCK);
         let path = name(&entry.path_bytes())?;
         if path.is_empty() || is_left_out(&path) && path != MANIFEST {
             continue;
@@ -76,7 +92,31 @@ fn extract(archive: impl Read, storage: &dyn Storage) -> anyhow::Result<(Vec<u8>
         let kind = entry.header().entry_type();
         restored.add(storage, &path, kind, &mut entry).with_context(|| format!("{path} cannot be restored"))?;
     }
-    restored.finish(storage)
+    // The end of an archive is a block of zeros. A compressed one has its checksum behind that.
+    let mut rest = archive.into_inner();
+    ensure!(rest.read >= end + BLOCK, DAMAGED);
+    let mut piece = vec![0; PIECE];
+    loop {
+        let read = read_fully(&mut rest, &mut piece).context(DAMAGED)?;
+        ensure!(is_zero(&piece[..read]), DAMAGED);
+        if read == 0 {
+            return restored.finish(storage, verifies);
+        }
+    }
+}
+
+/// Counts the bytes that are read.
+struct Counted<R> {
+    inner: R,
+    read: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.read += read as u64;
+        Ok(read)
+    }
 }
 
 /// The path below the data directory of a name in the archive, with or without a slash at the start.
@@ -123,8 +163,7 @@ impl Restored {
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 let target = String::from_utf8(target).context("the link leads to no UTF-8 path")?;
-                let goes_up = target.split('/').any(|name| name == "..");
-                ensure!(is_below(&target, DATA_DIRECTORY) && !goes_up, "the link to {target:?} leads out of it");
+                ensure!(stays_inside(&target), "the link to {target:?} leads out of it");
                 self.make_parents(storage, path)?;
                 storage.create_symlink(path.as_bytes(), target.as_bytes())?;
             }
@@ -134,7 +173,7 @@ impl Restored {
     }
 
     fn add_file(&mut self, storage: &dyn Storage, path: &str, content: &mut impl Read) -> anyhow::Result<()> {
-        let is_kept = ["PG_VERSION", MANIFEST].contains(&path);
+        let is_kept = [PG_VERSION, MANIFEST].contains(&path);
         let file = if is_kept {
             None
         } else {
@@ -146,7 +185,7 @@ impl Restored {
         let (mut len, mut checksum) = (0, 0);
         let mut piece = vec![0; PIECE];
         loop {
-            let read = read_fully(content, &mut piece).context("the archive is damaged or not complete")?;
+            let read = read_fully(content, &mut piece).context(DAMAGED)?;
             let piece = &piece[..read];
             if piece.is_empty() {
                 break;
@@ -159,6 +198,8 @@ impl Restored {
                 write(&**file, len, piece)?;
             }
             if is_looked_at {
+                let longest = if path == MANIFEST { LONGEST_MANIFEST } else { LONGEST };
+                ensure!(looked_at.len() + piece.len() <= longest, "it is too long");
                 looked_at.extend_from_slice(piece);
             }
             checksum = crc32c::crc32c_append(checksum, piece);
@@ -168,16 +209,16 @@ impl Restored {
             self.written.files.push(path.as_bytes().to_vec());
         }
         match path {
-            "PG_VERSION" => self.version = Some(looked_at),
+            PG_VERSION => self.version = Some(looked_at),
             PG_CONTROL => self.control = Some(looked_at),
             BACKUP_LABEL => self.label = Some(String::from_utf8(looked_at).context("it is not UTF-8")?),
             MANIFEST => {
-                self.manifest = Some(looked_at);
+                ensure!(self.manifest.replace(looked_at).is_none(), "the archive has it twice");
                 return Ok(());
             }
             _ => {}
         }
-        self.files.insert(path.to_owned(), (len, checksum));
+        ensure!(self.files.insert(path.to_owned(), (len, checksum)).is_none(), "the archive has it twice");
         self.summary.files += 1;
         self.summary.bytes += len;
         Ok(())
@@ -197,7 +238,7 @@ impl Restored {
     }
 
     /// Checks the whole, and has all names on the disk; returns the content of `PG_VERSION`.
-    fn finish(mut self, storage: &dyn Storage) -> anyhow::Result<(Vec<u8>, Summary)> {
+    fn finish(mut self, storage: &dyn Storage, verifies: bool) -> anyhow::Result<(Vec<u8>, Summary)> {
         let version = self.version.take().context(
             "the archive has no PG_VERSION at its root, so it is no backup of a cluster, or not a complete one",
         )?;
@@ -208,14 +249,21 @@ impl Restored {
             Some(label) => self.check_label(label)?,
             None => control_file::redo(&control).unwrap_or_default(),
         };
-        if checks_pages {
+        if checks_pages && verifies {
             self.wrong.retain(|(_, wrong)| wrong.lsn < redo);
-            refuse_wrong(&self.wrong)?;
+            refuse_wrong(&self.wrong)
+                .context("the restore was given up (--no-verify-checksums does it all the same)")?;
         } else {
             self.summary.pages = 0;
         }
-        if let Some(bytes) = &self.manifest {
-            self.check_manifest(bytes).with_context(|| format!("{MANIFEST} does not fit the files"))?;
+        match &self.manifest {
+            Some(bytes) => {
+                self.check_manifest(bytes).with_context(|| format!("{MANIFEST} does not fit the files"))?;
+            }
+            None if self.label.as_ref().is_some_and(|label| label.contains(OWN_LABEL)) => {
+                bail!("the archive has no {MANIFEST}, so it is not complete")
+            }
+            None => {}
         }
         self.written.directories.extend(self.directories.into_iter().map(String::into_bytes));
         self.written.directories.push(Vec::new());
@@ -235,7 +283,11 @@ impl Restored {
     }
 
     fn check_manifest(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        for (path, expected) in manifest::parse(bytes)? {
+        let listed = manifest::parse(bytes)?;
+        if let Some(path) = self.files.keys().find(|path| !listed.contains_key(*path)) {
+            bail!("{path} is not listed");
+        }
+        for (path, expected) in listed {
             let Some((len, checksum)) = self.files.get(&path) else { bail!("{path} is missing") };
             ensure!(expected.size == *len, "{path} has {len} bytes instead of {}", expected.size);
             ensure!(expected.is_met_by(*len, *checksum), "{path} has other content");

@@ -35,6 +35,13 @@ with recursive found(path, size, is_directory, modified, target) as (
 )
 select path, size, is_directory, extract(epoch from modified)::bigint, target from found where size is not null";
 
+/// What a role or a database may have set otherwise.
+const SETTINGS: &str = "
+set role none; set search_path = pg_catalog; set statement_timeout = 0; set lock_timeout = 0;
+set transaction_timeout = 0; set idle_session_timeout = 0; set idle_in_transaction_session_timeout = 0;
+set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;
+set default_transaction_deferrable = off";
+
 /// A session of a superuser. The backup and the slot that keeps its WAL end with it.
 pub(super) struct Server {
     runtime: Runtime,
@@ -78,17 +85,15 @@ impl Server {
     }
 
     fn new(runtime: Runtime, client: Client) -> anyhow::Result<Self> {
-        let settings = "set statement_timeout = 0; set lock_timeout = 0; set transaction_timeout = 0;
-            set idle_session_timeout = 0";
+        runtime.block_on(client.batch_execute(SETTINGS))?;
         let version: Row = runtime.block_on(client.query_one("show server_version_num", &[]))?;
-        let version: i32 = version.get::<_, String>(0).parse().context("the server's version is no number")?;
+        let version: i32 = version.try_get::<_, String>(0)?.parse().context("the server's version is no number")?;
         let major = version / 10_000;
         ensure!(
             major.to_string() == MAJOR_VERSION,
             "the server is PostgreSQL {major}, and this program has PostgreSQL {POSTGRES_VERSION}: use its own \
              pg_basebackup"
         );
-        runtime.block_on(client.batch_execute(settings))?;
         let read = "select pg_read_binary_file($1, $2, $3, true)";
         let read = runtime.block_on(client.prepare(read)).context("pg_read_binary_file cannot be used")?;
         Ok(Self { runtime, client, read, segment_size: 0, start: 0 })
@@ -105,8 +110,8 @@ impl Server {
 
     /// The files of WAL that recovery needs, which are all there, because a slot keeps them.
     fn wal_files(&self, wal: WalRange) -> anyhow::Result<Vec<Entry>> {
-        let present: HashSet<String> =
-            self.query("select pg_ls_dir('pg_wal')", &[])?.iter().map(|row| row.get(0)).collect();
+        let present = self.query("select pg_ls_dir('pg_wal')", &[])?;
+        let present: HashSet<String> = present.iter().map(name).collect::<anyhow::Result<_>>()?;
         let size = u64::from(self.segment_size);
         let file = |path: String, len| Entry { path, content: Content::File(len), modified: super::origin::now() };
         let mut files = Vec::new();
@@ -142,15 +147,15 @@ impl Origin for Server {
         let rows = self.query(LIST, &[&&LEFT_EMPTY[..]])?;
         let mut entries = Vec::new();
         for row in rows {
-            let (path, size, is_directory): (String, i64, bool) = (row.get(0), row.get(1), row.get(2));
-            let target: Option<String> = row.get(4);
+            let (path, size, is_directory): (_, i64, bool) = (name(&row)?, row.try_get(1)?, row.try_get(2)?);
+            let target: Option<String> = row.try_get(4).context("a tablespace has a path that is not UTF-8")?;
             let content = match target.filter(|target| target.starts_with('/')) {
                 Some(target) if is_below(&target, &data_directory) => Content::Symlink(target),
                 Some(target) => bail!("the tablespace at {target} is outside of the data directory"),
                 None if is_directory => Content::Directory,
                 None => Content::File(size.cast_unsigned()),
             };
-            entries.push(Entry { path, content, modified: row.get::<_, i64>(3).try_into().unwrap_or_default() });
+            entries.push(Entry { path, content, modified: row.try_get::<_, i64>(3)?.try_into().unwrap_or_default() });
         }
         leave_out(&mut entries);
         Ok(Begun { entries, redo: self.start })
@@ -165,7 +170,7 @@ impl Origin for Server {
     fn end(&mut self) -> anyhow::Result<Ended> {
         let row = self.query("select lsn::text, labelfile, spcmapfile from pg_backup_stop(false)", &[])?;
         let row = row.first().context("pg_backup_stop returned nothing")?;
-        let (end, label, map): (String, String, Option<String>) = (row.get(0), row.get(1), row.get(2));
+        let (end, label, map): (String, String, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         let end = wal::parse_lsn(&end).with_context(|| format!("the backup ended at {end:?}"))?;
         let timeline = label.lines().find_map(|line| line.strip_prefix("START TIMELINE: ")?.trim().parse().ok());
         let timeline = timeline.context("the backup's label names no timeline")?;
@@ -198,6 +203,11 @@ fn leave_out(entries: &mut Vec<Entry>) {
             || LEFT_EMPTY.iter().any(|directory| is_below(path, directory));
         !is_left_out(path) && !is_unlogged && !is_made_again
     });
+}
+
+/// The name of a file, in the first column.
+fn name(row: &Row) -> anyhow::Result<String> {
+    row.try_get(0).context("a file in the data directory has a name that is not UTF-8: rename or move it")
 }
 
 fn new_runtime() -> anyhow::Result<Runtime> {

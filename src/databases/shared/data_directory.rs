@@ -23,13 +23,16 @@ use crate::{
 
 /// The mark of a cluster that is being made; its content says how. Without a [`PG_VERSION`], the files beside it are
 /// an incomplete cluster.
-const UNFINISHED: &[u8] = b"pglite-port.unfinished";
+pub(crate) const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 
 /// The file by which a directory is recognised as a cluster. It is the last file that is made in a new cluster.
 pub(crate) const PG_VERSION: &[u8] = b"PG_VERSION";
 
 /// The cluster's configuration.
 const CONFIGURATION: &[u8] = b"postgresql.conf";
+
+/// Files and directories in it without which a cluster does not start, or lacks its data.
+const PARTS: [&str; 6] = ["base", "global", "pg_multixact", "pg_wal", "pg_xact", "postgresql.conf"];
 
 /// The file without which a cluster cannot start.
 pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
@@ -65,12 +68,17 @@ impl DataDirectory {
         new_cluster: impl FnOnce() -> anyhow::Result<Arc<FrozenTree>>,
         patience: Duration,
     ) -> anyhow::Result<Opened> {
-        let storage = match self {
-            Self::Host(path) => Arc::new(open_host(path, patience)?),
-            Self::Storage(storage) => storage.clone(),
-        };
         let unusable = || format!("the {self} cannot be used");
-        let is_new = prepare(&*storage, new_cluster).with_context(unusable)?;
+        let (storage, is_new): (Arc<dyn Storage>, bool) = match self {
+            Self::Host(path) => {
+                let host = open_host(path, patience)?;
+                let is_new = prepare(&host, new_cluster).with_context(unusable)?;
+                // Not before it is known to be a data directory.
+                host.hide_from_others().with_context(unusable)?;
+                (Arc::new(host), is_new)
+            }
+            Self::Storage(storage) => (storage.clone(), prepare(&**storage, new_cluster).with_context(unusable)?),
+        };
         let recovers = !control_file::was_shut_down(&read(&*storage, PG_CONTROL).with_context(unusable)?);
         Ok(Opened { storage, is_new, recovers })
     }
@@ -157,7 +165,6 @@ pub(crate) fn lock(path: &Path, patience: Duration) -> anyhow::Result<HostDirect
         // Nothing says when a lock becomes free, but for a wait that cannot be given up.
         thread::sleep(Duration::from_millis(20));
     }
-    directory.hide_from_others().with_context(unusable)?;
     Ok(directory)
 }
 
@@ -178,6 +185,7 @@ pub(crate) fn restore<T>(
         State::Unfinished(_) => empty(&storage, b"").with_context(unusable)?,
         State::Other => bail!("the data directory {} is not empty: choose a new one", path.display()),
     }
+    storage.hide_from_others().with_context(unusable)?;
     make(&storage, Making::Restored, write).inspect_err(|_| {
         let emptied = empty(&storage, b"");
         if let Err(error) = emptied.and_then(|()| if is_new { fs::remove_dir(path) } else { Ok(()) }) {
@@ -280,8 +288,11 @@ fn allow_more_wal(storage: &dyn Storage) -> anyhow::Result<()> {
     write(storage, CONFIGURATION, 0, configuration.as_bytes())
 }
 
-/// Removes everything below `path`, and the mark itself last.
+/// Removes everything below `path`: what makes it a cluster first, and the mark last.
 fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
+    if path.is_empty() && storage.unlink(PG_VERSION).is_ok() {
+        storage.sync_directory(path)?;
+    }
     for entry in storage.list(path)? {
         let below = joined(path, &entry.name);
         if entry.kind == StoredEntryKind::Directory {
@@ -311,6 +322,10 @@ pub(crate) fn check(storage: &dyn Storage) -> anyhow::Result<()> {
         Err(error) => return Err(error).context("PG_VERSION cannot be read"),
     };
     check_version(&version)?;
+    let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
+    if let Some(missing) = PARTS.iter().find(|part| !names.iter().any(|name| name == part.as_bytes())) {
+        bail!("{missing} is missing, so it is only a part of a cluster: restore a backup");
+    }
     let control = read(storage, PG_CONTROL)
         .context("global/pg_control cannot be read, so a part of the cluster is missing: restore a backup")?;
     ensure!(

@@ -1,6 +1,14 @@
 //! Requests of the parent: to the program, and to single connections.
 
-use std::{ffi::CStr, io, os::unix::net::UnixStream, path::PathBuf, sync::Arc, thread};
+use std::{
+    ffi::CStr,
+    io,
+    os::unix::net::UnixStream,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+    thread,
+};
 
 use jiff::Timestamp;
 
@@ -12,7 +20,7 @@ use crate::{
     port::frame::{Frame, Kind, Options},
     protocol::error_response::{ErrorResponse, sqlstate},
     serve::socket::SocketClient,
-    session::{Control, Mode, Outcome, PendingTask, Task},
+    session::{Control, Mode, Outcome, PendingTask, Task, panic_text},
 };
 
 /// The function of a verb. It gets the request's id and options, and replies with [`Router::reply`], at once or later.
@@ -63,7 +71,16 @@ impl Router {
     /// Replies to the request `id` with the result of `ask`, which runs on a new thread because it may take a while.
     fn reply_on_thread(self: &Arc<Self>, id: u32, ask: impl FnOnce(&Self) -> Reply + Send + 'static) {
         let router = self.clone();
-        let work = move || router.reply(id, ask(&router));
+        let work = move || {
+            let asked = catch_unwind(AssertUnwindSafe(|| ask(&router)));
+            router.reply(
+                id,
+                asked.unwrap_or_else(|panic| {
+                    let message = format!("the request panicked: {}", panic_text(&*panic));
+                    Err(ErrorResponse::error(sqlstate::INTERNAL_ERROR, message))
+                }),
+            );
+        };
         if let Err(error) = thread::Builder::new().name("request".to_owned()).spawn(work) {
             let message = format!("no thread for the request: {error}");
             self.reply(id, Err(ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message)));
@@ -187,8 +204,13 @@ fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
 /// for it is in `database`, as the superuser `user`; the default of both is `postgres`. The reply has the `files`,
 /// their `bytes` and the `pages` that were verified.
 fn back_up(router: &Arc<Router>, id: u32, options: &Options) {
-    let path = match required(options, "path") {
-        Ok(path) => PathBuf::from(path),
+    let path = match required(options, "path").map(PathBuf::from) {
+        Ok(path) if path.is_absolute() => path,
+        Ok(path) => {
+            let message = format!("the option path is not an absolute path: {}", path.display());
+            let report = ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
+            return router.reply(id, Err(report));
+        }
         Err(report) => return router.reply(id, Err(report)),
     };
     let or_postgres = |key| options.get(key).unwrap_or("postgres").to_owned();
