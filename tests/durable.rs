@@ -145,6 +145,12 @@ fn clusters_that_this_program_cannot_run_are_refused_with_what_they_are() {
     let message = refusal(&path);
     assert!(message.contains("a part of the cluster is missing"), "{message}");
     fs::write(&control, whole).expect("a file");
+    for part in ["base", "pg_wal", "postgresql.conf"] {
+        fs::rename(path.join(part), path.with_extension("aside")).expect("it is there");
+        let message = refusal(&path);
+        assert!(message.contains(&format!("{part} is missing, so it is only a part of a cluster")), "{message}");
+        fs::rename(path.with_extension("aside"), path.join(part)).expect("it is ours");
+    }
     rows(&mut Server::in_directory(&path).connect(), "select 1");
 }
 
