@@ -2,6 +2,8 @@ defmodule PgliteEx.AfterStartTest do
   @moduledoc "What is done after every start of the program, before clients are let in."
   use ExUnit.Case, async: true
 
+  import ExUnit.CaptureLog
+
   alias PgliteEx.{BadProgram, Error, OperatingSystem, Servers, WireClient}
 
   @moduletag :tmp_dir
@@ -249,6 +251,42 @@ defmodule PgliteEx.AfterStartTest do
       assert PgliteEx.url(server) == url
       assert [[nil]] = query!(server, "select to_regclass('notes')")
     end
+
+    for {action, what} <- [restart: "goes on with a new cluster", stop: "stops"] do
+      test "it is logged that the server #{what}" do
+        {name, log} = log_of_a_kill(on_data_loss: unquote(action))
+        assert log =~ ~r/server=#{name} .*its data is lost; the server #{unquote(what)}/
+      end
+    end
+
+    test "it is not logged of a cluster in a directory, which has its data", %{tmp_dir: directory} do
+      {name, log} = log_of_a_kill(data: Path.join(directory, "data"))
+      assert log =~ "server=#{name} "
+      refute log =~ ~r/server=#{name} .*its data is lost/
+    end
+  end
+
+  # The name of a server whose program was killed, and what is logged until the server has ended. Servers
+  # of other tests log as well.
+  defp log_of_a_kill(options) do
+    name = :"after_start_test_#{System.unique_integer([:positive])}"
+    settings = [metadata: [:server], colors: [enabled: false]]
+
+    log =
+      capture_log(settings, fn ->
+        server = Servers.start!([name: name] ++ options)
+        monitor = Process.monitor(server)
+        OperatingSystem.kill_program!(server)
+
+        if options[:on_data_loss] != :stop do
+          :ok = PgliteEx.await_ready(server, @patience)
+          :ok = PgliteEx.stop(server)
+        end
+
+        assert_receive {:DOWN, ^monitor, :process, ^server, _reason}, @patience
+      end)
+
+    {name, log}
   end
 
   @doc false

@@ -125,6 +125,8 @@ defmodule PgliteEx.WasmPort do
       port: nil,
       # From the hello until clients are let in.
       preparation: nil,
+      # Whether clients were let in. The port is `nil` again when the program has ended.
+      served?: false,
       span: nil,
       next_id: 1,
       connections: %{},
@@ -226,11 +228,9 @@ defmodule PgliteEx.WasmPort do
 
   # Whether clients had a cluster in memory, which a failure ends.
   defp loses_data?({%Error{}, _stacktrace}, %{context: %{options: options}} = state),
-    do: ready?(state) and options.mode == :shared and options.data == nil
+    do: state.served? and options.mode == :shared and options.data == nil
 
   defp loses_data?(_stopped, _state), do: false
-
-  defp ready?(%{port: port, preparation: preparation}), do: port != nil and preparation == nil
 
   defp data_lost(options) do
     "the cluster was in memory, and its data is lost; " <>
@@ -261,7 +261,7 @@ defmodule PgliteEx.WasmPort do
     Readiness.ready(context.registry)
     metadata = %{os_pid: program.hello["pid"], hello: program.hello}
     Reporter.event(context.reporter, Span.stop(state.span, %{}, metadata))
-    start_span(state, [:server], metadata)
+    start_span(%{state | served?: true}, [:server], metadata)
   end
 
   # The registry has ended. This process cannot register again, so the supervisor restarts both.
