@@ -241,8 +241,8 @@ defmodule PgliteEx do
   checksums of all pages are verified on the way. The result has the number of `:files`, their `:bytes`,
   and the verified `:pages`.
 
-  Options: `:database` and `:username`, for the session that the program makes for it; the role must be a
-  superuser (both default to `"postgres"`); `:timeout` in milliseconds, default `:infinity`.
+  Options: `:database` and `:username`, for the session that the program makes for it, by default those of
+  the server; the role must be a superuser. `:timeout` in milliseconds, default `:infinity`.
 
       {:ok, %{files: _, bytes: _}} = PgliteEx.backup(MyApp.Postgres, "/backups/my_app.tar.gz")
 

@@ -65,6 +65,25 @@ defmodule PgliteEx.AfterStartTest do
       assert [["kept"]] = query!(server, "select text from notes", database: "app")
     end
 
+    test "is found when the role and the databases that initdb made have other names", %{
+      tmp_dir: directory
+    } do
+      options = [data: Path.join(directory, "data"), database: "app", username: "admin"]
+      names = [database: "app", user: "admin"]
+      server = Servers.start!(options)
+      query!(server, "alter role postgres rename to boss", names)
+      :ok = PgliteEx.stop(server)
+
+      server = Servers.start!(options)
+      query!(server, "alter database postgres rename to boss", names)
+      query!(server, "alter database template1 allow_connections false", names)
+      :ok = PgliteEx.stop(server)
+
+      server = Servers.start!(options)
+      assert [["admin"]] = query!(server, "select current_user", names)
+      assert {:ok, %{files: _files}} = PgliteEx.backup(server, Path.join(directory, "backup.tar"))
+    end
+
     test "that cannot be made is an error with PostgreSQL's reason" do
       Process.flag(:trap_exit, true)
       options = [database: "app", settings: [default_transaction_read_only: true]]

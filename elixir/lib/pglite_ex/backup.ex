@@ -15,21 +15,23 @@ defmodule PgliteEx.Backup do
   def backup(server, path, options) do
     options = Keyword.validate!(options, database: nil, username: nil, timeout: :infinity)
     path = Path.expand(path)
-    %{name: name, mode: mode} = Server.options(server)
+    %{name: name, mode: mode} = defaults = Server.options(server)
+
+    request_options = [
+      {"path", path},
+      {"database", options[:database] || defaults.database},
+      {"user", options[:username] || defaults.username}
+    ]
 
     span(:backup, %{server: name, path: path}, fn ->
-      if mode == :shared, do: request(server, path, options), else: {:error, no_cluster()}
+      if mode == :shared,
+        do: request(server, request_options, options[:timeout]),
+        else: {:error, no_cluster()}
     end)
   end
 
-  defp request(server, path, options) do
-    settings =
-      for {key, value} <- [database: options[:database], user: options[:username]],
-          value != nil,
-          do: {Atom.to_string(key), value}
-
-    with {:ok, reply} <-
-           PgliteEx.request(server, "backup", [{"path", path} | settings], options[:timeout]) do
+  defp request(server, options, timeout) do
+    with {:ok, reply} <- PgliteEx.request(server, "backup", options, timeout) do
       reply = Map.new(reply)
       figures = for key <- @figures, value = reply["#{key}"], do: {key, String.to_integer(value)}
       {:ok, Map.new(figures)}

@@ -10,7 +10,7 @@ defmodule PgliteEx.Preparation do
   alias PgliteEx.{Error, Gate, Options, Session}
 
   # The role that `initdb` makes, and the databases that it makes for connections like these. `createdb`
-  # tries them in the same order (`connectMaintenanceDatabase` in PostgreSQL's
+  # tries these databases in the same order (`connectMaintenanceDatabase` in PostgreSQL's
   # `src/fe_utils/connect_utils.c`).
   @bootstrap_user "postgres"
   @maintenance_database "postgres"
@@ -95,13 +95,23 @@ defmodule PgliteEx.Preparation do
   end
 
   defp make_database(%{registry: registry, options: options}) do
-    in_session = fn database ->
-      settings = [username: @bootstrap_user, stage: :started]
-      Session.run(registry, database, settings, &make_role_and_database(&1, options))
-    end
+    make = &{:made, make_role_and_database(&1, options)}
 
-    with {:error, %Error{code: "3D000"}} <- in_session.(@maintenance_database),
-         do: in_session.(@template_database)
+    Enum.reduce_while(sessions(options), nil, fn {database, username}, first_refusal ->
+      case Session.run(registry, database, [username: username, stage: :started], make) do
+        {:made, result} -> {:halt, result}
+        {:error, error} -> {:cont, first_refusal || {:error, error}}
+      end
+    end)
+  end
+
+  # The sessions that are tried until one begins. The role and the databases that `initdb` made may have
+  # other names by now, or be gone; the server's own are there then. Those of `initdb` come first, because
+  # a new cluster has only them, and the program logs each refusal.
+  defp sessions(%{database: database, username: username}) do
+    for database <- Enum.uniq([@maintenance_database, @template_database, database]),
+        username <- Enum.uniq([@bootstrap_user, username]),
+        do: {database, username}
   end
 
   defp make_role_and_database(session, %{username: username, database: database}) do
