@@ -8,8 +8,8 @@ defmodule PgliteEx.Options do
       `:isolated`: every connection gets a cluster of its own, which is gone when it closes.
     * `:database` – the database that `PgliteEx.connection_opts/2` names. In `:shared` mode it is made
       when it is not there, before clients are let in, with `:username` as its owner. In `:isolated`
-      mode it is the name of a template, or of the database in one. Default: the template where one is
-      given, otherwise `"postgres"`.
+      mode it is the name of a template, or of the database in one, by default that of `:template`. It has
+      to be given in `:shared` mode with `:template`. Without `:template`, the default is `"postgres"`.
     * `:username` – the role that `PgliteEx.connection_opts/2` names. In `:shared` mode it is made when
       it is not there, as a superuser: without passwords, every client can be one. Default
       `"postgres"`.
@@ -33,7 +33,9 @@ defmodule PgliteEx.Options do
     * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
       `:infinity`; then its connection is closed. Default 60,000.
     * `:template` – in `:isolated` mode, the template that connections clone; in `:shared` mode, the
-      template that a new cluster is a copy of (see `PgliteEx.Template`).
+      template that a new cluster is a copy of (see `PgliteEx.Template`). `:database` then names the
+      database in it, which `PgliteEx.Template.list/1` returns; `PgliteEx.prepare/4` gives it the
+      template's name.
     * `:warm` – how many clones of a template in use are kept ready in advance.
     * `:data` – the directory that the shared cluster is kept in. It gets a new cluster if it is empty
       or not there, and no other program can open it meanwhile. Default: none; the cluster is in
@@ -189,6 +191,15 @@ defmodule PgliteEx.Options do
       :data,
       data,
       "none in mode :isolated; its clusters are gone when their connections close"
+    )
+  end
+
+  # The database in a template may have any name. One of another name would be made, and be empty.
+  defp fill_in(%{template: template, mode: :shared, database: nil}) when template != nil do
+    refuse!(
+      :database,
+      nil,
+      "the name of the database in the template #{inspect(template)} in mode :shared"
     )
   end
 

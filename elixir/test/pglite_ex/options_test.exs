@@ -71,6 +71,15 @@ defmodule PgliteEx.OptionsTest do
     end
   end
 
+  test "a shared cluster that begins as a template needs the name of the database in it" do
+    assert_raise ArgumentError, ~r/option database: nil .* in the template "shop"/, fn ->
+      Options.new!(template: "shop")
+    end
+
+    assert %Options{template: "shop", database: "app"} =
+             Options.new!(template: "shop", database: "app")
+  end
+
   test "a data directory in isolated mode is refused, as nothing would be kept" do
     assert_raise ArgumentError, ~r/mode :isolated/, fn ->
       Options.new!(mode: :isolated, data: "/srv/data")

@@ -60,7 +60,8 @@ defmodule PgliteEx.ProgramTest do
     end
 
     test "name the template of a shared cluster; the database of an isolated one names its own" do
-      assert ["--template", "shop"] = after_word(settings(template: "shop")[:args], "--template")
+      shared = settings(template: "shop", database: "app")
+      assert ["--template", "shop"] = after_word(shared[:args], "--template")
       isolated = settings(mode: :isolated, template: "shop")
       assert [] = after_word(isolated[:args], "--template")
     end

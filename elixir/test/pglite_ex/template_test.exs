@@ -138,7 +138,7 @@ defmodule PgliteEx.TemplateTest do
       end
 
       {:ok, :built} = PgliteEx.prepare(server, name, create)
-      shared = Servers.start!(template: name)
+      shared = Servers.start!(template: name, database: name)
       assert PgliteEx.connection_opts(shared)[:database] == name
 
       {one, _key} = WireClient.start_session!(shared, database: name)
