@@ -61,6 +61,17 @@ fn what_was_committed_is_there_after_a_stop_and_after_a_kill() {
 }
 
 #[test]
+fn a_lock_file_that_a_power_loss_has_left_empty_is_no_obstacle() {
+    let (_outer, path) = place();
+    let server = Server::in_directory(&path);
+    rows(&mut server.connect(), "create table t ()");
+    server.kill();
+    fs::write(path.join("postmaster.pid"), "").expect("a file");
+    let server = Server::in_directory(&path);
+    assert_eq!(rows(&mut server.connect(), "select count(*) from t"), ["0"]);
+}
+
+#[test]
 fn an_orderly_stop_leaves_nothing_to_recover_and_a_kill_does() {
     let (_outer, path) = place();
     let recovers = |lines: Vec<String>| lines.iter().any(|line| line.contains("not properly shut down"));

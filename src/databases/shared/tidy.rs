@@ -7,6 +7,10 @@ use crate::{
     postgres::relation_file,
 };
 
+/// The file by which a postmaster finds another one in its directory. The data directory's own lock does that here.
+/// After a power loss the file may be empty, and PostgreSQL does not start then (`CreateLockFile` in
+/// `src/backend/utils/init/miscinit.c`).
+const LOCK_FILE: &[u8] = b"/pglite/data/postmaster.pid";
 /// Where `PostgreSQL` has dynamic shared memory, its databases, and its tablespaces.
 const SHARED_MEMORY: &[u8] = b"/dev/shm";
 const DATABASES: &[u8] = b"/pglite/data/base";
@@ -23,7 +27,7 @@ const TEMPORARY_FILES: &[u8] = b"pgsql_tmp";
 const VERSION: &[u8] = b"PG_";
 
 /// Removes what the processes of a crashed cluster have left behind: dynamic shared memory, of which `PostgreSQL` only
-/// removes what it finds in the main segment, which is gone; and temporary files, as a postmaster does
+/// removes what it finds in the main segment, which is gone; its lock file; and temporary files, as a postmaster does
 /// (`RemovePgTempFiles` in `src/backend/storage/file/fd.c`).
 ///
 /// # Errors
@@ -33,6 +37,10 @@ pub(super) fn remove_leftovers(files: &mut Files) -> anyhow::Result<()> {
         if kind != S_IFDIR {
             files.unlink(At::WorkingDirectory, &joined(SHARED_MEMORY, &name))?;
         }
+    }
+    match files.unlink(At::WorkingDirectory, LOCK_FILE) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(error) => bail!("postmaster.pid cannot be removed: {error}"),
     }
     remove_temporary(files, DATABASES).context("temporary files cannot be removed")?;
     for (space, _) in list(files, TABLESPACES)? {
