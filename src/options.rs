@@ -73,9 +73,16 @@ fn on_or_off(text: &str) -> Result<bool, String> {
     }
 }
 
+/// The longest time on the command line, in days: longer than all waits, and far below the end of the system's clock.
+const LONGEST: u64 = 365;
+
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "use a number of seconds")?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    let time = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if time > Duration::from_hours(24 * LONGEST) {
+        return Err(format!("use {LONGEST} days at most"));
+    }
+    Ok(time)
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
