@@ -341,9 +341,6 @@ impl ToSync {
     /// Those of the storage. `EIO` after any sync has failed because of the disk: an operating system reports a lost
     /// write only once, maybe to another process, and the next sync of the file succeeds.
     pub fn sync(&self) -> Result<(), Errno> {
-        if self.has_lost.load(Ordering::SeqCst) {
-            return Err(Errno::EIO);
-        }
         let synced = match &self.object {
             Synced::File(file) => file.sync(),
             Synced::Directory(storage, path) => storage.sync_directory(path),
@@ -352,7 +349,12 @@ impl ToSync {
         if matches!(synced, Err(Errno::EIO | Errno::ENOSPC | Errno::EDQUOT)) {
             self.has_lost.store(true, Ordering::SeqCst);
         }
-        synced
+        // Looked at after the sync: while this one ran, another one may have got the error of a write that both are
+        // for.
+        match synced {
+            Ok(()) if self.has_lost.load(Ordering::SeqCst) => Err(Errno::EIO),
+            synced => synced,
+        }
     }
 }
 

@@ -343,6 +343,48 @@ fn after_a_sync_that_failed_no_sync_succeeds_until_the_cluster_begins_again() {
     assert_eq!(files.write(synchronous, None, b"x"), Ok(1));
 }
 
+/// A file whose sync succeeds after the sync of another process has got an error.
+#[derive(Debug)]
+struct LostMeanwhile(ToSync);
+
+impl StoredFile for LostMeanwhile {
+    fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        assert_eq!(self.0.sync(), Err(Errno::ENOSPC));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_sync_during_which_another_one_has_failed_does_not_succeed() {
+    let outer = tempfile::tempdir().unwrap();
+    let left = Arc::new(AtomicU32::new(u32::MAX));
+    let directory = HostDirectory::open(outer.path()).unwrap();
+    let mut files = mounted(Arc::new(Failing { directory, left: left.clone() }));
+    let flags = OpenFlags::READ_WRITE.with(OpenFlags::CREATE);
+    let one = files.open(At::WorkingDirectory, b"/pglite/data/one", flags, 0o600).unwrap();
+    let other = files.to_sync(one).unwrap().expect("it is stored");
+    let has_lost = other.has_lost.clone();
+    left.store(0, Ordering::Relaxed);
+    let sync = ToSync { object: Synced::File(Arc::new(LostMeanwhile(other))), has_lost };
+    assert_eq!(sync.sync(), Err(Errno::EIO));
+}
+
 #[test]
 fn a_copy_has_what_is_wanted() {
     let outer = tempfile::tempdir().unwrap();
