@@ -4,7 +4,7 @@
 //! turns change where `PostgreSQL` itself lets other processes run: while a session waits for its client or for a
 //! latch, while it sleeps, or where it would handle interrupts. Sessions have their turns in the order of their
 //! requests. A session that waits longer than a slice interrupts the holder, whose hook in `ProcessInterrupts` then
-//! hands over. No clock is read while no session waits.
+//! hands over. No clock is read while no session waits for its turn.
 
 use std::{
     collections::VecDeque,
@@ -53,31 +53,64 @@ struct Sleeper {
     is_over: Box<dyn Fn() -> bool + Send>,
 }
 
+/// What a session does that has waited for a slice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manners {
+    /// It keeps its place in the queue.
+    Queues,
+    /// It has lent its turn, and becomes the first in the queue.
+    Returns,
+}
+
 struct Holder {
     signals: Arc<Signals>,
     priority: Priority,
 }
 
-/// A process that waits in the queue.
-#[derive(Default)]
+/// A process that waits in the queue or sleeps.
 struct Waiter {
-    called: Mutex<bool>,
+    place: Mutex<Place>,
     changed: Condvar,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing is expected of it: it sleeps, or it has slept and others are before it in the queue.
+    Asleep,
+    /// It watches how long it waits in the queue.
+    Watching,
+    Called,
+}
+
 impl Waiter {
+    fn new(place: Place) -> Arc<Self> {
+        Arc::new(Self { place: Mutex::new(place), changed: Condvar::new() })
+    }
+
     fn call(&self) {
-        *self.called.lock() = true;
+        *self.place.lock() = Place::Called;
         self.changed.notify_one();
     }
 
-    /// Waits at most a slice to be called; returns whether it was.
-    fn wait(&self) -> bool {
-        let mut called = self.called.lock();
-        if !*called {
-            self.changed.wait_for(&mut called, SLICE);
+    /// From now on it watches how long it waits.
+    fn watch(&self) {
+        let mut place = self.place.lock();
+        if *place == Place::Asleep {
+            *place = Place::Watching;
+            self.changed.notify_one();
         }
-        *called
+    }
+
+    /// Waits to be called, at most a slice if it is not asleep; returns whether it was called.
+    fn wait(&self) -> bool {
+        let mut place = self.place.lock();
+        while *place == Place::Asleep {
+            self.changed.wait(&mut place);
+        }
+        if *place == Place::Watching {
+            self.changed.wait_for(&mut place, SLICE);
+        }
+        *place == Place::Called
     }
 }
 
@@ -88,7 +121,18 @@ impl Baton {
     /// [`Crashed`] when another session of the cluster has crashed; then no session runs any more.
     pub(super) fn take(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
         let holder = Holder { signals: signals.clone(), priority };
-        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder))
+        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder, Manners::Queues))
+    }
+
+    /// Hands the baton over, and takes it again when the other sessions that wait have had their turns, but not later
+    /// than at the first hand-over after a slice. The caller must hold the baton.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub(super) fn lend(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
+        self.give();
+        let holder = Holder { signals: signals.clone(), priority };
+        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder, Manners::Returns))
     }
 
     /// Hands the baton over, and takes it again at the first turn after `is_over`, which is called at the end of each
@@ -102,7 +146,7 @@ impl Baton {
         priority: Priority,
         is_over: impl Fn() -> bool + Send + 'static,
     ) -> Result<(), Crashed> {
-        let waiter = Arc::new(Waiter::default());
+        let waiter = Waiter::new(Place::Asleep);
         {
             let mut state = self.state.lock();
             if state.crashed {
@@ -111,7 +155,7 @@ impl Baton {
             state.sleepers.push(Sleeper { waiter: waiter.clone(), is_over: Box::new(is_over) });
         }
         self.give();
-        self.wait(&waiter, Holder { signals: signals.clone(), priority })
+        self.wait(&waiter, Holder { signals: signals.clone(), priority }, Manners::Queues)
     }
 
     /// Takes the baton for `holder` if it is free; otherwise adds a waiter to the queue.
@@ -128,13 +172,13 @@ impl Baton {
         if current.priority == Priority::Background {
             current.signals.interrupt();
         }
-        let waiter = Arc::new(Waiter::default());
+        let waiter = Waiter::new(Place::Watching);
         state.queue.push_back(waiter.clone());
         Ok(Some((waiter, holder)))
     }
 
     /// Waits until `waiter` is called, and takes the baton for `holder`.
-    fn wait(&self, waiter: &Arc<Waiter>, holder: Holder) -> Result<(), Crashed> {
+    fn wait(&self, waiter: &Arc<Waiter>, holder: Holder, manners: Manners) -> Result<(), Crashed> {
         loop {
             let called = waiter.wait();
             let mut state = self.state.lock();
@@ -145,6 +189,12 @@ impl Baton {
                 // The caller took the waiter out of the queue and reserved the baton for it.
                 state.holder = Some(holder);
                 return Ok(());
+            }
+            if manners == Manners::Returns
+                && let Some(place) = state.queue.iter().position(|other| Arc::ptr_eq(other, waiter))
+                && let Some(waiter) = state.queue.remove(place)
+            {
+                state.queue.push_front(waiter);
             }
             if let (Some(front), Some(current)) = (state.queue.front(), &state.holder)
                 && Arc::ptr_eq(front, waiter)
@@ -172,6 +222,10 @@ impl Baton {
         match next {
             Some(_) => drop(self.waiting.fetch_sub(1, Ordering::SeqCst)),
             None => state.holder = None,
+        }
+        // The first in the queue interrupts the holder after a slice.
+        if let Some(first) = state.queue.front() {
+            first.watch();
         }
         next
     }
@@ -237,14 +291,20 @@ mod tests {
         assert!(!baton.is_wanted());
     }
 
-    /// A baton whose holder has that priority, and the holder's interrupts.
-    fn held(priority: Priority) -> (Arc<Baton>, mpsc::Receiver<()>) {
-        let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
+    /// A session, and its interrupts.
+    fn interruptible(priority: Priority) -> (Holder, mpsc::Receiver<()>) {
         let (interrupted, interrupts) = mpsc::channel();
-        signals.set_waker(Some(crate::client::Waker::new(move || {
+        let holder = holder(priority);
+        holder.signals.set_waker(Some(crate::client::Waker::new(move || {
             let _ = interrupted.send(());
         })));
-        baton.take(&signals, priority).unwrap();
+        (holder, interrupts)
+    }
+
+    /// A baton whose holder has that priority, and the holder's interrupts.
+    fn held(priority: Priority) -> (Arc<Baton>, mpsc::Receiver<()>) {
+        let (baton, (holder, interrupts)) = (Arc::new(Baton::default()), interruptible(priority));
+        assert!(baton.ask(holder).unwrap().is_none(), "it is free");
         (baton, interrupts)
     }
 
@@ -260,7 +320,7 @@ mod tests {
             assert_eq!(interrupts.try_recv(), Err(mpsc::TryRecvError::Empty), "{priority:?}");
             let waiter = {
                 let baton = baton.clone();
-                thread::spawn(move || baton.wait(&place, asking).map(|()| baton.give()))
+                thread::spawn(move || baton.wait(&place, asking, Manners::Queues).map(|()| baton.give()))
             };
             assert_eq!(interrupts.recv_timeout(Duration::from_mins(1)), Ok(()), "{priority:?}");
             baton.give();
@@ -299,6 +359,75 @@ mod tests {
             baton.give();
         }
         assert_eq!(sleeper.join().unwrap(), Ok(3));
+        assert!(!baton.is_wanted());
+    }
+
+    #[test]
+    fn a_session_that_sleeps_watches_no_clock_before_it_is_the_first_in_the_queue() {
+        let waiter = Waiter::new(Place::Asleep);
+        let (told, looks) = mpsc::channel();
+        let thread = {
+            let waiter = waiter.clone();
+            thread::spawn(move || {
+                while !waiter.wait() {
+                    let _ = told.send(());
+                }
+            })
+        };
+        assert_eq!(looks.recv_timeout(SLICE * 20), Err(mpsc::RecvTimeoutError::Timeout));
+        waiter.watch();
+        assert_eq!(looks.recv_timeout(Duration::from_mins(1)), Ok(()));
+        waiter.call();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_holder_is_interrupted_by_a_session_that_has_slept() {
+        let baton = Arc::new(Baton::default());
+        baton.take(&Arc::default(), Priority::Client).unwrap();
+        let (busy, interrupts) = interruptible(Priority::Client);
+        let (place, busy) = baton.ask(busy).unwrap().expect("it is held");
+        let sleeper = {
+            let baton = baton.clone();
+            // Its sleep is over at once, and then it waits for the busy one.
+            thread::spawn(move || baton.sleep(&Arc::default(), Priority::Client, || true).map(|()| baton.give()))
+        };
+        baton.wait(&place, busy, Manners::Queues).unwrap();
+        assert_eq!(interrupts.recv_timeout(Duration::from_mins(1)), Ok(()));
+        baton.give();
+        sleeper.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_turn_that_was_lent_comes_back_before_those_that_wait_when_the_holder_has_had_a_slice() {
+        let (baton, signals) = (Arc::new(Baton::default()), Arc::new(Signals::default()));
+        baton.take(&signals, Priority::Client).unwrap();
+        let (busy, interrupts) = interruptible(Priority::Client);
+        let (place, busy) = baton.ask(busy).unwrap().expect("it is held");
+        let (patient, patiently) = baton.ask(holder(Priority::Client)).unwrap().expect("it is held");
+        let (came, order) = mpsc::channel();
+        let lender = {
+            let (baton, came) = (baton.clone(), came.clone());
+            thread::spawn(move || {
+                baton.lend(&signals, Priority::Client).unwrap();
+                came.send("lender").unwrap();
+                baton.give();
+            })
+        };
+        baton.wait(&place, busy, Manners::Queues).unwrap();
+        // The thread of the patient one does not run yet, so only the lender interrupts.
+        assert_eq!(interrupts.recv_timeout(Duration::from_mins(1)), Ok(()));
+        let other = {
+            let baton = baton.clone();
+            thread::spawn(move || {
+                baton.wait(&patient, patiently, Manners::Queues).unwrap();
+                came.send("patient").unwrap();
+                baton.give();
+            })
+        };
+        baton.give();
+        assert_eq!(order.iter().take(2).collect::<Vec<_>>(), ["lender", "patient"]);
+        [lender, other].into_iter().for_each(|thread| thread.join().unwrap());
         assert!(!baton.is_wanted());
     }
 

@@ -161,6 +161,18 @@ impl Seat {
         }
     }
 
+    /// Lets the other sessions that wait have their turns, and takes the turn again after them, or at the first
+    /// hand-over after a slice. The session must have the turn.
+    ///
+    /// # Errors
+    /// [`Crashed`]
+    pub(crate) fn lend_turn(&mut self) -> Result<(), Crashed> {
+        self.has_turn = false;
+        self.seats.baton.lend(&self.signals, self.priority)?;
+        self.has_turn = true;
+        Ok(())
+    }
+
     /// Called when the session cannot continue before another one has run: lets the others have their turns, and takes
     /// a turn after `is_over`, which is called at the end of each turn, and not any more when this returns.
     ///

@@ -10,7 +10,6 @@ use wasmtime::{AsContextMut, Caller, StoreContextMut};
 use super::{Guest, heap, memory};
 use crate::{
     client::{Interest, Readiness},
-    cluster::Seat,
     fs::Errno,
 };
 
@@ -19,7 +18,7 @@ use crate::{
 /// costs as many page faults as it writes pages, which takes microseconds for a small query.
 const IDLE_TIME: Duration = Duration::from_secs(1);
 
-/// How long a commit lets other processes have their turns, so that they commit in time for its sync.
+/// For how long a commit begins to let other processes have their turns, so that they commit in time for its sync.
 const GROUP_TIME: Duration = Duration::from_millis(1);
 
 /// Waits as [`Client::wait`](crate::client::Client::wait) does; other sessions of the cluster have their turns
@@ -81,16 +80,17 @@ pub(super) fn wait_until_cleared(caller: &mut Caller<'_, Guest>, flag: u32) -> w
     }
 }
 
-/// Lets the other processes of the cluster have their turns for as long as one of them waits for its turn, but not
-/// longer than [`GROUP_TIME`].
+/// Lets the other processes of the cluster have their turns for as long as one of them waits for its turn, but begins
+/// no further round after [`GROUP_TIME`]. A round ends after a slice, as soon as the process that has the turn then
+/// checks for interrupts, whether all have had their turns or not.
 ///
 /// # Errors
 /// When another process of the cluster has crashed.
 pub(super) fn wait_for_others(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
-    let others_wait = |caller: &Caller<'_, Guest>| caller.data().seat.as_ref().is_some_and(Seat::others_wait);
+    let Some(seat) = &mut caller.data_mut().seat else { return Ok(()) };
     let mut end = None;
-    while others_wait(caller) && *end.get_or_insert_with(|| Instant::now() + GROUP_TIME) > Instant::now() {
-        without_turn(caller, |_| ())?;
+    while seat.others_wait() && *end.get_or_insert_with(|| Instant::now() + GROUP_TIME) > Instant::now() {
+        seat.lend_turn()?;
     }
     Ok(())
 }

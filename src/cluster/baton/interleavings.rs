@@ -80,7 +80,7 @@ fn turns_come_in_the_order_in_which_they_were_asked_for_whoever_comes_late() {
             let holder = Holder { signals: Arc::default(), priority: Priority::Client };
             let (waiter, holder) = baton.ask(holder).unwrap().expect("it is not free");
             spawn(&shared, move |(baton, memory)| {
-                baton.wait(&waiter, holder).unwrap();
+                baton.wait(&waiter, holder, Manners::Queues).unwrap();
                 memory.write(number);
                 baton.give();
             })
@@ -110,6 +110,44 @@ fn a_session_that_sleeps_goes_on_after_the_turn_that_ends_its_sleep() {
         baton.give();
         other.join().unwrap();
         assert_free(baton);
+    });
+}
+
+#[test]
+fn a_turn_that_was_lent_comes_back_after_the_others() {
+    loom::model(|| {
+        let shared = Shared::default();
+        let (baton, memory) = &*shared;
+        take(baton).unwrap();
+        let other = spawn(&shared, |shared| turn(shared, 1));
+        baton.lend(&Arc::default(), Priority::Client).unwrap();
+        memory.write(2);
+        baton.give();
+        other.join().unwrap();
+        assert_free(baton);
+        assert_eq!(memory.read().len(), 2);
+    });
+}
+
+#[test]
+fn sessions_that_sleep_go_on_one_after_the_other() {
+    loom::model(|| {
+        let shared = Shared::default();
+        let (baton, memory) = &*shared;
+        take(baton).unwrap();
+        let other = spawn(&shared, |shared| {
+            take(&shared.0).unwrap();
+            let slept = shared.0.sleep(&Arc::default(), Priority::Client, || true);
+            shared.1.write(2);
+            shared.0.give();
+            slept
+        });
+        baton.sleep(&Arc::default(), Priority::Client, || true).unwrap();
+        memory.write(1);
+        baton.give();
+        assert_eq!(other.join().unwrap(), Ok(()));
+        assert_free(baton);
+        assert_eq!(memory.read().len(), 2);
     });
 }
 
