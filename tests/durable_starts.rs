@@ -181,6 +181,22 @@ fn a_time_for_the_stop_that_is_no_number_of_seconds_is_refused() {
     }
 }
 
+#[test]
+fn a_directory_for_a_standby_or_for_a_recovery_from_an_archive_is_refused() {
+    let outer = TempDir::new().expect("a directory");
+    let data = outer.path().join("data");
+    Server::in_directory(&data).stop();
+    for name in ["standby.signal", "recovery.signal"] {
+        let file = data.join(name);
+        fs::write(&file, "").expect("a file");
+        let (status, stderr) = run(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().expect("text")]);
+        assert_eq!(status, Some(1), "{stderr}");
+        assert!(stderr.contains(&format!("has the file {name}: there is no archive")), "{stderr}");
+        fs::remove_file(file).expect("it is there");
+    }
+    assert!(!recovers(&Server::in_directory(&data).stop()));
+}
+
 /// Whether a server that said this has recovered its cluster.
 fn recovers(lines: &[String]) -> bool {
     lines.iter().any(|line| line.contains("not properly shut down"))

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 
 use crate::{
-    fs::{At, Errno, Files, OpenFlags, S_IFDIR, joined},
+    fs::{At, Errno, Files, Follow, OpenFlags, S_IFDIR, joined},
     postgres::relation_file,
 };
 
@@ -52,12 +52,26 @@ pub(super) fn remove_leftovers(files: &mut Files) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Renames files so that a cluster in memory starts: one that makes it a standby or recovers it from an archive, of
+/// Renames files so that a cluster starts: in memory those that make it a standby or recover it from an archive, of
 /// which it has none, and, if `auto_conf`, the settings of `ALTER SYSTEM`.
 ///
 /// # Errors
-/// When they cannot be renamed.
+/// When they cannot be renamed; when a cluster in a directory has a signal file: it would wait for WAL without end, and
+/// without the file it would go on from another point than was asked for.
 pub(super) fn set_aside(files: &mut Files, is_in_memory: bool, auto_conf: bool) -> anyhow::Result<()> {
+    for path in SIGNAL_FILES.iter().filter(|_| !is_in_memory) {
+        let name = String::from_utf8_lossy(path.rsplit(|byte| *byte == b'/').next().unwrap_or(path));
+        match files.stat(At::WorkingDirectory, path, Follow::No) {
+            Err(Errno::ENOENT) => {}
+            found => {
+                found.with_context(|| format!("the attributes of {name} cannot be read"))?;
+                bail!(
+                    "the cluster's directory has the file {name}: there is no archive to recover from and no server \
+                     to follow; recover with the PostgreSQL that the file was made for, or remove the file"
+                );
+            }
+        }
+    }
     let signal_files = SIGNAL_FILES.iter().filter(|_| is_in_memory);
     for path in signal_files.chain(auto_conf.then_some(&AUTO_CONF)) {
         let name = String::from_utf8_lossy(path);
