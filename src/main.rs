@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
+use crossbeam_channel::{Receiver, never};
 use options::{SharedOptions, seconds};
 use pglite_port::{
     backup,
@@ -26,9 +27,9 @@ use pglite_port::{
     },
     instrument::instrument,
     log::{LogSink, OwnLog},
-    port::{self, Ending},
+    port::{self, Ending, ParentWatch},
     pruning::{self, Limits, Pruned, Stock},
-    serve,
+    serve::{self, Listener},
     session::Mode,
     template::{Recipe, Script, Shelf, Templates},
 };
@@ -42,6 +43,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 mod list;
 mod options;
+mod start;
 mod stop;
 
 /// The environment variable with the filter for the program's own log.
@@ -241,11 +243,14 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         Command::Port { clones, shared, shutdown_timeout } => {
             shared.check(mode)?;
             let stop = Stop::on(&[SIGTERM])?;
+            let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
+            let parent = ParentWatch::start().context("the end of stdin cannot be detected")?;
             // A parent that has been started again may find its last child on its way down.
-            let sessions = command_line.open_databases(clones, shared, PATIENCE_OF_A_CHILD, &stop)?;
+            let opened = command_line.open_databases(clones, shared, PATIENCE_OF_A_CHILD, &stop, parent.gone())?;
+            drop(parent);
+            let Some(sessions) = opened else { return Ok(stop.status(log)) };
             // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
             flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
-            let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
             let ending = port::run(input, output, sessions, mode, *shutdown_timeout, stop.asked())
                 .context("cannot start the port")?;
             if let Ending::Malformed { offset, error } = ending {
@@ -257,8 +262,11 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         Command::Serve { listen, clones, shared, shutdown_timeout } => {
             shared.check(mode)?;
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
-            let sessions = command_line.open_databases(clones, shared, Duration::ZERO, &stop)?;
-            serve::run(listen, sessions, mode, *shutdown_timeout, stop.asked(), print_url)?;
+            // Before a cluster is opened, which would not be shut down if this failed.
+            let listener = Listener::bind(listen)?;
+            let opened = command_line.open_databases(clones, shared, Duration::ZERO, &stop, &never())?;
+            let Some(sessions) = opened else { return Ok(stop.status(log)) };
+            serve::run(listener, sessions, mode, *shutdown_timeout, stop.asked(), print_url)?;
             return Ok(stop.status(log));
         }
         Command::Prepare { name, sql, database, user } => {
@@ -302,14 +310,16 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
 }
 
 impl CommandLine {
-    /// Opens the clusters. If one cannot be kept running, `stop` is told.
+    /// Opens the clusters; `None` if `stop` or `parent_gone` has a message before that. If a cluster cannot be kept
+    /// running, `stop` is told.
     fn open_databases(
         &self,
         clones: &CloneOptions,
         shared: &SharedOptions,
         patience: Duration,
         stop: &Stop,
-    ) -> anyhow::Result<Arc<Databases>> {
+        parent_gone: &Receiver<()>,
+    ) -> anyhow::Result<Option<Arc<Databases>>> {
         let engine = &self.engine;
         let paths = Paths {
             pglite: engine.pglite_dir.clone(),
@@ -319,10 +329,14 @@ impl CommandLine {
         let on_failure = Some(stop.on_failure());
         let settings =
             Settings { warm: clones.warm, shared: shared.settings(patience), on_failure, ..Settings::default() };
-        let databases = Arc::new(Databases::open(&paths, self.mode, settings, LogSink::to_own_log())?);
-        stop.reload_on_hangup(databases.clone());
-        pruning::prune_in_background(engine.cache_dir.as_deref());
-        Ok(databases)
+        let mode = self.mode;
+        let open = move || Databases::open(&paths, mode, settings, LogSink::to_own_log());
+        let opened = start::unless_stopped(stop.asked(), parent_gone, open)?.map(Arc::new);
+        if let Some(databases) = &opened {
+            stop.reload_on_hangup(databases.clone());
+            pruning::prune_in_background(engine.cache_dir.as_deref());
+        }
+        Ok(opened)
     }
 }
 

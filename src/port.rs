@@ -26,8 +26,11 @@ use crate::{
 
 pub mod frame;
 pub(crate) mod outbox;
+mod parent;
 pub(crate) mod relay;
 mod router;
+
+pub use parent::ParentWatch;
 
 /// How long the program may take to stop after a request or a signal if nothing else is chosen.
 pub const GRACE: Duration = Duration::from_secs(5);

@@ -20,32 +20,46 @@ pub(crate) mod socket;
 mod tcp_table;
 
 use hangups::Hangups;
-use listener::Listener;
+pub use listener::Listener;
 
 /// The default address.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
 /// How long the program may take to stop if nothing else is chosen, as long as containers are given by default.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// Listens on `listen` (`HOST:PORT`, on all addresses of the host, or `unix:PATH`) and serves clients until a message
-/// in `signals` or until the listener fails. Then sessions end, and clusters are shut down, within `grace`. A second
+/// Serves the clients of `listener` until a message in `signals` or until the listener fails. Then sessions end, and clusters are shut down, within `grace`. A second
 /// message stops at once.
 ///
 /// `on_ready` gets the URL when clients can connect. Sessions that do not end in time still run when this returns, so
 /// the program must exit.
 ///
 /// # Errors
-/// If it cannot listen there, with what to do about it, or if the listener fails later.
+/// If the threads do not start, or if the listener fails.
 pub fn run(
-    listen: &str,
+    listener: Listener,
     sessions: Arc<dyn Sessions>,
     mode: Mode,
     grace: Duration,
     signals: &Receiver<()>,
     on_ready: impl FnOnce(&str),
 ) -> anyhow::Result<()> {
-    let listener = Arc::new(Listener::bind(listen)?);
+    let listener = Arc::new(listener);
     let connections = Arc::new(Connections::new(sessions));
+    let end = serve(&listener, &connections, mode, signals, on_ready);
+    tracing::info!("stopping: sessions are asked to end; another signal stops at once");
+    connections.shut_down_within(grace, signals, |()| Duration::ZERO);
+    listener.remove_socket_file();
+    end
+}
+
+/// Serves clients until a message in `signals`.
+fn serve(
+    listener: &Arc<Listener>,
+    connections: &Arc<Connections>,
+    mode: Mode,
+    signals: &Receiver<()>,
+    on_ready: impl FnOnce(&str),
+) -> anyhow::Result<()> {
     for address in listener.ips().filter(|address| !address.is_loopback()) {
         warn_about_open_address(address);
     }
@@ -68,18 +82,14 @@ pub fn run(
         .context("no thread can be started to accept clients")?;
     on_ready(&listener.url());
 
-    let end = select! {
+    select! {
         // An error means that the senders are gone, so no signal can come; stop as well.
         recv(signals) -> _ => Ok(()),
         recv(failure) -> error => {
             let error = error.map_or_else(|_| anyhow!("the accepting thread has panicked"), anyhow::Error::from);
             Err(error.context("clients can no longer be accepted"))
         }
-    };
-    tracing::info!("stopping: sessions are asked to end; another signal stops at once");
-    connections.shut_down_within(grace, signals, |()| Duration::ZERO);
-    listener.remove_socket_file();
-    end
+    }
 }
 
 fn warn_about_open_address(address: IpAddr) {

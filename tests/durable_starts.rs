@@ -4,11 +4,17 @@
 mod support;
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::Write,
+    net::TcpListener,
     path::Path,
     process::{Command, Stdio},
 };
 
+use rustix::{
+    fs::{CWD, Mode, mkfifoat},
+    process::Signal,
+};
 use support::{
     cache,
     program::Program,
@@ -136,16 +142,18 @@ fn a_terminal_shows_that_a_cluster_recovers_and_a_pipe_only_gets_the_log() {
     let outer = TempDir::new().expect("a directory");
     let data = outer.path().join("data");
     Server::in_directory(&data).kill();
-    // The cluster has been opened when it is found that the program cannot listen there.
-    let serve = ["serve", "--listen", "nowhere", "--data", data.to_str().expect("text")];
+    let words = [env!("CARGO_BIN_EXE_pglite-port"), "port", "--data", data.to_str().expect("text")];
     let shown = "recovering the cluster in the data directory";
     let cache = cache::shared();
-    let words = [&[env!("CARGO_BIN_EXE_pglite-port"), "--cache-dir", cache.to_str().expect("text")], &serve[..]];
+    let cache = ["--cache-dir", cache.to_str().expect("text")];
+    // It starts, and ends at the end of its stdin. Frames go elsewhere.
+    let command = format!("{} < /dev/null > /dev/null", [&words[..], &cache].concat().join(" "));
     let mut terminal = Command::new("script");
-    terminal.args(["--quiet", "--return", "--command", &words.concat().join(" "), "/dev/null"]).stdin(Stdio::null());
+    terminal.args(["--quiet", "--return", "--command", &command, "/dev/null"]).stdin(Stdio::null());
     let terminal = terminal.output().expect("script is installed");
-    let (status, stderr) = run(&serve);
-    assert_eq!((terminal.status.code(), status), (Some(1), Some(1)), "{stderr}");
+    assert_eq!(terminal.status.code(), Some(0));
+    Server::in_directory(&data).kill();
+    let stderr = Server::in_directory(&data).stop().join("\n");
     let terminal = String::from_utf8_lossy(&terminal.stdout);
     assert!(terminal.contains(shown), "{terminal}");
     // A line of the log erases what is shown, and is not appended to it.
@@ -179,6 +187,62 @@ fn a_time_for_the_stop_that_is_no_number_of_seconds_is_refused() {
         assert_eq!(status, Some(1), "{stderr}");
         assert!(stderr.contains("--shutdown-timeout"), "{stderr}");
     }
+}
+
+/// The program with these arguments in the middle of its start, which waits for the rest of a file.
+fn in_its_start(outer: &Path, arguments: &[&str]) -> (Program, File) {
+    let pipe = outer.join("icu.dat");
+    if !pipe.exists() {
+        mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("a named pipe");
+    }
+    let program = Program::spawn(&[arguments, &["--icu-data", pipe.to_str().expect("text")]].concat());
+    // Returns when the program reads it.
+    (program, File::options().write(true).open(pipe).expect("the program reads it"))
+}
+
+#[test]
+fn a_signal_ends_a_start() {
+    let outer = TempDir::new().expect("a directory");
+    let socket = outer.path().join("socket");
+    let listen = format!("unix:{}", socket.display());
+    for arguments in [&["serve", "--listen", &listen][..], &["port"]] {
+        let (mut program, _unread) = in_its_start(outer.path(), arguments);
+        let _stdin = program.take_stdin();
+        assert_eq!(socket.exists(), arguments[0] == "serve");
+        program.signal(Signal::TERM);
+        let (status, stdout, stderr) = program.output();
+        assert_eq!((status, stdout.as_str()), (Some(0), ""), "{stderr}");
+        assert!(stderr.contains("the program ends before it has started"), "{stderr}");
+        assert!(!socket.exists());
+    }
+}
+
+#[test]
+fn the_end_of_the_parent_ends_a_start_unless_stdin_has_unread_bytes() {
+    let outer = TempDir::new().expect("a directory");
+    let (mut program, unread) = in_its_start(outer.path(), &["port"]);
+    drop(program.take_stdin());
+    assert_eq!(program.output().0, Some(0));
+    drop(unread);
+
+    let (mut program, pipe) = in_its_start(outer.path(), &["port"]);
+    let mut stdin = program.take_stdin();
+    stdin.write_all(&[0; 9]).expect("it runs");
+    drop((stdin, pipe));
+    let (status, _, stderr) = program.output();
+    // The pipe was no ICU data.
+    assert!(status == Some(1) && stderr.contains("is not data of ICU"), "{status:?} {stderr}");
+}
+
+#[test]
+fn an_address_that_is_in_use_is_found_before_a_cluster_is_opened() {
+    let outer = TempDir::new().expect("a directory");
+    let data = outer.path().join("data");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let (status, stderr) = run(&["serve", "--listen", &address, "--data", data.to_str().expect("text")]);
+    assert!(status == Some(1) && stderr.contains("cannot listen on"), "{status:?} {stderr}");
+    assert!(!data.exists());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{io::Read, time::Duration};
 
 use pglite_port::port::frame::{Kind, WINDOW};
 use rustix::process::Signal;
@@ -19,8 +19,7 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 #[test]
 fn hello_comes_first_and_once_and_says_versions_and_limits() {
     let mut program = Program::spawn(&["port"]);
-    let id = program.id().to_string();
-    let (status, stdout, _) = program.output();
+    let (id, mut stdout) = (program.id().to_string(), program.take_stdout());
     let mut payload = Vec::new();
     for (key, value) in [
         ("protocol", "1"),
@@ -34,8 +33,14 @@ fn hello_comes_first_and_once_and_says_versions_and_limits() {
         payload.extend([key.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
     }
     payload.push(0);
-    assert_eq!(stdout.as_bytes(), frame(Kind::Hello, 0, &payload));
-    assert_eq!(status, Some(0));
+    let expected = frame(Kind::Hello, 0, &payload);
+    let mut hello = vec![0; expected.len()];
+    stdout.read_exact(&mut hello).expect("a frame");
+    assert_eq!(hello, expected);
+    drop(program.take_stdin());
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).expect("its end");
+    assert_eq!((program.wait().0.code(), rest), (Some(0), Vec::new()));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::{
 use pglite_port::{
     client::{Client, Interest, write_all},
     protocol::error_response::ErrorResponse,
-    serve,
+    serve::{self, Listener},
     session::{Mode, SessionEnd, SessionStart, cancel::Interrupt},
 };
 use rustix::process::{Resource, Rlimit, Signal, getrlimit};
@@ -39,9 +39,9 @@ impl Server {
     fn listen(address: &str) -> Self {
         let (signals, receiver) = crossbeam_channel::unbounded();
         let (ready, urls) = channel();
-        let address = address.to_owned();
+        let listener = Listener::bind(address).expect("a free address");
         let run = move || {
-            serve::run(&address, Arc::new(Fake(behave)), Mode::Shared, serve::GRACE, &receiver, |url| {
+            serve::run(listener, Arc::new(Fake(behave)), Mode::Shared, serve::GRACE, &receiver, |url| {
                 ready.send(url.to_owned()).expect("the test waits");
             })
         };

@@ -27,7 +27,9 @@ const DEFAULT_PORT: &str = "5432";
 const ATTEMPTS: usize = 20;
 
 /// The socket that clients connect to.
-pub(super) enum Listener {
+pub struct Listener(Socket);
+
+enum Socket {
     /// The same TCP port of one or more addresses; the sockets are non-blocking.
     Tcp(Vec<(TcpListener, SocketAddr)>),
     /// A unix socket.
@@ -35,7 +37,7 @@ pub(super) enum Listener {
 }
 
 /// The file of a unix socket.
-pub(super) struct SocketFile {
+struct SocketFile {
     path: PathBuf,
     /// Device and inode, to recognise a file that was replaced.
     identity: (u64, u64),
@@ -60,7 +62,10 @@ impl Accepted {
 impl Listener {
     /// Listens on `HOST:PORT`, on all addresses of that host, or on `unix:PATH`. If the path is a directory, the
     /// socket is `.s.PGSQL.5432` in it, where libpq looks.
-    pub(super) fn bind(listen: &str) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// If it cannot listen there, with what to do about it.
+    pub fn bind(listen: &str) -> anyhow::Result<Self> {
         match listen.strip_prefix("unix:") {
             Some(path) => Self::bind_unix(Path::new(path)),
             None => Self::bind_tcp(listen),
@@ -76,7 +81,7 @@ impl Listener {
                 }
             }
         });
-        resolved.and_then(|()| bind_all(&addresses)).map(Self::Tcp).with_context(|| {
+        resolved.and_then(|()| bind_all(&addresses)).map(|listeners| Self(Socket::Tcp(listeners))).with_context(|| {
             format!("cannot listen on {listen:?}: give --listen HOST:PORT (port 0 for any free port) or unix:PATH")
         })
     }
@@ -99,43 +104,57 @@ impl Listener {
         })?;
         let identity =
             identity(&path).with_context(|| format!("the attributes of {} cannot be read", path.display()))?;
-        Ok(Self::Unix(listener, SocketFile { path, identity }))
+        Ok(Self(Socket::Unix(listener, SocketFile { path, identity })))
     }
 
     /// Waits for a client.
     pub(super) fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(listeners) => accept_any(listeners).map(|(stream, peer)| Accepted::Tcp(stream, peer)),
-            Self::Unix(listener, _) => listener.accept().map(|(stream, _)| Accepted::Unix(stream)),
+        match &self.0 {
+            Socket::Tcp(listeners) => accept_any(listeners).map(|(stream, peer)| Accepted::Tcp(stream, peer)),
+            Socket::Unix(listener, _) => listener.accept().map(|(stream, _)| Accepted::Unix(stream)),
         }
     }
 
     /// The IP addresses that it listens on.
     pub(super) fn ips(&self) -> impl Iterator<Item = IpAddr> {
-        let listeners = match self {
-            Self::Tcp(listeners) => listeners.as_slice(),
-            Self::Unix(..) => &[],
+        let listeners = match &self.0 {
+            Socket::Tcp(listeners) => listeners.as_slice(),
+            Socket::Unix(..) => &[],
         };
         listeners.iter().map(|(_, address)| address.ip())
     }
 
     /// The URL for clients on this machine.
     pub(super) fn url(&self) -> String {
-        match self {
+        match &self.0 {
             // The first address of the host's name.
-            Self::Tcp(listeners) => listeners.first().map(|(_, address)| tcp_url(*address)).unwrap_or_default(),
-            Self::Unix(_, file) => unix_url(&file.path),
+            Socket::Tcp(listeners) => listeners.first().map(|(_, address)| tcp_url(*address)).unwrap_or_default(),
+            Socket::Unix(_, file) => unix_url(&file.path),
         }
     }
 
     /// Removes the socket's file, unless it was replaced.
     pub(super) fn remove_socket_file(&self) {
-        if let Self::Unix(_, file) = self
-            && identity(&file.path).is_ok_and(|identity| identity == file.identity)
-            && let Err(error) = fs::remove_file(&file.path)
-        {
-            tracing::warn!(path = %file.path.display(), %error, "the socket file was not removed");
+        if let Socket::Unix(_, file) = &self.0 {
+            file.remove();
         }
+    }
+}
+
+impl SocketFile {
+    /// Removes it, unless it was replaced or removed.
+    fn remove(&self) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "the socket file was not removed");
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
-pub(crate) const ABOVE: [&str; 12] = [
+pub(crate) const ABOVE: [&str; 13] = [
     "administration",
     "backup",
     "connection",
@@ -24,6 +24,7 @@ pub(crate) const ABOVE: [&str; 12] = [
     "pruning",
     "serve",
     "session",
+    "start",
     "stop",
 ];
 
