@@ -27,8 +27,8 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
 /// How long the program may take to stop if nothing else is chosen, as long as containers are given by default.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// Serves the clients of `listener` until a message in `signals` or until the listener fails. Then sessions end, and clusters are shut down, within `grace`. A second
-/// message stops at once.
+/// Serves the clients of `listener` until a message in `signals` or until the listener fails. Then sessions end, and
+/// clusters are shut down, within `grace`. A second message stops at once.
 ///
 /// `on_ready` gets the URL when clients can connect. Sessions that do not end in time still run when this returns, so
 /// the program must exit.

@@ -42,7 +42,8 @@ const LONGEST: usize = 1 << 16;
 /// Restores the archive `file` of a backup into `directory`, which must be empty or not there. The archive may be one
 /// of PGlite's `dumpDataDir`, and compressed with gzip; `-` reads it from stdin.
 ///
-/// `verifies`: whether a page with a wrong checksum is an error. When this returns, everything is on the disk. After an error or a kill the directory has no cluster.
+/// `verifies`: whether a page with a wrong checksum is an error. When this returns, everything is on the disk. After
+/// an error or a kill the directory has no cluster.
 ///
 /// # Errors
 /// When the archive is not a whole backup of this program's PostgreSQL, a checksum is wrong, or the directory cannot

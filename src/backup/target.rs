@@ -1,4 +1,5 @@
-//! Where an archive is written to: a file, which appears when it is complete; or something else that can be written to.
+//! Where an archive is written to: a file, which appears when it is complete; or something else that can be written
+//! to.
 
 use std::{
     ffi::OsString,

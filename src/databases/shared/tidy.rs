@@ -56,8 +56,8 @@ pub(super) fn remove_leftovers(files: &mut Files) -> anyhow::Result<()> {
 /// which it has none, and, if `auto_conf`, the settings of `ALTER SYSTEM`.
 ///
 /// # Errors
-/// When they cannot be renamed; when a cluster in a directory has a signal file: it would wait for WAL without end, and
-/// without the file it would go on from another point than was asked for.
+/// When they cannot be renamed; when a cluster in a directory has a signal file: it would wait for WAL without end,
+/// and without the file it would go on from another point than was asked for.
 pub(super) fn set_aside(files: &mut Files, is_in_memory: bool, auto_conf: bool) -> anyhow::Result<()> {
     for path in SIGNAL_FILES.iter().filter(|_| !is_in_memory) {
         let name = String::from_utf8_lossy(path.rsplit(|byte| *byte == b'/').next().unwrap_or(path));
