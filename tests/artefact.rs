@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 /// Runs `serve` with these arguments and returns the line that it fails with.
 fn failure(arguments: &[&str]) -> String {
-    let mut program = Program::spawn(&[&["serve", "--mode", "isolated"], arguments].concat());
+    let anywhere: &[&str] = if arguments.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
+    let mut program = Program::spawn(&[&["serve", "--mode", "isolated"], anywhere, arguments].concat());
     let (status, stdout, stderr) = program.output();
     assert_eq!((status, stdout.as_str()), (Some(1), ""), "{stderr}");
     // Its log of what it did before is on stderr, too.
