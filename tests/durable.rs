@@ -7,6 +7,8 @@ use std::{
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use pglite_port::{
@@ -16,7 +18,7 @@ use pglite_port::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit};
 use support::{
-    cache,
+    PATIENCE, cache,
     local::{Connect, Local},
     program::Program,
     server::{Server, answer, rows},
@@ -58,6 +60,27 @@ fn what_was_committed_is_there_after_a_stop_and_after_a_kill() {
     let seen = "select count(*), count(*) filter (where b = 'changed'), max(a) from t";
     assert_eq!(rows(&mut client, seen), ["10000|100|10000"]);
     assert_eq!(rows(&mut client, "select datname from pg_database order by 1")[0], "other");
+}
+
+#[test]
+fn an_asynchronous_commit_gets_to_the_disk_without_a_later_one() {
+    let (_outer, path) = place();
+    let server = Server::in_directory(&path);
+    let mut client = server.connect();
+    rows(&mut client, "create table t as select 1 as a");
+    rows(&mut client, "set synchronous_commit = off");
+    rows(&mut client, "insert into t values (2)");
+    let committed = rows(&mut client, "select pg_current_wal_insert_lsn()").remove(0);
+    let is_synced = format!("select pg_current_wal_flush_lsn() >= '{committed}'");
+    let deadline = Instant::now() + PATIENCE;
+    while rows(&mut client, &is_synced) == ["f"] {
+        assert!(Instant::now() < deadline, "the WAL writer has not synced it");
+        // PostgreSQL has no event for it.
+        thread::sleep(Duration::from_millis(5));
+    }
+    server.kill();
+    let server = Server::in_directory(&path);
+    assert_eq!(rows(&mut server.connect(), "select count(*) from t"), ["2"]);
 }
 
 #[test]
