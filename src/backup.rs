@@ -36,9 +36,9 @@ use crate::postgres::control_file;
 use archive::Archive;
 use directory::Directory;
 use origin::{Content, Entry, Origin};
-pub use restore::{restore, restore_from};
+pub use restore::restore;
 use server::Server;
-use target::{STANDARD, Target};
+use target::{STANDARD, Target, directory_of};
 
 /// The file of the version of a cluster.
 const PG_VERSION: &str = "PG_VERSION";
@@ -83,8 +83,7 @@ pub fn back_up(from: &str, file: &Path, verifies: bool) -> anyhow::Result<Summar
         write_file(&mut Server::connect(from)?, file, verifies)
     } else {
         let mut directory = Directory::open(Path::new(from))?;
-        let place = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let is_inside = match (place.canonicalize(), Path::new(from).canonicalize()) {
+        let is_inside = match (directory_of(file).canonicalize(), Path::new(from).canonicalize()) {
             (Ok(place), Ok(from)) => file.as_os_str() != STANDARD && place.starts_with(from),
             _ => false,
         };

@@ -84,7 +84,6 @@ impl Origin for Directory {
     fn begin(&mut self, control: &[u8]) -> anyhow::Result<Begun> {
         let mut entries = Vec::new();
         self.list("", &mut entries)?;
-        ensure!(!entries.is_empty(), "the directory is empty");
         Ok(Begun { entries, redo: control_file::redo(control).unwrap_or_default() })
     }
 

@@ -101,7 +101,7 @@ pub(super) fn stays_inside(target: &str) -> bool {
     is_below(target, DATA_DIRECTORY) && !target.split('/').any(|name| name == "..")
 }
 
-/// The last name of a path, and the directory before it.
+/// The last name of a path.
 pub(super) fn name_of(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }

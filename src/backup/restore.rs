@@ -65,7 +65,7 @@ pub fn restore(file: &Path, directory: &Path, verifies: bool) -> anyhow::Result<
 ///
 /// # Errors
 /// As those of [`restore`].
-pub fn restore_from(archive: impl Read, directory: &Path, verifies: bool) -> anyhow::Result<Summary> {
+fn restore_from(archive: impl Read, directory: &Path, verifies: bool) -> anyhow::Result<Summary> {
     let mut archive = BufReader::with_capacity(PIECE, archive);
     let is_compressed = archive.fill_buf()?.starts_with(&GZIP);
     data_directory::restore(directory, |storage| {

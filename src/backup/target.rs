@@ -76,16 +76,20 @@ impl Target {
     /// The operating system's.
     pub(super) fn finish(mut self) -> anyhow::Result<()> {
         let Some((partial, path)) = &self.paths else { return Ok(()) };
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let finish = || {
             self.file.sync_all()?;
             fs::rename(partial, path)?;
-            File::open(directory)?.sync_all()
+            File::open(directory_of(path))?.sync_all()
         };
         finish().with_context(|| format!("{} cannot be written", self.name))?;
         self.paths = None;
         Ok(())
     }
+}
+
+/// The directory that a file is in.
+pub(super) fn directory_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Drop for Target {

@@ -71,7 +71,7 @@ impl DataDirectory {
         let unusable = || format!("the {self} cannot be used");
         let (storage, is_new): (Arc<dyn Storage>, bool) = match self {
             Self::Host(path) => {
-                let host = open_host(path, patience)?;
+                let (host, _) = open_host(path, patience)?;
                 let is_new = prepare(&host, new_cluster).with_context(unusable)?;
                 // Not before it is known to be a data directory.
                 host.hide_from_others().with_context(unusable)?;
@@ -128,13 +128,14 @@ pub(crate) struct InUse {
     owner: String,
 }
 
-/// The directory `path`, which is made if it does not exist, locked.
-fn open_host(path: &Path, patience: Duration) -> anyhow::Result<HostDirectory> {
-    create(path)?;
-    lock(path, patience).map_err(|error| match error {
+/// The directory `path`, which is made if it does not exist, locked; and whether it was made.
+fn open_host(path: &Path, patience: Duration) -> anyhow::Result<(HostDirectory, bool)> {
+    let is_new = create(path)?;
+    let locked = lock(path, patience).map_err(|error| match error {
         error if error.is::<InUse>() => anyhow!("{error}: stop that first, or choose another directory"),
         error => error,
-    })
+    });
+    Ok((locked?, is_new))
 }
 
 /// Makes the directory `path`, and returns whether it was not there.
@@ -177,8 +178,7 @@ pub(crate) fn restore<T>(
     path: &Path,
     write: impl FnOnce(&dyn Storage) -> anyhow::Result<(Vec<u8>, T)>,
 ) -> anyhow::Result<T> {
-    let is_new = create(path)?;
-    let storage = open_host(path, Duration::ZERO)?;
+    let (storage, is_new) = open_host(path, Duration::ZERO)?;
     let unusable = || format!("the data directory {} cannot be used", path.display());
     match state(&storage).with_context(unusable)? {
         State::Empty => {}
