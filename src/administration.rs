@@ -1,12 +1,14 @@
-//! Administration of the program: its figures, templates and configuration. Clients are served by
+//! Administration of the program: its figures, templates, clusters and configuration. Clients are served by
 //! [`Sessions`](crate::session::Sessions).
 
 use std::fs;
 
 use crate::protocol::error_response::ErrorResponse;
 pub use crate::{backend::footprint::PrivateBytes, template::Summary};
+pub use cluster::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster, UnknownLifetime};
 pub use figure::{Figure, Metric, MetricType, Unit};
 
+mod cluster;
 pub mod figure;
 
 /// Administers the program; one object for the program.
@@ -31,6 +33,22 @@ pub trait Administration: Send + Sync + 'static {
     /// # Errors
     /// When there is none, or it cannot be removed.
     fn drop_template(&self, name: &str) -> Result<(), ErrorResponse>;
+
+    /// Makes a cluster and starts it.
+    ///
+    /// # Errors
+    /// `42710` when there is one of that name, `3D000` when its origin does not exist, others when it cannot be made.
+    fn create_cluster(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse>;
+
+    /// Ends the sessions of the cluster `name` (`57P01`), and the cluster. What it has in memory is gone; a directory of
+    /// the host stays as it is, shut down.
+    ///
+    /// # Errors
+    /// `3D000` when there is none, `55006` when it lives as long as the program.
+    fn drop_cluster(&self, name: &str) -> Result<(), ErrorResponse>;
+
+    /// The clusters, by name, without those of single connections.
+    fn clusters(&self) -> Vec<ClusterSummary>;
 
     /// Reloads the configuration files of the clusters, as a `SIGHUP` to a postmaster does.
     fn reload(&self);

@@ -27,6 +27,9 @@ mod tests;
 /// How long a client may take over its startup packet (PostgreSQL's default `authentication_timeout`).
 pub const STARTUP_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// The setting of a startup packet that names the cluster.
+const CLUSTER: &str = "pglite.cluster";
+
 /// What a connection is opened with.
 #[derive(Clone)]
 pub struct Opening {
@@ -34,6 +37,8 @@ pub struct Opening {
     pub id: u32,
     /// Which kind of database it gets.
     pub mode: Mode,
+    /// The cluster that it gets, by its name; it precedes the one that the startup packet names.
+    pub cluster: Option<String>,
     /// The template to clone, if it is not to be found by the database's name.
     pub template: Option<String>,
     /// Where the guest's own output goes.
@@ -51,15 +56,22 @@ fn serve<C: Client + Clone + 'static>(
 ) -> ErrorResponse {
     let mut followed = Followed::new(client.clone());
     let end = catch_unwind(AssertUnwindSafe(|| {
-        let (startup, packet) = match negotiate(connections, &mut client, control) {
+        let (startup, mut packet) = match negotiate(connections, &mut client, control) {
             Ok(negotiated) => negotiated,
             Err(end) => return end,
         };
+        if let Some(cluster) = &opening.cluster {
+            // So that SHOW says it.
+            packet = StartupMessage::with_parameter(&packet, CLUSTER, cluster);
+        }
+        let named = startup.setting(CLUSTER);
+        let named = named.as_deref().map(String::from_utf8_lossy);
         let start = SessionStart {
             id: opening.id,
             startup: &startup,
             packet: &packet,
             mode: opening.mode,
+            cluster: opening.cluster.as_deref().or(named.as_deref()),
             template: opening.template.as_deref(),
             log: &opening.log,
             control,

@@ -1,17 +1,17 @@
 //! Which cluster a connection gets: the program behind every connection.
 //!
 //! * `isolated`: clusters of one connection each
-//! * `shared`: one cluster for many
-//! * `administration`: figures, templates, reloading
+//! * `registry`: clusters by name, which take many
+//! * `shared`: such a cluster
+//! * `administration`: figures, templates, clusters, reloading
 
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context;
-use parking_lot::Mutex;
 
 use crate::{
     client::Client,
-    databases::{isolated::Isolated, shared::Postmaster},
+    databases::{isolated::Isolated, registry::Registry},
     log::LogSink,
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Mode, SessionEnd, SessionStart, Sessions},
@@ -20,6 +20,7 @@ use crate::{
 
 mod administration;
 mod isolated;
+mod registry;
 mod shared;
 
 pub use isolated::Start;
@@ -50,15 +51,14 @@ pub struct Settings {
     pub on_failure: Option<OnFailure>,
 }
 
+/// What to do when a template is missing.
+const PREPARE: &str = "Prepare it: pglite-port prepare NAME --sql FILE, or in Elixir PgliteEx.prepare/4.";
+
 /// Every cluster of this program.
 pub struct Databases {
     templates: Arc<Templates>,
     isolated: Isolated,
-    settings: SharedSettings,
-    on_failure: Option<OnFailure>,
-    log: LogSink,
-    /// The shared cluster, started for the first connection that needs it.
-    postmaster: Mutex<Option<Arc<Postmaster>>>,
+    clusters: Registry,
 }
 
 impl Databases {
@@ -71,24 +71,13 @@ impl Databases {
         let templates = Templates::open(pglite, cache, icu, settings.warm, log.clone())?;
         let templates = Arc::new(templates);
         let isolated = Isolated::new(templates.clone(), settings.start);
-        let Settings { shared: settings, on_failure, .. } = settings;
-        let databases = Self { templates, isolated, settings, on_failure, log, postmaster: Mutex::default() };
+        let clusters = Registry::new(templates.clone(), settings.shared, log, settings.on_failure);
+        let databases = Self { templates, isolated, clusters };
         match mode {
-            Mode::Shared => drop(databases.postmaster()?),
+            Mode::Shared => databases.clusters.start_default()?,
             Mode::Isolated => databases.isolated.warm_up().context("the first database cannot be prepared")?,
         }
         Ok(databases)
-    }
-
-    /// What runs the shared cluster.
-    fn postmaster(&self) -> anyhow::Result<Arc<Postmaster>> {
-        let mut postmaster = self.postmaster.lock();
-        if let Some(postmaster) = &*postmaster {
-            return Ok(postmaster.clone());
-        }
-        let (settings, on_failure) = (self.settings.clone(), self.on_failure.clone());
-        let started = Postmaster::start(&self.templates, settings, self.log.clone(), on_failure)?;
-        Ok(postmaster.insert(Arc::new(started)).clone())
     }
 
     /// The templates that connections can get a clone of.
@@ -105,9 +94,9 @@ impl Sessions for Databases {
             let message = "this server does not support replication connections";
             return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
         }
-        let served = match start.mode {
-            Mode::Isolated => self.isolated.serve(&start, client),
-            Mode::Shared => self.postmaster().and_then(|postmaster| postmaster.serve(&start, client)),
+        let served = match (start.cluster, start.mode) {
+            (None, Mode::Isolated) => self.isolated.serve(&start, client),
+            (Some(_), _) | (None, Mode::Shared) => self.clusters.serve(&start, client),
         };
         served.unwrap_or_else(|error| {
             tracing::error!("a session could not be started: {error:#}");
@@ -116,8 +105,6 @@ impl Sessions for Databases {
     }
 
     fn shut_down(&self) {
-        if let Some(postmaster) = self.postmaster.lock().take() {
-            postmaster.shut_down();
-        }
+        self.clusters.shut_down();
     }
 }

@@ -11,8 +11,7 @@
 //! * [`serve`]: a TCP or unix-socket listener, `socket` (the other `Client`), detection of clients that hang up.
 //! * [`backup`]: backups of a cluster, over SQL or out of its directory, and restoring them.
 //! * [`connection`]: one client from its first byte to its last; counts and ends connections.
-//! * [`databases`]: `Sessions` and `Administration`: `shared` (postmaster, processes, recovery) and `isolated`
-//!   clusters.
+//! * [`databases`]: `Sessions` and `Administration`: clusters by name (`registry`, `shared`), `isolated` clusters.
 //! * [`administration`]: administration of the program: figures, templates, configuration.
 //! * [`session`]: what the rooms above share: `Sessions`, tasks, cancel keys, control of a session from outside.
 //! * [`pruning`]: lists the cache and removes what has not been used for long.

@@ -70,7 +70,7 @@ fn serve(
         let (log, mut id) = (LogSink::to_own_log(), 0);
         let error = accept::accept_all(&accepting, |client| {
             id += 1;
-            let opening = Opening { id, mode, template: None, log: log.of_connection(id) };
+            let opening = Opening { id, mode, cluster: None, template: None, log: log.of_connection(id) };
             start(client, &accepted_by, &hangups, opening)
         });
         // The receiver may be gone.

@@ -81,6 +81,8 @@ pub struct SessionStart<'a> {
     pub packet: &'a [u8],
     /// Which kind of database is asked for.
     pub mode: Mode,
+    /// The cluster that is asked for by its name; without one, the mode decides.
+    pub cluster: Option<&'a str>,
     /// The template to clone; without one, the database's name selects the template.
     pub template: Option<&'a str>,
     /// Where the guest's own output goes.

@@ -1,5 +1,5 @@
 //! What the parent asks of connections that have a cluster of their own: reset, freeze, their memory, and the
-//! templates there are.
+//! templates there are; and of the program: clusters by name.
 
 mod support;
 
@@ -76,11 +76,11 @@ impl Databases {
         self.next_request
     }
 
-    /// The reply to a request; only the end of a connection may come first.
+    /// The reply to a request; the ends of connections may come first, with the errors of those that it ends.
     fn request(&mut self, verb: &str, options: &[(&str, &str)]) -> Result<Options, (String, String)> {
         let id = self.send_request(verb, options);
         let mut frame = self.next();
-        while frame.kind == Kind::Close {
+        while [Kind::Close, Kind::Data].contains(&frame.kind) {
             frame = self.next();
         }
         assert_eq!((frame.kind, frame.id), (Kind::Reply, id), "{frame:?}");
@@ -336,4 +336,52 @@ fn memory_is_told_for_each_connection_and_in_all_and_goes_down_with_a_reset() {
     databases.request("reset", &[("connection", "1")]).expect("it is reset");
     let after = sum(&mut databases, "1");
     assert!(after < before + (1 << 20), "{before} {after}");
+}
+
+#[test]
+fn a_cluster_is_made_listed_connected_to_and_dropped() {
+    let mut databases = Databases::open();
+    let made = databases.request("create_cluster", &[("set", "work_mem=7MB"), ("set", "max_connections=9")]);
+    let made = made.expect("a cluster");
+    let [name, database] = ["name", "database"].map(|key| made.get(key).expect(key).to_owned());
+    assert_eq!(database, "postgres");
+    databases.connect(1, &[("cluster", &name)], POSTGRES);
+    databases.connect(2, &[], &[POSTGRES, &[("pglite.cluster", &name[..])]].concat());
+    databases.values(1, "CREATE TABLE t AS SELECT 1 AS a");
+    assert_eq!(databases.values(2, "SELECT a FROM t"), ["1"]);
+    assert_eq!(
+        databases.values(1, "SELECT current_setting('work_mem'), current_setting('max_connections')"),
+        ["7MB", "9"]
+    );
+
+    let branched =
+        databases.request("create_cluster", &[("branch", &name), ("name", "b"), ("lifetime", "connections")]);
+    assert_eq!(branched.expect("a branch").get("name"), Some("b"));
+    let listed = databases.request("clusters", &[]).expect("a list");
+    let texts = |key| listed.iter().filter(move |(other, _)| *other == key).map(|(_, value)| value).collect::<Vec<_>>();
+    assert_eq!(texts("name"), ["b", &name, "default"]);
+    assert_eq!(texts("origin"), [&format!("branch of {name}")[..], "empty", "empty"]);
+    assert_eq!(texts("lifetime"), ["connections", "dropped", "program"]);
+    assert_eq!(texts("connections"), ["0", "2", "0"]);
+    assert_eq!(texts("data"), [""; 3]);
+
+    databases.request("drop_cluster", &[("name", &name)]).expect("it is dropped");
+    let refused = databases.request("drop_cluster", &[("name", &name)]).expect_err("it is gone");
+    assert_eq!(refused, ("3D000".to_owned(), format!("cluster \"{name}\" does not exist")));
+}
+
+#[test]
+fn requests_for_clusters_that_cannot_be_are_refused_with_the_value_that_is_wrong() {
+    let mut databases = Databases::open();
+    for (options, problem) in [
+        (&[("lifetime", "forever")][..], "\"forever\""),
+        (&[("set", "work_mem")], "\"work_mem\""),
+        (&[("data", "relative/path")], "relative/path"),
+        (&[("template", "a"), ("branch", "b")], "template and branch"),
+        (&[("name", "")], "\"\""),
+    ] {
+        let (code, message) = databases.request("create_cluster", options).expect_err("it is refused");
+        assert_eq!(code, "22023", "{options:?}");
+        assert!(message.contains(problem), "{message}");
+    }
 }

@@ -74,9 +74,13 @@ pub static CONNECTIONS_OPENED: Metric =
 /// Resident memory of the process.
 pub static RESIDENT_MEMORY: Metric = Metric::gauge("memory", Unit::Bytes, "Resident memory of the process.");
 
-/// Sessions of clients in the shared cluster.
+/// Clusters that run, without those of isolated connections.
+pub static CLUSTERS: Metric =
+    Metric::gauge("clusters", Unit::Count, "Clusters that run, without those of isolated connections.");
+
+/// Sessions of clients in these clusters.
 pub static SHARED_SESSIONS: Metric =
-    Metric::gauge("shared_sessions", Unit::Count, "Sessions of clients in the shared cluster.");
+    Metric::gauge("shared_sessions", Unit::Count, "Sessions of clients in clusters that take several.");
 
 /// Clones that are ready to be taken.
 pub static WARM_CLONES: Metric = Metric::gauge("warm", Unit::Count, "Clones of templates that are ready to be taken.");

@@ -1,16 +1,21 @@
-//! What administers the clusters: figures, templates, reloading.
+//! What administers the clusters: figures, templates, the clusters themselves, reloading.
 
 use super::Databases;
 use crate::{
-    administration::{Administration, Figure, PrivateBytes, Summary, figure},
+    administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, figure},
     protocol::error_response::{ErrorResponse, sqlstate},
 };
 
 impl Administration for Databases {
     fn figures(&self) -> Vec<Figure> {
         let ready = self.templates.pool().ready() as u64;
-        let sessions = self.postmaster.lock().as_ref().map_or(0, |postmaster| postmaster.sessions()) as u64;
-        let mut figures = vec![figure::WARM_CLONES.figure(ready), figure::SHARED_SESSIONS.figure(sessions)];
+        let running = self.clusters.running();
+        let sessions: usize = running.iter().map(|postmaster| postmaster.sessions()).sum();
+        let mut figures = vec![
+            figure::WARM_CLONES.figure(ready),
+            figure::CLUSTERS.figure(running.len() as u64),
+            figure::SHARED_SESSIONS.figure(sessions as u64),
+        ];
         if let Ok(connections) = self.isolated.private_bytes() {
             let total: PrivateBytes = connections.into_iter().map(|(_, bytes)| bytes).sum();
             figures.extend([
@@ -39,11 +44,21 @@ impl Administration for Databases {
         Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
     }
 
+    fn create_cluster(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse> {
+        self.clusters.create(new)
+    }
+
+    fn drop_cluster(&self, name: &str) -> Result<(), ErrorResponse> {
+        self.clusters.drop(name)
+    }
+
+    fn clusters(&self) -> Vec<ClusterSummary> {
+        self.clusters.list()
+    }
+
     fn reload(&self) {
         // A cluster that is being started reads its configuration anyway.
-        if let Some(Some(postmaster)) = self.postmaster.try_lock().as_deref() {
-            postmaster.reload();
-        }
+        self.clusters.running().iter().for_each(|postmaster| postmaster.reload());
         self.isolated.reload();
     }
 }

@@ -77,8 +77,7 @@ impl Isolated {
                 let what = if start.template.is_some() { "template" } else { "database" };
                 let report =
                     ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, format!("{what} \"{name}\" does not exist"));
-                let hint = "Prepare it: pglite-port prepare NAME --sql FILE, or in Elixir PgliteEx.prepare/4.";
-                return Ok(SessionEnd::Refused(report.with_hint(hint)));
+                return Ok(SessionEnd::Refused(report.with_hint(super::PREPARE)));
             }
         };
         let mut backend = self.make_backend(&template, start.log)?;

@@ -55,6 +55,7 @@ struct Entry {
 /// The content of an open frame.
 struct Wanted {
     mode: Mode,
+    cluster: Option<String>,
     template: Option<String>,
     endpoints: Endpoints,
 }
@@ -118,17 +119,21 @@ impl Router {
             Some(text) => text.parse().map_err(|error| invalid(format!("{error}")))?,
             None => self.mode,
         };
+        let cluster = options.get("cluster").map(str::to_owned);
         let template = options.get("template").map(str::to_owned);
+        if template.is_some() && cluster.is_some() {
+            return Err(invalid("a template is for connections without a cluster; leave one of them out".to_owned()));
+        }
         if template.is_some() && mode == Mode::Shared {
             return Err(invalid("a template is for mode isolated; open the connection with that".to_owned()));
         }
         let endpoints = Endpoints::new(endpoint(&options, "peer")?, endpoint(&options, "local")?);
-        Ok(Wanted { mode, template, endpoints })
+        Ok(Wanted { mode, cluster, template, endpoints })
     }
 
     fn start(self: &Arc<Self>, id: u32, wanted: Wanted) -> Result<(), ErrorResponse> {
-        let Wanted { mode, template, endpoints } = wanted;
-        let opening = Opening { id, mode, template, log: self.log().of_connection(id) };
+        let Wanted { mode, cluster, template, endpoints } = wanted;
+        let opening = Opening { id, mode, cluster, template, log: self.log().of_connection(id) };
         let router = self.clone();
         // Locked until the entry is inserted, so that a connection that ends at once can remove it.
         let mut table = self.table.lock();

@@ -34,6 +34,8 @@ pub mod sqlstate {
     pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
     /// `object_in_use`
     pub const OBJECT_IN_USE: &str = "55006";
+    /// `duplicate_object`
+    pub const DUPLICATE_OBJECT: &str = "42710";
     /// `undefined_object`
     pub const UNDEFINED_OBJECT: &str = "42704";
     /// `io_error`

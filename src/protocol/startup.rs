@@ -130,6 +130,28 @@ impl StartupMessage {
         [&length.to_be_bytes()[..], &body].concat()
     }
 
+    /// `packet`, a whole startup packet, with one more parameter, which precedes those of the same name.
+    #[must_use]
+    pub(crate) fn with_parameter(packet: &[u8], name: &str, value: &str) -> Vec<u8> {
+        let body = packet.get(LENGTH..).and_then(|body| body.strip_suffix(&[0])).unwrap_or_default();
+        let body = [body, name.as_bytes(), &[0], value.as_bytes(), &[0, 0]].concat();
+        let length = u32::try_from(body.len() + LENGTH).unwrap_or(u32::MAX);
+        [&length.to_be_bytes()[..], &body].concat()
+    }
+
+    /// The value of the setting `name` that the client asks for, in a parameter or on the command line in
+    /// [`options`](Self::options), as `process_startup_options` in `src/backend/utils/init/postinit.c` sets them: the
+    /// last one wins, and parameters come after the command line.
+    #[must_use]
+    pub fn setting(&self, name: &str) -> Option<Vec<u8>> {
+        let is_name = |other: &[u8]| other.eq_ignore_ascii_case(name.as_bytes());
+        let parameter = self.parameters.iter().rev().find(|(other, _)| is_name(other)).map(|(_, value)| value.clone());
+        parameter.or_else(|| {
+            let settings = command_line_settings(self.options.as_deref()?);
+            settings.into_iter().rev().find(|(other, _)| is_name(other)).map(|(_, value)| value)
+        })
+    }
+
     /// Whether the client requests a walsender: the parameter is `database`, or a boolean that is true (`parse_bool`
     /// in `src/backend/utils/adt/bool.c`).
     #[must_use]
@@ -237,6 +259,46 @@ fn startup_message(code: [u8; CODE], mut rest: &[u8]) -> Result<StartupMessage, 
         database.clone_from(&user);
     }
     Ok(StartupMessage { protocol: (major, minor), user, database, options, replication, parameters })
+}
+
+/// The settings in command-line arguments: `-c name=value`, `-cname=value` and `--name=value`, where a `-` in a name
+/// is a `_` (`ParseLongOption` in `src/backend/utils/misc/guc.c`).
+fn command_line_settings(options: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut arguments = split_arguments(options).into_iter();
+    let mut settings = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let setting = match argument.strip_prefix(b"-c").or_else(|| argument.strip_prefix(b"--")) {
+            Some(b"") if argument == b"-c" => arguments.next().unwrap_or_default(),
+            Some(setting) => setting.to_vec(),
+            None => continue,
+        };
+        if let Some(end) = setting.iter().position(|&byte| byte == b'=') {
+            let name = setting[..end].iter().map(|&byte| if byte == b'-' { b'_' } else { byte });
+            settings.push((name.collect(), setting[end + 1..].to_vec()));
+        }
+    }
+    settings
+}
+
+/// Splits arguments at white space that no backslash precedes (`pg_split_opts` in `src/backend/utils/init/postinit.c`).
+fn split_arguments(options: &[u8]) -> Vec<Vec<u8>> {
+    let mut arguments = Vec::new();
+    let mut current: Option<Vec<u8>> = None;
+    let mut bytes = options.iter();
+    while let Some(&byte) = bytes.next() {
+        // As isspace() in the C locale.
+        if byte.is_ascii_whitespace() || byte == 0x0b {
+            arguments.extend(current.take());
+            continue;
+        }
+        let argument = current.get_or_insert_default();
+        match byte {
+            b'\\' => argument.extend(bytes.next()),
+            byte => argument.push(byte),
+        }
+    }
+    arguments.extend(current);
+    arguments
 }
 
 /// Takes the string up to the next NUL, and that NUL, from the front of `rest`.

@@ -170,11 +170,12 @@ impl Templates {
     ///
     /// # Errors
     /// [`TemplateError`]
-    pub(crate) fn copy(&self, name: &str) -> Result<Arc<FrozenTree>, TemplateError> {
+    pub(crate) fn copy(&self, name: &str) -> Result<(Arc<FrozenTree>, String), TemplateError> {
         let template = self.find(name)?;
         let copied = on_wasm_stack(|| template.snapshot.shut_down_files(&self.program)).map_err(anyhow::Error::from);
         let copied = copied.and_then(|files| files);
-        Ok(copied.with_context(|| format!("the template {name:?} cannot be copied"))?)
+        let files = copied.with_context(|| format!("the template {name:?} cannot be copied"))?;
+        Ok((files, template.database.clone()))
     }
 
     fn open_or_build(&self, name: &str, lock: &Lock) -> Result<Template, TemplateError> {

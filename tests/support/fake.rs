@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use pglite_port::{
-    administration::{Administration, Figure, PrivateBytes, Summary},
+    administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary},
     client::{Client, Interest, write_all},
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{SessionEnd, SessionStart, Sessions},
@@ -37,6 +37,18 @@ impl<F: Send + Sync + 'static> Administration for Fake<F> {
 
     fn drop_template(&self, name: &str) -> Result<(), ErrorResponse> {
         Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
+    }
+
+    fn create_cluster(&self, _: NewCluster) -> Result<MadeCluster, ErrorResponse> {
+        Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, "there are no clusters"))
+    }
+
+    fn drop_cluster(&self, name: &str) -> Result<(), ErrorResponse> {
+        Err(ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, format!("cluster \"{name}\" does not exist")))
+    }
+
+    fn clusters(&self) -> Vec<ClusterSummary> {
+        Vec::new()
     }
 
     fn reload(&self) {}

@@ -97,13 +97,14 @@ pub struct Local {
 pub struct Connect<'a> {
     pub id: u32,
     pub mode: Mode,
+    pub cluster: Option<&'a str>,
     pub template: Option<&'a str>,
     pub parameters: &'a [(&'a str, &'a str)],
 }
 
 impl Default for Connect<'_> {
     fn default() -> Self {
-        Self { id: 1, mode: Mode::Isolated, template: None, parameters: &[("user", "postgres")] }
+        Self { id: 1, mode: Mode::Isolated, cluster: None, template: None, parameters: &[("user", "postgres")] }
     }
 }
 
@@ -117,8 +118,13 @@ impl Local {
     pub fn start_with_log(connections: &Arc<Connections>, connect: Connect<'_>, log: LogSink) -> Self {
         let pipe = Pipe::default();
         pipe.change(|state| state.to_backend.extend(wire::startup(connect.parameters)));
-        let opening =
-            Opening { id: connect.id, mode: connect.mode, template: connect.template.map(str::to_owned), log };
+        let opening = Opening {
+            id: connect.id,
+            mode: connect.mode,
+            cluster: connect.cluster.map(str::to_owned),
+            template: connect.template.map(str::to_owned),
+            log,
+        };
         let (sender, ended) = bounded(1);
         let on_end = move |pipe: Pipe, report| {
             pipe.change(|state| state.gone = true);
@@ -134,6 +140,11 @@ impl Local {
         let mut local = Self::start(connections, connect);
         let messages = local.until_ready();
         (local, messages)
+    }
+
+    /// As [`Local::connect`], as the superuser to the database `postgres` of the cluster `cluster`.
+    pub fn connect_to(connections: &Arc<Connections>, cluster: &str) -> Self {
+        Self::connect(connections, Connect { cluster: Some(cluster), ..Connect::default() }).0
     }
 
     /// As [`Local::connect`], as `user` to a clone of `template`.

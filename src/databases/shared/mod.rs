@@ -1,6 +1,7 @@
-//! `shared` mode: one cluster whose every connection is a session of its own, and what a postmaster does for it.
+//! A cluster whose every connection is a session of its own, and what a postmaster does for it.
 //!
 //! * `mod`: the sessions of the cluster
+//! * `attached`: the connections that have a session or wait for one
 //! * `keeper`: starting it, and again after a crash
 //! * `server`: the postmaster itself, from the cluster's start to its end
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
@@ -9,6 +10,7 @@
 //! * `data_directory`: the directory of the host that it is kept in
 //! * `system_identifier`: what tells one cluster from all others
 
+mod attached;
 mod children;
 pub(crate) mod data_directory;
 mod keeper;
@@ -21,9 +23,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
@@ -40,9 +43,10 @@ use crate::{
         error_response::{ErrorResponse, sqlstate},
     },
     session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
-    template::{TemplateError, Templates},
+    template::Templates,
 };
 
+use attached::Attached;
 use children::run_in_turn;
 pub use data_directory::DataDirectory;
 use keeper::Keeper;
@@ -55,17 +59,22 @@ pub(crate) struct Postmaster {
     templates: Arc<Templates>,
     log: LogSink,
     keeper: Arc<Keeper>,
+    attached: Attached,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// How long the sessions of a cluster that is dropped have to end before its processes are stopped where they are.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
 impl Postmaster {
-    /// A cluster with the files of a new one, which is started now. `on_failure` is called when it has crashed
-    /// and cannot be started again.
+    /// A cluster, which is started now. If it does not exist in a data directory, it begins with the files that
+    /// `new_cluster` returns. `on_failure` is called when it has crashed and cannot be started again.
     ///
     /// # Errors
     /// When it does not start.
     pub(crate) fn start(
         templates: &Arc<Templates>,
+        new_cluster: impl FnOnce() -> anyhow::Result<Arc<FrozenTree>>,
         settings: SharedSettings,
         log: LogSink,
         on_failure: Option<OnFailure>,
@@ -74,10 +83,10 @@ impl Postmaster {
         // Shown until the cluster runs.
         let mut progress = ProgressBar::hidden();
         let tree = match &settings.data_directory {
-            None => Tree::from_frozen(new_cluster(templates, &settings)?),
+            None => Tree::from_frozen(new_cluster()?),
             Some(data_directory) => {
                 progress = spinner(&format!("opening the {data_directory}"));
-                Self::open(templates, &settings, data_directory, &progress)?
+                Self::open(templates, new_cluster, &settings, data_directory, &progress)?
             }
         };
         let files = Arc::new(Mutex::new(tree));
@@ -90,7 +99,8 @@ impl Postmaster {
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
         keeper.running()?;
         progress.finish_and_clear();
-        Ok(Self { templates: templates.clone(), log, keeper, thread: Mutex::new(Some(thread)) })
+        let attached = Attached::default();
+        Ok(Self { templates: templates.clone(), log, keeper, attached, thread: Mutex::new(Some(thread)) })
     }
 
     /// The files of the cluster in `data_directory`.
@@ -99,11 +109,12 @@ impl Postmaster {
     /// When it cannot be opened.
     fn open(
         templates: &Templates,
+        new_cluster: impl FnOnce() -> anyhow::Result<Arc<FrozenTree>>,
         settings: &SharedSettings,
         data_directory: &DataDirectory,
         progress: &ProgressBar,
     ) -> anyhow::Result<Tree> {
-        let opened = data_directory.open(|| new_cluster(templates, settings), settings.data_patience)?;
+        let opened = data_directory.open(new_cluster, settings.data_patience)?;
         if let Some(template) = settings.template.as_ref().filter(|_| !opened.is_new) {
             tracing::info!("there is a cluster in the {data_directory}: the template {template:?} is not used");
         }
@@ -116,7 +127,7 @@ impl Postmaster {
         Ok(tree)
     }
 
-    /// Serves one client as a session of the cluster.
+    /// Serves one client as a session of the cluster; returns `None` if the cluster takes no more clients.
     ///
     /// # Errors
     /// When the session cannot be made.
@@ -124,11 +135,20 @@ impl Postmaster {
         self: &Arc<Self>,
         start: &SessionStart<'_>,
         client: Box<dyn Client>,
+    ) -> anyhow::Result<Option<SessionEnd>> {
+        let Some(_attached) = self.attached.enter(start.control) else { return Ok(None) };
+        match self.keeper.running_for(start.control) {
+            Ok(running) => self.serve_in(&running, start, client).map(Some),
+            Err(report) => Ok(Some(SessionEnd::Refused(report))),
+        }
+    }
+
+    fn serve_in(
+        self: &Arc<Self>,
+        running: &Arc<Running>,
+        start: &SessionStart<'_>,
+        client: Box<dyn Client>,
     ) -> anyhow::Result<SessionEnd> {
-        let running = match self.keeper.running_for(start.control) {
-            Ok(running) => running,
-            Err(report) => return Ok(SessionEnd::Refused(report)),
-        };
         let seat = running.seats.join(Priority::Client);
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
         let interrupt = move |interrupt| match interrupt {
@@ -154,7 +174,7 @@ impl Postmaster {
         let transaction = start.transaction.clone();
         start.control.handle_tasks_with(move |task| postmaster.perform(&database, &transaction, task));
         let login = Login { database: &start.startup.database, user: &start.startup.user, endpoints };
-        let ended = self.run(&running, seat, start.log, client, login);
+        let ended = self.run(running, seat, start.log, client, login);
         drop(registration.lock().take());
         match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
@@ -212,11 +232,19 @@ impl Postmaster {
         if transaction.is_open() {
             return Err(ErrorResponse::freeze_in_transaction());
         }
-        let running = self.keeper.running()?;
-        self.checkpoint(&running).map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })?;
-        let files = Self::frozen_files(&running)
-            .map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })?;
+        let files = self.branch()?;
         Ok(self.templates.freeze(name, database, key, &files)?)
+    }
+
+    /// The files of the cluster as they are now, after a checkpoint. Another cluster that starts from them recovers:
+    /// what is committed is in it, what is not yet committed is not, and its unlogged tables are empty.
+    ///
+    /// # Errors
+    /// When the checkpoint fails, or the cluster crashes meanwhile.
+    pub(crate) fn branch(&self) -> Result<Arc<FrozenTree>, ErrorResponse> {
+        let running = self.keeper.running()?;
+        let files = self.checkpoint(&running).and_then(|()| Self::frozen_files(&running));
+        files.map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })
     }
 
     /// The cluster's files as they are now.
@@ -266,6 +294,32 @@ impl Postmaster {
         }
     }
 
+    /// Refuses further connections if the last one has closed; returns whether that is so.
+    pub(crate) fn close_if_left(&self) -> bool {
+        self.attached.close_if_left()
+    }
+
+    /// Ends the sessions (`57P01`) and then the cluster, with a shutdown checkpoint if it is in a directory.
+    pub(crate) fn end(&self) {
+        for control in self.attached.close() {
+            control.interrupt(Interrupt::Terminate);
+        }
+        if !self.attached.wait_until_left(Instant::now() + END_PATIENCE) {
+            if let Some(running) = self.keeper.current() {
+                tracing::warn!(
+                    "sessions of a cluster that is dropped have not ended in time: its processes are stopped"
+                );
+                running.seats.crash();
+            }
+            if !self.attached.wait_until_left(Instant::now() + END_PATIENCE) {
+                tracing::warn!(
+                    "a session of a cluster that is dropped does not end: its memory stays in use until then"
+                );
+            }
+        }
+        self.shut_down();
+    }
+
     /// Shuts the cluster down, after its sessions have ended.
     pub(crate) fn shut_down(&self) {
         self.keeper.stop();
@@ -276,22 +330,15 @@ impl Postmaster {
         }
     }
 
+    /// How many connections have a session, or wait for one.
+    pub(crate) fn connections(&self) -> usize {
+        self.attached.count()
+    }
+
     /// How many sessions there are.
     pub(crate) fn sessions(&self) -> usize {
         self.keeper.current().map_or(0, |running| running.seats.sessions())
     }
-}
-
-/// The files of a new cluster, shut down: a copy of the template in `settings`, or an empty cluster.
-///
-/// # Errors
-/// When there is no such template; the message says what to do.
-fn new_cluster(templates: &Templates, settings: &SharedSettings) -> anyhow::Result<Arc<FrozenTree>> {
-    let Some(template) = &settings.template else { return templates.cluster() };
-    templates.copy(template).map_err(|error| match error {
-        TemplateError::Unknown(_) => anyhow!("{error}; run pglite-port templates for a list"),
-        TemplateError::Broken(error) => error,
-    })
 }
 
 /// The error for sessions whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in

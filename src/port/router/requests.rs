@@ -8,13 +8,16 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread,
+    time::SystemTime,
 };
 
 use jiff::Timestamp;
 
 use super::{Router, violation};
 use crate::{
-    administration::{self, Figure, PrivateBytes, process_figures},
+    administration::{
+        self, ClusterOrigin, ClusterSummary, Figure, Lifetime, MadeCluster, NewCluster, PrivateBytes, process_figures,
+    },
     backup::{self, Summary},
     connection::Opening,
     port::frame::{Frame, Kind, Options},
@@ -27,12 +30,15 @@ use crate::{
 type Verb = fn(&Arc<Router>, u32, &Options);
 
 /// All verbs of request frames. A new verb is a row here.
-const VERBS: [(&str, Verb); 9] = [
+const VERBS: [(&str, Verb); 12] = [
     ("stats", stats),
     ("shutdown", shut_down),
     ("memory", memory),
     ("templates", templates),
     ("drop_template", drop_template),
+    ("create_cluster", create_cluster),
+    ("drop_cluster", drop_cluster),
+    ("clusters", clusters),
     ("reset", reset),
     ("freeze", freeze),
     ("reload", reload),
@@ -62,7 +68,11 @@ impl Router {
     fn reply(&self, id: u32, result: Reply) {
         let (word, options) = match result {
             Ok(options) => (&b"ok\0"[..], options),
-            Err(report) => (&b"error\0"[..], Options::new().with("code", report.code).with("message", report.message)),
+            Err(report) => {
+                let options = Options::new().with("code", report.code).with("message", report.message);
+                let hint = report.hint.into_iter();
+                (&b"error\0"[..], hint.fold(options, |options, hint| options.with("hint", hint)))
+            }
         };
         let payload = [word, &options.to_bytes()].concat();
         self.outbox.push(Frame { kind: Kind::Reply, id, payload: &payload });
@@ -87,11 +97,11 @@ impl Router {
         }
     }
 
-    /// Opens a session of the shared cluster for the program itself; the other end of its socket.
-    fn open_session(&self) -> io::Result<UnixStream> {
+    /// Opens a session of a cluster, or of the default one, for the program itself; the other end of its socket.
+    fn open_session(&self, cluster: Option<String>) -> io::Result<UnixStream> {
         let (here, there) = UnixStream::pair()?;
         let log = self.log().of_connection(0);
-        let opening = Opening { id: 0, mode: Mode::Shared, template: None, log };
+        let opening = Opening { id: 0, mode: Mode::Shared, cluster, template: None, log };
         self.connections.start(SocketClient::unix(there)?, opening, |_, _| {})?;
         Ok(here)
     }
@@ -172,7 +182,7 @@ fn reload(router: &Arc<Router>, id: u32, _: &Options) {
 fn templates(router: &Arc<Router>, id: u32, _: &Options) {
     router.reply_on_thread(id, |router| {
         let add = |options: Options, template: administration::Summary| {
-            let made = Timestamp::try_from(template.made).unwrap_or_default().as_microsecond();
+            let made = microseconds(template.made);
             let options = options.with("name", template.name).with("database", template.database);
             options.with("key", template.key.unwrap_or_default()).with("size", template.size).with("made", made)
         };
@@ -189,6 +199,67 @@ fn drop_template(router: &Arc<Router>, id: u32, options: &Options) {
     }
 }
 
+/// `create_cluster`: makes a cluster. Options: `name`; `template`, or `branch` of another cluster; `data`, the absolute
+/// path of the directory that it is kept in; `lifetime`; `set`, a setting `name=value`, any number of times. The reply
+/// has its `name` and the `database` in it.
+fn create_cluster(router: &Arc<Router>, id: u32, options: &Options) {
+    match new_cluster(options) {
+        Ok(new) => router.reply_on_thread(id, move |router| {
+            let MadeCluster { name, database } = router.administration.create_cluster(new)?;
+            Ok(Options::new().with("name", name).with("database", database))
+        }),
+        Err(report) => router.reply(id, Err(report)),
+    }
+}
+
+fn new_cluster(options: &Options) -> Result<NewCluster, ErrorResponse> {
+    let invalid = |message: String| ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
+    let given = |key| options.get(key).map(str::to_owned);
+    let origin = match (given("template"), given("branch")) {
+        (None, None) => ClusterOrigin::Empty,
+        (Some(template), None) => ClusterOrigin::Template(template),
+        (None, Some(cluster)) => ClusterOrigin::Branch(cluster),
+        (Some(_), Some(_)) => return Err(invalid("use one of the options template and branch".to_owned())),
+    };
+    let lifetime = given("lifetime").map_or(Ok(Lifetime::default()), |text| text.parse());
+    let settings = options.iter().filter(|(key, _)| *key == "set").map(|(_, setting)| {
+        let pair = setting.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        pair.ok_or_else(|| invalid(format!("the option set is not name=value: {setting:?}")))
+    });
+    Ok(NewCluster {
+        name: given("name"),
+        origin,
+        data_directory: options.get("data").map(|data| absolute("data", data)).transpose()?,
+        lifetime: lifetime.map_err(|error| invalid(error.to_string()))?,
+        settings: settings.collect::<Result<_, _>>()?,
+    })
+}
+
+/// `drop_cluster`: ends the cluster `name` and its sessions.
+fn drop_cluster(router: &Arc<Router>, id: u32, options: &Options) {
+    match required(options, "name") {
+        Ok(name) => {
+            router
+                .reply_on_thread(id, move |router| router.administration.drop_cluster(&name).map(|()| Options::new()));
+        }
+        Err(report) => router.reply(id, Err(report)),
+    }
+}
+
+/// `clusters`: for each cluster `name`, `origin`, `data` (empty for a cluster in memory), `lifetime`, `connections`, and
+/// when it was `made`, in microseconds since 1970.
+fn clusters(router: &Arc<Router>, id: u32, _: &Options) {
+    router.reply_on_thread(id, |router| {
+        let add = |options: Options, cluster: ClusterSummary| {
+            let data = cluster.data_directory.map(|path| path.display().to_string()).unwrap_or_default();
+            let options = options.with("name", cluster.name).with("origin", cluster.origin).with("data", data);
+            let options = options.with("lifetime", cluster.lifetime).with("connections", cluster.connections);
+            options.with("made", microseconds(cluster.made))
+        };
+        Ok(router.administration.clusters().into_iter().fold(Options::new(), add))
+    });
+}
+
 /// `reset`: puts the cluster of `connection` back to its template, see [`Task::Reset`].
 fn reset(router: &Arc<Router>, id: u32, options: &Options) {
     router.assign_task(id, options, Ok(Task::Reset));
@@ -200,24 +271,20 @@ fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
     router.assign_task(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
 }
 
-/// `backup`: backs the shared cluster up into the archive `path`, see [`back_up`](crate::backup::back_up). The session
+/// `backup`: backs the cluster `cluster`, or the default one, up into the archive `path`, see [`back_up`](crate::backup::back_up). The session
 /// for it is in `database`, as the superuser `user`; the default of both is `postgres`. The reply has the `files`,
 /// their `bytes` and the `pages` that were verified.
 fn back_up(router: &Arc<Router>, id: u32, options: &Options) {
-    let path = match required(options, "path").map(PathBuf::from) {
-        Ok(path) if path.is_absolute() => path,
-        Ok(path) => {
-            let message = format!("the option path is not an absolute path: {}", path.display());
-            let report = ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
-            return router.reply(id, Err(report));
-        }
+    let path = match required(options, "path").and_then(|path| absolute("path", &path)) {
+        Ok(path) => path,
         Err(report) => return router.reply(id, Err(report)),
     };
+    let cluster = options.get("cluster").map(str::to_owned);
     let or_postgres = |key| options.get(key).unwrap_or("postgres").to_owned();
     let (database, user) = (or_postgres("database"), or_postgres("user"));
     let session = router.clone();
     router.reply_on_thread(id, move |_| {
-        let backed_up = session.open_session().map_err(anyhow::Error::from);
+        let backed_up = session.open_session(cluster).map_err(anyhow::Error::from);
         let backed_up = backed_up.and_then(|stream| backup::back_up_over(stream, &database, &user, &path));
         match backed_up {
             Ok(Summary { files, bytes, pages }) => {
@@ -226,6 +293,20 @@ fn back_up(router: &Arc<Router>, id: u32, options: &Options) {
             Err(error) => Err(ErrorResponse::error(sqlstate::IO_ERROR, format!("{error:#}"))),
         }
     });
+}
+
+/// Microseconds since 1970.
+fn microseconds(time: SystemTime) -> i64 {
+    Timestamp::try_from(time).unwrap_or_default().as_microsecond()
+}
+
+/// The path in an option, which must be absolute.
+fn absolute(key: &str, path: &str) -> Result<PathBuf, ErrorResponse> {
+    if PathBuf::from(path).is_absolute() {
+        return Ok(path.into());
+    }
+    let message = format!("the option {key} is not an absolute path: {path}");
+    Err(ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message))
 }
 
 /// The value of a required option.

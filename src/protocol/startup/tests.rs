@@ -231,3 +231,37 @@ proptest! {
         }
     }
 }
+
+fn parsed(parameters: &[(&str, &str)]) -> StartupMessage {
+    match Negotiation::default().accept(&StartupMessage::packet(parameters)) {
+        Ok(Step::Start(startup)) => startup,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_last_setting_of_a_name_wins_and_parameters_come_after_the_command_line() {
+    for (options, parameter, expected) in [
+        ("-c a.b=1", None, Some("1")),
+        ("-ca.b=1 --A.b=2", None, Some("2")),
+        ("-c a.b=1", Some("2"), Some("2")),
+        ("  -c\ta.b=x\\ y\\\\z\\", None, Some("x y\\z")),
+        ("--a-b=1", None, None),
+        ("-c", None, None),
+        ("-c a.b", None, None),
+        ("-e a.b=1", None, None),
+        ("", None, None),
+    ] {
+        let parameter = parameter.map(|value| ("a.b", value));
+        let parameters: Vec<_> = [("user", "u"), ("options", options)].into_iter().chain(parameter).collect();
+        assert_eq!(parsed(&parameters).setting("A.B").as_deref(), expected.map(str::as_bytes), "{options:?}");
+    }
+    assert_eq!(parsed(&[("user", "u"), ("options", "--a-b=1")]).setting("a_b").as_deref(), Some(&b"1"[..]));
+}
+
+#[test]
+fn a_parameter_that_is_added_to_a_packet_is_its_last_one() {
+    let packet = StartupMessage::packet(&[("user", "u"), ("a.b", "1")]);
+    let packet = StartupMessage::with_parameter(&packet, "a.b", "2");
+    assert_eq!(packet, StartupMessage::packet(&[("user", "u"), ("a.b", "1"), ("a.b", "2")]));
+}

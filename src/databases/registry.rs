@@ -1,0 +1,329 @@
+//! The clusters of the program by name: made, found for connections, dropped.
+
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+
+use super::shared::{DataDirectory, OnFailure, Postmaster, SharedSettings};
+use crate::{
+    administration::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster},
+    client::Client,
+    fs::FrozenTree,
+    log::LogSink,
+    protocol::error_response::{ErrorResponse, Severity, sqlstate},
+    session::{SessionEnd, SessionStart},
+    template::{TemplateError, Templates},
+};
+
+/// The longest name of a cluster, in bytes, as of a database (`NAMEDATALEN` - 1 in `src/include/pg_config_manual.h`).
+const NAME_LENGTH: usize = 63;
+
+/// The database that every cluster has.
+const DATABASE: &str = "postgres";
+
+/// All clusters that take several sessions.
+pub(super) struct Registry {
+    templates: Arc<Templates>,
+    /// The settings of the default cluster, which others begin with.
+    settings: SharedSettings,
+    log: LogSink,
+    clusters: Mutex<Clusters>,
+}
+
+#[derive(Default)]
+struct Clusters {
+    by_name: BTreeMap<String, Arc<Cluster>>,
+    /// The number in the next name that the program chooses.
+    next: u64,
+    /// Whether the program ends.
+    is_closed: bool,
+}
+
+/// One cluster.
+struct Cluster {
+    name: String,
+    origin: ClusterOrigin,
+    lifetime: Lifetime,
+    settings: SharedSettings,
+    made: SystemTime,
+    /// Called when it has crashed and cannot be started again.
+    on_failure: Option<OnFailure>,
+    started: Mutex<Started>,
+}
+
+/// What runs a cluster.
+enum Started {
+    /// Nothing yet: it starts for the first connection that needs it.
+    No,
+    Yes(Arc<Postmaster>),
+    /// It was dropped, or could not be made.
+    Gone,
+}
+
+impl Registry {
+    /// A registry with the default cluster, which is started when it is first needed. `on_failure` is called when that
+    /// has crashed and cannot be started again.
+    pub(super) fn new(
+        templates: Arc<Templates>,
+        settings: SharedSettings,
+        log: LogSink,
+        on_failure: Option<OnFailure>,
+    ) -> Self {
+        let default = Cluster {
+            name: DEFAULT_CLUSTER.to_owned(),
+            origin: settings.template.clone().map_or(ClusterOrigin::Empty, ClusterOrigin::Template),
+            lifetime: Lifetime::Program,
+            settings: settings.clone(),
+            made: SystemTime::now(),
+            on_failure,
+            started: Mutex::new(Started::No),
+        };
+        let clusters =
+            Clusters { by_name: BTreeMap::from([(default.name.clone(), Arc::new(default))]), ..Clusters::default() };
+        Self { templates, settings, log, clusters: Mutex::new(clusters) }
+    }
+
+    /// Starts the default cluster.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(super) fn start_default(&self) -> anyhow::Result<()> {
+        let cluster = self.find(DEFAULT_CLUSTER).context("there is no default cluster")?;
+        self.postmaster(&cluster)?.context("the default cluster is gone")?;
+        Ok(())
+    }
+
+    /// Serves one client as a session of the cluster that it names, or of the default one.
+    ///
+    /// # Errors
+    /// When the session cannot be made.
+    pub(super) fn serve(&self, start: &SessionStart<'_>, client: Box<dyn Client>) -> anyhow::Result<SessionEnd> {
+        let name = start.cluster.unwrap_or(DEFAULT_CLUSTER);
+        let refused = || SessionEnd::Refused(unknown(name, Severity::Fatal));
+        let Some(cluster) = self.find(name) else { return Ok(refused()) };
+        let Some(postmaster) = self.postmaster(&cluster)? else { return Ok(refused()) };
+        let ended = postmaster.serve(start, client);
+        if cluster.lifetime == Lifetime::Connections && postmaster.close_if_left() {
+            self.end(&cluster);
+        }
+        Ok(ended?.unwrap_or_else(refused))
+    }
+
+    /// Makes a cluster and starts it.
+    ///
+    /// # Errors
+    /// See [`Administration::create_cluster`](crate::administration::Administration::create_cluster).
+    pub(super) fn create(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse> {
+        let cluster = self.enter(new)?;
+        let made = self.make(&cluster);
+        if made.is_err() {
+            *cluster.started.lock() = Started::Gone;
+            self.remove(&cluster);
+        }
+        Ok(MadeCluster { name: cluster.name.clone(), database: made? })
+    }
+
+    /// Adds a cluster that is not started yet. Its name is taken from then on.
+    fn enter(&self, new: NewCluster) -> Result<Arc<Cluster>, ErrorResponse> {
+        let NewCluster { name, origin, data_directory, lifetime, settings: mut further } = new;
+        if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
+            let message = format!("invalid name of a cluster: {name:?}");
+            let report = ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
+            return Err(report.with_hint(format!("Use 1 to {NAME_LENGTH} bytes without control characters.")));
+        }
+        let mut settings = self.settings.clone();
+        settings.further.append(&mut further);
+        settings.data_directory = data_directory.map(DataDirectory::Host);
+        settings.template = None;
+        let mut clusters = self.clusters.lock();
+        if clusters.is_closed {
+            return Err(ErrorResponse::error(sqlstate::CANNOT_CONNECT_NOW, "the program is shutting down"));
+        }
+        let name = name.unwrap_or_else(|| clusters.free_name());
+        if clusters.by_name.contains_key(&name) {
+            let message = format!("cluster \"{name}\" already exists");
+            return Err(ErrorResponse::error(sqlstate::DUPLICATE_OBJECT, message));
+        }
+        let (made, started) = (SystemTime::now(), Mutex::new(Started::No));
+        let cluster = Cluster { name: name.clone(), origin, lifetime, settings, made, on_failure: None, started };
+        let cluster = Arc::new(cluster);
+        clusters.by_name.insert(name, cluster.clone());
+        Ok(cluster)
+    }
+
+    /// Starts a cluster that was entered, and returns the name of its database.
+    fn make(&self, cluster: &Cluster) -> Result<String, ErrorResponse> {
+        // Locked, so that connections wait.
+        let mut started = cluster.started.lock();
+        let (files, database) = match &cluster.origin {
+            ClusterOrigin::Empty => (self.templates.cluster()?, DATABASE.to_owned()),
+            ClusterOrigin::Template(name) => self.template_files(name)?,
+            ClusterOrigin::Branch(name) => {
+                let origin = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
+                let postmaster = self.postmaster(&origin)?.ok_or_else(|| unknown(name, Severity::Error))?;
+                (postmaster.branch()?, DATABASE.to_owned())
+            }
+        };
+        let new = || Ok(files);
+        let postmaster = Postmaster::start(&self.templates, new, cluster.settings.clone(), self.log.clone(), None)?;
+        *started = Started::Yes(Arc::new(postmaster));
+        Ok(database)
+    }
+
+    /// The files of a template, shut down, and its database.
+    fn template_files(&self, name: &str) -> Result<(Arc<FrozenTree>, String), ErrorResponse> {
+        self.templates.copy(name).map_err(|error| match error {
+            TemplateError::Unknown(name) => {
+                let message = format!("template \"{name}\" does not exist");
+                ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, message).with_hint(super::PREPARE)
+            }
+            TemplateError::Broken(error) => error.into(),
+        })
+    }
+
+    /// Ends a cluster and its sessions.
+    ///
+    /// # Errors
+    /// See [`Administration::drop_cluster`](crate::administration::Administration::drop_cluster).
+    pub(super) fn drop(&self, name: &str) -> Result<(), ErrorResponse> {
+        let cluster = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
+        if cluster.lifetime == Lifetime::Program {
+            let message = format!("cluster \"{name}\" cannot be dropped: it exists as long as the program");
+            return Err(ErrorResponse::error(sqlstate::OBJECT_IN_USE, message));
+        }
+        if !self.remove(&cluster) {
+            // Another request was faster.
+            return Err(unknown(name, Severity::Error));
+        }
+        self.end(&cluster);
+        Ok(())
+    }
+
+    /// Takes a cluster off the list; returns whether it was on it.
+    fn remove(&self, cluster: &Arc<Cluster>) -> bool {
+        let mut clusters = self.clusters.lock();
+        let is_there = clusters.by_name.get(&cluster.name).is_some_and(|listed| Arc::ptr_eq(listed, cluster));
+        is_there && clusters.by_name.remove(&cluster.name).is_some()
+    }
+
+    /// Ends a cluster and its sessions. Waits while it starts.
+    fn end(&self, cluster: &Arc<Cluster>) {
+        self.remove(cluster);
+        let started = std::mem::replace(&mut *cluster.started.lock(), Started::Gone);
+        if let Started::Yes(postmaster) = started {
+            postmaster.end();
+        }
+    }
+
+    /// The clusters, by name.
+    pub(super) fn list(&self) -> Vec<ClusterSummary> {
+        let clusters: Vec<_> = self.clusters.lock().by_name.values().cloned().collect();
+        clusters.iter().map(|cluster| cluster.summary()).collect()
+    }
+
+    /// Those that run.
+    pub(super) fn running(&self) -> Vec<Arc<Postmaster>> {
+        let clusters: Vec<_> = self.clusters.lock().by_name.values().cloned().collect();
+        clusters.iter().filter_map(|cluster| cluster.running()).collect()
+    }
+
+    /// Shuts all clusters down, after their sessions have ended.
+    pub(super) fn shut_down(&self) {
+        let clusters = {
+            let mut clusters = self.clusters.lock();
+            clusters.is_closed = true;
+            std::mem::take(&mut clusters.by_name)
+        };
+        for cluster in clusters.into_values() {
+            let started = std::mem::replace(&mut *cluster.started.lock(), Started::Gone);
+            if let Started::Yes(postmaster) = started {
+                postmaster.shut_down();
+            }
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Cluster>> {
+        self.clusters.lock().by_name.get(name).cloned()
+    }
+
+    /// What runs `cluster`, which is started if necessary; `None` if it is gone.
+    fn postmaster(&self, cluster: &Cluster) -> anyhow::Result<Option<Arc<Postmaster>>> {
+        let mut started = cluster.started.lock();
+        match &*started {
+            Started::Yes(postmaster) => Ok(Some(postmaster.clone())),
+            Started::Gone => Ok(None),
+            Started::No => {
+                let new = || self.first_files(&cluster.settings);
+                let (settings, on_failure) = (cluster.settings.clone(), cluster.on_failure.clone());
+                let postmaster = Postmaster::start(&self.templates, new, settings, self.log.clone(), on_failure)?;
+                let postmaster = Arc::new(postmaster);
+                *started = Started::Yes(postmaster.clone());
+                Ok(Some(postmaster))
+            }
+        }
+    }
+
+    /// The files that the default cluster begins with: a copy of its template, or those of an empty cluster.
+    fn first_files(&self, settings: &SharedSettings) -> anyhow::Result<Arc<FrozenTree>> {
+        let Some(template) = &settings.template else { return self.templates.cluster() };
+        match self.templates.copy(template) {
+            Ok((files, _)) => Ok(files),
+            Err(TemplateError::Broken(error)) => Err(error),
+            Err(error) => Err(anyhow::anyhow!("{error}; run pglite-port templates for a list")),
+        }
+    }
+}
+
+impl Clusters {
+    /// A name that no cluster has.
+    fn free_name(&mut self) -> String {
+        loop {
+            self.next += 1;
+            let name = format!("cluster-{}", self.next);
+            if !self.by_name.contains_key(&name) {
+                return name;
+            }
+        }
+    }
+}
+
+impl Cluster {
+    /// What runs it. A cluster that is just being started counts as not running.
+    fn running(&self) -> Option<Arc<Postmaster>> {
+        match &*self.started.try_lock()? {
+            Started::Yes(postmaster) => Some(postmaster.clone()),
+            Started::No | Started::Gone => None,
+        }
+    }
+
+    fn summary(&self) -> ClusterSummary {
+        let data_directory = match &self.settings.data_directory {
+            Some(DataDirectory::Host(path)) => Some(path.clone()),
+            _ => None,
+        };
+        ClusterSummary {
+            name: self.name.clone(),
+            origin: self.origin.clone(),
+            data_directory,
+            lifetime: self.lifetime,
+            connections: self.running().map_or(0, |postmaster| postmaster.connections()),
+            made: self.made,
+        }
+    }
+}
+
+/// Whether `name` can be the name of a cluster.
+fn is_name(name: &str) -> bool {
+    (1..=NAME_LENGTH).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// The error when there is no cluster of that name.
+fn unknown(name: &str, severity: Severity) -> ErrorResponse {
+    let message = format!("cluster \"{name}\" does not exist");
+    let report = match severity {
+        Severity::Fatal => ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, message),
+        _ => ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, message),
+    };
+    report.with_hint("Create it: the request create_cluster, or in Elixir PgliteEx.branch/2.")
+}
