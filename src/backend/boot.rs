@@ -51,12 +51,12 @@ impl Backend {
     }
 
     /// Starts `PostgreSQL` as the postmaster of the cluster in the backend's files, with further arguments, and
-    /// returns its exit status. The work of a running postmaster is done in
-    /// [`Setup::before_fork`](crate::guest::Setup::before_fork).
+    /// returns its exit status. [`Setup::before_fork`](crate::guest::Setup::before_fork) stops it where it would begin
+    /// to fork.
     ///
     /// # Errors
     /// When the guest traps, and those of the hook.
-    pub(crate) fn run_postmaster(&mut self, settings: &[String]) -> anyhow::Result<i32> {
+    pub(super) fn run_postmaster(&mut self, settings: &[String]) -> anyhow::Result<i32> {
         // With PGlite's mode off, an exit of PostgreSQL ends the process.
         self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();

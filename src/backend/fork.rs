@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
-use wasmtime::{Caller, Ref, Val};
+use wasmtime::{AsContextMut, Caller, Ref, Val};
 
 use super::{Backend, Registers, client_session::SessionExit};
 use crate::{
     backend::program::Program,
     client::{Endpoints, NoClient},
     cluster::{Region, SharedMemory, find_main_segment},
-    fs::{Files, ProcessState, Tree},
+    fs::{Files, ProcessState, Silent, Tree},
     guest::{ClientStream, Guest, Library, Setup, call},
     image::Image,
     instrument::HAS_CHECKPOINTER,
@@ -50,11 +50,11 @@ pub(crate) struct Fork {
 }
 
 impl Fork {
-    /// Captures the postmaster, which is in its `InitProcess`, and moves its shared memory into a mapping.
+    /// Captures a postmaster that is in its `InitProcess`, and moves its shared memory into a mapping.
     ///
     /// # Errors
     /// When its shared memory is not found, or the system has no memory.
-    pub(crate) fn first(caller: &mut Caller<'_, Guest>) -> anyhow::Result<Self> {
+    pub(super) fn first(caller: &mut Caller<'_, Guest>) -> anyhow::Result<Self> {
         let memory = caller.data().memory()?;
         let main = find_main_segment(memory.data(&*caller))?;
         let mapped = caller.data().files.shared_mappings();
@@ -67,17 +67,16 @@ impl Fork {
     ///
     /// # Errors
     /// When the system has no memory.
-    pub(crate) fn again(&self, caller: &mut Caller<'_, Guest>) -> anyhow::Result<Self> {
-        Self::capture(caller, self.shared.clone())
+    pub(crate) fn again(&self, postmaster: &mut Backend) -> anyhow::Result<Self> {
+        Self::capture(&mut postmaster.store, self.shared.clone())
     }
 
-    fn capture(caller: &mut Caller<'_, Guest>, shared: Arc<SharedMemory>) -> anyhow::Result<Self> {
-        let registers = Registers::capture(caller)?;
-        let memory = caller.data().memory()?;
-        let files = &caller.data().files;
-        let (process, tree) = (files.state(), files.tree().clone());
-        let image = Image::in_memory(memory.data(&*caller), &shared.ranges())?;
-        let libraries = caller.data().libraries.loaded();
+    fn capture(store: &mut impl AsContextMut<Data = Guest>, shared: Arc<SharedMemory>) -> anyhow::Result<Self> {
+        let registers = Registers::capture(store)?;
+        let guest = store.as_context().data();
+        let memory = guest.memory()?;
+        let (process, tree, libraries) = (guest.files.state(), guest.files.tree().clone(), guest.libraries.loaded());
+        let image = Image::in_memory(memory.data(&*store), &shared.ranges())?;
         Ok(Self { image, registers, process, shared, tree, libraries })
     }
 
@@ -99,6 +98,11 @@ impl Fork {
         let memory = backend.exports()?.memory;
         self.shared.map_over(&mut backend.store, memory)?;
         Ok(backend)
+    }
+
+    /// The postmaster's open files. What they refer to exists as long as they do, also without a name.
+    pub(crate) fn files(&self) -> Files {
+        Files::resume(self.tree.clone(), &self.process, Box::new(Silent))
     }
 
     /// The cluster's files.

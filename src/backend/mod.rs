@@ -20,7 +20,7 @@ mod endpoints;
 pub(crate) mod footprint;
 mod fork;
 mod identity;
-pub(crate) mod postmaster;
+mod postmaster;
 pub(crate) mod program;
 mod registers;
 mod sql;
@@ -182,6 +182,13 @@ impl Backend {
     /// [`Crashed`]
     pub(crate) fn take_turn(&mut self) -> Result<(), Crashed> {
         self.store.data_mut().seat.as_mut().map_or(Ok(()), Seat::take_turn)
+    }
+
+    /// Ends its turn, if it has it.
+    pub(crate) fn end_turn(&mut self) {
+        if let Some(seat) = &mut self.store.data_mut().seat {
+            seat.end_turn();
+        }
     }
 
     /// It has trapped during its turn: its whole cluster ends.

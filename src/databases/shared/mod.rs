@@ -4,6 +4,7 @@
 //! * `attached`: the connections that have a session or wait for one
 //! * `keeper`: starting it, and again after a crash
 //! * `server`: the postmaster itself, from the cluster's start to its end
+//! * `process`: the postmaster as a process of its cluster
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
 //! * `tidy`: what is removed before it starts
@@ -14,6 +15,7 @@ mod attached;
 mod children;
 pub(crate) mod data_directory;
 mod keeper;
+mod process;
 mod server;
 mod settings;
 mod system_identifier;

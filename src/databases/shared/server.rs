@@ -1,27 +1,25 @@
 //! The postmaster of a cluster from its start to its end: starts and ends its children, and handles their requests and
 //! those of the host.
 //!
-//! Its guest is a backend that was stopped at the point where a postmaster is ready to fork, and stays there. This
-//! file does the work of `ServerLoop` and `PostmasterStateMachine` (`PostgreSQL`,
+//! It is booted up to the point at which it forks. This file does the work of `ServerLoop` and `PostmasterStateMachine` (`PostgreSQL`,
 //! `src/backend/postmaster/postmaster.c`), except for accepting connections.
 
 use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Mutex, RwLock};
-use wasmtime::Caller;
 
 use super::{
     SharedSettings,
     children::{Children, NOT_STARTED, Role},
+    process::Process,
     tidy,
 };
 use crate::{
-    backend::{Backend, Fork, postmaster, program::Program},
+    backend::{Backend, Fork, program::Program},
     client::Waker,
     cluster::{Crashed, Priority, Seats, Signal},
     fs::{Files, Silent, Tree},
-    guest::{Guest, Setup},
     log::{LineConsole, LogSink, Recent},
     postgres::{postmaster_signal, process},
 };
@@ -98,64 +96,58 @@ pub(super) fn run(
     without_auto_conf: bool,
     on_start: impl FnOnce(Arc<Running>) + Send + 'static,
 ) -> anyhow::Result<End> {
-    let (events, received) = unbounded();
     let seats = Arc::new(Seats::default());
-    let seat = seats.join_as(process::FIRST, Priority::Background);
     let recent = Recent::default();
-    let served = Arc::new(Mutex::new(None));
+    let fork = boot(launch, without_auto_conf, &seats, &recent)?;
+    let (events, received) = unbounded();
+    let seat = seats.join_as(process::FIRST, Priority::Background);
+    let ring = events.clone();
+    seat.signals().set_waker(Some(Waker::new(move || {
+        let _ = ring.send(Event::Signal);
+    })));
+    let files = fork.files();
+    let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events });
+    let program = launch.program.clone();
+    let children = Children::new(running.clone(), program.clone(), launch.log.clone(), recent.clone());
+    let console = LineConsole::new(launch.log.clone(), "postgres").remembering(&recent);
+    let process = Process::new(seat, program, console, files);
+    let state = State::Starting(Box::new(on_start));
+    let mut server = Server { process, running, children, state, lacks_launcher: false };
+    let end = match server.serve(&received) {
+        Err(error) if error.is::<Crashed>() => Ok(End::SessionCrashed),
+        end => end,
+    };
+    let is_in_order = matches!(end, Ok(End::ShutDown));
+    if !is_in_order {
+        server.process.crash(&server.running);
+    }
+    server.children.wait();
+    if is_in_order {
+        server.in_turn(Backend::exit_as_postmaster)?;
+    }
+    match end {
+        // The log has the reason.
+        Err(error) if error.is::<NotStarted>() => Err(Refused(recent.told()).into()),
+        end => end,
+    }
+}
+
+/// Boots the postmaster up to the point at which it forks.
+///
+/// # Errors
+/// As [`run`].
+fn boot(launch: &Launch, without_auto_conf: bool, seats: &Arc<Seats>, recent: &Recent) -> anyhow::Result<Fork> {
     let mut files = Files::new(launch.files.clone(), Box::new(Silent))?;
     files.begin_again();
     tidy::remove_leftovers(&mut files)?;
     let without_auto_conf = without_auto_conf || launch.settings.ignore_auto_conf;
     tidy::set_aside(&mut files, launch.settings.data_directory.is_none(), without_auto_conf)?;
     drop(files);
-    let server = {
-        let (program, log, recent) = (launch.program.clone(), launch.log.clone(), recent.clone());
-        let (outcome, signals) = (served.clone(), seat.signals().clone());
-        move |caller: &mut Caller<'_, Guest>| {
-            let ring = events.clone();
-            signals.set_waker(Some(Waker::new(move || {
-                let _ = ring.send(Event::Signal);
-            })));
-            postmaster::prepare(caller, process::FIRST)?;
-            let fork = Fork::first(caller).map_err(wasmtime::Error::from_anyhow)?;
-            let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events });
-            let children = Children::new(running.clone(), program, log, recent);
-            let state = State::Starting(Box::new(on_start));
-            let mut server = Server { caller, running, children, state, lacks_launcher: false };
-            let end = match server.serve(&received) {
-                Err(error) if error.is::<Crashed>() => Ok(End::SessionCrashed),
-                end => end,
-            };
-            let is_in_order = matches!(end, Ok(End::ShutDown));
-            if !is_in_order {
-                server.crash();
-            }
-            server.children.wait();
-            *outcome.lock() = Some(end);
-            // After a shutdown the guest exits; after a crash it is abandoned.
-            if is_in_order {
-                server.in_turn(|server| Ok(postmaster::exit(server.caller)?)).map_err(wasmtime::Error::from_anyhow)
-            } else {
-                Err(Crashed.into())
-            }
-        }
-    };
-    let console = LineConsole::new(launch.log.clone(), "postgres").remembering(&recent);
+    let console = LineConsole::new(launch.log.clone(), "postgres").remembering(recent);
     let files = Files::new(launch.files.clone(), Box::new(console))?;
-    let setup =
-        Setup { seat: Some(seat), before_fork: Some(Box::new(server)), ..Setup::backend(&launch.program, files) };
-    let mut backend = Backend::new(&launch.program, setup)?;
-    backend.take_turn()?;
-    let exited = backend.run_postmaster(&launch.settings.arguments());
-    let served = served.lock().take();
-    match (served, exited) {
-        (Some(Err(error)), _) if !error.is::<NotStarted>() => Err(error),
-        (Some(Ok(end)), _) => Ok(end),
-        (None, Err(error)) => Err(error),
-        // The log has the reason.
-        (Some(Err(_)) | None, _) => Err(Refused(recent.told()).into()),
-    }
+    let seat = seats.join_as(process::FIRST, Priority::Background);
+    let booted = Backend::boot_postmaster(&launch.program, files, seat, &launch.settings.arguments())?;
+    Ok(booted.ok_or_else(|| Refused(recent.told()))?)
 }
 
 /// The startup process has ended with an error.
@@ -178,8 +170,8 @@ enum State {
 }
 
 /// A postmaster at work.
-struct Server<'a, 'b> {
-    caller: &'a mut Caller<'b, Guest>,
+struct Server {
+    process: Process,
     running: Arc<Running>,
     children: Children,
     state: State,
@@ -187,10 +179,9 @@ struct Server<'a, 'b> {
     lacks_launcher: bool,
 }
 
-impl Server<'_, '_> {
+impl Server {
     /// Starts the children, and serves until the cluster ends.
     fn serve(&mut self, events: &Receiver<Event>) -> anyhow::Result<End> {
-        self.end_turn();
         for role in [Role::Checkpointer, Role::BackgroundWriter, Role::Startup] {
             self.children.start(role)?;
         }
@@ -212,15 +203,14 @@ impl Server<'_, '_> {
     }
 
     fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
-        let signals: Vec<_> = self.caller.data().signals.take().collect();
+        let signals: Vec<_> = self.process.signals.take().collect();
         if signals.contains(&Signal::HUP) {
-            self.in_turn(Self::reload)?;
+            self.reload()?;
             self.running.seats.send_to_others(process::FIRST, Signal::HUP);
             self.launch_autovacuum(false)?;
         }
         if signals.contains(&Signal::USR1) {
-            let asked = self.in_turn(|server| Ok(postmaster::take_signals(server.caller)?));
-            let asked = asked?;
+            let asked = self.in_turn(Backend::take_postmaster_signals)?;
             if asked[postmaster_signal::START_AUTOVACUUM_LAUNCHER] {
                 self.launch_autovacuum(true)?;
             }
@@ -236,10 +226,14 @@ impl Server<'_, '_> {
 
     /// Reads the configuration again; later processes begin with it.
     fn reload(&mut self) -> anyhow::Result<()> {
-        if !postmaster::reload(self.caller)? {
-            tracing::warn!("pg_hba.conf was not reloaded: the rules before stay in use");
-        }
-        match self.running.fork().again(self.caller) {
+        let fork = self.running.fork();
+        let again = self.in_turn(|postmaster| {
+            if !postmaster.reload_as_postmaster()? {
+                tracing::warn!("pg_hba.conf was not reloaded: the rules before stay in use");
+            }
+            Ok(fork.again(postmaster))
+        });
+        match again? {
             Ok(fork) => *self.running.fork.write() = Arc::new(fork),
             Err(error) => tracing::error!("new sessions have the configuration from before the reload: {error:#}"),
         }
@@ -292,7 +286,7 @@ impl Server<'_, '_> {
     fn launch_autovacuum(&mut self, anyway: bool) -> anyhow::Result<()> {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::AutovacuumLauncher);
         self.lacks_launcher = false;
-        if is_missing && (anyway || self.in_turn(|server| Ok(postmaster::wants_autovacuum(server.caller)?))?) {
+        if is_missing && (anyway || self.in_turn(Backend::wants_autovacuum)?) {
             self.lacks_launcher = !self.try_to_start(Role::AutovacuumLauncher);
         }
         Ok(())
@@ -335,30 +329,12 @@ impl Server<'_, '_> {
         }
     }
 
-    /// Ends all processes at once, without their own cleanup.
-    fn crash(&mut self) {
-        // Waits for the turn, because the process that has it may be writing files. After a crash of another process
-        // there are no more turns.
-        if let Some(seat) = &mut self.caller.data_mut().seat
-            && seat.take_turn().is_ok()
-        {
-            seat.crash();
-        }
-    }
-
-    /// Takes the turn, which `act` needs for the guest and for shared memory, and ends it afterwards.
-    fn in_turn<T>(&mut self, act: impl FnOnce(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
-        if let Some(seat) = &mut self.caller.data_mut().seat {
-            seat.take_turn()?;
-        }
-        let acted = act(self);
-        self.end_turn();
+    /// Calls `act` with the postmaster's backend, which has its turn, for the guest and for shared memory.
+    fn in_turn<T>(&mut self, act: impl FnOnce(&mut Backend) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let backend = self.process.backend(&self.running)?;
+        backend.take_turn()?;
+        let acted = act(backend);
+        backend.end_turn();
         acted
-    }
-
-    fn end_turn(&mut self) {
-        if let Some(seat) = &mut self.caller.data_mut().seat {
-            seat.end_turn();
-        }
     }
 }
