@@ -3,6 +3,7 @@
 //! * `isolated`: clusters of one connection each
 //! * `registry`: clusters by name, which take many
 //! * `shared`: such a cluster
+//! * `snapshots`: what clusters of templates start from
 //! * `administration`: figures, templates, clusters, reloading
 
 use std::{path::PathBuf, sync::Arc};
@@ -22,6 +23,7 @@ mod administration;
 mod isolated;
 mod registry;
 mod shared;
+mod snapshots;
 
 pub use isolated::Start;
 pub(crate) use shared::data_directory;

@@ -9,6 +9,8 @@
 pub(crate) mod process {
     /// The process id of `postgres` under Emscripten (`getpid` in `system/lib/libc/emscripten_syscall_stubs.c`).
     pub(crate) const FIRST: i32 = 42;
+    /// The process id of a checkpointer here. Processes have a fixed one to ask, also before it runs.
+    pub(crate) const CHECKPOINTER: i32 = 43;
     /// The status with which the guest leaves `main` and stays alive (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
     pub(crate) const EXIT_ALIVE: i32 = 99;
     /// The status when an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).

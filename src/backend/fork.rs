@@ -40,11 +40,16 @@ pub(crate) struct Login<'a> {
 
 /// The state with which every new process of one cluster starts.
 pub(crate) struct Fork {
+    pub(super) parent: Arc<Parent>,
+    pub(super) shared: Arc<SharedMemory>,
+    pub(super) tree: Arc<Mutex<Tree>>,
+}
+
+/// The private state of a postmaster.
+pub(super) struct Parent {
     image: Image,
     registers: Registers,
-    process: ProcessState,
-    shared: Arc<SharedMemory>,
-    tree: Arc<Mutex<Tree>>,
+    pub(super) process: ProcessState,
     /// The libraries of `shared_preload_libraries`.
     libraries: Vec<Arc<Library>>,
 }
@@ -77,7 +82,8 @@ impl Fork {
         let memory = guest.memory()?;
         let (process, tree, libraries) = (guest.files.state(), guest.files.tree().clone(), guest.libraries.loaded());
         let image = Image::in_memory(memory.data(&*store), &shared.ranges())?;
-        Ok(Self { image, registers, process, shared, tree, libraries })
+        let parent = Arc::new(Parent { image, registers, process, libraries });
+        Ok(Self { parent, shared, tree })
     }
 
     /// A new process, which has not run yet; `setup` makes its other parts from its files.
@@ -93,8 +99,9 @@ impl Fork {
         console: LineConsole,
         setup: impl FnOnce(Files) -> Setup,
     ) -> anyhow::Result<Backend> {
-        let files = Files::resume(self.tree.clone(), &self.process, Box::new(console));
-        let mut backend = Backend::resume(program, setup(files), &self.image, &self.registers, &self.libraries)?;
+        let Parent { image, registers, process, libraries } = &*self.parent;
+        let files = Files::resume(self.tree.clone(), process, Box::new(console));
+        let mut backend = Backend::resume(program, setup(files), image, registers, libraries)?;
         let memory = backend.exports()?.memory;
         self.shared.map_over(&mut backend.store, memory)?;
         Ok(backend)
@@ -102,7 +109,7 @@ impl Fork {
 
     /// The postmaster's open files. What they refer to exists as long as they do, also without a name.
     pub(crate) fn files(&self) -> Files {
-        Files::resume(self.tree.clone(), &self.process, Box::new(Silent))
+        Files::resume(self.tree.clone(), &self.parent.process, Box::new(Silent))
     }
 
     /// The cluster's files.

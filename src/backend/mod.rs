@@ -8,6 +8,7 @@
 //! * `client_session`: one client's session in a backend of its own
 //! * `postmaster`: the parent of the processes of a running cluster
 //! * `fork`: those processes
+//! * `cluster_snapshot`: a cluster captured before it has any, and its copies
 //! * `identity`: what no two backends may share
 //! * `endpoints`: where a backend's client is
 //! * `registers`: its state outside memory and files
@@ -15,6 +16,7 @@
 mod admission;
 mod boot;
 mod client_session;
+mod cluster_snapshot;
 mod copies;
 mod endpoints;
 pub(crate) mod footprint;
@@ -48,6 +50,7 @@ use crate::{
 pub(crate) use admission::Admission;
 pub(crate) use boot::{DATA_DIRECTORY, EXECUTABLE, FIXED_PARAMETERS, IN_MEMORY};
 pub(crate) use client_session::{BOOTSTRAP_USER, Session, SessionExit};
+pub(crate) use cluster_snapshot::ClusterSnapshot;
 pub(crate) use fork::{Fork, Login};
 pub(crate) use identity::timestamp;
 pub(crate) use registers::Registers;

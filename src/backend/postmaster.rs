@@ -19,7 +19,7 @@ use crate::{
         call::{self, export as call, setting_value},
         memory,
     },
-    postgres::{destination, postmaster_signal, process, setting},
+    postgres::{checkpoint, destination, postmaster_signal, process, setting},
 };
 
 /// The guest was stopped where a postmaster would begin to fork.
@@ -81,6 +81,17 @@ impl Backend {
             self.write_u32(flag, 0)?;
         }
         Ok(asked)
+    }
+
+    /// Makes processes ask the checkpointer that will have the process id [`process::CHECKPOINTER`]. Without one,
+    /// requests would wait for a checkpointer that starts by itself (`RequestCheckpoint` in
+    /// `src/backend/postmaster/checkpointer.c`), or fail (`ForwardSyncRequest`).
+    ///
+    /// # Errors
+    /// When there is no shared memory.
+    pub(crate) fn announce_checkpointer(&mut self) -> anyhow::Result<()> {
+        let shared = self.read_u32(self.facts().checkpointer.shared)?;
+        self.write_u32(shared.wrapping_add(checkpoint::PROCESS_ID), process::CHECKPOINTER.cast_unsigned())
     }
 
     /// Exits through `proc_exit`, and returns the exit status.

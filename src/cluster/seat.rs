@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use parking_lot::Mutex;
 
 use super::{Baton, Priority, Signal, Signals};
+use crate::{client::Waker, postgres::process};
 
 /// Another session of the cluster has crashed, and shared memory cannot be used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +18,8 @@ pub(crate) struct Seats {
     baton: Baton,
     taken: Mutex<Taken>,
     wal: Mutex<WalSegments>,
+    /// Called for a signal to the checkpointer while that does not run.
+    checkpointer_wanted: Mutex<Option<Waker>>,
 }
 
 /// Counts the WAL segments since the last checkpoint.
@@ -38,7 +41,7 @@ struct Occupant {
 }
 
 /// The first process id of a session. The postmaster of a cluster has
-/// [`process::FIRST`](crate::postgres::process::FIRST).
+/// [`process::FIRST`].
 const FIRST_PROCESS_ID: i32 = 1000;
 
 impl Seats {
@@ -74,7 +77,18 @@ impl Seats {
         if let (Some(target), Some(signal)) = (&target, signal) {
             target.send(signal);
         }
-        target.is_some()
+        target.is_some() || (process_id == process::CHECKPOINTER && self.want_checkpointer())
+    }
+
+    /// From now on `waker` is called when a process sends a signal to the checkpointer and that does not run. It is
+    /// expected to start it. What the signal was for stands in shared memory.
+    pub(crate) fn call_for_checkpointer(&self, waker: Waker) {
+        *self.checkpointer_wanted.lock() = Some(waker);
+    }
+
+    fn want_checkpointer(&self) -> bool {
+        let wanted = self.checkpointer_wanted.lock().clone();
+        wanted.inspect(Waker::wake).is_some()
     }
 
     /// Whether a session has crashed, so that all end.

@@ -25,7 +25,16 @@ const ALIGNMENT: usize = 1 << 16;
 
 /// The shared memory that further processes of a cluster map when they start, by its address in linear memory.
 pub(crate) struct SharedMemory {
-    regions: Vec<Region>,
+    main: Region,
+    others: Vec<Region>,
+}
+
+/// The contents of a main segment.
+pub(crate) struct MainSegment {
+    address: u32,
+    length: usize,
+    /// The parts that are not zero, by offset.
+    parts: Vec<(u64, Vec<u8>)>,
 }
 
 /// A part of a linear memory that several processes share.
@@ -63,7 +72,7 @@ impl SharedMemory {
         }
         let main = Region { address: range.start, length: content.len(), file: Arc::new(file), offset: 0 };
         main.map_over(store, memory)?;
-        Ok(Self { regions: mapped.into_iter().chain([main]).collect() })
+        Ok(Self { main, others: mapped.into_iter().collect() })
     }
 
     /// Maps the regions over the same addresses of another memory of the same cluster.
@@ -71,13 +80,55 @@ impl SharedMemory {
     /// # Errors
     /// As [`Region::map_over`].
     pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
-        self.regions.iter().try_for_each(|region| region.map_over(store, memory))
+        self.regions().try_for_each(|region| region.map_over(store, memory))
     }
 
     /// The addresses of the regions.
     pub(crate) fn ranges(&self) -> Vec<Range<u32>> {
         let end = |region: &Region| region.address + u32::try_from(region.length).unwrap_or(u32::MAX);
-        self.regions.iter().map(|region| region.address..end(region)).collect()
+        self.regions().map(|region| region.address..end(region)).collect()
+    }
+
+    fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.others.iter().chain([&self.main])
+    }
+
+    /// The contents of the main segment, which no process writes meanwhile.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn main_segment(&self) -> anyhow::Result<MainSegment> {
+        let Region { address, length, file, .. } = &self.main;
+        let mut parts: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut page = vec![0; page_size()];
+        for at in (0..*length as u64).step_by(page_size()) {
+            file.read_exact_at(&mut page, at).context("shared memory cannot be read")?;
+            if is_zero(&page) {
+                continue;
+            }
+            match parts.last_mut() {
+                Some((start, part)) if *start + part.len() as u64 == at => part.extend(&page),
+                _ => parts.push((at, page.clone())),
+            }
+        }
+        Ok(MainSegment { address: *address, length: *length, parts })
+    }
+
+    /// Shared memory of another cluster that begins with these contents. `others` are the regions beside the main
+    /// segment.
+    ///
+    /// # Errors
+    /// When the system has no memory.
+    pub(crate) fn with_main(main: &MainSegment, others: impl IntoIterator<Item = Region>) -> anyhow::Result<Self> {
+        let make = || {
+            let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC)?);
+            file.set_len(main.length as u64)?;
+            main.parts.iter().try_for_each(|(at, part)| file.write_all_at(part, *at))?;
+            Ok::<_, std::io::Error>(file)
+        };
+        let file = Arc::new(make().context("shared memory cannot be allocated")?);
+        let main = Region { address: main.address, length: main.length, file, offset: 0 };
+        Ok(Self { main, others: others.into_iter().collect() })
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 
 use super::shared::{DataDirectory, OnFailure, Postmaster, SharedSettings};
+use super::snapshots::Snapshots;
 use crate::{
     administration::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster},
     client::Client,
@@ -25,6 +26,7 @@ const DATABASE: &str = "postgres";
 /// All clusters that take several sessions.
 pub(super) struct Registry {
     templates: Arc<Templates>,
+    snapshots: Snapshots,
     /// The settings of the default cluster, which others begin with.
     settings: SharedSettings,
     log: LogSink,
@@ -46,6 +48,8 @@ struct Cluster {
     origin: ClusterOrigin,
     lifetime: Lifetime,
     settings: SharedSettings,
+    /// Whether it has other settings than the default cluster, besides where it is kept.
+    has_own_settings: bool,
     made: SystemTime,
     /// Called when it has crashed and cannot be started again.
     on_failure: Option<OnFailure>,
@@ -75,13 +79,16 @@ impl Registry {
             origin: settings.template.clone().map_or(ClusterOrigin::Empty, ClusterOrigin::Template),
             lifetime: Lifetime::Program,
             settings: settings.clone(),
+            has_own_settings: false,
             made: SystemTime::now(),
             on_failure,
             started: Mutex::new(Started::No),
         };
         let clusters =
             Clusters { by_name: BTreeMap::from([(default.name.clone(), Arc::new(default))]), ..Clusters::default() };
-        Self { templates, settings, log, clusters: Mutex::new(clusters) }
+        let in_memory = SharedSettings { data_directory: None, template: None, ..settings.clone() };
+        let snapshots = Snapshots::new(templates.clone(), in_memory, log.clone());
+        Self { templates, snapshots, settings, log, clusters: Mutex::new(clusters) }
     }
 
     /// Starts the default cluster.
@@ -132,6 +139,7 @@ impl Registry {
             let report = ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
             return Err(report.with_hint(format!("Use 1 to {NAME_LENGTH} bytes without control characters.")));
         }
+        let has_own_settings = !further.is_empty();
         let mut settings = self.settings.clone();
         settings.further.append(&mut further);
         settings.data_directory = data_directory.map(DataDirectory::Host);
@@ -146,8 +154,16 @@ impl Registry {
             return Err(ErrorResponse::error(sqlstate::DUPLICATE_OBJECT, message));
         }
         let (made, started) = (SystemTime::now(), Mutex::new(Started::No));
-        let cluster = Cluster { name: name.clone(), origin, lifetime, settings, made, on_failure: None, started };
-        let cluster = Arc::new(cluster);
+        let cluster = Arc::new(Cluster {
+            name: name.clone(),
+            origin,
+            lifetime,
+            settings,
+            has_own_settings,
+            made,
+            on_failure: None,
+            started,
+        });
         clusters.by_name.insert(name, cluster.clone());
         Ok(cluster)
     }
@@ -156,9 +172,19 @@ impl Registry {
     fn make(&self, cluster: &Cluster) -> Result<String, ErrorResponse> {
         // Locked, so that connections wait.
         let mut started = cluster.started.lock();
+        if let ClusterOrigin::Template(name) = &cluster.origin
+            && !cluster.has_own_settings
+            && cluster.settings.data_directory.is_none()
+        {
+            let (snapshot, database) = self.snapshots.of_template(name).map_err(no_template)?;
+            let (settings, log) = (cluster.settings.clone(), self.log.clone());
+            let postmaster = Postmaster::from_snapshot(&self.templates, &snapshot, settings, log)?;
+            *started = Started::Yes(Arc::new(postmaster));
+            return Ok(database);
+        }
         let (files, database) = match &cluster.origin {
             ClusterOrigin::Empty => (self.templates.cluster()?, DATABASE.to_owned()),
-            ClusterOrigin::Template(name) => self.template_files(name)?,
+            ClusterOrigin::Template(name) => self.templates.copy(name).map_err(no_template)?,
             ClusterOrigin::Branch(name) => {
                 let origin = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
                 let postmaster = self.postmaster(&origin)?.ok_or_else(|| unknown(name, Severity::Error))?;
@@ -169,17 +195,6 @@ impl Registry {
         let postmaster = Postmaster::start(&self.templates, new, cluster.settings.clone(), self.log.clone(), None)?;
         *started = Started::Yes(Arc::new(postmaster));
         Ok(database)
-    }
-
-    /// The files of a template, shut down, and its database.
-    fn template_files(&self, name: &str) -> Result<(Arc<FrozenTree>, String), ErrorResponse> {
-        self.templates.copy(name).map_err(|error| match error {
-            TemplateError::Unknown(name) => {
-                let message = format!("template \"{name}\" does not exist");
-                ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, message).with_hint(super::PREPARE)
-            }
-            TemplateError::Broken(error) => error.into(),
-        })
     }
 
     /// Ends a cluster and its sessions.
@@ -316,6 +331,17 @@ impl Cluster {
 /// Whether `name` can be the name of a cluster.
 fn is_name(name: &str) -> bool {
     (1..=NAME_LENGTH).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// The error when a template cannot be used.
+fn no_template(error: TemplateError) -> ErrorResponse {
+    match error {
+        TemplateError::Unknown(name) => {
+            let message = format!("template \"{name}\" does not exist");
+            ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, message).with_hint(super::PREPARE)
+        }
+        TemplateError::Broken(error) => error.into(),
+    }
 }
 
 /// The error when there is no cluster of that name.

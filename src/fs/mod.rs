@@ -49,6 +49,7 @@ pub use mount::ToSync;
 pub use node::{Access, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, Stat, Timestamp};
 pub use path::Follow;
 pub(crate) use path::joined;
+pub use shared::SharedObjects;
 pub use storage::{Storage, StoredEntry, StoredEntryKind, StoredFile};
 pub use store::StoreError;
 pub use tree::Tree;

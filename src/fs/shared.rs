@@ -12,7 +12,10 @@ use rustix::{
     param::page_size,
 };
 
-use super::content::Content;
+use super::{content::Content, node::Ino};
+
+/// The objects of a tree, by inode number.
+pub struct SharedObjects(pub(super) Vec<(Ino, SharedObject)>);
 
 /// The content of a file that several processes have mapped.
 #[derive(Clone, Debug)]
@@ -33,6 +36,18 @@ impl SharedObject {
         let object = Self { file: Arc::new(file), len: content.len() };
         content.write_to(&*object.to_map(content.len())?, 0)?;
         Ok(object)
+    }
+
+    /// An object of its own with the same bytes.
+    ///
+    /// # Errors
+    /// The system's, when it has no memory.
+    pub(super) fn copy(&self) -> io::Result<Self> {
+        let mut bytes = vec![0; usize::try_from(self.len).map_err(|_| io::ErrorKind::OutOfMemory)?];
+        self.read_at(0, &mut bytes)?;
+        let mut content = Content::default();
+        content.write_at(0, &bytes);
+        Self::new(&content)
     }
 
     /// Its length in bytes.

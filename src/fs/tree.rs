@@ -9,6 +9,7 @@ use super::{
     frozen::{FrozenTree, InoMap, ROOT},
     mount::Mount,
     node::{Access, Ino, Kind, Node, Timestamp},
+    shared::SharedObjects,
 };
 
 /// The largest length a file can have, in bytes.
@@ -105,6 +106,30 @@ impl Tree {
         self.private_bytes = self.overlay.values().map(held_by).sum();
         self.base = Arc::new(FrozenTree { nodes, next: self.next });
         Arc::clone(&self.base)
+    }
+
+    /// Copies of the memory objects that processes have mapped, which [`Tree::freeze`] leaves out.
+    ///
+    /// # Errors
+    /// `ENOMEM` and others of the system.
+    pub fn copy_shared_objects(&self) -> Result<SharedObjects, Errno> {
+        let objects = self.overlay.iter().filter_map(|(ino, slot)| match slot {
+            Slot::Changed(Node { kind: Kind::Shared(object), .. }) => Some((*ino, object)),
+            _ => None,
+        });
+        let copies = objects.map(|(ino, object)| Ok((ino, object.copy()?)));
+        Ok(SharedObjects(copies.collect::<Result<_, Errno>>()?))
+    }
+
+    /// Gives a tree that was frozen its memory objects back: copies of `objects`.
+    ///
+    /// # Errors
+    /// `ENOENT` if one of them is not in the tree; `ENOMEM` and others of the system.
+    pub fn restore_shared_objects(&mut self, objects: &SharedObjects) -> Result<(), Errno> {
+        objects.0.iter().try_for_each(|(ino, object)| {
+            let object = object.copy()?;
+            self.change(*ino, |node| node.kind = Kind::Shared(object))
+        })
     }
 
     /// A tree of its own with the same nodes, which nothing has open, and without a storage.

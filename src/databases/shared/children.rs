@@ -17,7 +17,7 @@ use crate::{
     engine::THREAD_STACK,
     guest::Setup,
     log::{LineConsole, LogSink, Recent},
-    postgres::child,
+    postgres::{child, process},
     session::panic_text,
 };
 
@@ -87,7 +87,11 @@ impl Children {
     /// # Errors
     /// When the system has no more threads.
     pub(super) fn start(&mut self, role: Role) -> anyhow::Result<()> {
-        let seat = self.running.seats.join(Priority::Background);
+        let seats = &self.running.seats;
+        let seat = match role {
+            Role::Checkpointer => seats.join_as(process::CHECKPOINTER, Priority::Background),
+            _ => seats.join(Priority::Background),
+        };
         let process_id = seat.process_id();
         let (running, program) = (self.running.clone(), self.program.clone());
         let console = LineConsole::new(self.log.clone(), "postgres").remembering(&self.recent);

@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::server::{self, End, Event, Launch, Refused, Running};
 use crate::{
+    backend::Fork,
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Control, cancel::Interrupt},
 };
@@ -152,8 +153,13 @@ impl Keeper {
         self.set(shared, State::Running(running, Instant::now()));
     }
 
-    /// Starts the cluster, and starts it again after every crash.
-    pub(super) fn keep_running(self: &Arc<Self>, launch: &Launch, on_failure: Option<&OnFailure>) {
+    /// Starts the cluster, from `captured` if that is given, and starts it again after every crash.
+    pub(super) fn keep_running(
+        self: &Arc<Self>,
+        launch: &Launch,
+        mut captured: Option<Fork>,
+        on_failure: Option<&OnFailure>,
+    ) {
         let mut has_run = false;
         // A durable cluster may be refused because of its disk, which will have room again; and its settings are not
         // the program's to remove.
@@ -161,7 +167,10 @@ impl Keeper {
         let (mut refusals, mut shortages) = (0, 0);
         loop {
             let keeper = self.clone();
-            let run = || server::run(launch, refusals > 0 && !is_durable, move |running| keeper.has_started(running));
+            let captured = captured.take();
+            let run = || {
+                server::run(launch, captured, refusals > 0 && !is_durable, move |running| keeper.has_started(running))
+            };
             let ended = catch_unwind(AssertUnwindSafe(run));
             let ended = ended.unwrap_or_else(|_| Err(anyhow!("the postmaster panicked; the log says where")));
             let shared = self.shared.lock();

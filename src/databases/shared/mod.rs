@@ -2,6 +2,7 @@
 //!
 //! * `mod`: the sessions of the cluster
 //! * `attached`: the connections that have a session or wait for one
+//! * `capture`: a cluster from which others start without a boot
 //! * `keeper`: starting it, and again after a crash
 //! * `server`: the postmaster itself, from the cluster's start to its end
 //! * `process`: the postmaster as a process of its cluster
@@ -12,6 +13,7 @@
 //! * `system_identifier`: what tells one cluster from all others
 
 mod attached;
+mod capture;
 mod children;
 pub(crate) mod data_directory;
 mod keeper;
@@ -33,7 +35,7 @@ use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
 use crate::{
-    backend::{DATA_DIRECTORY, Login, SessionExit},
+    backend::{ClusterSnapshot, DATA_DIRECTORY, Fork, Login, SessionExit},
     client::Client,
     cluster::{Crashed, Priority, Seat, Signal},
     engine::{THREAD_STACK, spinner},
@@ -49,6 +51,7 @@ use crate::{
 };
 
 use attached::Attached;
+pub(crate) use capture::capture;
 use children::run_in_turn;
 pub use data_directory::DataDirectory;
 use keeper::Keeper;
@@ -92,15 +95,41 @@ impl Postmaster {
             }
         };
         let files = Arc::new(Mutex::new(tree));
-        let launch = Launch { program: templates.program().clone(), files, settings, log: log.clone() };
-        let keeper = Arc::new(Keeper::default());
+        let launch = Launch { program: templates.program().clone(), files, settings, log };
+        let started = Self::launch(templates, launch, None, on_failure)?;
+        progress.finish_and_clear();
+        Ok(started)
+    }
+
+    /// A cluster in memory that goes on from `snapshot`. It has none of PostgreSQL's own processes yet: the checkpointer
+    /// is started when it is asked for, autovacuum after some seconds. With data in memory, no other is needed.
+    ///
+    /// # Errors
+    /// When the system has no memory or threads.
+    pub(crate) fn from_snapshot(
+        templates: &Arc<Templates>,
+        snapshot: &ClusterSnapshot,
+        settings: SharedSettings,
+        log: LogSink,
+    ) -> anyhow::Result<Self> {
+        let fork = snapshot.start()?;
+        let launch = Launch { program: templates.program().clone(), files: fork.tree().clone(), settings, log };
+        Self::launch(templates, launch, Some(fork), None)
+    }
+
+    fn launch(
+        templates: &Arc<Templates>,
+        launch: Launch,
+        captured: Option<Fork>,
+        on_failure: Option<OnFailure>,
+    ) -> anyhow::Result<Self> {
+        let (keeper, log) = (Arc::new(Keeper::default()), launch.log.clone());
         let work = {
             let keeper = keeper.clone();
-            move || keeper.keep_running(&launch, on_failure.as_ref())
+            move || keeper.keep_running(&launch, captured, on_failure.as_ref())
         };
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
         keeper.running()?;
-        progress.finish_and_clear();
         let attached = Attached::default();
         Ok(Self { templates: templates.clone(), log, keeper, attached, thread: Mutex::new(Some(thread)) })
     }

@@ -45,6 +45,8 @@ pub(super) enum Event {
     Signal,
     /// A child has ended, with that exit status.
     Ended { process_id: i32, ended: anyhow::Result<i32> },
+    /// A process has sent a signal to the checkpointer, which does not run.
+    CheckpointerWanted,
     /// A client's session has crashed.
     Crashed,
     /// The cluster is to be shut down; its sessions have ended.
@@ -85,35 +87,24 @@ impl Running {
     }
 }
 
-/// Runs a cluster on this thread until it ends. `on_start` is called with it when it has recovered and accepts
-/// sessions. `without_auto_conf`: the settings of `ALTER SYSTEM` are not used, because the cluster did not start with
-/// them.
+/// Runs a cluster on this thread until it ends: boots it, or goes on from `captured`. `on_start` is called with it
+/// when it has recovered and accepts sessions. `without_auto_conf`: the settings of `ALTER SYSTEM` are not used, because
+/// the cluster did not start with them.
 ///
 /// # Errors
 /// [`Refused`] when `PostgreSQL` does not start; others when the system lacks memory, files or threads.
 pub(super) fn run(
     launch: &Launch,
+    captured: Option<Fork>,
     without_auto_conf: bool,
     on_start: impl FnOnce(Arc<Running>) + Send + 'static,
 ) -> anyhow::Result<End> {
     let seats = Arc::new(Seats::default());
     let recent = Recent::default();
-    let fork = boot(launch, without_auto_conf, &seats, &recent)?;
-    let (events, received) = unbounded();
-    let seat = seats.join_as(process::FIRST, Priority::Background);
-    let ring = events.clone();
-    seat.signals().set_waker(Some(Waker::new(move || {
-        let _ = ring.send(Event::Signal);
-    })));
-    let files = fork.files();
-    let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events });
-    let program = launch.program.clone();
-    let children = Children::new(running.clone(), program.clone(), launch.log.clone(), recent.clone());
-    let console = LineConsole::new(launch.log.clone(), "postgres").remembering(&recent);
-    let process = Process::new(seat, program, console, files);
-    let state = State::Starting(Box::new(on_start));
-    let mut server = Server { process, running, children, state, lacks_launcher: false };
-    let end = match server.serve(&received) {
+    let state = if captured.is_some() { State::Running } else { State::Starting };
+    let fork = captured.map_or_else(|| boot(launch, without_auto_conf, &seats, &recent), Ok)?;
+    let mut server = Server::new(launch, fork, seats, &recent, state);
+    let end = match server.serve(Box::new(on_start)) {
         Err(error) if error.is::<Crashed>() => Ok(End::SessionCrashed),
         end => end,
     };
@@ -136,7 +127,12 @@ pub(super) fn run(
 ///
 /// # Errors
 /// As [`run`].
-fn boot(launch: &Launch, without_auto_conf: bool, seats: &Arc<Seats>, recent: &Recent) -> anyhow::Result<Fork> {
+pub(super) fn boot(
+    launch: &Launch,
+    without_auto_conf: bool,
+    seats: &Arc<Seats>,
+    recent: &Recent,
+) -> anyhow::Result<Fork> {
     let mut files = Files::new(launch.files.clone(), Box::new(Silent))?;
     files.begin_again();
     tidy::remove_leftovers(&mut files)?;
@@ -155,13 +151,16 @@ fn boot(launch: &Launch, without_auto_conf: bool, seats: &Arc<Seats>, recent: &R
 #[error("PostgreSQL did not start")]
 struct NotStarted;
 
+/// How long a cluster that was captured does without the autovacuum launcher, and the pause after a failed start of it.
+const LAUNCHER_PAUSE: Duration = Duration::from_secs(10);
+
 /// Called with the cluster when it accepts sessions.
 type OnStart = Box<dyn FnOnce(Arc<Running>) + Send>;
 
 /// The state of a cluster.
-enum State {
-    /// It recovers. The function is called afterwards.
-    Starting(OnStart),
+pub(super) enum State {
+    /// It recovers.
+    Starting,
     Running,
     /// Its processes are ending, the checkpointer last.
     Stopping,
@@ -170,29 +169,63 @@ enum State {
 }
 
 /// A postmaster at work.
-struct Server {
-    process: Process,
-    running: Arc<Running>,
-    children: Children,
+pub(super) struct Server {
+    pub(super) process: Process,
+    pub(super) running: Arc<Running>,
+    pub(super) children: Children,
+    pub(super) events: Receiver<Event>,
     state: State,
+    /// Whether its files are gone with it.
+    is_in_memory: bool,
     /// Whether the autovacuum launcher is wanted and could not be started.
     lacks_launcher: bool,
 }
 
 impl Server {
+    /// The postmaster of the cluster that `fork` is of, without children.
+    pub(super) fn new(launch: &Launch, fork: Fork, seats: Arc<Seats>, recent: &Recent, state: State) -> Self {
+        let (sender, events) = unbounded();
+        let ring = |event: fn() -> Event| {
+            let sender = sender.clone();
+            // A postmaster that has ended needs no events.
+            Waker::new(move || drop(sender.send(event())))
+        };
+        let seat = seats.join_as(process::FIRST, Priority::Background);
+        seat.signals().set_waker(Some(ring(|| Event::Signal)));
+        seats.call_for_checkpointer(ring(|| Event::CheckpointerWanted));
+        let files = fork.files();
+        let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events: sender });
+        let program = launch.program.clone();
+        let children = Children::new(running.clone(), program.clone(), launch.log.clone(), recent.clone());
+        let console = LineConsole::new(launch.log.clone(), "postgres").remembering(recent);
+        let process = Process::new(seat, program, console, files);
+        let is_in_memory = launch.settings.data_directory.is_none();
+        let wants_launcher = matches!(state, State::Running);
+        Self { process, running, children, events, state, is_in_memory, lacks_launcher: wants_launcher }
+    }
+
     /// Starts the children, and serves until the cluster ends.
-    fn serve(&mut self, events: &Receiver<Event>) -> anyhow::Result<End> {
-        for role in [Role::Checkpointer, Role::BackgroundWriter, Role::Startup] {
-            self.children.start(role)?;
+    fn serve(&mut self, on_start: OnStart) -> anyhow::Result<End> {
+        let mut on_start = Some(on_start);
+        if matches!(self.state, State::Starting) {
+            for role in [Role::Checkpointer, Role::BackgroundWriter, Role::Startup] {
+                self.children.start(role)?;
+            }
         }
         loop {
-            let Ok(event) = events.recv_timeout(self.patience()) else {
+            if matches!(self.state, State::Running)
+                && let Some(on_start) = on_start.take()
+            {
+                on_start(self.running.clone());
+            }
+            let Ok(event) = self.events.recv_timeout(self.patience()) else {
                 self.launch_autovacuum(false)?;
                 continue;
             };
             let end = match event {
                 Event::Signal => self.handle_signals()?,
                 Event::Ended { process_id, ended } => self.reap(process_id, ended)?,
+                Event::CheckpointerWanted => self.start_checkpointer()?,
                 Event::Crashed => Some(End::SessionCrashed),
                 Event::ShutDown => self.shut_down(),
             };
@@ -200,6 +233,13 @@ impl Server {
                 return Ok(end);
             }
         }
+    }
+
+    fn start_checkpointer(&mut self) -> anyhow::Result<Option<End>> {
+        if matches!(self.state, State::Running) && !self.children.has(Role::Checkpointer) {
+            self.children.start(Role::Checkpointer)?;
+        }
+        Ok(None)
     }
 
     fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
@@ -259,10 +299,8 @@ impl Server {
             return Ok(Some(End::Crashed));
         }
         match (&self.state, role) {
-            (State::Starting(_), Role::Startup) => {
-                if let State::Starting(on_start) = std::mem::replace(&mut self.state, State::Running) {
-                    on_start(self.running.clone());
-                }
+            (State::Starting, Role::Startup) => {
+                self.state = State::Running;
                 self.children.start(Role::WalWriter)?;
                 self.launch_autovacuum(false)?;
             }
@@ -271,7 +309,7 @@ impl Server {
                 tracing::error!("the checkpointer has exited while the cluster was running");
                 return Ok(Some(End::Crashed));
             }
-            (State::Starting(_) | State::Running, Role::BackgroundWriter) | (State::Running, Role::WalWriter) => {
+            (State::Starting | State::Running, Role::BackgroundWriter) | (State::Running, Role::WalWriter) => {
                 self.children.start(role)?;
             }
             (State::Running, Role::AutovacuumLauncher) => self.launch_autovacuum(false)?,
@@ -301,15 +339,15 @@ impl Server {
         started.is_ok()
     }
 
-    /// How long to wait for an event: without limit, or, if the autovacuum launcher could not be started, until the
-    /// next attempt.
+    /// How long to wait for an event: without limit, or, if the autovacuum launcher was not or could not be started,
+    /// until the next attempt.
     fn patience(&self) -> Duration {
-        if self.lacks_launcher { Duration::from_secs(10) } else { Duration::MAX }
+        if self.lacks_launcher { LAUNCHER_PAUSE } else { Duration::MAX }
     }
 
     fn shut_down(&mut self) -> Option<End> {
-        if matches!(self.state, State::Starting(_)) {
-            // No shutdown checkpoint is needed: the next start recovers again.
+        if self.is_in_memory || matches!(self.state, State::Starting) {
+            // No shutdown checkpoint is needed: its files are gone, or the next start recovers again.
             return Some(End::Crashed);
         }
         if matches!(self.state, State::Stopping | State::ShuttingDown) {

@@ -1,0 +1,51 @@
+//! A cluster captured while its postmaster is its only process, and clusters that start from it: without a boot and
+//! without recovery.
+//!
+//! Captured are the pre-fork image, which all copies map, the contents of shared memory, which each copy gets anew
+//! because its processes write it, and the files, of which each copy has an overlay.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{Fork, fork::Parent};
+use crate::{
+    cluster::{MainSegment, Region, SharedMemory},
+    fs::{Files, FrozenTree, SharedObjects, Silent, Tree},
+};
+
+/// A captured cluster.
+pub(crate) struct ClusterSnapshot {
+    parent: Arc<Parent>,
+    main: MainSegment,
+    /// The memory objects of `/dev/shm`.
+    objects: SharedObjects,
+    files: Arc<FrozenTree>,
+}
+
+impl ClusterSnapshot {
+    /// Captures the cluster of `fork`, of which no process runs.
+    ///
+    /// # Errors
+    /// When the system has no memory.
+    pub(crate) fn capture(fork: &Fork) -> anyhow::Result<Self> {
+        let mut tree = fork.tree.lock();
+        let objects = tree.copy_shared_objects()?;
+        Ok(Self { parent: fork.parent.clone(), main: fork.shared.main_segment()?, objects, files: tree.freeze() })
+    }
+
+    /// A cluster that goes on from here.
+    ///
+    /// # Errors
+    /// When the system has no memory.
+    pub(crate) fn start(&self) -> anyhow::Result<Fork> {
+        let mut tree = Tree::from_frozen(self.files.clone());
+        tree.restore_shared_objects(&self.objects)?;
+        let tree = Arc::new(Mutex::new(tree));
+        let files = Files::resume(tree.clone(), &self.parent.process, Box::new(Silent));
+        let mapped = files.shared_mappings();
+        let mapped = mapped.into_iter().map(|(range, file, offset)| Region::new(&range, file, offset));
+        let shared = Arc::new(SharedMemory::with_main(&self.main, mapped)?);
+        Ok(Fork { parent: self.parent.clone(), shared, tree })
+    }
+}
