@@ -16,8 +16,8 @@ RELEASE := target/release/pglite-port
 PGLITE := pglite/node_modules/.package-lock.json
 PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 
-# Tests of shared clusters that are run a second time against clusters in directories.
-ALSO_IN_A_DIRECTORY := sessions_bank sessions_crash sessions_ddl sessions_ends sessions_housekeeping sessions_isolation \
+# Tests of shared clusters that are run for every kind of cluster.
+FOR_EVERY_CLUSTER := sessions_bank sessions_crash sessions_ddl sessions_ends sessions_housekeeping sessions_isolation \
 	sessions_locks sessions_notify sessions_private sessions_shared_memory
 
 # Tests do not use the user's cache, and share one, because compiling PostgreSQL takes seconds.
@@ -55,7 +55,10 @@ test-rust: toolchain $(PGLITE) ## the Rust tests
 	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
-	$(FOR_TESTS) PGLITE_PORT_TEST_DATA=1 $(CARGO) test --locked --no-fail-fast $(addprefix --test ,$(ALSO_IN_A_DIRECTORY))
+	for cluster in directory template; do \
+	  $(FOR_TESTS) PGLITE_PORT_TEST_CLUSTER=$$cluster $(CARGO) test --locked --no-fail-fast \
+	    $(addprefix --test ,$(FOR_EVERY_CLUSTER)) || exit 1; \
+	done
 	$(CARGO) test --locked --features loom --lib interleavings
 
 .PHONY: test-elixir

@@ -318,6 +318,8 @@ pub(crate) mod checkpoint {
     pub(crate) const DONE_CONDITION: u32 = 36;
     /// `num_requests`. The rewriter finds its offset as well, which confirms the offsets above.
     pub(crate) const REQUESTS: u32 = 48;
+    /// `max_requests`
+    pub(crate) const MOST_REQUESTS: u32 = 52;
 }
 
 /// The wait events of a session in `pg_stat_activity`, by their number in their class

@@ -102,11 +102,11 @@ fn a_cluster_in_memory_may_be_a_copy_of_a_template_too() {
 }
 
 #[test]
-fn a_template_that_is_not_there_is_refused_with_the_command_for_a_list() {
+fn a_template_that_is_not_there_is_refused_with_the_command_that_makes_it() {
     let outer = TempDir::new().expect("a directory");
     let data = outer.path().join("data");
     let data = data.to_str().expect("text");
-    let sentence = "there is no template \"durable_starts_unknown\"; run pglite-port templates for a list";
+    let sentence = "template \"durable_starts_unknown\" does not exist. Prepare it: pglite-port prepare";
     let serve = ["serve", "--listen", "127.0.0.1:0", "--template", "durable_starts_unknown"];
     for further in [&[][..], &["--data", data]] {
         let (status, stderr) = run(&[&serve, further].concat());

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use parking_lot::Mutex;
 
 use super::shared::{DataDirectory, OnFailure, Postmaster, SharedSettings};
@@ -97,7 +97,7 @@ impl Registry {
     /// When it does not start.
     pub(super) fn start_default(&self) -> anyhow::Result<()> {
         let cluster = self.find(DEFAULT_CLUSTER).context("there is no default cluster")?;
-        self.postmaster(&cluster)?.context("the default cluster is gone")?;
+        self.postmaster(&cluster).map_err(in_words)?.context("the default cluster is gone")?;
         Ok(())
     }
 
@@ -109,7 +109,14 @@ impl Registry {
         let name = start.cluster.unwrap_or(DEFAULT_CLUSTER);
         let refused = || SessionEnd::Refused(unknown(name, Severity::Fatal));
         let Some(cluster) = self.find(name) else { return Ok(refused()) };
-        let Some(postmaster) = self.postmaster(&cluster)? else { return Ok(refused()) };
+        let postmaster = match self.postmaster(&cluster) {
+            Ok(Some(postmaster)) => postmaster,
+            Ok(None) => return Ok(refused()),
+            Err(report) => {
+                tracing::error!(%report, "the cluster {name:?} cannot be started");
+                return Ok(SessionEnd::Refused(ErrorResponse { severity: Severity::Fatal, ..report }));
+            }
+        };
         let ended = postmaster.serve(start, client);
         if cluster.lifetime == Lifetime::Connections && postmaster.close_if_left() {
             self.end(&cluster);
@@ -172,29 +179,36 @@ impl Registry {
     fn make(&self, cluster: &Cluster) -> Result<String, ErrorResponse> {
         // Locked, so that connections wait.
         let mut started = cluster.started.lock();
-        if let ClusterOrigin::Template(name) = &cluster.origin
-            && !cluster.has_own_settings
-            && cluster.settings.data_directory.is_none()
-        {
-            let (snapshot, database) = self.snapshots.of_template(name).map_err(no_template)?;
-            let (settings, log) = (cluster.settings.clone(), self.log.clone());
-            let postmaster = Postmaster::from_snapshot(&self.templates, &snapshot, settings, log)?;
-            *started = Started::Yes(Arc::new(postmaster));
-            return Ok(database);
+        *started = Started::Yes(self.start(cluster)?);
+        match &cluster.origin {
+            ClusterOrigin::Template(name) => self.templates.database(name).map_err(no_template),
+            ClusterOrigin::Empty | ClusterOrigin::Branch(_) => Ok(DATABASE.to_owned()),
         }
-        let (files, database) = match &cluster.origin {
-            ClusterOrigin::Empty => (self.templates.cluster()?, DATABASE.to_owned()),
-            ClusterOrigin::Template(name) => self.templates.copy(name).map_err(no_template)?,
+    }
+
+    /// What runs `cluster` from now on.
+    fn start(&self, cluster: &Cluster) -> Result<Arc<Postmaster>, ErrorResponse> {
+        let (settings, log, on_failure) = (cluster.settings.clone(), self.log.clone(), cluster.on_failure.clone());
+        let start = |new: &mut dyn FnMut() -> anyhow::Result<Arc<FrozenTree>>| {
+            Postmaster::start(&self.templates, new, settings.clone(), log.clone(), on_failure.clone())
+        };
+        let postmaster = match &cluster.origin {
+            ClusterOrigin::Template(name) if settings.data_directory.is_none() && !cluster.has_own_settings => {
+                let snapshot = self.snapshots.of_template(name).map_err(no_template)?;
+                Postmaster::from_snapshot(&self.templates, &snapshot, settings, log, on_failure)?
+            }
+            ClusterOrigin::Template(name) => {
+                start(&mut || self.templates.copy(name).map_err(|error| in_words(no_template(error))))?
+            }
+            ClusterOrigin::Empty => start(&mut || self.templates.cluster())?,
             ClusterOrigin::Branch(name) => {
                 let origin = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
-                let postmaster = self.postmaster(&origin)?.ok_or_else(|| unknown(name, Severity::Error))?;
-                (postmaster.branch()?, DATABASE.to_owned())
+                let origin = self.postmaster(&origin)?.ok_or_else(|| unknown(name, Severity::Error))?;
+                let files = origin.branch()?;
+                start(&mut || Ok(files.clone()))?
             }
         };
-        let new = || Ok(files);
-        let postmaster = Postmaster::start(&self.templates, new, cluster.settings.clone(), self.log.clone(), None)?;
-        *started = Started::Yes(Arc::new(postmaster));
-        Ok(database)
+        Ok(Arc::new(postmaster))
     }
 
     /// Ends a cluster and its sessions.
@@ -263,29 +277,16 @@ impl Registry {
     }
 
     /// What runs `cluster`, which is started if necessary; `None` if it is gone.
-    fn postmaster(&self, cluster: &Cluster) -> anyhow::Result<Option<Arc<Postmaster>>> {
+    fn postmaster(&self, cluster: &Cluster) -> Result<Option<Arc<Postmaster>>, ErrorResponse> {
         let mut started = cluster.started.lock();
         match &*started {
             Started::Yes(postmaster) => Ok(Some(postmaster.clone())),
             Started::Gone => Ok(None),
             Started::No => {
-                let new = || self.first_files(&cluster.settings);
-                let (settings, on_failure) = (cluster.settings.clone(), cluster.on_failure.clone());
-                let postmaster = Postmaster::start(&self.templates, new, settings, self.log.clone(), on_failure)?;
-                let postmaster = Arc::new(postmaster);
+                let postmaster = self.start(cluster)?;
                 *started = Started::Yes(postmaster.clone());
                 Ok(Some(postmaster))
             }
-        }
-    }
-
-    /// The files that the default cluster begins with: a copy of its template, or those of an empty cluster.
-    fn first_files(&self, settings: &SharedSettings) -> anyhow::Result<Arc<FrozenTree>> {
-        let Some(template) = &settings.template else { return self.templates.cluster() };
-        match self.templates.copy(template) {
-            Ok((files, _)) => Ok(files),
-            Err(TemplateError::Broken(error)) => Err(error),
-            Err(error) => Err(anyhow::anyhow!("{error}; run pglite-port templates for a list")),
         }
     }
 }
@@ -331,6 +332,14 @@ impl Cluster {
 /// Whether `name` can be the name of a cluster.
 fn is_name(name: &str) -> bool {
     (1..=NAME_LENGTH).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// A report as an error of the program.
+fn in_words(report: ErrorResponse) -> anyhow::Error {
+    match report.hint {
+        Some(hint) => anyhow!("{}. {hint}", report.message),
+        None => anyhow!(report.message),
+    }
 }
 
 /// The error when a template cannot be used.

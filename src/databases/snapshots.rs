@@ -32,24 +32,23 @@ impl Snapshots {
         Self { templates, settings, log, by_template: Mutex::default() }
     }
 
-    /// The snapshot of a cluster with the template `name`, and the template's database.
+    /// The snapshot of a cluster with the template `name`.
     ///
     /// # Errors
     /// When there is no such template, or a cluster does not start from it.
-    pub(super) fn of_template(&self, name: &str) -> Result<(Arc<ClusterSnapshot>, String), TemplateError> {
+    pub(super) fn of_template(&self, name: &str) -> Result<Arc<ClusterSnapshot>, TemplateError> {
         let template = self.templates.find(name)?;
-        let database = template.database.clone();
         let slot = self.by_template.lock().entry(name.to_owned()).or_default().clone();
         // Locked, so that it is made once.
         let mut slot = slot.lock();
         if let Some(made) = slot.as_ref().filter(|made| Arc::ptr_eq(&made.template, &template)) {
-            return Ok((made.snapshot.clone(), database));
+            return Ok(made.snapshot.clone());
         }
-        let (files, _) = self.templates.copy(name)?;
+        let files = self.templates.copy(name)?;
         let (program, settings, log) = (self.templates.program(), self.settings.clone(), self.log.clone());
-        let captured = on_wasm_stack(|| shared::capture(program, files, settings, &database, log));
+        let captured = on_wasm_stack(|| shared::capture(program, files, settings, &template.database, log));
         let snapshot = Arc::new(captured.map_err(anyhow::Error::from).and_then(|captured| captured)?);
         *slot = Some(Made { template, snapshot: snapshot.clone() });
-        Ok((snapshot, database))
+        Ok(snapshot)
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cluster::Signal,
-    postgres::{checkpoint, wait_event},
+    postgres::{checkpoint, process, wait_event},
     protocol::error_response::sqlstate,
 };
 
@@ -42,6 +42,23 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     let allowed = megabytes? * f64::from(1 << 20) / segment_size? / (1.0 + target?);
     if f64::from(begun) >= allowed.floor().max(1.0) - 1.0 {
         ask(caller, checkpoint::CAUSE_XLOG)?;
+    }
+    Ok(())
+}
+
+/// Wakes a checkpointer that does not run yet if its queue of sync requests is full. A process that has one more
+/// waits, with a timeout, until there is room (`RegisterSyncRequest` in `src/backend/storage/sync/sync.c`), and wakes
+/// the checkpointer only by its latch, which this one does not have (`ForwardSyncRequest`).
+///
+/// # Errors
+/// When there is no shared memory.
+pub(super) fn relieve(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    let (memory, guest) = memory::of(caller)?;
+    let Some(seat) = &guest.seat else { return Ok(()) };
+    let shared = memory::read_u32(memory, guest.facts.checkpointer.shared)?;
+    let read = |offset| memory::read_u32(memory, shared.wrapping_add(offset));
+    if shared != 0 && read(checkpoint::REQUESTS)? >= read(checkpoint::MOST_REQUESTS)? {
+        seat.send(process::CHECKPOINTER, Some(Signal::URG));
     }
     Ok(())
 }

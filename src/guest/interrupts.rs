@@ -114,6 +114,9 @@ fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
 /// everything that it waits for, and a latch may be set without a reason (`src/include/storage/latch.h`).
 fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -> wasmtime::Result<()> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    if timeout.is_some() {
+        checkpoint::relieve(caller)?;
+    }
     loop {
         let delivered = deliver(caller)?;
         if latch != 0 && memory::read_u32(memory::of(caller)?.0, latch)? != 0 {

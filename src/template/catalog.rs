@@ -166,16 +166,23 @@ impl Templates {
         }
     }
 
+    /// The database of the template `name`.
+    ///
+    /// # Errors
+    /// As [`Templates::find`].
+    pub(crate) fn database(&self, name: &str) -> Result<String, TemplateError> {
+        Ok(self.find(name)?.database.clone())
+    }
+
     /// The files of a copy of the template `name` that was shut down, from which a cluster can be started.
     ///
     /// # Errors
     /// [`TemplateError`]
-    pub(crate) fn copy(&self, name: &str) -> Result<(Arc<FrozenTree>, String), TemplateError> {
+    pub(crate) fn copy(&self, name: &str) -> Result<Arc<FrozenTree>, TemplateError> {
         let template = self.find(name)?;
         let copied = on_wasm_stack(|| template.snapshot.shut_down_files(&self.program)).map_err(anyhow::Error::from);
         let copied = copied.and_then(|files| files);
-        let files = copied.with_context(|| format!("the template {name:?} cannot be copied"))?;
-        Ok((files, template.database.clone()))
+        Ok(copied.with_context(|| format!("the template {name:?} cannot be copied"))?)
     }
 
     fn open_or_build(&self, name: &str, lock: &Lock) -> Result<Template, TemplateError> {

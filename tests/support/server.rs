@@ -36,15 +36,20 @@ impl Server {
         Self::with(&["--mode", "isolated"])
     }
 
-    /// Starts one in `shared` mode: in memory, or in a directory of its own where `PGLITE_PORT_TEST_DATA` is set, so
-    /// that one list of behaviours is for both kinds of clusters.
+    /// Starts one in `shared` mode whose cluster is of the kind in `PGLITE_PORT_TEST_CLUSTER`, so that one list of
+    /// behaviours is for all kinds: in `memory`, in a `directory` of its own, or of a `template`, without a boot.
     pub fn shared() -> Self {
-        if env::var_os("PGLITE_PORT_TEST_DATA").is_none() {
-            return Self::with(&["--mode", "shared"]);
+        let kind = env::var("PGLITE_PORT_TEST_CLUSTER").unwrap_or_else(|_| "memory".to_owned());
+        match &kind[..] {
+            "memory" => Self::with(&["--mode", "shared"]),
+            "template" => Self::with(&["--mode", "shared", "--template", "postgres"]),
+            "directory" => {
+                let data = tempfile::tempdir().expect("a directory");
+                let server = Self::in_directory(data.path());
+                Self { _data: Some(data), ..server }
+            }
+            _ => panic!("unknown kind of cluster: {kind}"),
         }
-        let data = tempfile::tempdir().expect("a directory");
-        let server = Self::in_directory(data.path());
-        Self { _data: Some(data), ..server }
     }
 
     /// Starts one in `shared` mode whose cluster is in that directory.

@@ -111,10 +111,11 @@ impl Postmaster {
         snapshot: &ClusterSnapshot,
         settings: SharedSettings,
         log: LogSink,
+        on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
         let fork = snapshot.start()?;
         let launch = Launch { program: templates.program().clone(), files: fork.tree().clone(), settings, log };
-        Self::launch(templates, launch, Some(fork), None)
+        Self::launch(templates, launch, Some(fork), on_failure)
     }
 
     fn launch(
