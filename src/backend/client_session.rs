@@ -239,6 +239,7 @@ impl Backend {
                 self.call::<(), ()>("PostgresSendReadyForQueryIfNecessary", ())?;
                 is_ready |= self.guest().client.bytes_sent() > sent;
                 self.forget_message()?;
+                self.checkpoint_if_due()?;
                 if self.wait_for_input(|| is_ready && is_asked())? == Waited::Asked {
                     return Ok(());
                 }

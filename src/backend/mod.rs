@@ -6,6 +6,7 @@
 //! * `copies`: being replaced, and making copies
 //! * `admission`: which sessions are let in, and what they begin with
 //! * `client_session`: one client's session in a backend of its own
+//! * `housekeeping`: the checkpoints of a backend of its own
 //! * `postmaster`: the parent of the processes of a running cluster
 //! * `fork`: those processes
 //! * `cluster_snapshot`: a cluster captured before it has any, and its copies
@@ -21,6 +22,7 @@ mod copies;
 mod endpoints;
 pub(crate) mod footprint;
 mod fork;
+mod housekeeping;
 mod identity;
 mod postmaster;
 pub(crate) mod program;

@@ -15,6 +15,14 @@ use crate::{
     protocol::error_response::sqlstate,
 };
 
+/// The WAL of a process that has its cluster alone, since the last checkpoint that the host has had it make.
+#[derive(Debug, Default)]
+pub(crate) struct OwnWal {
+    begun: u32,
+    /// Whether it has so many segments that the next checkpoint is due.
+    pub(crate) is_checkpoint_due: bool,
+}
+
 /// Requests a checkpoint, and waits for it if `flags` contain that. An interrupt ends the wait like an SQL error.
 ///
 /// # Errors
@@ -24,8 +32,8 @@ pub(super) fn request(mut caller: Caller<'_, Guest>, flags: i32) -> wasmtime::Re
 }
 
 /// The process begins a WAL segment. If the number of segments since the last checkpoint reaches the limit, it
-/// requests the next checkpoint (`XLogCheckpointNeeded` and `CalculateCheckpointSegments`). A cluster with one process
-/// has no checkpointer.
+/// requests the next checkpoint (`XLogCheckpointNeeded` and `CalculateCheckpointSegments`). A process that has its
+/// cluster alone makes that itself, after its client's message.
 ///
 /// # Errors
 /// When the guest traps.
@@ -35,13 +43,21 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     let memory = memory::of(caller)?.0;
     let shared = memory::read_u32(memory, checkpointer)?;
     let started = memory::read_u32(memory, shared.wrapping_add(checkpoint::STARTED))?;
-    let Some(seat) = &caller.data().seat else { return Ok(()) };
-    let begun = seat.count_wal_segment(started);
+    let guest = caller.data_mut();
+    let begun = if let Some(seat) = &guest.seat {
+        seat.count_wal_segment(started)
+    } else {
+        guest.wal.begun += 1;
+        guest.wal.begun
+    };
     let [megabytes, segment_size, target] =
         ["max_wal_size", "wal_segment_size", "checkpoint_completion_target"].map(|name| number(caller, name));
     let allowed = megabytes? * f64::from(1 << 20) / segment_size? / (1.0 + target?);
     if f64::from(begun) >= allowed.floor().max(1.0) - 1.0 {
-        ask(caller, checkpoint::CAUSE_XLOG)?;
+        match &caller.data().seat {
+            Some(_) => ask(caller, checkpoint::CAUSE_XLOG)?,
+            None => caller.data_mut().wal.is_checkpoint_due = true,
+        }
     }
     Ok(())
 }

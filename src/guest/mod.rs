@@ -39,6 +39,7 @@ use crate::{
 };
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
+pub(crate) use checkpoint::OwnWal;
 pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use instance::Exports;
@@ -75,6 +76,8 @@ pub(crate) struct Guest {
     pub(crate) timers: Timers,
     /// Its seat in a cluster that it shares with other sessions.
     pub(crate) seat: Option<Seat>,
+    /// WAL of a guest without other processes.
+    pub(crate) wal: OwnWal,
     before_fork: Option<BeforeFork>,
     /// Whether it is between two messages, where there is no statement to cancel.
     pub(crate) is_idle: bool,
@@ -124,6 +127,7 @@ impl Guest {
             native_stack: NativeStack::default(),
             signals,
             seat: setup.seat,
+            wal: OwnWal::default(),
             before_fork: setup.before_fork,
             is_idle: false,
             memory_size: Arc::default(),
