@@ -79,14 +79,22 @@ struct Blocks<T> {
     places: HashMap<Vec<T>, u16>,
     /// The offset of the first block.
     start: u16,
+    /// The place of the block that came last; blocks beside each other are often equal.
+    last: Option<u16>,
 }
 
 impl<T: Copy + Eq + std::hash::Hash> Blocks<T> {
     fn place(&mut self, block: &[T]) -> u16 {
-        *self.places.entry(block.to_vec()).or_insert_with(|| {
+        let stored = |place: u16| self.values.get(usize::from(place - self.start)..);
+        if let Some(last) = self.last.filter(|last| stored(*last).is_some_and(|stored| stored.starts_with(block))) {
+            return last;
+        }
+        let place = *self.places.entry(block.to_vec()).or_insert_with(|| {
             let place = u16_of(usize::from(self.start) + self.values.len());
             self.values.extend(block);
             place
-        })
+        });
+        self.last = Some(place);
+        place
     }
 }

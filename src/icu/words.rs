@@ -6,6 +6,8 @@
 //! letters are left out, because they make no difference to `initcap`. The format is that of
 //! `icu4c/source/common/rbbidata.h`, version 6.
 
+use std::ops::RangeInclusive;
+
 use icu_properties::{
     CodePointMapData, CodePointSetData,
     props::{ExtendedPictographic, LineBreak, Script, WordBreak},
@@ -76,41 +78,77 @@ const CATEGORIES: [Category; 20] = [
 
 /// Code points from this one on have the category `Other`.
 const END: u32 = 0xe_0200;
+const HANGUL_SYLLABLES: RangeInclusive<u32> = 0xac00..=0xd7a3;
 
 impl Category {
-    fn of(code_point: u32, is_pictograph: bool) -> Self {
-        let is_complex = || CodePointMapData::<LineBreak>::new().get32(code_point) == LineBreak::ComplexContext;
-        let is_cjk = || {
-            matches!(code_point, 0xac00..=0xd7a3)
-                || [Script::Han, Script::Hiragana, Script::Katakana]
-                    .contains(&CodePointMapData::<Script>::new().get32(code_point))
-        };
-        match CodePointMapData::<WordBreak>::new().get32(code_point) {
+    /// The category of characters with that property, if no other property matters.
+    fn of(word_break: WordBreak) -> Self {
+        match word_break {
             WordBreak::CR => C::Cr,
             WordBreak::LF => C::Lf,
             WordBreak::Newline => C::Newline,
             WordBreak::Extend | WordBreak::Format => C::Extend,
             WordBreak::ZWJ => C::Joiner,
             WordBreak::WSegSpace => C::Space,
-            // These form words only with each other.
-            WordBreak::ALetter if is_cjk() => C::Other,
-            WordBreak::ALetter if is_pictograph => C::PictographLetter,
             WordBreak::ALetter => C::Letter,
             WordBreak::HebrewLetter => C::HebrewLetter,
             WordBreak::Katakana => C::Katakana,
             WordBreak::Numeric => C::Numeric,
             WordBreak::ExtendNumLet => C::ExtendNumLet,
-            // Colons, which ICU's rules exclude.
-            WordBreak::MidLetter if matches!(code_point, 0x3a | 0xfe55 | 0xff1a) => C::Other,
             WordBreak::MidLetter => C::MidLetter,
             WordBreak::MidNum => C::MidNum,
             WordBreak::MidNumLet => C::MidNumLet,
             WordBreak::SingleQuote => C::SingleQuote,
             WordBreak::DoubleQuote => C::DoubleQuote,
             WordBreak::RegionalIndicator => C::RegionalIndicator,
-            _ if is_complex() => C::Letter,
-            _ if is_pictograph => C::Pictograph,
             _ => C::Other,
+        }
+    }
+}
+
+/// The category of each code point before [`END`].
+struct Categories(Vec<Category>);
+
+impl Categories {
+    /// Works by ranges of code points, because looking up the properties of each would take a tenth of a start of the
+    /// program.
+    fn new() -> Self {
+        let mut categories = Self(vec![C::Other; END as usize]);
+        for range in CodePointMapData::<WordBreak>::new().iter_ranges() {
+            categories.within(&range.range).fill(Category::of(range.value));
+        }
+        for range in CodePointSetData::new::<ExtendedPictographic>().iter_ranges() {
+            categories.replace(&range, &[(C::Letter, C::PictographLetter), (C::Other, C::Pictograph)]);
+        }
+        // Letters that form words only with each other.
+        let scripts = CodePointMapData::<Script>::new().iter_ranges();
+        let scripts = scripts.filter(|range| [Script::Han, Script::Hiragana, Script::Katakana].contains(&range.value));
+        for range in scripts.map(|range| range.range).chain([HANGUL_SYLLABLES]) {
+            categories.replace(&range, &[(C::Letter, C::Other), (C::PictographLetter, C::Other)]);
+        }
+        let complex = CodePointMapData::<LineBreak>::new().iter_ranges_for_value(LineBreak::ComplexContext);
+        for range in complex {
+            categories.replace(&range, &[(C::Other, C::Letter), (C::Pictograph, C::Letter)]);
+        }
+        // ICU's rules exclude colons.
+        for colon in [0x3a, 0xfe55, 0xff1a] {
+            categories.replace(&(colon..=colon), &[(C::MidLetter, C::Other)]);
+        }
+        categories
+    }
+
+    /// The categories of the code points in `range`.
+    fn within(&mut self, range: &RangeInclusive<u32>) -> &mut [Category] {
+        let end = (*range.end()).min(END - 1) as usize + 1;
+        &mut self.0[(*range.start() as usize).min(end)..end]
+    }
+
+    /// Replaces the first category of a pair by the second in `range`.
+    fn replace(&mut self, range: &RangeInclusive<u32>, pairs: &[(Category, Category)]) {
+        for category in self.within(range) {
+            if let Some((_, new)) = pairs.iter().find(|(old, _)| old == category) {
+                *category = *new;
+            }
         }
     }
 }
@@ -282,14 +320,7 @@ fn table(rows: &[Vec<u8>]) -> Vec<u8> {
 
 /// Returns the file.
 pub(super) fn file() -> Vec<u8> {
-    // Ranges, because looking up each code point would take a tenth of a start of the program.
-    let mut pictographs = vec![false; END as usize];
-    for range in CodePointSetData::new::<ExtendedPictographic>().iter_ranges() {
-        let end = pictographs.len();
-        pictographs[(*range.start() as usize).min(end)..(*range.end() as usize + 1).min(end)].fill(true);
-    }
-    let categories: Vec<u8> =
-        (0..END).zip(pictographs).map(|(code_point, it)| Category::of(code_point, it) as u8).collect();
+    let categories: Vec<u8> = Categories::new().0.into_iter().map(|category| category as u8).collect();
     // One group of statuses with one status: 0. The source text of the rules is for display only and stays empty.
     let statuses = [1_u32, 0].iter().flat_map(|number| number.to_le_bytes()).collect();
     let sections: [Vec<u8>; 5] =
