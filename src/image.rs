@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     hint::black_box,
-    io,
+    io, iter,
     ops::Range,
     os::unix::fs::FileExt,
     path::Path,
@@ -81,7 +81,7 @@ impl Image {
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Layout> {
         let layout = Layout {
             wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE),
-            extents: extents_in(bytes, 0..bytes.len() as u64),
+            extents: extents_in(bytes, iter::once(0..bytes.len() as u64)),
         };
         let write = || {
             let file = File::create(path)?;
@@ -92,15 +92,20 @@ impl Image {
         Ok(layout)
     }
 
-    /// An image of `bytes` without the ranges in `excluded`, kept in a memory file of the operating system.
-    pub(crate) fn in_memory(bytes: &[u8], excluded: &[Range<u32>]) -> anyhow::Result<Self> {
+    /// An image of `bytes` without the ranges in `excluded`, kept in a memory file of the operating system. Only the
+    /// pages in `used` are looked at, which are in order; all others are zero.
+    pub(crate) fn in_memory(bytes: &[u8], used: &[Range<u64>], excluded: &[Range<u32>]) -> anyhow::Result<Self> {
         // What is excluded is not looked at, because reading a page of shared memory for the first time allocates it.
-        let mut parts: Vec<_> = std::iter::once(0..bytes.len() as u64).collect();
+        let mut parts: Vec<_> = iter::once(0..bytes.len() as u64).collect();
         for excluded in excluded {
             let excluded = excluded.start.into()..excluded.end.into();
             parts = parts.iter().flat_map(|part| without(part, &excluded)).collect();
         }
-        let extents = parts.into_iter().flat_map(|part| extents_in(bytes, part)).collect();
+        let used_in = |part: &Range<u64>| {
+            let (start, end) = (part.start, part.end);
+            used.iter().map(move |used| used.start.max(start)..used.end.min(end)).filter(|used| used.start < used.end)
+        };
+        let extents = parts.iter().flat_map(|part| extents_in(bytes, used_in(part))).collect();
         let layout = Layout { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents };
         layout.check()?;
         let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no memory for an image")?);
@@ -119,6 +124,11 @@ impl Image {
         };
         let file = open().with_context(|| format!("the memory image {} cannot be used", path.display()))?;
         Ok(Self { file, layout })
+    }
+
+    /// The addresses of the contents.
+    pub(crate) fn extents(&self) -> &[Range<u64>] {
+        &self.layout.extents
     }
 
     /// Maps the contents over `memory`, which was never written, and grows it to their size.
@@ -205,19 +215,21 @@ impl TouchedPages {
     }
 }
 
-/// The parts of `part` of `bytes` that are not zero, in whole pages; parts with few zeros between them are joined.
-fn extents_in(bytes: &[u8], part: Range<u64>) -> Vec<Range<u64>> {
+/// The pages of `parts` of `bytes` that are not zero; those with few others between them are joined.
+fn extents_in(bytes: &[u8], parts: impl IntoIterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let page = page_size();
     let place = |address: u64| usize::try_from(address).map_or(bytes.len(), |address| address.min(bytes.len()));
-    let (first, end) = (place(part.start), place(part.end));
     let mut extents: Vec<Range<usize>> = Vec::new();
-    for (start, content) in (first..).step_by(page).zip(bytes[first..end].chunks(page)) {
-        if is_zero(content) {
-            continue;
-        }
-        match extents.last_mut() {
-            Some(last) if start - last.end < GAP => last.end = start + page,
-            _ => extents.push(start..start + page),
+    for part in parts {
+        let (first, end) = (place(part.start), place(part.end));
+        for (start, content) in (first..).step_by(page).zip(bytes[first..end].chunks(page)) {
+            if is_zero(content) {
+                continue;
+            }
+            match extents.last_mut() {
+                Some(last) if start - last.end < GAP => last.end = start + page,
+                _ => extents.push(start..start + page),
+            }
         }
     }
     extents.into_iter().map(|extent| extent.start as u64..extent.end as u64).collect()
@@ -235,11 +247,18 @@ fn write_extents(file: &File, bytes: &[u8], layout: &Layout) -> io::Result<()> {
     file.set_len(layout.file_len())?;
     for (extent, offset) in layout.placed() {
         let place = |address: u64| usize::try_from(address).map_or(bytes.len(), |address| address.min(bytes.len()));
-        for (at, content) in (offset..).step_by(page).zip(bytes[place(extent.start)..place(extent.end)].chunks(page)) {
-            // Zeros remain holes.
-            if !is_zero(content) {
-                file.write_all_at(content, at)?;
+        let content = &bytes[place(extent.start)..place(extent.end)];
+        // Pages beside each other are written at once; zeros remain holes.
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (start, content) in (0..).step_by(page).zip(content.chunks(page)) {
+            match runs.last_mut() {
+                _ if is_zero(content) => {}
+                Some(run) if run.end == start => run.end += content.len(),
+                _ => runs.push(start..start + content.len()),
             }
+        }
+        for run in runs {
+            file.write_all_at(&content[run.clone()], offset + run.start as u64)?;
         }
     }
     Ok(())
@@ -247,6 +266,8 @@ fn write_extents(file: &File, bytes: &[u8], layout: &Layout) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use wasmtime::{Engine, MemoryType, Store};
 
     use super::*;
@@ -309,10 +330,22 @@ mod tests {
         let (mut bytes, places) = contents();
         let page = u32::try_from(page_size()).unwrap();
         let excluded = [0..page, 3 << 20..4 << 20];
-        let image = Image::in_memory(&bytes, &excluded).unwrap();
+        let image = Image::in_memory(&bytes, slice::from_ref(&(0..4 << 20)), &excluded).unwrap();
         for place in [places[0], places[2], places[3]] {
             bytes[place] = 0;
         }
+        let (mut store, memory) = new_memory();
+        image.map_over(&mut store, memory).unwrap();
+        assert!(memory.data(&store) == bytes);
+    }
+
+    #[test]
+    fn pages_that_were_not_used_are_not_looked_at() {
+        let (mut bytes, places) = contents();
+        let page = page_size() as u64;
+        let used = [0..page, 3 << 20..(3 << 20) + 2 * page, (4 << 20) - page..4 << 20];
+        let image = Image::in_memory(&bytes, &used, &[]).unwrap();
+        bytes[places[1]] = 0;
         let (mut store, memory) = new_memory();
         image.map_over(&mut store, memory).unwrap();
         assert!(memory.data(&store) == bytes);

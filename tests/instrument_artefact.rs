@@ -237,6 +237,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     }
     callers.sort_unstable();
     let expected = [
+        (vec!["clear_mapping"], "mmap"),
         (vec!["import_rules"], "BundleImporter::getRules"),
         (vec!["init_process"], "InitProcess"),
         (vec!["kill"], "kill"),

@@ -1,7 +1,7 @@
 //! Preparing a backend's pages, replacing a backend by another one, and copying it: all between two messages, without
 //! guest frames on the stack.
 
-use std::sync::Arc;
+use std::{slice, sync::Arc};
 
 use parking_lot::Mutex;
 
@@ -62,7 +62,8 @@ impl Backend {
     pub(crate) fn copy(&mut self, program: &Program, console: Box<dyn Console>) -> anyhow::Result<Self> {
         let registers = self.registers()?;
         let libraries = self.store.data().libraries.loaded();
-        let image = Image::in_memory(self.memory()?, &[])?;
+        let memory = self.memory()?;
+        let image = Image::in_memory(memory, slice::from_ref(&(0..memory.len() as u64)), &[])?;
         let files = &self.store.data().files;
         let tree = Tree::from_frozen(files.tree().lock().freeze());
         let files = Files::resume(Arc::new(Mutex::new(tree)), &files.state(), console);

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io,
     iter::Sum,
+    ops::Range,
     os::unix::fs::FileExt,
     sync::{
         Arc,
@@ -129,6 +130,24 @@ impl PageMap {
         Ok(touched)
     }
 
+    /// The parts of the `size` bytes at address `start` that are not zero or were not looked at, by their offsets, for
+    /// memory that is not mapped from a file.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn used(&self, start: usize, size: usize) -> io::Result<Vec<Range<u64>>> {
+        let page = page_size() as u64;
+        let mut used: Vec<Range<u64>> = Vec::new();
+        self.each_present(start, size, |number, _| {
+            let at = (number * page_size() - start) as u64;
+            match used.last_mut() {
+                Some(last) if last.end == at => last.end += page,
+                _ => used.push(at..at + page),
+            }
+        })?;
+        Ok(used)
+    }
+
     /// Calls `each` with the number of every page that is there, and whether it has been written.
     fn each_present(&self, start: usize, size: usize, mut each: impl FnMut(usize, bool)) -> io::Result<()> {
         /// Pages whose words are read at once.
@@ -177,5 +196,17 @@ mod tests {
         map[5 * page] = 2;
         nothing[page] = 2;
         assert_eq!((count(&map), count(&nothing)), (2 * page as u64, page as u64));
+    }
+
+    #[test]
+    fn pages_that_were_not_used_are_zero() {
+        let page = page_size();
+        let mut map = MmapMut::map_anon(8 * page).unwrap();
+        for used in [2, 3, 5] {
+            map[used * page] = 1;
+        }
+        let used = PageMap::open().unwrap().used(map.as_ptr().addr(), map.len()).unwrap();
+        let page = page as u64;
+        assert_eq!(used, [2 * page..4 * page, 5 * page..6 * page]);
     }
 }

@@ -7,17 +7,17 @@
 //! in `src/backend/tcop/backend_startup.c`): reads the startup packet, takes its place, and runs `PostgresMain`,
 //! which checks role and database, and ends in `proc_exit`. An auxiliary process runs its own main function.
 
-use std::sync::Arc;
+use std::{iter, ops::Range, sync::Arc};
 
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
-use wasmtime::{AsContextMut, Caller, Ref, Val};
+use wasmtime::{AsContext, AsContextMut, Caller, Memory, Ref, Val};
 
 use super::{Backend, Registers, client_session::SessionExit};
 use crate::{
-    backend::program::Program,
+    backend::{footprint::PageMap, program::Program},
     client::{Endpoints, NoClient},
-    cluster::{Region, SharedMemory, find_main_segment},
+    cluster::{Region, SharedMemory, main_segment},
     fs::{Files, ProcessState, Silent, Tree},
     guest::{ClientStream, Guest, Library, Setup, call},
     image::Image,
@@ -55,17 +55,17 @@ pub(super) struct Parent {
 }
 
 impl Fork {
-    /// Captures a postmaster that is in its `InitProcess`, and moves its shared memory into a mapping.
+    /// Captures a postmaster that is in its `InitProcess`.
     ///
     /// # Errors
     /// When its shared memory is not found, or the system has no memory.
-    pub(super) fn first(caller: &mut Caller<'_, Guest>) -> anyhow::Result<Self> {
+    pub(super) fn first(caller: &mut Caller<'_, Guest>, program: &Program) -> anyhow::Result<Self> {
         let memory = caller.data().memory()?;
-        let main = find_main_segment(memory.data(&*caller))?;
+        let anonymous = std::mem::take(&mut caller.data_mut().anonymous);
+        let main = main_segment(memory.data(&*caller), anonymous)?;
         let mapped = caller.data().files.shared_mappings();
         let mapped = mapped.into_iter().map(|(range, file, offset)| Region::new(&range, file, offset));
-        let shared = SharedMemory::share(caller, memory, &main, mapped)?;
-        Self::capture(caller, Arc::new(shared))
+        Self::capture(caller, program.pristine(), Arc::new(SharedMemory::new(main, mapped)))
     }
 
     /// Captures the postmaster once more, after it has changed.
@@ -73,15 +73,21 @@ impl Fork {
     /// # Errors
     /// When the system has no memory.
     pub(crate) fn again(&self, postmaster: &mut Backend) -> anyhow::Result<Self> {
-        Self::capture(&mut postmaster.store, self.shared.clone())
+        Self::capture(&mut postmaster.store, &self.parent.image, self.shared.clone())
     }
 
-    fn capture(store: &mut impl AsContextMut<Data = Guest>, shared: Arc<SharedMemory>) -> anyhow::Result<Self> {
+    /// Captures the postmaster in `store`, whose memory was loaded from `loaded`.
+    fn capture(
+        store: &mut impl AsContextMut<Data = Guest>,
+        loaded: &Image,
+        shared: Arc<SharedMemory>,
+    ) -> anyhow::Result<Self> {
         let registers = Registers::capture(store)?;
         let guest = store.as_context().data();
         let memory = guest.memory()?;
         let (process, tree, libraries) = (guest.files.state(), guest.files.tree().clone(), guest.libraries.loaded());
-        let image = Image::in_memory(memory.data(&*store), &shared.ranges())?;
+        let used = used_pages(store, memory, loaded);
+        let image = Image::in_memory(memory.data(&*store), &used, &shared.ranges())?;
         let parent = Arc::new(Parent { image, registers, process, libraries });
         Ok(Self { parent, shared, tree })
     }
@@ -116,6 +122,24 @@ impl Fork {
     pub(crate) fn tree(&self) -> &Arc<Mutex<Tree>> {
         &self.tree
     }
+}
+
+/// The pages of `memory` that need not be zero: those of the program that was loaded into it, and those that were used
+/// since. All of them if the operating system does not tell.
+fn used_pages(store: &impl AsContext, memory: Memory, loaded: &Image) -> Vec<Range<u64>> {
+    let (start, size) = (memory.data_ptr(store).addr(), memory.data_size(store));
+    let Ok(mut used) = PageMap::open().and_then(|pages| pages.used(start, size)) else {
+        return iter::once(0..size as u64).collect();
+    };
+    used.extend_from_slice(loaded.extents());
+    used.sort_unstable_by_key(|part| part.start);
+    let mut end = 0;
+    for part in &mut used {
+        part.start = part.start.max(end);
+        end = end.max(part.end);
+    }
+    used.retain(|part| part.start < part.end);
+    used
 }
 
 impl Backend {

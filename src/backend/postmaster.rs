@@ -34,17 +34,17 @@ impl Backend {
     /// # Errors
     /// When the guest traps, or the system has no memory.
     pub(crate) fn boot_postmaster(
-        program: &Program,
+        program: &Arc<Program>,
         files: Files,
         seat: Seat,
         settings: &[String],
     ) -> anyhow::Result<Option<Fork>> {
         let captured = Arc::new(Mutex::new(None));
         let stop = {
-            let captured = captured.clone();
+            let (captured, program) = (captured.clone(), program.clone());
             move |caller: &mut Caller<'_, Guest>| {
                 prepare(caller)?;
-                *captured.lock() = Some(Fork::first(caller).map_err(wasmtime::Error::from_anyhow)?);
+                *captured.lock() = Some(Fork::first(caller, &program).map_err(wasmtime::Error::from_anyhow)?);
                 Err(Stopped.into())
             }
         };

@@ -12,5 +12,5 @@ mod signals;
 
 pub(crate) use baton::{Baton, Priority};
 pub(crate) use seat::{Crashed, Seat, Seats};
-pub(crate) use shared_memory::{MainSegment, Region, SharedMemory, find_main_segment, map_zeros_over};
+pub(crate) use shared_memory::{MainSegment, Region, SharedMemory, clear_mapping, main_segment, map_zeros_over};
 pub(crate) use signals::{Signal, Signals};

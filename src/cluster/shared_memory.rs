@@ -1,15 +1,16 @@
 //! Memory that the processes of a cluster share, mapped into the linear memory of each.
 //!
-//! In a `PostgreSQL` server the main segment is mapped shared before `fork()`. Here the guest has allocated it in its
-//! own heap. Before the first fork it is moved into memory of the operating system (`memfd`), which is then mapped
-//! over it, in every process at the same address. Dynamic shared memory is mapped by each process where its `malloc`
-//! has room (`guest::mapping`).
+//! The main segment of a `PostgreSQL` server is an anonymous mapping of the postmaster's. Here such a mapping lies in
+//! memory of the guest's own `malloc`, over which the postmaster maps memory of the operating system (`memfd`) as soon
+//! as it is allocated. Further processes map that at the same address. Dynamic shared memory is mapped by each process
+//! where its `malloc` has room (`guest::mapping`).
 
-use std::{ffi::c_void, fs::File, ops::Range, os::unix::fs::FileExt, sync::Arc};
+use std::{ffi::c_void, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
 use anyhow::{Context, ensure};
 use rustix::{
-    fs::{MemfdFlags, memfd_create},
+    fs::{MemfdFlags, SeekFrom, memfd_create, seek},
+    io::Errno,
     mm::{MapFlags, ProtFlags},
     param::page_size,
 };
@@ -20,8 +21,8 @@ use crate::{
     postgres::shared_memory::{FREE_OFFSET, MAGIC, TOTAL_SIZE},
 };
 
-/// Anonymous mappings are aligned to pages of WebAssembly memory (Emscripten, `emscripten_mmap.c`).
-const ALIGNMENT: usize = 1 << 16;
+/// From this size on, new pages of zeros take less time than writing zeros.
+const LARGE: u32 = 1 << 20;
 
 /// The shared memory that further processes of a cluster map when they start, by its address in linear memory.
 pub(crate) struct SharedMemory {
@@ -48,31 +49,9 @@ pub(crate) struct Region {
 }
 
 impl SharedMemory {
-    /// Moves `range` of `memory` into shared memory, and maps that over it. `mapped` are the regions that this memory
-    /// has already.
-    ///
-    /// # Errors
-    /// When the range is not made of whole pages inside the memory, or the system has no memory.
-    pub(crate) fn share(
-        store: &mut impl AsContextMut,
-        memory: Memory,
-        range: &Range<u32>,
-        mapped: impl IntoIterator<Item = Region>,
-    ) -> anyhow::Result<Self> {
-        let content = memory.data(&*store).get(range.start as usize..range.end as usize);
-        let content = content.with_context(|| format!("the shared memory {range:x?} is outside of linear memory"))?;
-        ensure!(!content.is_empty() && content.len() % page_size() == 0, "shared memory is not made of whole pages");
-        let file =
-            File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("shared memory cannot be allocated")?);
-        file.set_len(content.len() as u64)?;
-        for (at, page) in (0..).step_by(page_size()).zip(content.chunks(page_size())) {
-            if !is_zero(page) {
-                file.write_all_at(page, at)?;
-            }
-        }
-        let main = Region { address: range.start, length: content.len(), file: Arc::new(file), offset: 0 };
-        main.map_over(store, memory)?;
-        Ok(Self { main, others: mapped.into_iter().collect() })
+    /// That of a cluster whose postmaster has mapped these regions: the main segment, and others.
+    pub(crate) fn new(main: Region, others: impl IntoIterator<Item = Region>) -> Self {
+        Self { main, others: others.into_iter().collect() }
     }
 
     /// Maps the regions over the same addresses of another memory of the same cluster.
@@ -101,15 +80,19 @@ impl SharedMemory {
         let Region { address, length, file, .. } = &self.main;
         let mut parts: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut page = vec![0; page_size()];
-        for at in (0..*length as u64).step_by(page_size()) {
-            file.read_exact_at(&mut page, at).context("shared memory cannot be read")?;
-            if is_zero(&page) {
-                continue;
+        let mut at = 0;
+        // Pages that were never used are holes.
+        while let Some(data) = next(file, SeekFrom::Data(at))? {
+            let end = next(file, SeekFrom::Hole(data))?.unwrap_or(*length as u64);
+            for at in (data..end).step_by(page_size()) {
+                file.read_exact_at(&mut page, at).context("shared memory cannot be read")?;
+                match parts.last_mut() {
+                    _ if is_zero(&page) => {}
+                    Some((start, part)) if *start + part.len() as u64 == at => part.extend(&page),
+                    _ => parts.push((at, page.clone())),
+                }
             }
-            match parts.last_mut() {
-                Some((start, part)) if *start + part.len() as u64 == at => part.extend(&page),
-                _ => parts.push((at, page.clone())),
-            }
+            at = end;
         }
         Ok(MainSegment { address: *address, length: *length, parts })
     }
@@ -121,13 +104,11 @@ impl SharedMemory {
     /// When the system has no memory.
     pub(crate) fn with_main(main: &MainSegment, others: impl IntoIterator<Item = Region>) -> anyhow::Result<Self> {
         let make = || {
-            let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC)?);
-            file.set_len(main.length as u64)?;
-            main.parts.iter().try_for_each(|(at, part)| file.write_all_at(part, *at))?;
-            Ok::<_, std::io::Error>(file)
+            let region = Region::zeroed(&(main.address..main.address + u32::try_from(main.length)?))?;
+            main.parts.iter().try_for_each(|(at, part)| region.file.write_all_at(part, *at))?;
+            Ok::<_, anyhow::Error>(region)
         };
-        let file = Arc::new(make().context("shared memory cannot be allocated")?);
-        let main = Region { address: main.address, length: main.length, file, offset: 0 };
+        let main = make().context("shared memory cannot be allocated")?;
         Ok(Self { main, others: others.into_iter().collect() })
     }
 }
@@ -137,6 +118,16 @@ impl Region {
     /// it, and must not be truncated.
     pub(crate) fn new(range: &Range<u32>, file: Arc<File>, offset: u64) -> Self {
         Self { address: range.start, length: range.len(), file, offset }
+    }
+
+    /// A region of zeros for the addresses in `range`.
+    ///
+    /// # Errors
+    /// When the system has no memory.
+    fn zeroed(range: &Range<u32>) -> anyhow::Result<Self> {
+        let file = memfd_create("pglite-port", MemfdFlags::CLOEXEC).map(File::from);
+        let sized = file.map_err(io::Error::from).and_then(|file| file.set_len(range.len() as u64).map(|()| file));
+        Ok(Self::new(range, Arc::new(sized.context("shared memory cannot be allocated")?), 0))
     }
 
     /// Maps the region over its addresses in `memory`.
@@ -158,6 +149,43 @@ impl Region {
         .map(drop)
         .context("shared memory cannot be mapped")
     }
+}
+
+/// The place in `file` that `from` describes; `None` behind the last data.
+fn next(file: &File, from: SeekFrom) -> anyhow::Result<Option<u64>> {
+    match seek(file, from) {
+        Ok(place) => Ok(Some(place)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error).context("shared memory cannot be read"),
+    }
+}
+
+/// Clears `length` bytes of `memory` at `address`, which is inside of it. If they are to be shared, whole pages become
+/// a region, which is returned.
+///
+/// # Errors
+/// When the system has no memory, or allows no more mappings.
+pub(crate) fn clear_mapping(
+    store: &mut impl AsContextMut,
+    memory: Memory,
+    address: u32,
+    length: u32,
+    is_shared: bool,
+) -> anyhow::Result<Option<Region>> {
+    let page = u32::try_from(page_size())?;
+    let whole = if address.is_multiple_of(page) { length - length % page } else { 0 };
+    let (mut region, mut mapped) = (None, 0);
+    if is_shared && whole > 0 {
+        let shared = Region::zeroed(&(address..address + whole))?;
+        shared.map_over(store, memory)?;
+        (region, mapped) = (Some(shared), whole);
+    } else if whole >= LARGE {
+        map_zeros_over(store, memory, address, whole as usize)?;
+        mapped = whole;
+    }
+    let rest = (address + mapped) as usize..address as usize + length as usize;
+    memory.data_mut(store).get_mut(rest).context("a mapping is outside of linear memory")?.fill(0);
+    Ok(region)
 }
 
 /// Replaces a mapped part of `memory` with private pages of zeros.
@@ -188,27 +216,77 @@ fn place(store: &impl AsContext, memory: Memory, address: u32, length: usize) ->
     Ok(memory.data_ptr(store).wrapping_add(start).cast())
 }
 
-/// The range of `PostgreSQL`'s main shared memory segment in `memory`.
-///
-/// It begins with a `PGShmemHeader`. So does the small System V segment, but nothing was ever allocated from that one.
+/// The region with `PostgreSQL`'s main shared memory segment, which is one of `mappings`, anonymous mappings in
+/// `memory`. It begins with a `PGShmemHeader`, and things were allocated from it.
 ///
 /// # Errors
 /// When there is none.
-pub(crate) fn find_main_segment(memory: &[u8]) -> anyhow::Result<Range<u32>> {
-    let word = |address: usize| Some(u32::from_le_bytes(*memory.get(address..)?.first_chunk()?));
-    let segments = (0..memory.len()).step_by(ALIGNMENT).filter_map(|address| {
-        let (size, used) = (word(address + TOTAL_SIZE)?, word(address + FREE_OFFSET)?);
-        let start = u32::try_from(address).ok()?;
-        let fits = address + size as usize <= memory.len();
-        (word(address)? == MAGIC && fits && used <= size).then_some((used, start..start.checked_add(size)?))
-    });
-    let (_, range) = segments.max_by_key(|(used, _)| *used).context("PostgreSQL's shared memory was not found")?;
-    Ok(range)
+pub(crate) fn main_segment(memory: &[u8], mappings: Vec<Region>) -> anyhow::Result<Region> {
+    let used = |region: &Region| {
+        let header = memory.get(region.address as usize..)?;
+        let word = |offset: usize| Some(u32::from_le_bytes(*header.get(offset..)?.first_chunk()?));
+        let (size, used) = (word(TOTAL_SIZE)?, word(FREE_OFFSET)?);
+        (word(0)? == MAGIC && size as usize == region.length && used <= size).then_some(used)
+    };
+    let segments = mappings.into_iter().filter_map(|region| Some((used(&region)?, region)));
+    let main = segments.max_by_key(|(used, _)| *used);
+    Ok(main.context("PostgreSQL's shared memory was not found")?.1)
 }
 
 #[cfg(test)]
 mod tests {
+    use wasmtime::{Engine, MemoryType, Store};
+
     use super::*;
+
+    const SIZE: u32 = 0x2_0000;
+
+    #[test]
+    fn a_mapping_is_cleared_and_nothing_beside_it() {
+        let page = u32::try_from(page_size()).unwrap();
+        let mut store = Store::new(&Engine::default(), ());
+        let memory = Memory::new(&mut store, MemoryType::new(64, None)).unwrap();
+        let end = u32::try_from(memory.data_size(&store)).unwrap();
+        for (address, length) in [
+            (page, LARGE),
+            (page, LARGE + 48),
+            (page, 2 * page + 48),
+            (page, 48),
+            (page + 16, LARGE + 16),
+            (end - LARGE - page, LARGE + page),
+            (page, 0),
+        ] {
+            for is_shared in [false, true] {
+                memory.data_mut(&mut store).fill(0xff);
+                let region = clear_mapping(&mut store, memory, address, length, is_shared).unwrap();
+                let (start, end) = (address as usize, (address + length) as usize);
+                let bytes = memory.data(&store);
+                let is_zero = |byte: &u8| *byte == 0;
+                assert!(bytes[start..end].iter().all(is_zero), "{address:#x} {length} {is_shared}");
+                assert!(!bytes[..start].iter().chain(&bytes[end..]).any(is_zero), "{address:#x} {length} {is_shared}");
+                let whole = if address.is_multiple_of(page) { length - length % page } else { 0 };
+                let shared = region.map(|region| (region.address, region.length));
+                assert_eq!(shared, (is_shared && whole > 0).then_some((address, whole as usize)));
+            }
+        }
+        assert!(clear_mapping(&mut store, memory, end - page, 2 * page, false).is_err());
+    }
+
+    #[test]
+    fn a_region_has_the_same_bytes_in_every_memory_that_it_is_mapped_over() {
+        let mut store = Store::new(&Engine::default(), ());
+        let memories = [(); 2].map(|()| Memory::new(&mut store, MemoryType::new(64, None)).unwrap());
+        let region = clear_mapping(&mut store, memories[0], SIZE, SIZE, true).unwrap().expect("it is shared");
+        memories[0].data_mut(&mut store)[SIZE as usize] = 7;
+        SharedMemory::new(vec![region]).map_over(&mut store, memories[1]).unwrap();
+        assert_eq!(memories[1].data(&store)[SIZE as usize], 7);
+        memories[1].data_mut(&mut store)[2 * SIZE as usize - 1] = 8;
+        assert_eq!(memories[0].data(&store)[2 * SIZE as usize - 1], 8);
+    }
+
+    fn region(address: u32) -> Region {
+        Region::zeroed(&(address..address + SIZE)).unwrap()
+    }
 
     fn header(memory: &mut [u8], address: usize, size: u32, used: u32) {
         for (offset, word) in [(0, MAGIC), (TOTAL_SIZE, size), (FREE_OFFSET, used)] {
@@ -217,14 +295,18 @@ mod tests {
     }
 
     #[test]
-    fn the_main_segment_is_the_one_that_something_was_allocated_from() {
-        let mut memory = vec![0; 8 * ALIGNMENT];
-        header(&mut memory, ALIGNMENT, 0x20000, 64);
-        header(&mut memory, 3 * ALIGNMENT, 0x20000, 0x10000);
-        // These only look like headers: one does not fit into the memory, the other is not aligned.
-        header(&mut memory, 7 * ALIGNMENT, 0x20000, 0x1ffff);
-        header(&mut memory, 5 * ALIGNMENT + 16, 0x10000, 0xffff);
-        assert_eq!(find_main_segment(&memory).unwrap(), 0x30000..0x50000);
-        assert!(find_main_segment(&[0; 256]).is_err());
+    fn the_main_segment_is_the_mapping_that_something_was_allocated_from() {
+        let mut memory = vec![0; 0x10_0000];
+        header(&mut memory, 0x1_0000, SIZE, 64);
+        header(&mut memory, 0x4_0000, SIZE, 0x1_0000);
+        // These only look like headers: one has another size than its mapping, one is in no mapping.
+        header(&mut memory, 0x8_0000, SIZE / 2, 0xffff);
+        header(&mut memory, 0xc_0000, SIZE, 0x1_ffff);
+        let found = |memory: &[u8]| {
+            let mappings = [0x1_0000, 0x4_0000, 0x8_0000, 0xa_0000, 0xf_ffff].map(region);
+            main_segment(memory, mappings.into()).map(|region| region.address)
+        };
+        assert_eq!(found(&memory).unwrap(), 0x4_0000);
+        assert!(found(&[0; 256]).is_err());
     }
 }

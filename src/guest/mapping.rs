@@ -2,15 +2,17 @@
 //!
 //! In a backend with its own cluster the file is copied in, and copied back at the end. In a shared cluster, a file
 //! that is mapped shared becomes a memory object of the operating system, which is mapped over that memory in each
-//! process: `PostgreSQL`'s dynamic shared memory (`src/backend/storage/ipc/dsm_impl.c`).
+//! process: `PostgreSQL`'s dynamic shared memory (`src/backend/storage/ipc/dsm_impl.c`). The C library makes anonymous
+//! mappings by itself; the host only clears their memory.
 
 use rustix::param::page_size;
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, memory};
 use crate::{
-    cluster::{Region, map_zeros_over},
+    cluster::{Region, clear_mapping, map_zeros_over},
     fs::{Errno, Mapping},
+    instrument::{HOOK_MODULE, Hook},
 };
 
 const PROT_WRITE: u32 = 2;
@@ -21,6 +23,7 @@ const PAGE: u32 = 1 << 16;
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap("env", "_mmap_js", map)?;
     linker.func_wrap("env", "_munmap_js", unmap)?;
+    linker.func_wrap(HOOK_MODULE, Hook::ClearMapping.name(), clear)?;
     Ok(())
 }
 
@@ -112,4 +115,15 @@ fn unmap(
     let bytes = memory::read_bytes(memory, address, length).map_err(Errno::from);
     let result = bytes.and_then(|bytes| guest.files.unmap(address, bytes));
     Ok(result.map_or_else(|errno| -errno.number(), |()| 0))
+}
+
+/// Clears `length` bytes at `address`, which the C library has allocated for an anonymous mapping. If the guest is going
+/// to fork, its children may share the mapping.
+fn clear(mut caller: Caller<'_, Guest>, address: u32, length: u32) -> wasmtime::Result<()> {
+    let memory = caller.data().memory()?;
+    memory::read_bytes(memory.data(&caller), address, length)?;
+    let is_shared = caller.data().before_fork.is_some();
+    let region = clear_mapping(&mut caller, memory, address, length, is_shared);
+    caller.data_mut().anonymous.extend(region.map_err(wasmtime::Error::from_anyhow)?);
+    Ok(())
 }

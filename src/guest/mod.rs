@@ -33,7 +33,7 @@ use wasmtime::{AsContextMut, Caller, Linker, Memory, Ref, TypedFunc, WasmParams,
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
 use crate::{
-    cluster::{Seat, Signals},
+    cluster::{Region, Seat, Signals},
     fs::Files,
     instrument::Facts,
 };
@@ -79,6 +79,8 @@ pub(crate) struct Guest {
     /// WAL of a guest without other processes.
     pub(crate) wal: OwnWal,
     before_fork: Option<BeforeFork>,
+    /// The anonymous mappings that it has made, before its first fork.
+    pub(crate) anonymous: Vec<Region>,
     /// Whether it is between two messages, where there is no statement to cancel.
     pub(crate) is_idle: bool,
     /// The size of the linear memory in bytes, for other threads; 0 before the instance is complete.
@@ -129,6 +131,7 @@ impl Guest {
             seat: setup.seat,
             wal: OwnWal::default(),
             before_fork: setup.before_fork,
+            anonymous: Vec::new(),
             is_idle: false,
             memory_size: Arc::default(),
         })

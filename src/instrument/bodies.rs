@@ -1,5 +1,7 @@
 //! Finds places to change, and addresses, in the bodies of the functions that were found.
 
+use std::ops::Range;
+
 use wasmparser::Operator;
 
 use super::InstrumentError;
@@ -149,6 +151,27 @@ pub(super) fn cancel_key_length(target: &Target, operators: &[Operator], key: u3
         _ => None,
     };
     same(target, "a length of the cancel key", operators, 4, argument)
+}
+
+/// The instructions of `memset(address, 0, length)` in `mmap`, and the locals with the address and the length. `memset`
+/// is the index of that function.
+pub(super) fn cleared(
+    target: &Target,
+    operators: &[Operator],
+    memset: u32,
+) -> Result<(Range<usize>, [u32; 2]), InstrumentError> {
+    let call = |window: &[Operator]| match *window {
+        [
+            Operator::LocalGet { local_index: address },
+            Operator::I32Const { value: 0 },
+            Operator::LocalGet { local_index: length },
+            Operator::Call { function_index },
+            Operator::Drop,
+        ] if function_index == memset => Some([address, length]),
+        _ => None,
+    };
+    let (at, arguments) = once(target, "a call of memset", operators, 5, call)?;
+    Ok((at..at + 5, arguments))
 }
 
 /// The place where `check_stack_depth` or `stack_is_too_deep` measures the stack.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use wasm_encoder::{BlockType, Instruction, MemArg};
 
 use super::InstrumentError;
-use super::bodies::{CancelKey, Kill, Report, own_process_id, reported_all, stack_measure, wait_site};
+use super::bodies::{CancelKey, Kill, Report, cleared, own_process_id, reported_all, stack_measure, wait_site};
 use super::evidence::Found;
 use super::hooks::Hook;
 use super::module::Module;
@@ -104,6 +104,11 @@ impl Surroundings<'_> {
             Change::CancelKey => {
                 let key = CancelKey::read(target, &operators)?;
                 Edit { at: key.sent_at..key.sent_at + 1, with: load(key.address, 0).to_vec() }
+            }
+            Change::ClearMapping => {
+                let (at, arguments) = cleared(target, &operators, self.found.function("memset")?)?;
+                let arguments = arguments.map(Instruction::LocalGet);
+                Edit { at, with: arguments.into_iter().chain([self.call(Hook::ClearMapping)]).collect() }
             }
         };
         Ok(vec![edit])

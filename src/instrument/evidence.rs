@@ -151,8 +151,8 @@ impl Found {
 impl Signature {
     fn is_that_of(self, module: &Module, function: u32) -> bool {
         let Some(ty) = module.function_type(function) else { return false };
-        let first = if self.begins_with_i64 { ValType::I64 } else { ValType::I32 };
-        let parameters = std::iter::once(first).chain(std::iter::repeat(ValType::I32)).take(self.parameters);
+        let parameter = |at| if self.i64_at == Some(at) { ValType::I64 } else { ValType::I32 };
+        let parameters = (0..self.parameters).map(parameter);
         let results = std::iter::repeat_n(ValType::I32, self.results);
         ty.params().iter().copied().eq(parameters) && ty.results().iter().copied().eq(results)
     }

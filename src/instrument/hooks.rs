@@ -53,11 +53,14 @@ pub enum Hook {
     /// `import_rules(importer, locale, type)`: ICU is about to import rules from the locale and the type of collation
     /// whose NUL-terminated names are at these addresses. The host raises an SQL error as in [`Self::OpenCollator`].
     ImportRules,
+    /// `clear_mapping(address, length)`: the C library has allocated this memory for an anonymous mapping, and the host
+    /// clears it. `address` is a multiple of 64 KiB.
+    ClearMapping,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -73,6 +76,7 @@ impl Hook {
         Self::ToLower,
         Self::OpenCollator,
         Self::ImportRules,
+        Self::ClearMapping,
     ];
 
     /// Its import name.
@@ -94,6 +98,7 @@ impl Hook {
             Self::ToLower => "to_lower",
             Self::OpenCollator => "open_collator",
             Self::ImportRules => "import_rules",
+            Self::ClearMapping => "clear_mapping",
         }
     }
 
@@ -109,7 +114,7 @@ impl Hook {
             | Self::ToUpper
             | Self::ToLower
             | Self::OpenCollator => &[ValType::I32],
-            Self::WaitEventSetWait | Self::Kill => &[ValType::I32, ValType::I32],
+            Self::WaitEventSetWait | Self::Kill | Self::ClearMapping => &[ValType::I32, ValType::I32],
             Self::ImportRules => &[ValType::I32, ValType::I32, ValType::I32],
         }
     }

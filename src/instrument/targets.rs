@@ -18,8 +18,8 @@ pub(super) struct Target {
 pub(super) struct Signature {
     pub(super) parameters: usize,
     pub(super) results: usize,
-    /// Whether the first parameter is an `i64` instead, which is C's `uint64`.
-    pub(super) begins_with_i64: bool,
+    /// The position of a parameter that is an `i64` instead, which is C's `uint64` and `off_t`.
+    pub(super) i64_at: Option<usize>,
 }
 
 /// A property that exactly one function of the module must have.
@@ -83,14 +83,16 @@ pub(super) enum Change {
     Kill,
     /// It sends the bytes of `MyCancelKey` instead of the low half of its address.
     CancelKey,
+    /// It calls the host in place of `memset`, with the address and the length.
+    ClearMapping,
 }
 
 const fn signature(parameters: usize, results: usize) -> Signature {
-    Signature { parameters, results, begins_with_i64: false }
+    Signature { parameters, results, i64_at: None }
 }
 
-const fn signature_with_i64(parameters: usize, results: usize) -> Signature {
-    Signature { begins_with_i64: true, ..signature(parameters, results) }
+const fn signature_with_i64(at: usize, parameters: usize, results: usize) -> Signature {
+    Signature { i64_at: Some(at), ..signature(parameters, results) }
 }
 
 /// Every function that [`super::instrument`] searches for.
@@ -249,7 +251,7 @@ pub(super) const TARGETS: &[Target] = &[
     // segments; PGlite has removed that.
     Target {
         name: "XLogFileInit",
-        signature: signature_with_i64(2, 1),
+        signature: signature_with_i64(0, 2, 1),
         evidence: Evidence::Mentions(&["XLogFileInit", "xlog.c"]),
         changes: &[Change::Enter(Hook::WalSegment)],
     },
@@ -257,7 +259,7 @@ pub(super) const TARGETS: &[Target] = &[
     // name run in the startup process only (XLogFileCopy in xlog.c, timeline.c), which alone keeps the constant.
     Target {
         name: "XLogFileInitInternal",
-        signature: signature_with_i64(4, 1),
+        signature: signature_with_i64(0, 4, 1),
         evidence: Evidence::Mentions(&["XLogFileInitInternal", "xlog.c", "pg_wal/xlogtemp.%d"]),
         changes: &[Change::OwnProcessId],
     },
@@ -312,6 +314,14 @@ pub(super) const TARGETS: &[Target] = &[
         signature: signature(0, 0),
         evidence: Evidence::Exported,
         changes: &[Change::CancelKey],
+    },
+    // An anonymous mapping is memory of malloc's that is cleared (Emscripten, system/lib/libc/emscripten_mmap.c).
+    Target { name: "memset", signature: signature(3, 1), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "mmap",
+        signature: signature_with_i64(5, 6, 1),
+        evidence: Evidence::Exported,
+        changes: &[Change::ClearMapping],
     },
     // Has the address of the heap's state; see `Facts`.
     Target { name: "malloc", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
