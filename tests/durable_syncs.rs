@@ -7,7 +7,7 @@ use std::{sync::Arc, thread};
 use pglite_port::{connection::Connections, session::Mode};
 use support::{
     local::{Connect, Local},
-    power::{self, Memory},
+    power::{self, Memory, Operation},
 };
 
 const WRITERS: u32 = 16;
@@ -47,6 +47,19 @@ fn sessions_that_commit_while_another_one_syncs_share_the_next_sync() {
     assert_eq!(observer.values("select count(*) from t"), [WRITERS.to_string()]);
     drop(observer);
     connections.shut_down();
+}
+
+#[test]
+fn a_start_after_a_crash_syncs_each_file_once() {
+    let storage = Memory::default();
+    let connections = power::open(&storage, &[("autovacuum", "off")]).expect("a cluster");
+    let crashed = storage.copy();
+    connections.shut_down();
+    let recovered = power::open(&crashed, &[("autovacuum", "off")]).expect("it recovers");
+    let (files, syncs) = (crashed.files(), crashed.count(Operation::SyncFile));
+    // Those of recovery itself are few: pg_control, WAL, the files of its checkpoint.
+    assert!((files..files + files / 4).contains(&syncs), "{files} files, {syncs} syncs");
+    recovered.shut_down();
 }
 
 #[test]

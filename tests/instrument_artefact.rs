@@ -295,6 +295,8 @@ fn checkpoints_begin_with_a_look_at_whether_the_checkpointer_makes_them() {
     assert!(asks);
     let slot = code.body(code.names["RegisterPostmasterChildActive"]);
     assert!(matches!(slot[..], [Operator::End]), "the slots of a postmaster are left alone");
+    let pre_sync = code.body(code.names["pre_sync_fname"]);
+    assert!(matches!(pre_sync[..], [Operator::End]), "recovery syncs every file once");
 }
 
 #[test]

@@ -263,6 +263,16 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["XLogFileInitInternal", "xlog.c", "pg_wal/xlogtemp.%d"]),
         changes: &[Change::OwnProcessId],
     },
+    // Recovery begins with two passes over all files: this asks the kernel to begin writing a file, and the second one
+    // syncs it. In PGlite the first one syncs too (pg_flush_data in fd.c), so it is left out.
+    Target {
+        name: "pre_sync_fname",
+        signature: signature(3, 0),
+        evidence: Evidence::Mentions(&[
+            "syncing data directory (pre-fsync), elapsed time: %ld.%02d s, current path: %s",
+        ]),
+        changes: &[Change::Nothing],
+    },
     // Puts requests to sync files into a queue for the checkpointer; see `Facts::checkpointer`.
     Target {
         name: "ForwardSyncRequest",

@@ -317,6 +317,11 @@ impl Memory {
         Self::of(self.state().now.clone())
     }
 
+    /// How many files there are.
+    pub fn files(&self) -> usize {
+        self.state().now.names.values().filter(|object| matches!(object, Object::File(_))).count()
+    }
+
     /// How often something was synced.
     pub fn syncs(&self) -> usize {
         self.state().syncs
