@@ -4,6 +4,7 @@
 //! * `registry`: clusters by name, which take many
 //! * `shared`: such a cluster
 //! * `snapshots`: what clusters of templates start from
+//! * `simulation`: the clock and the random numbers of a cluster, which tests may choose
 //! * `administration`: figures, templates, clusters, reloading
 
 use std::{path::PathBuf, sync::Arc};
@@ -23,11 +24,14 @@ mod administration;
 mod isolated;
 mod registry;
 mod shared;
+mod simulation;
 mod snapshots;
 
 pub use isolated::Start;
 pub(crate) use shared::data_directory;
 pub use shared::{DataDirectory, OnFailure, SharedSettings};
+pub use simulation::Leave;
+use simulation::Simulation;
 
 /// Where the program finds and keeps its files.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +51,8 @@ pub struct Settings {
     pub warm: usize,
     /// How the cluster of an isolated connection starts.
     pub start: Start,
+    /// What requests may choose for clusters.
+    pub leave: Leave,
     /// The shared cluster's.
     pub shared: SharedSettings,
     /// Called when the shared cluster has crashed and cannot be started again.
@@ -72,8 +78,9 @@ impl Databases {
         let (pglite, cache, icu) = (paths.pglite.as_deref(), paths.cache.as_deref(), paths.icu_data.as_deref());
         let templates = Templates::open(pglite, cache, icu, settings.warm, log.clone())?;
         let templates = Arc::new(templates);
-        let isolated = Isolated::new(templates.clone(), settings.start);
-        let clusters = Registry::new(templates.clone(), settings.shared, log, settings.on_failure);
+        let isolated = Isolated::new(templates.clone(), settings.start, settings.leave);
+        let Settings { shared, leave, on_failure, .. } = settings;
+        let clusters = Registry::new(templates.clone(), shared, leave, log, on_failure);
         let databases = Self { templates, isolated, clusters };
         match mode {
             Mode::Shared => databases.clusters.start_default()?,

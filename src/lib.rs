@@ -32,7 +32,8 @@
 //! * [`client`]: a client's byte stream, as a backend uses it.
 //! * [`icu`]: ICU data that PGlite does not contain.
 //! * `postgres`: numbers and offsets that are compiled into the guest, with their sources.
-//! * `random`: unpredictable bytes.
+//! * [`clock`]: the clock that the sessions of a cluster see, which tests can set.
+//! * `random`: random bytes: unpredictable ones, and those of a seed.
 //! * `sync`: locks, which a model checker can replace.
 //! * `sources`: digests of the program's sources, which are part of the keys in the cache.
 
@@ -40,6 +41,7 @@ pub mod administration;
 mod backend;
 pub mod backup;
 pub mod client;
+pub mod clock;
 mod cluster;
 pub mod connection;
 pub mod databases;

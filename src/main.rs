@@ -17,10 +17,10 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, never};
-use options::{SharedOptions, seconds};
+use options::{SharedOptions, TestOptions, seconds};
 use pglite_port::{
     backup,
-    databases::{Databases, Paths, Settings},
+    databases::{Databases, Leave, Paths, Settings},
     engine::{
         artefact::{Artefact, PGLITE_WASM},
         cache::Cache,
@@ -78,6 +78,8 @@ enum Command {
         clones: CloneOptions,
         #[command(flatten)]
         shared: SharedOptions,
+        #[command(flatten)]
+        tests: TestOptions,
         /// How long the program may take to stop after a request or a signal: its sessions end, and the shared cluster
         /// is shut down. Then it ends anyway, and a cluster in a directory recovers at its next start
         #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
@@ -240,13 +242,20 @@ fn allow_open_files() {
 fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
-        Command::Port { clones, shared, shutdown_timeout } => {
+        Command::Port { clones, shared, tests, shutdown_timeout } => {
             shared.check(mode)?;
             let stop = Stop::on(&[SIGTERM])?;
             let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
             let parent = ParentWatch::start().context("the end of stdin cannot be detected")?;
             // A parent that has been started again may find its last child on its way down.
-            let opened = command_line.open_databases(clones, shared, PATIENCE_OF_A_CHILD, &stop, parent.gone())?;
+            let opened = command_line.open_databases(
+                clones,
+                shared,
+                tests.leave(),
+                PATIENCE_OF_A_CHILD,
+                &stop,
+                parent.gone(),
+            )?;
             drop(parent);
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
@@ -264,7 +273,8 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
             // Before a cluster is opened, which would not be shut down if this failed.
             let listener = Listener::bind(listen)?;
-            let opened = command_line.open_databases(clones, shared, Duration::ZERO, &stop, &never())?;
+            let opened =
+                command_line.open_databases(clones, shared, Leave::default(), Duration::ZERO, &stop, &never())?;
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             serve::run(listener, sessions, mode, *shutdown_timeout, stop.asked(), print_url)?;
             return Ok(stop.status(log));
@@ -316,6 +326,7 @@ impl CommandLine {
         &self,
         clones: &CloneOptions,
         shared: &SharedOptions,
+        leave: Leave,
         patience: Duration,
         stop: &Stop,
         parent_gone: &Receiver<()>,
@@ -328,7 +339,7 @@ impl CommandLine {
         };
         let on_failure = Some(stop.on_failure());
         let settings =
-            Settings { warm: clones.warm, shared: shared.settings(patience), on_failure, ..Settings::default() };
+            Settings { warm: clones.warm, leave, shared: shared.settings(patience), on_failure, ..Settings::default() };
         let mode = self.mode;
         let open = move || Databases::open(&paths, mode, settings, LogSink::to_own_log());
         let opened = start::unless_stopped(stop.asked(), parent_gone, open)?.map(Arc::new);

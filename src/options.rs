@@ -1,13 +1,31 @@
-//! The options of the shared cluster on the command line, and values of options.
+//! Groups of options on the command line, and values of options.
 
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use clap::{ArgAction, Args};
 use pglite_port::{
-    databases::{DataDirectory, SharedSettings},
+    databases::{DataDirectory, Leave, SharedSettings},
     session::Mode,
 };
+
+/// What requests may choose for clusters, for tests.
+#[derive(Args)]
+pub(crate) struct TestOptions {
+    /// Let requests set the clocks of clusters, for tests of what depends on the time
+    #[arg(long)]
+    allow_clock: bool,
+    /// Let requests seed the random numbers of clusters, for tests that need the same ones each time; numbers and
+    /// UUIDs are then predictable
+    #[arg(long)]
+    allow_seed: bool,
+}
+
+impl TestOptions {
+    pub(crate) fn leave(&self) -> Leave {
+        Leave { clock: self.allow_clock, seed: self.allow_seed }
+    }
+}
 
 /// Options of the shared cluster.
 #[derive(Args)]

@@ -222,7 +222,7 @@ fn hooks_called(code: &Code, body: &[Operator]) -> Vec<&'static str> {
 fn each_hook_is_called_by_one_function_where_it_belongs() {
     let Instrumented { code, .. } = backend();
     let code = Code::read(code);
-    let (mut callers, mut waits) = (Vec::new(), 0);
+    let (mut callers, mut waits, mut timeouts) = (Vec::new(), 0, 0);
     for (index, _) in (code.imported_functions..).zip(&code.bodies) {
         let mut called = hooks_called(&code, &code.body(index));
         // Six loops of functions that have no names in the file; see `instrument/semaphores.rs`.
@@ -230,9 +230,14 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
             waits += usize::from(*hook == "semaphore_wait");
             *hook != "semaphore_wait"
         });
+        let name = code.names.iter().find(|(_, it)| **it == index);
+        // Functions of timeout.c, most of which have no names in the file; see `instrument/real_time.rs`.
+        if name.is_none() {
+            timeouts += called.extract_if(.., |hook| *hook == "real_timestamp").count();
+        }
+        called.dedup();
         if !called.is_empty() {
-            let (name, _) = code.names.iter().find(|(_, it)| **it == index).expect("it has a name");
-            callers.push((called, *name));
+            callers.push((called, *name.expect("it has a name").0));
         }
     }
     callers.sort_unstable();
@@ -247,16 +252,23 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["pg_usleep"], "pg_usleep"),
         (vec!["postmaster_is_alive"], "PostmasterIsAliveInternal"),
         (vec!["process_interrupts"], "ProcessInterrupts"),
+        (vec!["real_timestamp"], "InvalidatePossiblyObsoleteSlot"),
+        (vec!["real_timestamp"], "ReplicationSlotRelease"),
+        (vec!["real_timestamp"], "XLogWrite"),
+        (vec!["real_timestamp"], "pg_sleep"),
+        (vec!["real_timestamp"], "pgstat_report_stat"),
         (vec!["request_checkpoint"], "CreateCheckPoint"),
+        (vec!["shown_timestamp", "real_timestamp"], "ProcSleep"),
         (vec!["stack_depth"], "check_stack_depth"),
         (vec!["stack_depth"], "stack_is_too_deep"),
+        (vec!["time_of_day"], "gettimeofday"),
         (vec!["to_lower"], "towlower"),
         (vec!["to_upper"], "towupper"),
         (vec!["wait_event_set_wait"], "WaitEventSetWait"),
         (vec!["wal_segment"], "XLogFileInit"),
     ];
     assert_eq!(callers, expected);
-    assert_eq!(waits, 6);
+    assert_eq!((waits, timeouts), (6, 9));
 
     for (name, hook) in [("InitProcess", "init_process"), ("ProcessInterrupts", "process_interrupts")] {
         let first = &code.exported_body(name)[..1];

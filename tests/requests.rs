@@ -4,7 +4,7 @@
 mod support;
 
 use pglite_port::{
-    databases::Settings,
+    databases::{Leave, Settings},
     port::frame::{Kind, Options},
     session::Mode,
 };
@@ -12,6 +12,7 @@ use support::{
     cache,
     port::{Port, Received},
     session::errors,
+    texts,
     wire::{self, Message},
 };
 
@@ -23,7 +24,8 @@ struct Databases {
 
 impl Databases {
     fn open() -> Self {
-        let databases = cache::open_at(&cache::shared(), Settings::default());
+        let leave = Leave { clock: true, seed: true };
+        let databases = cache::open_at(&cache::shared(), Settings { leave, ..Settings::default() });
         Self { port: Port::with_sessions(databases), next_request: 1000 }
     }
 
@@ -383,5 +385,104 @@ fn requests_for_clusters_that_cannot_be_are_refused_with_the_value_that_is_wrong
         let (code, message) = databases.request("create_cluster", options).expect_err("it is refused");
         assert_eq!(code, "22023", "{options:?}");
         assert!(message.contains(problem), "{message}");
+    }
+}
+
+#[test]
+fn a_clock_is_set_by_request_with_times_in_microseconds_and_whatever_else_is_asked_is_refused() {
+    let mut databases = Databases::open();
+    databases.connect(1, &[], POSTGRES);
+    let mut set = |options: &[(&str, &str)]| databases.request("clock", &[&[("connection", "1")], options].concat());
+    set(&[("set", "freeze"), ("at", "1893456000123456")]).expect("it is set");
+    for options in [
+        &[][..],
+        &[("set", "stop")],
+        &[("set", "travel")],
+        &[("set", "travel"), ("at", "1"), ("by", "1")],
+        &[("set", "travel"), ("at", "2030-01-01")],
+        &[("set", "travel"), ("by", "")],
+        &[("set", "freeze"), ("by", "1")],
+        &[("set", "back"), ("at", "1")],
+    ] {
+        assert_eq!(set(options).expect_err("it is refused").0, "22023", "{options:?}");
+    }
+    assert_eq!(set(&[("set", "travel"), ("at", "9223372036854775807")]).expect_err("out of range").0, "22008");
+    let now = "SELECT clock_timestamp()";
+    assert_eq!(databases.values(1, now), ["2030-01-01 00:00:00.123456+00"]);
+    for (options, since) in [
+        (&[("set", "travel"), ("by", "86400000000")][..], "2030-01-02"),
+        (&[("set", "travel"), ("at", "0")], "1970-01-01"),
+        (&[("set", "freeze")], "1970-01-01"),
+    ] {
+        databases.request("clock", &[&[("connection", "1")], options].concat()).expect("it is set");
+        let near = format!("SELECT clock_timestamp() BETWEEN '{since}' AND timestamptz '{since}' + interval '1 min'");
+        assert_eq!(databases.values(1, &near), ["t"], "{options:?}");
+    }
+    assert_eq!(databases.values(1, now), databases.values(1, now));
+    databases.request("clock", &[("connection", "1"), ("set", "back")]).expect("it is set");
+    assert_eq!(databases.values(1, "SELECT now() > '2024-01-01'"), ["t"]);
+}
+
+#[test]
+fn random_numbers_are_seeded_by_request() {
+    let mut databases = Databases::open();
+    let mut rolled = Vec::new();
+    for (id, seed) in [(1, "0"), (2, "18446744073709551615"), (3, "0")] {
+        databases.connect(id, &[], POSTGRES);
+        databases.request("seed", &[("connection", &id.to_string()), ("seed", seed)]).expect("it is seeded");
+        rolled.push(databases.values(id, "SELECT random(), gen_random_uuid()"));
+    }
+    assert_eq!(rolled[0], rolled[2]);
+    assert_ne!(rolled[0], rolled[1]);
+    for seed in ["", "-1", "18446744073709551616", "x"] {
+        let refused = databases.request("seed", &[("connection", "1"), ("seed", seed)]);
+        assert_eq!(refused.expect_err("it is refused").0, "22023", "{seed}");
+    }
+}
+
+#[test]
+fn a_clock_can_be_set_before_the_session_has_begun() {
+    let mut databases = Databases::open();
+    databases.port.send_frame(Kind::Open, 1, b"mode\0isolated\0\0");
+    databases.send_request("clock", &[("connection", "1"), ("set", "freeze"), ("at", "0")]);
+    databases.port.data(1, &wire::startup(POSTGRES));
+    // The reply comes when there is a session, before or between its first messages.
+    let (mut bytes, mut replies) = (Vec::new(), 0);
+    while !matches!(bytes[..], [.., b'Z', 0, 0, 0, 5, b'I']) || replies == 0 {
+        let frame = databases.next();
+        match frame.kind {
+            Kind::Reply => replies += usize::from(reply(&frame).is_ok()),
+            _ => bytes.extend(frame.payload),
+        }
+    }
+    assert_eq!(databases.values(1, "SELECT now()"), ["1970-01-01 00:00:00+00"]);
+}
+
+#[test]
+fn the_program_gives_leave_for_each_by_its_options() {
+    for (arguments, allowed) in [
+        (&[][..], [false, false]),
+        (&["--allow-clock"], [true, false]),
+        (&["--allow-seed"], [false, true]),
+        (&["--allow-clock", "--allow-seed"], [true, true]),
+    ] {
+        let port = Port::spawn(&[&["--mode", "isolated"], arguments].concat());
+        let mut databases = Databases { port, next_request: 1000 };
+        databases.connect(1, &[], POSTGRES);
+        let asked = [
+            databases.request("clock", &[("connection", "1"), ("set", "freeze"), ("at", "0")]),
+            databases.request("seed", &[("connection", "1"), ("seed", "1")]),
+        ];
+        for (asked, (is_allowed, what)) in
+            asked.into_iter().zip(allowed.into_iter().zip(["set the clock", "seed random numbers"]))
+        {
+            match asked {
+                Ok(_) => assert!(is_allowed, "{arguments:?}: {what}"),
+                Err((code, message)) => {
+                    assert!(!is_allowed, "{arguments:?}: {what}");
+                    assert_eq!([code, message], texts(["42501", &format!("permission denied to {what}")])[..]);
+                }
+            }
+        }
     }
 }

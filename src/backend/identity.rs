@@ -6,9 +6,9 @@ use anyhow::ensure;
 
 use super::Backend;
 use crate::{
-    guest::memory,
+    guest::{memory, seed_prng},
     postgres::timestamp::{EPOCH, START_TIMESTAMP},
-    random,
+    random::Entropy,
 };
 
 /// A time as `PostgreSQL` counts it (`TimestampTz`): in microseconds since its epoch.
@@ -22,11 +22,9 @@ impl Backend {
     /// # Errors
     /// When the system has no random bytes.
     pub(crate) fn reseed(&mut self) -> anyhow::Result<()> {
-        let mut seed = [0; 16];
-        random::fill(&mut seed)?;
-        // xoroshiro128** must not start from zero (src/common/pg_prng.c).
-        seed[0] |= 1;
-        self.write(self.facts().address("pg_global_prng_state")?, &seed)
+        let memory = self.exports()?.memory;
+        let (memory, guest) = memory.data_and_store_mut(&mut self.store);
+        seed_prng(memory, &guest.facts, &Entropy::default())
     }
 
     /// Sets `MyStartTime` and `MyStartTimestamp`, which are the same moment in seconds and microseconds, to now;

@@ -280,6 +280,8 @@ impl Setup {
             library_store: program.libraries().clone(),
             facts: program.facts().clone(),
             seat: None,
+            clock: Arc::default(),
+            entropy: Arc::default(),
             before_fork: None,
         }
     }

@@ -278,7 +278,7 @@ mod tests {
         let memories = [(); 2].map(|()| Memory::new(&mut store, MemoryType::new(64, None)).unwrap());
         let region = clear_mapping(&mut store, memories[0], SIZE, SIZE, true).unwrap().expect("it is shared");
         memories[0].data_mut(&mut store)[SIZE as usize] = 7;
-        SharedMemory::new(vec![region]).map_over(&mut store, memories[1]).unwrap();
+        SharedMemory::new(region, []).map_over(&mut store, memories[1]).unwrap();
         assert_eq!(memories[1].data(&store)[SIZE as usize], 7);
         memories[1].data_mut(&mut store)[2 * SIZE as usize - 1] = 8;
         assert_eq!(memories[0].data(&store)[2 * SIZE as usize - 1], 8);

@@ -16,10 +16,12 @@ use crate::{
     log::{LineConsole, LogSink},
     postgres::process,
     protocol::error_response::{ErrorResponse, sqlstate},
-    random,
+    random::{self, Entropy},
     session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
     template::{DEFAULT, Template, TemplateError, Templates},
 };
+
+use super::{Leave, Simulation};
 
 /// How the clusters of connections are started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +38,7 @@ pub enum Start {
 pub(crate) struct Isolated {
     templates: Arc<Templates>,
     origin: Start,
+    leave: Leave,
     live: Mutex<BTreeMap<u32, Live>>,
 }
 
@@ -47,8 +50,8 @@ struct Live {
 }
 
 impl Isolated {
-    pub(crate) fn new(templates: Arc<Templates>, origin: Start) -> Self {
-        Self { templates, origin, live: Mutex::default() }
+    pub(crate) fn new(templates: Arc<Templates>, origin: Start, leave: Leave) -> Self {
+        Self { templates, origin, leave, live: Mutex::default() }
     }
 
     /// Prepares the default template and its ready clones, which the first connection most likely needs.
@@ -81,6 +84,11 @@ impl Isolated {
             }
         };
         let mut backend = self.make_backend(&template, start.log)?;
+        let simulation = Simulation::new(self.leave);
+        backend.guest().clock = simulation.clock.clone();
+        backend.guest().entropy = simulation.entropy.clone();
+        let entropy = simulation.entropy.clone();
+        start.control.handle_tasks_with(move |task| simulation.perform(task));
         let mut secret = [0; 4];
         random::fill(&mut secret)?;
         let footprint = Arc::new(Footprint::of(&mut backend)?);
@@ -101,7 +109,7 @@ impl Isolated {
             cancel_key: secret,
             admission,
         };
-        let conversation = Conversation { isolated: self, template, footprint, session, start };
+        let conversation = Conversation { isolated: self, template, footprint, entropy, session, start };
         let Err(error) = conversation.hold(&mut backend, client);
         Ok(match backend.end_session(error) {
             Ok(SessionExit::Client) => SessionEnd::ClientGone,
@@ -159,6 +167,7 @@ struct Conversation<'a> {
     isolated: &'a Isolated,
     template: Arc<Template>,
     footprint: Arc<Footprint>,
+    entropy: Arc<Entropy>,
     session: Session<'a>,
     start: &'a SessionStart<'a>,
 }
@@ -182,6 +191,8 @@ impl Conversation<'_> {
                     let outcome = self.freeze(backend, name, key.as_deref());
                     pending.finish(outcome);
                 }
+                // These were done already.
+                Task::SetClock(_) | Task::Seed(_) => {}
             }
         }
         Ok(())
@@ -218,6 +229,8 @@ impl Conversation<'_> {
         let successor = self.isolated.templates.pool().take(&self.template, Box::new(Silent))?;
         let replaced = backend.succeed_to(successor)?;
         backend.begin_session_again(&self.session, &greeting)?;
+        // So that every clone with that seed has the same numbers.
+        self.entropy.begin_again();
         self.footprint.follow(backend)?;
         Ok(replaced)
     }

@@ -5,8 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use anyhow::{Context, anyhow};
 use parking_lot::Mutex;
 
-use super::shared::{DataDirectory, OnFailure, Postmaster, SharedSettings};
-use super::snapshots::Snapshots;
+use super::{
+    Leave, Simulation,
+    shared::{DataDirectory, OnFailure, Postmaster, SharedSettings},
+    snapshots::Snapshots,
+};
 use crate::{
     administration::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster},
     client::Client,
@@ -29,6 +32,7 @@ pub(super) struct Registry {
     snapshots: Snapshots,
     /// The settings of the default cluster, which others begin with.
     settings: SharedSettings,
+    leave: Leave,
     log: LogSink,
     clusters: Mutex<Clusters>,
 }
@@ -71,6 +75,7 @@ impl Registry {
     pub(super) fn new(
         templates: Arc<Templates>,
         settings: SharedSettings,
+        leave: Leave,
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> Self {
@@ -88,7 +93,7 @@ impl Registry {
             Clusters { by_name: BTreeMap::from([(default.name.clone(), Arc::new(default))]), ..Clusters::default() };
         let in_memory = SharedSettings { data_directory: None, template: None, ..settings.clone() };
         let snapshots = Snapshots::new(templates.clone(), in_memory, log.clone());
-        Self { templates, snapshots, settings, log, clusters: Mutex::new(clusters) }
+        Self { templates, snapshots, settings, leave, log, clusters: Mutex::new(clusters) }
     }
 
     /// Starts the default cluster.
@@ -189,13 +194,15 @@ impl Registry {
     /// What runs `cluster` from now on.
     fn start(&self, cluster: &Cluster) -> Result<Arc<Postmaster>, ErrorResponse> {
         let (settings, log, on_failure) = (cluster.settings.clone(), self.log.clone(), cluster.on_failure.clone());
+        let simulation = Simulation::new(self.leave);
         let start = |new: &mut dyn FnMut() -> anyhow::Result<Arc<FrozenTree>>| {
-            Postmaster::start(&self.templates, new, settings.clone(), log.clone(), on_failure.clone())
+            let (settings, simulation) = (settings.clone(), simulation.clone());
+            Postmaster::start(&self.templates, new, settings, simulation, log.clone(), on_failure.clone())
         };
         let postmaster = match &cluster.origin {
             ClusterOrigin::Template(name) if settings.data_directory.is_none() && !cluster.has_own_settings => {
                 let snapshot = self.snapshots.of_template(name).map_err(no_template)?;
-                Postmaster::from_snapshot(&self.templates, &snapshot, settings, log, on_failure)?
+                Postmaster::from_snapshot(&self.templates, &snapshot, settings, simulation, log, on_failure)?
             }
             ClusterOrigin::Template(name) => {
                 start(&mut || self.templates.copy(name).map_err(|error| in_words(no_template(error))))?

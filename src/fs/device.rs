@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::errno::Errno;
+use crate::random::Entropy;
 
 /// Which of a process' two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub enum Device {
     Null,
     /// Endless zeros; takes everything.
     Zero,
-    /// Endless random bytes, of the quality that keys need.
+    /// Endless random bytes, of the quality that keys need unless they are those of a seed.
     Random,
     /// Empty when read: a guest has no standard input. PGlite's standard input is at its end as well.
     Stdin,
@@ -64,7 +65,7 @@ impl Device {
         matches!(self, Self::Terminal | Self::ErrorTerminal)
     }
 
-    pub(super) fn read(self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    pub(super) fn read(self, buffer: &mut [u8], entropy: &Entropy) -> Result<usize, Errno> {
         match self {
             Self::Null | Self::Stdin | Self::Terminal => Ok(0),
             Self::ErrorTerminal => Err(Errno::ENXIO),
@@ -73,12 +74,8 @@ impl Device {
                 Ok(buffer.len())
             }
             Self::Random => {
-                let mut filled = 0;
-                while filled < buffer.len() {
-                    let flags = rustix::rand::GetRandomFlags::empty();
-                    filled += rustix::rand::getrandom(&mut buffer[filled..], flags).map_err(|_| Errno::EIO)?;
-                }
-                Ok(filled)
+                entropy.fill(buffer).map_err(|_| Errno::EIO)?;
+                Ok(buffer.len())
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, io, time::Instant};
 
 use wasmtime::{Caller, Linker};
 
-use super::{Guest, memory, waiting};
+use super::{Guest, entropy, memory, waiting};
 use crate::{
     client::{Client, Interest, Readiness, Waker, write_all},
     fs::Errno,
@@ -126,9 +126,13 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         HOOK_MODULE,
         "read",
         |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
-            transfer(&mut caller, Interest::Read, |client, memory| {
+            let count = transfer(&mut caller, Interest::Read, |client, memory| {
                 client.read(memory::bytes_mut(memory, address, length)?)
-            })
+            })?;
+            if count > 0 {
+                entropy::follow_seed(&mut caller)?;
+            }
+            Ok(count)
         },
     )?;
     linker.func_wrap(

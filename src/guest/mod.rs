@@ -10,6 +10,7 @@ mod checkpoint;
 mod commands;
 mod conversion;
 mod dylink;
+mod entropy;
 mod heap;
 mod instance;
 mod interrupts;
@@ -33,15 +34,18 @@ use wasmtime::{AsContextMut, Caller, Linker, Memory, Ref, TypedFunc, WasmParams,
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
 use crate::{
+    clock::Clock,
     cluster::{Region, Seat, Signals},
     fs::Files,
     instrument::Facts,
+    random::Entropy,
 };
 
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use checkpoint::OwnWal;
 pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
+pub(crate) use entropy::seed_prng;
 pub(crate) use instance::Exports;
 pub(crate) use interrupts::deliver;
 pub(crate) use net::encode_socket_address;
@@ -51,8 +55,8 @@ pub(crate) use waiting::wait;
 
 /// The state of one wasm instance in its store, for host functions.
 pub(crate) struct Guest {
-    /// Clocks, randomness, environment and `proc_exit` of WASI preview 1. Its `fd_*` functions are not used, because
-    /// they would not share a descriptor table with `__syscall_*`.
+    /// Environment and `proc_exit` of WASI preview 1. Its `fd_*` functions are not used, because they would not share a
+    /// descriptor table with `__syscall_*`; nor are its clocks and random bytes.
     pub(crate) wasi: WasiP1Ctx,
     /// Files and descriptors.
     pub(crate) files: Files,
@@ -72,6 +76,12 @@ pub(crate) struct Guest {
     pub(crate) commands: Box<dyn Commands>,
     /// Signals that other threads have sent.
     pub(crate) signals: Arc<Signals>,
+    /// The clock that it sees.
+    pub(crate) clock: Arc<Clock>,
+    /// The random bytes of its cluster.
+    pub(crate) entropy: Arc<Entropy>,
+    /// The number of [`Entropy::beginnings`] that it has followed.
+    followed_beginnings: u64,
     /// Interval timers (`setitimer`).
     pub(crate) timers: Timers,
     /// Its seat in a cluster that it shares with other sessions.
@@ -101,6 +111,11 @@ pub(crate) struct Setup {
     pub(crate) facts: Arc<Facts>,
     /// Its seat in a cluster that it shares with other sessions.
     pub(crate) seat: Option<Seat>,
+    /// The clock that it sees; real time, unless it is a session of a cluster whose clock can be set.
+    pub(crate) clock: Arc<Clock>,
+    /// The random bytes of its cluster; those of the operating system, unless it is a session of a cluster that can be
+    /// seeded.
+    pub(crate) entropy: Arc<Entropy>,
     /// Runs where a postmaster would begin to fork.
     pub(crate) before_fork: Option<BeforeFork>,
 }
@@ -130,6 +145,9 @@ impl Guest {
             signals,
             seat: setup.seat,
             wal: OwnWal::default(),
+            clock: setup.clock,
+            entropy: setup.entropy,
+            followed_beginnings: 0,
             before_fork: setup.before_fork,
             anonymous: Vec::new(),
             is_idle: false,
@@ -183,9 +201,12 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     wasmtime_wasi::p1::add_to_linker_sync(&mut linker, |guest: &mut Guest| &mut guest.wasi)
         .map_err(anyhow::Error::from)
         .context("WASI cannot be linked")?;
-    // The guest's own `fd_*` functions, which share its descriptor table, replace those of wasmtime-wasi.
+    // The guest's own `fd_*` functions, which share its descriptor table, replace those of wasmtime-wasi, as do its
+    // clocks and random bytes.
     linker.allow_shadowing(true);
     wasi::add_to_linker(&mut linker)?;
+    entropy::add_to_linker(&mut linker)?;
+    time::add_to_linker(&mut linker)?;
     linker.allow_shadowing(false);
     for add in [
         callbacks::add_to_linker,
@@ -198,7 +219,6 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         process::add_to_linker,
         stack::add_to_linker,
         syscalls::add_to_linker,
-        time::add_to_linker,
         timers::add_to_linker,
     ] {
         add(&mut linker)?;

@@ -1,12 +1,22 @@
 //! The time functions of Emscripten's C library. The guest's zone is UTC (`TZ=UTC`), so that clusters do not depend on
 //! the host's zone.
+//!
+//! The guest's time of day is that of its [`Clock`](crate::clock::Clock). Real time is for what `PostgreSQL` measures
+//! and waits for: the monotonic clocks, and the calls of `GetCurrentTimestamp` that the rewriter has replaced
+//! (`instrument/real_time.rs`).
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use jiff::{Timestamp, civil, tz::TimeZone};
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, memory};
+use crate::{
+    clock,
+    fs::Errno,
+    instrument::{HOOK_MODULE, Hook},
+    postgres::timestamp,
+};
 
 /// Offsets in `struct tm` of musl for wasm32 (Emscripten, `system/lib/libc/musl/include/time.h`).
 mod tm {
@@ -22,13 +32,52 @@ mod tm {
     pub(super) const GMTOFF: u32 = 36;
 }
 
+/// `CLOCK_REALTIME` and `CLOCK_MONOTONIC`, whose numbers in musl and in WASI are the same.
+const CLOCK_REALTIME: u32 = 0;
+const CLOCK_MONOTONIC: u32 = 1;
+
+/// Offset of `tv_usec`, an `int`, in `struct timeval` of musl for wasm32; `tv_sec` has 64 bits.
+const MICROSECONDS: u32 = 8;
+
 /// The longest zone name that `_tzset_js` may write, with its terminator (Emscripten, `src/lib/libcore.js`).
 const ZONE_NAME: &[u8] = b"UTC-0000\0";
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    linker.func_wrap("env", "emscripten_date_now", milliseconds_since_epoch)?;
     let start = Instant::now();
     linker.func_wrap("env", "emscripten_get_now", move || start.elapsed().as_secs_f64() * 1e3)?;
+    linker.func_wrap(
+        "wasi_snapshot_preview1",
+        "clock_time_get",
+        move |mut caller: Caller<'_, Guest>, clock: u32, _precision: i64, time: u32| -> wasmtime::Result<i32> {
+            let (memory, guest) = memory::of(&mut caller)?;
+            let nanoseconds = match clock {
+                // A time before 1970 is none here.
+                CLOCK_REALTIME => guest.clock.now().saturating_mul(1000).max(0).cast_unsigned(),
+                CLOCK_MONOTONIC => u64::try_from(start.elapsed().as_nanos())?,
+                _ => return Ok(Errno::EINVAL.number()),
+            };
+            memory::write_u64(memory, time, nanoseconds)?;
+            Ok(0)
+        },
+    )?;
+    linker
+        .func_wrap("env", "emscripten_date_now", |caller: Caller<'_, Guest>| milliseconds(caller.data().clock.now()))?;
+    linker.func_wrap(
+        HOOK_MODULE,
+        Hook::TimeOfDay.name(),
+        |mut caller: Caller<'_, Guest>, time: u32, _zone: u32| -> wasmtime::Result<i32> {
+            let (memory, guest) = memory::of(&mut caller)?;
+            let now = guest.clock.now();
+            let (seconds, microseconds) = (now.div_euclid(1_000_000), now.rem_euclid(1_000_000));
+            memory::write_u64(memory, time, seconds.cast_unsigned())?;
+            memory::write_u32(memory, time.wrapping_add(MICROSECONDS), u32::try_from(microseconds)?)?;
+            Ok(0)
+        },
+    )?;
+    linker.func_wrap(HOOK_MODULE, Hook::RealTimestamp.name(), || clock::real_time() - timestamp::EPOCH)?;
+    linker.func_wrap(HOOK_MODULE, Hook::ShownTimestamp.name(), |caller: Caller<'_, Guest>, real: i64| {
+        caller.data().clock.at(real.saturating_add(timestamp::EPOCH)) - timestamp::EPOCH
+    })?;
     linker.func_wrap(
         "env",
         "_gmtime_js",
@@ -66,9 +115,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-/// `Date.now()` with the fraction of a millisecond, which `gettimeofday` turns into microseconds.
-fn milliseconds_since_epoch() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
+/// The whole seconds of a time in microseconds since 1970, as milliseconds: only `time()` asks for these, and makes
+/// seconds of them again.
+#[expect(clippy::cast_precision_loss, reason = "an f64 has all integers of that size")]
+fn milliseconds(time: i64) -> f64 {
+    (time.div_euclid(1_000_000) * 1000) as f64
 }
 
 /// `gmtime` and `localtime`: 0, or 1 when the time is out of range (the C library then reports `EOVERFLOW`).

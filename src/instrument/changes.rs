@@ -9,6 +9,7 @@ use super::bodies::{CancelKey, Kill, Report, cleared, own_process_id, reported_a
 use super::evidence::Found;
 use super::hooks::Hook;
 use super::module::Module;
+use super::real_time;
 use super::targets::{Change, Target};
 
 /// Instructions that replace some of a function's. Their indices are those of the rewritten module.
@@ -100,6 +101,11 @@ impl Surroundings<'_> {
             Change::Kill => {
                 let kill = Kill::read(target, &operators, process_id)?;
                 Edit { at: whole, with: self.kill(kill.errno) }
+            }
+            Change::RealTime => return real_time::edits(target, &operators, self),
+            Change::ShownWait => {
+                let at = real_time::wait_start(target, &operators)?;
+                Edit { at: at..at, with: vec![self.call(Hook::ShownTimestamp)] }
             }
             Change::CancelKey => {
                 let key = CancelKey::read(target, &operators)?;

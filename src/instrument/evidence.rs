@@ -93,6 +93,12 @@ impl Found {
                     Ok(wanted.iter().all(|address| address.is_some_and(|address| constants.contains(address))))
                 })
             }
+            Evidence::CallsOnly(callees) => {
+                let callees = callees.iter().map(|name| self.function(name)).collect::<Result<BTreeSet<u32>, _>>()?;
+                keep(of_signature(), |it| {
+                    Ok(calls(&module.operators(it)?).into_iter().collect::<BTreeSet<u32>>() == callees)
+                })
+            }
             Evidence::KillItself => keep(small(module, of_signature()), |it| {
                 Ok(Kill::read(target, &module.operators(it)?, self.process_id).is_ok())
             }),
@@ -151,9 +157,9 @@ impl Found {
 impl Signature {
     fn is_that_of(self, module: &Module, function: u32) -> bool {
         let Some(ty) = module.function_type(function) else { return false };
-        let parameter = |at| if self.i64_at == Some(at) { ValType::I64 } else { ValType::I32 };
-        let parameters = (0..self.parameters).map(parameter);
-        let results = std::iter::repeat_n(ValType::I32, self.results);
+        let of = |is_i64: bool| if is_i64 { ValType::I64 } else { ValType::I32 };
+        let parameters = (0..self.parameters).map(|at| of(self.i64_at == Some(at)));
+        let results = std::iter::repeat_n(of(self.returns_i64), self.results);
         ty.params().iter().copied().eq(parameters) && ty.results().iter().copied().eq(results)
     }
 }
@@ -273,6 +279,7 @@ impl Target {
                 format!("that {caller} calls and that calls {callee}")
             }
             Evidence::Reads { caller, variables } => format!("that {caller} calls and that reads {variables:?}"),
+            Evidence::CallsOnly(callees) => format!("that calls {callees:?} and no others"),
             Evidence::KillItself => "that raises a signal in its own process and fails for any other".to_owned(),
             Evidence::CalledByKill => "that kill calls".to_owned(),
             Evidence::SignalsPostmaster => "that sets a flag and sends SIGUSR1 to the postmaster".to_owned(),

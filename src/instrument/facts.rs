@@ -95,6 +95,9 @@ pub struct Facts {
     pub encoding_names: u32,
     /// Address of `pg_wchar_table` (`src/common/wchar.c`): the functions of each encoding, 28 bytes each.
     pub encoding_functions: u32,
+    /// Address of `prng_seed_set` (`src/backend/utils/adt/pseudorandomfuncs.c`), a byte: whether the state of
+    /// `random()` has its seed.
+    pub random_is_seeded: u32,
     /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6), the state of the heap.
     pub heap: u32,
 }
@@ -149,6 +152,7 @@ impl Facts {
             is_regular_backend: found.read(module, "InitProcess", is_regular_backend)?,
             encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
             encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
+            random_is_seeded: found.read(module, "drandom", first_variable)?,
             heap: found.read(module, "malloc", heap_state)?,
         })
     }

@@ -5,7 +5,8 @@ use wasm_encoder::ValType;
 /// Name of the module that an instrumented module imports its hooks from.
 pub const HOOK_MODULE: &str = "pglite_port";
 
-/// A host function that an instrumented module calls. All parameters and results are `i32`.
+/// A host function that an instrumented module calls. Parameters and results are `i32`; a `timestamp` is an `i64`, in
+/// microseconds since 2000 (`TimestampTz`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// `init_process()`: the backend is about to take its slot in shared memory. Linear memory is in the state of a
@@ -40,6 +41,14 @@ pub enum Hook {
     PostmasterIsAlive,
     /// `wal_segment()`: the process begins a WAL segment. It may hold lightweight locks and be in a critical section.
     WalSegment,
+    /// `time_of_day(timeval, zone) -> 0`: `gettimeofday`. `timeval` is the address of a `struct timeval`; the zone is
+    /// ignored.
+    TimeOfDay,
+    /// `real_timestamp() -> timestamp`: what `GetCurrentTimestamp` would return if the cluster's clock were not set.
+    RealTimestamp,
+    /// `shown_timestamp(timestamp) -> timestamp`: the time that the cluster's clock, as it is set now, shows at a real
+    /// time.
+    ShownTimestamp,
     /// `locale_exists(name) -> bool`: whether the C library has the locale with the NUL-terminated name at that
     /// address. An empty name means the environment's locale.
     LocaleExists,
@@ -60,7 +69,7 @@ pub enum Hook {
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -71,6 +80,9 @@ impl Hook {
         Self::SemaphoreWait,
         Self::PostmasterIsAlive,
         Self::WalSegment,
+        Self::TimeOfDay,
+        Self::RealTimestamp,
+        Self::ShownTimestamp,
         Self::LocaleExists,
         Self::ToUpper,
         Self::ToLower,
@@ -93,6 +105,9 @@ impl Hook {
             Self::SemaphoreWait => "semaphore_wait",
             Self::PostmasterIsAlive => "postmaster_is_alive",
             Self::WalSegment => "wal_segment",
+            Self::TimeOfDay => "time_of_day",
+            Self::RealTimestamp => "real_timestamp",
+            Self::ShownTimestamp => "shown_timestamp",
             Self::LocaleExists => "locale_exists",
             Self::ToUpper => "to_upper",
             Self::ToLower => "to_lower",
@@ -105,7 +120,12 @@ impl Hook {
     /// Its parameters.
     pub(super) fn parameters(self) -> &'static [ValType] {
         match self {
-            Self::InitProcess | Self::ProcessInterrupts | Self::PostmasterIsAlive | Self::WalSegment => &[],
+            Self::InitProcess
+            | Self::ProcessInterrupts
+            | Self::PostmasterIsAlive
+            | Self::WalSegment
+            | Self::RealTimestamp => &[],
+            Self::ShownTimestamp => &[ValType::I64],
             Self::PgUsleep
             | Self::RequestCheckpoint
             | Self::StackDepth
@@ -114,7 +134,7 @@ impl Hook {
             | Self::ToUpper
             | Self::ToLower
             | Self::OpenCollator => &[ValType::I32],
-            Self::WaitEventSetWait | Self::Kill | Self::ClearMapping => &[ValType::I32, ValType::I32],
+            Self::WaitEventSetWait | Self::Kill | Self::ClearMapping | Self::TimeOfDay => &[ValType::I32, ValType::I32],
             Self::ImportRules => &[ValType::I32, ValType::I32, ValType::I32],
         }
     }
@@ -122,7 +142,9 @@ impl Hook {
     /// Its results.
     pub(super) fn results(self) -> &'static [ValType] {
         match self {
+            Self::RealTimestamp | Self::ShownTimestamp => &[ValType::I64],
             Self::Kill
+            | Self::TimeOfDay
             | Self::StackDepth
             | Self::PostmasterIsAlive
             | Self::LocaleExists

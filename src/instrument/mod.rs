@@ -18,8 +18,8 @@
 //!
 //! # Reading order
 //! `module` (reads a module), `initial_memory` (memory contents), `targets` (the table), `evidence` (finds functions),
-//! `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes` and
-//! `semaphores` (changes of functions), `rewrite` (writes the module), `longjmp` and `invoke` (exceptions instead of
+//! `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes`,
+//! `semaphores` and `real_time` (changes of functions), `rewrite` (writes the module), `longjmp` and `invoke` (exceptions instead of
 //! host calls), `facts` (the resulting facts).
 
 mod bodies;
@@ -32,6 +32,7 @@ mod invoke;
 mod longjmp;
 mod module;
 mod processes;
+mod real_time;
 mod rewrite;
 mod semaphores;
 mod start;
@@ -153,7 +154,8 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
             }
         }
     }
-    for (function, edit) in semaphores::waits(&module, &around)? {
+    let (waits, timeouts) = (semaphores::waits(&module, &around)?, real_time::timeouts(&module, &around)?);
+    for (function, edit) in waits.into_iter().chain(timeouts) {
         rewrite.edits.entry(function).or_default().push(edit);
     }
     // A function may have several changes, and the table does not order them.

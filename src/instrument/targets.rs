@@ -13,13 +13,16 @@ pub(super) struct Target {
     pub(super) changes: &'static [Change],
 }
 
-/// Numbers of parameters and results. All are `i32`, which is C's `int`, `long` and pointers in wasm32.
+/// Numbers of parameters and results. Those that are not named are `i32`, which is C's `int`, `long` and pointers in
+/// wasm32.
 #[derive(Clone, Copy)]
 pub(super) struct Signature {
     pub(super) parameters: usize,
     pub(super) results: usize,
-    /// The position of a parameter that is an `i64` instead, which is C's `uint64` and `off_t`.
+    /// The parameter that is an `i64`, which is C's `uint64` and PostgreSQL's `TimestampTz`.
     pub(super) i64_at: Option<usize>,
+    /// Whether the result is an `i64`.
+    pub(super) returns_i64: bool,
 }
 
 /// A property that exactly one function of the module must have.
@@ -45,6 +48,8 @@ pub(super) enum Evidence {
     SignalsPostmaster,
     /// The function `caller`, a target above it in the table, calls it, and it reads all of these exported variables.
     Reads { caller: &'static str, variables: &'static [&'static str] },
+    /// It calls these functions, targets above it in the table, and no others.
+    CallsOnly(&'static [&'static str]),
     /// It measures the stack with the same variables as [`Evidence::Exported`] `check_stack_depth`, above it in the
     /// table.
     MeasuresStack,
@@ -81,6 +86,11 @@ pub(super) enum Change {
     Wait,
     /// It calls the host, and turns a negative result into `errno` and -1.
     Kill,
+    /// Its calls of `GetCurrentTimestamp`, `GetCurrentTransactionStopTimestamp` and `time()` become calls of
+    /// [`Hook::RealTimestamp`].
+    RealTime,
+    /// It stores the start of its wait as the cluster's clock shows it.
+    ShownWait,
     /// It sends the bytes of `MyCancelKey` instead of the low half of its address.
     CancelKey,
     /// It calls the host in place of `memset`, with the address and the length.
@@ -88,11 +98,15 @@ pub(super) enum Change {
 }
 
 const fn signature(parameters: usize, results: usize) -> Signature {
-    Signature { parameters, results, i64_at: None }
+    Signature { parameters, results, i64_at: None, returns_i64: false }
 }
 
 const fn signature_with_i64(at: usize, parameters: usize, results: usize) -> Signature {
     Signature { i64_at: Some(at), ..signature(parameters, results) }
+}
+
+const fn signature_of_i64(parameters: usize) -> Signature {
+    Signature { returns_i64: true, ..signature(parameters, 1) }
 }
 
 /// Every function that [`super::instrument`] searches for.
@@ -364,6 +378,72 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::MeasuresStack,
         changes: &[Change::StackDepth],
     },
+    // The time of day is that of the cluster's clock.
+    Target {
+        name: "gettimeofday",
+        signature: signature(2, 1),
+        evidence: Evidence::Exported,
+        changes: &[Change::Replace(Hook::TimeOfDay)],
+    },
+    // What goes by real time: see `real_time`.
+    Target { name: "time", signature: signature_of_i64(1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "GetCurrentTimestamp", signature: signature_of_i64(0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "schedule_alarm",
+        signature: signature_with_i64(0, 1, 0),
+        evidence: Evidence::Mentions(&["schedule_alarm", "timeout.c"]),
+        changes: &[],
+    },
+    Target { name: "WaitLatch", signature: signature(4, 1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "ResetLatch", signature: signature(1, 0), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "pg_sleep",
+        signature: signature(1, 1),
+        evidence: Evidence::CallsOnly(&["GetCurrentTimestamp", "ProcessInterrupts", "WaitLatch", "ResetLatch"]),
+        changes: &[Change::RealTime],
+    },
+    // The time since which a process waits for a lock is shown by pg_locks; how long it has waited is logged.
+    Target {
+        name: "ProcSleep",
+        signature: signature(1, 1),
+        evidence: Evidence::Mentions(&["ProcSleep", "proc.c"]),
+        changes: &[Change::RealTime, Change::ShownWait],
+    },
+    // Statistics are written to shared memory once a second at most.
+    Target {
+        name: "pgstat_report_stat",
+        signature: signature(1, 1),
+        evidence: Evidence::Between { caller: "PostgresSendReadyForQueryIfNecessary", callee: "GetCurrentTimestamp" },
+        changes: &[Change::RealTime],
+    },
+    Target {
+        name: "GetCurrentTransactionStopTimestamp",
+        signature: signature_of_i64(0),
+        evidence: Evidence::Between { caller: "pgstat_report_stat", callee: "GetCurrentTimestamp" },
+        changes: &[],
+    },
+    // For archive_timeout: when the last WAL segment began.
+    Target {
+        name: "XLogWrite",
+        signature: signature(3, 0),
+        evidence: Evidence::Mentions(&["XLogWrite", "xlog.c"]),
+        changes: &[Change::RealTime],
+    },
+    // For idle_replication_slot_timeout.
+    Target {
+        name: "ReplicationSlotRelease",
+        signature: signature(0, 0),
+        evidence: Evidence::Mentions(&["ReplicationSlotRelease", "slot.c"]),
+        changes: &[Change::RealTime],
+    },
+    Target {
+        name: "InvalidatePossiblyObsoleteSlot",
+        signature: signature_with_i64(1, 4, 1),
+        evidence: Evidence::Mentions(&["InvalidatePossiblyObsoleteSlot", "slot.c"]),
+        changes: &[Change::RealTime],
+    },
+    // Has the address of the flag that the state of `random()` was seeded; see `Facts`.
+    Target { name: "drandom", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
     // Has the addresses of the two tables of encodings; see `Facts`.
     Target {
         name: "check_encoding_conversion_args",

@@ -12,6 +12,8 @@ pub mod sqlstate {
     pub const PROTOCOL_VIOLATION: &str = "08P01";
     /// `feature_not_supported`
     pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
+    /// `datetime_field_overflow`
+    pub const DATETIME_FIELD_OVERFLOW: &str = "22008";
     /// `invalid_parameter_value`
     pub const INVALID_PARAMETER_VALUE: &str = "22023";
     /// `invalid_authorization_specification`

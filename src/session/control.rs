@@ -34,8 +34,8 @@ struct State {
     task_handler: Option<TaskHandler>,
 }
 
-/// Does tasks in the place of a session.
-type TaskHandler = Arc<dyn Fn(PendingTask) + Send + Sync>;
+/// Does tasks in the place of a session; returns those that the session has to do.
+type TaskHandler = Arc<dyn Fn(PendingTask) -> Option<PendingTask> + Send + Sync>;
 
 /// Keeps a session registered; dropping it ends that.
 #[must_use = "dropping it at once unregisters the session"]
@@ -102,19 +102,25 @@ impl Control {
             };
             handler.clone()
         };
-        handler(task);
+        if let Some(task) = handler(task) {
+            self.0.state.lock().tasks.push_back(task);
+            self.0.waker.wake();
+        }
     }
 
-    /// From now on tasks go to `handler` rather than to the session, which has no moment between two commands for
-    /// them. It must not block.
-    pub fn handle_tasks_with(&self, handler: impl Fn(PendingTask) + Send + Sync + 'static) {
+    /// From now on tasks go to `handler` first, which does those that need no moment between two commands of the
+    /// client, and returns the others for the session. It must not block.
+    pub fn handle_tasks_with(&self, handler: impl Fn(PendingTask) -> Option<PendingTask> + Send + Sync + 'static) {
         let handler: TaskHandler = Arc::new(handler);
         let waiting = {
             let mut state = self.0.state.lock();
             state.task_handler = Some(handler.clone());
             std::mem::take(&mut state.tasks)
         };
-        waiting.into_iter().for_each(|task| handler(task));
+        let left: Vec<PendingTask> = waiting.into_iter().filter_map(|task| handler(task)).collect();
+        // Before those that came meanwhile.
+        let mut state = self.0.state.lock();
+        left.into_iter().rev().for_each(|task| state.tasks.push_front(task));
     }
 
     /// Whether the session has a task. For the session itself, as is [`Control::take_task`].

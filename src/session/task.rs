@@ -1,9 +1,12 @@
 //! Tasks for one connection's session: from the thread of the request to the session's own, and the outcome back.
 
-use crate::protocol::error_response::{ErrorResponse, sqlstate};
+use crate::{
+    clock::ClockSetting,
+    protocol::error_response::{ErrorResponse, sqlstate},
+};
 
-/// A task for a session. It is done between two commands of its client, after everything that the client had
-/// sent before.
+/// A task for a session. [`Task::Reset`] and [`Task::Freeze`] are done between two commands of its client, after
+/// everything that the client had sent before; the others at once, for all sessions of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Put the session's cluster back to its template. For the client everything is as after its startup: what it has
@@ -16,6 +19,10 @@ pub enum Task {
         /// The caller's key, which is kept with the template, such as a hash of what it was made from.
         key: Option<String>,
     },
+    /// Set the clock of the session's cluster.
+    SetClock(ClockSetting),
+    /// Make the random numbers of the session's cluster those of a seed, from the first one on.
+    Seed(u64),
 }
 
 /// How a task went.

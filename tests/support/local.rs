@@ -14,10 +14,13 @@ use pglite_port::{
     databases::Settings,
     log::LogSink,
     protocol::error_response::ErrorResponse,
-    session::{Control, Mode, PendingTask, Task},
+    session::{Control, Mode, Outcome, PendingTask, Task},
 };
 
-use super::{PATIENCE, cache, wire};
+use super::{
+    PATIENCE, cache,
+    wire::{self, Message},
+};
 
 #[derive(Default)]
 struct State {
@@ -163,6 +166,13 @@ impl Local {
         wire::Message::all(self.wait_for(|state| state.gone || is_ready(&state.from_backend)))
     }
 
+    /// Waits until the backend has sent a message of this type; leaves all messages unread.
+    pub fn wait_for_message(&mut self, kind: u8) {
+        let sent = |state: &State| Message::all(state.from_backend.clone()).iter().any(|it| it.kind == kind);
+        let bytes = self.wait_for(|state| state.gone || sent(state));
+        self.pipe.change(|state| state.from_backend.splice(..0, bytes).count());
+    }
+
     /// Sends a simple query; returns the whole answer.
     pub fn query(&mut self, sql: &str) -> Vec<wire::Message> {
         self.send(&wire::query(sql));
@@ -176,17 +186,19 @@ impl Local {
 
     /// Makes a template with that name from its cluster.
     pub fn freeze(&self, name: &str) {
-        let (sender, answer) = bounded(1);
-        let freeze = Task::Freeze { name: name.to_owned(), key: None };
-        self.control.assign(PendingTask::new(freeze, move |answer| sender.send(answer).expect("we wait")));
-        answer.recv_timeout(PATIENCE).expect("an answer").expect("it is frozen");
+        self.perform(Task::Freeze { name: name.to_owned(), key: None }).expect("it is frozen");
     }
 
     /// Resets its cluster to its template.
     pub fn reset(&self) {
+        self.perform(Task::Reset).expect("it is reset");
+    }
+
+    /// Has a task done.
+    pub fn perform(&self, task: Task) -> Outcome {
         let (sender, answer) = bounded(1);
-        self.control.assign(PendingTask::new(Task::Reset, move |answer| sender.send(answer).expect("we wait")));
-        answer.recv_timeout(PATIENCE).expect("an answer").expect("it is reset");
+        self.control.assign(PendingTask::new(task, move |answer| sender.send(answer).expect("we wait")));
+        answer.recv_timeout(PATIENCE).expect("an answer")
     }
 
     /// The messages that the backend has sent and the test has not read.

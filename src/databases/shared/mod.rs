@@ -50,6 +50,7 @@ use crate::{
     template::Templates,
 };
 
+use super::Simulation;
 use attached::Attached;
 pub(crate) use capture::capture;
 use children::run_in_turn;
@@ -62,6 +63,7 @@ pub use settings::SharedSettings;
 /// Keeps one cluster running.
 pub(crate) struct Postmaster {
     templates: Arc<Templates>,
+    simulation: Simulation,
     log: LogSink,
     keeper: Arc<Keeper>,
     attached: Attached,
@@ -81,6 +83,7 @@ impl Postmaster {
         templates: &Arc<Templates>,
         new_cluster: impl FnOnce() -> anyhow::Result<Arc<FrozenTree>>,
         settings: SharedSettings,
+        simulation: Simulation,
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
@@ -96,7 +99,7 @@ impl Postmaster {
         };
         let files = Arc::new(Mutex::new(tree));
         let launch = Launch { program: templates.program().clone(), files, settings, log };
-        let started = Self::launch(templates, launch, None, on_failure)?;
+        let started = Self::launch(templates, launch, None, simulation, on_failure)?;
         progress.finish_and_clear();
         Ok(started)
     }
@@ -110,18 +113,20 @@ impl Postmaster {
         templates: &Arc<Templates>,
         snapshot: &ClusterSnapshot,
         settings: SharedSettings,
+        simulation: Simulation,
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
         let fork = snapshot.start()?;
         let launch = Launch { program: templates.program().clone(), files: fork.tree().clone(), settings, log };
-        Self::launch(templates, launch, Some(fork), on_failure)
+        Self::launch(templates, launch, Some(fork), simulation, on_failure)
     }
 
     fn launch(
         templates: &Arc<Templates>,
         launch: Launch,
         captured: Option<Fork>,
+        simulation: Simulation,
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
         let (keeper, log) = (Arc::new(Keeper::default()), launch.log.clone());
@@ -131,8 +136,8 @@ impl Postmaster {
         };
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
         keeper.running()?;
-        let attached = Attached::default();
-        Ok(Self { templates: templates.clone(), log, keeper, attached, thread: Mutex::new(Some(thread)) })
+        let (attached, thread) = (Attached::default(), Mutex::new(Some(thread)));
+        Ok(Self { templates: templates.clone(), simulation, log, keeper, attached, thread })
     }
 
     /// The files of the cluster in `data_directory`.
@@ -204,7 +209,12 @@ impl Postmaster {
         let client = ClientStream::new(client, start.packet).on_key(announce);
         let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
         let transaction = start.transaction.clone();
-        start.control.handle_tasks_with(move |task| postmaster.perform(&database, &transaction, task));
+        start.control.handle_tasks_with(move |task| {
+            if let Some(task) = postmaster.simulation.perform(task) {
+                postmaster.perform(&database, &transaction, task);
+            }
+            None
+        });
         let login = Login { database: &start.startup.database, user: &start.startup.user, endpoints };
         let ended = self.run(running, seat, start.log, client, login);
         drop(registration.lock().take());
@@ -227,7 +237,7 @@ impl Postmaster {
     ) -> anyhow::Result<SessionExit> {
         let console = LineConsole::of_session(log.clone());
         let program = self.templates.program();
-        let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
+        let setup = |files| Setup { seat: Some(seat), ..self.simulation.of_session(Setup::backend(program, files)) };
         let mut backend = running.fork().start(program, console, setup)?;
         let ran =
             catch_unwind(AssertUnwindSafe(|| run_in_turn(&mut backend, |backend| backend.serve_forked(client, login))));
@@ -249,6 +259,8 @@ impl Postmaster {
                         "a shared database has no template to be put back to; reset is for isolated connections";
                     Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message))
                 }
+                // These were done already.
+                Task::SetClock(_) | Task::Seed(_) => Ok(()),
             };
             pending.finish(outcome);
         };

@@ -97,7 +97,7 @@ impl Files {
                 drop(tree);
                 stored.read_at(at, buffer)?
             }
-            Kind::Device(device) => return device.read(buffer),
+            Kind::Device(device) => return device.read(buffer, &self.entropy),
             Kind::Directory(_) | Kind::DescriptorDirectory { .. } => return Err(Errno::EISDIR),
             Kind::Symlink(_) => return Err(Errno::EINVAL),
         };

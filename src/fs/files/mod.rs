@@ -25,6 +25,7 @@ use super::{
     path::Follow,
     tree::Tree,
 };
+use crate::random::Entropy;
 
 /// The file mode mask of a new process; Emscripten's (`SYSCALLS.currentUmask`, `libsyscall.js`).
 const UMASK: u32 = 0o022;
@@ -45,6 +46,7 @@ pub struct Files {
     tree: Arc<Mutex<Tree>>,
     state: ProcessState,
     console: Box<dyn Console>,
+    entropy: Arc<Entropy>,
 }
 
 impl Files {
@@ -87,7 +89,7 @@ impl Files {
                 let _ = tree.retain(ROOT);
             }
         }
-        Self { tree, state, console }
+        Self { tree, state, console, entropy: Arc::default() }
     }
 
     /// A copy of the state for [`Files::resume`].
@@ -105,6 +107,16 @@ impl Files {
     /// Replaces the console of the process, and returns the previous one.
     pub fn set_console(&mut self, console: Box<dyn Console>) -> Box<dyn Console> {
         std::mem::replace(&mut self.console, console)
+    }
+
+    /// The bytes that the device of random bytes has.
+    pub(crate) fn entropy(&self) -> &Entropy {
+        &self.entropy
+    }
+
+    /// From now on the device of random bytes has those of `entropy`.
+    pub(crate) fn set_entropy(&mut self, entropy: Arc<Entropy>) {
+        self.entropy = entropy;
     }
 
     /// Closes all descriptors and forgets all mappings, as the end of a process does.

@@ -6,6 +6,7 @@ use std::{
     os::unix::net::UnixStream,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
+    str::FromStr,
     sync::Arc,
     thread,
     time::SystemTime,
@@ -19,6 +20,7 @@ use crate::{
         self, ClusterOrigin, ClusterSummary, Figure, Lifetime, MadeCluster, NewCluster, PrivateBytes, process_figures,
     },
     backup::{self, Summary},
+    clock::ClockSetting,
     connection::Opening,
     port::frame::{Frame, Kind, Options},
     protocol::error_response::{ErrorResponse, sqlstate},
@@ -30,7 +32,7 @@ use crate::{
 type Verb = fn(&Arc<Router>, u32, &Options);
 
 /// All verbs of request frames. A new verb is a row here.
-const VERBS: [(&str, Verb); 12] = [
+const VERBS: [(&str, Verb); 14] = [
     ("stats", stats),
     ("shutdown", shut_down),
     ("memory", memory),
@@ -41,6 +43,8 @@ const VERBS: [(&str, Verb); 12] = [
     ("clusters", clusters),
     ("reset", reset),
     ("freeze", freeze),
+    ("clock", set_clock),
+    ("seed", seed),
     ("reload", reload),
     ("backup", back_up),
 ];
@@ -68,10 +72,9 @@ impl Router {
     fn reply(&self, id: u32, result: Reply) {
         let (word, options) = match result {
             Ok(options) => (&b"ok\0"[..], options),
-            Err(report) => {
-                let options = Options::new().with("code", report.code).with("message", report.message);
-                let hint = report.hint.into_iter();
-                (&b"error\0"[..], hint.fold(options, |options, hint| options.with("hint", hint)))
+            Err(ErrorResponse { code, message, hint, .. }) => {
+                let options = Options::new().with("code", code).with("message", message);
+                (&b"error\0"[..], hint.into_iter().fold(options, |options, hint| options.with("hint", hint)))
             }
         };
         let payload = [word, &options.to_bytes()].concat();
@@ -271,7 +274,35 @@ fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
     router.assign_task(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
 }
 
-/// `backup`: backs the cluster `cluster`, or the default one, up into the archive `path`, see [`back_up`](crate::backup::back_up). The session
+/// `clock`: sets the clock of the cluster of `connection`, see [`Task::SetClock`]. The option `set` is `travel` to the
+/// time `at` or `by` a number of microseconds; `freeze`, `at` a time if there is one; or `back` to real time. Times are
+/// in microseconds since 1970.
+fn set_clock(router: &Arc<Router>, id: u32, options: &Options) {
+    router.assign_task(id, options, clock_setting(options).map(Task::SetClock));
+}
+
+fn clock_setting(options: &Options) -> Result<ClockSetting, ErrorResponse> {
+    let at = options.get("at").map(|_| number(options, "at")).transpose()?;
+    let by = options.get("by").map(|_| number(options, "by")).transpose()?;
+    match (required(options, "set")?.as_str(), at, by) {
+        ("travel", Some(time), None) => Ok(ClockSetting::At(time)),
+        ("travel", None, Some(microseconds)) => Ok(ClockSetting::By(microseconds)),
+        ("freeze", time, None) => Ok(ClockSetting::Frozen(time)),
+        ("back", None, None) => Ok(ClockSetting::Real),
+        _ => Err(ErrorResponse::error(
+            sqlstate::INVALID_PARAMETER_VALUE,
+            "the option set is travel with one of at and by, freeze with or without at, or back",
+        )),
+    }
+}
+
+/// `seed`: makes the random numbers of the cluster of `connection` those of `seed`, see [`Task::Seed`].
+fn seed(router: &Arc<Router>, id: u32, options: &Options) {
+    router.assign_task(id, options, number(options, "seed").map(Task::Seed));
+}
+
+/// `backup`: backs the cluster `cluster`, or the default one, up into the archive `path`, see
+/// [`back_up`](crate::backup::back_up). The session
 /// for it is in `database`, as the superuser `user`; the default of both is `postgres`. The reply has the `files`,
 /// their `bytes` and the `pages` that were verified.
 fn back_up(router: &Arc<Router>, id: u32, options: &Options) {
@@ -314,5 +345,14 @@ fn required(options: &Options, key: &str) -> Result<String, ErrorResponse> {
     let value = options.get(key).filter(|value| !value.is_empty());
     value.map(str::to_owned).ok_or_else(|| {
         ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, format!("the option {key} is missing or empty"))
+    })
+}
+
+/// The value of a required option that is a number.
+fn number<T: FromStr>(options: &Options, key: &str) -> Result<T, ErrorResponse> {
+    let text = required(options, key)?;
+    text.parse().map_err(|_| {
+        let message = format!("invalid value for option {key}: \"{text}\"");
+        ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message)
     })
 }
