@@ -47,7 +47,13 @@ defmodule PgliteEx.MixProject do
       ],
       groups_for_extras: [Guides: ~r{guides/}],
       groups_for_modules: [
-        "For tests": [PgliteEx.Template, PgliteEx.Case, PgliteEx.Gate],
+        "For tests": [
+          PgliteEx.Template,
+          PgliteEx.Case,
+          PgliteEx.Gate,
+          PgliteEx.Clock,
+          PgliteEx.Random
+        ],
         Observing: [PgliteEx.Telemetry]
       ]
     ]

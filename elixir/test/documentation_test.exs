@@ -15,9 +15,11 @@ defmodule PgliteEx.DocumentationTest do
              Mix.Tasks.PgliteEx.Server,
              PgliteEx,
              PgliteEx.Case,
+             PgliteEx.Clock,
              PgliteEx.Error,
              PgliteEx.Gate,
              PgliteEx.Options,
+             PgliteEx.Random,
              PgliteEx.Telemetry,
              PgliteEx.Template
            ]

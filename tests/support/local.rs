@@ -215,8 +215,11 @@ impl Local {
         let state = self.pipe.0.0.lock().expect("no panic");
         let (mut state, waited) =
             self.pipe.0.1.wait_timeout_while(state, PATIENCE, |state| !condition(state)).expect("no panic");
+        let bytes = std::mem::take(&mut state.from_backend);
+        // The backend's end uses the lock, also when the test has failed.
+        drop(state);
         assert!(!waited.timed_out(), "the backend does not answer");
-        std::mem::take(&mut state.from_backend)
+        bytes
     }
 }
 

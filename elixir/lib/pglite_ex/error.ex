@@ -33,8 +33,14 @@ defmodule PgliteEx.Error do
 
       iex> PgliteEx.Error.from_reason(%{"code" => "53300", "message" => "too many clients"})
       %PgliteEx.Error{code: "53300", message: "too many clients"}
+
+      iex> PgliteEx.Error.from_reason(%{"code" => "42501", "message" => "no leave", "hint" => "Ask."})
+      %PgliteEx.Error{code: "42501", message: "no leave. Ask."}
   """
   @spec from_reason(%{String.t() => String.t()}) :: t
+  def from_reason(%{"code" => code, "message" => message, "hint" => hint}),
+    do: %__MODULE__{code: code, message: "#{message}. #{hint}"}
+
   def from_reason(%{"code" => code, "message" => message}),
     do: %__MODULE__{code: code, message: message}
 end

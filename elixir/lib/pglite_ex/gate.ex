@@ -43,6 +43,16 @@ defmodule PgliteEx.Gate do
   """
   @spec freeze(pid, String.t(), nil | String.t()) :: :ok | {:error, Error.t()}
   def freeze(gate, name, key \\ nil) do
+    case identities(gate) do
+      [] -> {:error, %Error{code: "08003", message: "no connection to freeze is open"}}
+      [oldest | _] -> Template.freeze_identity(oldest, name, key)
+    end
+  end
+
+  # Of the gate's connections that are open, the oldest first.
+  @doc false
+  @spec identities(pid) :: [Connection.identity()]
+  def identities(gate) do
     connections = DynamicSupervisor.which_children(Server.child(gate, Connection))
 
     identities =
@@ -50,10 +60,7 @@ defmodule PgliteEx.Gate do
           identity = Connection.identity(pid),
           do: identity
 
-    case Enum.sort_by(identities, & &1.id) do
-      [] -> {:error, %Error{code: "08003", message: "no connection to freeze is open"}}
-      [oldest | _] -> Template.freeze_identity(oldest, name, key)
-    end
+    Enum.sort_by(identities, & &1.id)
   end
 
   @impl Supervisor

@@ -155,7 +155,8 @@ defmodule PgliteEx.Program do
       iex> Enum.take(settings[:args], 4)
       ["-c", ~S(exec "$0" "$@" 2>"$PGLITE_EX_STDERR"), "/opt/pglite-port", "port"]
       iex> Enum.drop(settings[:args], 4)
-      ["--mode", "isolated", "--shutdown-timeout", "5.0", "--max-connections", "5"]
+      ["--mode", "isolated", "--shutdown-timeout", "5.0", "--max-connections", "5"] ++
+        ["--allow-clock", "--allow-seed"]
   """
   @spec port_settings(Options.t(), Path.t(), Path.t()) ::
           {{:spawn_executable, Path.t()}, list}
@@ -222,11 +223,18 @@ defmodule PgliteEx.Program do
 
     settings = for {name, value} <- options.settings, do: {"--set", "#{name}=#{value}"}
 
-    for {flag, value} <- flags ++ settings,
-        value != nil,
-        word <- [flag, to_string(value)],
-        do: word
+    words =
+      for {flag, value} <- flags ++ settings,
+          value != nil,
+          word <- [flag, to_string(value)],
+          do: word
+
+    words ++ leave(options.mode)
   end
+
+  # For `PgliteEx.Clock` and `PgliteEx.Random`: the clusters of this mode are for tests.
+  defp leave(:isolated), do: ["--allow-clock", "--allow-seed"]
+  defp leave(:shared), do: []
 
   defp environment(options, stderr_path) do
     log = for level <- List.wrap(options.log_level), do: {~c"PGLITE_PORT_LOG", to_charlist(level)}
