@@ -38,7 +38,10 @@ defmodule Integration.ClockAndRandomTest do
       :ok = Random.seed(gate, 42)
       %{rows: [[id, number]]} = ClonedRepo.query!("select gen_random_uuid()::text, random()")
       :ok = Random.seed(gate, 42)
-      assert %{rows: [[^id, ^number]]} = ClonedRepo.query!("select gen_random_uuid()::text, random()")
+
+      assert %{rows: [[^id, ^number]]} =
+               ClonedRepo.query!("select gen_random_uuid()::text, random()")
+
       # In every clone, and in every run.
       assert {id, number} == {"d5677100-5d54-4a19-9849-39c9e8d0db2a", 0.7587163689116083}
     end

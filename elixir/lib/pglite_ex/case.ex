@@ -18,7 +18,9 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
     `using` block. Every test has its database before the first `setup`, wherever that is.
 
     The context of a test has `:connection_opts`, what Postgrex and Ecto take. The first
-    connection made with them has a fresh clone of the template, which is gone when it closes.
+    connection made with them has a fresh clone of the template, which is gone when it closes. With
+    `:pglite_gate`, `PgliteEx.Clock` sets the clock of the test's database, and `PgliteEx.Random` seeds its
+    random numbers.
 
     Options:
 

@@ -32,9 +32,9 @@ defmodule PgliteEx.Clock do
 
   The first argument is one of
 
-    * a gate (`PgliteEx.Gate`): the clusters of all its connections that are open. `PgliteEx.Case` opens a gate for
-      every test, as `:pglite_gate` in its context. If the gate has no connection yet, the functions wait for
-      the first one, for at most five seconds;
+    * a gate (`PgliteEx.Gate`) or a server: the clusters of all its connections that are open. `PgliteEx.Case` opens
+      a gate for every test, as `:pglite_gate` in its context. If there is no connection yet, the functions
+      wait for the first one, for at most five seconds;
     * a raw connection (`PgliteEx.open/2`): its cluster.
 
   A server in `:isolated` mode gives its program leave to have clocks set. In `:shared` mode the result is
@@ -44,7 +44,7 @@ defmodule PgliteEx.Clock do
   alias PgliteEx.{Error, Handle}
 
   @typedoc "What has the clusters whose clocks are set."
-  @type handle :: PgliteEx.connection() | Supervisor.supervisor()
+  @type handle :: PgliteEx.connection() | PgliteEx.server()
 
   @microseconds %{
     day: 86_400_000_000,

@@ -49,11 +49,11 @@ defmodule PgliteEx.Gate do
     end
   end
 
-  # Of the gate's connections that are open, the oldest first.
+  # Of the connections of a gate or a server that are open, the oldest first.
   @doc false
-  @spec identities(pid) :: [Connection.identity()]
-  def identities(gate) do
-    connections = DynamicSupervisor.which_children(Server.child(gate, Connection))
+  @spec identities(PgliteEx.server()) :: [Connection.identity()]
+  def identities(server) do
+    connections = DynamicSupervisor.which_children(Server.child(server, Connection))
 
     identities =
       for {_id, pid, _type, _modules} <- connections,

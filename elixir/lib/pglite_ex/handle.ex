@@ -1,16 +1,17 @@
 defmodule PgliteEx.Handle do
   @moduledoc false
-  # What has isolated clusters: a gate, with one for each of its connections, or a raw connection.
+  # What has isolated clusters: a server or a gate, with one for each of its connections, or a raw
+  # connection.
 
   alias PgliteEx.{Error, Frame, Gate, Parts, RawConnection, WasmPort}
 
-  # How long a gate's first connection is waited for, in milliseconds, and how often it is looked for. The
-  # client, such as a pool that is being started, connects when it likes.
+  # How long the first connection is waited for, in milliseconds, and how often it is looked for. A pool
+  # that is being started connects when it likes.
   @patience 5_000
   @pause 5
 
   @doc "Sends a request about the cluster of each connection, and waits for the replies."
-  @spec request(pid | Supervisor.supervisor(), String.t(), Frame.options()) ::
+  @spec request(PgliteEx.connection() | PgliteEx.server(), String.t(), Frame.options()) ::
           :ok | {:error, Error.t()}
   def request(handle, verb, options) do
     with {:ok, identities} <- identities(handle) do
@@ -36,17 +37,17 @@ defmodule PgliteEx.Handle do
     end
   end
 
-  defp await_connections(gate, deadline) do
+  defp await_connections(server, deadline) do
     cond do
-      (identities = Gate.identities(gate)) != [] ->
+      (identities = Gate.identities(server)) != [] ->
         {:ok, identities}
 
       System.monotonic_time(:millisecond) < deadline ->
         Process.sleep(@pause)
-        await_connections(gate, deadline)
+        await_connections(server, deadline)
 
       true ->
-        {:error, %Error{code: "08003", message: "no connection of the gate is open"}}
+        {:error, %Error{code: "08003", message: "no connection is open"}}
     end
   end
 end

@@ -52,7 +52,9 @@ defmodule PgliteEx.RawConnection do
 
   @doc "The program that serves the connection, and the connection's number in it."
   @spec identity(pid) :: {:ok, Connection.identity()} | {:error, :closed}
-  def identity(connection), do: call(connection, :identity)
+  def identity(connection) do
+    with %{} = identity <- call(connection, :identity), do: {:ok, identity}
+  end
 
   @doc "Closes the connection."
   @spec close(pid) :: :ok
@@ -97,7 +99,7 @@ defmodule PgliteEx.RawConnection do
     do: {:reply, :ok, deliver(%{state | active: active})}
 
   def handle_call(:identity, _from, %{wasm_port: wasm_port, channel: channel} = state),
-    do: {:reply, {:ok, %{wasm_port: wasm_port, id: channel.id, server: state.server}}, state}
+    do: {:reply, %{wasm_port: wasm_port, id: channel.id, server: state.server}, state}
 
   @impl GenServer
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{owner_monitor: monitor} = state),

@@ -95,6 +95,17 @@ defmodule PgliteEx.ClockTest do
     end
   end
 
+  test "a server's clocks are those of all its connections" do
+    server = Servers.start!(mode: :isolated)
+    {client, _key} = WireClient.start_session!(server)
+    {:ok, connection} = PgliteEx.open(server)
+    :ok = PgliteEx.send(connection, WireClient.startup_packet())
+    receive_answer(connection, "")
+    assert :ok = Clock.freeze(server, ~U[2030-01-01 00:00:00Z])
+    assert shown(client) == "2030-01-01 00:00"
+    assert ask(connection) =~ "2030-01-01"
+  end
+
   test "a server in :shared mode gives no leave" do
     server = Servers.start!()
     {:ok, connection} = PgliteEx.open(server)
