@@ -3,7 +3,7 @@
 mod support;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, mpsc::channel},
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,7 @@ use pglite_port::{
     clock::ClockSetting,
     connection::Connections,
     databases::{Leave, Settings, SharedSettings},
+    log::LogSink,
     protocol::error_response::sqlstate,
     session::{Mode, Outcome, Task},
 };
@@ -47,6 +48,20 @@ fn try_to_set(local: &Local, setting: ClockSetting) -> Outcome {
 
 fn set(local: &Local, setting: ClockSetting) {
     try_to_set(local, setting).expect("it is set");
+}
+
+/// The values of a query as soon as it has rows.
+fn until_there_are_rows(local: &mut Local, sql: &str) -> Vec<String> {
+    let deadline = Instant::now() + support::PATIENCE;
+    loop {
+        let values = local.values(sql);
+        if !values.is_empty() {
+            return values;
+        }
+        assert!(Instant::now() < deadline, "no rows: {sql}");
+        // Other processes need their turns, and no event tells of what is waited for.
+        local.values("select pg_sleep(0.02)");
+    }
 }
 
 /// A statement that tells when it has begun, and then runs `sql`.
@@ -246,8 +261,8 @@ fn lock_timeout_takes_its_time_and_a_wait_is_shown_by_the_clock() {
     waiting.values("set lock_timeout = 0");
     waiting.send(&support::wire::query("select 1 from t"));
     let waits = "select waitstart from pg_locks where not granted and waitstart is not null";
-    let since = std::iter::repeat_with(|| owner.values(waits)).find(|since| !since.is_empty());
-    assert_eq!(since.expect("it waits"), ["2040-02-29 12:34:56.123457+00"]);
+    let since = until_there_are_rows(&mut owner, waits);
+    assert_eq!(since, ["2040-02-29 12:34:56.123457+00"]);
     owner.values("commit");
     waiting.until_ready();
 }
@@ -277,8 +292,59 @@ fn autovacuum_goes_by_real_time_and_hears_of_what_sessions_do_at_a_frozen_clock(
     local.values("delete from t where n <= 900");
     let done = "select last_autovacuum < '2040-01-01' from pg_stat_user_tables \
         where relname = 't' and last_autovacuum is not null";
-    let answer = std::iter::repeat_with(|| local.values(done)).find(|answer| !answer.is_empty());
-    assert_eq!(answer.expect("it is vacuumed"), ["t"]);
+    assert_eq!(until_there_are_rows(&mut local, done), ["t"]);
+}
+
+#[test]
+fn a_log_of_lock_waits_has_their_real_durations() {
+    let connections = connections();
+    let (sender, lines) = channel();
+    let log = LogSink::new(move |_, _, _, text| drop(sender.send(text.to_owned())));
+    let mut owner = shared(&connections);
+    owner.values("select pg_advisory_lock(1)");
+    let mut waiting = Local::start_with_log(&connections, Connect { mode: Mode::Shared, ..Connect::default() }, log);
+    waiting.until_ready();
+    waiting.values("set log_lock_waits = on; set deadlock_timeout = '50ms'");
+    set(&owner, ClockSetting::Frozen(Some(LEAP_DAY)));
+    waiting.send(&support::wire::query("select pg_advisory_lock(1)"));
+    let wait = loop {
+        let line = lines.recv_timeout(support::PATIENCE).expect("a line");
+        if let Some((_, after)) = line.split_once("still waiting for ExclusiveLock on advisory lock") {
+            break after.to_owned();
+        }
+    };
+    let milliseconds = wait.split_once("after ").and_then(|(_, after)| after.split_once(" ms")).expect("a duration").0;
+    let milliseconds: f64 = milliseconds.parse().expect("a number");
+    assert!((50.0..60_000.0).contains(&milliseconds), "{wait}");
+    owner.values("select pg_advisory_unlock(1)");
+    waiting.until_ready();
+}
+
+#[test]
+fn replication_slots_are_idle_for_real_time_and_wal_segments_end_after_real_time() {
+    let further = [("idle_replication_slot_timeout", "1d"), ("archive_timeout", "1s")];
+    let further = further.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let shared_settings = SharedSettings { further, ..SharedSettings::default() };
+    let leave = Leave { clock: true, seed: false };
+    let connections = cache::connections(Settings { leave, shared: shared_settings, ..Settings::default() });
+    let mut local = shared(&connections);
+    // By this clock the slot would have been idle for long, for the checkpointer.
+    set(&local, ClockSetting::Frozen(Some(1_000_000_000_000_000)));
+    local.values("select pg_create_physical_replication_slot('s', true)");
+    local.values("checkpoint");
+    let slot = "select invalidation_reason is null, inactive_since > '2020-01-01' from pg_replication_slots";
+    assert_eq!(local.values(slot), ["t", "t"]);
+    // By this one, the segment would have begun in the future.
+    set(&local, ClockSetting::Frozen(Some(LEAP_DAY)));
+    let segment = local.values(
+        "create table t (); select pg_switch_wal(); create table u (); \
+        select pg_walfile_name(pg_current_wal_insert_lsn())",
+    );
+    let segment = segment.last().expect("a name");
+    until_there_are_rows(
+        &mut local,
+        &format!("select 1 where pg_walfile_name(pg_current_wal_insert_lsn()) > '{segment}'"),
+    );
 }
 
 #[test]
