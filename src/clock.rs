@@ -1,6 +1,6 @@
 //! The clock that the sessions of a cluster see, which tests can set.
 //!
-//! What `PostgreSQL` measures or waits for goes by real time instead (`instrument/real_time.rs`).
+//! `PostgreSQL` measures and waits by real time all the same (`instrument/real_time.rs`).
 
 use std::{
     ops::Range,

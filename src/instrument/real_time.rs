@@ -4,8 +4,8 @@
 //! and how long something lasts. The functions of the table in [`super::targets`] with
 //! [`Change::RealTime`](super::targets::Change::RealTime), and those here, do the latter. In all other functions, and
 //! in side modules, the time of day is that of the cluster's clock. `WaitLatch`, `EXPLAIN ANALYZE` and others take the
-//! monotonic clock, which nothing sets. PostgreSQL's own processes, among them autovacuum, are no sessions and have a
-//! clock that nobody sets.
+//! monotonic clock, which nothing sets. PostgreSQL's own processes, among them autovacuum, are no sessions; their clock
+//! shows real time.
 
 use wasm_encoder::Instruction;
 use wasmparser::Operator;
@@ -18,9 +18,9 @@ use super::module::Module;
 use super::targets::Target;
 use crate::postgres::timestamp::EPOCH;
 
-/// The number of times that `timeout.c` of PostgreSQL 18 asks for the time: twice in `enable_timeout_every`, which is
-/// inlined into its caller, and in `handle_sig_alarm`; once in `reschedule_timeouts`, `enable_timeout_after`,
-/// `enable_timeouts`, `disable_timeout` and `disable_timeouts`.
+/// How often these functions of PostgreSQL 18 ask for the time: twice in `handle_sig_alarm`; once each in
+/// `enable_timeout_every` and in `begin_startup_progress_phase`, into which that is inlined, in `reschedule_timeouts`,
+/// `enable_timeout_after`, `enable_timeouts`, `disable_timeout` and `disable_timeouts`.
 const TIMEOUTS: usize = 9;
 
 /// The functions that schedule PostgreSQL's timer, and the edits with which they do so by real time.

@@ -12,7 +12,8 @@ defmodule PgliteEx.Clock do
       :ok = Clock.back(gate)
 
   `now()` and all other functions of the time follow it: `clock_timestamp()`, `CURRENT_DATE`, `age()`,
-  `timeofday()`, `uuidv7()`, also in column defaults and triggers. Nothing has to be changed in the schema.
+  `timeofday()`, `uuidv7()`, also in column defaults and triggers, and the log. Nothing has to be changed in the
+  schema.
 
   A clock is set between statements, for all sessions of the cluster; statements that a client sends after
   the function has returned see the new time. In a transaction that is open, `now()` stays what it was, as
