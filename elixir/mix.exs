@@ -49,6 +49,7 @@ defmodule PgliteEx.MixProject do
       groups_for_modules: [
         "For tests": [
           PgliteEx.Template,
+          PgliteEx.Branch,
           PgliteEx.Case,
           PgliteEx.Gate,
           PgliteEx.Clock,

@@ -37,6 +37,11 @@ defmodule PgliteEx do
   `after_start:` a function that brings it up to date at every start: see the guide
   "An application's own database".
 
+  ## Branches
+
+  `branch/2` makes a database cluster of its own beside that of a server, with what is in it at that
+  moment: see `PgliteEx.Branch`. `PgliteEx.Sandbox` gives one to every test.
+
   ## Without a socket
 
   An implementation of the Postgres protocol can talk to a session by messages, as to a port:
@@ -45,6 +50,7 @@ defmodule PgliteEx do
 
   alias PgliteEx.{
     Backup,
+    Branch,
     Error,
     Listener,
     Options,
@@ -118,11 +124,20 @@ defmodule PgliteEx do
   Options that name another server in another way, such as a repo's `url:` and `socket_dir:`, are among
   them as `nil`, so that a repo that has these in its configuration connects to this server all the same.
   """
-  @spec connection_opts(server, keyword) :: keyword
-  def connection_opts(server, overrides \\ []) do
+  @spec connection_opts(server | Branch.t(), keyword) :: keyword
+  def connection_opts(server, overrides \\ [])
+
+  # The parameter that names the branch is among those that are asked for.
+  def connection_opts(%Branch{server: server} = branch, overrides) do
+    branch
+    |> Branch.connection_opts(address(server))
+    |> RepoConfig.merge(overrides)
+  end
+
+  def connection_opts(server, overrides) do
     server
     |> Server.connection_opts(Server.options(server), address(server))
-    |> Keyword.merge(overrides)
+    |> RepoConfig.merge(overrides)
   end
 
   @doc """
@@ -141,21 +156,28 @@ defmodule PgliteEx do
   `overrides` are as in `connection_opts/2`. A second repo on the same server has a database of its own with
   `database: "another"`, which `mix ecto.create` makes.
   """
-  @spec repo_config(server, context :: :supervisor | :runtime, config :: keyword, keyword) ::
+  @spec repo_config(
+          server | Branch.t(),
+          context :: :supervisor | :runtime,
+          config :: keyword,
           keyword
+        ) :: keyword
   defdelegate repo_config(server, context, config, overrides \\ []), to: RepoConfig, as: :new
 
   @doc """
   The URL with which psql and everything else that is built on libpq connects.
 
-  `database` is the server's, if no other is given.
+  `database` is the server's, if no other is given. The URL of a branch has an address of the branch's own.
 
       {:ok, server} = PgliteEx.start_link(listen: {"127.0.0.1", 5433})
       PgliteEx.url(server)
       #=> "postgresql://postgres@127.0.0.1:5433/postgres"
   """
-  @spec url(server, String.t() | nil) :: String.t()
-  def url(server, database \\ nil) do
+  @spec url(server | Branch.t(), String.t() | nil) :: String.t()
+  def url(server, database \\ nil)
+  def url(%Branch{} = branch, database), do: branch |> Branch.gate!() |> url(database)
+
+  def url(server, database) do
     options = Server.options(server)
     user = encode(options.username)
     database = encode(database || options.database)
@@ -172,8 +194,11 @@ defmodule PgliteEx do
 
   @doc """
   Where the server listens: `{ip, port}` with the real port, or `{:local, path}`.
+
+  Clients of a branch's address are clients of the branch.
   """
-  @spec address(server) :: Options.listen()
+  @spec address(server | Branch.t()) :: Options.listen()
+  def address(%Branch{} = branch), do: branch |> Branch.gate!() |> address()
   def address(server), do: server |> Server.child(Listener) |> Listener.address()
 
   @doc """
@@ -183,9 +208,10 @@ defmodule PgliteEx do
   connections and requests wait for it. The error's code is `"57P03"` when the deadline has passed; its
   message then says why the program ended last.
   """
-  @spec await_ready(server, timeout) :: :ok | {:error, Error.t()}
+  @spec await_ready(server | Branch.t(), timeout) :: :ok | {:error, Error.t()}
   def await_ready(server, timeout \\ @ready_timeout) do
-    with {:ok, _wasm_port} <- server |> Parts.registry!() |> Readiness.await(timeout), do: :ok
+    registry = server |> Branch.server() |> Parts.registry!()
+    with {:ok, _wasm_port} <- Readiness.await(registry, timeout), do: :ok
   end
 
   @doc """
@@ -200,10 +226,20 @@ defmodule PgliteEx do
     * `"warm"`: clones of templates that are ready
 
       {:ok, %{"connections" => 2}} = PgliteEx.stats(server)
+
+  Those of a branch are its `"connections"`, its `"origin"`, its `"data"` (the directory, or an empty
+  string), its `"lifetime"`, and when it was `"made"`, in microseconds since 1970.
   """
-  @spec stats(server) :: {:ok, %{String.t() => integer | String.t()}} | {:error, Error.t()}
+  @spec stats(server | Branch.t()) ::
+          {:ok, %{String.t() => integer | String.t()}} | {:error, Error.t()}
   def stats(server) do
-    with {:ok, stats} <- request(server, "stats") do
+    stats =
+      case server do
+        %Branch{} = branch -> Branch.stats(branch)
+        server -> request(server, "stats")
+      end
+
+    with {:ok, stats} <- stats do
       {:ok, Map.new(stats, fn {key, value} -> {key, number_or_string(value)} end)}
     end
   end
@@ -219,10 +255,10 @@ defmodule PgliteEx do
 
       {:error, %PgliteEx.Error{code: "0A000"}} = PgliteEx.request(server, "dance")
   """
-  @spec request(server, String.t(), [{String.t(), String.t()}], timeout) ::
+  @spec request(server | Branch.t(), String.t(), [{String.t(), String.t()}], timeout) ::
           {:ok, [{String.t(), String.t()}]} | {:error, Error.t()}
   def request(server, verb, options \\ [], timeout \\ 5_000) do
-    registry = Parts.registry!(server)
+    registry = server |> Branch.server() |> Parts.registry!()
     started_at = System.monotonic_time(:millisecond)
 
     with {:ok, wasm_port} <- Readiness.await(registry, timeout, :started) do
@@ -234,7 +270,7 @@ defmodule PgliteEx do
   end
 
   @doc """
-  Backs the shared cluster of a running server up into the file `path`, while its sessions go on.
+  Backs the shared cluster of a running server, or a branch, up into the file `path`, while its sessions go on.
 
   The file is a tar archive of the cluster, compressed if its name ends in `gz`; an existing file is
   replaced when the backup is complete. It has everything that was committed when the backup began. The
@@ -249,7 +285,7 @@ defmodule PgliteEx do
   A backup can be made in the function of `:after_start`, before migrations. A server in `:isolated` mode
   has nothing to back up; the error has the code `"0A000"`.
   """
-  @spec backup(server, Path.t(), keyword) ::
+  @spec backup(server | Branch.t(), Path.t(), keyword) ::
           {:ok, %{atom => non_neg_integer}} | {:error, Error.t()}
   defdelegate backup(server, path, options \\ []), to: Backup
 
@@ -266,6 +302,61 @@ defmodule PgliteEx do
   """
   @spec restore(Path.t(), Path.t(), executable: nil | Path.t()) :: :ok | {:error, Error.t()}
   defdelegate restore(file, directory, options \\ []), to: Backup
+
+  @doc """
+  Makes a branch: a cluster of its own in the program of the server, which begins with what is in another one.
+
+  The result is a handle, which can be used where a server is; see `PgliteEx.Branch`.
+
+      {:ok, branch} = PgliteEx.branch(server)
+      {:ok, conn} = Postgrex.start_link(PgliteEx.connection_opts(branch, pool_size: 4))
+      {:ok, experiment} = PgliteEx.branch(branch)
+
+  A branch of a `:shared` server begins with what is committed in the server's cluster at that moment, one of
+  a branch with what is committed there. A branch of an `:isolated` server, whose connections have clusters
+  of their own, begins as the template that they clone. Open transactions are not part of a branch.
+
+  Options:
+
+    * `:template` – begins as this template instead (`PgliteEx.Template`);
+    * `:owner` – the process with whose end the branch is dropped; default: the calling process. `:none`: it
+      lives until it is dropped, or the program of the server ends;
+    * `:database` – the database that `connection_opts/2` names; default: that of the origin;
+    * `:name` – how its cluster is called in the program, and in `pglite.cluster`; default: a name that is
+      not used again;
+    * `:data` – a directory to keep it in, which is empty or not there, or has a cluster already, which is
+      opened then. Default: it is in memory;
+    * `:settings` – settings of its cluster, as in `postgresql.conf`: `[work_mem: "16MB"]`. Others are those
+      of the server.
+
+  Raises `ArgumentError` for another option or value. The error has the code `"3D000"` when the template or
+  branch is not there, and `"42710"` when the name is taken.
+  """
+  @spec branch(server | Branch.t(), keyword) :: {:ok, Branch.t()} | {:error, Error.t()}
+  defdelegate branch(server, options \\ []), to: Branch, as: :create
+
+  @doc """
+  As `branch/2`, and raises the error.
+
+      branch = PgliteEx.branch!(server, template: "my_app_test")
+  """
+  @spec branch!(server | Branch.t(), keyword) :: Branch.t()
+  def branch!(server, options \\ []) do
+    case branch(server, options) do
+      {:ok, branch} -> branch
+      {:error, error} -> raise error
+    end
+  end
+
+  @doc """
+  Drops a branch. Its sessions end with SQLSTATE `57P01`, and branches of it stay.
+
+  The error's code is `"3D000"` when it is not there any more.
+
+      :ok = PgliteEx.drop(branch)
+  """
+  @spec drop(Branch.t()) :: :ok | {:error, Error.t()}
+  defdelegate drop(branch), to: Branch
 
   @doc """
   Makes a template for isolated servers, unless it is there: see `PgliteEx.Template.prepare/4`.
@@ -294,7 +385,7 @@ defmodule PgliteEx do
     * `:active` – `true` (default): everything is delivered as it comes; `:once`: one message,
       and the next after `activate/2`; `false`: nothing before `activate/2`. With `:once`, a
       result of any size takes no more of the VM's memory than one window (256 KiB).
-    * `:mode` – `:shared` or `:isolated`, if it is not to be the server's.
+    * `:mode` – `:shared` or `:isolated`, if it is not to be the server's. A branch has no modes.
 
   Raises `ArgumentError` for another option or value. Waits for a program that is being restarted, as
   `await_ready/2` does by default, and returns its error.
@@ -309,15 +400,17 @@ defmodule PgliteEx do
         {:pglite_ex, ^conn, {:data, <<"R", _::binary>>}} -> :authentication_ok
       end
   """
-  @spec open(server, active: RawConnection.active(), mode: :shared | :isolated) ::
+  @spec open(server | Branch.t(), active: RawConnection.active(), mode: :shared | :isolated) ::
           {:ok, connection} | {:error, Error.t()}
   def open(server, options \\ []) do
     options = Keyword.validate!(options, active: true, mode: nil)
     allow!(options, :active, [true, :once, false])
-    allow!(options, :mode, [:shared, :isolated, nil])
-    frame_options = for mode <- List.wrap(options[:mode]), do: {"mode", Atom.to_string(mode)}
+    modes = if is_struct(server, Branch), do: [], else: [:shared, :isolated]
+    allow!(options, :mode, modes ++ [nil])
+    mode = for mode <- List.wrap(options[:mode]), do: {"mode", Atom.to_string(mode)}
+    frame_options = mode ++ Branch.frame_options(server)
 
-    registry = Parts.registry!(server)
+    registry = server |> Branch.server() |> Parts.registry!()
 
     with {:ok, wasm_port} <- Readiness.await(registry, @ready_timeout) do
       RawConnection.open(registry, wasm_port, %{

@@ -14,6 +14,7 @@ defmodule PgliteEx.DocumentationTest do
              Mix.Tasks.PgliteEx.Install,
              Mix.Tasks.PgliteEx.Server,
              PgliteEx,
+             PgliteEx.Branch,
              PgliteEx.Case,
              PgliteEx.Clock,
              PgliteEx.Error,

@@ -1,34 +1,38 @@
 defmodule PgliteEx.Backup do
   @moduledoc false
-  # Backups of the shared cluster of a running server, and restores into a directory.
+  # Backups of the shared cluster of a running server or of a branch, and restores into a directory.
   #
   # A backup is a request to the server's program, which writes the file itself. A restore is a run of
   # the program's command, because no server has the directory open.
 
-  alias PgliteEx.{Error, Executable, Server, Telemetry}
+  alias PgliteEx.{Branch, Error, Executable, Server, Telemetry}
 
   @figures [:bytes, :files, :pages]
 
   @doc "See `PgliteEx.backup/3`."
-  @spec backup(PgliteEx.server(), Path.t(), keyword) ::
+  @spec backup(PgliteEx.server() | Branch.t(), Path.t(), keyword) ::
           {:ok, %{atom => non_neg_integer}} | {:error, Error.t()}
-  def backup(server, path, options) do
+  def backup(origin, path, options) do
     options = Keyword.validate!(options, database: nil, username: nil, timeout: :infinity)
     path = Path.expand(path)
-    %{name: name, mode: mode} = defaults = Server.options(server)
+    %{name: name, mode: mode} = defaults = options(origin)
 
-    request_options = [
-      {"path", path},
-      {"database", options[:database] || defaults.database},
-      {"user", options[:username] || defaults.username}
-    ]
+    request_options =
+      [
+        {"path", path},
+        {"database", options[:database] || defaults.database},
+        {"user", options[:username] || defaults.username}
+      ] ++ Branch.frame_options(origin)
 
     span(:backup, %{server: name, path: path}, fn ->
       if mode == :shared,
-        do: request(server, request_options, options[:timeout]),
+        do: request(origin, request_options, options[:timeout]),
         else: {:error, no_cluster()}
     end)
   end
+
+  defp options(%Branch{} = branch), do: Branch.options(branch)
+  defp options(server), do: Server.options(server)
 
   defp request(server, options, timeout) do
     with {:ok, reply} <- PgliteEx.request(server, "backup", options, timeout) do

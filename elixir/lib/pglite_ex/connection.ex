@@ -21,14 +21,15 @@ defmodule PgliteEx.Connection do
   @ready_timeout 10_000
 
   @typedoc """
-  The process that hands over a socket; the registry with the program, if there is one, and the stage
-  at which the program serves the connection.
+  The process that hands over a socket; the registry with the program, if there is one, the stage at
+  which the program serves the connection, and the options of the frame that opens it.
   """
   @type argument :: %{
           acceptor: pid,
           program: Registry.registry() | nil,
           stage: Readiness.stage(),
-          options: Options.t()
+          options: Options.t(),
+          frame_options: PgliteEx.Frame.options()
         }
 
   @typedoc "The program that serves a connection, its number there, and the name of the server."
@@ -55,7 +56,7 @@ defmodule PgliteEx.Connection do
   end
 
   @impl GenServer
-  def init(%{acceptor: acceptor, program: program, stage: stage, options: options}) do
+  def init(%{acceptor: acceptor} = argument) do
     # So that `terminate/2` runs, which tells the client why its connection ends.
     Process.flag(:trap_exit, true)
 
@@ -63,9 +64,10 @@ defmodule PgliteEx.Connection do
      %{
        # Until it has handed over the socket.
        acceptor: Process.monitor(acceptor),
-       program: program,
-       stage: stage,
-       options: options,
+       program: argument.program,
+       stage: argument.stage,
+       options: argument.options,
+       frame_options: argument.frame_options,
        # The request for a program that is ready.
        waiting: nil,
        wasm_port: nil,
@@ -138,7 +140,7 @@ defmodule PgliteEx.Connection do
   end
 
   defp open(state) do
-    case Channel.open(state.wasm_port, addresses(state.socket)) do
+    case Channel.open(state.wasm_port, state.frame_options ++ addresses(state.socket)) do
       {:ok, channel} -> await_input(start_span(%{state | channel: channel}, channel.id))
       {:error, error} -> refuse(error, state)
     end

@@ -3,7 +3,8 @@ defmodule PgliteEx.Error do
   An error between the VM and `pglite-port`.
 
     * `:code` – a SQLSTATE as a string, or an atom for errors that SQL does not know;
-    * `:message` – what happened and what to do next.
+    * `:message` – what happened;
+    * `:hint` – what to do next, or `nil` when the message says it.
 
   A SQLSTATE is the program's own (`"53300"`, too many connections), or one that this library gives:
 
@@ -24,9 +25,20 @@ defmodule PgliteEx.Error do
     * a POSIX code, such as `:eaddrinuse` – the system refused a socket, a file or a process.
   """
 
-  @type t :: %__MODULE__{code: String.t() | atom, message: String.t()}
+  @type t :: %__MODULE__{code: String.t() | atom, message: String.t(), hint: nil | String.t()}
 
-  defexception [:code, :message]
+  defexception [:code, :message, :hint]
+
+  @doc """
+  The message, and the hint below it.
+
+      iex> error = %PgliteEx.Error{code: "3D000", message: "there is none", hint: "Make one."}
+      iex> error |> Exception.message() |> String.split("\\n")
+      ["there is none", "", "    hint: Make one."]
+  """
+  @impl Exception
+  def message(%__MODULE__{message: message, hint: nil}), do: message
+  def message(%__MODULE__{message: message, hint: hint}), do: "#{message}\n\n    hint: #{hint}"
 
   @doc """
   The error of a reason that the program, or `PgliteEx.Channel`, gave as options.
@@ -35,12 +47,9 @@ defmodule PgliteEx.Error do
       %PgliteEx.Error{code: "53300", message: "too many clients"}
 
       iex> PgliteEx.Error.from_reason(%{"code" => "42501", "message" => "no leave", "hint" => "Ask."})
-      %PgliteEx.Error{code: "42501", message: "no leave. Ask."}
+      %PgliteEx.Error{code: "42501", message: "no leave", hint: "Ask."}
   """
   @spec from_reason(%{String.t() => String.t()}) :: t
-  def from_reason(%{"code" => code, "message" => message, "hint" => hint}),
-    do: %__MODULE__{code: code, message: "#{message}. #{hint}"}
-
-  def from_reason(%{"code" => code, "message" => message}),
-    do: %__MODULE__{code: code, message: message}
+  def from_reason(%{"code" => code, "message" => message} = reason),
+    do: %__MODULE__{code: code, message: message, hint: reason["hint"]}
 end

@@ -6,33 +6,37 @@ defmodule PgliteEx.Gate do
   `PgliteEx.Case` opens one for every test. Opening takes a fraction of a millisecond. A gate listens
   on a free port of the loopback interface, and its connections end with it.
   `PgliteEx.connection_opts/2`, `PgliteEx.url/2` and `PgliteEx.address/1` take a gate as they take a
-  server.
+  server. Clients of a gate for a branch are clients of the branch, and need not name it.
   """
 
   use Supervisor
 
-  alias PgliteEx.{Clients, Connection, Error, Listener, Options, Parts, Readiness, Server}
+  alias PgliteEx.{Branch, Clients, Connection, Error, Listener, Options, Parts, Readiness, Server}
   alias PgliteEx.Template
 
   @doc """
   Opens a gate.
 
-    * `:server` – the server (required), which has to run: the caller exits with `:noproc` when it
-      does not. A gate outlives its server, and tells clients then that the program has ended.
+    * `:server` – the server or branch (required). The server has to run: the caller exits with
+      `:noproc` when it does not. A gate outlives its server, and tells clients then that the program has
+      ended.
   """
-  @spec start_link(server: PgliteEx.server()) :: Supervisor.on_start()
+  @spec start_link(server: PgliteEx.server() | Branch.t()) :: Supervisor.on_start()
   def start_link(arguments) do
-    server = Keyword.fetch!(arguments, :server)
-    # Resolved now: a name must not lead to another server later.
-    server = GenServer.whereis(server) || exit({:noproc, {__MODULE__, :start_link, [arguments]}})
-    start_link(server, {{127, 0, 0, 1}, 0}, :ready)
+    place = Keyword.fetch!(arguments, :server)
+    start_link(place, {{127, 0, 0, 1}, 0}, :ready)
   end
 
   # A gate at another address, whose connections are served from that stage of the program on.
   @doc false
-  @spec start_link(pid, Options.listen(), Readiness.stage()) :: Supervisor.on_start()
-  def start_link(server, listen, stage),
-    do: Supervisor.start_link(__MODULE__, {server, listen, stage})
+  @spec start_link(PgliteEx.server() | Branch.t(), Options.listen(), Readiness.stage()) ::
+          Supervisor.on_start()
+  def start_link(place, listen, stage) do
+    # Resolved now: a name must not lead to another server later.
+    server = place |> Branch.server() |> GenServer.whereis()
+    server || exit({:noproc, {__MODULE__, :start_link, [place]}})
+    Supervisor.start_link(__MODULE__, {place, server, listen, stage})
+  end
 
   @doc """
   Freezes the cluster of the gate's oldest connection as the template `name`, with `key` as in
@@ -64,16 +68,27 @@ defmodule PgliteEx.Gate do
   end
 
   @impl Supervisor
-  def init({server, listen, stage}) do
+  def init({place, server, listen, stage}) do
     registry = Parts.claim_name()
-    options = %Options{Server.options(server) | listen: listen}
+    options = %Options{options(place) | listen: listen}
+
+    clients = %{
+      registry: registry,
+      server: server,
+      stage: stage,
+      options: options,
+      frame_options: Branch.frame_options(place)
+    }
 
     children = [
       {Parts, {registry, options}},
       {Listener, {registry, options}},
-      {Clients, %{registry: registry, server: server, stage: stage, options: options}}
+      {Clients, clients}
     ]
 
     Supervisor.init(children, strategy: :rest_for_one)
   end
+
+  defp options(%Branch{} = branch), do: Branch.options(branch)
+  defp options(server), do: Server.options(server)
 end

@@ -2,7 +2,7 @@ defmodule PgliteEx.RepoConfig do
   @moduledoc false
   # The configuration of a repo whose server has a name: `PgliteEx.repo_config/4`.
 
-  alias PgliteEx.{Parts, TaskServer}
+  alias PgliteEx.{Branch, Parts, TaskServer}
 
   defmodule NoServer do
     @moduledoc false
@@ -21,20 +21,29 @@ defmodule PgliteEx.RepoConfig do
   end
 
   @doc "See `PgliteEx.repo_config/4`."
-  @spec new(PgliteEx.server(), :supervisor | :runtime, keyword, keyword) :: keyword
+  @spec new(PgliteEx.server() | Branch.t(), :supervisor | :runtime, keyword, keyword) :: keyword
   def new(server, context, config, overrides) do
     cond do
       # It was started with connection options.
       config[:pglite_ex] -> config
-      opts = connection_opts(server) -> config |> Keyword.merge(opts) |> Keyword.merge(overrides)
+      opts = connection_opts(server) -> config |> merge(opts) |> merge(overrides)
       # An orderly end, which is reported as its reason, and not as a crash.
       context == :supervisor -> exit({:shutdown, no_server(server)})
       true -> Keyword.merge(config, nowhere(server))
     end
   end
 
+  @doc "Merges options; the parameters of a connection are those of both."
+  @spec merge(keyword, keyword) :: keyword
+  def merge(opts, others) do
+    Keyword.merge(opts, others, fn
+      :parameters, one, other when is_list(one) and is_list(other) -> Keyword.merge(one, other)
+      _key, _one, other -> other
+    end)
+  end
+
   defp connection_opts(server) do
-    if Parts.registry(server),
+    if server |> Branch.server() |> Parts.registry(),
       do: PgliteEx.connection_opts(server),
       else: TaskServer.connection_opts(server)
   end
@@ -46,7 +55,9 @@ defmodule PgliteEx.RepoConfig do
   end
 
   @doc "What a task prints, or the start of an application, when the server does not run."
-  @spec no_server(PgliteEx.server()) :: String.t()
+  @spec no_server(PgliteEx.server() | Branch.t()) :: String.t()
+  def no_server(%Branch{server: server}), do: no_server(server)
+
   def no_server(server) do
     "the server #{inspect(server)} does not run: an application starts it before its repo, and " <>
       "`mix pglite_ex.server #{inspect(server)} --and TASK` for a task that starts no application"

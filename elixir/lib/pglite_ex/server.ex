@@ -10,7 +10,9 @@ defmodule PgliteEx.Server do
   #   4. `PgliteEx.Readiness` tells waiting processes when the program is ready;
   #   5. `PgliteEx.Clients` supervises connections and the process that accepts them;
   #   6. `PgliteEx.WasmPort` owns the port and runs the program;
-  #   7. one that is never there: its start waits until the program is ready for the first time.
+  #   7. the supervisor of the gates of branches, and `PgliteEx.Branches`, which makes and drops branches:
+  #      these end with the program;
+  #   8. one that is never there: its start waits until the program is ready for the first time.
   #
   # The end of the program restarts the program only. The connections notice it by themselves, tell
   # their clients, and end; new ones wait until the next program is ready. The supervisor waits for a
@@ -18,7 +20,7 @@ defmodule PgliteEx.Server do
 
   use Supervisor
 
-  alias PgliteEx.{Clients, Listener, Options, Parts, Readiness, Reporter, WasmPort}
+  alias PgliteEx.{Branches, Clients, Listener, Options, Parts, Readiness, Reporter, WasmPort}
 
   # A program that keeps ending at once is given up rather than started for ever. With
   # `on_data_loss: :stop`, each restart of a cluster in memory is one too many: `:rest_for_one` starts
@@ -48,7 +50,8 @@ defmodule PgliteEx.Server do
   def options(server), do: server |> Parts.registry!() |> Parts.options!()
 
   @doc "Connection options for a server with these options, at this address."
-  @spec connection_opts(PgliteEx.server(), Options.t(), Options.listen()) :: keyword
+  @spec connection_opts(PgliteEx.server() | PgliteEx.Branch.t(), Options.t(), Options.listen()) ::
+          keyword
   def connection_opts(server, %Options{} = options, address) do
     place =
       case address do
@@ -70,13 +73,23 @@ defmodule PgliteEx.Server do
     registry = Parts.claim_name()
     reporter = Reporter.new(Parts.name(registry, Reporter))
 
+    clients = %{
+      registry: registry,
+      server: self(),
+      stage: :ready,
+      options: options,
+      frame_options: []
+    }
+
     children = [
       {Parts, {registry, options}},
       {Listener, {registry, options}},
       {Reporter, reporter},
       {Readiness, registry},
-      {Clients, %{registry: registry, server: self(), stage: :ready, options: options}},
+      {Clients, clients},
       {WasmPort, %{registry: registry, server: self(), options: options, reporter: reporter}},
+      Branches.gates_child_spec(registry),
+      {Branches, %{registry: registry, options: options}},
       %{id: :first_start, start: {Readiness, :first_start, [registry]}, restart: :temporary}
     ]
 

@@ -114,6 +114,7 @@ defmodule PgliteEx.Session do
 
     {?C, code} = List.keyfind(fields, ?C, 0)
     {?M, message} = List.keyfind(fields, ?M, 0)
-    %Error{code: code, message: message}
+    {?H, hint} = List.keyfind(fields, ?H, 0, {?H, nil})
+    %Error{code: code, message: message, hint: hint}
   end
 end

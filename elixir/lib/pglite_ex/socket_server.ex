@@ -34,13 +34,14 @@ defmodule PgliteEx.SocketServer do
 
   @typedoc """
   The registry with the listener and the connections, the server whose program serves them, at which
-  stage, and that server's options.
+  stage, that server's options, and those of the frames that open connections.
   """
   @type context :: %{
           registry: Registry.registry(),
           server: PgliteEx.server(),
           stage: Readiness.stage(),
-          options: Options.t()
+          options: Options.t(),
+          frame_options: PgliteEx.Frame.options()
         }
 
   @doc "Starts accepting clients."
@@ -109,7 +110,7 @@ defmodule PgliteEx.SocketServer do
   defp hand_over(socket, %{registry: registry, server: server} = context) do
     argument =
       context
-      |> Map.take([:stage, :options])
+      |> Map.take([:stage, :options, :frame_options])
       |> Map.merge(%{acceptor: self(), program: Parts.registry(server)})
 
     connections = Parts.whereis(registry, Connection)

@@ -71,6 +71,13 @@ defmodule PgliteEx.Telemetry do
     * `:stop` – and `result`: `:built`, `:reused`, or `nil` with an error; `error`: a
       `PgliteEx.Error`, or `nil`
 
+  ## `[:pglite_ex, :branch, …]` – a branch is made
+
+  `PgliteEx.branch/2`, and `PgliteEx.Sandbox` for the owners of branches. Emitted in the calling process.
+
+    * `:start` – metadata: `server`; `name` of the branch; `origin`: `{:template, name}` or `{:branch, name}`
+    * `:stop` – and `error`: a `PgliteEx.Error`, or `nil`
+
   ## `[:pglite_ex, :backup, …]` – a cluster is backed up
 
   `PgliteEx.backup/3`. Emitted in the calling process.
@@ -96,7 +103,7 @@ defmodule PgliteEx.Telemetry do
 
   require Logger
 
-  @spans [:startup, :server, :connection, :request, :prepare, :backup, :restore]
+  @spans [:startup, :server, :connection, :request, :prepare, :branch, :backup, :restore]
   @events for span <- @spans, event <- [:start, :stop, :exception], do: [:pglite_ex, span, event]
 
   @typedoc "An event without its prefix `:pglite_ex`, its measurements and its metadata."
@@ -140,6 +147,7 @@ defmodule PgliteEx.Telemetry do
           {:connection, :first_answer, [:server], "From a connection to its first answer"},
           {:request, :duration, [:server, :verb], "From a request to its reply"},
           {:prepare, :duration, [:server, :name, :result], "The making or finding of a template"},
+          {:branch, :duration, [:server], "The making of a branch"},
           {:backup, :duration, [:server], "The making of a backup"},
           {:restore, :duration, [], "The restoring of a backup"}
         ] do
@@ -162,6 +170,7 @@ defmodule PgliteEx.Telemetry do
           {:connection, :exception, [:server], [], "Processes of connections that crashed"},
           {:request, :stop, [:server, :verb], [keep: failed], "Requests that failed"},
           {:prepare, :stop, [:server, :name], [keep: failed], "Templates that were not made"},
+          {:branch, :stop, [:server], [keep: failed], "Branches that were not made"},
           {:backup, :stop, [:server], [keep: failed], "Backups that were not made"},
           {:restore, :stop, [], [keep: failed], "Backups that were not restored"}
         ] do

@@ -30,6 +30,12 @@ defmodule PgliteEx.WireClient do
 
   @doc "Connects and starts a session with connection options; returns the socket."
   def start_session_with!(connection_opts) do
+    {:ok, socket} = start_session_with(connection_opts)
+    socket
+  end
+
+  @doc "Does the same, or returns the fields of the error with which it was refused."
+  def start_session_with(connection_opts) do
     {address, port} =
       case Map.new(connection_opts) do
         %{socket: path} when path != nil ->
@@ -41,10 +47,19 @@ defmodule PgliteEx.WireClient do
       end
 
     {:ok, socket} = :gen_tcp.connect(address, port, [:binary, active: false])
-    parameters = [user: connection_opts[:username], database: connection_opts[:database]]
+    own = [user: connection_opts[:username], database: connection_opts[:database]]
+    parameters = own ++ Keyword.get(connection_opts, :parameters, [])
     :ok = :gen_tcp.send(socket, startup_packet(parameters))
-    {:ok, _messages} = receive_answer(socket)
-    socket
+
+    with {:ok, messages} <- receive_answer(socket) do
+      case List.keyfind(messages, ?E, 0) do
+        nil -> {:ok, socket}
+        {?E, fields} -> {:error, fields}
+      end
+    else
+      # Refused, and closed.
+      {:ended, messages} -> {:error, messages |> List.keyfind(?E, 0) |> elem(1)}
+    end
   end
 
   @doc "A startup packet of protocol 3.0."

@@ -1,0 +1,225 @@
+defmodule PgliteEx.Branch do
+  @moduledoc """
+  A branch: a database cluster of its own beside that of a server, made in no time and dropped when its
+  owner has ended.
+
+      {:ok, server} = PgliteEx.start_link(database: "shop")
+      {:ok, branch} = PgliteEx.branch(server)
+      {:ok, conn} = Postgrex.start_link(PgliteEx.connection_opts(branch))
+
+  A branch begins with what is committed in its origin at that moment, and goes its own way from there:
+  neither sees what the other does. It takes as many connections as any cluster, which see each other's
+  commits, wait for each other's locks and notify each other.
+
+  A handle, as `PgliteEx.branch/2` returns it, can be used where a server is expected, in
+  `PgliteEx.connection_opts/2`, `PgliteEx.url/2`, `PgliteEx.address/1`, `PgliteEx.open/2`,
+  `PgliteEx.stats/1`, `PgliteEx.backup/3`, `PgliteEx.repo_config/4`, `PgliteEx.branch/2` itself, and as
+  the server of a `PgliteEx.Gate`. `PgliteEx.request/4` and `PgliteEx.await_ready/2` are about the program
+  of its server.
+
+  ## How clients reach it
+
+    * Postgrex and Ecto: with the options of `PgliteEx.connection_opts/2`. They connect to the server's
+      address, and name the branch in the startup parameter `pglite.cluster`.
+    * Everything that takes a URL: `PgliteEx.url/2`. The URL has an address at which only clients of the
+      branch are served, which is opened when it is first asked for. It needs no parameters, because Ecto
+      ignores those of a URL that it does not know, and would connect to the server's own cluster.
+    * psql at the server's own URL: `PGOPTIONS="-c pglite.cluster=NAME" psql URL`.
+
+  In a session, `SHOW pglite.cluster` returns the name.
+
+  ## How long it lives
+
+  Until `PgliteEx.drop/1`, or until its owner has ended, or until the program of the server ends. Its
+  sessions then end with SQLSTATE `57P01`, and later connections are refused with `3D000`. A branch with
+  `data:` is kept in a directory: when it is dropped, it is shut down, and the directory stays.
+
+  When the program is started again after a crash, its branches are not there again: what they began with
+  is gone, or has changed.
+  """
+
+  alias PgliteEx.{Branches, Channel, Error, Options, Parts, Readiness, Server, Telemetry}
+
+  @enforce_keys [:server, :name, :database]
+  defstruct [:server, :name, :database]
+
+  @typedoc """
+  A handle: the server, the name of the cluster in its program, and the database that
+  `PgliteEx.connection_opts/2` names.
+  """
+  @type t :: %__MODULE__{server: PgliteEx.server(), name: String.t(), database: String.t()}
+
+  # That of a shared server.
+  @default_cluster "default"
+  # As Ecto's.
+  @pool_size 10
+  # How long a caller waits for a program that is being started, in milliseconds.
+  @ready_timeout 5_000
+
+  @defaults [
+    template: nil,
+    data: nil,
+    name: nil,
+    settings: [],
+    owner: nil,
+    database: nil
+  ]
+
+  @doc "See `PgliteEx.branch/2`."
+  @spec create(PgliteEx.server() | t, keyword) :: {:ok, t} | {:error, Error.t()}
+  def create(origin, options) do
+    options = Keyword.validate!(options, @defaults)
+    server = server(origin)
+    defaults = Server.options(server)
+    {kind, from} = source(origin, defaults, text!(options, :template))
+    name = text!(options, :name) || free_name()
+    metadata = %{server: defaults.name, name: name, origin: {kind, from}}
+
+    request =
+      [{"name", name}, {Atom.to_string(kind), from}] ++
+        for(path <- path!(options), do: {"data", path}) ++
+        for {key, value} <- settings!(options), do: {"set", "#{key}=#{value}"}
+
+    database = text!(options, :database)
+    owner = owner!(options)
+
+    Telemetry.span([:branch], metadata, fn ->
+      case make(server, name, request, owner) do
+        {:ok, made} ->
+          database = database || inherited(origin, kind, defaults) || made
+          {{:ok, %__MODULE__{server: server, name: name, database: database}}, no_error(metadata)}
+
+        {:error, error} ->
+          {{:error, error}, Map.put(metadata, :error, error)}
+      end
+    end)
+  end
+
+  defp no_error(metadata), do: Map.put(metadata, :error, nil)
+
+  defp make(server, name, request, owner) do
+    registry = Parts.registry!(server)
+
+    # So that the function of `after_start:` can make branches, which it does while clients wait.
+    with {:ok, _wasm_port} <- Readiness.await(registry, @ready_timeout, :started),
+         do: ask(registry, {:create, name, request, owner})
+  end
+
+  @doc "See `PgliteEx.drop/1`."
+  @spec drop(t) :: :ok | {:error, Error.t()}
+  def drop(%__MODULE__{server: server, name: name}) do
+    with {:ok, _reply} <- server |> Parts.registry!() |> ask({:drop, name}), do: :ok
+  end
+
+  @doc "The gate whose clients are those of the branch, which is opened when it is first asked for."
+  @spec gate!(t) :: pid
+  def gate!(%__MODULE__{server: server} = branch) do
+    case server |> Parts.registry!() |> ask({:gate, branch}) do
+      {:ok, gate} -> gate
+      {:error, error} -> raise error
+    end
+  end
+
+  defp ask(registry, request) do
+    case Parts.whereis(registry, Branches) do
+      nil -> {:error, Error.from_reason(Channel.program_gone())}
+      branches -> Branches.ask(branches, request)
+    end
+  end
+
+  @doc "The server of a handle; another server is its own."
+  @spec server(PgliteEx.server() | t) :: PgliteEx.server()
+  def server(%__MODULE__{server: server}), do: server
+  def server(server), do: server
+
+  @doc "The options in a frame that opens a connection, with which it is one of the branch."
+  @spec frame_options(PgliteEx.server() | t) :: PgliteEx.Frame.options()
+  def frame_options(%__MODULE__{name: name}), do: [{"cluster", name}]
+  def frame_options(_server), do: []
+
+  @doc "The options of the server, as far as they say how clients of the branch connect."
+  @spec options(t) :: Options.t()
+  def options(%__MODULE__{server: server, database: database}),
+    do: %Options{Server.options(server) | mode: :shared, database: database}
+
+  @doc "The connection options of the branch, at this address of its server."
+  @spec connection_opts(t, Options.listen()) :: keyword
+  def connection_opts(%__MODULE__{name: name} = branch, address) do
+    branch
+    |> Server.connection_opts(options(branch), address)
+    |> Keyword.merge(pool_size: @pool_size, parameters: ["pglite.cluster": name])
+  end
+
+  @doc """
+  What the program says about the branch: the number of its connections, and texts.
+  """
+  @spec stats(t) :: {:ok, PgliteEx.Frame.options()} | {:error, Error.t()}
+  def stats(%__MODULE__{server: server, name: name}) do
+    with {:ok, clusters} <- PgliteEx.request(server, "clusters") do
+      case Enum.drop_while(clusters, &(&1 != {"name", name})) do
+        # The options of each cluster begin with its name.
+        [_name | own] -> {:ok, Enum.take_while(own, fn {key, _value} -> key != "name" end)}
+        [] -> {:error, unknown(name)}
+      end
+    end
+  end
+
+  @doc "The error of a branch that is not there, as of the program."
+  @spec unknown(String.t()) :: Error.t()
+  def unknown(name) do
+    %Error{
+      code: "3D000",
+      message: "cluster \"#{name}\" does not exist",
+      hint:
+        "A branch ends with its owner and with the program that it is in; make another one with " <>
+          "PgliteEx.branch/2."
+    }
+  end
+
+  # What is branched: the template that is named, or the cluster of a server or branch as it is now.
+  defp source(_origin, _options, template) when template != nil, do: {:template, template}
+  defp source(%__MODULE__{name: name}, _options, nil), do: {:branch, name}
+  defp source(_server, %{mode: :shared}, nil), do: {:branch, @default_cluster}
+  defp source(_server, options, nil), do: {:template, options.template || options.database}
+
+  # A template knows the name of the database in it.
+  defp inherited(_origin, :template, _options), do: nil
+  defp inherited(%__MODULE__{database: database}, :branch, _options), do: database
+  defp inherited(_server, :branch, %{database: database}), do: database
+
+  # Never used again: the handle of a branch that is gone must not lead to another one.
+  defp free_name,
+    do: "branch-" <> Base.encode16(:crypto.strong_rand_bytes(6), case: :lower)
+
+  defp owner!(options) do
+    case options[:owner] do
+      nil -> self()
+      owner when is_pid(owner) or owner == :none -> owner
+      owner -> refuse!(:owner, owner, "a pid, or :none")
+    end
+  end
+
+  defp path!(options) do
+    case options[:data] do
+      nil -> []
+      path when is_binary(path) and path != "" -> [Path.expand(path)]
+      path -> refuse!(:data, path, "a path as a string")
+    end
+  end
+
+  defp text!(options, key) do
+    case options[key] do
+      nil -> nil
+      text when is_binary(text) and text != "" -> text
+      value -> refuse!(key, value, "a string that is not empty")
+    end
+  end
+
+  # As those of a server.
+  defp settings!(options), do: Options.new!(Keyword.take(options, [:settings])).settings
+
+  defp refuse!(key, value, allowed) do
+    raise ArgumentError,
+          "option #{key} of a branch: #{inspect(value)} is not allowed; it takes #{allowed}"
+  end
+end

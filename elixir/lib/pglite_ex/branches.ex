@@ -1,0 +1,229 @@
+defmodule PgliteEx.Branches do
+  @moduledoc false
+  # Makes and drops the branches of a server, and drops those whose owners have ended.
+  #
+  # The requests to the program are made by processes of their own, because some take long: this process waits
+  # for none of them. A branch is made here rather than by the calling process, so that it is dropped also
+  # when its owner ends while it is being made.
+  #
+  # This process ends with the program, and the branches do as well; the next one begins without any.
+
+  use GenServer
+
+  require Logger
+
+  alias PgliteEx.{Branch, Channel, Error, Gate, Options, Parts, WasmPort}
+
+  @typedoc "The registry and the options of the server."
+  @type context :: %{registry: Registry.registry(), options: Options.t()}
+
+  @typedoc """
+  To make a branch of that name with the options of a request, for an owner; to drop one; to open a gate
+  for one.
+  """
+  @type request ::
+          {:create, String.t(), PgliteEx.Frame.options(), pid | :none}
+          | {:drop, String.t()}
+          | {:gate, Branch.t()}
+
+  # Added to the number in the name of a unix socket, for those of gates beside it.
+  @gate_offset 20_000
+  # How many names of unix sockets are tried for a gate.
+  @gate_attempts 1_000
+
+  @doc "Starts the process of the server with this registry."
+  @spec start_link(context) :: GenServer.on_start()
+  def start_link(%{registry: registry} = context),
+    do: GenServer.start_link(__MODULE__, context, name: Parts.name(registry, __MODULE__))
+
+  @doc "The supervisor of the gates, which starts before this process."
+  @spec gates_child_spec(Registry.registry()) :: Supervisor.child_spec()
+  def gates_child_spec(registry) do
+    settings = [strategy: :one_for_one, name: Parts.name(registry, Gate)]
+    Supervisor.child_spec({DynamicSupervisor, settings}, id: Gate)
+  end
+
+  @doc """
+  Makes a request. The result of `:create` is the name of the database in the branch, that of `:gate` the
+  gate.
+  """
+  @spec ask(pid, request) :: {:ok, term} | {:error, Error.t()}
+  def ask(branches, request) do
+    GenServer.call(branches, request, :infinity)
+  catch
+    :exit, _program_gone -> {:error, Error.from_reason(Channel.program_gone())}
+  end
+
+  @impl GenServer
+  def init(context) do
+    # So that the results of the processes that make requests are received.
+    Process.flag(:trap_exit, true)
+    # The branches by name; the names by the monitors of their owners; what the processes do.
+    {:ok, %{context: context, branches: %{}, owners: %{}, workers: %{}}}
+  end
+
+  @impl GenServer
+  def handle_call({:create, name, options, owner}, from, state) do
+    monitor = if is_pid(owner), do: Process.monitor(owner)
+    state = if monitor, do: put_in(state.owners[monitor], name), else: state
+    {:noreply, work(state, "create_cluster", options, {:create, name, monitor, from})}
+  end
+
+  def handle_call({:drop, name}, from, state) do
+    {:noreply, state |> forget(name) |> drop(name, from)}
+  end
+
+  def handle_call({:gate, %Branch{name: name} = branch}, _from, state) do
+    case state.branches do
+      %{^name => %{gate: nil}} -> open_gate(branch, state)
+      %{^name => %{gate: gate}} -> {:reply, {:ok, gate}, state}
+      _not_there -> {:reply, {:error, Branch.unknown(name)}, state}
+    end
+  end
+
+  @impl GenServer
+  def handle_info({:DOWN, monitor, :process, _owner, _reason}, state) do
+    {name, owners} = Map.pop(state.owners, monitor)
+    state = %{state | owners: owners}
+
+    # One that is just being made is dropped when it is there.
+    if is_map_key(state.branches, name),
+      do: {:noreply, state |> forget(name) |> drop(name, nil)},
+      else: {:noreply, state}
+  end
+
+  def handle_info({:EXIT, pid, reason}, state) do
+    case Map.pop(state.workers, pid) do
+      {nil, _workers} -> {:stop, reason, state}
+      {task, workers} -> {:noreply, done(task, result(reason), %{state | workers: workers})}
+    end
+  end
+
+  def handle_info(_stray_message, state), do: {:noreply, state}
+
+  defp done({:create, name, monitor, from}, {:ok, reply}, state) do
+    owned? = monitor == nil or is_map_key(state.owners, monitor)
+    state = put_in(state.branches[name], %{monitor: monitor, gate: nil})
+    {"database", database} = List.keyfind(reply, "database", 0)
+    GenServer.reply(from, {:ok, database})
+    if owned?, do: state, else: state |> forget(name) |> drop(name, nil)
+  end
+
+  defp done({:create, _name, monitor, from}, {:error, error}, state) do
+    GenServer.reply(from, {:error, error})
+    if monitor, do: Process.demonitor(monitor, [:flush])
+    %{state | owners: Map.delete(state.owners, monitor)}
+  end
+
+  defp done({:drop, _name, from}, result, state) when from != nil do
+    GenServer.reply(from, result)
+    state
+  end
+
+  defp done({:drop, name, nil}, {:error, %Error{} = error}, state) do
+    # Somebody else may have dropped it, with a request to the program.
+    unless error.code in ["3D000", "57P01"] do
+      text = "the branch #{name} of a process that has ended is not dropped: "
+
+      Logger.warning(text <> Exception.message(error),
+        domain: [:pglite_ex],
+        server: state.context.options.name
+      )
+    end
+
+    state
+  end
+
+  defp done({:drop, _name, nil}, {:ok, _reply}, state), do: state
+
+  defp result({:shutdown, {__MODULE__, result}}), do: result
+  # Killed.
+  defp result(_reason), do: {:error, Error.from_reason(Channel.program_gone())}
+
+  defp forget(state, name) do
+    case Map.pop(state.branches, name) do
+      {nil, _branches} ->
+        state
+
+      {%{monitor: monitor, gate: gate}, branches} ->
+        if monitor, do: Process.demonitor(monitor, [:flush])
+        if gate, do: close_gate(gate, state)
+        %{state | branches: branches, owners: Map.delete(state.owners, monitor)}
+    end
+  end
+
+  defp drop(state, name, from),
+    do: work(state, "drop_cluster", [{"name", name}], {:drop, name, from})
+
+  defp work(%{context: %{registry: registry, options: options}} = state, verb, asked, task) do
+    wasm_port = Parts.whereis(registry, WasmPort)
+    settings = [timeout: :infinity, server: options.name]
+
+    worker =
+      spawn_link(fn ->
+        result = WasmPort.request(wasm_port, verb, asked, settings)
+        exit({:shutdown, {__MODULE__, result}})
+      end)
+
+    put_in(state.workers[worker], task)
+  end
+
+  defp open_gate(%Branch{name: name} = branch, %{context: context} = state) do
+    place = gate_place(context.options.listen)
+
+    case start_gate(Parts.whereis(context.registry, Gate), branch, place, @gate_attempts) do
+      {:ok, gate} -> {:reply, {:ok, gate}, put_in(state.branches[name].gate, gate)}
+      {:error, reason} -> {:reply, {:error, gate_error(reason)}, state}
+    end
+  end
+
+  # As reachable as the server is, and no more: there are no passwords.
+  defp gate_place({:local, path}) do
+    ".s.PGSQL." <> number = Path.basename(path)
+    {:local, Path.dirname(path), String.to_integer(number) + @gate_offset}
+  end
+
+  defp gate_place({host, _port}) when tuple_size(host) == 8,
+    do: {{0, 0, 0, 0, 0, 0, 0, 1}, 0}
+
+  defp gate_place({_host, _port}), do: {{127, 0, 0, 1}, 0}
+
+  # The system has a free port for every gate, but no free name of a unix socket.
+  defp start_gate(gates, branch, {:local, directory, number}, attempts) do
+    listen = {:local, Path.join(directory, ".s.PGSQL.#{rem(number, 65_536)}")}
+
+    case start_gate(gates, branch, listen) do
+      {:error, %Error{code: :eaddrinuse}} when attempts > 1 ->
+        start_gate(gates, branch, {:local, directory, number + 1}, attempts - 1)
+
+      result ->
+        result
+    end
+  end
+
+  defp start_gate(gates, branch, listen, _attempts), do: start_gate(gates, branch, listen)
+
+  defp start_gate(gates, branch, listen) do
+    child = %{
+      id: Gate,
+      start: {Gate, :start_link, [branch, listen, :started]},
+      restart: :temporary,
+      type: :supervisor
+    }
+
+    with {:error, {:shutdown, {:failed_to_start_child, _child, reason}}} <-
+           DynamicSupervisor.start_child(gates, child),
+         do: {:error, reason}
+  end
+
+  defp close_gate(gate, %{context: context}) do
+    gates = Parts.whereis(context.registry, Gate)
+    # In a process of its own, because it waits for the gate's connections.
+    spawn(fn -> DynamicSupervisor.terminate_child(gates, gate) end)
+  end
+
+  defp gate_error(%Error{} = error), do: error
+
+  defp gate_error(reason),
+    do: %Error{code: :eaddrinuse, message: "no gate for a branch: #{inspect(reason)}"}
+end
