@@ -125,19 +125,10 @@ defmodule PgliteEx do
   them as `nil`, so that a repo that has these in its configuration connects to this server all the same.
   """
   @spec connection_opts(server | Branch.t(), keyword) :: keyword
-  def connection_opts(server, overrides \\ [])
-
-  # The parameter that names the branch is among those that are asked for.
-  def connection_opts(%Branch{server: server} = branch, overrides) do
-    branch
-    |> Branch.connection_opts(address(server))
-    |> RepoConfig.merge(overrides)
-  end
-
-  def connection_opts(server, overrides) do
+  def connection_opts(server, overrides \\ []) do
     server
-    |> Server.connection_opts(Server.options(server), address(server))
-    |> RepoConfig.merge(overrides)
+    |> Server.connection_opts(Branch.options(server), address(server))
+    |> Keyword.merge(overrides)
   end
 
   @doc """

@@ -30,6 +30,14 @@ defmodule PgliteEx.BranchTest do
       do: await_dropped(%Branch{server: server, name: name, database: ""})
   end
 
+  # A listening socket closes a moment after the answer.
+  defp refused(opts) do
+    with {:ok, socket} <- :gen_tcp.connect(String.to_charlist(opts[:hostname]), opts[:port], []) do
+      :gen_tcp.close(socket)
+      refused(opts)
+    end
+  end
+
   defp code({:error, %Error{code: code}}), do: code
 
   describe "a branch of a shared server" do
@@ -54,8 +62,7 @@ defmodule PgliteEx.BranchTest do
 
     test "takes a pool of connections that are sessions of one cluster", %{server: server} do
       {:ok, branch} = PgliteEx.branch(server)
-      opts = PgliteEx.connection_opts(branch)
-      assert opts[:pool_size] == 10
+      refute Keyword.has_key?(PgliteEx.connection_opts(branch), :pool_size)
       [one, two] = for _ <- 1..2, do: connect!(branch)
       {:ok, []} = WireClient.query(one, "listen news")
       {:ok, []} = WireClient.query(two, "insert into notes values ('second'); notify news")
@@ -66,33 +73,30 @@ defmodule PgliteEx.BranchTest do
                PgliteEx.stats(branch)
     end
 
-    test "keeps its parameter beside those of the caller and of a repo's configuration", %{
+    test "is what a repo connects to, whatever its configuration names", %{server: server} do
+      {:ok, branch} = PgliteEx.branch(server)
+      config = [url: "postgresql://nobody@127.0.0.1:1/elsewhere", pool_size: 3]
+      config = PgliteEx.repo_config(branch, :supervisor, config, database: "postgres")
+      assert {config[:url], config[:pool_size], config[:pglite_ex]} == {nil, 3, branch}
+      client = WireClient.start_session_with!(config)
+      sql = "select current_database(), current_setting('pglite.cluster')"
+      assert {:ok, [["postgres", name]]} = WireClient.query(client, sql)
+      assert name == branch.name
+    end
+
+    test "can be named at the address of its server, and is unknown there when it is gone", %{
       server: server
     } do
       {:ok, branch} = PgliteEx.branch(server)
-
-      opts =
-        PgliteEx.connection_opts(branch, pool_size: 3, parameters: [application_name: "mine"])
-
-      assert opts[:pool_size] == 3
+      opts = PgliteEx.connection_opts(server, parameters: ["pglite.cluster": branch.name])
       {:ok, client} = WireClient.start_session_with(opts)
-      assert {:ok, [["mine"]]} = WireClient.query(client, "show application_name")
-      assert {:ok, [[name]]} = WireClient.query(client, "show pglite.cluster")
-      assert name == branch.name
-
-      config = [
-        url: "postgresql://nobody@127.0.0.1:1/elsewhere",
-        parameters: [application_name: "repo"]
-      ]
-
-      config = PgliteEx.repo_config(branch, :supervisor, config, parameters: [search_path: "s"])
-      {:ok, client} = WireClient.start_session_with(config)
-
-      sql =
-        "select current_setting('application_name'), current_setting('search_path'), current_setting('pglite.cluster')"
-
-      assert {:ok, [["repo", "s", ^name]]} = WireClient.query(client, sql)
-      assert config[:url] == nil
+      assert {:ok, [["1"]]} = WireClient.query(client, "select count(*) from notes")
+      :ok = PgliteEx.drop(branch)
+      assert {:ok, {?E, fields}} = WireClient.receive_message(client)
+      assert WireClient.sqlstate(fields) == "57P01"
+      assert {:error, fields} = WireClient.start_session_with(opts)
+      assert WireClient.sqlstate(fields) == "3D000"
+      assert fields =~ "cluster \"#{branch.name}\" does not exist"
     end
 
     test "has a URL for all clients, and as many URLs as databases", %{server: server} do
@@ -107,25 +111,17 @@ defmodule PgliteEx.BranchTest do
       assert values!(server, "select count(*) from notes") == ["1"]
       assert PgliteEx.url(branch) == url
       assert PgliteEx.url(branch, "other") == String.replace_suffix(url, "/shop", "/other")
-      {host, port} = PgliteEx.address(branch)
-      assert {host, port} != PgliteEx.address(server)
+      opts = PgliteEx.connection_opts(branch)
+      assert opts[:port] != PgliteEx.connection_opts(server)[:port]
       # At the server's own URL, libpq names it.
       env = [{"PGOPTIONS", "-c pglite.cluster=#{branch.name}"}]
       arguments = [PgliteEx.url(server), "-Atc", "select count(*) from notes"]
       assert {"2\n", 0} = System.cmd("psql", arguments, env: env)
       :ok = PgliteEx.drop(branch)
-      assert {:error, :econnrefused} = refused(host, port)
+      assert {:error, :econnrefused} = refused(opts)
 
       assert_raise Error, ~r/does not exist.*hint: .*PgliteEx.branch/s, fn ->
         PgliteEx.url(branch)
-      end
-    end
-
-    # The listening socket closes a moment after the answer.
-    defp refused(host, port) do
-      with {:ok, socket} <- :gen_tcp.connect(host, port, []) do
-        :gen_tcp.close(socket)
-        refused(host, port)
       end
     end
 
@@ -212,12 +208,8 @@ defmodule PgliteEx.BranchTest do
       assert WireClient.sqlstate(fields) == "57P01"
       await_dropped(branch)
 
-      assert {:error, fields} =
-               branch |> PgliteEx.connection_opts() |> WireClient.start_session_with()
-
-      assert WireClient.sqlstate(fields) == "3D000"
-      assert fields =~ "cluster \"#{branch.name}\" does not exist"
       assert {_output, 2} = psql(url, "select 1")
+      assert_raise Error, fn -> PgliteEx.connection_opts(branch) end
       assert code(PgliteEx.drop(branch)) == "3D000"
       assert code(PgliteEx.stats(branch)) == "3D000"
     end
@@ -268,23 +260,20 @@ defmodule PgliteEx.BranchTest do
       assert values!(again, "select a from t") == ["1"]
     end
 
-    test "no longer than the program" do
+    test "no longer than the program, and its address says so" do
       server = Servers.start!(on_data_loss: :restart)
       branch = PgliteEx.branch!(server, name: "lost")
-      url = PgliteEx.url(branch)
-      gate = PgliteEx.address(branch)
+      opts = PgliteEx.connection_opts(branch)
       OperatingSystem.kill_program!(server)
       :ok = PgliteEx.await_ready(server, 60_000)
-
-      assert {:error, fields} =
-               branch |> PgliteEx.connection_opts() |> WireClient.start_session_with()
-
+      assert {:error, fields} = WireClient.start_session_with(opts)
       assert WireClient.sqlstate(fields) == "3D000"
-      # Its name is free again.
+      assert fields =~ "cluster \"lost\" does not exist"
+      # Its name is free again, and its address is closed for another one's.
       again = PgliteEx.branch!(server, name: "lost")
       assert values!(again, "select 1") == ["1"]
-      assert {_output, 2} = psql(url, "select 1")
-      assert PgliteEx.address(again) != gate
+      assert {:error, :econnrefused} = refused(opts)
+      assert PgliteEx.connection_opts(again)[:port] != opts[:port]
     end
   end
 

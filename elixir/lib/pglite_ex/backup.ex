@@ -5,7 +5,7 @@ defmodule PgliteEx.Backup do
   # A backup is a request to the server's program, which writes the file itself. A restore is a run of
   # the program's command, because no server has the directory open.
 
-  alias PgliteEx.{Branch, Error, Executable, Server, Telemetry}
+  alias PgliteEx.{Branch, Error, Executable, Telemetry}
 
   @figures [:bytes, :files, :pages]
 
@@ -15,7 +15,7 @@ defmodule PgliteEx.Backup do
   def backup(origin, path, options) do
     options = Keyword.validate!(options, database: nil, username: nil, timeout: :infinity)
     path = Path.expand(path)
-    %{name: name, mode: mode} = defaults = options(origin)
+    %{name: name, mode: mode} = defaults = Branch.options(origin)
 
     request_options =
       [
@@ -30,9 +30,6 @@ defmodule PgliteEx.Backup do
         else: {:error, no_cluster()}
     end)
   end
-
-  defp options(%Branch{} = branch), do: Branch.options(branch)
-  defp options(server), do: Server.options(server)
 
   defp request(server, options, timeout) do
     with {:ok, reply} <- PgliteEx.request(server, "backup", options, timeout) do

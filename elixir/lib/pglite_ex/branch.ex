@@ -19,23 +19,26 @@ defmodule PgliteEx.Branch do
 
   ## How clients reach it
 
-    * Postgrex and Ecto: with the options of `PgliteEx.connection_opts/2`. They connect to the server's
-      address, and name the branch in the startup parameter `pglite.cluster`.
-    * Everything that takes a URL: `PgliteEx.url/2`. The URL has an address at which only clients of the
-      branch are served, which is opened when it is first asked for. It needs no parameters, because Ecto
-      ignores those of a URL that it does not know, and would connect to the server's own cluster.
-    * psql at the server's own URL: `PGOPTIONS="-c pglite.cluster=NAME" psql URL`.
+  A branch has an address of its own, which is opened when `PgliteEx.connection_opts/2`, `PgliteEx.url/2` or
+  `PgliteEx.address/1` is first asked for it, and closed with the branch. Every client of PostgreSQL can use
+  it, also those that would ignore a parameter in a URL, as Ecto does.
+
+  At the server's own address, clients name the branch in the startup parameter `pglite.cluster`, as with
+  `PGOPTIONS="-c pglite.cluster=NAME" psql URL`, or with Postgrex' option
+  `parameters: ["pglite.cluster": branch.name]`. Such connections are for tools: Postgrex takes connections
+  to the same address and database to have the same types, which two branches need not have.
 
   In a session, `SHOW pglite.cluster` returns the name.
 
   ## How long it lives
 
   Until `PgliteEx.drop/1`, or until its owner has ended, or until the program of the server ends. Its
-  sessions then end with SQLSTATE `57P01`, and later connections are refused with `3D000`. A branch with
-  `data:` is kept in a directory: when it is dropped, it is shut down, and the directory stays.
+  sessions then end with SQLSTATE `57P01`, and its address is closed. A branch with `data:` is kept in a
+  directory: when it is dropped, it is shut down, and the directory stays.
 
   When the program is started again after a crash, its branches are not there again: what they began with
-  is gone, or has changed.
+  is gone, or has changed. Their addresses stay open as long as their owners, and refuse clients with SQLSTATE
+  `3D000`.
   """
 
   alias PgliteEx.{Branches, Channel, Error, Options, Parts, Readiness, Server, Telemetry}
@@ -51,8 +54,6 @@ defmodule PgliteEx.Branch do
 
   # That of a shared server.
   @default_cluster "default"
-  # As Ecto's.
-  @pool_size 10
   # How long a caller waits for a program that is being started, in milliseconds.
   @ready_timeout 5_000
 
@@ -137,18 +138,12 @@ defmodule PgliteEx.Branch do
   def frame_options(%__MODULE__{name: name}), do: [{"cluster", name}]
   def frame_options(_server), do: []
 
-  @doc "The options of the server, as far as they say how clients of the branch connect."
-  @spec options(t) :: Options.t()
+  @doc "The options of a server, as far as they say how its clients, or those of a branch, connect."
+  @spec options(PgliteEx.server() | t) :: Options.t()
   def options(%__MODULE__{server: server, database: database}),
     do: %Options{Server.options(server) | mode: :shared, database: database}
 
-  @doc "The connection options of the branch, at this address of its server."
-  @spec connection_opts(t, Options.listen()) :: keyword
-  def connection_opts(%__MODULE__{name: name} = branch, address) do
-    branch
-    |> Server.connection_opts(options(branch), address)
-    |> Keyword.merge(pool_size: @pool_size, parameters: ["pglite.cluster": name])
-  end
+  def options(server), do: Server.options(server)
 
   @doc """
   What the program says about the branch: the number of its connections, and texts.

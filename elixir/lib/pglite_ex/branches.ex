@@ -6,7 +6,8 @@ defmodule PgliteEx.Branches do
   # for none of them. A branch is made here rather than by the calling process, so that it is dropped also
   # when its owner ends while it is being made.
   #
-  # This process ends with the program, and the branches do as well; the next one begins without any.
+  # This process outlives the program. The branches are gone when that has ended; their gates stay open until
+  # their owners end, so that clients are told.
 
   use GenServer
 
@@ -28,8 +29,8 @@ defmodule PgliteEx.Branches do
 
   # Added to the number in the name of a unix socket, for those of gates beside it.
   @gate_offset 20_000
-  # How many names of unix sockets are tried for a gate.
-  @gate_attempts 1_000
+  # How many names of unix sockets are tried for a gate, which other programs may have taken.
+  @gate_attempts 100
 
   @doc "Starts the process of the server with this registry."
   @spec start_link(context) :: GenServer.on_start()
@@ -58,8 +59,19 @@ defmodule PgliteEx.Branches do
   def init(context) do
     # So that the results of the processes that make requests are received.
     Process.flag(:trap_exit, true)
-    # The branches by name; the names by the monitors of their owners; what the processes do.
-    {:ok, %{context: context, branches: %{}, owners: %{}, workers: %{}}}
+
+    {:ok,
+     %{
+       context: context,
+       # Their owners' monitors and their gates, by name.
+       branches: %{},
+       # The names by the owners' monitors.
+       owners: %{},
+       # What the processes do that make requests.
+       workers: %{},
+       # How many gates were opened.
+       gates: 0
+     }}
   end
 
   @impl GenServer
@@ -103,6 +115,8 @@ defmodule PgliteEx.Branches do
 
   defp done({:create, name, monitor, from}, {:ok, reply}, state) do
     owned? = monitor == nil or is_map_key(state.owners, monitor)
+    # One of the same name was lost with a program that has ended.
+    state = forget(state, name)
     state = put_in(state.branches[name], %{monitor: monitor, gate: nil})
     {"database", database} = List.keyfind(reply, "database", 0)
     GenServer.reply(from, {:ok, database})
@@ -169,39 +183,44 @@ defmodule PgliteEx.Branches do
   end
 
   defp open_gate(%Branch{name: name} = branch, %{context: context} = state) do
-    place = gate_place(context.options.listen)
+    number = state.gates + 1
+    gates = Parts.whereis(context.registry, Gate)
 
-    case start_gate(Parts.whereis(context.registry, Gate), branch, place, @gate_attempts) do
-      {:ok, gate} -> {:reply, {:ok, gate}, put_in(state.branches[name].gate, gate)}
-      {:error, reason} -> {:reply, {:error, gate_error(reason)}, state}
+    case start_gate(gates, branch, context.options.listen, number, @gate_attempts) do
+      {:ok, number, gate} ->
+        state = put_in(state.branches[name].gate, gate)
+        {:reply, {:ok, gate}, %{state | gates: number}}
+
+      {:error, reason} ->
+        {:reply, {:error, gate_error(reason)}, state}
+    end
+  end
+
+  # The system has a free port for every gate, but no free name of a unix socket.
+  defp start_gate(gates, branch, place, number, attempts) do
+    case start_gate(gates, branch, gate_place(place, number)) do
+      {:ok, gate} ->
+        {:ok, number, gate}
+
+      {:error, %Error{code: :eaddrinuse}} when attempts > 1 ->
+        start_gate(gates, branch, place, number + 1, attempts - 1)
+
+      {:error, reason} ->
+        {:error, reason}
     end
   end
 
   # As reachable as the server is, and no more: there are no passwords.
-  defp gate_place({:local, path}) do
-    ".s.PGSQL." <> number = Path.basename(path)
-    {:local, Path.dirname(path), String.to_integer(number) + @gate_offset}
+  defp gate_place({:local, path}, number) do
+    ".s.PGSQL." <> own = Path.basename(path)
+    number = rem(String.to_integer(own) + @gate_offset + number, 65_536)
+    {:local, Path.join(Path.dirname(path), ".s.PGSQL.#{number}")}
   end
 
-  defp gate_place({host, _port}) when tuple_size(host) == 8,
+  defp gate_place({host, _port}, _number) when tuple_size(host) == 8,
     do: {{0, 0, 0, 0, 0, 0, 0, 1}, 0}
 
-  defp gate_place({_host, _port}), do: {{127, 0, 0, 1}, 0}
-
-  # The system has a free port for every gate, but no free name of a unix socket.
-  defp start_gate(gates, branch, {:local, directory, number}, attempts) do
-    listen = {:local, Path.join(directory, ".s.PGSQL.#{rem(number, 65_536)}")}
-
-    case start_gate(gates, branch, listen) do
-      {:error, %Error{code: :eaddrinuse}} when attempts > 1 ->
-        start_gate(gates, branch, {:local, directory, number + 1}, attempts - 1)
-
-      result ->
-        result
-    end
-  end
-
-  defp start_gate(gates, branch, listen, _attempts), do: start_gate(gates, branch, listen)
+  defp gate_place({_host, _port}, _number), do: {{127, 0, 0, 1}, 0}
 
   defp start_gate(gates, branch, listen) do
     child = %{

@@ -70,7 +70,7 @@ defmodule PgliteEx.Gate do
   @impl Supervisor
   def init({place, server, listen, stage}) do
     registry = Parts.claim_name()
-    options = %Options{options(place) | listen: listen}
+    options = %Options{Branch.options(place) | listen: listen}
 
     clients = %{
       registry: registry,
@@ -88,7 +88,4 @@ defmodule PgliteEx.Gate do
 
     Supervisor.init(children, strategy: :rest_for_one)
   end
-
-  defp options(%Branch{} = branch), do: Branch.options(branch)
-  defp options(server), do: Server.options(server)
 end

@@ -26,20 +26,11 @@ defmodule PgliteEx.RepoConfig do
     cond do
       # It was started with connection options.
       config[:pglite_ex] -> config
-      opts = connection_opts(server) -> config |> merge(opts) |> merge(overrides)
+      opts = connection_opts(server) -> config |> Keyword.merge(opts) |> Keyword.merge(overrides)
       # An orderly end, which is reported as its reason, and not as a crash.
       context == :supervisor -> exit({:shutdown, no_server(server)})
       true -> Keyword.merge(config, nowhere(server))
     end
-  end
-
-  @doc "Merges options; the parameters of a connection are those of both."
-  @spec merge(keyword, keyword) :: keyword
-  def merge(opts, others) do
-    Keyword.merge(opts, others, fn
-      :parameters, one, other when is_list(one) and is_list(other) -> Keyword.merge(one, other)
-      _key, _one, other -> other
-    end)
   end
 
   defp connection_opts(server) do
