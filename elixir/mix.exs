@@ -15,7 +15,7 @@ defmodule PgliteEx.MixProject do
       compilers: Mix.compilers() ++ [:pglite_port],
       deps: [],
       # Called when they are loaded.
-      xref: [exclude: [:telemetry, Telemetry.Metrics]],
+      xref: [exclude: [:telemetry, Telemetry.Metrics | ecto()]],
       name: "PgliteEx",
       description: "PostgreSQL inside an OTP supervision tree: no Docker, no Node, no server",
       source_url: @source,
@@ -27,6 +27,13 @@ defmodule PgliteEx.MixProject do
   def application do
     # Telemetry is used when the host application has it, and is no dependency.
     [extra_applications: [:logger, :crypto, telemetry: :optional]]
+  end
+
+  # What `PgliteEx.Sandbox` uses of Ecto and DBConnection.
+  defp ecto do
+    [Ecto.Adapter, DBConnection] ++
+      for name <- [Connection, ConnectionError, Holder, OwnershipError],
+          do: Module.concat(DBConnection, name)
   end
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]
@@ -48,9 +55,10 @@ defmodule PgliteEx.MixProject do
       groups_for_extras: [Guides: ~r{guides/}],
       groups_for_modules: [
         "For tests": [
-          PgliteEx.Template,
-          PgliteEx.Branch,
+          PgliteEx.Sandbox,
           PgliteEx.Case,
+          PgliteEx.Branch,
+          PgliteEx.Template,
           PgliteEx.Gate,
           PgliteEx.Clock,
           PgliteEx.Random

@@ -58,6 +58,7 @@ defmodule PgliteEx do
     RawConnection,
     Readiness,
     RepoConfig,
+    Sandbox,
     Server,
     TaskServer,
     Template
@@ -129,6 +130,7 @@ defmodule PgliteEx do
     server
     |> Server.connection_opts(Branch.options(server), address(server))
     |> Keyword.merge(overrides)
+    |> Sandbox.with_pool()
   end
 
   @doc """

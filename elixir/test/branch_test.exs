@@ -102,7 +102,7 @@ defmodule PgliteEx.BranchTest do
     test "has a URL for all clients, and as many URLs as databases", %{server: server} do
       {:ok, branch} = PgliteEx.branch(server)
       url = PgliteEx.url(branch)
-      assert url =~ ~r(^postgresql://owner@127.0.0.1:\d+/shop$)
+      assert url =~ ~r(^postgresql://owner@127\.[\d.]+:\d+/shop$)
 
       assert {"1\n", 0} =
                psql(url, "with n as (insert into notes values ('psql') returning 1) table n")

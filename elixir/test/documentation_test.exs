@@ -21,6 +21,7 @@ defmodule PgliteEx.DocumentationTest do
              PgliteEx.Gate,
              PgliteEx.Options,
              PgliteEx.Random,
+             PgliteEx.Sandbox,
              PgliteEx.Telemetry,
              PgliteEx.Template
            ]

@@ -15,3 +15,12 @@ config :integration, Integration.ClonedRepo,
   database: "elsewhere",
   pool: Ecto.Adapters.SQL.Sandbox,
   priv: "priv/repo"
+
+# The same, with the sandbox of PgliteEx.
+config :integration, Integration.BranchRepo,
+  hostname: "127.0.0.1",
+  port: 1,
+  database: "elsewhere",
+  pool: PgliteEx.Sandbox,
+  pool_size: 5,
+  priv: "priv/repo"

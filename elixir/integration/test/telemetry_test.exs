@@ -14,7 +14,10 @@ defmodule Integration.TelemetryTest do
 
     {_input, text} = StringIO.contents(output)
     assert text =~ "Event name: pglite_ex.startup.stop"
-    assert text =~ ~r/Metric measurement: :duration.*\n.*Tag values: %{server: :reported_server, verb: "dance"}/s
+
+    assert text =~
+             ~r/Metric measurement: :duration.*\n.*Tag values: %{server: :reported_server, verb: "dance"}/s
+
     refute text =~ "Errored when processing"
   end
 

@@ -27,6 +27,14 @@ unless {:mode, "shared"} in excluded do
   Ecto.Adapters.SQL.Sandbox.mode(Integration.SandboxRepo, :manual)
 end
 
+unless {:mode, "shared"} in excluded do
+  {:ok, server} = PgliteEx.start_link(name: Integration.BranchPostgres, database: "branches")
+  {:ok, _repo} = Integration.BranchRepo.start_link()
+  migrate.(Integration.BranchRepo, [])
+  PgliteEx.Sandbox.mode(Integration.BranchRepo, :manual)
+  Integration.EctoCases.start!(server)
+end
+
 unless :freeze in excluded do
   {:ok, clones} =
     PgliteEx.start_link(name: Integration.Clones, mode: :isolated, template: "integration_clones")

@@ -196,7 +196,7 @@ defmodule PgliteEx.Branches do
     end
   end
 
-  # The system has a free port for every gate, but no free name of a unix socket.
+  # The system has a free port for every gate, but no free name for a unix socket.
   defp start_gate(gates, branch, place, number, attempts) do
     case start_gate(gates, branch, gate_place(place, number)) do
       {:ok, gate} ->
@@ -211,6 +211,9 @@ defmodule PgliteEx.Branches do
   end
 
   # As reachable as the server is, and no more: there are no passwords.
+  #
+  # No two branches have the same place, one after the other neither: Postgrex keeps the types of a host, port
+  # and database for minutes after the last connection. All addresses 127.x.x.x are those of the loopback interface.
   defp gate_place({:local, path}, number) do
     ".s.PGSQL." <> own = Path.basename(path)
     number = rem(String.to_integer(own) + @gate_offset + number, 65_536)
@@ -220,7 +223,10 @@ defmodule PgliteEx.Branches do
   defp gate_place({host, _port}, _number) when tuple_size(host) == 8,
     do: {{0, 0, 0, 0, 0, 0, 0, 1}, 0}
 
-  defp gate_place({_host, _port}, _number), do: {{127, 0, 0, 1}, 0}
+  defp gate_place({_host, _port}, _number) do
+    <<a, b, c>> = <<System.unique_integer([:positive]) + 256::24>>
+    {{127, a, b, c}, 0}
+  end
 
   defp start_gate(gates, branch, listen) do
     child = %{

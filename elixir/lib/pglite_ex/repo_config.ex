@@ -2,7 +2,7 @@ defmodule PgliteEx.RepoConfig do
   @moduledoc false
   # The configuration of a repo whose server has a name: `PgliteEx.repo_config/4`.
 
-  alias PgliteEx.{Branch, Parts, TaskServer}
+  alias PgliteEx.{Branch, Parts, Sandbox, TaskServer}
 
   defmodule NoServer do
     @moduledoc false
@@ -22,7 +22,10 @@ defmodule PgliteEx.RepoConfig do
 
   @doc "See `PgliteEx.repo_config/4`."
   @spec new(PgliteEx.server() | Branch.t(), :supervisor | :runtime, keyword, keyword) :: keyword
-  def new(server, context, config, overrides) do
+  def new(server, context, config, overrides),
+    do: server |> connected(context, config, overrides) |> Sandbox.with_pool()
+
+  defp connected(server, context, config, overrides) do
     cond do
       # It was started with connection options.
       config[:pglite_ex] -> config

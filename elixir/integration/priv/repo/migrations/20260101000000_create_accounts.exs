@@ -3,15 +3,15 @@ defmodule Integration.Repo.Migrations.CreateAccounts do
 
   def change do
     # As the generators of many applications do it.
-    execute "CREATE EXTENSION IF NOT EXISTS citext", ""
+    execute("CREATE EXTENSION IF NOT EXISTS citext", "")
 
     create table(:accounts) do
-      add :email, :citext, null: false
-      add :balance, :decimal, null: false
-      add :settings, :map, null: false
+      add(:email, :citext, null: false)
+      add(:balance, :decimal, null: false)
+      add(:settings, :map, null: false)
       timestamps()
     end
 
-    create unique_index(:accounts, [:email])
+    create(unique_index(:accounts, [:email]))
   end
 end

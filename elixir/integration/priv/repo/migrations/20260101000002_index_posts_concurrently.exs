@@ -5,6 +5,6 @@ defmodule Integration.Repo.Migrations.IndexPostsConcurrently do
   @disable_migration_lock true
 
   def change do
-    create index(:posts, [:tags], using: :gin, concurrently: true)
+    create(index(:posts, [:tags], using: :gin, concurrently: true))
   end
 end
