@@ -22,13 +22,20 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
     `:pglite_gate`, `PgliteEx.Clock` sets the clock of the test's database, and `PgliteEx.Random` seeds its
     random numbers.
 
+    With `pool_size:` a test gets a branch instead (`PgliteEx.Branch`): all connections that are made with
+    these options are to one database, which is there as long as the test. For tests of a whole
+    application, in which processes of any kind use the repo, see `PgliteEx.Sandbox`.
+
     Options:
 
       * `:server` – the server (required);
-      * `:repo` – an Ecto repo: an instance of it with one connection to the test's database is started, and
-        is what the repo's functions use in the test's process (`put_dynamic_repo/1`). Other processes
-        use the application's own instance, unless they are told about this one;
+      * `:repo` – an Ecto repo: an instance of it with one connection to the test's database, or as many as
+        `:pool_size`, is started, and is what the repo's functions use in the test's process
+        (`put_dynamic_repo/1`). Other processes use the application's own instance, unless they are told
+        about this one;
       * `:database` – the template to clone, if it is not the server's;
+      * `:pool_size` – the test has a branch, and this is the pool size in `:connection_opts`. The server may be
+        a `:shared` one then, whose cluster the branches begin as. The context has the handle as `:branch`;
       * `:on_failure` – `:drop` (default), or `:keep`: when a test fails, its database is frozen
         as a template as it is at that moment, and the command with which to look at it is printed; it
         works after the end of the tests too. With a transaction left open by the test there is nothing
@@ -39,13 +46,14 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
 
     use ExUnit.CaseTemplate
 
-    alias PgliteEx.{Gate, Server, Template}
+    alias PgliteEx.{Branch, Gate, Parts, Server, Session, Template}
 
     # Each takes a few dozen megabytes of the cache.
     @kept 10
 
     using options do
-      {own, _exunit} = Keyword.split(options, [:server, :repo, :database, :on_failure])
+      {own, _exunit} =
+        Keyword.split(options, [:server, :repo, :database, :pool_size, :on_failure])
 
       quote do
         @moduletag pglite_ex: unquote(own)
@@ -60,16 +68,32 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
     # Before all setups, or, in a version of ExUnit that cannot be told to, in that of this template.
     @doc false
     @spec start(map) :: map
-    def start(%{pglite_gate: _gate}), do: %{}
+    def start(%{connection_opts: _opts}), do: %{}
 
     def start(context) do
-      own = Keyword.validate!(context.pglite_ex, [:server, :repo, :database, on_failure: :drop])
-      server = Keyword.fetch!(own, :server)
-      gate = start_supervised!({Gate, server: server}, id: Gate)
+      allowed = [:server, :repo, :database, :pool_size, on_failure: :drop]
+      own = Keyword.validate!(context.pglite_ex, allowed)
+      place = if own[:pool_size], do: start_branch(own), else: start_gate(own)
+      if own[:repo], do: start_repo(own[:repo], place.connection_opts)
+      place
+    end
+
+    defp start_gate(own) do
+      gate = start_supervised!({Gate, server: Keyword.fetch!(own, :server)}, id: Gate)
       overrides = for database <- List.wrap(own[:database]), do: {:database, database}
-      connection_opts = PgliteEx.connection_opts(gate, overrides)
-      if own[:repo], do: start_repo(own[:repo], connection_opts)
-      %{pglite_gate: gate, connection_opts: connection_opts}
+      %{pglite_gate: gate, connection_opts: PgliteEx.connection_opts(gate, overrides)}
+    end
+
+    # It ends when what the test has started later has ended, such as the repo: no connection is lost.
+    defp start_branch(own) do
+      owner = start_supervised!(%{id: Branch, start: {Agent, :start_link, [fn -> nil end]}})
+      server = Keyword.fetch!(own, :server)
+      branch = PgliteEx.branch!(server, owner: owner, template: own[:database])
+
+      %{
+        branch: branch,
+        connection_opts: PgliteEx.connection_opts(branch, pool_size: own[:pool_size])
+      }
     end
 
     # The pool of the configuration may be that of Ecto's sandbox, which has nothing to do here.
@@ -136,10 +160,10 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
     end
 
     # In the test's own process: when it has ended, its connections are gone.
-    defp keep(%{pglite_gate: gate, pglite_ex: own} = context, count) do
+    defp keep(%{pglite_ex: own} = context, count) do
       name = "failed_" <> Base.encode16(:crypto.strong_rand_bytes(4), case: :lower)
 
-      case Gate.freeze(gate, name, key()) do
+      case freeze(context, name) do
         :ok ->
           drop_all_but(own[:server], count)
           "\n" <> kept(context.test, name, count, Server.options(own[:server]))
@@ -148,6 +172,14 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
           "\nThe database of \"#{context.test}\" is not kept: #{Exception.message(error)}"
       end
     end
+
+    defp freeze(%{branch: branch}, name) do
+      registry = branch |> Branch.server() |> Parts.registry!()
+      settings = [frame_options: Branch.frame_options(branch)]
+      Session.run(registry, branch.database, settings, &PgliteEx.freeze(&1, name, key: key()))
+    end
+
+    defp freeze(%{pglite_gate: gate}, name), do: Gate.freeze(gate, name, key())
 
     defp kept(test, name, count, options) do
       directory = options.cache_dir || :filename.basedir(:user_cache, "pglite-port")

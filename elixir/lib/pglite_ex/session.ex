@@ -11,12 +11,17 @@ defmodule PgliteEx.Session do
   Gives `fun` a raw connection whose session waits for a query, and closes it afterwards.
 
   The session is one of the server's, as its user unless `:username` names another role.
-  `:stage` is that of `PgliteEx.Readiness.await/3`.
+  `:stage` is that of `PgliteEx.Readiness.await/3`, and `:frame_options` are those of the frame that opens
+  the connection.
   """
   @spec run(
           Registry.registry(),
           String.t(),
-          [username: String.t(), stage: Readiness.stage()],
+          [
+            username: String.t(),
+            stage: Readiness.stage(),
+            frame_options: PgliteEx.Frame.options()
+          ],
           (pid -> result)
         ) :: result | {:error, Error.t()}
         when result: term
@@ -24,7 +29,8 @@ defmodule PgliteEx.Session do
     options = Parts.options!(registry)
     username = Keyword.get(settings, :username, options.username)
     stage = Keyword.get(settings, :stage, :ready)
-    argument = %{server: options.name, frame_options: [], owner: self(), active: true}
+    frame_options = Keyword.get(settings, :frame_options, [])
+    argument = %{server: options.name, frame_options: frame_options, owner: self(), active: true}
 
     with {:ok, wasm_port} <- Readiness.await(registry, @ready_timeout, stage),
          {:ok, connection} <- RawConnection.open(registry, wasm_port, argument) do

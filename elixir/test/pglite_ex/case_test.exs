@@ -194,6 +194,26 @@ defmodule PgliteEx.CaseTest do
     assert Enum.each(kept.(), &PgliteEx.Template.drop(server, &1)) == :ok
   end
 
+  @tag :freeze
+  test "a failing test's branch is kept, also where it has no connection", context do
+    own = [server: :case_test_server, on_failure: :keep]
+    branch = PgliteEx.branch!(:case_test_server)
+    client = branch |> PgliteEx.connection_opts() |> WireClient.start_session_with!()
+    {:ok, []} = WireClient.query(client, "create table evidence as select 'found' as what")
+    :gen_tcp.close(client)
+    context = context |> Map.delete(:pglite_gate) |> Map.merge(%{branch: branch, pglite_ex: own})
+
+    output =
+      ExUnit.CaptureIO.capture_io(fn ->
+        catch_throw(PgliteEx.Case.run(context, fn -> throw(:failure) end))
+      end)
+
+    assert [name] = Regex.run(~r/failed_[0-9a-f]+/, output)
+    url = PgliteEx.url(:case_test_server, name)
+    assert {"found\n", 0} = System.cmd("psql", [url, "-Atc", "select what from evidence"])
+    assert :ok = PgliteEx.Template.drop(:case_test_server, name)
+  end
+
   test "every test of a module is wrapped", context do
     defmodule Failing do
       # As `use PgliteEx.Case` does, without becoming a part of this run.
@@ -222,5 +242,48 @@ defmodule PgliteEx.CaseTest do
     :ok = :gen_tcp.send(client, WireClient.startup_packet(database: options[:database]))
     {:ok, _messages} = WireClient.receive_answer(client)
     {:ok, client}
+  end
+end
+
+for {mode, options} <- [isolated: [mode: :isolated], shared: [database: "shared_origin"]] do
+  defmodule Module.concat(PgliteEx, "CasePool#{mode}Test") do
+    server = :"case_pool_#{mode}_test_server"
+    use PgliteEx.Case, async: true, server: server, pool_size: 2, on_failure: :drop
+
+    alias PgliteEx.WireClient
+
+    @server server
+    @options options
+
+    setup_all do
+      start_supervised!({PgliteEx, [name: @server] ++ @options})
+      :ok
+    end
+
+    for n <- 1..2 do
+      test "#{mode}, test #{n} has a database of its own, which all its connections see", %{
+        connection_opts: options,
+        branch: branch
+      } do
+        assert options[:pool_size] == 2
+        [one, two] = for _ <- 1..2, do: WireClient.start_session_with!(options)
+        assert {:ok, []} = WireClient.query(one, "create table mine as select 1 as n")
+        :gen_tcp.close(one)
+        assert {:ok, [["1"]]} = WireClient.query(two, "select n from mine")
+        assert {:ok, [[name]]} = WireClient.query(two, "show pglite.cluster")
+        assert name == branch.name
+      end
+    end
+
+    test "#{mode}: the branch ends with the test, and after what was started in it", %{
+      connection_opts: options,
+      branch: branch
+    } do
+      client = WireClient.start_session_with!(options)
+      :ok = stop_supervised(PgliteEx.Branch)
+      assert {:ok, {?E, fields}} = WireClient.receive_message(client)
+      assert WireClient.sqlstate(fields) == "57P01"
+      assert {:error, %PgliteEx.Error{code: "3D000"}} = PgliteEx.stats(branch)
+    end
   end
 end
