@@ -2,7 +2,7 @@ defmodule Integration.FirstHourTest do
   @moduledoc "Applications made from the guides alone, with Mix as a user runs it."
   use ExUnit.Case, async: false
 
-  import Integration.Guide, only: [files: 1, mix: 2, mix: 3, mix!: 2, mix!: 3, write!: 2]
+  import Integration.Guide, only: [files: 1, text: 1, mix: 2, mix: 3, mix!: 2, mix!: 3, write!: 2]
 
   @moduletag mode: :shared
   @moduletag :tmp_dir
@@ -102,6 +102,12 @@ defmodule Integration.FirstHourTest do
     assert mix!(project, ["ecto.setup"]) =~ "create table users"
     assert query!(project, "select email from users") =~ ~s([["seed@example.com"]])
     assert mix!(project, ["test"], [{"MIX_ENV", "test"}]) =~ "4 tests, 0 failures"
+
+    # One name changes, and the same tests have branches.
+    [command] = Regex.run(~r/^\$ (sed .+)$/m, text("phoenix.md"), capture: :all_but_first)
+    assert {"", 0} = System.cmd("sh", ["-c", command], cd: project, stderr_to_stdout: true)
+    write_branch_tests!(project)
+    assert mix!(project, ["test"], [{"MIX_ENV", "test"}]) =~ "7 tests, 0 failures"
 
     # While the application runs in another terminal, tasks use its server.
     # It ends with its standard input.
@@ -276,6 +282,38 @@ defmodule Integration.FirstHourTest do
       end
       """
     })
+  end
+
+  defp write_branch_tests!(project) do
+    File.write!(Path.join(project, "test/my_app/branches_test.exs"), """
+    defmodule MyApp.BranchesTest do
+      use MyApp.DataCase, async: true
+
+      for n <- 1..2 do
+        test "processes of test \#{n} commit one by one" do
+          Repo.transaction(fn ->
+            Repo.query!("insert into users (email) values ('a@example.com')")
+            # It would wait for the test's only connection in Ecto's sandbox.
+            task = Task.async(fn -> Repo.query!("select email from users").rows end)
+            assert Task.await(task) == []
+          end)
+
+          assert Task.await(Task.async(fn -> Repo.query!("select email from users").rows end)) == [["a@example.com"]]
+        end
+      end
+    end
+
+    defmodule MyApp.SharedBranchTest do
+      use MyApp.DataCase, async: false
+
+      test "processes that nobody knows use the branch of a test that is not async" do
+        Repo.query!("insert into users (email) values ('a@example.com')")
+        test = self()
+        spawn_link(fn -> send(test, Repo.query!("select email from users").rows) end)
+        assert_receive [["a@example.com"]], 10_000
+      end
+    end
+    """)
   end
 
   # What `mix ecto.create` does, without the alias.

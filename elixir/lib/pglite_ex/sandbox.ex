@@ -182,8 +182,6 @@ defmodule PgliteEx.Sandbox do
   def start_owner!(repo, options \\ []) do
     parent = self()
     {shared?, options} = Keyword.pop(options, :shared, false)
-    # The instance that the caller uses (`put_dynamic_repo/1`).
-    repo = with name when is_atom(name) <- find_repo(repo), do: Process.whereis(name) || repo
 
     {:ok, owner} =
       Agent.start(fn ->

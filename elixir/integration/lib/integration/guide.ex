@@ -5,10 +5,14 @@ defmodule Integration.Guide do
 
   @doc "The blocks of Elixir in a guide that begin with the name of a file, by that name."
   def files(guide) do
-    text = File.read!(Path.join(@guides, guide))
-    blocks = Regex.scan(~r/^```elixir\n# (\S+)\n(.*?)^```/ms, text, capture: :all_but_first)
+    blocks =
+      Regex.scan(~r/^```elixir\n# (\S+)\n(.*?)^```/ms, text(guide), capture: :all_but_first)
+
     Map.new(blocks, fn [name, code] -> {name, code} end)
   end
+
+  @doc "The text of a guide."
+  def text(guide), do: File.read!(Path.join(@guides, guide))
 
   @doc """
   Writes the project `my_app`, with the part of `mix.exs` that a guide has, into an empty directory.
