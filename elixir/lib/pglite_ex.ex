@@ -129,6 +129,7 @@ defmodule PgliteEx do
   def connection_opts(server, overrides \\ []) do
     server
     |> Server.connection_opts(Branch.options(server), address(server))
+    |> Sandbox.without_pool_size(overrides)
     |> Keyword.merge(overrides)
     |> Sandbox.with_pool()
   end

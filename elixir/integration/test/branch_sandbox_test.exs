@@ -499,6 +499,32 @@ defmodule Integration.BranchSandboxTest do
       assert {:error, %DBConnection.OwnershipError{}} = in_process(owner, fn -> emails() end)
     end
 
+    test "whose branch was lost with the program is told so" do
+      server = start_supervised!({PgliteEx, on_data_loss: :restart})
+      opts = PgliteEx.connection_opts(server, name: nil, pool: PgliteEx.Sandbox)
+      repo = start_supervised!({Integration.Repo, opts}, id: :repo_of_lost_branch)
+      :ok = Sandbox.mode(repo, :manual)
+      :ok = Sandbox.checkout(repo)
+      Integration.Repo.put_dynamic_repo(repo)
+      assert %{rows: [[1]]} = Integration.Repo.query!("select 1")
+      wasm_port = PgliteEx.Server.child(server, PgliteEx.WasmPort)
+      {:ok, %{"pid" => os_pid}} = PgliteEx.WasmPort.hello(wasm_port)
+      monitor = Process.monitor(wasm_port)
+      {_output, 0} = System.cmd("kill", ["-KILL", os_pid])
+      assert_receive {:DOWN, ^monitor, :process, ^wasm_port, _reason}, 10_000
+      :ok = PgliteEx.await_ready(server, 60_000)
+      # The connection that was open.
+      assert {:error, %_{}} = Integration.Repo.query("select 1")
+      assert {:error, %Postgrex.Error{postgres: error}} = Integration.Repo.query("select 1")
+      assert error.code == :invalid_catalog_name
+      assert error.message =~ ~r/cluster "branch-.+" does not exist/
+      assert error.hint =~ "PgliteEx.branch/2"
+      # Another owner has a branch of the new cluster.
+      :ok = Sandbox.checkin(repo)
+      :ok = Sandbox.checkout(repo)
+      assert %{rows: [[1]]} = Integration.Repo.query!("select 1")
+    end
+
     test "whose branch cannot be made gets the reason" do
       {:ok, server} = PgliteEx.start_link(database: "gone")
       Process.unlink(server)
@@ -539,7 +565,12 @@ defmodule Integration.BranchSandboxTest do
         GenServer.stop(conn)
       end)
 
-    opts = PgliteEx.connection_opts(server, name: nil, pool: PgliteEx.Sandbox, pool_size: 3)
+    # Not the pool size of one of connections to clones.
+    config = [name: nil, pool: PgliteEx.Sandbox, pool_size: 3, hostname: "elsewhere"]
+    opts = PgliteEx.repo_config(server, :supervisor, config)
+    assert opts[:pool_size] == 3
+    opts = PgliteEx.connection_opts(server, name: nil, pool: PgliteEx.Sandbox)
+    refute Keyword.has_key?(opts, :pool_size)
     repo = start_supervised!({Integration.Repo, opts}, id: :isolated_repo)
     Integration.Repo.put_dynamic_repo(repo)
     query = fn sql -> Integration.Repo.query!(sql).rows end

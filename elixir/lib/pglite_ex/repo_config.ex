@@ -29,11 +29,17 @@ defmodule PgliteEx.RepoConfig do
     cond do
       # It was started with connection options.
       config[:pglite_ex] -> config
-      opts = connection_opts(server) -> config |> Keyword.merge(opts) |> Keyword.merge(overrides)
+      opts = connection_opts(server) -> merge(config, opts, overrides)
       # An orderly end, which is reported as its reason, and not as a crash.
       context == :supervisor -> exit({:shutdown, no_server(server)})
       true -> Keyword.merge(config, nowhere(server))
     end
+  end
+
+  defp merge(config, opts, overrides) do
+    config
+    |> Keyword.merge(Sandbox.without_pool_size(opts, Keyword.merge(config, overrides)))
+    |> Keyword.merge(overrides)
   end
 
   defp connection_opts(server) do

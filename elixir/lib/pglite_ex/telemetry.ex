@@ -73,7 +73,7 @@ defmodule PgliteEx.Telemetry do
 
   ## `[:pglite_ex, :branch, …]` – a branch is made
 
-  `PgliteEx.branch/2`, and `PgliteEx.Sandbox` for the owners of branches. Emitted in the calling process.
+  `PgliteEx.branch/2`, `PgliteEx.Case`, `PgliteEx.Sandbox`. Emitted in the process that makes it.
 
     * `:start` – metadata: `server`; `name` of the branch; `origin`: `{:template, name}` or `{:branch, name}`
     * `:stop` – and `error`: a `PgliteEx.Error`, or `nil`

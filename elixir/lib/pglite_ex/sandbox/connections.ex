@@ -187,9 +187,16 @@ defmodule PgliteEx.Sandbox.Connections do
     state = if is_map_key(state.connections, giver), do: connected(giver, state), else: state
 
     case what do
-      :checkin -> {:noreply, given_back(holder, state)}
-      :disconnect -> Holder.handle_disconnect(holder, extra) && {:noreply, state}
-      :stop -> Holder.handle_stop(holder, extra) && {:noreply, state}
+      :checkin ->
+        {:noreply, given_back(holder, state)}
+
+      :disconnect ->
+        Holder.handle_disconnect(holder, extra)
+        {:noreply, state}
+
+      :stop ->
+        Holder.handle_stop(holder, extra)
+        {:noreply, state}
     end
   end
 
