@@ -153,7 +153,15 @@ defmodule PgliteEx.ClientsTest do
       acceptor =
         spawn(fn ->
           {:ok, socket} = :gen_tcp.accept(listening)
-          argument = %{acceptor: self(), program: nil, stage: :ready, options: options}
+
+          argument = %{
+            acceptor: self(),
+            program: nil,
+            stage: :ready,
+            options: options,
+            frame_options: []
+          }
+
           {:ok, connection} = DynamicSupervisor.start_child(supervisor, {Connection, argument})
           if handed_over?, do: :ok = :gen_tcp.controlling_process(socket, connection)
           send(test, {:accepted, connection})
