@@ -355,7 +355,7 @@ defmodule PgliteEx do
   @doc """
   Makes a template for isolated servers, unless it is there: see `PgliteEx.Template.prepare/4`.
   """
-  @spec prepare(server, String.t(), (keyword -> term), keyword) ::
+  @spec prepare(server | Branch.t(), String.t(), (keyword -> term), keyword) ::
           {:ok, :built | :reused} | {:error, Error.t()}
   defdelegate prepare(server, name, fun, options \\ []), to: Template
 

@@ -332,6 +332,67 @@ defmodule PgliteEx.BranchTest do
     assert values!(branch, "select 1") == ["1"]
   end
 
+  test "a branch is a span, and its failure is in it" do
+    test = self()
+    name = :branch_test_span
+    events = for event <- [:start, :stop], do: [:pglite_ex, :branch, event]
+
+    send_it = fn [_, _, event], measurements, metadata, _config ->
+      if metadata.server == name, do: send(test, {event, measurements, metadata})
+    end
+
+    :ok = :telemetry.attach_many(__MODULE__, events, send_it, nil)
+    on_exit(fn -> :telemetry.detach(__MODULE__) end)
+    server = Servers.start!(name: name)
+    branch = PgliteEx.branch!(server, name: "spanned")
+
+    assert_received {:start, %{monotonic_time: _},
+                     %{name: "spanned", origin: {:branch, "default"}}}
+
+    assert_received {:stop, %{duration: _}, %{name: "spanned", error: nil}}
+    {:error, error} = PgliteEx.branch(branch, template: "there is none", name: "failed")
+    assert_received {:stop, _, %{origin: {:template, "there is none"}, error: ^error}}
+  end
+
+  test "a failure of the process that makes branches ends the branches' addresses, and nothing else" do
+    server = Servers.start!()
+    branch = PgliteEx.branch!(server)
+    opts = PgliteEx.connection_opts(branch)
+    program = OperatingSystem.program(server)
+    branches = PgliteEx.Server.child(server, PgliteEx.Branches)
+    monitor = Process.monitor(branches)
+    Process.exit(branches, :kill)
+    assert_receive {:DOWN, ^monitor, :process, ^branches, :killed}
+    assert {:error, :econnrefused} = refused(opts)
+    again = branch_again(server)
+    assert values!(again, "select 1") == ["1"]
+    assert OperatingSystem.program(server) == program
+  end
+
+  # The process may not have been started again yet.
+  defp branch_again(server) do
+    case PgliteEx.branch(server) do
+      {:ok, branch} -> branch
+      {:error, %Error{code: "57P01"}} -> branch_again(server)
+    end
+  end
+
+  test "a template is prepared with the server of a branch" do
+    name = "branch_test_#{System.unique_integer([:positive])}"
+    branch = PgliteEx.branch!(Servers.start!())
+
+    assert {:ok, :built} =
+             PgliteEx.prepare(branch, name, fn opts ->
+               client = WireClient.start_session_with!(opts)
+               {:ok, []} = WireClient.query(client, "create table prepared ()")
+               :gen_tcp.close(client)
+             end)
+
+    assert {:ok, templates} = PgliteEx.Template.list(branch)
+    assert Enum.any?(templates, &(&1.name == name))
+    assert :ok = PgliteEx.Template.drop(branch, name)
+  end
+
   test "options that are not allowed are named" do
     server = Servers.start!(mode: :isolated)
 

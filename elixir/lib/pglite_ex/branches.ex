@@ -37,11 +37,20 @@ defmodule PgliteEx.Branches do
   def start_link(%{registry: registry} = context),
     do: GenServer.start_link(__MODULE__, context, name: Parts.name(registry, __MODULE__))
 
-  @doc "The supervisor of the gates, which starts before this process."
-  @spec gates_child_spec(Registry.registry()) :: Supervisor.child_spec()
-  def gates_child_spec(registry) do
-    settings = [strategy: :one_for_one, name: Parts.name(registry, Gate)]
-    Supervisor.child_spec({DynamicSupervisor, settings}, id: Gate)
+  @doc """
+  The supervisor of this process and of the gates, which end with it. A failure here restarts nothing else of
+  the server.
+  """
+  @spec supervisor_spec(context) :: Supervisor.child_spec()
+  def supervisor_spec(%{registry: registry} = context) do
+    gates = [strategy: :one_for_one, name: Parts.name(registry, Gate)]
+    children = [{__MODULE__, context}, {DynamicSupervisor, gates}]
+
+    %{
+      id: __MODULE__,
+      start: {Supervisor, :start_link, [children, [strategy: :rest_for_one]]},
+      type: :supervisor
+    }
   end
 
   @doc """

@@ -9,7 +9,7 @@ defmodule PgliteEx.Server do
   #   3. `PgliteEx.Reporter` logs for the owner of the port;
   #   4. `PgliteEx.Readiness` tells waiting processes when the program is ready;
   #   5. `PgliteEx.Clients` supervises connections and the process that accepts them;
-  #   6. a supervisor of the gates of branches, and `PgliteEx.Branches`, which makes and drops branches;
+  #   6. the supervisor of `PgliteEx.Branches`, which makes and drops branches, and of their gates;
   #   7. `PgliteEx.WasmPort` owns the port and runs the program;
   #   8. one that is never there: its start waits until the program is ready for the first time.
   #
@@ -86,8 +86,7 @@ defmodule PgliteEx.Server do
       {Reporter, reporter},
       {Readiness, registry},
       {Clients, clients},
-      Branches.gates_child_spec(registry),
-      {Branches, %{registry: registry, options: options}},
+      Branches.supervisor_spec(%{registry: registry, options: options}),
       {WasmPort, %{registry: registry, server: self(), options: options, reporter: reporter}},
       %{id: :first_start, start: {Readiness, :first_start, [registry]}, restart: :temporary}
     ]

@@ -15,11 +15,11 @@ defmodule PgliteEx.Template do
   """
 
   alias PgliteEx.{
+    Branch,
     Connection,
     Error,
     Fingerprint,
     RawConnection,
-    Server,
     Telemetry,
     WasmPort,
     Workshop
@@ -64,11 +64,11 @@ defmodule PgliteEx.Template do
   `:icu_data`; the version of the program. Other modules that `fun` calls are not noticed; a salt of
   `key/2` is for these, or `key("lib/my_app/seeds.ex")`.
   """
-  @spec prepare(PgliteEx.server(), String.t(), (keyword -> term), key: String.t()) ::
+  @spec prepare(PgliteEx.server() | Branch.t(), String.t(), (keyword -> term), key: String.t()) ::
           {:ok, :built | :reused} | {:error, Error.t()}
   def prepare(server, name, fun, options \\ []) when is_binary(name) and is_function(fun, 1) do
     key = options |> Keyword.validate!(key: nil) |> Keyword.fetch!(:key)
-    %{name: server_name, username: username} = Server.options(server)
+    %{name: server_name, username: username} = Branch.options(server)
     metadata = %{server: server_name, name: name, key: key}
     key = key && full_key(key, fun, username)
 
@@ -92,7 +92,7 @@ defmodule PgliteEx.Template do
     with {:ok, templates} <- list(server) do
       if key != nil and Enum.any?(templates, &(&1.name == name and &1.key == key)),
         do: {:ok, :reused},
-        else: Workshop.build(Server.options(server), name, key, fun)
+        else: Workshop.build(Branch.options(server), name, key, fun)
     end
   end
 
