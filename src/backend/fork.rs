@@ -26,8 +26,8 @@ use crate::{
     postgres::{catalog, checkpoint, child, destination, latch},
 };
 
-/// The flags of a checkpoint that is made at once.
-const CHECKPOINT_NOW: i32 = (checkpoint::IMMEDIATE | checkpoint::FORCE | checkpoint::WAIT).cast_signed();
+/// The flags of a checkpoint that is made at once, unless nothing has been written since the last one.
+const CHECKPOINT_NOW: i32 = (checkpoint::IMMEDIATE | checkpoint::WAIT).cast_signed();
 
 /// The database and the role of a session, and its client's address.
 #[derive(Clone, Copy)]
@@ -191,7 +191,7 @@ impl Backend {
         })
     }
 
-    /// Makes the cluster's checkpointer write a checkpoint, and exits; returns the exit status. The process has its
+    /// Makes the cluster's checkpointer write a checkpoint if there is something to write, and exits; returns the exit status. The process has its
     /// turn.
     ///
     /// # Errors

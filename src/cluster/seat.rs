@@ -1,6 +1,12 @@
 //! A session's seat in a cluster: its process id, its turns, and the signals that it exchanges with other sessions.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 
@@ -18,6 +24,8 @@ pub(crate) struct Seats {
     baton: Baton,
     taken: Mutex<Taken>,
     wal: Mutex<WalSegments>,
+    /// The number of turns that have begun.
+    turns: AtomicU64,
     /// Called for a signal to the checkpointer while that does not run.
     checkpointer_wanted: Mutex<Option<Waker>>,
 }
@@ -89,6 +97,12 @@ impl Seats {
     fn want_checkpointer(&self) -> bool {
         let wanted = self.checkpointer_wanted.lock().clone();
         wanted.inspect(Waker::wake).is_some()
+    }
+
+    /// The number of turns that have begun. As long as it stays the same after a turn has ended, nothing has changed
+    /// in the cluster.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::SeqCst)
     }
 
     /// Whether a session has crashed, so that all end.
@@ -163,7 +177,7 @@ impl Seat {
     pub(crate) fn take_turn(&mut self) -> Result<(), Crashed> {
         if !self.has_turn {
             self.seats.baton.take(&self.signals, self.priority)?;
-            self.has_turn = true;
+            self.begin_turn();
         }
         Ok(())
     }
@@ -183,7 +197,7 @@ impl Seat {
     pub(crate) fn lend_turn(&mut self) -> Result<(), Crashed> {
         self.has_turn = false;
         self.seats.baton.lend(&self.signals, self.priority)?;
-        self.has_turn = true;
+        self.begin_turn();
         Ok(())
     }
 
@@ -195,8 +209,13 @@ impl Seat {
     pub(crate) fn sleep(&mut self, is_over: impl Fn() -> bool + Send + 'static) -> Result<(), Crashed> {
         self.has_turn = false;
         self.seats.baton.sleep(&self.signals, self.priority, is_over)?;
-        self.has_turn = true;
+        self.begin_turn();
         Ok(())
+    }
+
+    fn begin_turn(&mut self) {
+        self.has_turn = true;
+        self.seats.turns.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether another session waits for its turn.

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::{
     Leave, Simulation,
-    shared::{DataDirectory, OnFailure, Postmaster, SharedSettings},
+    shared::{DATABASE, DataDirectory, OnFailure, Postmaster, SharedSettings},
     snapshots::Snapshots,
 };
 use crate::{
@@ -23,14 +23,11 @@ use crate::{
 /// The longest name of a cluster, in bytes, as of a database (`NAMEDATALEN` - 1 in `src/include/pg_config_manual.h`).
 const NAME_LENGTH: usize = 63;
 
-/// The database that every cluster has.
-const DATABASE: &str = "postgres";
-
 /// All clusters that take several sessions.
 pub(super) struct Registry {
     templates: Arc<Templates>,
     snapshots: Snapshots,
-    /// The settings of the default cluster, which others begin with.
+    /// The settings of the default cluster. Others begin with them, and a branch with those of its origin.
     settings: SharedSettings,
     leave: Leave,
     log: LogSink,
@@ -152,10 +149,6 @@ impl Registry {
             return Err(report.with_hint(format!("Use 1 to {NAME_LENGTH} bytes without control characters.")));
         }
         let has_own_settings = !further.is_empty();
-        let mut settings = self.settings.clone();
-        settings.further.append(&mut further);
-        settings.data_directory = data_directory.map(DataDirectory::Host);
-        settings.template = None;
         let mut clusters = self.clusters.lock();
         if clusters.is_closed {
             return Err(ErrorResponse::error(sqlstate::CANNOT_CONNECT_NOW, "the program is shutting down"));
@@ -165,6 +158,14 @@ impl Registry {
             let message = format!("cluster \"{name}\" already exists");
             return Err(ErrorResponse::error(sqlstate::DUPLICATE_OBJECT, message));
         }
+        let mut settings = match &origin {
+            ClusterOrigin::Branch(name) => clusters.by_name.get(name).map_or(&self.settings, |origin| &origin.settings),
+            ClusterOrigin::Empty | ClusterOrigin::Template(_) => &self.settings,
+        }
+        .clone();
+        settings.further.append(&mut further);
+        settings.data_directory = data_directory.map(DataDirectory::Host);
+        settings.template = None;
         let (made, started) = (SystemTime::now(), Mutex::new(Started::No));
         let cluster = Arc::new(Cluster {
             name: name.clone(),
@@ -185,10 +186,17 @@ impl Registry {
         // Locked, so that connections wait.
         let mut started = cluster.started.lock();
         *started = Started::Yes(self.start(cluster)?);
-        match &cluster.origin {
-            ClusterOrigin::Template(name) => self.templates.database(name).map_err(no_template),
-            ClusterOrigin::Empty | ClusterOrigin::Branch(_) => Ok(DATABASE.to_owned()),
-        }
+        Ok(self.database(cluster))
+    }
+
+    /// The database in `cluster` that its origin was made for.
+    fn database(&self, cluster: &Cluster) -> String {
+        let found = match &cluster.origin {
+            ClusterOrigin::Empty => None,
+            ClusterOrigin::Template(name) => self.templates.database(name).ok(),
+            ClusterOrigin::Branch(name) => self.find(name).map(|origin| self.database(&origin)),
+        };
+        found.unwrap_or_else(|| DATABASE.to_owned())
     }
 
     /// What runs `cluster` from now on.
@@ -211,8 +219,13 @@ impl Registry {
             ClusterOrigin::Branch(name) => {
                 let origin = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
                 let origin = self.postmaster(&origin)?.ok_or_else(|| unknown(name, Severity::Error))?;
-                let files = origin.branch()?;
-                start(&mut || Ok(files.clone()))?
+                if settings.data_directory.is_none() && !cluster.has_own_settings {
+                    let snapshot = origin.snapshot()?;
+                    Postmaster::from_snapshot(&self.templates, &snapshot, settings, simulation, log, on_failure)?
+                } else {
+                    let files = origin.branch()?;
+                    start(&mut || Ok(files.clone()))?
+                }
             }
         };
         Ok(Arc::new(postmaster))

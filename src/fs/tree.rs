@@ -74,7 +74,7 @@ impl Tree {
     /// Files that are open but have no name stay in this tree and are not part of the frozen one. The bytes of files
     /// that several processes have mapped, and of stored files, stay here too; in the frozen tree these are empty.
     pub fn freeze(&mut self) -> Arc<FrozenTree> {
-        if self.overlay.is_empty() {
+        if self.is_frozen() {
             return Arc::clone(&self.base);
         }
         let mut nodes = self.base.nodes.clone();
@@ -106,6 +106,17 @@ impl Tree {
         self.private_bytes = self.overlay.values().map(held_by).sum();
         self.base = Arc::new(FrozenTree { nodes, next: self.next });
         Arc::clone(&self.base)
+    }
+
+    /// Whether nothing has changed since [`Tree::freeze`], except for what that leaves out. Never true with a storage,
+    /// whose files change without the tree.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let is_left_out = |slot: &Slot| match slot {
+            Slot::Changed(node) => node.attributes.links == 0 || matches!(node.kind, Kind::Shared(_)),
+            Slot::Gone => false,
+        };
+        self.mount.is_none() && self.overlay.values().all(is_left_out)
     }
 
     /// Copies of the memory objects that processes have mapped, which [`Tree::freeze`] leaves out.

@@ -29,7 +29,7 @@ use crate::{
     },
     fs::{Console, FrozenTree, Tree, open_bundle},
     icu::IcuData,
-    log::LogSink,
+    log::{LineConsole, LogSink},
     sources::{self, hex_digest},
 };
 
@@ -164,6 +164,21 @@ impl Templates {
                 result
             }
         }
+    }
+
+    /// The files of the cluster in `files`, which was not shut down, after it has recovered and was shut down.
+    ///
+    /// # Errors
+    /// When it does not recover.
+    pub(crate) fn recovered(&self, files: &Arc<FrozenTree>) -> anyhow::Result<Arc<FrozenTree>> {
+        let tree = Arc::new(Mutex::new(Tree::from_frozen(files.clone())));
+        let recover = || {
+            let console = Box::new(LineConsole::new(self.log.clone(), "postgres"));
+            build::boot(&self.program, &tree, DEFAULT, console)?.shut_down()
+        };
+        on_wasm_stack(recover)?.context("the copy of a cluster does not recover")?;
+        let files = tree.lock().freeze();
+        Ok(files)
     }
 
     /// The database of the template `name`.

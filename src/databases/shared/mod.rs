@@ -37,8 +37,8 @@ use parking_lot::Mutex;
 use crate::{
     backend::{ClusterSnapshot, DATA_DIRECTORY, Fork, Login, SessionExit},
     client::Client,
-    cluster::{Crashed, Priority, Seat, Signal},
-    engine::{THREAD_STACK, spinner},
+    cluster::{Crashed, Priority, Seat, Seats, Signal},
+    engine::{THREAD_STACK, on_wasm_stack, spinner},
     fs::{FrozenTree, Tree},
     guest::{ClientStream, Setup},
     log::{LineConsole, LogSink},
@@ -67,8 +67,30 @@ pub(crate) struct Postmaster {
     log: LogSink,
     keeper: Arc<Keeper>,
     attached: Attached,
+    settings: SharedSettings,
+    /// The database that the last client has asked for.
+    last_database: Mutex<String>,
+    /// What branches were made from last.
+    branched: Mutex<Option<Branched>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// A snapshot of a cluster as it was after that number of turns.
+struct Branched {
+    seats: Arc<Seats>,
+    turns: u64,
+    snapshot: Arc<ClusterSnapshot>,
+}
+
+impl Branched {
+    /// Whether the cluster has run since then without a crash.
+    fn is_of(&self, running: &Running) -> bool {
+        Arc::ptr_eq(&self.seats, &running.seats)
+    }
+}
+
+/// The database that every cluster has.
+pub(crate) const DATABASE: &str = "postgres";
 
 /// How long the sessions of a cluster that is dropped have to end before its processes are stopped where they are.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -130,14 +152,24 @@ impl Postmaster {
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
         let (keeper, log) = (Arc::new(Keeper::default()), launch.log.clone());
+        let settings = launch.settings.clone();
         let work = {
             let keeper = keeper.clone();
             move || keeper.keep_running(&launch, captured, on_failure.as_ref())
         };
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
         keeper.running()?;
-        let (attached, thread) = (Attached::default(), Mutex::new(Some(thread)));
-        Ok(Self { templates: templates.clone(), simulation, log, keeper, attached, thread })
+        Ok(Self {
+            templates: templates.clone(),
+            simulation,
+            log,
+            keeper,
+            attached: Attached::default(),
+            settings,
+            last_database: Mutex::new(DATABASE.to_owned()),
+            branched: Mutex::default(),
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// The files of the cluster in `data_directory`.
@@ -208,6 +240,7 @@ impl Postmaster {
         let endpoints = client.endpoints();
         let client = ClientStream::new(client, start.packet).on_key(announce);
         let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
+        self.last_database.lock().clone_from(&database);
         let transaction = start.transaction.clone();
         start.control.handle_tasks_with(move |task| {
             if let Some(task) = postmaster.simulation.perform(task) {
@@ -287,28 +320,59 @@ impl Postmaster {
     /// When the checkpoint fails, or the cluster crashes meanwhile.
     pub(crate) fn branch(&self) -> Result<Arc<FrozenTree>, ErrorResponse> {
         let running = self.keeper.running()?;
-        let files = self.checkpoint(&running).and_then(|()| Self::frozen_files(&running));
-        files.map_err(|error| if error.is::<Crashed>() { crash_report() } else { error.into() })
+        let files = self.checkpoint(&running).and_then(|()| Self::frozen_files(&running, |_| {}));
+        files.map(|(files, _)| files).map_err(reported)
     }
 
-    /// The cluster's files as they are now.
+    /// A snapshot of a cluster in memory that begins with what is committed in this one. If nothing has changed since
+    /// the last one, it is the same.
+    ///
+    /// # Errors
+    /// As [`Self::branch`], and when the new cluster does not start.
+    pub(crate) fn snapshot(&self) -> Result<Arc<ClusterSnapshot>, ErrorResponse> {
+        // Locked, so that branches that are made at the same time share one.
+        let mut last = self.branched.lock();
+        let running = self.keeper.running()?;
+        if let Some(branched) = last.as_ref().filter(|last| last.is_of(&running) && last.turns == running.seats.turns())
+        {
+            return Ok(branched.snapshot.clone());
+        }
+        self.checkpoint(&running).map_err(reported)?;
+        let mut is_same = false;
+        let frozen = Self::frozen_files(&running, |tree| {
+            is_same = tree.is_frozen() && last.as_ref().is_some_and(|last| last.is_of(&running));
+        });
+        let (files, turns) = frozen.map_err(reported)?;
+        if let Some(branched) = last.as_mut().filter(|_| is_same) {
+            branched.turns = turns;
+            return Ok(branched.snapshot.clone());
+        }
+        let files = self.templates.recovered(&files)?;
+        let settings = SharedSettings { data_directory: None, template: None, ..self.settings.clone() };
+        let (database, log) = (self.last_database.lock().clone(), self.log.clone());
+        let captured = on_wasm_stack(|| capture(self.templates.program(), files, settings, &database, log));
+        let snapshot = Arc::new(captured.map_err(anyhow::Error::from).and_then(|captured| captured)?);
+        *last = Some(Branched { seats: running.seats.clone(), turns, snapshot: snapshot.clone() });
+        Ok(snapshot)
+    }
+
+    /// The cluster's files as they are now, and the number of turns until now. `look` is called with the tree before it
+    /// is frozen.
     ///
     /// # Errors
     /// When they cannot be read, or the cluster crashes meanwhile.
-    fn frozen_files(running: &Running) -> anyhow::Result<Arc<FrozenTree>> {
+    fn frozen_files(running: &Running, look: impl FnOnce(&Tree)) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
         let tree = running.fork().tree().clone();
-        {
-            let mut tree = tree.lock();
-            if !tree.has_storage() {
-                return Ok(tree.freeze());
-            }
-        }
         // With the turn, because no session may write them meanwhile.
         let mut seat = running.seats.join(Priority::Background);
         seat.take_turn()?;
-        let frozen = tree.lock().freeze_stored();
+        let mut tree = tree.lock();
+        look(&tree);
+        let frozen = if tree.has_storage() { tree.freeze_stored() } else { Ok(tree.freeze()) };
+        let turns = running.seats.turns();
+        drop(tree);
         seat.end_turn();
-        frozen.context("the cluster's files cannot be read")
+        Ok((frozen.context("the cluster's files cannot be read")?, turns))
     }
 
     /// Has the cluster's checkpointer make a checkpoint, and waits for it.
@@ -383,6 +447,11 @@ impl Postmaster {
     pub(crate) fn sessions(&self) -> usize {
         self.keeper.current().map_or(0, |running| running.seats.sessions())
     }
+}
+
+/// An error of a task, which may be that the cluster has crashed meanwhile.
+fn reported(error: anyhow::Error) -> ErrorResponse {
+    if error.is::<Crashed>() { crash_report() } else { error.into() }
 }
 
 /// The error for sessions whose cluster has crashed, in `PostgreSQL`'s words (`quickdie` in
