@@ -29,9 +29,9 @@ defmodule PgliteEx.MixProject do
     [extra_applications: [:logger, :crypto, telemetry: :optional]]
   end
 
-  # What `PgliteEx.Sandbox` uses of Ecto and DBConnection.
+  # What `PgliteEx.Sandbox` uses of Ecto, DBConnection and Postgrex.
   defp ecto do
-    [Ecto.Adapter, DBConnection] ++
+    [Ecto.Adapter, DBConnection, Postgrex.TypeServer, Postgrex.TypeSupervisor] ++
       for name <- [Connection, ConnectionError, Holder, OwnershipError],
           do: Module.concat(DBConnection, name)
   end

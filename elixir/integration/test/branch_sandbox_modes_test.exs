@@ -120,6 +120,28 @@ defmodule Integration.BranchSandboxModesTest do
     Sandbox.stop_owner(owner)
   end
 
+  test "the types of the base are asked for once, and not by the first connection of every branch" do
+    query = fn -> Repo.query!("select 'a@example.com'::citext, row(1, 2), '{1}'::int[]").rows end
+    first = Sandbox.start_owner!(Repo)
+    assert query.() == [["a@example.com", {1, 2}, [1]]]
+    Sandbox.stop_owner(first)
+
+    # What Postgrex does with a row of the answer, in the process of the connection, which does not exist yet.
+    {:module, Postgrex.Types} = Code.ensure_loaded(Postgrex.Types)
+    1 = :erlang.trace_pattern({Postgrex.Types, :build_type_info, 1}, true)
+    :erlang.trace(:new_processes, true, [:call])
+    on_exit(fn -> :erlang.trace_pattern({Postgrex.Types, :build_type_info, 1}, false) end)
+
+    second = Sandbox.start_owner!(Repo)
+    assert query.() == [["a@example.com", {1, 2}, [1]]]
+    refute_received {:trace, _pid, :call, {Postgrex.Types, :build_type_info, _row}}
+    # One that is new is asked for.
+    Repo.query!("create type pair as (one int, two int)")
+    assert Repo.query!("select (1, 2)::pair").rows == [[{1, 2}]]
+    assert_received {:trace, _pid, :call, {Postgrex.Types, :build_type_info, _row}}
+    Sandbox.stop_owner(second)
+  end
+
   test "Mix tasks migrate the base" do
     :ok = Sandbox.mode(Repo, :auto)
     repo = ["-r", "Integration.BranchRepo", "--quiet"]

@@ -14,6 +14,7 @@ defmodule PgliteEx.Sandbox.Connections do
 
   alias DBConnection.{Connection, ConnectionError, Holder}
   alias PgliteEx.{Branch, Error, RepoConfig}
+  alias PgliteEx.Sandbox.{Pool, Types}
 
   # As Ecto's.
   @pool_size 10
@@ -23,13 +24,14 @@ defmodule PgliteEx.Sandbox.Connections do
   @close_timeout 1_000
 
   # Not a place of interest in a stack trace.
-  @pruned [:gen, GenServer, DBConnection, Holder, PgliteEx.Sandbox.Pool, __MODULE__]
+  @pruned [:gen, GenServer, DBConnection, Holder, Pool, __MODULE__]
 
   @typedoc """
-  The module and the options of the connections; what the branch is made of, or `nil` for connections that
-  the options alone lead to; whether they are to the database that the branch names.
+  The pool of the repo; the module and the options of the connections; what the branch is made of, or `nil` for
+  connections that the options alone lead to; whether they are to the database that the branch names.
   """
   @type argument :: %{
+          pool: pid,
           module: module,
           opts: keyword,
           origin: nil | (() -> PgliteEx.server() | Branch.t()),
@@ -82,6 +84,7 @@ defmodule PgliteEx.Sandbox.Connections do
 
     {:ok,
      %{
+       pool: argument.pool,
        module: argument.module,
        opts: argument.opts,
        origin: argument.origin,
@@ -93,6 +96,8 @@ defmodule PgliteEx.Sandbox.Connections do
        tag: make_ref(),
        # The processes of connections, and whether they have connected.
        connections: %{},
+       # Whether the first one asks for the types of the database.
+       learns?: false,
        # Whether one was opened, and who waits for that.
        ready?: false,
        awaiting: [],
@@ -245,7 +250,10 @@ defmodule PgliteEx.Sandbox.Connections do
 
     case PgliteEx.branch(origin) do
       {:ok, branch} ->
-        %{state | branch: {:ok, branch}, opts: opts(branch, state)}
+        opts = opts(branch, state)
+        types = Pool.types(state.pool)
+        Types.write(types, state.module, opts)
+        %{state | branch: {:ok, branch}, opts: opts, learns?: types == []}
 
       {:error, error} ->
         %{state | branch: {:error, not_made(Exception.message(error))}}
@@ -270,8 +278,12 @@ defmodule PgliteEx.Sandbox.Connections do
     for {key, value} <- Keyword.merge(opts, own), value != nil, do: {key, value}
   end
 
-  defp connected(pid, state),
-    do: tell_awaiting(:ok, put_in(%{state | ready?: true}.connections[pid], :connected))
+  defp connected(pid, state) do
+    # Nothing else has been done in the branch yet.
+    if state.learns?, do: Pool.put_types(state.pool, Types.read(state.module, state.opts))
+    state = %{state | ready?: true, learns?: false}
+    tell_awaiting(:ok, put_in(state.connections[pid], :connected))
+  end
 
   defp tell_awaiting(what, state) do
     for from <- state.awaiting, do: GenServer.reply(from, what)

@@ -9,7 +9,8 @@ defmodule PgliteEx.Sandbox.Pool do
 
   use GenServer
 
-  alias PgliteEx.{Branch, Parts, Sandbox.Connections}
+  alias PgliteEx.{Branch, Parts}
+  alias PgliteEx.Sandbox.{Connections, Types}
 
   # As of `DBConnection.Ownership`, in milliseconds.
   @ownership_timeout 120_000
@@ -72,6 +73,14 @@ defmodule PgliteEx.Sandbox.Pool do
     end
   end
 
+  @doc "What is known about the types of the base, as far as a branch has learnt it."
+  @spec types(pid) :: Types.t()
+  def types(pool), do: GenServer.call(pool, :types, :infinity)
+
+  @doc "Keeps what a branch has learnt about the types of the base."
+  @spec put_types(pid, Types.t()) :: :ok
+  def put_types(pool, types), do: GenServer.cast(pool, {:types, types})
+
   defp all(pool), do: GenServer.call(pool, :all, :infinity)
 
   defp take(connections, owner, callers, opts) do
@@ -100,7 +109,13 @@ defmodule PgliteEx.Sandbox.Pool do
     origin = if isolated?, do: fn -> server end
 
     {:ok, base} =
-      Connections.start_link(%{module: module, opts: opts, origin: origin, database?: isolated?})
+      Connections.start_link(%{
+        pool: self(),
+        module: module,
+        opts: opts,
+        origin: origin,
+        database?: isolated?
+      })
 
     {:ok,
      %{
@@ -111,6 +126,8 @@ defmodule PgliteEx.Sandbox.Pool do
        # The connections in mode `:auto`.
        base: base,
        mode: Keyword.get(opts, :ownership_mode, :auto),
+       # For `PgliteEx.Sandbox.Types`.
+       types: [],
        # What the owners have, by their pids.
        owners: %{},
        # The owners of the processes that were allowed.
@@ -125,6 +142,8 @@ defmodule PgliteEx.Sandbox.Pool do
     owned = for {_pid, %{connections: connections}} <- state.owners, do: connections
     {:reply, Enum.uniq([state.base | owned]), state}
   end
+
+  def handle_call(:types, _from, state), do: {:reply, state.types, state}
 
   def handle_call({:own, options}, {caller, _tag}, state) do
     case role(caller, state) do
@@ -182,6 +201,9 @@ defmodule PgliteEx.Sandbox.Pool do
 
   def handle_call({:mode, mode}, {caller, _tag}, state),
     do: {:reply, :ok, %{end_others(nil, caller, state) | mode: mode}}
+
+  @impl GenServer
+  def handle_cast({:types, types}, state), do: {:noreply, %{state | types: types}}
 
   @impl GenServer
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, state) do
@@ -261,6 +283,7 @@ defmodule PgliteEx.Sandbox.Pool do
 
     {:ok, connections} =
       Connections.start_link(%{
+        pool: self(),
         module: state.module,
         opts: with_isolation(state.opts, isolation),
         origin: origin,
