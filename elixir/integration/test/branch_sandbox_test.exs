@@ -608,8 +608,16 @@ defmodule Integration.BranchSandboxTest do
              pool: Sandbox.Pool
            )
 
-    :ok = Sandbox.Connections.disconnect_all(own, 0)
-    assert backend() != first
+    # One that is in use is closed when it is given back.
+    Repo.checkout(fn ->
+      :ok = Sandbox.Connections.disconnect_all(own)
+      assert backend() == first
+    end)
+
+    assert [[second]] = backend()
+    assert [[second]] != first
+    :ok = Sandbox.Connections.disconnect_all(own)
+    assert backend() not in [first, [[second]]]
   end
 
   defp connections_of(owner) do

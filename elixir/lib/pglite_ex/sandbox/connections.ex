@@ -69,9 +69,8 @@ defmodule PgliteEx.Sandbox.Connections do
     do: GenServer.cast(connections, {:close, message, severity})
 
   @doc "Closes all connections that are there now, those in use when they are given back."
-  @spec disconnect_all(pid, non_neg_integer) :: :ok
-  def disconnect_all(connections, interval),
-    do: GenServer.call(connections, {:disconnect_all, interval}, :infinity)
+  @spec disconnect_all(pid) :: :ok
+  def disconnect_all(connections), do: GenServer.call(connections, :disconnect_all, :infinity)
 
   @doc "How many connections are idle, and how many processes wait for one."
   @spec metrics(pid) :: map
@@ -107,8 +106,8 @@ defmodule PgliteEx.Sandbox.Connections do
        busy: %{},
        # Processes that wait, in their order, with references of their own.
        waiting: :queue.new(),
-       # When `disconnect_all/2` was called last, and its interval.
-       disconnect: {System.monotonic_time(), 0},
+       # Those of them that are closed when they are given back.
+       stale: MapSet.new(),
        # While the pool ends: its error, and how many connections are to close.
        closing: nil
      }}
@@ -134,12 +133,9 @@ defmodule PgliteEx.Sandbox.Connections do
     {:reply, made, state}
   end
 
-  def handle_call({:disconnect_all, interval}, _from, state) do
-    state = %{state | disconnect: {System.monotonic_time(), interval}}
-    {start, _interval} = state.disconnect
-
-    {:reply, :ok,
-     %{state | idle: Enum.reject(state.idle, &Holder.maybe_disconnect(&1, start, 0))}}
+  def handle_call(:disconnect_all, _from, state) do
+    for holder <- state.idle, do: Holder.handle_disconnect(holder, disconnected())
+    {:reply, :ok, %{state | idle: [], stale: state.busy |> Map.keys() |> MapSet.new()}}
   end
 
   def handle_call(:metrics, _from, state) do
@@ -186,12 +182,17 @@ defmodule PgliteEx.Sandbox.Connections do
   end
 
   def handle_info({:"ETS-TRANSFER", holder, giver, {what, tag, extra}}, %{tag: tag} = state) do
+    stale? = MapSet.member?(state.stale, holder)
     state = take_back(holder, state)
 
     # A connection gives itself when it has connected.
     state = if is_map_key(state.connections, giver), do: connected(giver, state), else: state
 
     case what do
+      :checkin when stale? ->
+        Holder.handle_disconnect(holder, disconnected())
+        {:noreply, state}
+
       :checkin ->
         {:noreply, given_back(holder, state)}
 
@@ -340,20 +341,20 @@ defmodule PgliteEx.Sandbox.Connections do
       else: given_back(holder, state)
   end
 
-  defp take_back(holder, state), do: %{state | busy: Map.delete(state.busy, holder)}
+  defp take_back(holder, %{busy: busy, stale: stale} = state),
+    do: %{state | busy: Map.delete(busy, holder), stale: MapSet.delete(stale, holder)}
+
+  defp disconnected,
+    do: ConnectionError.exception(message: "disconnect_all requested", severity: :debug)
 
   defp given_back(holder, %{closing: {error, _count}} = state) do
     Holder.handle_disconnect(holder, error)
     state
   end
 
-  defp given_back(holder, %{disconnect: {start, interval}} = state) do
-    cond do
-      # Its time was over before it came.
-      :ets.info(holder, :owner) != self() -> state
-      Holder.maybe_disconnect(holder, start, interval) -> state
-      true -> next(holder, state)
-    end
+  defp given_back(holder, state) do
+    # Otherwise its time was over before it came.
+    if :ets.info(holder, :owner) == self(), do: next(holder, state), else: state
   end
 
   defp next(holder, state) do

@@ -31,10 +31,8 @@ defmodule PgliteEx.Sandbox.Pool do
   end
 
   @doc false
-  def disconnect_all(pool, interval, _opts) do
-    for connections <- all(pool), do: Connections.disconnect_all(connections, interval)
-    :ok
-  end
+  def disconnect_all(pool, _interval, _opts),
+    do: Enum.each(all(pool), &Connections.disconnect_all/1)
 
   @doc false
   def get_connection_metrics(pool), do: Enum.map(all(pool), &Connections.metrics/1)
