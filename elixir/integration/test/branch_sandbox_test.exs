@@ -554,6 +554,13 @@ defmodule Integration.BranchSandboxTest do
     Supervisor.stop(repo)
   end
 
+  test "a repo with several pools is refused" do
+    opts = [name: :several_pools, pool: PgliteEx.Sandbox, pool_count: 2]
+    opts = PgliteEx.connection_opts(Integration.BranchPostgres, opts)
+    repo = start_supervised!({Integration.Repo, opts}, id: :several_pools)
+    assert_raise ArgumentError, ~r/:pool_count/, fn -> Sandbox.mode(repo, :manual) end
+  end
+
   test "an isolated server's branches are those of its template, and of what was done with it in mode :auto" do
     template = "branch_sandbox_#{System.unique_integer([:positive])}"
     server = start_supervised!({PgliteEx, mode: :isolated, template: template})

@@ -252,6 +252,9 @@ defmodule PgliteEx.Sandbox do
   defp lookup_meta!(repo) do
     meta = repo |> find_repo() |> Ecto.Adapter.lookup_meta()
 
+    if meta[:partition_supervisor],
+      do: raise(ArgumentError, "the option :pool_count does not work with #{inspect(__MODULE__)}")
+
     unless meta.opts[:pool] == Pool do
       raise """
       cannot invoke sandbox operation with pool #{inspect(meta.opts[:pool])}.
