@@ -400,6 +400,8 @@ defmodule PgliteEx.BranchTest do
           {[owner: :me], "owner"},
           {[data: 1], "data"},
           {[name: ""], "name"},
+          {[name: "a\0b"], "name"},
+          {[database: <<255>>], "database"},
           {[template: :t], "template"},
           {[settings: "x"], "settings"},
           {[colour: :red], "colour"}

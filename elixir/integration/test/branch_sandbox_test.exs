@@ -187,25 +187,15 @@ defmodule Integration.BranchSandboxTest do
   end
 
   test "there are as many connections as processes that use the repo at once, and no more than pool_size" do
-    parent = self()
     assert others("true") == [[0]]
 
-    hold = fn ->
-      Task.async(fn ->
-        Repo.checkout(fn ->
-          send(parent, {:holds, self()})
-          receive do: (:go_on -> :ok)
-        end)
-      end)
-    end
-
-    tasks = for _ <- 1..4, do: hold.()
+    tasks = for _ <- 1..4, do: hold()
     for _ <- 1..4, do: assert_receive({:holds, _task}, 10_000)
     assert others("true") == [[4]]
     # All five are in use; the sixth process waits for one.
     last =
       Repo.checkout(fn ->
-        waiting = hold.()
+        waiting = hold()
         refute_received {:holds, _task}
         send(hd(tasks).pid, :go_on)
         assert_receive {:holds, pid}, 10_000
@@ -270,6 +260,64 @@ defmodule Integration.BranchSandboxTest do
 
     assert emails() == []
   end
+
+  test "whatever processes do to connections, others can have all of them afterwards" do
+    test = self()
+
+    actions = [
+      fn -> Repo.query!("select 1") end,
+      fn -> Repo.transaction(fn -> Repo.query!("select pg_sleep(0.002)") end) end,
+      fn -> Repo.transaction(fn -> raise "an error in a transaction" end) end,
+      fn -> Repo.query!("select 1/0") end,
+      fn -> Repo.checkout(fn -> Process.exit(self(), :kill) end) end,
+      fn -> Repo.transaction(fn -> exit(:shutdown) end) end,
+      fn -> Repo.query!("select pg_sleep(1)", [], timeout: 20) end,
+      fn -> Repo.query!("select 1", [], queue: false) end,
+      fn -> Repo.query!("select pg_terminate_backend(pg_backend_pid())") end
+    ]
+
+    processes =
+      for n <- 1..80 do
+        spawn_monitor(fn ->
+          Process.put(:"$callers", [test])
+          :rand.seed(:exsss, {ExUnit.configuration()[:seed], n, 0})
+
+          for _ <- 1..5 do
+            try do
+              Enum.random(actions).()
+            rescue
+              _any -> :ok
+            end
+          end
+        end)
+      end
+
+    for {pid, monitor} <- processes, do: assert_receive({:DOWN, ^monitor, _, ^pid, _}, 60_000)
+    tasks = for _ <- 1..5, do: hold()
+    for _ <- 1..5, do: assert_receive({:holds, _task}, 30_000)
+    {:ok, own} = connections_of(self())
+    assert %{ready_conn_count: 0, checkout_queue_length: 0} = Sandbox.Connections.metrics(own)
+    for task <- tasks, do: send(task.pid, :go_on)
+    Task.await_many(tasks)
+    assert %{ready_conn_count: 5, checkout_queue_length: 0} = Sandbox.Connections.metrics(own)
+    await_others("true", 4)
+  end
+
+  # A task that keeps a connection until it is told to go on.
+  defp hold do
+    test = self()
+
+    Task.async(fn ->
+      Repo.checkout(fn ->
+        send(test, {:holds, self()})
+        receive do: (:go_on -> :ok)
+      end)
+    end)
+  end
+
+  # The sessions of connections that were closed are still there for a moment.
+  defp await_others(where, count),
+    do: if(others(where) != [[count]], do: await_others(where, count))
 
   test "a query that takes too long loses its connection, and the next one has another" do
     first = backend()

@@ -194,20 +194,16 @@ defmodule PgliteEx.Branch do
     end
   end
 
-  defp path!(options) do
-    case options[:data] do
-      nil -> []
-      path when is_binary(path) and path != "" -> [Path.expand(path)]
-      path -> refuse!(:data, path, "a path as a string")
-    end
-  end
+  defp path!(options),
+    do: for(path <- List.wrap(text!(options, :data)), do: Path.expand(path))
 
   defp text!(options, key) do
-    case options[key] do
-      nil -> nil
-      text when is_binary(text) and text != "" -> text
-      value -> refuse!(key, value, "a string that is not empty")
-    end
+    text = options[key]
+
+    if text == nil or
+         (is_binary(text) and text != "" and String.valid?(text) and not (text =~ <<0>>)),
+       do: text,
+       else: refuse!(key, text, "a string that is not empty and has no NUL in it")
   end
 
   # As those of a server.

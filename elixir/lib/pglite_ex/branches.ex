@@ -144,7 +144,7 @@ defmodule PgliteEx.Branches do
   end
 
   defp done({:drop, name, nil}, {:error, %Error{} = error}, state) do
-    # Somebody else may have dropped it, with a request to the program.
+    # Another request may have dropped it.
     unless error.code in ["3D000", "57P01"] do
       text = "the branch #{name} of a process that has ended is not dropped: "
 

@@ -32,13 +32,13 @@ defmodule PgliteEx.Sandbox do
   committed in the base at that moment. A test that never uses the repo makes none. Code that is to change
   the base later, for the tests that follow, runs in `unboxed_run/2`.
 
-  ## Who reaches which branch
+  ## Processes and branches
 
   A process uses the branch of the first of these that owns one or was allowed to use one:
 
    1. the process itself;
    2. the processes in `$callers`, such as the test that has started a task;
-   3. the processes in `$ancestors`, such as the test with whose `start_supervised!/1` it was started, or a
+   3. the processes in `$ancestors`, such as the test that has started it with `start_supervised!/1`, or a
       supervisor that was allowed;
    4. in the mode `{:shared, pid}`, that process.
 

@@ -61,8 +61,8 @@ defmodule PgliteEx.Sandbox.Connections do
   def made(connections), do: GenServer.call(connections, :made, :infinity)
 
   @doc """
-  Ends the pool and its branch. Who waits for a connection gets an error with this message; a connection that
-  is in use is closed, and that is logged.
+  Ends the pool and its branch. Processes that wait for a connection get an error with this message; a connection
+  that is in use is closed, and that is logged.
   """
   @spec close(pid, String.t(), Logger.level()) :: :ok
   def close(connections, message, severity),
@@ -97,10 +97,10 @@ defmodule PgliteEx.Sandbox.Connections do
        connections: %{},
        # Whether the first one asks for the types of the database.
        learns?: false,
-       # Whether one was opened, and who waits for that.
+       # Whether one was opened, and the callers that wait for that.
        ready?: false,
        awaiting: [],
-       # Connections that nobody uses, the one that was used last first.
+       # Idle connections, the one that was used last first.
        idle: [],
        # Those that were lent, and the processes that have them.
        busy: %{},
