@@ -1,5 +1,5 @@
 //! A program that is killed at any moment: what was acknowledged is there, nothing else is, and the next start is
-//! good.
+//! good. A restore that is killed leaves nothing, a part that no program opens, or a whole cluster.
 //!
 //! `PGLITE_PORT_KILLS` says how often; `make crash` kills a thousand times. A failure names the seed with which
 //! `PGLITE_PORT_SEED` repeats the choices, though not the scheduling.
@@ -16,7 +16,7 @@ use std::{
         mpsc::{Receiver, channel},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pglite_port::backup;
@@ -193,6 +193,80 @@ fn check_backup(file: &Path, outer: &Path, before: &[u64], after: &[u64], what: 
     check_content(&mut server.connect(), &may_be, what);
     drop(server);
     fs::remove_dir_all(directory).expect("it is ours");
+}
+
+/// Runs the program with these arguments, and kills it within `longest`, unless it ends before.
+fn kill_within(longest: Duration, arguments: &[&str], dice: &mut Dice) {
+    let mut program = Program::spawn(arguments);
+    let longest = u64::try_from(longest.as_micros()).expect("small");
+    thread::sleep(Duration::from_micros(dice.below(longest + 1)));
+    program.signal(Signal::KILL);
+    program.wait();
+}
+
+/// How many kills there are of what is done once in a cluster's life.
+fn kills_of_beginnings() -> u64 {
+    power::number("PGLITE_PORT_KILLS", KILLS) / 5
+}
+
+#[test]
+fn whenever_a_restore_is_killed_it_leaves_nothing_or_a_part_that_is_refused_or_a_whole_cluster() {
+    let seed = power::seed();
+    let mut dice = Dice(seed | 1);
+    let outer = tempfile::tempdir().expect("a directory");
+    let text = |name: &str| outer.path().join(name).to_str().expect("text").to_owned();
+    let (archive, data) = (text("backup.tar"), text("data"));
+    {
+        let server = Server::in_directory(&outer.path().join("source"));
+        rows(&mut server.connect(), "create table t as select i as a from generate_series(1, 1000) i");
+        backup::back_up(&server.url, Path::new(&archive), true).expect("a backup");
+    }
+    let begun = Instant::now();
+    Program::succeed(&["restore", &archive, &text("whole")]);
+    let longest = begun.elapsed();
+    let restore = ["restore", &archive, &data];
+    for kill in 0..kills_of_beginnings() {
+        let what = format!("kill {kill} of seed {seed}");
+        kill_within(longest, &restore, &mut dice);
+        let is_empty = fs::read_dir(&data).map_or(true, |mut entries| entries.next().is_none());
+        let is_part = !is_empty && !Path::new(&data).join("PG_VERSION").exists();
+        if is_part {
+            let said = Program::fail(&["serve", "--listen", "127.0.0.1:0", "--data", &data]);
+            assert!(said.contains("run pglite-port restore FILE DIRECTORY again"), "{what}: {said}");
+        }
+        let (status, _, stderr) = Program::spawn(&restore).output();
+        let was_whole = !is_empty && !is_part && stderr.contains("is not empty");
+        assert!(status == Some(0) || was_whole, "{what}: {stderr}");
+        let server = Server::in_directory(Path::new(&data));
+        assert_eq!(rows(&mut server.connect(), "select count(*) from t"), ["1000"], "{what}");
+        drop(server);
+        fs::remove_dir_all(&data).expect("it is ours");
+    }
+}
+
+#[test]
+fn whenever_a_copy_of_a_template_is_killed_the_next_start_has_the_whole_of_it() {
+    const TEMPLATE: &str = "durable_crash";
+    let seed = power::seed();
+    let mut dice = Dice(seed | 1);
+    let outer = tempfile::tempdir().expect("a directory");
+    let sql = outer.path().join("template.sql");
+    fs::write(&sql, "create table orders as select i from generate_series(1, 1000) i").expect("a file");
+    Program::succeed(&["prepare", TEMPLATE, "--sql", sql.to_str().expect("text")]);
+    let data = outer.path().join("data");
+    let arguments = ["--data", data.to_str().expect("text"), "--template", TEMPLATE];
+    let serve = [&["serve", "--listen", "127.0.0.1:0"], &arguments[..]].concat();
+    let begun = Instant::now();
+    drop(Server::with(&arguments));
+    let longest = begun.elapsed();
+    for kill in 0..kills_of_beginnings() {
+        fs::remove_dir_all(&data).expect("it is ours");
+        kill_within(longest, &serve, &mut dice);
+        let server = Server::with(&arguments);
+        let mut config = server.config();
+        let mut client = config.dbname(TEMPLATE).connect(NoTls).expect("a session");
+        assert_eq!(rows(&mut client, "select count(*) from orders"), ["1000"], "kill {kill} of seed {seed}");
+    }
 }
 
 /// A directory, and what its writers know.

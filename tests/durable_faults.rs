@@ -12,6 +12,7 @@ use pglite_port::{connection::Connections, session::Mode};
 use rustix::io::Errno;
 use support::{
     local::{Connect, Local},
+    panics,
     power::{self, Memory, Operation},
     wire::Message,
 };
@@ -90,6 +91,7 @@ fn assert_has(storage: &Memory, acknowledged: &[String], what: &str) {
 
 #[test]
 fn whichever_operation_of_the_disk_fails_nothing_acknowledged_is_lost_and_the_next_start_is_good() {
+    panics::watch();
     let fresh = fresh();
     let whole = fresh.copy();
     let connections = power::open(&whole, &[]).expect("a cluster");
@@ -116,11 +118,45 @@ fn whichever_operation_of_the_disk_fails_nothing_acknowledged_is_lost_and_the_ne
             faults += 1;
             happened += usize::from(!storage.has_failure());
             storage.calm();
-            assert_has(&storage, &acknowledged, &format!("{error} at {operation:?} {number}"));
+            let what = format!("{error} at {operation:?} {number}");
+            assert_has(&storage, &acknowledged, &what);
+            panics::assert_none(&what);
         }
     }
     // A run does not have exactly as many operations as another one.
     assert!(happened > faults / 2, "{happened} of {faults} faults happened");
+}
+
+#[test]
+fn a_quota_that_is_used_up_and_a_disk_that_became_read_only_are_errors_of_the_statement() {
+    let storage = fresh();
+    let connections = power::open(&storage, &[("autovacuum", "off")]).expect("a cluster");
+    let mut client = connect(&connections).expect("a session");
+    for (error, code, text) in
+        [(Errno::DQUOT, "XX000", "Quota exceeded"), (Errno::ROFS, "42501", "Read-only file system")]
+    {
+        for (operation, statement) in [
+            (Operation::Create, "create table u as select 1"),
+            (
+                Operation::Allocate,
+                "create table u as select i, repeat(md5(i::text), 60) from generate_series(1, 3000) i",
+            ),
+            (Operation::MakeName, "create database other"),
+        ] {
+            storage.fail(operation, 0, error.raw_os_error());
+            let answer = client.query(statement);
+            assert!(!storage.has_failure(), "{operation:?} was not used");
+            let report = answer.iter().find(|message| message.kind == b'E').expect("an error").fields();
+            assert_eq!(report[&'C'], code, "{statement}: {report:?}");
+            assert!(report[&'M'].contains(text), "{statement}: {report:?}");
+        }
+        // The next attempt succeeds.
+        client.values("create table u as select 1; drop table u");
+        client.values("insert into t values (1, 'mark')");
+    }
+    drop(client);
+    connections.shut_down();
+    assert_has(&storage, &["1".to_owned()], "a statement failed");
 }
 
 #[test]

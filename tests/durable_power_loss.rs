@@ -11,8 +11,14 @@ use std::{
     thread,
 };
 
-use pglite_port::{connection::Connections, session::Mode};
+use pglite_port::{
+    connection::Connections,
+    databases::Settings,
+    session::Mode,
+    template::{Recipe, Script},
+};
 use support::{
+    cache,
     local::{Connect, Local},
     power::{self, Dice, Memory},
 };
@@ -169,13 +175,17 @@ fn without_syncs_the_same_losses_are_seen() {
     assert!(sees, "the test above cannot see what it is for");
 }
 
-#[test]
-fn a_power_loss_while_a_cluster_is_made_leaves_nothing_or_a_whole_one() {
+/// Loses the power while `open` makes a cluster, at several moments, after each of which it is opened again and must
+/// have the content that `check` looks at.
+fn lose_power_while_made(
+    open: impl Fn(&Memory) -> anyhow::Result<Arc<Connections>>,
+    check: impl Fn(&Arc<Connections>, &str),
+) {
     let seed = power::seed();
     let mut dice = Dice(seed | 1);
     let storage = Memory::default();
     storage.record();
-    power::open(&storage, &[]).expect("a cluster").shut_down();
+    open(&storage).expect("a cluster").shut_down();
     let (made, end) = (storage.moment_of(b"PG_VERSION"), storage.moment());
     // The moments at which it is decided whether there is a cluster, and others.
     let others = power::number("PGLITE_PORT_POWER_LOSSES", POWER_LOSSES) / 4;
@@ -185,12 +195,43 @@ fn a_power_loss_while_a_cluster_is_made_leaves_nothing_or_a_whole_one() {
     for (loss, moment) in (1..).zip(moments) {
         let what = format!("state {loss} of seed {seed}, after {moment} of {end} changes");
         let left = storage.after_power_loss(moment, &mut dice);
-        let connections = power::open(&left, &[]).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        let connections = open(&left).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        check(&connections, &what);
         let mut client = connect(&connections, 1);
-        assert_eq!(client.values("select count(*) > 300 from pg_class"), ["t"], "{what}");
         client.values("create extension amcheck");
         client.values(CHECK_INDEXES);
         drop(client);
         connections.shut_down();
     }
+}
+
+#[test]
+fn a_power_loss_while_a_cluster_is_made_leaves_nothing_or_a_whole_one() {
+    lose_power_while_made(
+        |storage| power::open(storage, &[]),
+        |connections, what| {
+            let mut client = connect(connections, 1);
+            assert_eq!(client.values("select count(*) > 300 from pg_class"), ["t"], "{what}");
+        },
+    );
+}
+
+#[test]
+fn a_power_loss_while_a_template_is_copied_leaves_nothing_or_a_whole_copy() {
+    const TEMPLATE: &str = "durable_power_loss";
+    let sql = "create table orders as select i from generate_series(1, 1000) i; create index on orders (i)";
+    let script = Script { name: "orders.sql".into(), sql: sql.into() };
+    let recipe = Recipe { scripts: vec![script], ..Recipe::empty(TEMPLATE) };
+    cache::open_at(&cache::shared(), Settings::default()).templates().prepare(TEMPLATE, &recipe).expect("a template");
+    lose_power_while_made(
+        |storage| power::open_copy(storage, TEMPLATE),
+        |connections, what| {
+            let parameters = [("user", "postgres"), ("database", TEMPLATE)];
+            let connect = Connect { id: 1, mode: Mode::Shared, parameters: &parameters, ..Connect::default() };
+            let mut client = Local::connect(connections, connect).0;
+            assert_eq!(client.values("select count(*) from orders where i > 0"), ["1000"], "{what}");
+            client.values("create extension amcheck");
+            client.values(CHECK_INDEXES);
+        },
+    );
 }

@@ -7,6 +7,7 @@
 pub mod cache;
 pub mod fake;
 pub mod local;
+pub mod panics;
 pub mod peer;
 pub mod port;
 pub mod power;

@@ -57,12 +57,19 @@ pub fn seed() -> u64 {
 
 /// Connections to a cluster in `storage`, with further settings of `PostgreSQL`.
 pub fn open(storage: &Memory, further: &[(&str, &str)]) -> anyhow::Result<Arc<Connections>> {
+    let further = further.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    open_with(storage, SharedSettings { further, ..SharedSettings::default() })
+}
+
+/// As [`open`]; a new cluster is a copy of that template.
+pub fn open_copy(storage: &Memory, template: &str) -> anyhow::Result<Arc<Connections>> {
+    open_with(storage, SharedSettings { template: Some(template.to_owned()), ..SharedSettings::default() })
+}
+
+fn open_with(storage: &Memory, settings: SharedSettings) -> anyhow::Result<Arc<Connections>> {
     let paths = Paths { cache: Some(cache::shared()), ..Paths::default() };
-    let shared = SharedSettings {
-        data_directory: Some(DataDirectory::Storage(Arc::new(storage.clone()))),
-        further: further.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-        ..SharedSettings::default()
-    };
+    let data_directory = Some(DataDirectory::Storage(Arc::new(storage.clone())));
+    let shared = SharedSettings { data_directory, ..settings };
     let settings = Settings { shared, ..Settings::default() };
     let databases = Databases::open(&paths, Mode::Shared, settings, LogSink::new(|_, _, _, _| {}))?;
     Ok(Arc::new(Connections::new(Arc::new(databases))))
