@@ -272,11 +272,11 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             shared.check(mode)?;
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
             // Before a cluster is opened, which would not be shut down if this failed.
-            let listener = Listener::bind(listen)?;
+            let serving = serve::start(Listener::bind(listen)?, mode)?;
             let opened =
                 command_line.open_databases(clones, shared, Leave::default(), Duration::ZERO, &stop, &never())?;
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
-            serve::run(listener, sessions, mode, *shutdown_timeout, stop.asked(), print_url)?;
+            serving.run(sessions, *shutdown_timeout, stop.asked(), print_url)?;
             return Ok(stop.status(log));
         }
         Command::Prepare { name, sql, database, user } => {

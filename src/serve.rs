@@ -1,16 +1,23 @@
 //! A listener on a TCP or unix socket, for clients without frames.
 
-use std::{io, net::IpAddr, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow};
 use crossbeam_channel::{Receiver, bounded, select};
 
 use crate::{
+    client::Client,
     connection::{Connections, Opening},
     log::LogSink,
-    protocol::error_response::sqlstate,
+    protocol::error_response::{ErrorResponse, sqlstate},
     serve::socket::SocketClient,
-    session::{Mode, Sessions},
+    session::{Mode, SessionEnd, SessionStart, Sessions},
 };
 
 mod accept;
@@ -27,42 +34,44 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
 /// How long the program may take to stop if nothing else is chosen, as long as containers are given by default.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// Serves the clients of `listener` until a message in `signals` or until the listener fails. Then sessions end, and
-/// clusters are shut down, within `grace`. A second message stops at once.
-///
-/// `on_ready` gets the URL when clients can connect. Sessions that do not end in time still run when this returns, so
-/// the program must exit.
-///
-/// # Errors
-/// If the threads do not start, or if the listener fails.
-pub fn run(
-    listener: Listener,
-    sessions: Arc<dyn Sessions>,
-    mode: Mode,
-    grace: Duration,
-    signals: &Receiver<()>,
-    on_ready: impl FnOnce(&str),
-) -> anyhow::Result<()> {
-    let listener = Arc::new(listener);
-    let connections = Arc::new(Connections::new(sessions));
-    let end = serve(&listener, &connections, mode, signals, on_ready);
-    tracing::info!("stopping: sessions are asked to end; another signal stops at once");
-    connections.shut_down_within(grace, signals, |()| Duration::ZERO);
-    listener.remove_socket_file();
-    end
+/// A listener whose clients are accepted. Until [`Serving::run`] they are refused (`57P03`), as by a `PostgreSQL` that
+/// starts or recovers. The file of a unix socket is removed when this is dropped.
+pub struct Serving {
+    listener: Arc<Listener>,
+    connections: Arc<Connections>,
+    sessions: Arc<Opened>,
+    failure: Receiver<io::Error>,
 }
 
-/// Serves clients until a message in `signals`.
-fn serve(
-    listener: &Arc<Listener>,
-    connections: &Arc<Connections>,
-    mode: Mode,
-    signals: &Receiver<()>,
-    on_ready: impl FnOnce(&str),
-) -> anyhow::Result<()> {
+/// Sessions of clusters that may still be being opened.
+#[derive(Default)]
+struct Opened(OnceLock<Arc<dyn Sessions>>);
+
+impl Sessions for Opened {
+    fn serve(&self, start: SessionStart<'_>, client: Box<dyn Client>) -> SessionEnd {
+        match self.0.get() {
+            Some(sessions) => sessions.serve(start, client),
+            None => SessionEnd::Refused(ErrorResponse::starting_up()),
+        }
+    }
+
+    fn shut_down(&self) {
+        if let Some(sessions) = self.0.get() {
+            sessions.shut_down();
+        }
+    }
+}
+
+/// Begins to accept the clients of `listener`.
+///
+/// # Errors
+/// If the threads do not start.
+pub fn start(listener: Listener, mode: Mode) -> anyhow::Result<Serving> {
     for address in listener.ips().filter(|address| !address.is_loopback()) {
         warn_about_open_address(address);
     }
+    let (listener, sessions) = (Arc::new(listener), Arc::<Opened>::default());
+    let connections = Arc::new(Connections::new(sessions.clone()));
     let hangups = Hangups::watch().context("the thread that detects closed connections cannot be started")?;
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
     let (failed, failure) = bounded(1);
@@ -71,7 +80,7 @@ fn serve(
         let error = accept::accept_all(&accepting, |client| {
             id += 1;
             let opening = Opening { id, mode, cluster: None, template: None, log: log.of_connection(id) };
-            start(client, &accepted_by, &hangups, opening)
+            connect(client, &accepted_by, &hangups, opening)
         });
         // The receiver may be gone.
         let _ = failed.send(error);
@@ -80,15 +89,45 @@ fn serve(
         .name("accept".to_owned())
         .spawn(accept)
         .context("no thread can be started to accept clients")?;
-    on_ready(&listener.url());
+    Ok(Serving { listener, connections, sessions, failure })
+}
 
-    select! {
-        // An error means that the senders are gone, so no signal can come; stop as well.
-        recv(signals) -> _ => Ok(()),
-        recv(failure) -> error => {
-            let error = error.map_or_else(|_| anyhow!("the accepting thread has panicked"), anyhow::Error::from);
-            Err(error.context("clients can no longer be accepted"))
-        }
+impl Serving {
+    /// Serves clients with `sessions` until a message in `signals` or until the listener fails. Then sessions end, and
+    /// clusters are shut down, within `grace`. A second message stops at once.
+    ///
+    /// `on_ready` gets the URL when clients can connect. Sessions that do not end in time still run when this returns,
+    /// so the program must exit.
+    ///
+    /// # Errors
+    /// If the listener fails.
+    pub fn run(
+        self,
+        sessions: Arc<dyn Sessions>,
+        grace: Duration,
+        signals: &Receiver<()>,
+        on_ready: impl FnOnce(&str),
+    ) -> anyhow::Result<()> {
+        // It is set once.
+        let _ = self.sessions.0.set(sessions);
+        on_ready(&self.listener.url());
+        let end = select! {
+            // An error means that the senders are gone, so no signal can come; stop as well.
+            recv(signals) -> _ => Ok(()),
+            recv(self.failure) -> error => {
+                let error = error.map_or_else(|_| anyhow!("the accepting thread has panicked"), anyhow::Error::from);
+                Err(error.context("clients can no longer be accepted"))
+            }
+        };
+        tracing::info!("stopping: sessions are asked to end; another signal stops at once");
+        self.connections.shut_down_within(grace, signals, |()| Duration::ZERO);
+        end
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.listener.remove_socket_file();
     }
 }
 
@@ -96,7 +135,7 @@ fn warn_about_open_address(address: IpAddr) {
     tracing::warn!(%address, "every client that can reach this address can connect as a superuser without a password");
 }
 
-fn start(
+fn connect(
     client: SocketClient,
     connections: &Arc<Connections>,
     hangups: &Arc<Hangups>,

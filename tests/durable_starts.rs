@@ -5,8 +5,9 @@ mod support;
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{Read, Write},
     net::TcpListener,
+    os::unix::net::UnixStream,
     path::Path,
     process::{Command, Stdio},
 };
@@ -19,6 +20,7 @@ use support::{
     cache,
     program::Program,
     server::{Server, rows},
+    wire,
 };
 use tempfile::TempDir;
 
@@ -215,6 +217,23 @@ fn a_signal_ends_a_start() {
         assert!(stderr.contains("the program ends before it has started"), "{stderr}");
         assert!(!socket.exists());
     }
+}
+
+#[test]
+fn clients_of_a_server_that_starts_are_refused_as_by_postgresql() {
+    let outer = TempDir::new().expect("a directory");
+    let socket = outer.path().join("socket");
+    let (data, listen) = (outer.path().join("data"), format!("unix:{}", socket.display()));
+    let (mut program, unread) =
+        in_its_start(outer.path(), &["serve", "--listen", &listen, "--data", data.to_str().expect("text")]);
+    let mut client = UnixStream::connect(&socket).expect("it listens");
+    client.write_all(&wire::startup(&[("user", "postgres")])).expect("it reads");
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).expect("an end");
+    assert_eq!(wire::error(answer), ["FATAL", "57P03", "the database system is starting up"]);
+    assert!(!data.exists(), "it is still in its start");
+    drop(unread);
+    program.output();
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Server {
         let (ready, urls) = channel();
         let listener = Listener::bind(address).expect("a free address");
         let run = move || {
-            serve::run(listener, Arc::new(Fake(behave)), Mode::Shared, serve::GRACE, &receiver, |url| {
+            serve::start(listener, Mode::Shared)?.run(Arc::new(Fake(behave)), serve::GRACE, &receiver, |url| {
                 ready.send(url.to_owned()).expect("the test waits");
             })
         };

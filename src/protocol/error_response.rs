@@ -102,6 +102,13 @@ impl ErrorResponse {
         Self { severity: Severity::Log, code, message: message.into(), hint: None }
     }
 
+    /// The refusal of a client while its cluster starts, in `PostgreSQL`'s words (`ProcessStartupPacket` in
+    /// `src/backend/tcop/backend_startup.c`).
+    #[must_use]
+    pub fn starting_up() -> Self {
+        Self::fatal(sqlstate::CANNOT_CONNECT_NOW, "the database system is starting up")
+    }
+
     /// The refusal to make a template of a database while its connection has an open transaction.
     #[must_use]
     pub fn freeze_in_transaction() -> Self {

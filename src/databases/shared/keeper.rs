@@ -119,7 +119,7 @@ impl Keeper {
                 return running.map_err(|error| cannot_connect(format!("{error:#}")));
             }
             if self.changed.wait_until(&mut shared, deadline).timed_out() {
-                return Err(cannot_connect("the database system is starting up".to_owned()));
+                return Err(ErrorResponse::starting_up());
             }
         }
     }
