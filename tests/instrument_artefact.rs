@@ -262,6 +262,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["stack_depth"], "check_stack_depth"),
         (vec!["stack_depth"], "stack_is_too_deep"),
         (vec!["time_of_day"], "gettimeofday"),
+        (vec!["timestamp"], "GetCurrentTimestamp"),
         (vec!["to_lower"], "towlower"),
         (vec!["to_upper"], "towupper"),
         (vec!["wait_event_set_wait"], "WaitEventSetWait"),

@@ -74,6 +74,9 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             Ok(0)
         },
     )?;
+    linker.func_wrap(HOOK_MODULE, Hook::Timestamp.name(), |caller: Caller<'_, Guest>| {
+        caller.data().clock.now() - timestamp::EPOCH
+    })?;
     linker.func_wrap(HOOK_MODULE, Hook::RealTimestamp.name(), || clock::real_time() - timestamp::EPOCH)?;
     linker.func_wrap(HOOK_MODULE, Hook::ShownTimestamp.name(), |caller: Caller<'_, Guest>, real: i64| {
         caller.data().clock.at(real.saturating_add(timestamp::EPOCH)) - timestamp::EPOCH

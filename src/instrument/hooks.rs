@@ -44,6 +44,8 @@ pub enum Hook {
     /// `time_of_day(timeval, zone) -> 0`: `gettimeofday`. `timeval` is the address of a `struct timeval`; the zone is
     /// ignored.
     TimeOfDay,
+    /// `timestamp() -> timestamp`: `GetCurrentTimestamp`, the same time as [`Self::TimeOfDay`].
+    Timestamp,
     /// `real_timestamp() -> timestamp`: what `GetCurrentTimestamp` would return if the cluster's clock were not set.
     RealTimestamp,
     /// `shown_timestamp(timestamp) -> timestamp`: the time that the cluster's clock, as it is set now, shows at a real
@@ -69,7 +71,7 @@ pub enum Hook {
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -81,6 +83,7 @@ impl Hook {
         Self::PostmasterIsAlive,
         Self::WalSegment,
         Self::TimeOfDay,
+        Self::Timestamp,
         Self::RealTimestamp,
         Self::ShownTimestamp,
         Self::LocaleExists,
@@ -106,6 +109,7 @@ impl Hook {
             Self::PostmasterIsAlive => "postmaster_is_alive",
             Self::WalSegment => "wal_segment",
             Self::TimeOfDay => "time_of_day",
+            Self::Timestamp => "timestamp",
             Self::RealTimestamp => "real_timestamp",
             Self::ShownTimestamp => "shown_timestamp",
             Self::LocaleExists => "locale_exists",
@@ -124,6 +128,7 @@ impl Hook {
             | Self::ProcessInterrupts
             | Self::PostmasterIsAlive
             | Self::WalSegment
+            | Self::Timestamp
             | Self::RealTimestamp => &[],
             Self::ShownTimestamp => &[ValType::I64],
             Self::PgUsleep
@@ -142,7 +147,7 @@ impl Hook {
     /// Its results.
     pub(super) fn results(self) -> &'static [ValType] {
         match self {
-            Self::RealTimestamp | Self::ShownTimestamp => &[ValType::I64],
+            Self::Timestamp | Self::RealTimestamp | Self::ShownTimestamp => &[ValType::I64],
             Self::Kill
             | Self::TimeOfDay
             | Self::StackDepth

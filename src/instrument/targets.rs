@@ -385,9 +385,14 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Replace(Hook::TimeOfDay)],
     },
+    Target {
+        name: "GetCurrentTimestamp",
+        signature: signature_of_i64(0),
+        evidence: Evidence::Exported,
+        changes: &[Change::Replace(Hook::Timestamp)],
+    },
     // What goes by real time: see `real_time`.
     Target { name: "time", signature: signature_of_i64(1), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "GetCurrentTimestamp", signature: signature_of_i64(0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "schedule_alarm",
         signature: signature_with_i64(0, 1, 0),
