@@ -17,10 +17,7 @@ use pglite_port::{
     session::{Control, Mode, Outcome, PendingTask, Task},
 };
 
-use super::{
-    PATIENCE, cache,
-    wire::{self, Message},
-};
+use super::{PATIENCE, cache, wire};
 
 #[derive(Default)]
 struct State {
@@ -166,10 +163,9 @@ impl Local {
         wire::Message::all(self.wait_for(|state| state.gone || is_ready(&state.from_backend)))
     }
 
-    /// Waits until the backend has sent a message of this type; leaves all messages unread.
-    pub fn wait_for_message(&mut self, kind: u8) {
-        let sent = |state: &State| Message::all(state.from_backend.clone()).iter().any(|it| it.kind == kind);
-        let bytes = self.wait_for(|state| state.gone || sent(state));
+    /// Waits until the backend has begun its answer, which stays unread.
+    pub fn wait_for_answer(&mut self) {
+        let bytes = self.wait_for(|state| state.gone || !state.from_backend.is_empty());
         self.pipe.change(|state| state.from_backend.splice(..0, bytes).count());
     }
 
