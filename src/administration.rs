@@ -3,8 +3,11 @@
 
 use std::fs;
 
-use crate::protocol::error_response::ErrorResponse;
 pub use crate::{backend::footprint::PrivateBytes, template::Summary};
+use crate::{
+    protocol::error_response::ErrorResponse,
+    session::{Choice, Outcome},
+};
 pub use cluster::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster, UnknownLifetime};
 pub use figure::{Figure, Metric, MetricType, Unit};
 
@@ -46,6 +49,13 @@ pub trait Administration: Send + Sync + 'static {
     /// # Errors
     /// `3D000` when there is none, `55006` when it lives as long as the program.
     fn drop_cluster(&self, name: &str) -> Result<(), ErrorResponse>;
+
+    /// Sets the clock of the cluster `cluster`, or seeds its random numbers, for all of its sessions.
+    ///
+    /// # Errors
+    /// `3D000` when there is none, `42501` when the program was started without leave, `22008` for a time that a clock
+    /// cannot be set to.
+    fn choose(&self, cluster: &str, choice: Choice) -> Outcome;
 
     /// The clusters, by name, without those of single connections.
     fn clusters(&self) -> Vec<ClusterSummary>;

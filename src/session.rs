@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub use control::{Control, Registration};
-pub use task::{Outcome, PendingTask, Task};
+pub use task::{Choice, Outcome, PendingTask, Task};
 
 /// Which kind of database a connection gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

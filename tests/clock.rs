@@ -13,7 +13,7 @@ use pglite_port::{
     databases::{Leave, Settings, SharedSettings},
     log::LogSink,
     protocol::error_response::sqlstate,
-    session::{Mode, Outcome, Task},
+    session::{Choice, Mode, Outcome, Task},
 };
 use support::{
     cache,
@@ -43,7 +43,7 @@ fn shared(connections: &Arc<Connections>) -> Local {
 }
 
 fn try_to_set(local: &Local, setting: ClockSetting) -> Outcome {
-    local.perform(Task::SetClock(setting))
+    local.perform(Task::Choose(Choice::Clock(setting)))
 }
 
 fn set(local: &Local, setting: ClockSetting) {

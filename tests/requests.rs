@@ -424,6 +424,26 @@ fn a_clock_is_set_by_request_with_times_in_microseconds_and_whatever_else_is_ask
 }
 
 #[test]
+fn clocks_and_seeds_are_those_of_the_cluster_that_the_request_names() {
+    let mut databases = Databases::open();
+    let made = databases.request("create_cluster", &[("name", "c")]).expect("a cluster");
+    assert_eq!(made.get("name"), Some("c"));
+    databases.connect(1, &[("cluster", "c")], POSTGRES);
+    databases.connect(2, &[("mode", "shared")], POSTGRES);
+    databases.request("clock", &[("cluster", "c"), ("set", "freeze"), ("at", "0")]).expect("it is set");
+    let now = "SELECT now() = '1970-01-01'";
+    assert_eq!([databases.values(1, now), databases.values(2, now)], [["t"], ["f"]]);
+    let roll = "SELECT random(), gen_random_uuid()";
+    let rolled = [(); 2].map(|()| {
+        databases.request("seed", &[("cluster", "c"), ("seed", "7")]).expect("it is seeded");
+        databases.values(1, roll)
+    });
+    assert_eq!(rolled[0], rolled[1]);
+    let refused = databases.request("clock", &[("cluster", "d"), ("set", "back")]);
+    assert_eq!(refused.expect_err("there is none").0, "3D000");
+}
+
+#[test]
 fn random_numbers_are_seeded_by_request() {
     let mut databases = Databases::open();
     let mut rolled = Vec::new();

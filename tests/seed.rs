@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use pglite_port::{
     connection::Connections,
     databases::{Leave, Settings},
-    session::{Mode, Outcome, Task},
+    session::{Choice, Mode, Outcome, Task},
 };
 use support::{
     cache,
@@ -47,7 +47,7 @@ fn prepared(mut local: Local) -> Local {
 }
 
 fn try_to_seed(local: &Local, seed: u64) -> Outcome {
-    local.perform(Task::Seed(seed))
+    local.perform(Task::Choose(Choice::Seed(seed)))
 }
 
 fn seed(local: &Local, seed: u64) {

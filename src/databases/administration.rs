@@ -4,6 +4,7 @@ use super::Databases;
 use crate::{
     administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, figure},
     protocol::error_response::{ErrorResponse, sqlstate},
+    session::{Choice, Outcome},
 };
 
 impl Administration for Databases {
@@ -50,6 +51,10 @@ impl Administration for Databases {
 
     fn drop_cluster(&self, name: &str) -> Result<(), ErrorResponse> {
         self.clusters.drop(name)
+    }
+
+    fn choose(&self, cluster: &str, choice: Choice) -> Outcome {
+        self.clusters.choose(cluster, choice)
     }
 
     fn clusters(&self) -> Vec<ClusterSummary> {

@@ -16,7 +16,7 @@ use crate::{
     log::{LineConsole, LogSink},
     postgres::process,
     protocol::error_response::{ErrorResponse, sqlstate},
-    random::{self, Entropy},
+    random,
     session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
     template::{DEFAULT, Template, TemplateError, Templates},
 };
@@ -87,8 +87,8 @@ impl Isolated {
         let simulation = Simulation::new(self.leave);
         backend.guest().clock = simulation.clock.clone();
         backend.guest().entropy = simulation.entropy.clone();
-        let entropy = simulation.entropy.clone();
-        start.control.handle_tasks_with(move |task| simulation.perform(task));
+        let chosen = simulation.clone();
+        start.control.handle_tasks_with(move |task| chosen.perform(task));
         let mut secret = [0; 4];
         random::fill(&mut secret)?;
         let footprint = Arc::new(Footprint::of(&mut backend)?);
@@ -109,7 +109,7 @@ impl Isolated {
             cancel_key: secret,
             admission,
         };
-        let conversation = Conversation { isolated: self, template, footprint, entropy, session, start };
+        let conversation = Conversation { isolated: self, template, footprint, simulation, session, start };
         let Err(error) = conversation.hold(&mut backend, client);
         Ok(match backend.end_session(error) {
             Ok(SessionExit::Client) => SessionEnd::ClientGone,
@@ -167,7 +167,7 @@ struct Conversation<'a> {
     isolated: &'a Isolated,
     template: Arc<Template>,
     footprint: Arc<Footprint>,
-    entropy: Arc<Entropy>,
+    simulation: Simulation,
     session: Session<'a>,
     start: &'a SessionStart<'a>,
 }
@@ -191,8 +191,10 @@ impl Conversation<'_> {
                     let outcome = self.freeze(backend, name, key.as_deref());
                     pending.finish(outcome);
                 }
-                // These were done already.
-                Task::SetClock(_) | Task::Seed(_) => {}
+                Task::Choose(choice) => {
+                    let outcome = self.simulation.choose(*choice);
+                    pending.finish(outcome);
+                }
             }
         }
         Ok(())
@@ -230,7 +232,7 @@ impl Conversation<'_> {
         let replaced = backend.succeed_to(successor)?;
         backend.begin_session_again(&self.session, &greeting)?;
         // So that every clone with that seed has the same numbers.
-        self.entropy.begin_again();
+        self.simulation.entropy.begin_again();
         self.footprint.follow(backend)?;
         Ok(replaced)
     }

@@ -16,7 +16,7 @@ use crate::{
     fs::FrozenTree,
     log::LogSink,
     protocol::error_response::{ErrorResponse, Severity, sqlstate},
-    session::{SessionEnd, SessionStart},
+    session::{Choice, Outcome, SessionEnd, SessionStart},
     template::{TemplateError, Templates},
 };
 
@@ -54,6 +54,7 @@ struct Cluster {
     made: SystemTime,
     /// Called when it has crashed and cannot be started again.
     on_failure: Option<OnFailure>,
+    simulation: Simulation,
     started: Mutex<Started>,
 }
 
@@ -84,6 +85,7 @@ impl Registry {
             has_own_settings: false,
             made: SystemTime::now(),
             on_failure,
+            simulation: Simulation::new(leave),
             started: Mutex::new(Started::No),
         };
         let clusters =
@@ -175,6 +177,7 @@ impl Registry {
             has_own_settings,
             made,
             on_failure: None,
+            simulation: Simulation::new(self.leave),
             started,
         });
         clusters.by_name.insert(name, cluster.clone());
@@ -202,7 +205,7 @@ impl Registry {
     /// What runs `cluster` from now on.
     fn start(&self, cluster: &Cluster) -> Result<Arc<Postmaster>, ErrorResponse> {
         let (settings, log, on_failure) = (cluster.settings.clone(), self.log.clone(), cluster.on_failure.clone());
-        let simulation = Simulation::new(self.leave);
+        let simulation = cluster.simulation.clone();
         let start = |new: &mut dyn FnMut() -> anyhow::Result<Arc<FrozenTree>>| {
             let (settings, simulation) = (settings.clone(), simulation.clone());
             Postmaster::start(&self.templates, new, settings, simulation, log.clone(), on_failure.clone())
@@ -263,6 +266,14 @@ impl Registry {
         if let Started::Yes(postmaster) = started {
             postmaster.end();
         }
+    }
+
+    /// Makes a choice for a cluster, for when it starts if it does not run yet.
+    ///
+    /// # Errors
+    /// See [`Administration::choose`](crate::administration::Administration::choose).
+    pub(super) fn choose(&self, name: &str, choice: Choice) -> Outcome {
+        self.find(name).ok_or_else(|| unknown(name, Severity::Error))?.simulation.choose(choice)
     }
 
     /// The clusters, by name.

@@ -7,7 +7,7 @@ use crate::{
     guest::Setup,
     protocol::error_response::{ErrorResponse, sqlstate},
     random::Entropy,
-    session::{Outcome, PendingTask, Task},
+    session::{Choice, Outcome, PendingTask, Task},
 };
 
 /// What requests may choose for clusters, by the options of the program's start.
@@ -39,20 +39,29 @@ impl Simulation {
         Setup { clock: self.clock.clone(), entropy: self.entropy.clone(), ..setup }
     }
 
-    /// Does a task that is about these two, at once: a statement that runs looks at the same clock. Returns any other
-    /// task.
-    pub(super) fn perform(&self, pending: PendingTask) -> Option<PendingTask> {
-        let outcome = match pending.task {
-            Task::SetClock(setting) => permit(self.leave.clock, "set the clock", "--allow-clock").and_then(|()| {
+    /// Makes the choice.
+    ///
+    /// # Errors
+    /// `42501` without leave, `22008` for a time that a clock cannot be set to.
+    pub(super) fn choose(&self, choice: Choice) -> Outcome {
+        match choice {
+            Choice::Clock(setting) => {
+                permit(self.leave.clock, "set the clock", "--allow-clock")?;
                 let set = self.clock.set(setting);
                 set.map_err(|error| ErrorResponse::error(sqlstate::DATETIME_FIELD_OVERFLOW, error.to_string()))
-            }),
-            Task::Seed(seed) => {
-                permit(self.leave.seed, "seed random numbers", "--allow-seed").map(|()| self.entropy.seed(seed))
             }
-            Task::Reset | Task::Freeze { .. } => return Some(pending),
-        };
-        pending.finish(outcome);
+            Choice::Seed(seed) => {
+                permit(self.leave.seed, "seed random numbers", "--allow-seed")?;
+                self.entropy.seed(seed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Does a task at once if it is a choice; returns any other task.
+    pub(super) fn perform(&self, pending: PendingTask) -> Option<PendingTask> {
+        let Task::Choose(choice) = pending.task else { return Some(pending) };
+        pending.finish(self.choose(choice));
         None
     }
 }

@@ -210,14 +210,14 @@ fn constants(operators: &[Operator]) -> BTreeSet<u32> {
 /// The strings of the table that each function refers to.
 struct Mentions {
     /// One bit for each string.
-    bits: HashMap<&'static str, u64>,
+    bits: HashMap<&'static str, u128>,
     /// The bits of every function that is not imported.
-    functions: Vec<u64>,
+    functions: Vec<u128>,
 }
 
 impl Mentions {
     fn scan(module: &Module, memory: &[u8]) -> Result<Self, InstrumentError> {
-        let mut bits: HashMap<&'static str, u64> = HashMap::new();
+        let mut bits: HashMap<&'static str, u128> = HashMap::new();
         for target in TARGETS {
             if let Evidence::Mentions(strings) = target.evidence {
                 for string in strings {
@@ -250,7 +250,7 @@ impl Mentions {
 
 /// The addresses of these strings in memory. A string may begin inside another that has the same end, because the
 /// linker merges those.
-fn addresses(memory: &[u8], strings: &HashMap<&'static str, u64>) -> HashMap<i32, u64> {
+fn addresses(memory: &[u8], strings: &HashMap<&'static str, u128>) -> HashMap<i32, u128> {
     let mut addresses = HashMap::new();
     let mut end = 0;
     for string in memory.split(|&byte| byte == 0) {

@@ -5,8 +5,8 @@ use crate::{
     protocol::error_response::{ErrorResponse, sqlstate},
 };
 
-/// A task for a session. [`Task::Reset`] and [`Task::Freeze`] are done between two commands of its client, after
-/// everything that the client had sent before; the others at once, for all sessions of the cluster.
+/// A task for a session. It is done between two commands of its client, after everything that the client had sent
+/// before; a [`Task::Choose`] at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Put the session's cluster back to its template. For the client everything is as after its startup: what it has
@@ -19,9 +19,16 @@ pub enum Task {
         /// The caller's key, which is kept with the template, such as a hash of what it was made from.
         key: Option<String>,
     },
-    /// Set the clock of the session's cluster.
-    SetClock(ClockSetting),
-    /// Make the random numbers of the session's cluster those of a seed, from the first one on.
+    /// Choose something for the session's cluster.
+    Choose(Choice),
+}
+
+/// What tests choose for a cluster. It takes effect for all of its sessions, when they next look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// How its clock is set.
+    Clock(ClockSetting),
+    /// The seed of its random numbers, which are those of the seed from then on, from the first one on.
     Seed(u64),
 }
 

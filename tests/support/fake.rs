@@ -6,7 +6,7 @@ use pglite_port::{
     administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary},
     client::{Client, Interest, write_all},
     protocol::error_response::{ErrorResponse, sqlstate},
-    session::{SessionEnd, SessionStart, Sessions},
+    session::{Choice, Outcome, SessionEnd, SessionStart, Sessions},
 };
 
 /// Sessions that call a function.
@@ -45,6 +45,10 @@ impl<F: Send + Sync + 'static> Administration for Fake<F> {
 
     fn drop_cluster(&self, name: &str) -> Result<(), ErrorResponse> {
         Err(ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, format!("cluster \"{name}\" does not exist")))
+    }
+
+    fn choose(&self, cluster: &str, _: Choice) -> Outcome {
+        self.drop_cluster(cluster)
     }
 
     fn clusters(&self) -> Vec<ClusterSummary> {

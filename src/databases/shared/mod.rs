@@ -292,8 +292,7 @@ impl Postmaster {
                         "a shared database has no template to be put back to; reset is for isolated connections";
                     Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message))
                 }
-                // These were done already.
-                Task::SetClock(_) | Task::Seed(_) => Ok(()),
+                Task::Choose(choice) => postmaster.simulation.choose(*choice),
             };
             pending.finish(outcome);
         };

@@ -25,7 +25,7 @@ use crate::{
     port::frame::{Frame, Kind, Options},
     protocol::error_response::{ErrorResponse, sqlstate},
     serve::socket::SocketClient,
-    session::{Control, Mode, Outcome, PendingTask, Task, panic_text},
+    session::{Choice, Control, Mode, Outcome, PendingTask, Task, panic_text},
 };
 
 /// The function of a verb. It gets the request's id and options, and replies with [`Router::reply`], at once or later.
@@ -274,11 +274,11 @@ fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
     router.assign_task(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
 }
 
-/// `clock`: sets the clock of the cluster of `connection`, see [`Task::SetClock`]. The option `set` is `travel` to the
-/// time `at` or `by` a number of microseconds; `freeze`, `at` a time if there is one; or `back` to real time. Times are
-/// in microseconds since 1970.
+/// `clock`: sets the clock of a cluster, see [`Choice::Clock`]. The option `set` is `travel` to the time `at` or `by` a
+/// number of microseconds; `freeze`, `at` a time if there is one; or `back` to real time. Times are in microseconds since
+/// 1970. The cluster is `cluster`, or that of `connection`.
 fn set_clock(router: &Arc<Router>, id: u32, options: &Options) {
-    router.assign_task(id, options, clock_setting(options).map(Task::SetClock));
+    choose(router, id, options, clock_setting(options).map(Choice::Clock));
 }
 
 fn clock_setting(options: &Options) -> Result<ClockSetting, ErrorResponse> {
@@ -296,9 +296,21 @@ fn clock_setting(options: &Options) -> Result<ClockSetting, ErrorResponse> {
     }
 }
 
-/// `seed`: makes the random numbers of the cluster of `connection` those of `seed`, see [`Task::Seed`].
+/// `seed`: makes the random numbers of a cluster those of `seed`, see [`Choice::Seed`]. The cluster is `cluster`, or that
+/// of `connection`.
 fn seed(router: &Arc<Router>, id: u32, options: &Options) {
-    router.assign_task(id, options, number(options, "seed").map(Task::Seed));
+    choose(router, id, options, number(options, "seed").map(Choice::Seed));
+}
+
+/// Makes the choice for the cluster that the options name.
+fn choose(router: &Arc<Router>, id: u32, options: &Options, choice: Result<Choice, ErrorResponse>) {
+    match options.get("cluster") {
+        Some(cluster) => {
+            let chosen = choice.and_then(|choice| router.administration.choose(cluster, choice));
+            router.reply(id, chosen.map(|()| Options::new()));
+        }
+        None => router.assign_task(id, options, choice.map(Task::Choose)),
+    }
 }
 
 /// `backup`: backs the cluster `cluster`, or the default one, up into the archive `path`, see
