@@ -43,6 +43,12 @@ pub trait Administration: Send + Sync + 'static {
     /// `42710` when there is one of that name, `3D000` when its origin does not exist, others when it cannot be made.
     fn create_cluster(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse>;
 
+    /// Puts the cluster `name` back to what it was when it was made. Its sessions end (`57P01`).
+    ///
+    /// # Errors
+    /// `3D000` when there is none, `0A000` when it is not a copy of a template or a branch, in memory.
+    fn reset_cluster(&self, name: &str) -> Result<(), ErrorResponse>;
+
     /// Ends the sessions of the cluster `name` (`57P01`), and the cluster. What it has in memory is gone; a directory of
     /// the host stays as it is, shut down.
     ///

@@ -3,7 +3,7 @@
 //! * `isolated`: clusters of one connection each
 //! * `registry`: clusters by name, which take many
 //! * `shared`: such a cluster
-//! * `snapshots`: what clusters of templates start from
+//! * `snapshots`, `warm`: what clusters of templates start from, and copies of that in advance
 //! * `simulation`: the clock and the random numbers of a cluster, which tests may choose
 //! * `administration`: figures, templates, clusters, reloading
 
@@ -26,6 +26,7 @@ mod registry;
 mod shared;
 mod simulation;
 mod snapshots;
+mod warm;
 
 pub use isolated::Start;
 pub(crate) use shared::data_directory;
@@ -47,7 +48,7 @@ pub struct Paths {
 /// How clusters are made.
 #[derive(Clone, Default)]
 pub struct Settings {
-    /// How many clones of each template in use are kept ready.
+    /// How many clones of each template in use are kept ready, and copies of each cluster that branches are made of.
     pub warm: usize,
     /// How the cluster of an isolated connection starts.
     pub start: Start,
@@ -79,8 +80,8 @@ impl Databases {
         let templates = Templates::open(pglite, cache, icu, settings.warm, log.clone())?;
         let templates = Arc::new(templates);
         let isolated = Isolated::new(templates.clone(), settings.start, settings.leave);
-        let Settings { shared, leave, on_failure, .. } = settings;
-        let clusters = Registry::new(templates.clone(), shared, leave, log, on_failure);
+        let Settings { warm, shared, leave, on_failure, .. } = settings;
+        let clusters = Registry::new(templates.clone(), shared, leave, warm, log, on_failure);
         let databases = Self { templates, isolated, clusters };
         match mode {
             Mode::Shared => databases.clusters.start_default()?,

@@ -306,3 +306,72 @@ fn connections_of_other_modes_are_what_they_were() {
     assert_eq!(isolated.values("SELECT to_regclass('t') IS NULL"), ["t"]);
     assert_eq!(summary(&databases, DEFAULT_CLUSTER).lifetime, Lifetime::Program);
 }
+
+#[test]
+fn a_cluster_is_put_back_to_its_beginning_and_its_sessions_end() {
+    let (databases, connections) = open();
+    prepare(&connections, "of_reset");
+    create(&databases, "of a template", template("of_reset"));
+    create(&databases, "a branch", branch("of a template"));
+    create(&databases, "empty", ClusterOrigin::Empty);
+    for name in ["of a template", "a branch"] {
+        for _ in 0..2 {
+            let mut session = Local::connect_to(&connections, name);
+            assert_eq!(session.values("SELECT count(*) FROM t"), ["3"], "{name}");
+            session.values("INSERT INTO t VALUES (4); CREATE TABLE u AS SELECT 1");
+            databases.reset_cluster(name).expect("it is reset");
+            assert_eq!(errors(&session.until_ready()), ["57P01"]);
+        }
+    }
+    for (name, code) in [("empty", "0A000"), (DEFAULT_CLUSTER, "0A000"), ("nowhere", "3D000")] {
+        assert_eq!(databases.reset_cluster(name).expect_err("it is refused").code, code);
+    }
+}
+
+#[test]
+fn branches_share_a_snapshot_until_their_origin_changes() {
+    let (databases, connections) = open();
+    create(&databases, "origin", ClusterOrigin::Empty);
+    let mut origin = Local::connect_to(&connections, "origin");
+    origin.values("CREATE TABLE t (a int)");
+    for round in 1..=3 {
+        origin.values(&format!("INSERT INTO t VALUES ({round})"));
+        for name in ["one", "two"] {
+            create(&databases, name, branch("origin"));
+            let mut branched = Local::connect_to(&connections, name);
+            assert_eq!(branched.values("SELECT count(*) FROM t"), [round.to_string()]);
+            branched.values("DELETE FROM t");
+        }
+        // This changes nothing that a file has, and has its turns.
+        assert_eq!(origin.values("SELECT count(*) FROM t"), [round.to_string()]);
+        for name in ["one", "two"] {
+            databases.drop_cluster(name).expect("it is dropped");
+        }
+    }
+    // An asynchronous commit may not be in a file yet.
+    origin.values("SET synchronous_commit = off; INSERT INTO t VALUES (4)");
+    create(&databases, "one", branch("origin"));
+    assert_eq!(Local::connect_to(&connections, "one").values("SELECT count(*) FROM t"), ["4"]);
+}
+
+#[test]
+fn copies_are_kept_ready_of_clusters_that_branches_are_made_of() {
+    let (databases, connections) = cache::administered(Settings { warm: 2, ..Settings::default() });
+    prepare(&connections, "of_warm");
+    let ready = || databases.figures().iter().find(|figure| figure.metric.name == "warm").expect("it is counted").value;
+    // Those of the template `postgres`, of which this connection is a clone.
+    let (_isolated, _) = Local::connect(&connections, Connect::default());
+    while ready() < 2 {
+        thread::yield_now();
+    }
+    for round in 0..4 {
+        let name = format!("next-{round}");
+        create(&databases, &name, template("of_warm"));
+        let mut session = Local::connect_to(&connections, &name);
+        session.values(&format!("INSERT INTO t VALUES ({})", 10 + round));
+        assert_eq!(session.values("SELECT count(*) FROM t"), ["4"], "it shares nothing with the one before");
+        while ready() < 4 {
+            thread::yield_now();
+        }
+    }
+}

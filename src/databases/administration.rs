@@ -9,7 +9,7 @@ use crate::{
 
 impl Administration for Databases {
     fn figures(&self) -> Vec<Figure> {
-        let ready = self.templates.pool().ready() as u64;
+        let ready = (self.templates.pool().ready() + self.clusters.warm().ready()) as u64;
         let running = self.clusters.running();
         let sessions: usize = running.iter().map(|postmaster| postmaster.sessions()).sum();
         let mut figures = vec![
@@ -47,6 +47,10 @@ impl Administration for Databases {
 
     fn create_cluster(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse> {
         self.clusters.create(new)
+    }
+
+    fn reset_cluster(&self, name: &str) -> Result<(), ErrorResponse> {
+        self.clusters.reset(name)
     }
 
     fn drop_cluster(&self, name: &str) -> Result<(), ErrorResponse> {

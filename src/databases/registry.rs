@@ -9,9 +9,11 @@ use super::{
     Leave, Simulation,
     shared::{DATABASE, DataDirectory, OnFailure, Postmaster, SharedSettings},
     snapshots::Snapshots,
+    warm::Warm,
 };
 use crate::{
     administration::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster},
+    backend::ClusterSnapshot,
     client::Client,
     fs::FrozenTree,
     log::LogSink,
@@ -27,6 +29,7 @@ const NAME_LENGTH: usize = 63;
 pub(super) struct Registry {
     templates: Arc<Templates>,
     snapshots: Snapshots,
+    warm: Warm,
     /// The settings of the default cluster. Others begin with them, and a branch with those of its origin.
     settings: SharedSettings,
     leave: Leave,
@@ -55,6 +58,8 @@ struct Cluster {
     /// Called when it has crashed and cannot be started again.
     on_failure: Option<OnFailure>,
     simulation: Simulation,
+    /// What it began as a copy of.
+    beginning: Mutex<Option<Arc<ClusterSnapshot>>>,
     started: Mutex<Started>,
 }
 
@@ -74,6 +79,7 @@ impl Registry {
         templates: Arc<Templates>,
         settings: SharedSettings,
         leave: Leave,
+        warm: usize,
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> Self {
@@ -86,13 +92,15 @@ impl Registry {
             made: SystemTime::now(),
             on_failure,
             simulation: Simulation::new(leave),
+            beginning: Mutex::default(),
             started: Mutex::new(Started::No),
         };
         let clusters =
             Clusters { by_name: BTreeMap::from([(default.name.clone(), Arc::new(default))]), ..Clusters::default() };
         let in_memory = SharedSettings { data_directory: None, template: None, ..settings.clone() };
         let snapshots = Snapshots::new(templates.clone(), in_memory, log.clone());
-        Self { templates, snapshots, settings, leave, log, clusters: Mutex::new(clusters) }
+        let warm = Warm::new(warm);
+        Self { templates, snapshots, warm, settings, leave, log, clusters: Mutex::new(clusters) }
     }
 
     /// Starts the default cluster.
@@ -178,6 +186,7 @@ impl Registry {
             made,
             on_failure: None,
             simulation: Simulation::new(self.leave),
+            beginning: Mutex::default(),
             started,
         });
         clusters.by_name.insert(name, cluster.clone());
@@ -212,8 +221,7 @@ impl Registry {
         };
         let postmaster = match &cluster.origin {
             ClusterOrigin::Template(name) if settings.data_directory.is_none() && !cluster.has_own_settings => {
-                let snapshot = self.snapshots.of_template(name).map_err(no_template)?;
-                Postmaster::from_snapshot(&self.templates, &snapshot, settings, simulation, log, on_failure)?
+                self.go_on(cluster, self.snapshots.of_template(name).map_err(no_template)?)?
             }
             ClusterOrigin::Template(name) => {
                 start(&mut || self.templates.copy(name).map_err(|error| in_words(no_template(error))))?
@@ -223,8 +231,7 @@ impl Registry {
                 let origin = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
                 let origin = self.postmaster(&origin)?.ok_or_else(|| unknown(name, Severity::Error))?;
                 if settings.data_directory.is_none() && !cluster.has_own_settings {
-                    let snapshot = origin.snapshot()?;
-                    Postmaster::from_snapshot(&self.templates, &snapshot, settings, simulation, log, on_failure)?
+                    self.go_on(cluster, origin.snapshot()?)?
                 } else {
                     let files = origin.branch()?;
                     start(&mut || Ok(files.clone()))?
@@ -232,6 +239,43 @@ impl Registry {
             }
         };
         Ok(Arc::new(postmaster))
+    }
+
+    /// What runs `cluster` from now on, which begins as a copy of `snapshot`.
+    fn go_on(&self, cluster: &Cluster, snapshot: Arc<ClusterSnapshot>) -> anyhow::Result<Postmaster> {
+        let copy = self.warm.take(&snapshot)?;
+        *cluster.beginning.lock() = Some(snapshot);
+        let Cluster { settings, simulation, on_failure, .. } = cluster;
+        let (settings, simulation) = (settings.clone(), simulation.clone());
+        Postmaster::from_snapshot(&self.templates, copy, settings, simulation, self.log.clone(), on_failure.clone())
+    }
+
+    /// Puts a cluster back to its beginning: its sessions end, and what was done in it is gone.
+    ///
+    /// # Errors
+    /// See [`Administration::reset_cluster`](crate::administration::Administration::reset_cluster).
+    pub(super) fn reset(&self, name: &str) -> Result<(), ErrorResponse> {
+        let cluster = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
+        // Locked, so that connections wait.
+        let mut started = cluster.started.lock();
+        let beginning = cluster.beginning.lock().clone();
+        let Some(beginning) = beginning.filter(|_| cluster.lifetime != Lifetime::Program) else {
+            let message = format!("cluster \"{name}\" cannot be put back to its beginning");
+            let report = ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message);
+            return Err(report.with_hint(
+                "That is for clusters in memory that are copies of a template or branches, without settings of their own.",
+            ));
+        };
+        if matches!(*started, Started::Gone) {
+            return Err(unknown(name, Severity::Error));
+        }
+        let successor = Arc::new(self.go_on(&cluster, beginning)?);
+        let replaced = std::mem::replace(&mut *started, Started::Yes(successor));
+        drop(started);
+        if let Started::Yes(postmaster) = replaced {
+            postmaster.end();
+        }
+        Ok(())
     }
 
     /// Ends a cluster and its sessions.
@@ -274,6 +318,11 @@ impl Registry {
     /// See [`Administration::choose`](crate::administration::Administration::choose).
     pub(super) fn choose(&self, name: &str, choice: Choice) -> Outcome {
         self.find(name).ok_or_else(|| unknown(name, Severity::Error))?.simulation.choose(choice)
+    }
+
+    /// The copies of clusters that are ready.
+    pub(super) fn warm(&self) -> &Warm {
+        &self.warm
     }
 
     /// The clusters, by name.

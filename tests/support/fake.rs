@@ -43,6 +43,10 @@ impl<F: Send + Sync + 'static> Administration for Fake<F> {
         Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, "there are no clusters"))
     }
 
+    fn reset_cluster(&self, name: &str) -> Result<(), ErrorResponse> {
+        self.drop_cluster(name)
+    }
+
     fn drop_cluster(&self, name: &str) -> Result<(), ErrorResponse> {
         Err(ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, format!("cluster \"{name}\" does not exist")))
     }

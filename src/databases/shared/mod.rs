@@ -126,22 +126,21 @@ impl Postmaster {
         Ok(started)
     }
 
-    /// A cluster in memory that goes on from `snapshot`. It has none of PostgreSQL's own processes yet: the checkpointer
+    /// A cluster in memory that goes on from `copy`, the copy of a snapshot. It has none of PostgreSQL's own processes yet: the checkpointer
     /// is started when it is asked for, autovacuum after some seconds. With data in memory, no other is needed.
     ///
     /// # Errors
     /// When the system has no memory or threads.
     pub(crate) fn from_snapshot(
         templates: &Arc<Templates>,
-        snapshot: &ClusterSnapshot,
+        copy: Fork,
         settings: SharedSettings,
         simulation: Simulation,
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
-        let fork = snapshot.start()?;
-        let launch = Launch { program: templates.program().clone(), files: fork.tree().clone(), settings, log };
-        Self::launch(templates, launch, Some(fork), simulation, on_failure)
+        let launch = Launch { program: templates.program().clone(), files: copy.tree().clone(), settings, log };
+        Self::launch(templates, launch, Some(copy), simulation, on_failure)
     }
 
     fn launch(

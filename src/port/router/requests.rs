@@ -263,8 +263,13 @@ fn clusters(router: &Arc<Router>, id: u32, _: &Options) {
     });
 }
 
-/// `reset`: puts the cluster of `connection` back to its template, see [`Task::Reset`].
+/// `reset`: puts the cluster of `connection` back to its template, see [`Task::Reset`]; or the cluster `cluster` to what
+/// it was when it was made, see [`reset_cluster`](crate::administration::Administration::reset_cluster).
 fn reset(router: &Arc<Router>, id: u32, options: &Options) {
+    if let Some(name) = options.get("cluster").map(str::to_owned) {
+        return router
+            .reply_on_thread(id, move |router| router.administration.reset_cluster(&name).map(|()| Options::new()));
+    }
     router.assign_task(id, options, Ok(Task::Reset));
 }
 
