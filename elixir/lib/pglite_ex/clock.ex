@@ -1,6 +1,6 @@
 defmodule PgliteEx.Clock do
   @moduledoc """
-  The clock of an isolated cluster, which a test sets.
+  The clock of a branch or of an isolated cluster, which a test sets.
 
       alias PgliteEx.Clock
 
@@ -33,19 +33,20 @@ defmodule PgliteEx.Clock do
 
   The first argument is one of
 
+    * a branch (`PgliteEx.branch/2`): its cluster, with all its connections;
     * a gate (`PgliteEx.Gate`) or a server: the clusters of all its connections that are open. `PgliteEx.Case` opens
       a gate for every test, as `:pglite_gate` in its context. If there is no connection yet, the functions
       wait for the first one, for at most five seconds;
     * a raw connection (`PgliteEx.open/2`): its cluster.
 
-  A server in `:isolated` mode gives its program leave to have clocks set. In `:shared` mode the result is
-  `{:error, %PgliteEx.Error{code: "42501"}}`.
+  A server in `:isolated` mode gives its program leave to have clocks set, those of its branches too. In
+  `:shared` mode the result is `{:error, %PgliteEx.Error{code: "42501"}}`.
   """
 
-  alias PgliteEx.{Error, Handle}
+  alias PgliteEx.{Branch, Error, Handle}
 
   @typedoc "What has the clusters whose clocks are set."
-  @type handle :: PgliteEx.connection() | PgliteEx.server()
+  @type handle :: PgliteEx.connection() | PgliteEx.server() | Branch.t()
 
   @microseconds %{
     day: 86_400_000_000,

@@ -32,8 +32,16 @@ defmodule PgliteEx.Connection do
           frame_options: PgliteEx.Frame.options()
         }
 
-  @typedoc "The program that serves a connection, its number there, and the name of the server."
-  @type identity :: %{wasm_port: pid, id: PgliteEx.Frame.id(), server: nil | GenServer.name()}
+  @typedoc """
+  The program that serves a connection, its number there, the name of the server, and that of the
+  cluster if the connection names one.
+  """
+  @type identity :: %{
+          wasm_port: pid,
+          id: PgliteEx.Frame.id(),
+          server: nil | GenServer.name(),
+          cluster: nil | String.t()
+        }
 
   @doc false
   @spec start_link(argument) :: GenServer.on_start()
@@ -97,7 +105,9 @@ defmodule PgliteEx.Connection do
   def handle_call(:identity, _from, %{channel: nil} = state), do: {:reply, nil, state}
 
   def handle_call(:identity, _from, %{wasm_port: wasm_port, channel: channel} = state) do
-    {:reply, %{wasm_port: wasm_port, id: channel.id, server: state.options.name}, state}
+    cluster = Map.new(state.frame_options)["cluster"]
+    server = state.options.name
+    {:reply, %{wasm_port: wasm_port, id: channel.id, server: server, cluster: cluster}, state}
   end
 
   @impl GenServer

@@ -1,11 +1,13 @@
 defmodule PgliteEx.Random do
   @moduledoc """
-  The random numbers of an isolated cluster, which a test seeds.
+  The random numbers of a branch or of an isolated cluster, which a test seeds.
 
       :ok = PgliteEx.Random.seed(gate, 42)
       Postgrex.query!(conn, "select random(), gen_random_uuid()", [])
 
-  With the same seed and the same statements, every clone of a template has the same numbers. This covers
+  With the same seed and the same statements, every clone and every branch of a template has the same numbers.
+  In a branch, the sessions share the numbers of the seed: statements have the same ones if they come in
+  the same order. This covers
   `random()` and its relatives, `gen_random_uuid()`, `uuidv7()` (together with a clock that stands still, see
   `PgliteEx.Clock`), `TABLESAMPLE`, `array_shuffle()` and `array_sample()`, and what `pgcrypto` makes: ids, salts and
   session keys. Without a seed the numbers differ between clones, as those of two servers do.

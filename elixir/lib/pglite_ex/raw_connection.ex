@@ -75,6 +75,7 @@ defmodule PgliteEx.RawConnection do
          %{
            wasm_port: wasm_port,
            server: argument.server,
+           cluster: Map.new(argument.frame_options)["cluster"],
            channel: channel,
            owner: owner,
            owner_monitor: Process.monitor(owner),
@@ -98,8 +99,12 @@ defmodule PgliteEx.RawConnection do
   def handle_call({:activate, active}, _from, state),
     do: {:reply, :ok, deliver(%{state | active: active})}
 
-  def handle_call(:identity, _from, %{wasm_port: wasm_port, channel: channel} = state),
-    do: {:reply, %{wasm_port: wasm_port, id: channel.id, server: state.server}, state}
+  def handle_call(:identity, _from, state) do
+    identity =
+      state |> Map.take([:wasm_port, :server, :cluster]) |> Map.put(:id, state.channel.id)
+
+    {:reply, identity, state}
+  end
 
   @impl GenServer
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{owner_monitor: monitor} = state),
