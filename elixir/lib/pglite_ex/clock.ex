@@ -18,7 +18,8 @@ defmodule PgliteEx.Clock do
   A clock is set between statements, for all sessions of the cluster; statements that a client sends after
   the function has returned see the new time. In a transaction that is open, `now()` stays what it was, as
   in any PostgreSQL. The clock stays set when the cluster is reset to its template
-  (`PgliteEx.Template.reset/1`), and is gone with the cluster. Clocks of other clusters are not affected.
+  (`PgliteEx.Template.reset/1`), and is gone with the cluster. Clocks of other clusters are not affected; a branch
+  begins with real time, whatever the clock of its origin shows.
 
   What waits or measures goes by real time, also at a clock that stands still, and also when the clock is
   set meanwhile: `pg_sleep`, `statement_timeout`, `lock_timeout`, `deadlock_timeout`, the timeouts of
