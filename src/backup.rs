@@ -23,7 +23,6 @@ mod server;
 mod target;
 
 use std::{
-    fmt,
     io::{self, Write},
     os::unix::net::UnixStream,
     path::Path,
@@ -31,7 +30,10 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use crate::postgres::control_file;
+use crate::{
+    databases::data_directory::{PG_CONTROL, PG_VERSION},
+    postgres::control_file,
+};
 
 use archive::Archive;
 use directory::Directory;
@@ -40,10 +42,6 @@ pub use restore::restore;
 use server::Server;
 use target::{STANDARD, Target, directory_of};
 
-/// The file of the version of a cluster.
-const PG_VERSION: &str = "PG_VERSION";
-/// The file of the state of a cluster.
-const PG_CONTROL: &str = "global/pg_control";
 /// The file that says where the WAL of a backup begins, and the file with its symbolic links
 /// (`src/include/access/xlog.h`).
 const BACKUP_LABEL: &str = "backup_label";
@@ -60,14 +58,6 @@ pub struct Summary {
     pub bytes: u64,
     /// How many pages had a checksum, which was right.
     pub pages: u64,
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let megabytes = self.bytes.div_ceil(100_000);
-        let (whole, tenth) = (megabytes / 10, megabytes % 10);
-        write!(f, "{} files, {whole}.{tenth} MB, {} pages with a right checksum", self.files, self.pages)
-    }
 }
 
 /// Backs a cluster up into the archive `file`; `from` is the directory of a cluster that is stopped, or the URL

@@ -1,4 +1,4 @@
-//! The output of the commands `templates`, `cache` and `evidence`.
+//! The output of the commands `templates`, `cache` and `evidence`, and what a backup had in it.
 
 use std::{
     io::{self, Write},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::{Timestamp, tz::TimeZone};
-use pglite_port::{instrument::Instrumented, pruning::Entry, template::Summary};
+use pglite_port::{backup, instrument::Instrumented, pruning::Entry, template::Summary};
 use serde_json::Value;
 
 /// Prints one line for each template, after a line of headings. A closed pipe is no error.
@@ -52,6 +52,12 @@ fn write<const N: usize>(
         writeln!(out, "{}", cells.join("  ").trim_end())?;
     }
     Ok(())
+}
+
+/// What a backup has in it.
+pub(crate) fn backup(summary: backup::Summary) -> String {
+    let backup::Summary { files, bytes, pages } = summary;
+    format!("{files} files, {}, {pages} pages with a right checksum", size(bytes))
 }
 
 pub(crate) fn size(bytes: u64) -> String {

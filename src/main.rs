@@ -291,11 +291,11 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         }
         Command::Backup { from, file, no_verify_checksums } => {
             let summary = backup::back_up(from, file, !no_verify_checksums)?;
-            tracing::info!("backed up to {}: {summary}", file.display());
+            tracing::info!("backed up to {}: {}", file.display(), list::backup(summary));
         }
         Command::Restore { file, directory, no_verify_checksums } => {
             let summary = backup::restore(file, directory, !no_verify_checksums)?;
-            tracing::info!("restored {}: {summary}", directory.display());
+            tracing::info!("restored {}: {}", directory.display(), list::backup(summary));
         }
         Command::Evidence { file } => {
             let wasm = match file {

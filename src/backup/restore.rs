@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     databases::data_directory,
-    fs::{Storage, StoredFile, Written, is_zero},
+    fs::{Storage, Written, is_zero},
     postgres::{control_file, wal},
 };
 
@@ -196,7 +196,7 @@ impl Restored {
                 self.summary.pages += pages.verify_all(len, piece, |found| wrong.push((path.to_owned(), found)));
             }
             if let Some(file) = &file {
-                write(&**file, len, piece)?;
+                file.write_all_at(len, piece)?;
             }
             if is_looked_at {
                 let longest = if path == MANIFEST { LONGEST_MANIFEST } else { LONGEST };
@@ -317,11 +317,6 @@ fn read_fully(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-fn write(file: &dyn StoredFile, offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
-    ensure!(file.write_at(offset, bytes)? == bytes.len(), "the disk is full");
-    Ok(())
 }
 
 #[cfg(test)]

@@ -388,9 +388,7 @@ fn copy_content(content: &Content, target: &dyn StoredFile) -> Result<(), Errno>
         if read == 0 {
             return Ok(());
         }
-        if target.write_at(offset, &buffer[..read])? < read {
-            return Err(Errno::ENOSPC);
-        }
+        target.write_all_at(offset, &buffer[..read])?;
         offset += read as u64;
     }
 }

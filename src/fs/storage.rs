@@ -82,6 +82,17 @@ pub trait StoredFile: fmt::Debug + Send + Sync {
     /// The operating system's.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize>;
 
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// The operating system's; `ENOSPC` if there is no room for all of them.
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.write_at(offset, bytes)? < bytes.len() {
+            return Err(rustix::io::Errno::NOSPC.into());
+        }
+        Ok(())
+    }
+
     /// Sets the length; added bytes are zeros.
     ///
     /// # Errors

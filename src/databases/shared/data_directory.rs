@@ -26,7 +26,7 @@ use crate::{
 pub(crate) const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 
 /// The file by which a directory is recognised as a cluster. It is the last file that is made in a new cluster.
-pub(crate) const PG_VERSION: &[u8] = b"PG_VERSION";
+pub(crate) const PG_VERSION: &str = "PG_VERSION";
 
 /// The cluster's configuration.
 const CONFIGURATION: &[u8] = b"postgresql.conf";
@@ -35,7 +35,7 @@ const CONFIGURATION: &[u8] = b"postgresql.conf";
 const PARTS: [&str; 6] = ["base", "global", "pg_multixact", "pg_wal", "pg_xact", "postgresql.conf"];
 
 /// The file without which a cluster cannot start.
-pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
+pub(crate) const PG_CONTROL: &str = "global/pg_control";
 
 /// Where a cluster is kept.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ impl DataDirectory {
             }
             Self::Storage(storage) => (storage.clone(), prepare(&**storage, new_cluster).with_context(unusable)?),
         };
-        let recovers = !control_file::was_shut_down(&read(&*storage, PG_CONTROL).with_context(unusable)?);
+        let recovers = !control_file::was_shut_down(&read(&*storage, PG_CONTROL.as_bytes()).with_context(unusable)?);
         Ok(Opened { storage, is_new, recovers })
     }
 }
@@ -223,7 +223,7 @@ fn prepare(
     tracing::info!("making a new cluster");
     let tree = Tree::from_frozen(cluster);
     make(storage, Making::New, |storage| {
-        tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path != PG_VERSION)?;
+        tree.copy_to(DATA_DIRECTORY.as_bytes(), storage, &|path| path != PG_VERSION.as_bytes())?;
         system_identifier::renew(storage)?;
         allow_more_wal(storage)?;
         Ok((format!("{MAJOR_VERSION}\n").into_bytes(), ()))
@@ -236,7 +236,8 @@ fn state(storage: &dyn Storage) -> anyhow::Result<State> {
     let names: Vec<_> = storage.list(b"")?.into_iter().map(|entry| entry.name).collect();
     let has = |wanted: &[u8]| names.iter().any(|name| name == wanted);
     // After a power loss the name may be there without the content.
-    let has_version = has(PG_VERSION) && read(storage, PG_VERSION)?.iter().any(u8::is_ascii_digit);
+    let has_version =
+        has(PG_VERSION.as_bytes()) && read(storage, PG_VERSION.as_bytes())?.iter().any(u8::is_ascii_digit);
     Ok(match (has(UNFINISHED), has_version) {
         (true, false) if read(storage, UNFINISHED)? == Making::Restored.mark() => State::Unfinished(Making::Restored),
         (true, false) => State::Unfinished(Making::New),
@@ -258,7 +259,7 @@ fn make<T>(
 ) -> anyhow::Result<T> {
     create_file(storage, UNFINISHED, making.mark())?;
     let (version, made) = write_files(storage)?;
-    create_file(storage, PG_VERSION, &version)?;
+    create_file(storage, PG_VERSION.as_bytes(), &version)?;
     remove_mark(storage)?;
     Ok(made)
 }
@@ -290,7 +291,7 @@ fn allow_more_wal(storage: &dyn Storage) -> anyhow::Result<()> {
 
 /// Removes everything below `path`: what makes it a cluster first, and the mark last.
 fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
-    if path.is_empty() && storage.unlink(PG_VERSION).is_ok() {
+    if path.is_empty() && storage.unlink(PG_VERSION.as_bytes()).is_ok() {
         storage.sync_directory(path)?;
     }
     for entry in storage.list(path)? {
@@ -311,7 +312,7 @@ fn empty(storage: &dyn Storage, path: &[u8]) -> io::Result<()> {
 /// # Errors
 /// When it is not; the message says what it is, and what to do.
 pub(crate) fn check(storage: &dyn Storage) -> anyhow::Result<()> {
-    let version = match read(storage, PG_VERSION) {
+    let version = match read(storage, PG_VERSION.as_bytes()) {
         Ok(version) => String::from_utf8_lossy(&version).trim().to_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             bail!(
@@ -326,7 +327,7 @@ pub(crate) fn check(storage: &dyn Storage) -> anyhow::Result<()> {
     if let Some(missing) = PARTS.iter().find(|part| !names.iter().any(|name| name == part.as_bytes())) {
         bail!("{missing} is missing, so it is only a part of a cluster: restore a backup");
     }
-    let control = read(storage, PG_CONTROL)
+    let control = read(storage, PG_CONTROL.as_bytes())
         .context("global/pg_control cannot be read, so a part of the cluster is missing: restore a backup")?;
     ensure!(
         control_file::is_32_bit(&control).unwrap_or(true),
@@ -360,7 +361,7 @@ pub(super) fn read(storage: &dyn Storage, path: &[u8]) -> io::Result<Vec<u8>> {
 /// Writes into a file, and has it on the disk.
 pub(super) fn write(storage: &dyn Storage, path: &[u8], offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
     let file = storage.open(path)?;
-    ensure!(file.write_at(offset, bytes)? == bytes.len(), "the disk is full");
+    file.write_all_at(offset, bytes)?;
     Ok(file.sync()?)
 }
 

@@ -18,11 +18,11 @@ use crate::{
 /// When its files are not those of a cluster of this `PostgreSQL`, or cannot be written.
 pub(super) fn renew(storage: &dyn Storage) -> anyhow::Result<()> {
     let identifier = new()?;
-    let mut control = read(storage, PG_CONTROL)?;
+    let mut control = read(storage, PG_CONTROL.as_bytes())?;
     let mut nonce = [0; control_file::NONCE_LENGTH];
     random::fill(&mut nonce)?;
     control_file::renew(&mut control, identifier, nonce).context("global/pg_control has another layout")?;
-    write(storage, PG_CONTROL, 0, &control)?;
+    write(storage, PG_CONTROL.as_bytes(), 0, &control)?;
     for entry in storage.list(wal::DIRECTORY)? {
         if entry.name.len() == wal::NAME_LENGTH && entry.name.iter().all(u8::is_ascii_hexdigit) {
             let path = joined(wal::DIRECTORY, &entry.name);
