@@ -65,7 +65,9 @@ fn recover(server: &mut Server) -> anyhow::Result<()> {
 /// Serves one session. It writes the files from which later ones load the system catalogs (`pg_internal.init`), and
 /// its pages stay in shared buffers.
 fn rehearse(server: &Server, launch: &Launch, database: &str) -> anyhow::Result<()> {
-    let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
+    // It must leave nothing of its own in the cluster.
+    let parameters = [("user", BOOTSTRAP_USER), ("database", database), ("event_triggers", "off")];
+    let packet = StartupMessage::packet(&parameters);
     let client = ClientStream::new(Box::new(NoClient::default()), &packet);
     let seat = server.running.seats.join(Priority::Client);
     let setup = |files| Setup { seat: Some(seat), ..Setup::backend(&launch.program, files) };

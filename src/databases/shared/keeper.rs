@@ -139,6 +139,17 @@ impl Keeper {
         self.changed.notify_all();
     }
 
+    /// Stops the processes of the cluster where they are, and prevents further starts.
+    pub(super) fn abandon(&self) {
+        let mut shared = self.shared.lock();
+        shared.stopping = true;
+        if let State::Running(running, _) = &shared.state {
+            running.seats.crash();
+            running.tell(Event::Crashed);
+        }
+        self.changed.notify_all();
+    }
+
     fn set(&self, mut shared: MutexGuard<'_, Shared>, state: State) {
         shared.state = state;
         self.changed.notify_all();

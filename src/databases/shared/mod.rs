@@ -25,7 +25,7 @@ mod tidy;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::Arc,
+    sync::{Arc, Weak},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -79,6 +79,8 @@ pub(crate) struct Postmaster {
 struct Branched {
     seats: Arc<Seats>,
     turns: u64,
+    /// The files that the branches began with; not kept for this.
+    files: Weak<FrozenTree>,
     snapshot: Arc<ClusterSnapshot>,
 }
 
@@ -157,7 +159,11 @@ impl Postmaster {
             move || keeper.keep_running(&launch, captured, on_failure.as_ref())
         };
         let thread = thread::Builder::new().name("postmaster".into()).stack_size(THREAD_STACK).spawn(work)?;
-        keeper.running()?;
+        if let Err(error) = keeper.running() {
+            // What it had, such as the lock of the directory, is free when this returns.
+            let _ = thread.join();
+            return Err(error);
+        }
         Ok(Self {
             templates: templates.clone(),
             simulation,
@@ -318,7 +324,7 @@ impl Postmaster {
     /// When the checkpoint fails, or the cluster crashes meanwhile.
     pub(crate) fn branch(&self) -> Result<Arc<FrozenTree>, ErrorResponse> {
         let running = self.keeper.running()?;
-        let files = self.checkpoint(&running).and_then(|()| Self::frozen_files(&running, |_| {}));
+        let files = self.checkpoint(&running).and_then(|()| Self::frozen_files(&running));
         files.map(|(files, _)| files).map_err(reported)
     }
 
@@ -336,36 +342,32 @@ impl Postmaster {
             return Ok(branched.snapshot.clone());
         }
         self.checkpoint(&running).map_err(reported)?;
-        let mut is_same = false;
-        let frozen = Self::frozen_files(&running, |tree| {
-            is_same = tree.is_frozen() && last.as_ref().is_some_and(|last| last.is_of(&running));
-        });
-        let (files, turns) = frozen.map_err(reported)?;
-        if let Some(branched) = last.as_mut().filter(|_| is_same) {
+        let (frozen, turns) = Self::frozen_files(&running).map_err(reported)?;
+        // A tree that has not changed since it was frozen is the same one when it is frozen again.
+        let files = Arc::downgrade(&frozen);
+        if let Some(branched) = last.as_mut().filter(|last| last.is_of(&running) && last.files.ptr_eq(&files)) {
             branched.turns = turns;
             return Ok(branched.snapshot.clone());
         }
-        let files = self.templates.recovered(&files)?;
+        let recovered = self.templates.recovered(&frozen)?;
         let settings = SharedSettings { data_directory: None, template: None, ..self.settings.clone() };
         let (database, log) = (self.last_database.lock().clone(), self.log.clone());
-        let captured = on_wasm_stack(|| capture(self.templates.program(), files, settings, &database, log));
+        let captured = on_wasm_stack(|| capture(self.templates.program(), recovered, settings, &database, log));
         let snapshot = Arc::new(captured.map_err(anyhow::Error::from).and_then(|captured| captured)?);
-        *last = Some(Branched { seats: running.seats.clone(), turns, snapshot: snapshot.clone() });
+        *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone() });
         Ok(snapshot)
     }
 
-    /// The cluster's files as they are now, and the number of turns until now. `look` is called with the tree before it
-    /// is frozen.
+    /// The cluster's files as they are now, and the number of turns until now.
     ///
     /// # Errors
     /// When they cannot be read, or the cluster crashes meanwhile.
-    fn frozen_files(running: &Running, look: impl FnOnce(&Tree)) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
+    fn frozen_files(running: &Running) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
         let tree = running.fork().tree().clone();
         // With the turn, because no session may write them meanwhile.
         let mut seat = running.seats.join(Priority::Background);
         seat.take_turn()?;
         let mut tree = tree.lock();
-        look(&tree);
         let frozen = if tree.has_storage() { tree.freeze_stored() } else { Ok(tree.freeze()) };
         let turns = running.seats.turns();
         drop(tree);
@@ -411,12 +413,8 @@ impl Postmaster {
             control.interrupt(Interrupt::Terminate);
         }
         if !self.attached.wait_until_left(Instant::now() + END_PATIENCE) {
-            if let Some(running) = self.keeper.current() {
-                tracing::warn!(
-                    "sessions of a cluster that is dropped have not ended in time: its processes are stopped"
-                );
-                running.seats.crash();
-            }
+            tracing::warn!("sessions of a cluster that is dropped have not ended in time: its processes are stopped");
+            self.keeper.abandon();
             if !self.attached.wait_until_left(Instant::now() + END_PATIENCE) {
                 tracing::warn!(
                     "a session of a cluster that is dropped does not end: its memory stays in use until then"
