@@ -375,3 +375,171 @@ fn copies_are_kept_ready_of_clusters_that_branches_are_made_of() {
         }
     }
 }
+
+#[test]
+fn a_branch_has_all_that_was_committed_also_when_a_template_was_frozen_since() {
+    let (databases, connections) = open();
+    create(&databases, "origin", ClusterOrigin::Empty);
+    let mut origin = Local::connect_to(&connections, "origin");
+    origin.values("CREATE TABLE t AS SELECT 1 AS a");
+    create(&databases, "before", branch("origin"));
+    origin.values("INSERT INTO t VALUES (2)");
+    origin.freeze("frozen_meanwhile");
+    create(&databases, "after", branch("origin"));
+    assert_eq!(Local::connect_to(&connections, "after").values("SELECT a FROM t ORDER BY a"), ["1", "2"]);
+}
+
+#[test]
+fn a_branch_has_nothing_that_its_origin_does_not_have() {
+    let (databases, connections) = open();
+    create(&databases, "origin", ClusterOrigin::Empty);
+    let mut origin = Local::connect_to(&connections, "origin");
+    origin.values("CREATE TABLE logins (database name)");
+    origin.values(
+        "CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS \
+         $$ BEGIN INSERT INTO logins VALUES (current_database()); END $$",
+    );
+    origin.values("CREATE EVENT TRIGGER note ON login EXECUTE FUNCTION note()");
+    origin.values("ALTER EVENT TRIGGER note ENABLE ALWAYS");
+    drop(Local::connect_to(&connections, "origin"));
+    assert_eq!(origin.values("SELECT count(*) FROM logins"), ["1"]);
+    create(&databases, "branch", branch("origin"));
+    let mut branched = Local::connect_to(&connections, "branch");
+    assert_eq!(branched.values("SELECT count(*) FROM logins"), ["2"], "that of the origin, and its own");
+}
+
+#[test]
+fn clusters_can_be_branches_of_clusters_that_had_each_others_names() {
+    let (databases, connections) = open();
+    create(&databases, "one", ClusterOrigin::Empty);
+    Local::connect_to(&connections, "one").values("CREATE TABLE t AS SELECT 1 AS a");
+    create(&databases, "two", branch("one"));
+    databases.drop_cluster("one").expect("it is dropped");
+    assert_eq!(create(&databases, "one", branch("two")).database, "postgres");
+    assert_eq!(Local::connect_to(&connections, "one").values("SELECT a FROM t"), ["1"]);
+}
+
+#[test]
+fn a_cluster_is_no_branch_of_itself() {
+    let (databases, _) = open();
+    let report = databases.create_cluster(new("one", branch("one"))).expect_err("there is no origin");
+    assert_eq!((report.code, &report.message[..]), ("3D000", "cluster \"one\" does not exist"));
+    create(&databases, "one", ClusterOrigin::Empty);
+    let report = databases.create_cluster(new("one", branch("one"))).expect_err("it exists");
+    assert_eq!(report.code, "42710");
+}
+
+#[test]
+fn two_clusters_that_are_made_as_branches_of_each_other_at_once_are_refused() {
+    let (databases, _) = open();
+    let together = Barrier::new(2);
+    for _ in 0..50 {
+        thread::scope(|scope| {
+            for (name, origin) in [("one", "two"), ("two", "one")] {
+                let (databases, together) = (&databases, &together);
+                scope.spawn(move || {
+                    together.wait();
+                    let report = databases.create_cluster(new(name, branch(origin))).expect_err("no origin");
+                    assert_eq!(report.code, "3D000");
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn every_connection_to_a_cluster_that_is_being_made_gets_that_one_cluster() {
+    let (databases, connections) = open();
+    prepare(&connections, "for_all");
+    for round in 0..6 {
+        let name = &format!("made{round}")[..];
+        let together = Barrier::new(5);
+        let met = thread::scope(|scope| {
+            let connecting = [(); 4].map(|()| {
+                scope.spawn(|| {
+                    together.wait();
+                    loop {
+                        let connect = Connect { cluster: Some(name), ..Connect::default() };
+                        let (mut session, messages) = Local::connect(&connections, connect);
+                        if errors(&messages).is_empty() {
+                            session.values("INSERT INTO t SELECT coalesce(max(a), 0) + 100 + pg_backend_pid() FROM t");
+                            return session;
+                        }
+                    }
+                })
+            });
+            together.wait();
+            create(&databases, name, template("for_all"));
+            connecting.map(|thread| thread.join().expect("no panic"))
+        });
+        let mut seen = Local::connect_to(&connections, name);
+        assert_eq!(seen.values("SELECT count(*) FROM t"), ["7"], "{round}");
+        assert_eq!(summary(&databases, name).connections, 5);
+        drop(met);
+    }
+}
+
+#[test]
+fn lists_that_are_made_at_once_miss_no_cluster_that_runs() {
+    let (databases, connections) = open();
+    create(&databases, "busy", ClusterOrigin::Empty);
+    let _stays = Local::connect_to(&connections, "busy");
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..20_000 {
+                    assert_eq!(summary(&databases, "busy").connections, 1);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_directory_is_free_again_as_soon_as_a_cluster_in_it_was_refused_or_dropped() {
+    let (databases, _) = open();
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("data");
+    let durable =
+        |settings| NewCluster { data_directory: Some(path.clone()), settings, ..new("durable", ClusterOrigin::Empty) };
+    for _ in 0..3 {
+        let wrong = vec![("no_such_setting".to_owned(), "1".to_owned())];
+        let report = databases.create_cluster(durable(wrong)).expect_err("it is refused");
+        assert!(report.message.contains("no_such_setting"), "{report:?}");
+        databases.create_cluster(durable(Vec::new())).expect("a cluster");
+        databases.drop_cluster("durable").expect("it is dropped");
+    }
+}
+
+#[test]
+fn a_directory_has_one_cluster_by_whatever_path_it_is_named() {
+    let (databases, _) = open();
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, link) = (directory.path().join("data"), directory.path().join("link"));
+    std::os::unix::fs::symlink(&path, &link).expect("a link");
+    let durable = |name, path: &std::path::Path| NewCluster {
+        data_directory: Some(path.to_owned()),
+        ..new(name, ClusterOrigin::Empty)
+    };
+    databases.create_cluster(durable("first", &path)).expect("a cluster");
+    for other in [&link, &directory.path().join("link/../data")] {
+        let report = databases.create_cluster(durable("second", other)).expect_err("it has an owner");
+        assert!(report.message.contains("in use"), "{report:?}");
+    }
+}
+
+#[test]
+fn a_branch_does_not_take_over_the_cluster_that_is_in_its_directory() {
+    let (databases, connections) = open();
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("data");
+    let kept = |name, origin| NewCluster { data_directory: Some(path.clone()), ..new(name, origin) };
+    databases.create_cluster(kept("old", ClusterOrigin::Empty)).expect("a cluster");
+    Local::connect_to(&connections, "old").values("CREATE TABLE old AS SELECT 1 AS a");
+    databases.drop_cluster("old").expect("it is dropped");
+    create(&databases, "origin", ClusterOrigin::Empty);
+    let report = databases.create_cluster(kept("branch", branch("origin"))).expect_err("the directory is not empty");
+    assert_eq!(report.code, "55000", "{report:?}");
+    databases.create_cluster(kept("again", ClusterOrigin::Empty)).expect("a cluster");
+    assert_eq!(Local::connect_to(&connections, "again").values("SELECT a FROM old"), ["1"]);
+}

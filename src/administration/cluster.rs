@@ -12,7 +12,8 @@ pub struct NewCluster {
     pub name: Option<String>,
     /// What is in it.
     pub origin: ClusterOrigin,
-    /// The directory of the host that it is kept in, which must be empty or not there; without, it is in memory.
+    /// The directory of the host that it is kept in; without, it is in memory. If there is a cluster in it, that one is
+    /// started instead of a new one; a branch is refused then.
     pub data_directory: Option<PathBuf>,
     /// How long it exists.
     pub lifetime: Lifetime,

@@ -1,13 +1,17 @@
 //! The clusters of the program by name: made, found for connections, dropped.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use anyhow::{Context, anyhow};
 use parking_lot::Mutex;
 
 use super::{
     Leave, Simulation,
-    shared::{DATABASE, DataDirectory, OnFailure, Postmaster, SharedSettings},
+    shared::{DATABASE, DataDirectory, OnFailure, Postmaster, SharedSettings, data_directory::PG_VERSION},
     snapshots::Snapshots,
     warm::Warm,
 };
@@ -60,14 +64,20 @@ struct Cluster {
     simulation: Simulation,
     /// What it began as a copy of.
     beginning: Mutex<Option<Arc<ClusterSnapshot>>>,
-    started: Mutex<Started>,
+    /// The database in it that its origin was made for; known when it is started.
+    database: OnceLock<String>,
+    state: Mutex<State>,
+    /// Locked while it starts, so that it is started once. A thread that has the lock of a branch may take that of the
+    /// branch's origin, which is older.
+    starting: Mutex<()>,
 }
 
 /// What runs a cluster.
-enum Started {
-    /// Nothing yet: it starts for the first connection that needs it.
-    No,
-    Yes(Arc<Postmaster>),
+#[derive(Clone)]
+enum State {
+    /// Nothing yet: it starts for the first connection that needs it. A branch has its origin here.
+    New(Option<Arc<Cluster>>),
+    Started(Arc<Postmaster>),
     /// It was dropped, or could not be made.
     Gone,
 }
@@ -93,7 +103,9 @@ impl Registry {
             on_failure,
             simulation: Simulation::new(leave),
             beginning: Mutex::default(),
-            started: Mutex::new(Started::No),
+            database: OnceLock::new(),
+            state: Mutex::new(State::New(None)),
+            starting: Mutex::default(),
         };
         let clusters =
             Clusters { by_name: BTreeMap::from([(default.name.clone(), Arc::new(default))]), ..Clusters::default() };
@@ -142,12 +154,11 @@ impl Registry {
     /// See [`Administration::create_cluster`](crate::administration::Administration::create_cluster).
     pub(super) fn create(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse> {
         let cluster = self.enter(new)?;
-        let made = self.make(&cluster);
-        if made.is_err() {
-            *cluster.started.lock() = Started::Gone;
-            self.remove(&cluster);
-        }
-        Ok(MadeCluster { name: cluster.name.clone(), database: made? })
+        self.postmaster(&cluster)?.ok_or_else(|| {
+            let message = format!("cluster \"{}\" was dropped while it was made", cluster.name);
+            ErrorResponse::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, message)
+        })?;
+        Ok(MadeCluster { name: cluster.name.clone(), database: cluster.database().to_owned() })
     }
 
     /// Adds a cluster that is not started yet. Its name is taken from then on.
@@ -168,57 +179,50 @@ impl Registry {
             let message = format!("cluster \"{name}\" already exists");
             return Err(ErrorResponse::error(sqlstate::DUPLICATE_OBJECT, message));
         }
-        let mut settings = match &origin {
-            ClusterOrigin::Branch(name) => clusters.by_name.get(name).map_or(&self.settings, |origin| &origin.settings),
-            ClusterOrigin::Empty | ClusterOrigin::Template(_) => &self.settings,
-        }
-        .clone();
+        // Of what this name means now, so that no cluster is a branch of itself, or of a branch of itself.
+        let branch_of = match &origin {
+            ClusterOrigin::Branch(name) => {
+                Some(clusters.by_name.get(name).ok_or_else(|| unknown(name, Severity::Error))?.clone())
+            }
+            ClusterOrigin::Empty | ClusterOrigin::Template(_) => None,
+        };
+        let mut settings = branch_of.as_ref().map_or(&self.settings, |origin| &origin.settings).clone();
         settings.further.append(&mut further);
         settings.data_directory = data_directory.map(DataDirectory::Host);
         settings.template = None;
-        let (made, started) = (SystemTime::now(), Mutex::new(Started::No));
         let cluster = Arc::new(Cluster {
             name: name.clone(),
             origin,
             lifetime,
             settings,
             has_own_settings,
-            made,
+            made: SystemTime::now(),
             on_failure: None,
             simulation: Simulation::new(self.leave),
             beginning: Mutex::default(),
-            started,
+            database: OnceLock::new(),
+            state: Mutex::new(State::New(branch_of)),
+            starting: Mutex::default(),
         });
         clusters.by_name.insert(name, cluster.clone());
         Ok(cluster)
     }
 
-    /// Starts a cluster that was entered, and returns the name of its database.
-    fn make(&self, cluster: &Cluster) -> Result<String, ErrorResponse> {
-        // Locked, so that connections wait.
-        let mut started = cluster.started.lock();
-        *started = Started::Yes(self.start(cluster)?);
-        Ok(self.database(cluster))
-    }
-
-    /// The database in `cluster` that its origin was made for.
-    fn database(&self, cluster: &Cluster) -> String {
-        let found = match &cluster.origin {
-            ClusterOrigin::Empty => None,
-            ClusterOrigin::Template(name) => self.templates.database(name).ok(),
-            ClusterOrigin::Branch(name) => self.find(name).map(|origin| self.database(&origin)),
-        };
-        found.unwrap_or_else(|| DATABASE.to_owned())
-    }
-
     /// What runs `cluster` from now on.
-    fn start(&self, cluster: &Cluster) -> Result<Arc<Postmaster>, ErrorResponse> {
+    fn start(&self, cluster: &Cluster, branch_of: Option<&Arc<Cluster>>) -> Result<Arc<Postmaster>, ErrorResponse> {
         let (settings, log, on_failure) = (cluster.settings.clone(), self.log.clone(), cluster.on_failure.clone());
         let simulation = cluster.simulation.clone();
         let start = |new: &mut dyn FnMut() -> anyhow::Result<Arc<FrozenTree>>| {
             let (settings, simulation) = (settings.clone(), simulation.clone());
             Postmaster::start(&self.templates, new, settings, simulation, log.clone(), on_failure.clone())
         };
+        let database = match (&cluster.origin, branch_of) {
+            (ClusterOrigin::Template(name), _) => self.templates.database(name).map_err(no_template)?,
+            (_, Some(origin)) => origin.database().to_owned(),
+            (_, None) => DATABASE.to_owned(),
+        };
+        // Set before, if an earlier start failed.
+        let _ = cluster.database.set(database);
         let postmaster = match &cluster.origin {
             ClusterOrigin::Template(name) if settings.data_directory.is_none() && !cluster.has_own_settings => {
                 self.go_on(cluster, self.snapshots.of_template(name).map_err(no_template)?)?
@@ -228,8 +232,15 @@ impl Registry {
             }
             ClusterOrigin::Empty => start(&mut || self.templates.cluster())?,
             ClusterOrigin::Branch(name) => {
-                let origin = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
-                let origin = self.postmaster(&origin)?.ok_or_else(|| unknown(name, Severity::Error))?;
+                if let Some(DataDirectory::Host(path)) = &settings.data_directory
+                    && path.join(PG_VERSION).exists()
+                {
+                    let message = format!("there is a cluster in the data directory {} already", path.display());
+                    let report = ErrorResponse::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, message);
+                    return Err(report.with_hint("Choose a new directory for the branch."));
+                }
+                let origin = branch_of.map(|origin| self.postmaster(origin)).transpose()?.flatten();
+                let origin = origin.ok_or_else(|| unknown(name, Severity::Error))?;
                 if settings.data_directory.is_none() && !cluster.has_own_settings {
                     self.go_on(cluster, origin.snapshot()?)?
                 } else {
@@ -256,8 +267,6 @@ impl Registry {
     /// See [`Administration::reset_cluster`](crate::administration::Administration::reset_cluster).
     pub(super) fn reset(&self, name: &str) -> Result<(), ErrorResponse> {
         let cluster = self.find(name).ok_or_else(|| unknown(name, Severity::Error))?;
-        // Locked, so that connections wait.
-        let mut started = cluster.started.lock();
         let beginning = cluster.beginning.lock().clone();
         let Some(beginning) = beginning.filter(|_| cluster.lifetime != Lifetime::Program) else {
             let message = format!("cluster \"{name}\" cannot be put back to its beginning");
@@ -266,14 +275,13 @@ impl Registry {
                 "That is for clusters in memory that are copies of a template or branches, without settings of their own.",
             ));
         };
-        if matches!(*started, Started::Gone) {
-            return Err(unknown(name, Severity::Error));
-        }
         let successor = Arc::new(self.go_on(&cluster, beginning)?);
-        let replaced = std::mem::replace(&mut *started, Started::Yes(successor));
-        drop(started);
-        if let Started::Yes(postmaster) = replaced {
-            postmaster.end();
+        match cluster.succeed_to(&successor) {
+            Some(replaced) => replaced.end(),
+            None => {
+                successor.end();
+                return Err(unknown(name, Severity::Error));
+            }
         }
         Ok(())
     }
@@ -306,8 +314,7 @@ impl Registry {
     /// Ends a cluster and its sessions. Waits while it starts.
     fn end(&self, cluster: &Arc<Cluster>) {
         self.remove(cluster);
-        let started = std::mem::replace(&mut *cluster.started.lock(), Started::Gone);
-        if let Started::Yes(postmaster) = started {
+        if let Some(postmaster) = cluster.go() {
             postmaster.end();
         }
     }
@@ -345,8 +352,7 @@ impl Registry {
             std::mem::take(&mut clusters.by_name)
         };
         for cluster in clusters.into_values() {
-            let started = std::mem::replace(&mut *cluster.started.lock(), Started::Gone);
-            if let Started::Yes(postmaster) = started {
+            if let Some(postmaster) = cluster.go() {
                 postmaster.shut_down();
             }
         }
@@ -356,16 +362,33 @@ impl Registry {
         self.clusters.lock().by_name.get(name).cloned()
     }
 
-    /// What runs `cluster`, which is started if necessary; `None` if it is gone.
-    fn postmaster(&self, cluster: &Cluster) -> Result<Option<Arc<Postmaster>>, ErrorResponse> {
-        let mut started = cluster.started.lock();
-        match &*started {
-            Started::Yes(postmaster) => Ok(Some(postmaster.clone())),
-            Started::Gone => Ok(None),
-            Started::No => {
-                let postmaster = self.start(cluster)?;
-                *started = Started::Yes(postmaster.clone());
-                Ok(Some(postmaster))
+    /// What runs `cluster`, which is started if necessary; `None` if it is gone. If it cannot be started, it is gone,
+    /// except for the default cluster.
+    fn postmaster(&self, cluster: &Arc<Cluster>) -> Result<Option<Arc<Postmaster>>, ErrorResponse> {
+        // Without the lock for those that run. A cluster is never new again.
+        let is_new = matches!(*cluster.state.lock(), State::New(_));
+        let _starting = is_new.then(|| cluster.starting.lock());
+        let state = cluster.state.lock().clone();
+        let branch_of = match state {
+            State::Started(postmaster) => return Ok(Some(postmaster)),
+            State::Gone => return Ok(None),
+            State::New(branch_of) => branch_of,
+        };
+        let started = self.start(cluster, branch_of.as_ref());
+        match started {
+            Ok(postmaster) => Ok(if cluster.has_started(&postmaster) {
+                Some(postmaster)
+            } else {
+                postmaster.end();
+                None
+            }),
+            Err(report) => {
+                if cluster.name != DEFAULT_CLUSTER {
+                    *cluster.state.lock() = State::Gone;
+                    self.remove(cluster);
+                }
+                let is_gone = |origin: &Arc<Cluster>| matches!(*origin.state.lock(), State::Gone);
+                Err(branch_of.filter(is_gone).map_or(report, |origin| unknown(&origin.name, Severity::Error)))
             }
         }
     }
@@ -387,10 +410,47 @@ impl Clusters {
 impl Cluster {
     /// What runs it. A cluster that is just being started counts as not running.
     fn running(&self) -> Option<Arc<Postmaster>> {
-        match &*self.started.try_lock()? {
-            Started::Yes(postmaster) => Some(postmaster.clone()),
-            Started::No | Started::Gone => None,
+        match &*self.state.lock() {
+            State::Started(postmaster) => Some(postmaster.clone()),
+            State::New(_) | State::Gone => None,
         }
+    }
+
+    /// From now on `postmaster` runs it, unless it is gone; returns whether it is not.
+    fn has_started(&self, postmaster: &Arc<Postmaster>) -> bool {
+        let mut state = self.state.lock();
+        let is_wanted = !matches!(*state, State::Gone);
+        if is_wanted {
+            *state = State::Started(postmaster.clone());
+        }
+        is_wanted
+    }
+
+    /// From now on `successor` runs it, if it runs; returns what ran it.
+    fn succeed_to(&self, successor: &Arc<Postmaster>) -> Option<Arc<Postmaster>> {
+        let mut state = self.state.lock();
+        let State::Started(replaced) = &*state else { return None };
+        let replaced = replaced.clone();
+        *state = State::Started(successor.clone());
+        Some(replaced)
+    }
+
+    /// From now on it is gone; what ran it. If it is just being started, waits until that has ended as well.
+    fn go(&self) -> Option<Arc<Postmaster>> {
+        let before = std::mem::replace(&mut *self.state.lock(), State::Gone);
+        match before {
+            State::Started(postmaster) => Some(postmaster),
+            State::New(_) => {
+                drop(self.starting.lock());
+                None
+            }
+            State::Gone => None,
+        }
+    }
+
+    /// The database in it that its origin was made for.
+    fn database(&self) -> &str {
+        self.database.get().map_or(DATABASE, String::as_str)
     }
 
     fn summary(&self) -> ClusterSummary {
