@@ -15,6 +15,8 @@ use super::{
     snapshots::Snapshots,
     warm::Warm,
 };
+mod cluster;
+
 use crate::{
     administration::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster},
     backend::ClusterSnapshot,
@@ -25,6 +27,7 @@ use crate::{
     session::{Choice, Outcome, SessionEnd, SessionStart},
     template::{TemplateError, Templates},
 };
+use cluster::{Cluster, State};
 
 /// The longest name of a cluster, in bytes, as of a database (`NAMEDATALEN` - 1 in `src/include/pg_config_manual.h`).
 const NAME_LENGTH: usize = 63;
@@ -48,38 +51,6 @@ struct Clusters {
     next: u64,
     /// Whether the program ends.
     is_closed: bool,
-}
-
-/// One cluster.
-struct Cluster {
-    name: String,
-    origin: ClusterOrigin,
-    lifetime: Lifetime,
-    settings: SharedSettings,
-    /// Whether it has other settings than the default cluster, besides where it is kept.
-    has_own_settings: bool,
-    made: SystemTime,
-    /// Called when it has crashed and cannot be started again.
-    on_failure: Option<OnFailure>,
-    simulation: Simulation,
-    /// What it began as a copy of.
-    beginning: Mutex<Option<Arc<ClusterSnapshot>>>,
-    /// The database in it that its origin was made for; known when it is started.
-    database: OnceLock<String>,
-    state: Mutex<State>,
-    /// Locked while it starts, so that it is started once. A thread that has the lock of a branch may take that of the
-    /// branch's origin, which is older.
-    starting: Mutex<()>,
-}
-
-/// What runs a cluster.
-#[derive(Clone)]
-enum State {
-    /// Nothing yet: it starts for the first connection that needs it. A branch has its origin here.
-    New(Option<Arc<Cluster>>),
-    Started(Arc<Postmaster>),
-    /// It was dropped, or could not be made.
-    Gone,
 }
 
 impl Registry {
@@ -276,13 +247,11 @@ impl Registry {
             ));
         };
         let successor = Arc::new(self.go_on(&cluster, beginning)?);
-        match cluster.succeed_to(&successor) {
-            Some(replaced) => replaced.end(),
-            None => {
-                successor.end();
-                return Err(unknown(name, Severity::Error));
-            }
-        }
+        let Some(replaced) = cluster.succeed_to(&successor) else {
+            successor.end();
+            return Err(unknown(name, Severity::Error));
+        };
+        replaced.end();
         Ok(())
     }
 
@@ -403,68 +372,6 @@ impl Clusters {
             if !self.by_name.contains_key(&name) {
                 return name;
             }
-        }
-    }
-}
-
-impl Cluster {
-    /// What runs it. A cluster that is just being started counts as not running.
-    fn running(&self) -> Option<Arc<Postmaster>> {
-        match &*self.state.lock() {
-            State::Started(postmaster) => Some(postmaster.clone()),
-            State::New(_) | State::Gone => None,
-        }
-    }
-
-    /// From now on `postmaster` runs it, unless it is gone; returns whether it is not.
-    fn has_started(&self, postmaster: &Arc<Postmaster>) -> bool {
-        let mut state = self.state.lock();
-        let is_wanted = !matches!(*state, State::Gone);
-        if is_wanted {
-            *state = State::Started(postmaster.clone());
-        }
-        is_wanted
-    }
-
-    /// From now on `successor` runs it, if it runs; returns what ran it.
-    fn succeed_to(&self, successor: &Arc<Postmaster>) -> Option<Arc<Postmaster>> {
-        let mut state = self.state.lock();
-        let State::Started(replaced) = &*state else { return None };
-        let replaced = replaced.clone();
-        *state = State::Started(successor.clone());
-        Some(replaced)
-    }
-
-    /// From now on it is gone; what ran it. If it is just being started, waits until that has ended as well.
-    fn go(&self) -> Option<Arc<Postmaster>> {
-        let before = std::mem::replace(&mut *self.state.lock(), State::Gone);
-        match before {
-            State::Started(postmaster) => Some(postmaster),
-            State::New(_) => {
-                drop(self.starting.lock());
-                None
-            }
-            State::Gone => None,
-        }
-    }
-
-    /// The database in it that its origin was made for.
-    fn database(&self) -> &str {
-        self.database.get().map_or(DATABASE, String::as_str)
-    }
-
-    fn summary(&self) -> ClusterSummary {
-        let data_directory = match &self.settings.data_directory {
-            Some(DataDirectory::Host(path)) => Some(path.clone()),
-            _ => None,
-        };
-        ClusterSummary {
-            name: self.name.clone(),
-            origin: self.origin.clone(),
-            data_directory,
-            lifetime: self.lifetime,
-            connections: self.running().map_or(0, |postmaster| postmaster.connections()),
-            made: self.made,
         }
     }
 }

@@ -1,0 +1,111 @@
+//! One cluster of the registry: what it was made with, and what runs it.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use parking_lot::Mutex;
+
+use super::super::{
+    Simulation,
+    shared::{DATABASE, DataDirectory, OnFailure, Postmaster, SharedSettings},
+};
+use crate::{
+    administration::{ClusterOrigin, ClusterSummary, Lifetime},
+    backend::ClusterSnapshot,
+};
+
+/// One cluster.
+pub(super) struct Cluster {
+    pub(super) name: String,
+    pub(super) origin: ClusterOrigin,
+    pub(super) lifetime: Lifetime,
+    pub(super) settings: SharedSettings,
+    /// Whether it has other settings than the default cluster, besides where it is kept.
+    pub(super) has_own_settings: bool,
+    pub(super) made: SystemTime,
+    /// Called when it has crashed and cannot be started again.
+    pub(super) on_failure: Option<OnFailure>,
+    pub(super) simulation: Simulation,
+    /// What it began as a copy of.
+    pub(super) beginning: Mutex<Option<Arc<ClusterSnapshot>>>,
+    /// The database in it that its origin was made for; known when it is started.
+    pub(super) database: OnceLock<String>,
+    pub(super) state: Mutex<State>,
+    /// Locked while it starts, so that it is started once. A thread that has the lock of a branch may take that of the
+    /// branch's origin, which is older.
+    pub(super) starting: Mutex<()>,
+}
+
+/// What runs a cluster.
+#[derive(Clone)]
+pub(super) enum State {
+    /// Nothing yet: it starts for the first connection that needs it. A branch has its origin here.
+    New(Option<Arc<Cluster>>),
+    Started(Arc<Postmaster>),
+    /// It was dropped, or could not be made.
+    Gone,
+}
+
+impl Cluster {
+    /// What runs it. A cluster that is just being started counts as not running.
+    pub(super) fn running(&self) -> Option<Arc<Postmaster>> {
+        match &*self.state.lock() {
+            State::Started(postmaster) => Some(postmaster.clone()),
+            State::New(_) | State::Gone => None,
+        }
+    }
+
+    /// From now on `postmaster` runs it, unless it is gone; returns whether it is not.
+    pub(super) fn has_started(&self, postmaster: &Arc<Postmaster>) -> bool {
+        let mut state = self.state.lock();
+        let is_wanted = !matches!(*state, State::Gone);
+        if is_wanted {
+            *state = State::Started(postmaster.clone());
+        }
+        is_wanted
+    }
+
+    /// From now on `successor` runs it, if it runs; returns what ran it.
+    pub(super) fn succeed_to(&self, successor: &Arc<Postmaster>) -> Option<Arc<Postmaster>> {
+        let mut state = self.state.lock();
+        let State::Started(replaced) = &*state else { return None };
+        let replaced = replaced.clone();
+        *state = State::Started(successor.clone());
+        Some(replaced)
+    }
+
+    /// From now on it is gone; what ran it. If it is just being started, waits until that has ended as well.
+    pub(super) fn go(&self) -> Option<Arc<Postmaster>> {
+        let before = std::mem::replace(&mut *self.state.lock(), State::Gone);
+        match before {
+            State::Started(postmaster) => Some(postmaster),
+            State::New(_) => {
+                drop(self.starting.lock());
+                None
+            }
+            State::Gone => None,
+        }
+    }
+
+    /// The database in it that its origin was made for.
+    pub(super) fn database(&self) -> &str {
+        self.database.get().map_or(DATABASE, String::as_str)
+    }
+
+    pub(super) fn summary(&self) -> ClusterSummary {
+        let data_directory = match &self.settings.data_directory {
+            Some(DataDirectory::Host(path)) => Some(path.clone()),
+            _ => None,
+        };
+        ClusterSummary {
+            name: self.name.clone(),
+            origin: self.origin.clone(),
+            data_directory,
+            lifetime: self.lifetime,
+            connections: self.running().map_or(0, |postmaster| postmaster.connections()),
+            made: self.made,
+        }
+    }
+}

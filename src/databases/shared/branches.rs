@@ -1,0 +1,91 @@
+//! What branches of a cluster begin with: its files after a checkpoint, or a snapshot of a cluster that has started from
+//! these.
+
+use std::sync::{Arc, Weak};
+
+use anyhow::Context;
+
+use super::{Postmaster, SharedSettings, capture, reported, server::Running};
+use crate::{
+    backend::ClusterSnapshot,
+    cluster::{Priority, Seats},
+    engine::on_wasm_stack,
+    fs::FrozenTree,
+    protocol::error_response::ErrorResponse,
+};
+
+/// A snapshot of a cluster as it was after that number of turns.
+pub(super) struct Branched {
+    seats: Arc<Seats>,
+    turns: u64,
+    /// The files that the branches began with; not kept for this.
+    files: Weak<FrozenTree>,
+    snapshot: Arc<ClusterSnapshot>,
+}
+
+impl Branched {
+    /// Whether the cluster has run since then without a crash.
+    fn is_of(&self, running: &Running) -> bool {
+        Arc::ptr_eq(&self.seats, &running.seats)
+    }
+}
+
+impl Postmaster {
+    /// The files of the cluster as they are now, after a checkpoint. Another cluster that starts from them recovers:
+    /// what is committed is in it, what is not yet committed is not, and its unlogged tables are empty.
+    ///
+    /// # Errors
+    /// When the checkpoint fails, or the cluster crashes meanwhile.
+    pub(crate) fn branch(&self) -> Result<Arc<FrozenTree>, ErrorResponse> {
+        let running = self.keeper.running()?;
+        let files = self.checkpoint(&running).and_then(|()| Self::frozen_files(&running));
+        files.map(|(files, _)| files).map_err(reported)
+    }
+
+    /// A snapshot of a cluster in memory that begins with what is committed in this one. If nothing has changed since
+    /// the last one, it is the same.
+    ///
+    /// # Errors
+    /// As [`Self::branch`], and when the new cluster does not start.
+    pub(crate) fn snapshot(&self) -> Result<Arc<ClusterSnapshot>, ErrorResponse> {
+        // Locked, so that branches that are made at the same time share one.
+        let mut last = self.branched.lock();
+        let running = self.keeper.running()?;
+        if let Some(branched) = last.as_ref().filter(|last| last.is_of(&running) && last.turns == running.seats.turns())
+        {
+            return Ok(branched.snapshot.clone());
+        }
+        self.checkpoint(&running).map_err(reported)?;
+        let (frozen, turns) = Self::frozen_files(&running).map_err(reported)?;
+        // A tree that has not changed since it was frozen is the same one when it is frozen again.
+        let files = Arc::downgrade(&frozen);
+        if let Some(branched) = last.as_mut().filter(|last| last.is_of(&running) && last.files.ptr_eq(&files)) {
+            branched.turns = turns;
+            return Ok(branched.snapshot.clone());
+        }
+        let recovered = self.templates.recovered(&frozen)?;
+        let settings = SharedSettings { data_directory: None, template: None, ..self.settings.clone() };
+        let (database, log) = (self.last_database.lock().clone(), self.log.clone());
+        let captured = on_wasm_stack(|| capture(self.templates.program(), recovered, settings, &database, log));
+        let snapshot = Arc::new(captured.map_err(anyhow::Error::from).and_then(|captured| captured)?);
+        *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone() });
+        Ok(snapshot)
+    }
+
+    /// The cluster's files as they are now, and the number of turns until now.
+    ///
+    /// # Errors
+    /// When they cannot be read, or the cluster crashes meanwhile.
+    fn frozen_files(running: &Running) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
+        let tree = running.fork().tree().clone();
+        // With the turn, because no session may write them meanwhile.
+        let mut seat = running.seats.join(Priority::Background);
+        seat.take_turn()?;
+        let mut tree = tree.lock();
+        let frozen = if tree.has_storage() { tree.freeze_stored() } else { Ok(tree.freeze()) };
+        let turns = running.seats.turns();
+        drop(tree);
+        seat.end_turn();
+        Ok((frozen.context("the cluster's files cannot be read")?, turns))
+    }
+}
