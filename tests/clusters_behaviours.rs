@@ -218,7 +218,7 @@ fn a_notification_comes_with_the_commit() {
         listener.values("LISTEN news");
         sender.values("BEGIN; NOTIFY news, 'lost'; ROLLBACK");
         sender.values("BEGIN; NOTIFY news, 'kept'; COMMIT");
-        listener.wait_for_message(b'A');
+        listener.wait_for_answer();
         let heard = listener.unread();
         let [message] = &heard[..] else { panic!("{heard:?}") };
         assert!(message.body.ends_with(b"news\0kept\0"), "{message:?}");
