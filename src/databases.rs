@@ -15,7 +15,7 @@ use crate::{
     client::Client,
     databases::{isolated::Isolated, registry::Registry},
     log::LogSink,
-    protocol::error_response::{ErrorResponse, sqlstate},
+    protocol::error_response::{ErrorResponse, Severity, sqlstate},
     session::{Mode, SessionEnd, SessionStart, Sessions},
     template::Templates,
 };
@@ -110,7 +110,7 @@ impl Sessions for Databases {
         };
         served.unwrap_or_else(|error| {
             tracing::error!("a session could not be started: {error:#}");
-            SessionEnd::Refused(ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, format!("{error:#}")))
+            SessionEnd::Refused(ErrorResponse { severity: Severity::Fatal, ..error.into() })
         })
     }
 

@@ -1,6 +1,8 @@
 //! `ErrorResponse`: errors in PostgreSQL's form, for when no backend can report them.
 
-use std::fmt;
+use std::{fmt, io};
+
+use crate::fs::Errno;
 
 /// The SQLSTATE codes that the host itself reports (PostgreSQL manual, appendix A).
 pub mod sqlstate {
@@ -141,9 +143,41 @@ impl ErrorResponse {
 }
 
 impl From<anyhow::Error> for ErrorResponse {
-    /// An error in the program itself.
+    /// An error in the program itself, or of a system that has nothing more to give.
     fn from(error: anyhow::Error) -> Self {
-        Self::error(sqlstate::INTERNAL_ERROR, format!("{error:#}"))
+        match error.chain().find_map(|cause| Some((shortage(cause)?, cause))) {
+            Some(((what, limit), cause)) => {
+                let report = Self::error(sqlstate::INSUFFICIENT_RESOURCES, format!("out of {what}: {cause}"));
+                report.with_hint(format!("End sessions, drop clusters, or raise {limit}."))
+            }
+            None => Self::error(sqlstate::INTERNAL_ERROR, format!("{error:#}")),
+        }
+    }
+}
+
+/// What the system lacks, and the limit that stands against it, if that is the cause of an error.
+fn shortage(cause: &(dyn std::error::Error + 'static)) -> Option<(&'static str, &'static str)> {
+    const FILES: (&str, &str) = ("file descriptors", "the limits of open files (ulimit -n, sysctl fs.file-max)");
+    const MEMORY: (&str, &str) =
+        ("memory", "the limits of memory (ulimit -v) and of memory mappings (sysctl vm.max_map_count)");
+    const THREADS: (&str, &str) = ("threads", "the limits of processes (ulimit -u, sysctl kernel.threads-max)");
+    if let Some(error) = cause.downcast_ref::<Errno>() {
+        return match *error {
+            Errno::EMFILE | Errno::ENFILE => Some(FILES),
+            Errno::ENOMEM => Some(MEMORY),
+            _ => None,
+        };
+    }
+    let error = match cause.downcast_ref::<io::Error>() {
+        Some(error) => rustix::io::Errno::from_io_error(error)?,
+        None => *cause.downcast_ref::<rustix::io::Errno>()?,
+    };
+    match error {
+        rustix::io::Errno::MFILE | rustix::io::Errno::NFILE => Some(FILES),
+        rustix::io::Errno::NOMEM => Some(MEMORY),
+        // Of a new thread; files and sockets that would block are none of these errors.
+        rustix::io::Errno::AGAIN => Some(THREADS),
+        _ => None,
     }
 }
 

@@ -237,6 +237,16 @@ impl Port {
         self.in_process.take().expect("in this process").join().expect("no panic")
     }
 
+    /// The process id of the program.
+    pub fn program_id(&self) -> u32 {
+        self.program.as_ref().expect("a program").id()
+    }
+
+    /// Sets a resource limit of the program.
+    pub fn limit(&self, resource: rustix::process::Resource, limit: rustix::process::Rlimit) {
+        self.program.as_ref().expect("a program").limit(resource, limit);
+    }
+
     /// Sends the program a signal.
     pub fn signal(&self, signal: rustix::process::Signal) {
         self.program.as_ref().expect("a program").signal(signal);

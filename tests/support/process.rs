@@ -47,6 +47,11 @@ pub fn open_files(id: u32) -> usize {
     fs::read_dir(format!("/proc/{id}/fd")).expect("it runs").count()
 }
 
+/// The number of its memory mappings, which the system limits (`vm.max_map_count`).
+pub fn mappings(id: u32) -> usize {
+    fs::read_to_string(format!("/proc/{id}/maps")).expect("it runs").lines().count()
+}
+
 /// The number of its open sockets.
 pub fn open_sockets(id: u32) -> usize {
     let files = fs::read_dir(format!("/proc/{id}/fd")).expect("it runs");

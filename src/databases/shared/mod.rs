@@ -37,9 +37,9 @@ use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
 use crate::{
-    backend::{DATA_DIRECTORY, Fork, Login, SessionExit},
+    backend::{Backend, DATA_DIRECTORY, Fork, Login, SessionExit},
     client::Client,
-    cluster::{Crashed, Priority, Seat, Signal},
+    cluster::{Crashed, Priority, Signal},
     engine::{THREAD_STACK, spinner},
     fs::{FrozenTree, Tree},
     guest::{ClientStream, Setup},
@@ -241,7 +241,10 @@ impl Postmaster {
             None
         });
         let login = Login { database: &start.startup.database, user: &start.startup.user, endpoints };
-        let ended = self.run(running, seat, start.log, client, login);
+        let (console, program) = (LineConsole::of_session(start.log.clone()), self.templates.program());
+        let setup = |files| Setup { seat: Some(seat), ..self.simulation.of_session(Setup::backend(program, files)) };
+        let backend = running.fork().start(program, console, setup)?;
+        let ended = Self::run(running, backend, client, login);
         drop(registration.lock().take());
         match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
@@ -253,17 +256,11 @@ impl Postmaster {
 
     /// Runs one session on this thread until it ends; if it traps or panics, its cluster ends.
     fn run(
-        &self,
-        running: &Arc<Running>,
-        seat: Seat,
-        log: &LogSink,
+        running: &Running,
+        mut backend: Backend,
         client: ClientStream,
         login: Login<'_>,
     ) -> anyhow::Result<SessionExit> {
-        let console = LineConsole::of_session(log.clone());
-        let program = self.templates.program();
-        let setup = |files| Setup { seat: Some(seat), ..self.simulation.of_session(Setup::backend(program, files)) };
-        let mut backend = running.fork().start(program, console, setup)?;
         let ran =
             catch_unwind(AssertUnwindSafe(|| run_in_turn(&mut backend, |backend| backend.serve_forked(client, login))));
         if !matches!(&ran, Ok(Ok(_))) && !matches!(&ran, Ok(Err(error)) if error.is::<Crashed>()) {
@@ -314,7 +311,7 @@ impl Postmaster {
         let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
         let console = LineConsole::new(self.log.clone(), "postgres");
         let mut backend = running.fork().start(program, console, setup)?;
-        let status = run_in_turn(&mut backend, crate::backend::Backend::run_checkpoint);
+        let status = run_in_turn(&mut backend, Backend::run_checkpoint);
         if status.as_ref().is_err_and(|error| !error.is::<Crashed>()) {
             running.tell(Event::Crashed);
         }
