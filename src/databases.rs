@@ -4,6 +4,7 @@
 //! * `registry`: clusters by name, which take many
 //! * `shared`: such a cluster
 //! * `snapshots`, `warm`: what clusters of templates start from, and copies of that in advance
+//! * `mappings`: the limit of memory mappings
 //! * `simulation`: the clock and the random numbers of a cluster, which tests may choose
 //! * `administration`: figures, templates, clusters, reloading
 
@@ -13,7 +14,7 @@ use anyhow::Context;
 
 use crate::{
     client::Client,
-    databases::{isolated::Isolated, registry::Registry},
+    databases::{isolated::Isolated, mappings::Mappings, registry::Registry},
     log::LogSink,
     protocol::error_response::{ErrorResponse, Severity, sqlstate},
     session::{Mode, SessionEnd, SessionStart, Sessions},
@@ -22,6 +23,7 @@ use crate::{
 
 mod administration;
 mod isolated;
+mod mappings;
 mod registry;
 mod shared;
 mod simulation;
@@ -68,6 +70,7 @@ pub struct Databases {
     templates: Arc<Templates>,
     isolated: Isolated,
     clusters: Registry,
+    mappings: Mappings,
 }
 
 impl Databases {
@@ -82,7 +85,7 @@ impl Databases {
         let isolated = Isolated::new(templates.clone(), settings.start, settings.leave);
         let Settings { warm, shared, leave, on_failure, .. } = settings;
         let clusters = Registry::new(templates.clone(), shared, leave, warm, log, on_failure);
-        let databases = Self { templates, isolated, clusters };
+        let databases = Self { templates, isolated, clusters, mappings: Mappings::default() };
         match mode {
             Mode::Shared => databases.clusters.start_default()?,
             Mode::Isolated => databases.isolated.warm_up().context("the first database cannot be prepared")?,
@@ -103,6 +106,9 @@ impl Sessions for Databases {
             // The guest would let it in, and then has no walsender's wake-ups.
             let message = "this server does not support replication connections";
             return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
+        }
+        if let Err(report) = self.mappings.check() {
+            return SessionEnd::Refused(ErrorResponse { severity: Severity::Fatal, ..report });
         }
         let served = match (start.cluster, start.mode) {
             (None, Mode::Isolated) => self.isolated.serve(&start, client),

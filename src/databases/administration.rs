@@ -46,6 +46,7 @@ impl Administration for Databases {
     }
 
     fn create_cluster(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse> {
+        self.mappings.check()?;
         self.clusters.create(new)
     }
 

@@ -1,0 +1,90 @@
+//! The system's limit of memory mappings (`vm.max_map_count`). The only test of its file, because the limit is that of
+//! the whole process.
+
+mod support;
+
+use std::fs;
+
+use pglite_port::{
+    administration::{Administration, ClusterOrigin, NewCluster},
+    databases::Settings,
+};
+use rustix::{
+    mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap},
+    param::page_size,
+};
+use support::{
+    cache,
+    local::{Connect, Local},
+    process,
+    wire::Message,
+};
+
+/// Mappings of one page each.
+struct Filling {
+    start: *mut std::ffi::c_void,
+    length: usize,
+}
+
+impl Filling {
+    /// That many.
+    fn of(count: usize) -> Self {
+        let length = count * page_size();
+        // SAFETY: new addresses, which nothing else uses.
+        let map = || unsafe { mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::empty(), MapFlags::PRIVATE) };
+        let filling = Self { start: map().expect("address space"), length };
+        // Neighbours with different protection are mappings of their own.
+        for page in (0..count).step_by(2) {
+            let place = filling.start.wrapping_byte_add(page * page_size());
+            // SAFETY: a page of the mapping above.
+            unsafe { mprotect(place, page_size(), MprotectFlags::READ) }.expect("a mapping");
+        }
+        filling
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that was made, which nothing refers to.
+        unsafe { munmap(self.start, self.length) }.expect("it is mapped");
+    }
+}
+
+#[test]
+fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_others_go_on() {
+    let limit: usize =
+        fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux").trim().parse().expect("a number");
+    let (databases, connections) = cache::administered(Settings::default());
+    let create = |name: &str| {
+        let origin = ClusterOrigin::Template("postgres".to_owned());
+        databases.create_cluster(NewCluster { name: Some(name.to_owned()), origin, ..NewCluster::default() })
+    };
+    create("before").expect("a cluster");
+    let mut session = Local::connect_to(&connections, "before");
+    session.values("CREATE TABLE t AS SELECT 1 AS a");
+    let filling = Filling::of(limit - process::mappings(std::process::id()) - 8000);
+    let mut sessions = Vec::new();
+    let refusal = (0..1000).find_map(|number| {
+        let name = format!("cluster{number}");
+        if let Err(report) = create(&name) {
+            return Some((report.code.to_owned(), report.hint.unwrap_or_default()));
+        }
+        let connect = Connect { cluster: Some(&name), ..Connect::default() };
+        let (session, messages) = Local::connect(&connections, connect);
+        sessions.push(session);
+        let fields = messages.iter().find(|message| message.kind == b'E').map(Message::fields);
+        fields.map(|fields| (fields[&'C'].clone(), fields[&'H'].clone()))
+    });
+    let (code, hint) = refusal.expect("the limit is reached");
+    let used = process::mappings(std::process::id());
+    assert!(!sessions.is_empty() && used + 1000 < limit, "{used} of {limit} with {} sessions", sessions.len());
+    assert_eq!(code, "53000");
+    assert!(hint.contains("vm.max_map_count"), "{hint}");
+    // What runs has mappings to spare.
+    for session in sessions.iter_mut().rev().skip(1).chain([&mut session]) {
+        session.values("CREATE TABLE IF NOT EXISTS u AS SELECT n, repeat('x', 100) FROM generate_series(1, 1000) n");
+    }
+    drop(filling);
+    create("after").expect("a cluster");
+    assert_eq!(Local::connect_to(&connections, "after").values("SELECT 1"), ["1"]);
+}
