@@ -33,23 +33,18 @@ impl Mappings {
         }
         // Another operating system has no such files, and perhaps no such limit.
         let (Some(used), Some(limit)) = (used(), limit()) else { return Ok(()) };
-        match (limit.saturating_sub(used + RESERVE) / EACH).checked_sub(1) {
-            Some(further) => {
-                self.granted.store(further, Ordering::Relaxed);
-                Ok(())
-            }
-            None => {
-                let message = format!("too many memory mappings: the program has {used}, the system allows {limit}");
-                let report = ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message);
-                Err(report.with_hint("End sessions, drop clusters, or raise the limit (sysctl vm.max_map_count)."))
-            }
-        }
+        let Some(further) = (limit.saturating_sub(used + RESERVE) / EACH).checked_sub(1) else {
+            let message = format!("too many memory mappings: the program has {used}, the system allows {limit}");
+            let report = ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message);
+            return Err(report.with_hint("End sessions, drop clusters, or raise the limit (sysctl vm.max_map_count)."));
+        };
+        self.granted.store(further, Ordering::Relaxed);
+        Ok(())
     }
 }
 
 fn used() -> Option<usize> {
-    let maps = fs::read("/proc/self/maps").ok()?;
-    Some(maps.iter().filter(|byte| **byte == b'\n').count())
+    Some(fs::read_to_string("/proc/self/maps").ok()?.lines().count())
 }
 
 fn limit() -> Option<usize> {
