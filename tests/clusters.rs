@@ -4,7 +4,7 @@
 mod support;
 
 use std::{
-    sync::{Arc, Barrier},
+    sync::{Arc, Barrier, Mutex},
     thread,
 };
 
@@ -13,7 +13,8 @@ use pglite_port::{
         Administration, ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster,
     },
     connection::Connections,
-    databases::{Databases, Settings},
+    databases::{Databases, Paths, Settings},
+    log::LogSink,
     protocol::error_response::ErrorResponse,
     session::Mode,
 };
@@ -542,4 +543,40 @@ fn a_branch_does_not_take_over_the_cluster_that_is_in_its_directory() {
     assert_eq!(report.code, "55000", "{report:?}");
     databases.create_cluster(kept("again", ClusterOrigin::Empty)).expect("a cluster");
     assert_eq!(Local::connect_to(&connections, "again").values("SELECT a FROM old"), ["1"]);
+}
+
+/// As [`open`], and the lines that PostgreSQL logs, but for those of sessions.
+fn open_with_log() -> (Arc<Databases>, Arc<Connections>, Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::<Mutex<Vec<String>>>::default();
+    let log = {
+        let lines = lines.clone();
+        LogSink::new(move |_, _, _, text| lines.lock().expect("no panic").push(text.to_owned()))
+    };
+    let paths = Paths { cache: Some(cache::shared()), ..Paths::default() };
+    let opened = Databases::open(&paths, Mode::Isolated, Settings::default(), log).expect("databases");
+    let databases = Arc::new(opened);
+    (databases.clone(), Arc::new(Connections::new(databases)), lines)
+}
+
+fn assert_none_contains(lines: &Mutex<Vec<String>>, text: &str) {
+    let lines = lines.lock().expect("no panic");
+    assert!(!lines.iter().any(|line| line.contains(text)), "{lines:?}");
+}
+
+#[test]
+fn a_cluster_that_is_dropped_is_not_started_again_while_a_session_does_not_end() {
+    let (databases, connections, lines) = open_with_log();
+    create(&databases, "dropped", ClusterOrigin::Empty);
+    let mut busy = Local::connect_to(&connections, "dropped");
+    busy.values("CREATE FUNCTION tell() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'now'; RETURN 1; END $$");
+    // PostgreSQL checks for interrupts between rows, and not within one.
+    let hashes = vec!["sha512(x)"; 60].join(", ");
+    let row = "(SELECT repeat('x', 20000000)::bytea AS x OFFSET 0) one";
+    busy.send(&support::wire::query(&format!("SELECT tell(), {hashes} FROM {row}")));
+    busy.wait_for_message(b'N');
+    // Takes longer than the way from the notice to the row.
+    create(&databases, "other", ClusterOrigin::Empty);
+    databases.drop_cluster("dropped").expect("it is dropped");
+    assert!(!errors(&busy.until_ready()).is_empty());
+    assert_none_contains(&lines, "not properly shut down");
 }
