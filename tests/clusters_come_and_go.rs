@@ -56,7 +56,13 @@ impl Held {
 
 /// One cluster comes, is used, and goes.
 fn come_and_go(databases: &Databases, connections: &Arc<Connections>, number: u64) {
+    let passing = format!("passing{number}");
+    let is_of_its_own = number.is_multiple_of(25);
+    if is_of_its_own {
+        Local::connect_to(connections, "origin").freeze(&passing);
+    }
     let origin = match number % 3 {
+        _ if is_of_its_own => ClusterOrigin::Template(passing.clone()),
         0 => ClusterOrigin::Template("postgres".to_owned()),
         _ => ClusterOrigin::Branch("origin".to_owned()),
     };
@@ -82,6 +88,9 @@ fn come_and_go(databases: &Databases, connections: &Arc<Connections>, number: u6
         databases.drop_cluster(&name).expect("it is dropped");
     }
     drop(sessions);
+    if is_of_its_own {
+        databases.drop_template(&passing).expect("it is dropped");
+    }
 }
 
 #[test]

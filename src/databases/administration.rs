@@ -40,6 +40,8 @@ impl Administration for Databases {
 
     fn drop_template(&self, name: &str) -> Result<(), ErrorResponse> {
         if self.templates.shelf().remove(name).map_err(unusable)? {
+            self.templates.forget(name);
+            self.clusters.forget_template(name);
             return Ok(());
         }
         Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))

@@ -296,6 +296,11 @@ impl Registry {
         self.find(name).ok_or_else(|| unknown(name, Severity::Error))?.simulation.choose(choice)
     }
 
+    /// Gives back what is kept of the template `name`, which was removed.
+    pub(super) fn forget_template(&self, name: &str) {
+        self.snapshots.forget(name);
+    }
+
     /// The copies of clusters that are ready.
     pub(super) fn warm(&self) -> &Warm {
         &self.warm

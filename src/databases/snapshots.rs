@@ -32,6 +32,11 @@ impl Snapshots {
         Self { templates, settings, log, by_template: Mutex::default() }
     }
 
+    /// Gives back the snapshot of the template `name`, which was removed. Clusters that were made from it live on.
+    pub(super) fn forget(&self, name: &str) {
+        self.by_template.lock().remove(name);
+    }
+
     /// The snapshot of a cluster with the template `name`.
     ///
     /// # Errors

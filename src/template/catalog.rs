@@ -166,6 +166,11 @@ impl Templates {
         }
     }
 
+    /// Closes the template `name`, which was removed. Its clones live on.
+    pub(crate) fn forget(&self, name: &str) {
+        self.in_use.lock().remove(name);
+    }
+
     /// The files of the cluster in `files`, which was not shut down, after it has recovered and was shut down.
     ///
     /// # Errors
