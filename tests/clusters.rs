@@ -573,7 +573,7 @@ fn a_cluster_that_is_dropped_is_not_started_again_while_a_session_does_not_end()
     let hashes = vec!["sha512(x)"; 60].join(", ");
     let row = "(SELECT repeat('x', 20000000)::bytea AS x OFFSET 0) one";
     busy.send(&support::wire::query(&format!("SELECT tell(), {hashes} FROM {row}")));
-    busy.wait_for_message(b'N');
+    busy.wait_for_answer();
     // Takes longer than the way from the notice to the row.
     create(&databases, "other", ClusterOrigin::Empty);
     databases.drop_cluster("dropped").expect("it is dropped");
