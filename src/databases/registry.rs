@@ -187,13 +187,13 @@ impl Registry {
             let (settings, simulation) = (settings.clone(), simulation.clone());
             Postmaster::start(&self.templates, new, settings, simulation, log.clone(), on_failure.clone())
         };
-        let database = match (&cluster.origin, branch_of) {
-            (ClusterOrigin::Template(name), _) => self.templates.database(name).map_err(no_template)?,
-            (_, Some(origin)) => origin.database().to_owned(),
-            (_, None) => DATABASE.to_owned(),
+        let database = match &cluster.origin {
+            // A cluster that is in its directory already does not need its template any more.
+            ClusterOrigin::Template(name) => self.templates.database(name),
+            ClusterOrigin::Empty | ClusterOrigin::Branch(_) => branch_of.map(|origin| origin.database().to_owned()),
         };
         // Set before, if an earlier start failed.
-        let _ = cluster.database.set(database);
+        let _ = cluster.database.set(database.unwrap_or_else(|| DATABASE.to_owned()));
         let postmaster = match &cluster.origin {
             ClusterOrigin::Template(name) if settings.data_directory.is_none() && !cluster.has_own_settings => {
                 self.go_on(cluster, self.snapshots.of_template(name).map_err(no_template)?)?

@@ -186,12 +186,9 @@ impl Templates {
         Ok(files)
     }
 
-    /// The database of the template `name`.
-    ///
-    /// # Errors
-    /// As [`Templates::find`].
-    pub(crate) fn database(&self, name: &str) -> Result<String, TemplateError> {
-        Ok(self.find(name)?.database.clone())
+    /// The database of the template `name`, if there is a template and it says so; nothing is opened or built for this.
+    pub(crate) fn database(&self, name: &str) -> Option<String> {
+        self.shelf.label(name).ok().flatten().map(|label| label.database)
     }
 
     /// The files of a copy of the template `name` that was shut down, from which a cluster can be started.
