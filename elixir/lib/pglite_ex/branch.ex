@@ -35,7 +35,8 @@ defmodule PgliteEx.Branch do
 
   Until `PgliteEx.drop/1`, or until its owner has ended, or until the program of the server ends. Its
   sessions then end with SQLSTATE `57P01`, and its address is closed. A branch with `data:` is kept in a
-  directory: when it is dropped, it is shut down, and the directory stays.
+  directory, which must be empty or not there: when it is dropped, it is shut down, and the directory stays.
+  A server with `data:` opens it again.
 
   When the program is started again after a crash, its branches are not there again: what they began with
   is gone, or has changed. Their addresses stay open as long as their owners, and refuse clients with SQLSTATE
