@@ -5,7 +5,7 @@ use std::ops::Range;
 use wasmparser::Operator;
 
 use super::InstrumentError;
-use super::targets::Target;
+use super::target::Target;
 use crate::postgres::{
     encoding::{functions, name},
     latch,

@@ -10,7 +10,7 @@ use super::evidence::Found;
 use super::hooks::Hook;
 use super::module::Module;
 use super::real_time;
-use super::targets::{Change, Target};
+use super::target::{Change, Target};
 
 /// Instructions that replace some of a function's. Their indices are those of the rewritten module.
 pub(super) struct Edit {

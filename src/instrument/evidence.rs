@@ -8,7 +8,10 @@ use super::InstrumentError;
 use super::bodies::{Kill, stack_measure};
 use super::module::Module;
 use super::processes::PostmasterSignals;
-use super::targets::{Evidence, Signature, TARGETS, Target};
+use super::{
+    target::{Evidence, Signature, Target},
+    targets::TARGETS,
+};
 
 /// The indices of the table's functions, by name.
 pub(super) struct Found {

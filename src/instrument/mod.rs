@@ -3,11 +3,11 @@
 //! PGlite's published file lacks four things, which are added here:
 //!
 //! * **Code and memory contents are separated.** One module contains the code ([`Instrumented::code`]) for all
-//!   purposes;   its memory is empty. The initial memory of a new backend ([`Instrumented::memory`]) is separate, as
-//!   is the memory of a   running one, so that a clone is the same compiled code with other memory contents.
+//!   purposes; its memory is empty. The initial memory of a new backend ([`Instrumented::memory`]) is separate, as is
+//!   the memory of a running one, so that a clone is the same compiled code with other memory contents.
 //! * **The host is called** where PostgreSQL would leave the processor to other processes: [`Hook`].
 //! * **Several processes** can be made from one memory, as `fork()` does: the process id is a variable, and
-//!   checkpoints   are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
+//!   checkpoints are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
 //! * **Exports for the host** are added: functions, and every mutable global.
 //!
 //! # How functions are found
@@ -17,10 +17,10 @@
 //! index or address of one version is fixed.
 //!
 //! # Reading order
-//! `module` (reads a module), `initial_memory` (memory contents), `targets` (the table), `evidence` (finds functions),
-//! `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes`,
-//! `semaphores` and `real_time` (changes of functions), `rewrite` (writes the module), `longjmp` and `invoke` (exceptions instead of
-//! host calls), `facts` (the resulting facts).
+//! `module` (reads a module), `initial_memory` (memory contents), `target` and `targets` (the table), `evidence` (finds
+//! functions), `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes`,
+//! `semaphores` and `real_time` (changes of functions), `rewrite` (writes the module), `longjmp` and `invoke`
+//! (exceptions instead of host calls), `facts` (the resulting facts).
 
 mod bodies;
 mod changes;
@@ -36,6 +36,7 @@ mod real_time;
 mod rewrite;
 mod semaphores;
 mod start;
+mod target;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -48,7 +49,8 @@ use changes::Surroundings;
 use evidence::Found;
 use module::Module;
 use rewrite::Rewrite;
-use targets::{Change, TARGETS};
+use target::{Change, Target};
+use targets::TARGETS;
 
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
@@ -161,7 +163,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     // A function may have several changes, and the table does not order them.
     rewrite.edits.values_mut().for_each(|edits| edits.sort_by_key(|edit| edit.at.start));
     let finding =
-        |(target, index): (&targets::Target, u32)| Finding { name: target.name, index, evidence: target.expectation() };
+        |(target, index): (&Target, u32)| Finding { name: target.name, index, evidence: target.expectation() };
     let findings = found.all().map(finding).collect();
     Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts, findings })
 }

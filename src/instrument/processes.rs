@@ -8,7 +8,7 @@ use wasmparser::Operator;
 
 use super::InstrumentError;
 use super::bodies::once;
-use super::targets::Target;
+use super::target::Target;
 use crate::postgres::child::{BACKGROUND_WRITER, CHECKPOINTER, INVALID, MAIN, ON_SHARED_MEMORY, ROW};
 
 /// Names of two consecutive rows, by which the table is recognised.

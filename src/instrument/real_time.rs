@@ -2,7 +2,7 @@
 //!
 //! PostgreSQL takes the time of day for both what SQL shows (`now()`, the start of a statement, the time of a commit)
 //! and how long something lasts. The functions of the table in [`super::targets`] with
-//! [`Change::RealTime`](super::targets::Change::RealTime), and those here, do the latter. In all other functions, and
+//! [`Change::RealTime`](super::target::Change::RealTime), and those here, do the latter. In all other functions, and
 //! in side modules, the time of day is that of the cluster's clock. `WaitLatch`, `EXPLAIN ANALYZE` and others take the
 //! monotonic clock, which nothing sets. PostgreSQL's own processes, among them autovacuum, are no sessions; their clock
 //! shows real time.
@@ -15,7 +15,7 @@ use super::bodies::once;
 use super::changes::{Edit, Surroundings};
 use super::hooks::Hook;
 use super::module::Module;
-use super::targets::Target;
+use super::target::Target;
 use crate::postgres::timestamp::EPOCH;
 
 /// How often these functions of PostgreSQL 18 ask for the time: twice in `handle_sig_alarm`; once each in

@@ -5,7 +5,7 @@ use wasmparser::Operator;
 
 use super::InstrumentError;
 use super::bodies::once;
-use super::targets::Target;
+use super::target::Target;
 
 /// A setting with libraries to load when a session starts, and the arguments of `load_libraries` for it
 /// (`process_session_preload_libraries` in `src/backend/utils/init/miscinit.c`).

@@ -16,7 +16,7 @@ use super::hooks::Hook;
 use super::initial_memory::{initial_memory, zeroed_by_start};
 use super::module::Module;
 use super::rewrite::Rewrite;
-use super::targets::{Evidence, Signature, Target};
+use super::target::{Evidence, Signature, Target};
 use super::{
     InstrumentError, PageLimits, SIDE_MODULE_START, bodies, instrument, instrument_plain, instrument_side_module,
     side_module_globals,

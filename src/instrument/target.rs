@@ -1,0 +1,108 @@
+//! How a function of PGlite is described: its signature, the evidence by which it is found, and its changes.
+
+use super::hooks::Hook;
+
+/// A function of PGlite.
+pub(super) struct Target {
+    /// Its name in C, used for its export and in errors.
+    pub(super) name: &'static str,
+    pub(super) signature: Signature,
+    pub(super) evidence: Evidence,
+    pub(super) changes: &'static [Change],
+}
+
+/// Numbers of parameters and results. Those that are not named are `i32`, which is C's `int`, `long` and pointers in
+/// wasm32.
+#[derive(Clone, Copy)]
+pub(super) struct Signature {
+    pub(super) parameters: usize,
+    pub(super) results: usize,
+    /// The parameter that is an `i64`, which is C's `uint64` and PostgreSQL's `TimestampTz`.
+    pub(super) i64_at: Option<usize>,
+    /// Whether the result is an `i64`.
+    pub(super) returns_i64: bool,
+}
+
+/// A property that exactly one function of the module must have.
+pub(super) enum Evidence {
+    /// It is exported under its name.
+    Exported,
+    /// Its body refers to all of these string constants: `__func__` and `__FILE__` of its error reports, and messages.
+    Mentions(&'static [&'static str]),
+    /// It is the only function that the function of this name calls, which is a target above it in the table.
+    CalledBy(&'static str),
+    /// The function `caller` calls it, and it calls `callee`; both are targets above it in the table.
+    Between { caller: &'static str, callee: &'static str },
+    /// It compares its first parameter with the process id, calls `raise` if they are equal, else sets `errno`: the
+    /// whole body of Emscripten's `system/lib/libc/musl/src/signal/kill.c`.
+    KillItself,
+    /// The function that the body found by [`Evidence::KillItself`] calls.
+    CalledByKill,
+    /// It compares `MyProcPid` with the process id and calls the exported `pqsignal_be` and `raise`:
+    /// `wrapper_handler` in PostgreSQL's `src/port/pqsignal.c`, which has no name string.
+    ChecksProcessIdOfSignal,
+    /// Under a postmaster it sets one of a list of flags and sends `SIGUSR1`: `SendPostmasterSignal` in `PostgreSQL`'s
+    /// `src/backend/storage/ipc/pmsignal.c`, which has no name string.
+    SignalsPostmaster,
+    /// The function `caller`, a target above it in the table, calls it, and it reads all of these exported variables.
+    Reads { caller: &'static str, variables: &'static [&'static str] },
+    /// It calls these functions, targets above it in the table, and no others.
+    CallsOnly(&'static [&'static str]),
+    /// It measures the stack with the same variables as [`Evidence::Exported`] `check_stack_depth`, above it in the
+    /// table.
+    MeasuresStack,
+}
+
+/// A change of a function.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// It is exported under its name.
+    Export,
+    /// It first calls the host with its own parameters.
+    Enter(Hook),
+    /// It calls the host for characters that are not ASCII.
+    ReplaceBeyondAscii(Hook),
+    /// It refuses locales that the host does not know.
+    RefuseLocales,
+    /// Its body only calls the host with its parameters.
+    Replace(Hook),
+    /// It does nothing.
+    Nothing,
+    /// If the global [`super::HAS_CHECKPOINTER`] is not zero, it passes its parameters to the host and returns true.
+    LeaveToCheckpointer(Hook),
+    /// The constant process id that the compiler inlined for `getpid()` becomes a load of `MyProcPid`.
+    OwnProcessId,
+    /// It returns `MyProcPid` if that is set.
+    AnswerProcessId,
+    /// The host adjusts the depth of the stack that it measures.
+    StackDepth,
+    /// It stores the value that it has reported.
+    RememberReport,
+    /// It clears the values reported before, and then reports everything.
+    ForgetReports,
+    /// It calls the host in place of `poll()`.
+    Wait,
+    /// It calls the host, and turns a negative result into `errno` and -1.
+    Kill,
+    /// Its calls of `GetCurrentTimestamp`, `GetCurrentTransactionStopTimestamp` and `time()` become calls of
+    /// [`Hook::RealTimestamp`].
+    RealTime,
+    /// It stores the start of its wait as the cluster's clock shows it.
+    ShownWait,
+    /// It sends the bytes of `MyCancelKey` instead of the low half of its address.
+    CancelKey,
+    /// It calls the host in place of `memset`, with the address and the length.
+    ClearMapping,
+}
+
+pub(super) const fn signature(parameters: usize, results: usize) -> Signature {
+    Signature { parameters, results, i64_at: None, returns_i64: false }
+}
+
+pub(super) const fn signature_with_i64(at: usize, parameters: usize, results: usize) -> Signature {
+    Signature { i64_at: Some(at), ..signature(parameters, results) }
+}
+
+pub(super) const fn signature_of_i64(parameters: usize) -> Signature {
+    Signature { returns_i64: true, ..signature(parameters, 1) }
+}
