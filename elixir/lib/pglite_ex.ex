@@ -66,6 +66,9 @@ defmodule PgliteEx do
 
   alias PgliteEx.WasmPort
 
+  # This is the whole interface in one place: most of it is documentation, and each function calls the
+  # module that does its work.
+
   # How long a caller waits for a program that is being started, in milliseconds.
   @ready_timeout 5_000
 

@@ -74,12 +74,20 @@ impl Backend {
     /// When it does not exit with status 0.
     pub(crate) fn shut_down(mut self) -> anyhow::Result<()> {
         self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
+        match self.exit()? {
+            0 => Ok(()),
+            status => bail!("PostgreSQL ended with exit status {status}"),
+        }
+    }
+
+    /// Exits through `proc_exit`, with its callbacks, and returns the exit status.
+    ///
+    /// # Errors
+    /// When the guest traps.
+    pub(crate) fn exit(&mut self) -> anyhow::Result<i32> {
         match self.call::<i32, ()>("proc_exit", 0) {
             Ok(()) => bail!("PostgreSQL did not exit"),
-            Err(error) => match call::exit_status(error)? {
-                0 => Ok(()),
-                status => bail!("PostgreSQL ended with exit status {status}"),
-            },
+            Err(error) => call::exit_status(error),
         }
     }
 }

@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Fork, fork::Parent};
+use super::{
+    Fork,
+    fork::{Parent, mapped_regions},
+};
 use crate::{
-    cluster::{MainSegment, Region, SharedMemory},
+    cluster::{MainSegment, SharedMemory},
     fs::{Files, FrozenTree, SharedObjects, Silent, Tree},
 };
 
@@ -43,9 +46,7 @@ impl ClusterSnapshot {
         tree.restore_shared_objects(&self.objects)?;
         let tree = Arc::new(Mutex::new(tree));
         let files = Files::resume(tree.clone(), &self.parent.process, Box::new(Silent));
-        let mapped = files.shared_mappings();
-        let mapped = mapped.into_iter().map(|(range, file, offset)| Region::new(&range, file, offset));
-        let shared = Arc::new(SharedMemory::with_main(&self.main, mapped)?);
+        let shared = Arc::new(SharedMemory::with_main(&self.main, mapped_regions(&files))?);
         Ok(Fork { parent: self.parent.clone(), shared, tree })
     }
 }

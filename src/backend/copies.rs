@@ -34,9 +34,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Replaces this backend by `successor`, which takes over its client, its console, its
-    /// signals, and its cluster's clock and random bytes. Returns the
-    /// replaced backend, which must not run again.
+    /// Replaces this backend by `successor`, which takes over its client, its console, its signals, and its
+    /// cluster's clock and random bytes. Returns the replaced backend, which must not run again.
     ///
     /// # Errors
     /// None between backends of one program.

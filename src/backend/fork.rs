@@ -63,8 +63,7 @@ impl Fork {
         let memory = caller.data().memory()?;
         let anonymous = std::mem::take(&mut caller.data_mut().anonymous);
         let main = main_segment(memory.data(&*caller), anonymous)?;
-        let mapped = caller.data().files.shared_mappings();
-        let mapped = mapped.into_iter().map(|(range, file, offset)| Region::new(&range, file, offset));
+        let mapped = mapped_regions(&caller.data().files);
         Self::capture(caller, program.pristine(), Arc::new(SharedMemory::new(main, mapped)))
     }
 
@@ -122,6 +121,11 @@ impl Fork {
     pub(crate) fn tree(&self) -> &Arc<Mutex<Tree>> {
         &self.tree
     }
+}
+
+/// The regions of shared memory that a process has mapped besides the main segment.
+pub(super) fn mapped_regions(files: &Files) -> impl Iterator<Item = Region> + use<> {
+    files.shared_mappings().into_iter().map(|(range, file, offset)| Region::new(&range, file, offset))
 }
 
 /// The pages of `memory` that need not be zero: those of the program that was loaded into it, and those that were used
@@ -191,8 +195,8 @@ impl Backend {
         })
     }
 
-    /// Makes the cluster's checkpointer write a checkpoint if there is something to write, and exits; returns the exit status. The process has its
-    /// turn.
+    /// Makes the cluster's checkpointer write a checkpoint if there is something to write, and exits; returns the exit
+    /// status. The process has its turn.
     ///
     /// # Errors
     /// When the guest traps.

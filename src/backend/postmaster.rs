@@ -16,7 +16,7 @@ use crate::{
     fs::Files,
     guest::{
         Guest, Setup,
-        call::{self, export as call, setting_value},
+        call::{export as call, setting_value},
         memory,
     },
     postgres::{checkpoint, destination, postmaster_signal, process, setting},
@@ -92,17 +92,6 @@ impl Backend {
     pub(crate) fn announce_checkpointer(&mut self) -> anyhow::Result<()> {
         let shared = self.read_u32(self.facts().checkpointer.shared)?;
         self.write_u32(shared.wrapping_add(checkpoint::PROCESS_ID), process::CHECKPOINTER.cast_unsigned())
-    }
-
-    /// Exits through `proc_exit`, and returns the exit status.
-    ///
-    /// # Errors
-    /// When the guest traps.
-    pub(crate) fn exit_as_postmaster(&mut self) -> anyhow::Result<i32> {
-        match self.call::<i32, ()>("proc_exit", 0) {
-            Ok(()) => anyhow::bail!("proc_exit has returned"),
-            Err(error) => call::exit_status(error),
-        }
     }
 
     /// Whether autovacuum is enabled (`AutoVacuumingActive` in `src/backend/postmaster/autovacuum.c`).

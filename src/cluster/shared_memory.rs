@@ -108,8 +108,7 @@ impl SharedMemory {
             main.parts.iter().try_for_each(|(at, part)| region.file.write_all_at(part, *at))?;
             Ok::<_, anyhow::Error>(region)
         };
-        let main = make().context("shared memory cannot be allocated")?;
-        Ok(Self { main, others: others.into_iter().collect() })
+        Ok(Self::new(make().context("shared memory cannot be allocated")?, others))
     }
 }
 

@@ -80,8 +80,7 @@ impl Registry {
         };
         let clusters =
             Clusters { by_name: BTreeMap::from([(default.name.clone(), Arc::new(default))]), ..Clusters::default() };
-        let in_memory = SharedSettings { data_directory: None, template: None, ..settings.clone() };
-        let snapshots = Snapshots::new(templates.clone(), in_memory, log.clone());
+        let snapshots = Snapshots::new(templates.clone(), settings.in_memory(), log.clone());
         let warm = Warm::new(warm);
         Self { templates, snapshots, warm, settings, leave, log, clusters: Mutex::new(clusters) }
     }
@@ -159,8 +158,8 @@ impl Registry {
         };
         let mut settings = branch_of.as_ref().map_or(&self.settings, |origin| &origin.settings).clone();
         settings.further.append(&mut further);
-        settings.data_directory = data_directory.map(DataDirectory::Host);
-        settings.template = None;
+        let settings =
+            SharedSettings { data_directory: data_directory.map(DataDirectory::Host), ..settings.in_memory() };
         let cluster = Arc::new(Cluster {
             name: name.clone(),
             origin,
@@ -194,8 +193,9 @@ impl Registry {
         };
         // Set before, if an earlier start failed.
         let _ = cluster.database.set(database.unwrap_or_else(|| DATABASE.to_owned()));
+        let fits_snapshots = settings.data_directory.is_none() && !cluster.has_own_settings;
         let postmaster = match &cluster.origin {
-            ClusterOrigin::Template(name) if settings.data_directory.is_none() && !cluster.has_own_settings => {
+            ClusterOrigin::Template(name) if fits_snapshots => {
                 self.go_on(cluster, self.snapshots.of_template(name).map_err(no_template)?)?
             }
             ClusterOrigin::Template(name) => {
@@ -212,7 +212,7 @@ impl Registry {
                 }
                 let origin = branch_of.map(|origin| self.postmaster(origin)).transpose()?.flatten();
                 let origin = origin.ok_or_else(|| unknown(name, Severity::Error))?;
-                if settings.data_directory.is_none() && !cluster.has_own_settings {
+                if fits_snapshots {
                     self.go_on(cluster, origin.snapshot()?)?
                 } else {
                     let files = origin.branch()?;
@@ -265,12 +265,8 @@ impl Registry {
             let message = format!("cluster \"{name}\" cannot be dropped: it exists as long as the program");
             return Err(ErrorResponse::error(sqlstate::OBJECT_IN_USE, message));
         }
-        if !self.remove(&cluster) {
-            // Another request was faster.
-            return Err(unknown(name, Severity::Error));
-        }
-        self.end(&cluster);
-        Ok(())
+        // Another request may have been faster.
+        if self.end(&cluster) { Ok(()) } else { Err(unknown(name, Severity::Error)) }
     }
 
     /// Takes a cluster off the list; returns whether it was on it.
@@ -280,12 +276,14 @@ impl Registry {
         is_there && clusters.by_name.remove(&cluster.name).is_some()
     }
 
-    /// Ends a cluster and its sessions. Waits while it starts.
-    fn end(&self, cluster: &Arc<Cluster>) {
-        self.remove(cluster);
-        if let Some(postmaster) = cluster.go() {
+    /// Ends a cluster and its sessions, unless it was taken off the list already; returns whether it was not. Waits
+    /// while it starts.
+    fn end(&self, cluster: &Arc<Cluster>) -> bool {
+        let is_there = self.remove(cluster);
+        if is_there && let Some(postmaster) = cluster.go() {
             postmaster.end();
         }
+        is_there
     }
 
     /// Makes a choice for a cluster, for when it starts if it does not run yet.
@@ -408,9 +406,6 @@ fn no_template(error: TemplateError) -> ErrorResponse {
 /// The error when there is no cluster of that name.
 fn unknown(name: &str, severity: Severity) -> ErrorResponse {
     let message = format!("cluster \"{name}\" does not exist");
-    let report = match severity {
-        Severity::Fatal => ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, message),
-        _ => ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, message),
-    };
+    let report = ErrorResponse { severity, ..ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, message) };
     report.with_hint("Create it: the request create_cluster, or in Elixir PgliteEx.branch/2.")
 }

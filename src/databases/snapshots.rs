@@ -7,7 +7,6 @@ use parking_lot::Mutex;
 use super::shared::{self, SharedSettings};
 use crate::{
     backend::ClusterSnapshot,
-    engine::on_wasm_stack,
     log::LogSink,
     template::{Template, TemplateError, Templates},
 };
@@ -51,8 +50,7 @@ impl Snapshots {
         }
         let files = self.templates.copy(name)?;
         let (program, settings, log) = (self.templates.program(), self.settings.clone(), self.log.clone());
-        let captured = on_wasm_stack(|| shared::capture(program, files, settings, &template.database, log));
-        let snapshot = Arc::new(captured.map_err(anyhow::Error::from).and_then(|captured| captured)?);
+        let snapshot = shared::capture(program, files, settings, &template.database, log)?;
         *slot = Some(Made { template, snapshot: snapshot.clone() });
         Ok(snapshot)
     }

@@ -5,11 +5,10 @@ use std::sync::{Arc, Weak};
 
 use anyhow::Context;
 
-use super::{Postmaster, SharedSettings, capture, reported, server::Running};
+use super::{Postmaster, capture, reported, server::Running};
 use crate::{
     backend::ClusterSnapshot,
     cluster::{Priority, Seats},
-    engine::on_wasm_stack,
     fs::FrozenTree,
     protocol::error_response::ErrorResponse,
 };
@@ -64,10 +63,8 @@ impl Postmaster {
             return Ok(branched.snapshot.clone());
         }
         let recovered = self.templates.recovered(&frozen)?;
-        let settings = SharedSettings { data_directory: None, template: None, ..self.settings.clone() };
-        let (database, log) = (self.last_database.lock().clone(), self.log.clone());
-        let captured = on_wasm_stack(|| capture(self.templates.program(), recovered, settings, &database, log));
-        let snapshot = Arc::new(captured.map_err(anyhow::Error::from).and_then(|captured| captured)?);
+        let (settings, database) = (self.settings.in_memory(), self.last_database.lock().clone());
+        let snapshot = capture(self.templates.program(), recovered, settings, &database, self.log.clone())?;
         *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone() });
         Ok(snapshot)
     }

@@ -14,6 +14,7 @@ use crate::{
     backend::{BOOTSTRAP_USER, Backend, ClusterSnapshot, Login, program::Program},
     client::{Endpoints, NoClient},
     cluster::{Priority, Seats},
+    engine::on_wasm_stack,
     fs::{FrozenTree, Tree},
     guest::{ClientStream, Setup},
     log::{LineConsole, LogSink, Recent},
@@ -31,18 +32,21 @@ pub(crate) fn capture(
     settings: SharedSettings,
     database: &str,
     log: LogSink,
-) -> anyhow::Result<ClusterSnapshot> {
+) -> anyhow::Result<Arc<ClusterSnapshot>> {
     let files = Arc::new(Mutex::new(Tree::from_frozen(files)));
     let launch = Launch { program: program.clone(), files, settings, log };
-    let (seats, recent) = (Arc::new(Seats::default()), Recent::default());
-    let fork = server::boot(&launch, false, &seats, &recent)?;
-    let mut server = Server::new(&launch, fork, seats, &recent, State::Starting);
-    recover(&mut server)?;
-    rehearse(&server, &launch, database)?;
-    let postmaster = server.process.backend(&server.running)?;
-    postmaster.take_turn()?;
-    postmaster.announce_checkpointer()?;
-    ClusterSnapshot::capture(&server.running.fork())
+    let captured = on_wasm_stack(|| {
+        let (seats, recent) = (Arc::new(Seats::default()), Recent::default());
+        let fork = server::boot(&launch, false, &seats, &recent)?;
+        let mut server = Server::new(&launch, fork, seats, &recent, State::Starting);
+        recover(&mut server)?;
+        rehearse(&server, &launch, database)?;
+        let postmaster = server.process.backend(&server.running)?;
+        postmaster.take_turn()?;
+        postmaster.announce_checkpointer()?;
+        ClusterSnapshot::capture(&server.running.fork())
+    });
+    captured?.map(Arc::new)
 }
 
 /// Runs the startup process alone: after an orderly shutdown it needs no other.

@@ -115,8 +115,9 @@ impl Postmaster {
         Ok(started)
     }
 
-    /// A cluster in memory that goes on from `copy`, the copy of a snapshot. It has none of PostgreSQL's own processes yet: the checkpointer
-    /// is started when it is asked for, autovacuum after some seconds. With data in memory, no other is needed.
+    /// A cluster in memory that goes on from `copy`, the copy of a snapshot. It has none of PostgreSQL's own processes
+    /// yet: the checkpointer is started when it is asked for, autovacuum after some seconds. With data in memory, no
+    /// other is needed.
     ///
     /// # Errors
     /// When the system has no memory or threads.

@@ -114,7 +114,7 @@ pub(super) fn run(
     }
     server.children.wait();
     if is_in_order {
-        server.in_turn(Backend::exit_as_postmaster)?;
+        server.in_turn(Backend::exit)?;
     }
     match end {
         // The log has the reason.

@@ -65,6 +65,11 @@ impl Default for SharedSettings {
 }
 
 impl SharedSettings {
+    /// The same for a cluster in memory that is no copy of the template.
+    pub(crate) fn in_memory(&self) -> Self {
+        Self { data_directory: None, template: None, ..self.clone() }
+    }
+
     /// # Errors
     /// When one of them cannot be chosen.
     pub(super) fn check(&self) -> anyhow::Result<()> {
