@@ -29,7 +29,7 @@ pub struct Connections {
     cancels: CancelRegistry,
     startup_timeout: Duration,
     live: Mutex<Live>,
-    /// Notified when a connection has ended.
+    /// Notified when a connection's thread has ended.
     ended: Condvar,
 }
 
@@ -37,7 +37,10 @@ pub struct Connections {
 struct Live {
     next: u64,
     stopping: bool,
+    /// Those of the connections that are open.
     controls: HashMap<u64, Control>,
+    /// How many threads have not ended, with those whose connection is closed and that still have to say so.
+    threads: usize,
 }
 
 impl Connections {
@@ -77,6 +80,8 @@ impl Connections {
             move || {
                 let _span = tracing::info_span!("connection", id = opening.id).entered();
                 let report = serve(&leave.connections, client.clone(), &opening, &on_thread);
+                // Whoever learns of the end sees the connection counted no more.
+                leave.close();
                 on_end(client, report);
             },
         )?;
@@ -99,7 +104,7 @@ impl Connections {
     pub fn shut_down(&self) {
         self.terminate_all();
         let mut live = self.live.lock();
-        while !live.controls.is_empty() {
+        while live.threads > 0 {
             self.ended.wait(&mut live);
         }
         drop(live);
@@ -191,6 +196,7 @@ impl Connections {
         live.next += 1;
         let control = Control::new(self.cancels.clone(), client.waker(), live.stopping);
         live.controls.insert(number, control.clone());
+        live.threads += 1;
         (number, control)
     }
 }
@@ -201,9 +207,17 @@ struct Leave {
     number: u64,
 }
 
+impl Leave {
+    /// The connection is no longer open.
+    fn close(&self) {
+        self.connections.live.lock().controls.remove(&self.number);
+    }
+}
+
 impl Drop for Leave {
     fn drop(&mut self) {
-        self.connections.live.lock().controls.remove(&self.number);
+        self.close();
+        self.connections.live.lock().threads -= 1;
         self.connections.ended.notify_all();
     }
 }

@@ -49,3 +49,27 @@ fn a_client_that_comes_after_the_end_has_begun_is_told_to_stay_away() {
     connections.shut_down();
     assert_eq!(connections.count(), 0);
 }
+
+#[test]
+fn a_connection_whose_end_is_told_is_counted_no_more_but_waited_for() {
+    let connections = Arc::new(Connections::new(Arc::new(None)));
+    connections.terminate_all();
+    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default());
+    let (counts, counted) = crossbeam_channel::bounded(1);
+    let (go_on, told) = crossbeam_channel::bounded::<()>(0);
+    let counting = connections.clone();
+    let start = connections.start(relay, opening(), move |_, _| {
+        counts.send(counting.count()).expect("the test waits");
+        assert!(told.recv().is_err(), "the sender is dropped");
+    });
+    assert!(start.is_ok());
+    assert_eq!(counted.recv_timeout(Duration::from_mins(1)).expect("it ends"), 0);
+    let (done, shut_down) = crossbeam_channel::bounded(1);
+    std::thread::spawn(move || {
+        connections.shut_down();
+        done.send(()).expect("the test waits");
+    });
+    assert!(shut_down.recv_timeout(Duration::from_millis(50)).is_err(), "one has not told its end yet");
+    drop(go_on);
+    shut_down.recv_timeout(Duration::from_mins(1)).expect("all have ended");
+}
