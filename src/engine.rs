@@ -152,6 +152,8 @@ fn configuration() -> Config {
         // Memory images are mapped copy-on-write, whatever their size.
         .memory_init_cow(true)
         .memory_guaranteed_dense_image_size(u64::MAX)
+        // A memory has its whole address space, also beyond its maximum (`cluster/preemption.rs`).
+        .memory_reservation(1 << 32)
         // Other threads use the address of a memory to interrupt its backend.
         .memory_may_move(false)
         .wasm_backtrace_max_frames(NonZeroUsize::new(32))

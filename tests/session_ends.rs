@@ -43,6 +43,33 @@ fn a_client_that_vanishes_while_its_query_computes_or_sleeps_takes_its_backend_a
     }
 }
 
+/// A statement whose planning takes minutes and does not check for interrupts.
+fn unstoppable() -> String {
+    let chain: String = (1..=2000).map(|n| format!(", c{n} as (select x from c{})", n - 1)).collect();
+    format!("do $$ begin raise notice 'begun'; end $$; with c0 as (select 1 as x){chain} select x from c2000")
+}
+
+#[test]
+fn a_backend_that_does_not_check_for_interrupts_ends_when_its_client_has_vanished_or_it_is_told_to() {
+    let server = Server::start();
+    let mut session = server.session(&[]);
+    session.query(&unstoppable());
+    session.until(b'N');
+    drop(session);
+    server.wait_for_connections(0);
+
+    let mut port = Port::spawn(&["--mode", "isolated"]);
+    port.start(1, "postgres");
+    port.data(1, &wire::query(&unstoppable()));
+    let mut answers = Vec::new();
+    while !answers.windows(5).any(|text| text == b"begun") {
+        answers.extend(port.next().payload);
+    }
+    port.request(2, "shutdown");
+    while port.next().kind != Kind::Reply {}
+    assert_eq!(port.until_closed(1).1[1], "57P01");
+}
+
 #[test]
 fn a_client_that_vanishes_in_the_middle_of_a_message_or_a_transaction_takes_its_backend_along() {
     let server = Server::start();

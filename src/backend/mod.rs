@@ -35,11 +35,11 @@ use std::sync::{
 };
 
 use anyhow::Context;
-use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults, unix::StoreExt};
 
 use crate::{
     backend::program::Program,
-    cluster::{Crashed, Seat, Signals},
+    cluster::{Crashed, Preemption, SafepointPage, Seat, Signals},
     fs::Files,
     guest::{
         BackendCommands, CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, environment, memory,
@@ -133,8 +133,15 @@ impl Backend {
         // The address was read from the cache.
         let address = self.facts().address("InterruptPending")?;
         let flag = memory::word(&self.store, self.exports()?.memory, address).context("InterruptPending")?;
-        // SAFETY: the word is aligned and inside the memory (`word`); `Drop` detaches it before the memory goes.
-        unsafe { signals.attach(flag) };
+        let safepoints = SafepointPage::open(&self.store, self.exports()?.memory)
+            .context("the safepoints' page cannot be mapped")?;
+        let preemption = Preemption::new(signals.clone(), self.store.data().seat.as_ref(), &safepoints);
+        // SAFETY: only for a fault at a safepoint, which is a load of guest code, it does more than compare the address.
+        // No host code was interrupted there, so that it may lock and wait, as after a call.
+        unsafe { self.store.set_signal_handler(move |_, fault, _| preemption.handle((*fault).si_addr().addr())) };
+        // SAFETY: the word is aligned and inside the memory (`word`), and the page belongs to it; `Drop` detaches both
+        // before the memory goes.
+        unsafe { signals.attach(flag, Some(safepoints)) };
         self.store.data_mut().set_signals(signals);
         Ok(())
     }
@@ -194,6 +201,11 @@ impl Backend {
         if let Some(seat) = &mut self.store.data_mut().seat {
             seat.end_turn();
         }
+    }
+
+    /// Whether a process of the cluster that it shares with others has crashed.
+    pub(crate) fn cluster_has_crashed(&self) -> bool {
+        self.store.data().seat.as_ref().is_some_and(Seat::cluster_has_crashed)
     }
 
     /// It has trapped during its turn: its whole cluster ends.

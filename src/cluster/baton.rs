@@ -4,7 +4,8 @@
 //! turns change where `PostgreSQL` itself lets other processes run: while a session waits for its client or for a
 //! latch, while it sleeps, or where it would handle interrupts. Sessions have their turns in the order of their
 //! requests. A session that waits longer than a slice interrupts the holder, whose hook in `ProcessInterrupts` then
-//! hands over. No clock is read while no session waits for its turn.
+//! hands over. If it does not check for interrupts for [`GRACE`], it hands over at a safepoint (`preemption`), as a process that loses
+//! the processor. No clock is read while no session waits for its turn.
 
 use std::{
     collections::VecDeque,
@@ -20,6 +21,9 @@ mod interleavings;
 
 /// How long a turn may last while another session waits.
 const SLICE: Duration = Duration::from_millis(5);
+
+/// How long a session that was asked to hand over has until its next check for interrupts. Then it is stopped.
+const GRACE: Duration = Duration::from_millis(2);
 
 /// How soon a session hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,24 @@ enum Manners {
 struct Holder {
     signals: Arc<Signals>,
     priority: Priority,
+    /// Whether it was asked to hand over at its next check for interrupts.
+    was_asked: bool,
+}
+
+impl Holder {
+    fn new(signals: &Arc<Signals>, priority: Priority) -> Self {
+        Self { signals: signals.clone(), priority, was_asked: false }
+    }
+
+    /// Called when the first in the queue has waited for a slice, and again after [`GRACE`]: it hands over when it
+    /// checks for interrupts next, or, the second time, at its next safepoint.
+    fn ask(&mut self) {
+        if std::mem::replace(&mut self.was_asked, true) {
+            self.signals.stop();
+        } else {
+            self.signals.interrupt();
+        }
+    }
 }
 
 /// A process that waits in the queue or sleeps.
@@ -101,14 +123,14 @@ impl Waiter {
         }
     }
 
-    /// Waits to be called, at most a slice if it is not asleep; returns whether it was called.
-    fn wait(&self) -> bool {
+    /// Waits to be called, at most for `time` if it is not asleep; returns whether it was called.
+    fn wait(&self, time: Duration) -> bool {
         let mut place = self.place.lock();
         while *place == Place::Asleep {
             self.changed.wait(&mut place);
         }
         if *place == Place::Watching {
-            self.changed.wait_for(&mut place, SLICE);
+            self.changed.wait_for(&mut place, time);
         }
         *place == Place::Called
     }
@@ -120,7 +142,7 @@ impl Baton {
     /// # Errors
     /// [`Crashed`] when another session of the cluster has crashed; then no session runs any more.
     pub(super) fn take(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
-        let holder = Holder { signals: signals.clone(), priority };
+        let holder = Holder::new(signals, priority);
         self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder, Manners::Queues))
     }
 
@@ -131,7 +153,7 @@ impl Baton {
     /// As [`Self::take`].
     pub(super) fn lend(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
         self.give();
-        let holder = Holder { signals: signals.clone(), priority };
+        let holder = Holder::new(signals, priority);
         self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder, Manners::Returns))
     }
 
@@ -155,7 +177,7 @@ impl Baton {
             state.sleepers.push(Sleeper { waiter: waiter.clone(), is_over: Box::new(is_over) });
         }
         self.give();
-        self.wait(&waiter, Holder { signals: signals.clone(), priority }, Manners::Queues)
+        self.wait(&waiter, Holder::new(signals, priority), Manners::Queues)
     }
 
     /// Takes the baton for `holder` if it is free; otherwise adds a waiter to the queue.
@@ -164,12 +186,13 @@ impl Baton {
         if state.crashed {
             return Err(Crashed);
         }
-        let Some(current) = &state.holder else {
+        let Some(current) = &mut state.holder else {
             state.holder = Some(holder);
             return Ok(None);
         };
         self.waiting.fetch_add(1, Ordering::SeqCst);
         if current.priority == Priority::Background {
+            current.was_asked = true;
             current.signals.interrupt();
         }
         let waiter = Waiter::new(Place::Watching);
@@ -179,8 +202,9 @@ impl Baton {
 
     /// Waits until `waiter` is called, and takes the baton for `holder`.
     fn wait(&self, waiter: &Arc<Waiter>, holder: Holder, manners: Manners) -> Result<(), Crashed> {
+        let mut patience = SLICE;
         loop {
-            let called = waiter.wait();
+            let called = waiter.wait(patience);
             let mut state = self.state.lock();
             if state.crashed {
                 return Err(Crashed);
@@ -196,10 +220,10 @@ impl Baton {
             {
                 state.queue.push_front(waiter);
             }
-            if let (Some(front), Some(current)) = (state.queue.front(), &state.holder)
-                && Arc::ptr_eq(front, waiter)
-            {
-                current.signals.interrupt();
+            let is_first = state.queue.front().is_some_and(|front| Arc::ptr_eq(front, waiter));
+            if let Some(current) = state.holder.as_mut().filter(|_| is_first) {
+                current.ask();
+                patience = GRACE;
             }
         }
     }
@@ -309,7 +333,7 @@ mod tests {
     }
 
     fn holder(priority: Priority) -> Holder {
-        Holder { signals: Arc::default(), priority }
+        Holder::new(&Arc::default(), priority)
     }
 
     #[test]
@@ -369,7 +393,7 @@ mod tests {
         let thread = {
             let waiter = waiter.clone();
             thread::spawn(move || {
-                while !waiter.wait() {
+                while !waiter.wait(SLICE) {
                     let _ = told.send(());
                 }
             })

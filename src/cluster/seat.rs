@@ -125,6 +125,19 @@ impl Seats {
         self.taken.lock().by_process_id.get(&process_id).map(|occupant| occupant.signals.clone())
     }
 
+    /// Lets the processes that wait have their turns before the one behind `signals`, which has the turn, goes on.
+    ///
+    /// # Errors
+    /// [`Crashed`]
+    pub(super) fn yield_turn(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
+        if self.baton.is_wanted() {
+            self.baton.give();
+            self.baton.take(signals, priority)?;
+            self.turns.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
     /// The session that has the turn has crashed: all sessions end without another turn.
     pub(crate) fn crash(&self) {
         self.baton.crash();
@@ -152,6 +165,16 @@ impl Seat {
     /// The signals of this session.
     pub(crate) fn signals(&self) -> &Arc<Signals> {
         &self.signals
+    }
+
+    /// All seats of the cluster, and how soon this one's process hands over.
+    pub(super) fn shared(&self) -> (Arc<Seats>, Priority) {
+        (self.seats.clone(), self.priority)
+    }
+
+    /// Whether a process of the cluster has crashed.
+    pub(crate) fn cluster_has_crashed(&self) -> bool {
+        self.seats.have_crashed()
     }
 
     /// As [`Seats::send`].

@@ -4,10 +4,11 @@
 //! calls the hook in `ProcessInterrupts`, and a waiting backend is woken. The handler then runs on the backend's own
 //! thread, where the guest is in a host function (`guest::interrupts`).
 
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
+use super::SafepointPage;
 use crate::client::Waker;
 
 /// A signal, by its number on Linux and in musl.
@@ -45,6 +46,8 @@ impl Signal {
 #[derive(Default)]
 pub(crate) struct Signals {
     pending: AtomicU32,
+    /// Whether the backend ends at its next safepoint.
+    is_condemned: AtomicBool,
     target: Mutex<Target>,
 }
 
@@ -52,6 +55,7 @@ pub(crate) struct Signals {
 #[derive(Default)]
 struct Target {
     interrupt_pending: Option<Flag>,
+    safepoints: Option<SafepointPage>,
     waker: Option<Waker>,
 }
 
@@ -95,6 +99,35 @@ impl Signals {
         }
     }
 
+    /// Stops the backend at its next safepoint, whether it checks for interrupts or not.
+    pub(crate) fn stop(&self) {
+        self.set_safepoints(false);
+    }
+
+    /// Ends the backend at its next safepoint if it has not heard the signal to end yet.
+    pub(crate) fn condemn_unless_heard(&self) {
+        if self.pending.load(Ordering::SeqCst) & (1 << Signal::TERM.0) != 0 {
+            self.is_condemned.store(true, Ordering::SeqCst);
+            self.stop();
+        }
+    }
+
+    /// Whether the backend was ended at a safepoint, or will be at the next one.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.is_condemned.load(Ordering::SeqCst)
+    }
+
+    /// Lets the backend go on beyond its safepoints.
+    pub(crate) fn open_safepoints(&self) {
+        self.set_safepoints(true);
+    }
+
+    fn set_safepoints(&self, are_open: bool) {
+        if let Some(page) = &self.target.lock().safepoints {
+            page.set_open(are_open);
+        }
+    }
+
     /// Whether the backend was interrupted and has not checked yet.
     pub(crate) fn is_interrupt_pending(&self) -> bool {
         self.target.lock().interrupt_pending.as_ref().is_some_and(|flag| flag.word().load(Ordering::SeqCst) != 0)
@@ -107,17 +140,21 @@ impl Signals {
         }
     }
 
-    /// Makes signals set the flag at `interrupt_pending` from now on.
+    /// Makes signals set the flag at `interrupt_pending` from now on, and [`Signals::stop`] close `safepoints`.
     ///
     /// # Safety
-    /// The address must be aligned, and stay valid until [`Signals::detach`].
-    pub(crate) unsafe fn attach(&self, interrupt_pending: *mut i32) {
-        self.target.lock().interrupt_pending = Some(Flag(interrupt_pending));
+    /// The address must be aligned, and it and the page must stay valid until [`Signals::detach`].
+    pub(crate) unsafe fn attach(&self, interrupt_pending: *mut i32, safepoints: Option<SafepointPage>) {
+        let mut target = self.target.lock();
+        target.interrupt_pending = Some(Flag(interrupt_pending));
+        target.safepoints = safepoints;
     }
 
     /// Called before the memory is freed.
     pub(crate) fn detach(&self) {
-        self.target.lock().interrupt_pending = None;
+        let mut target = self.target.lock();
+        target.interrupt_pending = None;
+        target.safepoints = None;
     }
 
     /// Makes signals end the waits of that client, or of none, from now on.
@@ -156,7 +193,7 @@ mod tests {
         let signals = Signals::default();
         let mut flag = 0_i32;
         // SAFETY: `flag` outlives the attachment.
-        unsafe { signals.attach(&raw mut flag) };
+        unsafe { signals.attach(&raw mut flag, None) };
         assert!(!signals.is_interrupt_pending());
         signals.send(Signal::TERM);
         assert!(signals.is_interrupt_pending());

@@ -13,6 +13,7 @@ use crate::{
     client::Client,
     cluster::{Signal, Signals},
     fs::Silent,
+    guest::end_after_grace,
     log::{LineConsole, LogSink},
     postgres::process,
     protocol::error_response::{ErrorResponse, sqlstate},
@@ -94,12 +95,14 @@ impl Isolated {
         let footprint = Arc::new(Footprint::of(&mut backend)?);
         let signals = backend.signals();
         let _counted = Counted::new(self, start.id, Live { footprint: footprint.clone(), signals: signals.clone() });
-        let _registration = start.control.register(process::FIRST, &secret, move |interrupt| {
-            signals.send(match interrupt {
-                Interrupt::Cancel => Signal::INT,
-                // The cluster ends with the connection, so its unfinished commands can be abandoned.
-                Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
-            });
+        let interrupted = signals.clone();
+        let _registration = start.control.register(process::FIRST, &secret, move |interrupt| match interrupt {
+            Interrupt::Cancel => interrupted.send(Signal::INT),
+            // The cluster ends with the connection, so its unfinished commands can be abandoned.
+            Interrupt::Terminate | Interrupt::ClientGone => {
+                interrupted.send(Signal::TERM);
+                end_after_grace(&interrupted);
+            }
         });
         let admission = template.snapshot.admission();
         let session = Session {
@@ -114,6 +117,7 @@ impl Isolated {
         Ok(match backend.end_session(error) {
             Ok(SessionExit::Client) => SessionEnd::ClientGone,
             Ok(SessionExit::Fatal) => SessionEnd::Orderly,
+            Err(_) if signals.is_condemned() => SessionEnd::Refused(ErrorResponse::terminated()),
             Err(error) => SessionEnd::Trapped(error),
         })
     }

@@ -6,9 +6,10 @@ use wasmtime::{Caller, Linker, bail};
 use wasmtime_wasi::I32Exit;
 
 use super::{Guest, memory};
+use crate::instrument::SAFEPOINT_PAGE;
 
-/// 2 GiB, the maximum of PGlite's memory (`getHeapMax` in its JavaScript).
-const HEAP_MAX: u32 = 1 << 31;
+/// The maximum of PGlite's memory (`getHeapMax` in its JavaScript) without its last page, from which safepoints load.
+const HEAP_MAX: u32 = SAFEPOINT_PAGE;
 const PAGE: u64 = 1 << 16;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {

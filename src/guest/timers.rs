@@ -147,6 +147,18 @@ static ALARM: LazyLock<&'static Alarm> = LazyLock::new(|| {
     alarm
 });
 
+/// How long a session that is to end has until its next check for interrupts.
+const END_GRACE: Duration = Duration::from_secs(5);
+
+/// The number of the alarm after [`END_GRACE`], which is no timer of the guest.
+const END: usize = usize::MAX;
+
+/// Ends the session behind `signals`, which was sent the signal to end, at a safepoint if it does not check for
+/// interrupts in time. The memory that it shares with others, if any, is in doubt then.
+pub(crate) fn end_after_grace(signals: &Arc<Signals>) {
+    ALARM.set(Instant::now() + END_GRACE, END, signals);
+}
+
 impl Alarm {
     /// Interrupts the backend at `deadline`.
     fn set(&self, deadline: Instant, which: usize, signals: &Arc<Signals>) {
@@ -174,7 +186,10 @@ impl Alarm {
             if self.changed.wait_until(&mut waiting, next.0).timed_out()
                 && let Some(signals) = waiting.remove(&next).and_then(|signals| signals.upgrade())
             {
-                signals.interrupt();
+                match next.2 {
+                    END => signals.condemn_unless_heard(),
+                    _ => signals.interrupt(),
+                }
             }
         }
     }

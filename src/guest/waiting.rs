@@ -99,7 +99,7 @@ pub(super) fn wait_for_others(caller: &mut Caller<'_, Guest>) -> wasmtime::Resul
 ///
 /// # Errors
 /// When another process of the cluster has crashed.
-fn without_turn<T>(
+pub(super) fn without_turn<T>(
     store: &mut impl AsContextMut<Data = Guest>,
     act: impl FnOnce(&mut StoreContextMut<'_, Guest>) -> T,
 ) -> wasmtime::Result<T> {

@@ -1,6 +1,6 @@
 //! Rewrites PGlite's WebAssembly before it is compiled.
 //!
-//! PGlite's published file lacks four things, which are added here:
+//! PGlite's published file lacks five things, which are added here:
 //!
 //! * **Code and memory contents are separated.** One module contains the code ([`Instrumented::code`]) for all
 //!   purposes; its memory is empty. The initial memory of a new backend ([`Instrumented::memory`]) is separate, as is
@@ -8,6 +8,7 @@
 //! * **The host is called** where PostgreSQL would leave the processor to other processes: [`Hook`].
 //! * **Several processes** can be made from one memory, as `fork()` does: the process id is a variable, and
 //!   checkpoints are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
+//! * **Safepoints** are added to all loops, at which a process can be stopped that does not check for interrupts.
 //! * **Exports for the host** are added: functions, and every mutable global.
 //!
 //! # How functions are found
@@ -19,7 +20,7 @@
 //! # Reading order
 //! `module` (reads a module), `initial_memory` (memory contents), `target` and `targets` (the table), `evidence` (finds
 //! functions), `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes`,
-//! `semaphores` and `real_time` (changes of functions), `rewrite` (writes the module), `longjmp` and `invoke`
+//! `semaphores` and `real_time` (changes of functions), `safepoints`, `rewrite` (writes the module), `longjmp` and `invoke`
 //! (exceptions instead of host calls), `facts` (the resulting facts).
 
 mod bodies;
@@ -34,6 +35,7 @@ mod module;
 mod processes;
 mod real_time;
 mod rewrite;
+mod safepoints;
 mod semaphores;
 mod start;
 mod target;
@@ -56,6 +58,7 @@ pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
 pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
+pub use safepoints::SAFEPOINT_PAGE;
 pub use start::Preload;
 
 /// Name of an exported mutable `i32` global. If it is not zero, another process of the cluster makes the checkpoints.
@@ -126,6 +129,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     let module = Module::parse(wasm)?;
     module.refuse_passive_data()?;
     let limits = PageLimits::of(&module)?;
+    safepoints::check(&module)?;
     let (data, zeroed) = (module.static_data()?, initial_memory::zeroed_by_start(&module)?);
     let memory = initial_memory::initial_memory(limits, &data, &zeroed)?;
     let found = Found::search(&module, &memory)?;
@@ -143,6 +147,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
         exports: hidden_globals(&module),
         without_data: true,
         own_memory: true,
+        safepoints: true,
         names: names(&module, &found),
         ..Rewrite::default()
     };
@@ -188,7 +193,7 @@ pub fn instrument_side_module(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     module.refuse_passive_data()?;
     let start = module.start.map(|start| (SIDE_MODULE_START.to_owned(), ExportKind::Func, start));
     let exports = hidden_globals(&module).into_iter().chain(start).collect();
-    let rewrite = Rewrite { exports, without_data: true, ..Rewrite::default() };
+    let rewrite = Rewrite { exports, without_data: true, safepoints: true, ..Rewrite::default() };
     rewrite.apply(&module)
 }
 

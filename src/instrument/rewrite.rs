@@ -10,13 +10,14 @@ use wasm_encoder::{
     StartSection, TableSection, TagSection, TypeSection, ValType,
 };
 use wasmparser::{
-    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, KnownCustom, Parser, Payload, TypeRef,
+    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, KnownCustom, Operator, Parser, Payload, TypeRef,
 };
 
 use super::InstrumentError;
 use super::changes::Edit;
 use super::hooks::{HOOK_MODULE, Hook};
 use super::module::Module;
+use super::safepoints;
 
 /// The differences between a rewritten module and the original.
 #[derive(Default)]
@@ -34,6 +35,8 @@ pub(super) struct Rewrite {
     /// Whether an imported memory becomes the module's own, and its table gets [`SPARE_TABLE_ELEMENTS`] more elements
     /// and a limit.
     pub(super) own_memory: bool,
+    /// Whether loops get safepoints.
+    pub(super) safepoints: bool,
     /// Names of functions for backtraces, by the original's indices.
     pub(super) names: BTreeMap<u32, String>,
 }
@@ -84,12 +87,13 @@ impl Reencode for Writer<'_> {
     ) -> Result<(), reencode::Error<Infallible>> {
         let function = self.function;
         self.function += 1;
-        let Some(edits) = self.rewrite.edits.get(&function) else {
+        let edits = self.rewrite.edits.get(&function);
+        if edits.is_none() && !self.rewrite.safepoints {
             return reencode::utils::parse_function_body(self, code, body);
-        };
+        }
         let mut output = self.new_function_with_parsed_locals(&body)?;
-        let mut edits = edits.iter().peekable();
-        let mut skipped_until = 0;
+        let mut edits = edits.into_iter().flatten().peekable();
+        let (mut skipped_until, mut loops) = (0, 0);
         for (at, operator) in body.get_operators_reader()?.into_iter().enumerate() {
             while let Some(edit) = edits.next_if(|edit| edit.at.start == at) {
                 edit.with.iter().for_each(|instruction| {
@@ -99,7 +103,12 @@ impl Reencode for Writer<'_> {
             }
             let operator = operator?;
             if at >= skipped_until {
+                let is_loop = matches!(operator, Operator::Loop { .. });
                 output.instruction(&self.instruction(operator)?);
+                if is_loop && self.rewrite.safepoints {
+                    safepoints::add(&mut output, loops);
+                    loops += 1;
+                }
             }
         }
         code.function(&output);

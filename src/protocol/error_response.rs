@@ -104,6 +104,11 @@ impl ErrorResponse {
         Self { severity: Severity::Log, code, message: message.into(), hint: None }
     }
 
+    /// The error of a session that was told to end.
+    pub(crate) fn terminated() -> Self {
+        Self::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+    }
+
     /// The refusal of a client while its cluster starts, in `PostgreSQL`'s words (`ProcessStartupPacket` in
     /// `src/backend/tcop/backend_startup.c`).
     #[must_use]

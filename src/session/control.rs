@@ -137,12 +137,14 @@ impl Control {
 
     /// The error for a client that has no session yet, if it must not get one.
     pub(crate) fn refusal(&self) -> Option<ErrorResponse> {
-        let (code, message) = if self.0.too_late {
-            (sqlstate::CANNOT_CONNECT_NOW, "the database system is shutting down")
-        } else {
-            (sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
-        };
-        self.0.state.lock().terminate.then(|| ErrorResponse::fatal(code, message))
+        let is_refused = self.0.state.lock().terminate;
+        is_refused.then(|| {
+            if self.0.too_late {
+                ErrorResponse::fatal(sqlstate::CANNOT_CONNECT_NOW, "the database system is shutting down")
+            } else {
+                ErrorResponse::terminated()
+            }
+        })
     }
 }
 

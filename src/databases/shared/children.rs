@@ -159,7 +159,11 @@ pub(super) fn run_in_turn<T>(
     run: impl FnOnce(&mut Backend) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     backend.take_turn()?;
-    let ran = catch_unwind(AssertUnwindSafe(|| run(backend)));
+    let ran = match catch_unwind(AssertUnwindSafe(|| run(backend))) {
+        // A process that waits at a safepoint when another one crashes can only end with a trap.
+        Ok(Err(_)) if backend.cluster_has_crashed() => Ok(Err(Crashed.into())),
+        ran => ran,
+    };
     if !matches!(&ran, Ok(Ok(_))) && !matches!(&ran, Ok(Err(error)) if error.is::<Crashed>()) {
         backend.crash();
     }

@@ -112,8 +112,7 @@ impl Keeper {
         let mut shared = self.shared.lock();
         loop {
             if is_over.load(Ordering::SeqCst) {
-                let message = "terminating connection due to administrator command";
-                return Err(ErrorResponse::fatal(sqlstate::ADMIN_SHUTDOWN, message));
+                return Err(ErrorResponse::terminated());
             }
             if let Some(running) = shared.running() {
                 return running.map_err(|error| cannot_connect(format!("{error:#}")));

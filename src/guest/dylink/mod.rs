@@ -26,7 +26,7 @@ use std::{collections::HashMap, sync::Arc};
 use anyhow::{Context, anyhow, bail, ensure};
 use wasmtime::{Caller, Instance, Linker};
 
-use super::{Guest, memory};
+use super::{Guest, memory, waiting};
 use crate::instrument::SIDE_MODULE_START;
 pub(crate) use compiled::{Library, LibraryStore};
 use link::{address, instantiate, reserve};
@@ -194,7 +194,9 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     ensure!(needing.len() < NEEDING_MAX, "it is needed at the end of a chain of {NEEDING_MAX} libraries");
     let wasm =
         caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
-    let library = caller.data().library_store.library(&path, &wasm)?;
+    let store = caller.data().library_store.clone();
+    // Compiling takes seconds, and nobody else has to wait for it.
+    let library = waiting::without_turn(caller, |_| store.library(&path, &wasm)).map_err(GuestEnd)??;
     needing.push(path.clone());
     for needed in &library.description().needed {
         // Libraries may need each other.
