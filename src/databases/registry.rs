@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, OnceLock},
     time::SystemTime,
 };
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{
     Leave, Simulation,
-    shared::{DATABASE, DataDirectory, OnFailure, Postmaster, SharedSettings, data_directory::PG_VERSION},
+    shared::{Attachment, DATABASE, DataDirectory, OnFailure, Postmaster, SharedSettings, data_directory::PG_VERSION},
     snapshots::Snapshots,
     warm::Warm,
 };
@@ -24,7 +25,7 @@ use crate::{
     fs::FrozenTree,
     log::LogSink,
     protocol::error_response::{ErrorResponse, Severity, sqlstate},
-    session::{Choice, Outcome, SessionEnd, SessionStart},
+    session::{Choice, Control, Outcome, SessionEnd, SessionStart},
     template::{TemplateError, Templates},
 };
 use cluster::{Cluster, State};
@@ -103,19 +104,40 @@ impl Registry {
         let name = start.cluster.unwrap_or(DEFAULT_CLUSTER);
         let refused = || SessionEnd::Refused(unknown(name, Severity::Fatal));
         let Some(cluster) = self.find(name) else { return Ok(refused()) };
-        let postmaster = match self.postmaster(&cluster) {
-            Ok(Some(postmaster)) => postmaster,
+        let (postmaster, attachment) = match self.attach(&cluster, start.control) {
+            Ok(Some(attached)) => attached,
             Ok(None) => return Ok(refused()),
             Err(report) => {
                 tracing::error!(%report, "the cluster {name:?} cannot be started");
                 return Ok(SessionEnd::Refused(ErrorResponse { severity: Severity::Fatal, ..report }));
             }
         };
-        let ended = postmaster.serve(start, client);
-        if cluster.lifetime == Lifetime::Connections && postmaster.close_if_left() {
+        let ended = catch_unwind(AssertUnwindSafe(|| postmaster.serve(start, client)));
+        drop(attachment);
+        // Of one that was reset meanwhile, the connections to its successor decide.
+        if cluster.lifetime == Lifetime::Connections && cluster.is_run_by(&postmaster) && postmaster.close_if_left() {
             self.end(&cluster);
         }
-        Ok(ended?.unwrap_or_else(refused))
+        ended.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Adds a connection to those of `cluster`, which is started if necessary; returns what runs it. `None` if it is
+    /// gone.
+    fn attach(
+        &self,
+        cluster: &Arc<Cluster>,
+        control: &Control,
+    ) -> Result<Option<(Arc<Postmaster>, Attachment)>, ErrorResponse> {
+        while let Some(postmaster) = self.postmaster(cluster)? {
+            if let Some(attachment) = postmaster.attach(control) {
+                return Ok(Some((postmaster, attachment)));
+            }
+            // It takes no more connections: the cluster goes, or has a successor after a reset.
+            if cluster.is_run_by(&postmaster) {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     /// Makes a cluster and starts it.

@@ -23,6 +23,8 @@ struct Position {
     body: usize,
     /// The status in the last `ReadyForQuery`.
     status: Option<u8>,
+    /// Called at the first `ReadyForQuery`.
+    on_first: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// The status outside a transaction block.
@@ -37,6 +39,12 @@ impl TransactionStatus {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.0.lock().status.is_some_and(|status| status != IDLE)
+    }
+
+    /// Calls `tell` when the first status is sent, which is when the session has let its client in. It must not use
+    /// the status.
+    pub(crate) fn on_first(&self, tell: impl FnOnce() + Send + 'static) {
+        self.0.lock().on_first = Some(Box::new(tell));
     }
 }
 
@@ -70,6 +78,9 @@ impl Position {
                 let (body, rest) = bytes.split_at(bytes.len().min(self.body));
                 if let (Some(&READY_FOR_QUERY), Some(&status)) = (self.head.first(), body.first()) {
                     self.status = Some(status);
+                    if let Some(tell) = self.on_first.take() {
+                        tell();
+                    }
                 }
                 self.body -= body.len();
                 bytes = rest;

@@ -57,6 +57,11 @@ impl Cluster {
         }
     }
 
+    /// Whether `postmaster` runs it.
+    pub(super) fn is_run_by(&self, postmaster: &Arc<Postmaster>) -> bool {
+        matches!(&*self.state.lock(), State::Started(running) if Arc::ptr_eq(running, postmaster))
+    }
+
     /// From now on `postmaster` runs it, unless it is gone; returns whether it is not.
     pub(super) fn has_started(&self, postmaster: &Arc<Postmaster>) -> bool {
         let mut state = self.state.lock();

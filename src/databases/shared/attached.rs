@@ -1,6 +1,6 @@
 //! The connections of a cluster: those that have a session in it, and those that wait for one.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -22,14 +22,14 @@ struct State {
 }
 
 /// Keeps a connection on the list; dropping it takes the connection off.
-pub(super) struct Attachment<'a> {
-    attached: &'a Attached,
+pub(crate) struct Attachment {
+    attached: Arc<Attached>,
     number: u64,
 }
 
 impl Attached {
     /// Adds a connection; `None` if the cluster takes no more.
-    pub(super) fn enter(&self, control: &Control) -> Option<Attachment<'_>> {
+    pub(super) fn enter(self: &Arc<Self>, control: &Control) -> Option<Attachment> {
         let mut state = self.state.lock();
         if state.is_closed {
             return None;
@@ -37,7 +37,7 @@ impl Attached {
         let number = state.next;
         state.next += 1;
         state.controls.insert(number, control.clone());
-        Some(Attachment { attached: self, number })
+        Some(Attachment { attached: self.clone(), number })
     }
 
     /// How many there are.
@@ -67,7 +67,7 @@ impl Attached {
     }
 }
 
-impl Drop for Attachment<'_> {
+impl Drop for Attachment {
     fn drop(&mut self) {
         self.attached.state.lock().controls.remove(&self.number);
         self.attached.left.notify_all();

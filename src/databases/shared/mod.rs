@@ -48,12 +48,13 @@ use crate::{
         boundary::TransactionStatus,
         error_response::{ErrorResponse, sqlstate},
     },
-    session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
+    session::{Control, Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
     template::Templates,
 };
 
 use super::Simulation;
 use attached::Attached;
+pub(crate) use attached::Attachment;
 use branches::Branched;
 pub(crate) use capture::capture;
 use children::run_in_turn;
@@ -69,9 +70,9 @@ pub(crate) struct Postmaster {
     simulation: Simulation,
     log: LogSink,
     keeper: Arc<Keeper>,
-    attached: Attached,
+    attached: Arc<Attached>,
     settings: SharedSettings,
-    /// The database that the last client has asked for.
+    /// The database of the session that was let in last.
     last_database: Mutex<String>,
     /// What branches were made from last.
     branched: Mutex<Option<Branched>>,
@@ -157,7 +158,7 @@ impl Postmaster {
             simulation,
             log,
             keeper,
-            attached: Attached::default(),
+            attached: Arc::default(),
             settings,
             last_database: Mutex::new(DATABASE.to_owned()),
             branched: Mutex::default(),
@@ -189,7 +190,12 @@ impl Postmaster {
         Ok(tree)
     }
 
-    /// Serves one client as a session of the cluster; returns `None` if the cluster takes no more clients.
+    /// Adds a connection to those of the cluster; `None` if the cluster takes no more.
+    pub(crate) fn attach(&self, control: &Control) -> Option<Attachment> {
+        self.attached.enter(control)
+    }
+
+    /// Serves the client of a connection that is attached, as a session of the cluster.
     ///
     /// # Errors
     /// When the session cannot be made.
@@ -197,11 +203,10 @@ impl Postmaster {
         self: &Arc<Self>,
         start: &SessionStart<'_>,
         client: Box<dyn Client>,
-    ) -> anyhow::Result<Option<SessionEnd>> {
-        let Some(_attached) = self.attached.enter(start.control) else { return Ok(None) };
+    ) -> anyhow::Result<SessionEnd> {
         match self.keeper.running_for(start.control) {
-            Ok(running) => self.serve_in(&running, start, client).map(Some),
-            Err(report) => Ok(Some(SessionEnd::Refused(report))),
+            Ok(running) => self.serve_in(&running, start, client),
+            Err(report) => Ok(SessionEnd::Refused(report)),
         }
     }
 
@@ -233,8 +238,11 @@ impl Postmaster {
         let endpoints = client.endpoints();
         let client = ClientStream::new(client, start.packet).on_key(announce);
         let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
-        self.last_database.lock().clone_from(&database);
         let transaction = start.transaction.clone();
+        transaction.on_first({
+            let (postmaster, database) = (postmaster.clone(), database.clone());
+            move || *postmaster.last_database.lock() = database
+        });
         start.control.handle_tasks_with(move |task| {
             if let Some(task) = postmaster.simulation.perform(task) {
                 postmaster.perform(&database, &transaction, task);
