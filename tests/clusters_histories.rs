@@ -24,6 +24,8 @@ use support::{
     session::errors,
 };
 
+/// The first cluster, which has its table since after its beginning.
+const FIRST: &str = "c1";
 /// What every history begins with.
 const TABLE: &str = "CREATE TABLE t (k int PRIMARY KEY, v int)";
 /// All that the statements of [`statement`] change.
@@ -55,6 +57,8 @@ struct Clusters {
     databases: Arc<Databases>,
     connections: Arc<Connections>,
     histories: BTreeMap<String, History>,
+    /// How many statements of its history a cluster began with.
+    beginnings: BTreeMap<String, usize>,
     /// Sessions with transactions that are never committed.
     open: BTreeMap<String, Vec<Local>>,
     isolated: (Local, History),
@@ -65,8 +69,8 @@ impl Clusters {
     fn new() -> Self {
         let (databases, connections) = cache::administered(Settings::default());
         let isolated = Local::connect(&connections, Connect::default()).0;
-        let (histories, open) = (BTreeMap::new(), BTreeMap::new());
-        Self { databases, connections, histories, open, isolated: (isolated, Vec::new()), made: 0 }
+        let (histories, beginnings, open) = Default::default();
+        Self { databases, connections, histories, beginnings, open, isolated: (isolated, Vec::new()), made: 0 }
     }
 
     fn make(&mut self, origin: ClusterOrigin, history: History) {
@@ -74,6 +78,7 @@ impl Clusters {
         let name = format!("c{}", self.made);
         let new = NewCluster { name: Some(name.clone()), origin, ..NewCluster::default() };
         self.databases.create_cluster(new).expect("a cluster");
+        self.beginnings.insert(name.clone(), history.len());
         self.histories.insert(name, history);
     }
 
@@ -82,7 +87,7 @@ impl Clusters {
         let names: Vec<String> = self.histories.keys().cloned().collect();
         let name = names[usize::try_from(dice.below(names.len() as u64)).expect("a few")].clone();
         let connect = || Local::connect_to(&self.connections, &name);
-        match dice.below(20) {
+        match dice.below(22) {
             0..=9 => {
                 let sql = statement(dice);
                 connect().values(&sql);
@@ -123,7 +128,15 @@ impl Clusters {
                 self.histories.remove(&name);
                 format!("{name}: dropped")
             }
-            18 => {
+            18 | 19 if name != FIRST => {
+                self.databases.reset_cluster(&name).expect("it is reset");
+                self.open.remove(&name);
+                let beginning = self.beginnings[&name];
+                self.history(&name).truncate(beginning);
+                self.check(&name);
+                format!("{name}: reset")
+            }
+            20 => {
                 self.isolated.0.reset();
                 self.isolated.1.clear();
                 "isolated: reset".to_owned()
@@ -161,7 +174,7 @@ fn every_cluster_has_its_own_history() {
     let mut dice = Dice(power::seed() | 1);
     let mut clusters = Clusters::new();
     clusters.make(ClusterOrigin::Template("postgres".to_owned()), vec![TABLE.to_owned()]);
-    Local::connect_to(&clusters.connections, "c1").values(TABLE);
+    Local::connect_to(&clusters.connections, FIRST).values(TABLE);
     for _ in 0..power::number("PGLITE_PORT_STEPS", 80) {
         // Shown if it fails.
         println!("{}", clusters.step(&mut dice));
