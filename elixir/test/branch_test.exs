@@ -356,9 +356,13 @@ defmodule PgliteEx.BranchTest do
     assert_received {:stop, _, %{origin: {:template, "there is none"}, error: ^error}}
   end
 
-  test "a failure of the process that makes branches ends the branches' addresses, and nothing else" do
+  test "a failure of the process that makes branches ends the branches, and nothing else" do
     server = Servers.start!()
-    branch = PgliteEx.branch!(server)
+    branch = PgliteEx.branch!(server, name: "left")
+    dropped = PgliteEx.branch!(server, name: "dropped")
+    :ok = PgliteEx.drop(dropped)
+    # Nothing of the crashed process.
+    {:ok, _} = PgliteEx.request(server, "create_cluster", [{"name", "of another"}])
     opts = PgliteEx.connection_opts(branch)
     program = OperatingSystem.program(server)
     branches = PgliteEx.Server.child(server, PgliteEx.Branches)
@@ -366,16 +370,20 @@ defmodule PgliteEx.BranchTest do
     Process.exit(branches, :kill)
     assert_receive {:DOWN, ^monitor, :process, ^branches, :killed}
     assert {:error, :econnrefused} = refused(opts)
-    again = branch_again(server)
+    again = branch_again(server, name: "left")
     assert values!(again, "select 1") == ["1"]
+    assert clusters(server) == ["default", "left", "of another"]
+    other = branch_again(server, name: "dropped")
+    assert clusters(server) == ["default", "dropped", "left", "of another"]
+    :ok = PgliteEx.drop(other)
     assert OperatingSystem.program(server) == program
   end
 
   # The process may not have been started again yet.
-  defp branch_again(server) do
-    case PgliteEx.branch(server) do
+  defp branch_again(server, options) do
+    case PgliteEx.branch(server, options) do
       {:ok, branch} -> branch
-      {:error, %Error{code: "57P01"}} -> branch_again(server)
+      {:error, %Error{code: "57P01"}} -> branch_again(server, options)
     end
   end
 

@@ -8,6 +8,9 @@ defmodule PgliteEx.Branches do
   #
   # This process outlives the program. The branches are gone when that has ended; their gates stay open until
   # their owners end, so that clients are told.
+  #
+  # The names of the branches that were made or are being made are kept in the registry as well: when this
+  # process has crashed, the one that takes its place drops them, because it knows nothing of their owners.
 
   use GenServer
 
@@ -27,6 +30,9 @@ defmodule PgliteEx.Branches do
           | {:drop, String.t()}
           | {:gate, Branch.t()}
 
+  # How long the drop of one branch that was left may take, in milliseconds: longer than the program waits for its
+  # sessions.
+  @drop_timeout 15_000
   # Added to the number in the name of a unix socket, for those of gates beside it.
   @gate_offset 20_000
   # How many names of unix sockets are tried for a gate, which other programs may have taken.
@@ -69,24 +75,43 @@ defmodule PgliteEx.Branches do
     # So that the results of the processes that make requests are received.
     Process.flag(:trap_exit, true)
 
-    {:ok,
-     %{
-       context: context,
-       # Their owners' monitors and their gates, by name.
-       branches: %{},
-       # The names by the owners' monitors.
-       owners: %{},
-       # What the processes do that make requests.
-       workers: %{},
-       # How many gates were opened.
-       gates: 0
-     }}
+    state = %{
+      context: context,
+      # Their owners' monitors and their gates, by name.
+      branches: %{},
+      # The names by the owners' monitors.
+      owners: %{},
+      # What the processes do that make requests.
+      workers: %{},
+      # How many gates were opened.
+      gates: 0
+    }
+
+    {:ok, state, {:continue, :drop_left}}
+  end
+
+  # Before any other request, so that a branch which is made now is not taken for one of the same name that was left.
+  @impl GenServer
+  def handle_continue(:drop_left, %{context: %{registry: registry, options: options}} = state) do
+    wasm_port = Parts.whereis(registry, WasmPort)
+
+    for name <- left(registry), wasm_port != nil do
+      # What is not there any more needs no drop.
+      WasmPort.request(wasm_port, "drop_cluster", [{"name", name}],
+        timeout: @drop_timeout,
+        server: options.name
+      )
+    end
+
+    put_left(registry, [])
+    {:noreply, state}
   end
 
   @impl GenServer
   def handle_call({:create, name, options, owner}, from, state) do
     monitor = if is_pid(owner), do: Process.monitor(owner)
     state = if monitor, do: put_in(state.owners[monitor], name), else: state
+    left_if_crashed(state, name)
     {:noreply, work(state, "create_cluster", options, {:create, name, monitor, from})}
   end
 
@@ -132,18 +157,22 @@ defmodule PgliteEx.Branches do
     if owned?, do: state, else: state |> forget(name) |> drop(name, nil)
   end
 
-  defp done({:create, _name, monitor, from}, {:error, error}, state) do
+  defp done({:create, name, monitor, from}, {:error, error}, state) do
+    no_longer_left(state, name)
     GenServer.reply(from, {:error, error})
     if monitor, do: Process.demonitor(monitor, [:flush])
     %{state | owners: Map.delete(state.owners, monitor)}
   end
 
-  defp done({:drop, _name, from}, result, state) when from != nil do
+  defp done({:drop, name, from}, result, state) when from != nil do
+    no_longer_left(state, name)
     GenServer.reply(from, result)
     state
   end
 
   defp done({:drop, name, nil}, {:error, %Error{} = error}, state) do
+    no_longer_left(state, name)
+
     # Another request may have dropped it.
     unless error.code in ["3D000", "57P01"] do
       text = "the branch #{name} of a process that has ended is not dropped: "
@@ -157,7 +186,26 @@ defmodule PgliteEx.Branches do
     state
   end
 
-  defp done({:drop, _name, nil}, {:ok, _reply}, state), do: state
+  defp done({:drop, name, nil}, {:ok, _reply}, state) do
+    no_longer_left(state, name)
+    state
+  end
+
+  # The names of the branches that are dropped if this process crashes.
+  defp left(registry) do
+    case Registry.meta(registry, __MODULE__) do
+      {:ok, names} -> names
+      :error -> []
+    end
+  end
+
+  defp put_left(registry, names), do: :ok = Registry.put_meta(registry, __MODULE__, names)
+
+  defp left_if_crashed(%{context: %{registry: registry}}, name),
+    do: put_left(registry, [name | left(registry)])
+
+  defp no_longer_left(%{context: %{registry: registry}}, name),
+    do: put_left(registry, List.delete(left(registry), name))
 
   defp result({:shutdown, {__MODULE__, result}}), do: result
   # Killed.
