@@ -56,6 +56,8 @@ pub struct Settings {
     pub start: Start,
     /// What requests may choose for clusters.
     pub leave: Leave,
+    /// Whether SQL can load libraries that did not come with the program.
+    pub user_libraries: bool,
     /// The shared cluster's.
     pub shared: SharedSettings,
     /// Called when the shared cluster has crashed and cannot be started again.
@@ -80,7 +82,7 @@ impl Databases {
     /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
     pub fn open(paths: &Paths, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
         let (pglite, cache, icu) = (paths.pglite.as_deref(), paths.cache.as_deref(), paths.icu_data.as_deref());
-        let templates = Templates::open(pglite, cache, icu, settings.warm, log.clone())?;
+        let templates = Templates::open(pglite, cache, icu, settings.warm, settings.user_libraries, log.clone())?;
         let templates = Arc::new(templates);
         let isolated = Isolated::new(templates.clone(), settings.start, settings.leave);
         let Settings { warm, shared, leave, on_failure, .. } = settings;

@@ -118,6 +118,14 @@ impl Compiler {
         Ok(module)
     }
 
+    /// Compiles a module that the cache does not keep.
+    ///
+    /// # Errors
+    /// When it cannot be compiled.
+    pub(crate) fn passing_module(&self, wasm: &[u8]) -> anyhow::Result<Module> {
+        Ok(Module::new(&self.engine, wasm)?)
+    }
+
     fn load(&self, entry: &str) -> Option<Module> {
         let path = self.cache.path(entry);
         let in_use = match self.cache.hold(entry) {

@@ -192,6 +192,10 @@ struct EngineOptions {
     /// Data of ICU 76 for languages with their own collation: a directory or a package (`icudt76l.dat`)
     #[arg(long, global = true, value_name = "PATH")]
     icu_data: Option<PathBuf>,
+    /// Let superusers load libraries from files that SQL has written (`LOAD`, `CREATE FUNCTION ... LANGUAGE C`); their
+    /// code runs in the sandbox of WebAssembly, but may run for ever. Without this, only PGlite's libraries are loaded
+    #[arg(long, global = true)]
+    allow_user_libraries: bool,
 }
 
 fn main() -> ExitCode {
@@ -338,8 +342,14 @@ impl CommandLine {
             icu_data: engine.icu_data.clone(),
         };
         let on_failure = Some(stop.on_failure());
-        let settings =
-            Settings { warm: clones.warm, leave, shared: shared.settings(patience), on_failure, ..Settings::default() };
+        let settings = Settings {
+            warm: clones.warm,
+            leave,
+            user_libraries: engine.allow_user_libraries,
+            shared: shared.settings(patience),
+            on_failure,
+            ..Settings::default()
+        };
         let mode = self.mode;
         let open = move || Databases::open(&paths, mode, settings, LogSink::to_own_log());
         let opened = start::unless_stopped(stop.asked(), parent_gone, open)?.map(Arc::new);
@@ -354,7 +364,7 @@ impl CommandLine {
 impl EngineOptions {
     fn open_templates(&self) -> anyhow::Result<Templates> {
         let (pglite, cache, icu) = (self.pglite_dir.as_deref(), self.cache_dir.as_deref(), self.icu_data.as_deref());
-        Templates::open(pglite, cache, icu, 0, LogSink::to_own_log())
+        Templates::open(pglite, cache, icu, 0, self.allow_user_libraries, LogSink::to_own_log())
     }
 
     /// PGlite's backend.

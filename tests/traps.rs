@@ -6,13 +6,13 @@
 mod support;
 
 use support::{
+    library::{self, body},
     server::{Server, rows},
     session::Session,
 };
 use wasm_encoder::{
-    CodeSection, ConstExpr, CustomSection, DataSection, EntityType, ExportKind, ExportSection, Function,
-    FunctionSection, GlobalType, ImportSection, Instruction, MemArg, MemoryType, Module, RefType, TableType,
-    TypeSection, ValType,
+    CodeSection, CustomSection, EntityType, ExportKind, ExportSection, FunctionSection, ImportSection, Instruction,
+    MemArg, Module, TypeSection,
 };
 
 /// Its functions, each by its name in SQL, and what it does.
@@ -26,58 +26,8 @@ const FUNCTIONS: [(&str, &[Instruction<'static>]); 4] = [
     ("recurses", &[Instruction::LocalGet(0), Instruction::Call(RECURSES)]),
 ];
 
-/// The index of the last of them, after the two functions about the library.
-const RECURSES: u32 = 5;
-
-/// A library for PostgreSQL with these functions (`src/include/fmgr.h`), as a side module.
-fn library() -> Vec<u8> {
-    let mut module = Module::new();
-    // Subsection 1 (memory information), 4 bytes: size 128, alignment 2^2, no table.
-    module.section(&CustomSection { name: "dylink.0".into(), data: (&[1_u8, 5, 0x80, 0x01, 2, 0, 0][..]).into() });
-    let mut types = TypeSection::new();
-    types.ty().function([], [ValType::I32]);
-    types.ty().function([ValType::I32], [ValType::I32]);
-    module.section(&types);
-    let memory = MemoryType { minimum: 1, maximum: None, memory64: false, shared: false, page_size_log2: None };
-    let table = TableType { element_type: RefType::FUNCREF, minimum: 1, maximum: None, table64: false, shared: false };
-    let base = EntityType::Global(GlobalType { val_type: ValType::I32, mutable: false, shared: false });
-    let mut imports = ImportSection::new();
-    imports.import("env", "memory", memory).import("env", "__indirect_function_table", table);
-    imports.import("env", "__memory_base", base).import("env", "__table_base", base);
-    module.section(&imports);
-    let mut functions = FunctionSection::new();
-    functions.function(0).function(0);
-    let mut exports = ExportSection::new();
-    exports.export("Pg_magic_func", ExportKind::Func, 0);
-    let mut code = CodeSection::new();
-    code.function(&body(&[Instruction::GlobalGet(0)]));
-    code.function(&body(&[Instruction::GlobalGet(0), Instruction::I32Const(64), Instruction::I32Add]));
-    for (index, (name, instructions)) in (2..).zip(FUNCTIONS) {
-        functions.function(1);
-        exports.export(name, ExportKind::Func, index).export(&format!("pg_finfo_{name}"), ExportKind::Func, 1);
-        code.function(&body(instructions));
-    }
-    module.section(&functions).section(&exports).section(&code);
-    // Pg_magic_struct: its size, the version of the ABI, FUNC_MAX_ARGS, INDEX_MAX_KEYS, NAMEDATALEN, no 64-bit Datum,
-    // abi_extra, no name and no version. Behind it Pg_finfo_record: API version 1.
-    let mut bytes: Vec<u8> = [64_u32, 1800, 100, 32, 64, 0].into_iter().flat_map(u32::to_le_bytes).collect();
-    bytes.extend(b"PostgreSQL");
-    bytes.resize(64, 0);
-    bytes.extend(1_u32.to_le_bytes());
-    let mut data = DataSection::new();
-    data.active(0, &ConstExpr::global_get(0), bytes);
-    module.section(&data);
-    module.finish()
-}
-
-fn body(instructions: &[Instruction<'static>]) -> Function {
-    let mut function = Function::new([]);
-    for instruction in instructions {
-        function.instruction(instruction);
-    }
-    function.instruction(&Instruction::End);
-    function
-}
+/// The index of the last of them.
+const RECURSES: u32 = library::FIRST + 3;
 
 /// A library that needs another one, and whose constructor calls a function that nobody defines.
 fn library_with_constructor(needed: &str) -> Vec<u8> {
@@ -103,9 +53,7 @@ fn library_with_constructor(needed: &str) -> Vec<u8> {
 /// A session in whose database those functions are.
 fn with_library(server: &Server) -> Session {
     let mut session = server.session(&[]);
-    let library: String = library().iter().map(|byte| format!("{byte:02x}")).collect();
-    session.values(&format!("select lo_from_bytea(7, '\\x{library}')"));
-    session.values("select lo_export(7, '/tmp/traps.so')");
+    session.values(&library::export(&library::with_functions(&FUNCTIONS), "/tmp/traps.so"));
     for (name, _) in FUNCTIONS {
         session.values(&format!("create function {name}() returns int language c as '/tmp/traps.so'"));
     }
@@ -114,7 +62,7 @@ fn with_library(server: &Server) -> Session {
 
 #[test]
 fn the_client_is_told_the_log_has_the_backtrace_and_the_others_go_on() {
-    let server = Server::start();
+    let server = Server::with(&["--mode", "isolated", "--allow-user-libraries"]);
     let mut other = server.connect();
     other.batch_execute("create table t (a int); begin; insert into t values (1)").expect("a transaction");
     for (name, _) in FUNCTIONS {
@@ -145,7 +93,7 @@ fn a_library_that_is_none_is_refused_and_the_session_goes_on() {
     for path in ["/tmp/none.so", "/tmp/nonexistent.so", "$libdir/nonexistent"] {
         let error = client.simple_query(&format!("load '{path}'")).expect_err("no library");
         let error = error.as_db_error().expect("an error of the server");
-        assert!(["XX000", "58P01"].contains(&error.code().code()), "{path}: {error}");
+        assert!(["42501", "58P01"].contains(&error.code().code()), "{path}: {error}");
         assert!(error.message().contains(path.trim_start_matches("$libdir/")), "{path}: {error}");
     }
     assert_eq!(rows(&mut client, "select 'alive'"), ["alive"]);
@@ -166,7 +114,7 @@ fn a_library_with_a_symbol_that_nobody_defines_is_not_loaded_and_the_session_goe
 
 #[test]
 fn libraries_may_need_each_other_and_an_error_in_a_constructor_is_that_of_the_statement() {
-    let server = Server::start();
+    let server = Server::with(&["--mode", "isolated", "--allow-user-libraries"]);
     let mut client = server.connect();
     for (object, path, needed) in [(8_u32, "/tmp/a.so", "/tmp/b.so"), (9, "/tmp/b.so", "/tmp/a.so")] {
         let library = library_with_constructor(needed);

@@ -36,11 +36,12 @@ struct Parts {
 }
 
 impl Program {
-    /// Loads the backend from the cache, or instruments and compiles it.
+    /// Loads the backend from the cache, or instruments and compiles it. `user_libraries`: it also loads libraries that
+    /// did not come with the program.
     ///
     /// # Errors
     /// When the artefact cannot be read or is refused by the rewriter, or the cache cannot be written.
-    pub(crate) fn load(artefact: &Artefact, cache: &Cache) -> anyhow::Result<Self> {
+    pub(crate) fn load(artefact: &Artefact, cache: &Cache, user_libraries: bool) -> anyhow::Result<Self> {
         let compiler = Compiler::new(cache.clone())?;
         let key = sources::code_key(PGLITE_WASM.sha256);
         let parts_name = format!("pglite-{}", &key[..32]);
@@ -55,7 +56,7 @@ impl Program {
         let linker = guest::linker(compiler.engine())?;
         let backend =
             linker.instantiate_pre(&module).map_err(anyhow::Error::from).context("PostgreSQL cannot be linked")?;
-        let libraries = Arc::new(LibraryStore::new(compiler.clone(), linker));
+        let libraries = Arc::new(LibraryStore::new(compiler.clone(), linker, user_libraries));
         let facts = Arc::new(parts.facts);
         Ok(Self { backend, pristine, facts, libraries, compiler, _in_use: in_use })
     }

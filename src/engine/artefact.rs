@@ -9,8 +9,11 @@ use std::{
 use crate::{engine::cache::Cache, sources::hex_digest};
 
 mod extensions;
+mod libraries;
 
 pub use extensions::EXTENSIONS;
+pub use libraries::LIBRARIES;
+pub(crate) use libraries::library;
 
 /// The version of the npm package `@electric-sql/pglite` whose files are hosted.
 pub const PGLITE_VERSION: &str = "0.5.16";
@@ -27,6 +30,10 @@ pub struct PinnedFile {
     pub name: &'static str,
     /// The SHA-256 of its content, in lower-case hexadecimal digits.
     pub sha256: &'static str,
+}
+
+const fn pinned(name: &'static str, sha256: &'static str) -> PinnedFile {
+    PinnedFile { name, sha256 }
 }
 
 /// The PostgreSQL backend.

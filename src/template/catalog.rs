@@ -85,7 +85,7 @@ pub(crate) enum TemplateError {
 impl Templates {
     /// Opens the templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found),
     /// with the ICU data in `icu` (if any) besides the generated data. `warm` clones of each template in use are kept
-    /// ready.
+    /// ready. `user_libraries`: SQL can load libraries that did not come with the program.
     ///
     /// # Errors
     /// When the artefact or ICU's data are missing or foreign, or the cache cannot be used; the message says what to
@@ -95,12 +95,13 @@ impl Templates {
         cache: Option<&Path>,
         icu: Option<&Path>,
         warm: usize,
+        user_libraries: bool,
         log: LogSink,
     ) -> anyhow::Result<Self> {
         let icu = IcuData::open(icu)?;
         let cache = Cache::open(cache)?;
         let artefact = Artefact::find(pglite, &cache)?;
-        let program = Arc::new(Program::load(&artefact, &cache)?);
+        let program = Arc::new(Program::load(&artefact, &cache, user_libraries)?);
         let pool = Pool::new(program.clone(), warm)?;
         let shelf = Shelf::of(&cache)?;
         let (cluster, in_use) = Default::default();

@@ -113,7 +113,7 @@ impl Snapshot {
         let mut libraries = Vec::new();
         for (path, hash) in state.registers.libraries() {
             let wasm = reader.read_file(path.as_bytes()).with_context(|| path.to_owned())?;
-            let library = program.libraries().library(path, &wasm)?;
+            let library = program.libraries().library(&wasm).with_context(|| path.to_owned())?;
             ensure!(library.hash() == hash, "{path} is not the library that was loaded");
             libraries.push(library);
         }

@@ -6,6 +6,7 @@
 
 pub mod cache;
 pub mod fake;
+pub mod library;
 pub mod local;
 pub mod panics;
 pub mod peer;

@@ -1,6 +1,6 @@
 //! The contrib extensions that PGlite provides, one bundle for each.
 
-use super::PinnedFile;
+use super::{PinnedFile, pinned};
 
 /// Every bundle: control files and SQL below `share/postgresql/extension`, side modules below `lib/postgresql`.
 ///
@@ -44,7 +44,3 @@ pub const EXTENSIONS: [PinnedFile; 37] = [
     pinned("unaccent.tar.gz", "3f36d0e09674ae9703f4959d0b5753ee634d195b02c1a0189fe0ce85a33fca33"),
     pinned("uuid-ossp.tar.gz", "af253f6a9bd01e3044b98cabec6b01b618b51c95e1b867bd676d528335527370"),
 ];
-
-const fn pinned(name: &'static str, sha256: &'static str) -> PinnedFile {
-    PinnedFile { name, sha256 }
-}

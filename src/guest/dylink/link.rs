@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use wasmtime::{AsContextMut, Extern, ExternType, Func, Global, GlobalType, Instance, Ref, Val};
 
 use super::{Library, Loaded, Owner, Placement, dylink_section::Symbol};
@@ -49,14 +49,15 @@ pub(super) fn instantiate(
                 }
                 global.into()
             }
-            (_, ExternType::Func(ty)) => match function(store, space, name)? {
+            (_, ExternType::Func(ty)) => match function(store, space, name, library.is_bundled())? {
                 Some(function) => function.into(),
                 None => report::undefined(&mut *store, ty, name).into(),
             },
             _ => anyhow::bail!("undefined symbol: {name}"),
         });
     }
-    let instance = Instance::new(&mut *store, &module, &imports)?;
+    // The cause alone, because the error of a segment outside of the table has a backtrace.
+    let instance = Instance::new(&mut *store, &module, &imports).map_err(|error| anyhow!("{}", error.root_cause()))?;
     let mut context = store.as_context_mut();
     let loaded = &mut context.data_mut().libraries.loaded;
     let number = loaded.len();
@@ -72,7 +73,7 @@ pub(super) fn instantiate(
         }
         if value.is_none() {
             // Undefined weak symbols are null, which the library tests.
-            tracing::debug!("undefined weak {} {name}", if is_function { "function" } else { "datum" });
+            tracing::debug!("undefined weak {} {name:?}", if is_function { "function" } else { "datum" });
         }
         let value = value.unwrap_or(0);
         global.set(&mut *store, Val::I32(value.cast_signed()))?;
@@ -98,7 +99,12 @@ pub(super) fn main_name<'a>(space: &str, name: &'a str) -> Option<&'a str> {
 }
 
 /// The function for an import of a library that the main module does not export.
-fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str) -> anyhow::Result<Option<Func>> {
+fn function(
+    store: &mut impl AsContextMut<Data = Guest>,
+    space: &str,
+    name: &str,
+    is_bundled: bool,
+) -> anyhow::Result<Option<Func>> {
     let library_store = store.as_context().data().library_store.clone();
     let instances: Vec<Instance> =
         store.as_context().data().libraries.loaded.iter().map(|loaded| loaded.instance).collect();
@@ -111,7 +117,7 @@ fn function(store: &mut impl AsContextMut<Data = Guest>, space: &str, name: &str
         return Ok(Some(function));
     }
     if name.starts_with("invoke_") {
-        return library_store.invoke(store, name).map(Some);
+        return library_store.invoke(store, name, is_bundled).map(Some);
     }
     Ok(None)
 }

@@ -14,20 +14,23 @@
 //! * `dylink_section`: the description in a library's file
 //! * `compiled`: the compiled libraries of the whole program
 //! * `link`: the definitions of a library's imports
+//! * `user`: what other libraries may be than those that came with the program
 //! * `restore`: restores the libraries of one guest in another
 
 mod compiled;
 mod dylink_section;
 mod link;
 mod restore;
+mod user;
 
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use wasmtime::{Caller, Instance, Linker};
 
-use super::{Guest, memory, waiting};
-use crate::instrument::SIDE_MODULE_START;
+use super::{Guest, memory, report, waiting};
+use crate::{instrument::SIDE_MODULE_START, protocol::error_response::sqlstate};
+use compiled::NotBundled;
 pub(crate) use compiled::{Library, LibraryStore};
 use link::{address, instantiate, reserve};
 pub(crate) use restore::restore;
@@ -97,6 +100,10 @@ pub(crate) struct LibrariesImage {
 #[error("{0:#}")]
 struct GuestEnd(wasmtime::Error);
 
+/// The hint when a library is refused because of its origin.
+const ONLY_BUNDLED: &str = "Only the libraries of PGlite are loaded. For code that you trust, start pglite-port with \
+    --allow-user-libraries.";
+
 /// The maximum length of a chain of libraries each of which needs the next.
 const NEEDING_MAX: usize = 16;
 
@@ -117,6 +124,13 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             Ok(()) => Ok(1),
             Err(error) => match error.downcast() {
                 Ok(GuestEnd(error)) => Err(error),
+                // dlerror() has no hint.
+                Err(error) if error.is::<NotBundled>() => Err(report::error_with_hint(
+                    &mut caller,
+                    sqlstate::INSUFFICIENT_PRIVILEGE,
+                    &format!("could not load library \"{name}\": {error:#}"),
+                    Some(ONLY_BUNDLED),
+                )),
                 Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
             },
         }
@@ -196,7 +210,12 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
         caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
     let store = caller.data().library_store.clone();
     // Compiling takes seconds, and nobody else has to wait for it.
-    let library = waiting::without_turn(caller, |_| store.library(&path, &wasm)).map_err(GuestEnd)??;
+    let library = waiting::without_turn(caller, |_| store.library(&wasm)).map_err(GuestEnd)??;
+    // The same file at another path. Otherwise copies of a library would take memory and slots of the table without
+    // limit.
+    if let Some(number) = caller.data().libraries.loaded.iter().position(|it| it.library.hash() == library.hash()) {
+        return Ok(number);
+    }
     needing.push(path.clone());
     for needed in &library.description().needed {
         // Libraries may need each other.

@@ -1,0 +1,278 @@
+//! Libraries that did not come with the program: refused, or, with `--allow-user-libraries`, loaded within limits.
+
+mod support;
+
+use std::{fs, path::Path, sync::Arc};
+
+use pglite_port::{
+    administration::{Administration, NewCluster},
+    connection::Connections,
+    databases::{Databases, Settings},
+    engine::artefact::LIBRARIES,
+    fs::{Files, Silent, Tree, open_bundle, unpack_extension},
+    instrument,
+};
+use sha2::{Digest, Sha256};
+use support::{
+    cache,
+    library::{body, export, hostile, memory, table, with_functions},
+    local::{Connect, Local},
+    power::{self, Dice},
+    process,
+    wire::Message,
+};
+use wasm_encoder::{
+    CodeSection, CustomSection, ExportKind, ExportSection, FunctionSection, ImportSection, Instruction, MemorySection,
+    Module, RefType, TableSection, TypeSection,
+};
+
+/// A function that returns 42.
+const ANSWER: &[(&str, &[Instruction<'static>])] = &[("answer", &[Instruction::I32Const(42)])];
+
+/// The program's databases, which have other libraries only if `user_libraries`.
+fn open(user_libraries: bool) -> (Arc<Databases>, Arc<Connections>) {
+    cache::administered(Settings { user_libraries, ..Settings::default() })
+}
+
+fn connect(connections: &Arc<Connections>) -> Local {
+    Local::connect(connections, Connect::default()).0
+}
+
+/// The messages of the errors in an answer.
+fn errors_of(messages: &[Message]) -> impl Iterator<Item = String> {
+    messages.iter().filter(|message| message.kind == b'E').filter_map(|message| message.fields().remove(&'M'))
+}
+
+/// SQLSTATE, message and hint of what this query fails with.
+fn failure(session: &mut Local, sql: &str) -> [String; 3] {
+    let messages = session.query(sql);
+    let error = messages.iter().find(|message| message.kind == b'E').unwrap_or_else(|| panic!("{sql}: {messages:?}"));
+    let fields = error.fields();
+    ['C', 'M', 'H'].map(|field| fields.get(&field).cloned().unwrap_or_default())
+}
+
+#[test]
+fn the_pinned_libraries_are_those_of_the_bundles() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("pglite/node_modules/@electric-sql/pglite/dist");
+    let bundle = open_bundle(&package.join("pglite.data"), &package.join("pglite.js")).expect("the bundle");
+    let mut tree = Tree::from_frozen(bundle);
+    for extension in pglite_port::engine::artefact::EXTENSIONS {
+        let archive = fs::File::open(package.join(extension.name)).expect("an archive");
+        unpack_extension(&mut tree, archive, "/pglite").expect("its files");
+    }
+    let files = Files::new(Arc::new(parking_lot::Mutex::new(tree)), Box::new(Silent)).expect("files");
+    for library in LIBRARIES {
+        let path = format!("/pglite/lib/postgresql/{}", library.name);
+        let content = files.read_file(path.as_bytes()).expect("it is there");
+        let digest: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest, library.sha256, "{path}");
+    }
+}
+
+#[test]
+fn a_file_that_sql_has_written_is_no_library() {
+    let (_, connections) = open(false);
+    let mut session = connect(&connections);
+    for path in ["/tmp/mine.so", "/pglite/data/mine.so", "/pglite/lib/postgresql/citext.so"] {
+        // The last one is a file of an extension, which has its name and no longer its content.
+        session.values(&export(&with_functions(ANSWER), path));
+        for sql in [format!("LOAD '{path}'"), format!("CREATE FUNCTION answer() RETURNS int LANGUAGE c AS '{path}'")] {
+            let [code, message, hint] = failure(&mut session, &sql);
+            assert_eq!(code, "42501", "{sql}: {message}");
+            assert!(message.contains(path) && message.contains("did not come with this program"), "{message}");
+            assert!(hint.contains("--allow-user-libraries"), "{hint}");
+        }
+    }
+    assert_eq!(failure(&mut session, "CREATE EXTENSION citext")[0], "42501");
+    session.values("CREATE EXTENSION hstore");
+    assert_eq!(session.values("SELECT 'a=>1'::hstore -> 'a'"), ["1"], "others are as they were");
+}
+
+#[test]
+fn a_file_in_a_data_directory_is_no_library() {
+    let (databases, connections) = open(false);
+    let directory = tempfile::tempdir().expect("a directory");
+    let data_directory = Some(directory.path().join("data"));
+    let name = Some("durable".to_owned());
+    databases.create_cluster(NewCluster { name, data_directory, ..NewCluster::default() }).expect("a cluster");
+    let mut session = Local::connect_to(&connections, "durable");
+    session.values(&export(&with_functions(ANSWER), "/pglite/data/mine.so"));
+    failure(&mut session, "LOAD '/pglite/data/mine.so'");
+    session.values(&export(&with_functions(ANSWER), "/tmp/mine.so"));
+    assert_eq!(failure(&mut session, "LOAD '/tmp/mine.so'")[0], "42501");
+    assert_eq!(session.values("SELECT 1"), ["1"]);
+}
+
+#[test]
+fn copies_of_a_library_are_one_library() {
+    let (_, connections) = open(false);
+    let mut session = connect(&connections);
+    session.values("CREATE EXTENSION seg; SELECT lo_import('/pglite/lib/postgresql/seg.so', 7)");
+    for number in 0..200 {
+        session.values(&format!("SELECT lo_export(7, '/tmp/{number}.so'); LOAD '/tmp/{number}.so'"));
+    }
+    // 200 of them do not fit into the memory that one has.
+    assert_eq!(session.values("SELECT '1 .. 2'::seg"), ["1 .. 2"]);
+}
+
+#[test]
+fn with_leave_a_library_is_loaded_and_the_cache_has_nothing_of_it() {
+    let cache = cache::own();
+    let databases = Arc::new(cache::open_at(cache.path(), Settings { user_libraries: true, ..Settings::default() }));
+    let connections = Arc::new(Connections::new(databases));
+    let mut session = connect(&connections);
+    let entries = || fs::read_dir(cache.path()).expect("a directory").count();
+    let before = entries();
+    let path = "/tmp/two\nlines \u{1b}[31m.so";
+    session.values(&export(&with_functions(ANSWER), path));
+    session.values(&format!("CREATE FUNCTION answer() RETURNS int LANGUAGE c AS '{path}'"));
+    assert_eq!(session.values("SELECT answer()"), ["42"]);
+    assert_eq!(entries(), before);
+}
+
+#[test]
+fn a_template_with_such_a_library_needs_leave_as_well() {
+    let (_, connections) = open(true);
+    let mut session = connect(&connections);
+    session.values(&export(&with_functions(ANSWER), "/tmp/mine.so"));
+    session.values("CREATE FUNCTION answer() RETURNS int LANGUAGE c AS '/tmp/mine.so'");
+    session.freeze("with_a_library");
+    let clone = |connections: &Arc<Connections>| {
+        Local::connect(connections, Connect { template: Some("with_a_library"), ..Connect::default() }).0
+    };
+    assert_eq!(clone(&connections).values("SELECT answer()"), ["42"]);
+    let (_, without_leave) = open(false);
+    let mut refused = clone(&without_leave);
+    assert_eq!(failure(&mut refused, "SELECT answer()")[0], "42501");
+    assert_eq!(refused.values("SELECT 1"), ["1"]);
+    assert_eq!(clone(&connections).values("SELECT answer()"), ["42"]);
+}
+
+/// A side module with a constructor that does `instructions`, and what `change` puts in front of its code.
+fn module(instructions: &[Instruction<'static>], change: impl FnOnce(&mut ImportSection, &mut Module)) -> Vec<u8> {
+    let mut module = Module::new();
+    module.section(&CustomSection { name: "dylink.0".into(), data: (&[1_u8, 4, 0, 0, 0, 0][..]).into() });
+    let mut types = TypeSection::new();
+    types.ty().function([], []);
+    module.section(&types);
+    let (mut imports, mut own) = (ImportSection::new(), Module::new());
+    change(&mut imports, &mut own);
+    let mut functions = FunctionSection::new();
+    functions.function(0);
+    module.section(&imports).section(&functions);
+    let mut bytes = module.finish();
+    // Without the head of a module.
+    bytes.extend(&own.finish()[8..]);
+    let mut rest = Module::new();
+    let mut exports = ExportSection::new();
+    exports.export("__wasm_call_ctors", ExportKind::Func, 0);
+    let mut code = CodeSection::new();
+    code.function(&body(instructions));
+    rest.section(&exports).section(&code);
+    bytes.extend(&rest.finish()[8..]);
+    bytes
+}
+
+#[test]
+fn with_leave_a_library_has_no_memory_and_no_table_but_those_of_its_guest() {
+    let grow_memory = [Instruction::I32Const(1 << 14), Instruction::MemoryGrow(0), Instruction::Drop];
+    let grow_table = [
+        Instruction::RefNull(wasm_encoder::HeapType::FUNC),
+        Instruction::I32Const(1 << 19),
+        Instruction::TableGrow(0),
+        Instruction::Drop,
+    ];
+    let own_memory = |_: &mut ImportSection, own: &mut Module| {
+        own.section(MemorySection::new().memory(memory(1)));
+    };
+    let own_table = |_: &mut ImportSection, own: &mut Module| {
+        own.section(TableSection::new().table(table(1)));
+    };
+    let modules = [
+        (module(&grow_memory, own_memory), "memory of its own"),
+        (module(&[], own_table), "table of its own"),
+        (
+            module(&grow_table, |imports, _| {
+                imports.import("env", "__indirect_function_table", table(1));
+            }),
+            "enlarges the table",
+        ),
+        (
+            module(&[], |imports, _| {
+                imports.import("other", "memory", memory(1));
+            }),
+            "another memory",
+        ),
+        (module(&vec![Instruction::Nop; 100_000], |_, _| {}), "a function of more than"),
+        (
+            module(&[], |imports, _| {
+                let element_type = RefType::EXTERNREF;
+                imports.import("env", "other", wasm_encoder::TableType { element_type, ..table(1) });
+            }),
+            "another memory or table",
+        ),
+    ];
+    let (_, connections) = open(true);
+    let mut session = connect(&connections);
+    for (wasm, refusal) in modules {
+        session.values(&export(&wasm, "/tmp/hostile.so"));
+        let [_, message, _] = failure(&mut session, "LOAD '/tmp/hostile.so'");
+        assert!(message.contains(refusal), "{refusal}: {message}");
+    }
+    assert_eq!(session.values("SELECT 1"), ["1"]);
+}
+
+/// `PGLITE_PORT_SEED` repeats the modules, `PGLITE_PORT_MODULES` makes more of them.
+#[test]
+fn hostile_libraries_end_nothing_but_their_own_session() {
+    let mut dice = Dice(power::seed() | 1);
+    let (_, connections) = open(true);
+    let mut other = connect(&connections);
+    other.values("CREATE TABLE t AS SELECT 1 AS a");
+    let mut session = connect(&connections);
+    let before = process::anonymous_memory(std::process::id());
+    let (mut loaded, mut refused, mut ended) = (0, 0, 0);
+    for number in 0..power::number("PGLITE_PORT_MODULES", 150) {
+        let wasm = hostile(&mut dice);
+        let path = format!("/tmp/{number}.so");
+        if errors_of(&session.query(&export(&wasm, &path))).next().is_some() {
+            // A library before this one has called functions of PostgreSQL's at random.
+            session = connect(&connections);
+            session.values(&export(&wasm, &path));
+        }
+        let messages = session.query(&format!("LOAD '{path}'"));
+        if session.query("SELECT 1").is_empty() {
+            session = connect(&connections);
+            ended += 1;
+        } else {
+            // PostgreSQL refuses what has no Pg_magic_func after it was loaded.
+            let is_loaded = errors_of(&messages).any(|text| text.contains("missing magic block"));
+            *(if is_loaded { &mut loaded } else { &mut refused }) += 1;
+        }
+        assert_eq!(other.values("SELECT a FROM t"), ["1"], "{number}");
+    }
+    println!("{loaded} loaded, {refused} refused, {ended} sessions ended");
+    assert!(loaded > 0 && refused > 0 && ended > 0, "{loaded} {refused} {ended}");
+    drop(session);
+    let grown = process::anonymous_memory(std::process::id()).saturating_sub(before);
+    assert!(grown < 256 << 20, "{grown} bytes");
+}
+
+#[test]
+fn hostile_modules_are_rewritten_or_refused() {
+    let mut dice = Dice(power::seed() | 1);
+    let (mut rewritten, mut refused) = (0, 0);
+    for _ in 0..power::number("PGLITE_PORT_MODULES", 3000) {
+        let wasm = hostile(&mut dice);
+        match instrument::instrument_side_module(&wasm) {
+            // What was valid still is.
+            Ok(code) if wasmparser::validate(&wasm).is_ok() => {
+                wasmparser::validate(&code).expect("it is valid");
+                rewritten += 1;
+            }
+            Ok(_) | Err(_) => refused += 1,
+        }
+        let _ = instrument::side_module_globals(&wasm);
+    }
+    assert!(rewritten > 0 && refused > 0, "{rewritten} {refused}");
+}
