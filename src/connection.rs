@@ -106,6 +106,13 @@ fn serve<C: Client + Clone + 'static>(
     report
 }
 
+/// The report for a client whose connection gets no thread.
+pub(crate) fn no_thread(error: &io::Error) -> ErrorResponse {
+    let message = format!("no thread for another connection: {error}");
+    ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, message)
+        .with_hint("Close some connections, or raise the limits on processes and memory.")
+}
+
 /// The report of an end that is no error.
 fn closed(message: &str) -> ErrorResponse {
     ErrorResponse::log(sqlstate::SUCCESSFUL_COMPLETION, message)

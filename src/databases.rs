@@ -4,7 +4,6 @@
 //! * `registry`: clusters by name, which take many
 //! * `shared`: such a cluster
 //! * `snapshots`, `warm`: what clusters of templates start from, and copies of that in advance
-//! * `mappings`: the limit of memory mappings
 //! * `simulation`: the clock and the random numbers of a cluster, which tests may choose
 //! * `administration`: figures, templates, clusters, reloading
 
@@ -13,17 +12,17 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context;
 
 use crate::{
+    capacity,
     client::Client,
-    databases::{isolated::Isolated, mappings::Mappings, registry::Registry},
+    databases::{isolated::Isolated, registry::Registry},
     log::LogSink,
-    protocol::error_response::{ErrorResponse, Severity, sqlstate},
+    protocol::error_response::{ErrorResponse, sqlstate},
     session::{Mode, SessionEnd, SessionStart, Sessions},
     template::Templates,
 };
 
 mod administration;
 mod isolated;
-mod mappings;
 mod registry;
 mod shared;
 mod simulation;
@@ -52,6 +51,8 @@ pub struct Paths {
 pub struct Settings {
     /// How many clones of each template in use are kept ready, and copies of each cluster that branches are made of.
     pub warm: usize,
+    /// How many isolated connections there can be at once; without, as many as the system allows.
+    pub max_isolated: Option<usize>,
     /// How the cluster of an isolated connection starts.
     pub start: Start,
     /// What requests may choose for clusters.
@@ -72,7 +73,6 @@ pub struct Databases {
     templates: Arc<Templates>,
     isolated: Isolated,
     clusters: Registry,
-    mappings: Mappings,
 }
 
 impl Databases {
@@ -84,10 +84,10 @@ impl Databases {
         let (pglite, cache, icu) = (paths.pglite.as_deref(), paths.cache.as_deref(), paths.icu_data.as_deref());
         let templates = Templates::open(pglite, cache, icu, settings.warm, settings.user_libraries, log.clone())?;
         let templates = Arc::new(templates);
-        let isolated = Isolated::new(templates.clone(), settings.start, settings.leave);
+        let isolated = Isolated::new(templates.clone(), settings.start, settings.leave, settings.max_isolated);
         let Settings { warm, shared, leave, on_failure, .. } = settings;
         let clusters = Registry::new(templates.clone(), shared, leave, warm, log, on_failure);
-        let databases = Self { templates, isolated, clusters, mappings: Mappings::default() };
+        let databases = Self { templates, isolated, clusters };
         match mode {
             Mode::Shared => databases.clusters.start_default()?,
             Mode::Isolated => databases.isolated.warm_up().context("the first database cannot be prepared")?,
@@ -109,8 +109,8 @@ impl Sessions for Databases {
             let message = "this server does not support replication connections";
             return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
         }
-        if let Err(report) = self.mappings.check() {
-            return SessionEnd::Refused(ErrorResponse { severity: Severity::Fatal, ..report });
+        if let Err(report) = capacity::check_for_session() {
+            return SessionEnd::Refused(report);
         }
         let served = match (start.cluster, start.mode) {
             (None, Mode::Isolated) => self.isolated.serve(&start, client),
@@ -118,7 +118,7 @@ impl Sessions for Databases {
         };
         served.unwrap_or_else(|error| {
             tracing::error!("a session could not be started: {error:#}");
-            SessionEnd::Refused(ErrorResponse { severity: Severity::Fatal, ..error.into() })
+            SessionEnd::Refused(capacity::too_many(error.into()))
         })
     }
 

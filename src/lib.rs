@@ -14,6 +14,7 @@
 //! * [`databases`]: `Sessions` and `Administration`: clusters by name (`registry`, `shared`), `isolated` clusters.
 //! * [`administration`]: administration of the program: figures, templates, configuration.
 //! * [`session`]: what the rooms above share: `Sessions`, tasks, cancel keys, control of a session from outside.
+//! * `capacity`: what the system allows the process; refuses clients, sessions and clusters before that is used up.
 //! * [`pruning`]: lists the cache and removes what has not been used for long.
 //!
 //! From sessions to the wasm:
@@ -40,6 +41,7 @@
 pub mod administration;
 mod backend;
 pub mod backup;
+mod capacity;
 pub mod client;
 pub mod clock;
 mod cluster;

@@ -345,6 +345,7 @@ impl CommandLine {
         let settings = Settings {
             warm: clones.warm,
             leave,
+            max_isolated: shared.max_isolated(self.mode),
             user_libraries: engine.allow_user_libraries,
             shared: shared.settings(patience),
             on_failure,

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, value_parser};
 use pglite_port::{
     databases::{DataDirectory, Leave, SharedSettings},
     session::Mode,
@@ -38,9 +38,10 @@ pub(crate) struct SharedOptions {
     /// it is
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
-    /// The maximum number of clients that are connected to the shared cluster at the same time
-    #[arg(long, value_name = "N", default_value_t = SharedSettings::default().max_connections)]
-    max_connections: u16,
+    /// The maximum number of clients that are connected to a cluster at the same time [default: 100]; in mode isolated
+    /// also of all clients that have a cluster of their own [default: as many as the system allows]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..))]
+    max_connections: Option<u16>,
     /// Size of the shared cluster's `shared_buffers` in MB
     #[arg(long, value_name = "MB", default_value_t = SharedSettings::default().shared_buffers)]
     shared_buffers: u32,
@@ -69,11 +70,16 @@ impl SharedOptions {
         Ok(())
     }
 
+    /// How many isolated connections there can be at once.
+    pub(crate) fn max_isolated(&self, mode: Mode) -> Option<usize> {
+        self.max_connections.filter(|_| mode == Mode::Isolated).map(usize::from)
+    }
+
     pub(crate) fn settings(&self, data_patience: Duration) -> SharedSettings {
         SharedSettings {
             data_patience,
             template: self.template.clone(),
-            max_connections: self.max_connections,
+            max_connections: self.max_connections.unwrap_or(SharedSettings::default().max_connections),
             shared_buffers: self.shared_buffers,
             autovacuum: self.autovacuum,
             data_directory: self.data.clone().map(DataDirectory::Host),

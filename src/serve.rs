@@ -12,8 +12,9 @@ use anyhow::{Context, anyhow};
 use crossbeam_channel::{Receiver, bounded, select};
 
 use crate::{
+    capacity,
     client::Client,
-    connection::{Connections, Opening},
+    connection::{Connections, Opening, no_thread},
     log::LogSink,
     protocol::error_response::{ErrorResponse, sqlstate},
     serve::socket::SocketClient,
@@ -141,6 +142,10 @@ fn connect(
     hangups: &Arc<Hangups>,
     opening: Opening,
 ) -> io::Result<()> {
+    if let Err(report) = capacity::check_for_client() {
+        client.refuse(&report);
+        return Ok(());
+    }
     let (id, watched_client, watched) = (opening.id, client.clone(), hangups.clone());
     hangups.enter(id);
     let started = connections.start(client, opening, move |client, report| {
@@ -154,6 +159,7 @@ fn connect(
         Ok(control) => hangups.add(id, watched_client, control),
         Err(error) => {
             hangups.remove(id);
+            watched_client.refuse(&no_thread(&error));
             Err(error)
         }
     }

@@ -78,7 +78,7 @@ fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_o
     let (code, hint) = refusal.expect("the limit is reached");
     let used = process::mappings(std::process::id());
     assert!(!sessions.is_empty() && used + 1000 < limit, "{used} of {limit} with {} sessions", sessions.len());
-    assert_eq!(code, "53000");
+    assert!(["53000", "53300"].contains(&&code[..]), "of a cluster or a session: {code}");
     assert!(hint.contains("vm.max_map_count"), "{hint}");
     // What runs has mappings to spare.
     for session in sessions.iter_mut().rev().skip(1).chain([&mut session]) {

@@ -3,6 +3,7 @@
 use super::Databases;
 use crate::{
     administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, figure},
+    capacity,
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Choice, Outcome},
 };
@@ -48,7 +49,7 @@ impl Administration for Databases {
     }
 
     fn create_cluster(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse> {
-        self.mappings.check()?;
+        capacity::check_for_cluster()?;
         self.clusters.create(new)
     }
 

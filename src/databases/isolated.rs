@@ -1,6 +1,14 @@
 //! Connections that each have their own cluster: a clone of a template, which exists until the connection closes.
 
-use std::{collections::BTreeMap, convert::Infallible, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use anyhow::bail;
 use parking_lot::Mutex;
@@ -40,6 +48,10 @@ pub(crate) struct Isolated {
     templates: Arc<Templates>,
     origin: Start,
     leave: Leave,
+    /// How many connections there can be at once.
+    limit: usize,
+    /// How many there are, with those whose clusters are being made.
+    count: AtomicUsize,
     live: Mutex<BTreeMap<u32, Live>>,
 }
 
@@ -51,8 +63,10 @@ struct Live {
 }
 
 impl Isolated {
-    pub(crate) fn new(templates: Arc<Templates>, origin: Start, leave: Leave) -> Self {
-        Self { templates, origin, leave, live: Mutex::default() }
+    /// No connections yet. There can be `limit` at once; without, as many as the system allows.
+    pub(crate) fn new(templates: Arc<Templates>, origin: Start, leave: Leave, limit: Option<usize>) -> Self {
+        let limit = limit.unwrap_or(usize::MAX);
+        Self { templates, origin, leave, limit, count: AtomicUsize::new(0), live: Mutex::default() }
     }
 
     /// Prepares the default template and its ready clones, which the first connection most likely needs.
@@ -83,6 +97,11 @@ impl Isolated {
                     ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, format!("{what} \"{name}\" does not exist"));
                 return Ok(SessionEnd::Refused(report.with_hint(super::PREPARE)));
             }
+        };
+        let Some(_place) = Place::take(self) else {
+            // PostgreSQL's words (InitProcess in src/backend/storage/lmgr/proc.c).
+            let report = ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
+            return Ok(SessionEnd::Refused(report));
         };
         let mut backend = self.make_backend(&template, start.log)?;
         let simulation = Simulation::new(self.leave);
@@ -144,6 +163,24 @@ impl Isolated {
         let live: Vec<_> = self.live.lock().iter().map(|(id, live)| (*id, live.footprint.clone())).collect();
         let pages = PageMap::open()?;
         live.into_iter().map(|(id, footprint)| Ok((id, footprint.count(&pages)?))).collect()
+    }
+}
+
+/// One of the connections that there can be at once; dropping it makes room for another.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    /// `None` if there is no room.
+    fn take(isolated: &'a Isolated) -> Option<Self> {
+        let one_more = |count: usize| (count < isolated.limit).then_some(count + 1);
+        let taken = isolated.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.is_ok().then(|| Self(&isolated.count))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

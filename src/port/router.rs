@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::{
     administration::Administration,
     client::Endpoints,
-    connection::{Connections, Opening},
+    connection::{Connections, Opening, no_thread},
     log::LogSink,
     port::{
         frame::{Frame, Kind, Options},
@@ -143,11 +143,7 @@ impl Router {
             .start(relay.clone(), opening, move |relay, report| {
                 router.ended(id, &relay, &report);
             })
-            .map_err(|error| {
-                let message = format!("no thread for another connection: {error}");
-                ErrorResponse::fatal(sqlstate::INSUFFICIENT_RESOURCES, message)
-                    .with_hint("Close some connections, or raise the limits on processes and memory.")
-            })?;
+            .map_err(|error| no_thread(&error))?;
         table.closed.retain(|closed| *closed != id);
         table.open.insert(id, Entry { relay, control });
         Ok(())

@@ -17,11 +17,20 @@ use rustix::{
     net::{Shutdown, shutdown, sockopt},
 };
 
-use crate::client::{Client, Endpoints, Interest, Readiness, Waker};
+use crate::{
+    client::{Client, Endpoints, Interest, Readiness, Waker},
+    protocol::{
+        error_response::ErrorResponse,
+        startup::{Negotiation, Step},
+    },
+};
 
 /// How long a client that sends no more may be silent before the kernel probes it, and the interval of the probes.
 const PROBE_AFTER: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
+
+/// How long a client that there is no room for has to send its first bytes. Others wait meanwhile.
+const FIRST_BYTES: Duration = Duration::from_millis(10);
 
 /// How long a client that was sent an error may take to hang up before the host closes the connection.
 const LINGER: Duration = Duration::from_millis(500);
@@ -80,6 +89,25 @@ impl SocketClient {
                 tracing::debug!(%error, "TCP keepalive cannot be set for a client");
             }
         }
+    }
+
+    /// Sends an error to a client that there is no room for, and closes the connection. Hardly waits.
+    pub(crate) fn refuse(mut self, report: &ErrorResponse) {
+        let mut sent = [0; 16_384];
+        let deadline = Instant::now() + FIRST_BYTES;
+        let length = loop {
+            match self.read(&mut sent) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    self.wait(Interest::Read, Some(deadline));
+                }
+                read => break read.unwrap_or(0),
+            }
+        };
+        // A client that asks for encryption first takes a message for what it is only after that is refused.
+        let asks_for_encryption = matches!(Negotiation::default().accept(&sent[..length]), Ok(Step::RefuseEncryption));
+        let refusal: &[u8] = if asks_for_encryption { b"N" } else { b"" };
+        // It fits into the empty buffer of the kernel. A client that is gone needs no answer.
+        let _ = self.write(&[refusal, &report.encode()].concat());
     }
 
     /// Lets the client read the last message: if a socket with unread input is closed, the kernel discards its output.

@@ -12,9 +12,10 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
-pub(crate) const ABOVE: [&str; 13] = [
+pub(crate) const ABOVE: [&str; 14] = [
     "administration",
     "backup",
+    "capacity",
     "connection",
     "databases",
     "lib",

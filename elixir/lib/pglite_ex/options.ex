@@ -49,7 +49,8 @@ defmodule PgliteEx.Options do
     * `:shutdown_timeout` – how long the program may take to stop, in milliseconds: its sessions end, and
       a shared cluster is shut down. Then it ends anyway, and a cluster in a directory recovers at its
       next start. The supervisor waits three seconds longer before it ends it by force. Default 5,000.
-    * `:max_connections` – how many sessions a shared cluster takes at once; one more gets
+    * `:max_connections` – how many sessions a shared cluster takes at once, and how many connections
+      there can be in mode `:isolated`, where the default is as many as the system allows; one more gets
       SQLSTATE `53300`.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
       list: `[work_mem: "16MB", jit: "off"]`.
