@@ -1,6 +1,11 @@
 //! The client of a backend, as the guest's read and write callbacks use it.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, mpsc::Sender},
+    time::Instant,
+};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -89,9 +94,19 @@ impl Waker {
     }
 }
 
-/// The client of a process without one: reading finds its end, and what is written is discarded.
+/// The client of a process without one: reading finds its end, and what is written is discarded, or recorded.
 #[derive(Clone, Default)]
-pub(crate) struct NoClient(Arc<Alarm>);
+pub(crate) struct NoClient {
+    alarm: Arc<Alarm>,
+    record: Option<Sender<Vec<u8>>>,
+}
+
+impl NoClient {
+    /// One for which what is written is sent to `record`.
+    pub(crate) fn recorded(record: Sender<Vec<u8>>) -> Self {
+        Self { record: Some(record), ..Self::default() }
+    }
+}
 
 /// Whether the waker was called since the last wait.
 #[derive(Default)]
@@ -106,11 +121,14 @@ impl Client for NoClient {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(record) = &self.record {
+            record.send(bytes.to_vec()).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        }
         Ok(bytes.len())
     }
 
     fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
-        let mut woken = self.0.woken.lock();
+        let mut woken = self.alarm.woken.lock();
         loop {
             if std::mem::take(&mut *woken) {
                 return Readiness::Woken;
@@ -119,8 +137,8 @@ impl Client for NoClient {
                 return Readiness::Ready;
             }
             match deadline {
-                None => self.0.rung.wait(&mut woken),
-                Some(deadline) if self.0.rung.wait_until(&mut woken, deadline).timed_out() => {
+                None => self.alarm.rung.wait(&mut woken),
+                Some(deadline) if self.alarm.rung.wait_until(&mut woken, deadline).timed_out() => {
                     return if std::mem::take(&mut *woken) { Readiness::Woken } else { Readiness::TimedOut };
                 }
                 Some(_) => {}
@@ -129,7 +147,7 @@ impl Client for NoClient {
     }
 
     fn waker(&self) -> Waker {
-        let alarm = self.0.clone();
+        let alarm = self.alarm.clone();
         Waker::new(move || {
             *alarm.woken.lock() = true;
             alarm.rung.notify_one();

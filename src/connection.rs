@@ -41,6 +41,8 @@ pub struct Opening {
     pub cluster: Option<String>,
     /// The template to clone, if it is not to be found by the database's name.
     pub template: Option<String>,
+    /// Whether the client need not authenticate, whatever the rules say.
+    pub is_trusted: bool,
     /// Where the guest's own output goes.
     pub log: LogSink,
 }
@@ -76,6 +78,7 @@ fn serve<C: Client + Clone + 'static>(
             log: &opening.log,
             control,
             transaction: followed.transaction(),
+            is_trusted: opening.is_trusted,
         };
         connections.sessions().serve(start, Box::new(followed.clone()))
     }));

@@ -1,5 +1,6 @@
 //! Which cluster a connection gets: the program behind every connection.
 //!
+//! * `access`: who gets in
 //! * `isolated`: clusters of one connection each
 //! * `registry`: clusters by name, which take many
 //! * `shared`: such a cluster
@@ -21,6 +22,7 @@ use crate::{
     template::Templates,
 };
 
+mod access;
 mod administration;
 mod isolated;
 mod registry;
@@ -29,6 +31,7 @@ mod simulation;
 mod snapshots;
 mod warm;
 
+pub use access::{Access, Authentication, Password, Rules};
 pub use isolated::Start;
 pub(crate) use shared::data_directory;
 pub use shared::{DataDirectory, OnFailure, SharedSettings};
@@ -84,7 +87,8 @@ impl Databases {
         let (pglite, cache, icu) = (paths.pglite.as_deref(), paths.cache.as_deref(), paths.icu_data.as_deref());
         let templates = Templates::open(pglite, cache, icu, settings.warm, settings.user_libraries, log.clone())?;
         let templates = Arc::new(templates);
-        let isolated = Isolated::new(templates.clone(), settings.start, settings.leave, settings.max_isolated);
+        let (start, access) = (settings.start, settings.shared.access.clone());
+        let isolated = Isolated::new(templates.clone(), start, settings.leave, access, settings.max_isolated);
         let Settings { warm, shared, leave, on_failure, .. } = settings;
         let clusters = Registry::new(templates.clone(), shared, leave, warm, log, on_failure);
         let databases = Self { templates, isolated, clusters };

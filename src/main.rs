@@ -17,10 +17,10 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, never};
-use options::{SharedOptions, TestOptions, seconds};
+use options::{AccessOptions, SharedOptions, TestOptions, seconds};
 use pglite_port::{
     backup,
-    databases::{Databases, Leave, Paths, Settings},
+    databases::{Databases, Paths, Settings},
     engine::{
         artefact::{Artefact, PGLITE_WASM},
         cache::Cache,
@@ -79,6 +79,8 @@ enum Command {
         #[command(flatten)]
         shared: SharedOptions,
         #[command(flatten)]
+        access: AccessOptions,
+        #[command(flatten)]
         tests: TestOptions,
         /// How long the program may take to stop after a request or a signal: its sessions end, and the shared cluster
         /// is shut down. Then it ends anyway, and a cluster in a directory recovers at its next start
@@ -95,6 +97,12 @@ enum Command {
         clones: CloneOptions,
         #[command(flatten)]
         shared: SharedOptions,
+        #[command(flatten)]
+        access: AccessOptions,
+        /// Listen on an address that other machines can reach although every client is let in as the role that it names,
+        /// also as the superuser
+        #[arg(long)]
+        trust_everyone_who_can_connect: bool,
         /// How long the program may take to stop after a signal: its sessions end, and the shared cluster is shut
         /// down. Then, or at a second signal, it ends anyway, and a cluster in a directory recovers at its next start
         #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
@@ -246,20 +254,21 @@ fn allow_open_files() {
 fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
-        Command::Port { clones, shared, tests, shutdown_timeout } => {
+        Command::Port { clones, shared, access, tests, shutdown_timeout } => {
             shared.check(mode)?;
+            let access = access.open()?;
             let stop = Stop::on(&[SIGTERM])?;
             let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
             let parent = ParentWatch::start().context("the end of stdin cannot be detected")?;
             // A parent that has been started again may find its last child on its way down.
-            let opened = command_line.open_databases(
-                clones,
-                shared,
-                tests.leave(),
-                PATIENCE_OF_A_CHILD,
-                &stop,
-                parent.gone(),
-            )?;
+            let settings = Settings {
+                warm: clones.warm,
+                leave: tests.leave(),
+                max_isolated: shared.max_isolated(mode),
+                shared: shared.settings(PATIENCE_OF_A_CHILD, access),
+                ..Settings::default()
+            };
+            let opened = command_line.open_databases(settings, &stop, parent.gone())?;
             drop(parent);
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
@@ -272,13 +281,25 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             }
             return Ok(stop.status(log));
         }
-        Command::Serve { listen, clones, shared, shutdown_timeout } => {
+        Command::Serve { listen, clones, shared, access, trust_everyone_who_can_connect, shutdown_timeout } => {
             shared.check(mode)?;
+            access.check_password(mode, shared)?;
+            let trust_everyone = access.trust_everyone();
+            let access = access.open()?;
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
             // Before a cluster is opened, which would not be shut down if this failed.
-            let serving = serve::start(Listener::bind(listen)?, mode)?;
-            let opened =
-                command_line.open_databases(clones, shared, Leave::default(), Duration::ZERO, &stop, &never())?;
+            let listener = Listener::bind(listen)?;
+            if trust_everyone && !trust_everyone_who_can_connect {
+                listener.refuse_open_addresses()?;
+            }
+            let serving = serve::start(listener, mode)?;
+            let settings = Settings {
+                warm: clones.warm,
+                max_isolated: shared.max_isolated(mode),
+                shared: shared.settings(Duration::ZERO, access),
+                ..Settings::default()
+            };
+            let opened = command_line.open_databases(settings, &stop, &never())?;
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             serving.run(sessions, *shutdown_timeout, stop.asked(), print_url)?;
             return Ok(stop.status(log));
@@ -328,10 +349,7 @@ impl CommandLine {
     /// running, `stop` is told.
     fn open_databases(
         &self,
-        clones: &CloneOptions,
-        shared: &SharedOptions,
-        leave: Leave,
-        patience: Duration,
+        settings: Settings,
         stop: &Stop,
         parent_gone: &Receiver<()>,
     ) -> anyhow::Result<Option<Arc<Databases>>> {
@@ -342,15 +360,7 @@ impl CommandLine {
             icu_data: engine.icu_data.clone(),
         };
         let on_failure = Some(stop.on_failure());
-        let settings = Settings {
-            warm: clones.warm,
-            leave,
-            max_isolated: shared.max_isolated(self.mode),
-            user_libraries: engine.allow_user_libraries,
-            shared: shared.settings(patience),
-            on_failure,
-            ..Settings::default()
-        };
+        let settings = Settings { user_libraries: engine.allow_user_libraries, on_failure, ..settings };
         let mode = self.mode;
         let open = move || Databases::open(&paths, mode, settings, LogSink::to_own_log());
         let opened = start::unless_stopped(stop.asked(), parent_gone, open)?.map(Arc::new);

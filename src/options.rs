@@ -1,13 +1,16 @@
 //! Groups of options on the command line, and values of options.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::ensure;
 use clap::{ArgAction, Args, value_parser};
 use pglite_port::{
-    databases::{DataDirectory, Leave, SharedSettings},
+    databases::{Access, Authentication, DataDirectory, Leave, Password, Rules, SharedSettings},
     session::Mode,
 };
+
+/// The superuser that `initdb` makes.
+const BOOTSTRAP_USER: &str = "postgres";
 
 /// What requests may choose for clusters, for tests.
 #[derive(Args)]
@@ -24,6 +27,49 @@ pub(crate) struct TestOptions {
 impl TestOptions {
     pub(crate) fn leave(&self) -> Leave {
         Leave { clock: self.allow_clock, seed: self.allow_seed }
+    }
+}
+
+/// Who gets in.
+#[derive(Args)]
+pub(crate) struct AccessOptions {
+    /// How clients authenticate: `trust` (not at all), `scram-sha-256` (by passwords), or a file with rules in the format
+    /// of `pg_hba.conf`, which is read again at a reload; without this, the rules in the data directory decide, which
+    /// trust every client in a new cluster
+    #[arg(long, value_name = "trust|scram-sha-256|FILE")]
+    auth: Option<Authentication>,
+    /// A file whose first line is the password of the superuser `postgres`, which is set at every start
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// The role that gets the password of --password-file, if there is such a role
+    #[arg(long, value_name = "ROLE", requires = "password_file", default_value = BOOTSTRAP_USER)]
+    password_user: String,
+}
+
+impl AccessOptions {
+    /// Reads the files.
+    pub(crate) fn open(&self) -> anyhow::Result<Access> {
+        let rules = self.auth.clone().map(Rules::open).transpose()?.map(Arc::new);
+        let file = self.password_file.as_deref();
+        let password = file.map(|file| Password::read(file, &self.password_user)).transpose()?;
+        Ok(Access { rules, password })
+    }
+
+    /// # Errors
+    /// When no client could get in.
+    pub(crate) fn check_password(&self, mode: Mode, shared: &SharedOptions) -> anyhow::Result<()> {
+        let needs_passwords = self.auth == Some(Authentication::ScramSha256);
+        let is_empty = mode == Mode::Shared && shared.data.is_none() && shared.template.is_none();
+        ensure!(
+            !needs_passwords || !is_empty || self.password_file.is_some(),
+            "no role of a new cluster has a password, so no client could get in: give --password-file FILE as well"
+        );
+        Ok(())
+    }
+
+    /// Whether every client that reaches the program gets in.
+    pub(crate) fn trust_everyone(&self) -> bool {
+        self.auth.as_ref().is_none_or(|auth| *auth == Authentication::Trust)
     }
 }
 
@@ -75,8 +121,9 @@ impl SharedOptions {
         self.max_connections.filter(|_| mode == Mode::Isolated).map(usize::from)
     }
 
-    pub(crate) fn settings(&self, data_patience: Duration) -> SharedSettings {
+    pub(crate) fn settings(&self, data_patience: Duration, access: Access) -> SharedSettings {
         SharedSettings {
+            access,
             data_patience,
             template: self.template.clone(),
             max_connections: self.max_connections.unwrap_or(SharedSettings::default().max_connections),

@@ -335,7 +335,9 @@ pub(crate) mod wait_event {
 
 /// Settings: enumerations of `src/include/utils/guc.h`.
 pub(crate) mod setting {
-    /// `PGC_SIGHUP` of `GucContext`.
+    /// Values of `GucContext`, where a setting may be changed: `PGC_POSTMASTER`.
+    pub(crate) const AT_START: i32 = 1;
+    /// `PGC_SIGHUP`
     pub(crate) const ON_RELOAD: i32 = 2;
     /// Values of `GucSource`, where a setting comes from: `PGC_S_GLOBAL`, for all databases and roles.
     pub(crate) const GLOBAL: i32 = 5;
@@ -345,6 +347,8 @@ pub(crate) mod setting {
     pub(crate) const USER: i32 = 7;
     /// `PGC_S_DATABASE_USER`
     pub(crate) const DATABASE_USER: i32 = 8;
+    /// `PGC_S_OVERRIDE`
+    pub(crate) const OVERRIDE: i32 = 10;
 }
 
 /// Catalogs, names and privileges.

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::IpAddr,
     sync::{Arc, OnceLock},
     thread,
     time::Duration,
@@ -68,9 +67,6 @@ impl Sessions for Opened {
 /// # Errors
 /// If the threads do not start.
 pub fn start(listener: Listener, mode: Mode) -> anyhow::Result<Serving> {
-    for address in listener.ips().filter(|address| !address.is_loopback()) {
-        warn_about_open_address(address);
-    }
     let (listener, sessions) = (Arc::new(listener), Arc::<Opened>::default());
     let connections = Arc::new(Connections::new(sessions.clone()));
     let hangups = Hangups::watch().context("the thread that detects closed connections cannot be started")?;
@@ -80,7 +76,8 @@ pub fn start(listener: Listener, mode: Mode) -> anyhow::Result<Serving> {
         let (log, mut id) = (LogSink::to_own_log(), 0);
         let error = accept::accept_all(&accepting, |client| {
             id += 1;
-            let opening = Opening { id, mode, cluster: None, template: None, log: log.of_connection(id) };
+            let opening =
+                Opening { id, mode, cluster: None, template: None, is_trusted: false, log: log.of_connection(id) };
             connect(client, &accepted_by, &hangups, opening)
         });
         // The receiver may be gone.
@@ -130,10 +127,6 @@ impl Drop for Serving {
     fn drop(&mut self) {
         self.listener.remove_socket_file();
     }
-}
-
-fn warn_about_open_address(address: IpAddr) {
-    tracing::warn!(%address, "every client that can reach this address can connect as a superuser without a password");
 }
 
 fn connect(

@@ -91,6 +91,8 @@ pub struct SessionStart<'a> {
     pub control: &'a Control,
     /// Whether the session is in a transaction.
     pub transaction: TransactionStatus,
+    /// Whether the client need not authenticate.
+    pub is_trusted: bool,
 }
 
 /// How a session ended.

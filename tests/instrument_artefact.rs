@@ -243,6 +243,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     callers.sort_unstable();
     let expected = [
         (vec!["clear_mapping"], "mmap"),
+        (vec!["client_is_trusted"], "PerformAuthentication"),
         (vec!["import_rules"], "BundleImporter::getRules"),
         (vec!["init_process"], "InitProcess"),
         (vec!["kill"], "kill"),
@@ -280,6 +281,23 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     let looped = wait[..at].iter().position(|it| matches!(it, Operator::Loop { .. })).expect("it waits in a loop");
     let slept_on = |it: &Operator| matches!(it, Operator::I32Store { memarg } if memarg.offset == 4);
     assert!(wait[looped..at].iter().any(slept_on), "the latch is marked as being slept on before the host is called");
+}
+
+#[test]
+fn the_authentication_is_a_function_of_its_own_that_init_postgres_calls_once() {
+    let Instrumented { code, memory, .. } = backend();
+    let code = Code::read(code);
+    let (kind, authentication) = code.exports["PerformAuthentication"];
+    assert_eq!(kind, ExternalKind::Func);
+    let message = b"\0no pg_hba.conf entry for host \"%s\", user \"%s\", database \"%s\", %s\0";
+    let at = memory.windows(message.len()).position(|window| window == message).expect("the message is in memory") + 1;
+    let at = u32::try_from(at).unwrap();
+    assert_eq!(constants_of(&code.body(authentication), at), 1);
+    let init = code.exported_body("InitPostgres");
+    assert_eq!(constants_of(&init, at), 0, "there is one copy");
+    let calls =
+        init.iter().filter(|it| matches!(it, Operator::Call { function_index } if *function_index == authentication));
+    assert_eq!(calls.count(), 1);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub struct Script {
 /// When the session ends early, or an answer is not as expected.
 pub fn converse(connections: &Arc<Connections>, mode: Mode, script: &Script, rounds: u64) -> Duration {
     let client = Conversation(Arc::new(Mutex::new(State::new(script.clone(), rounds))));
-    let opening = Opening { id: 1, mode, cluster: None, template: None, log: LogSink::to_own_log() };
+    let opening = Opening { id: 1, mode, cluster: None, template: None, is_trusted: false, log: LogSink::to_own_log() };
     let (sender, ended) = mpsc::channel();
     connections
         .start(client, opening, move |client, report| {

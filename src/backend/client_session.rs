@@ -8,7 +8,8 @@ use wasmtime_wasi::I32Exit;
 use super::{Admission, Backend};
 use crate::{
     client::{Client, Endpoints, Interest, Readiness},
-    guest::{ClientStream, call, deliver, wait},
+    guest::{AUTHENTICATION_OK, ClientStream, call, deliver, wait},
+    instrument::AUTHENTICATION,
     postgres::{
         catalog,
         process::{EXIT_ALIVE, EXIT_LONGJMP},
@@ -22,9 +23,6 @@ use crate::{
 
 /// The type of `ParameterStatus`.
 const PARAMETER_STATUS: u8 = b'S';
-
-/// `AuthenticationOk`.
-const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 
 /// `ReadyForQuery`, outside a transaction.
 const READY_AND_IDLE: &[u8] = b"Z\0\0\0\x05I";
@@ -74,6 +72,8 @@ pub(crate) struct Session<'a> {
     pub(crate) cancel_key: [u8; 4],
     /// The properties of the database that decide whether the session is let in.
     pub(crate) admission: Admission,
+    /// Whether the client need not authenticate.
+    pub(crate) is_trusted: bool,
 }
 
 impl Backend {
@@ -82,7 +82,7 @@ impl Backend {
     /// # Errors
     /// When the session ends during its startup; [`Self::end_session`] tells how.
     pub(crate) fn begin_session(&mut self, client: Box<dyn Client>, session: &Session<'_>) -> anyhow::Result<()> {
-        self.set_client(ClientStream::new(client, session.packet));
+        self.set_client(ClientStream::new(client, session.packet).trusted(session.is_trusted));
         self.start_session(session)
     }
 
@@ -107,9 +107,6 @@ impl Backend {
             return Err(I32Exit(EXIT_ALIVE).into());
         }
         self.call::<(), ()>("pgstat_bestart_initial", ())?;
-        // Notices may follow it, but only the negotiation of the protocol's version may come before.
-        self.call::<(), ()>("pgl_pq_flush", ())?;
-        self.guest().client.write_all(AUTHENTICATION_OK);
         self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(*cancel_key))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;
         // Without a handler an error is fatal, as it is before a session has begun (`errstart` in
@@ -119,6 +116,7 @@ impl Backend {
         self.write_u32(handler, 0)?;
         let stack: u32 = self.call("emscripten_stack_get_current", ())?;
         self.call::<(), ()>("StartTransactionCommand", ())?;
+        self.call::<(), ()>(AUTHENTICATION, ())?;
         let user = self.push_string(&startup.user)?;
         self.call::<(u32, u32, i32), ()>("InitializeSessionUserId", (user, 0, 0))?;
         let is_superuser: i32 = self.call("superuser", ())?;
@@ -183,7 +181,8 @@ impl Backend {
         let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
         let Step::Start(startup) = Negotiation::default().accept(&packet)? else { bail!("no startup packet") };
         let (endpoints, cancel_key) = (Endpoints::default(), [0; 4]);
-        let session = Session { startup: &startup, packet: &packet, endpoints, cancel_key, admission };
+        let session =
+            Session { startup: &startup, packet: &packet, endpoints, cancel_key, admission, is_trusted: true };
         match self.record(&packet, |backend| backend.start_session(&session)) {
             Ok(_) => self.execute("SELECT 1").map(|()| true),
             Err(error) => call::exit_status(error).map(|_| false),

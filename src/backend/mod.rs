@@ -1,6 +1,7 @@
 //! One `PostgreSQL` backend: a wasm instance from its start to its end.
 //!
 //! * `mod`: making one, fresh or as the copy of another, and calling it
+//! * `authentication`: the rules by which clients authenticate
 //! * `boot`: starting `PostgreSQL` in it
 //! * `sql`: having it run SQL of the host's own
 //! * `copies`: being replaced, and making copies
@@ -15,6 +16,7 @@
 //! * `registers`: its state outside memory and files
 
 mod admission;
+mod authentication;
 mod boot;
 mod client_session;
 mod cluster_snapshot;
@@ -50,6 +52,7 @@ use crate::{
 };
 
 pub(crate) use admission::Admission;
+pub(crate) use authentication::HBA_FILE;
 pub(crate) use boot::{DATA_DIRECTORY, EXECUTABLE, FIXED_PARAMETERS, IN_MEMORY};
 pub(crate) use client_session::{BOOTSTRAP_USER, Session, SessionExit};
 pub(crate) use cluster_snapshot::ClusterSnapshot;

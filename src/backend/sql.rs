@@ -67,7 +67,7 @@ impl Backend {
     ) -> anyhow::Result<(T, Vec<u8>)> {
         let (sent, answers) = mpsc::channel();
         let client = std::mem::take(&mut self.guest().client);
-        self.set_client(ClientStream::new(Box::new(Recorder(sent)), input));
+        self.set_client(ClientStream::new(Box::new(Recorder(sent)), input).trusted(true));
         let ran = run(self);
         self.set_client(client);
         Ok((ran?, answers.try_iter().flatten().collect()))

@@ -17,7 +17,14 @@ impl Sessions for None {
 }
 
 fn opening() -> Opening {
-    Opening { id: 1, mode: Mode::Shared, cluster: Option::None, template: Option::None, log: LogSink::to_own_log() }
+    Opening {
+        id: 1,
+        mode: Mode::Shared,
+        cluster: Option::None,
+        template: Option::None,
+        is_trusted: false,
+        log: LogSink::to_own_log(),
+    }
 }
 
 #[test]

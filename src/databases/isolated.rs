@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use anyhow::bail;
+use anyhow::{Context, anyhow, bail, ensure};
 use parking_lot::Mutex;
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     },
     client::Client,
     cluster::{Signal, Signals},
+    engine::on_wasm_stack,
     fs::Silent,
     guest::end_after_grace,
     log::{LineConsole, LogSink},
@@ -30,7 +31,7 @@ use crate::{
     template::{DEFAULT, Template, TemplateError, Templates},
 };
 
-use super::{Leave, Simulation};
+use super::{Access, Leave, Simulation};
 
 /// How the clusters of connections are started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +53,7 @@ pub(crate) struct Isolated {
     limit: usize,
     /// How many there are, with those whose clusters are being made.
     count: AtomicUsize,
+    access: Access,
     live: Mutex<BTreeMap<u32, Live>>,
 }
 
@@ -64,9 +66,15 @@ struct Live {
 
 impl Isolated {
     /// No connections yet. There can be `limit` at once; without, as many as the system allows.
-    pub(crate) fn new(templates: Arc<Templates>, origin: Start, leave: Leave, limit: Option<usize>) -> Self {
+    pub(crate) fn new(
+        templates: Arc<Templates>,
+        origin: Start,
+        leave: Leave,
+        access: Access,
+        limit: Option<usize>,
+    ) -> Self {
         let limit = limit.unwrap_or(usize::MAX);
-        Self { templates, origin, leave, limit, count: AtomicUsize::new(0), live: Mutex::default() }
+        Self { templates, origin, leave, access, limit, count: AtomicUsize::new(0), live: Mutex::default() }
     }
 
     /// Prepares the default template and its ready clones, which the first connection most likely needs.
@@ -75,7 +83,27 @@ impl Isolated {
     /// When the default template cannot be built.
     pub(crate) fn warm_up(&self) -> Result<(), TemplateError> {
         self.templates.pool().announce(&self.templates.find(DEFAULT)?);
+        if let Some(rules) = &self.access.rules
+            && !self.accepts(&rules.text()).map_err(TemplateError::Broken)?
+        {
+            return Err(TemplateError::Broken(anyhow!("the rules of --auth cannot be used; the log says why")));
+        }
         Ok(())
+    }
+
+    /// Whether `PostgreSQL` takes these rules. If not, the log says why.
+    fn accepts(&self, rules: &str) -> anyhow::Result<bool> {
+        let template = self.templates.find(DEFAULT).context("there is no cluster to try the rules in")?;
+        on_wasm_stack(|| {
+            let console = Box::new(LineConsole::new(LogSink::to_own_log(), "postgres"));
+            self.templates.pool().take(&template, console)?.use_rules(rules)
+        })?
+    }
+
+    /// Stores the program's password in the cluster of `backend`.
+    fn set_password(&self, backend: &mut Backend) -> anyhow::Result<()> {
+        let Some(password) = &self.access.password else { return Ok(()) };
+        password.stored(backend.execute_unlogged(&password.statement()))
     }
 
     /// Serves `client` until its session ends.
@@ -104,6 +132,11 @@ impl Isolated {
             return Ok(SessionEnd::Refused(report));
         };
         let mut backend = self.make_backend(&template, start.log)?;
+        self.set_password(&mut backend)?;
+        let rules = self.access.rules.as_ref().filter(|rules| !start.is_trusted && !rules.trust_everyone());
+        if let Some(rules) = rules {
+            ensure!(backend.use_rules(&rules.text())?, "the rules of --auth cannot be used");
+        }
         let simulation = Simulation::new(self.leave);
         backend.guest().clock = simulation.clock.clone();
         backend.guest().entropy = simulation.entropy.clone();
@@ -130,6 +163,7 @@ impl Isolated {
             endpoints: client.endpoints(),
             cancel_key: secret,
             admission,
+            is_trusted: rules.is_none(),
         };
         let conversation = Conversation { isolated: self, template, footprint, simulation, session, start };
         let Err(error) = conversation.hold(&mut backend, client);
@@ -151,6 +185,13 @@ impl Isolated {
 
     /// Makes every session read the configuration files of its cluster again.
     pub(crate) fn reload(&self) {
+        if let Some(rules) = &self.access.rules {
+            let text = rules.next();
+            match self.accepts(&text) {
+                Ok(is_accepted) => rules.adopt(text, is_accepted),
+                Err(error) => tracing::error!("the rules before stay in use: {error:#}"),
+            }
+        }
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         live.iter().for_each(|live| live.signals.send(Signal::HUP));
     }
@@ -269,7 +310,8 @@ impl Conversation<'_> {
     /// clone only the copying has to be done first.
     fn begin_again(&self, backend: &mut Backend) -> anyhow::Result<Backend> {
         let greeting = backend.greeting()?;
-        let successor = self.isolated.templates.pool().take(&self.template, Box::new(Silent))?;
+        let mut successor = self.isolated.templates.pool().take(&self.template, Box::new(Silent))?;
+        self.isolated.set_password(&mut successor)?;
         let replaced = backend.succeed_to(successor)?;
         backend.begin_session_again(&self.session, &greeting)?;
         // So that every clone with that seed has the same numbers.

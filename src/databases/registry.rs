@@ -178,7 +178,8 @@ impl Registry {
             }
             ClusterOrigin::Empty | ClusterOrigin::Template(_) => None,
         };
-        let mut settings = branch_of.as_ref().map_or(&self.settings, |origin| &origin.settings).clone();
+        let settings = branch_of.as_ref().map(|origin| origin.settings.of_branch());
+        let mut settings = settings.unwrap_or_else(|| self.settings.clone());
         settings.further.append(&mut further);
         let settings =
             SharedSettings { data_directory: data_directory.map(DataDirectory::Host), ..settings.in_memory() };

@@ -28,6 +28,7 @@ pub(crate) struct ClientStream {
     before: VecDeque<u8>,
     blocked_on: Option<Interest>,
     on_key: Option<OnKey>,
+    is_trusted: bool,
     sent: u64,
     /// Bytes that are held back from the client.
     held: Option<Vec<u8>>,
@@ -46,6 +47,16 @@ impl ClientStream {
     pub(crate) fn on_key(mut self, tell: impl FnOnce(&[u8]) + Send + 'static) -> Self {
         self.on_key = Some(Box::new(tell));
         self
+    }
+
+    /// The same, with a client that need not authenticate if `is_trusted`.
+    pub(crate) fn trusted(self, is_trusted: bool) -> Self {
+        Self { is_trusted, ..self }
+    }
+
+    /// Whether the client need not authenticate.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.is_trusted
     }
 
     /// The handle with which other threads end its waits.

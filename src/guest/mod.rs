@@ -4,6 +4,7 @@
 //! adds. Errors in host functions are of three kinds. Errors that the guest may handle are returned as its errno
 //! (`syscalls`, `wasi`). `I32Exit` unwinds for `exit`. Everything else ends the instance as a trap does.
 
+mod authentication;
 pub(crate) mod call;
 mod callbacks;
 mod checkpoint;
@@ -41,6 +42,7 @@ use crate::{
     random::Entropy,
 };
 
+pub(crate) use authentication::AUTHENTICATION_OK;
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use checkpoint::OwnWal;
 pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE};
@@ -209,6 +211,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     time::add_to_linker(&mut linker)?;
     linker.allow_shadowing(false);
     for add in [
+        authentication::add_to_linker,
         callbacks::add_to_linker,
         conversion::add_to_linker,
         dylink::add_to_linker,

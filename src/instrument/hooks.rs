@@ -67,11 +67,15 @@ pub enum Hook {
     /// `clear_mapping(address, length)`: the C library has allocated this memory for an anonymous mapping, and the host
     /// clears it. `address` is a multiple of 64 KiB.
     ClearMapping,
+    /// `client_is_trusted() -> bool`: the backend is about to authenticate its client, as the rules of `pg_hba.conf` say
+    /// ([`AUTHENTICATION`](super::AUTHENTICATION)). If the host returns true, it has sent `AuthenticationOk`, and the
+    /// backend does nothing of that.
+    ClientIsTrusted,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -92,6 +96,7 @@ impl Hook {
         Self::OpenCollator,
         Self::ImportRules,
         Self::ClearMapping,
+        Self::ClientIsTrusted,
     ];
 
     /// Its import name.
@@ -118,6 +123,7 @@ impl Hook {
             Self::OpenCollator => "open_collator",
             Self::ImportRules => "import_rules",
             Self::ClearMapping => "clear_mapping",
+            Self::ClientIsTrusted => "client_is_trusted",
         }
     }
 
@@ -129,7 +135,8 @@ impl Hook {
             | Self::PostmasterIsAlive
             | Self::WalSegment
             | Self::Timestamp
-            | Self::RealTimestamp => &[],
+            | Self::RealTimestamp
+            | Self::ClientIsTrusted => &[],
             Self::ShownTimestamp => &[ValType::I64],
             Self::PgUsleep
             | Self::RequestCheckpoint
@@ -154,7 +161,8 @@ impl Hook {
             | Self::PostmasterIsAlive
             | Self::LocaleExists
             | Self::ToUpper
-            | Self::ToLower => &[ValType::I32],
+            | Self::ToLower
+            | Self::ClientIsTrusted => &[ValType::I32],
             _ => &[],
         }
     }

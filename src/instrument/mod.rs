@@ -20,7 +20,8 @@
 //! # Reading order
 //! `module` (reads a module), `initial_memory` (memory contents), `target` and `targets` (the table), `evidence` (finds
 //! functions), `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes`,
-//! `semaphores` and `real_time` (changes of functions), `safepoints`, `rewrite` (writes the module), `longjmp` and `invoke`
+//! `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of another), `safepoints`,
+//! `rewrite` (writes the module), `longjmp` and `invoke`
 //! (exceptions instead of host calls), `facts` (the resulting facts).
 
 mod bodies;
@@ -32,6 +33,7 @@ mod initial_memory;
 mod invoke;
 mod longjmp;
 mod module;
+mod outline;
 mod processes;
 mod real_time;
 mod rewrite;
@@ -50,6 +52,7 @@ use wasmparser::{BinaryReaderError, ExternalKind};
 use changes::Surroundings;
 use evidence::Found;
 use module::Module;
+use outline::Outline;
 use rewrite::Rewrite;
 use target::{Change, Target};
 use targets::TARGETS;
@@ -63,6 +66,10 @@ pub use start::Preload;
 
 /// Name of an exported mutable `i32` global. If it is not zero, another process of the cluster makes the checkpoints.
 pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
+
+/// Name of the function that `InitPostgres` calls to authenticate its client, and that the host calls for a backend that
+/// was started alone. It is exported, and has no parameters and no result.
+pub const AUTHENTICATION: &str = "PerformAuthentication";
 
 /// PGlite's backend, ready to be compiled.
 pub struct Instrumented {
@@ -165,12 +172,24 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     for (function, edit) in waits.into_iter().chain(timeouts) {
         rewrite.edits.entry(function).or_default().push(edit);
     }
+    rewrite.outline(&module, authentication(&module, &found, &facts)?)?;
     // A function may have several changes, and the table does not order them.
     rewrite.edits.values_mut().for_each(|edits| edits.sort_by_key(|edit| edit.at.start));
     let finding =
         |(target, index): (&Target, u32)| Finding { name: target.name, index, evidence: target.expectation() };
     let findings = found.all().map(finding).collect();
     Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts, findings })
+}
+
+/// The part of `InitPostgres` that becomes [`AUTHENTICATION`].
+fn authentication(module: &Module, found: &Found, facts: &Facts) -> Result<Outline, InstrumentError> {
+    let function = found.function("InitPostgres")?;
+    let parameters = module.function_type(function).map_or(0, |ty| ty.params().len());
+    let parameters = u32::try_from(parameters).unwrap_or(u32::MAX);
+    let my_proc_port = facts.address("MyProcPort")?;
+    found.read(module, "InitPostgres", |target, operators| {
+        Outline::authentication(target, function, parameters, operators, my_proc_port)
+    })
 }
 
 /// Prepares a module that has one instance only and needs only the change of `longjmp`: `initdb.wasm`.

@@ -5,19 +5,21 @@ use std::convert::Infallible;
 
 use wasm_encoder::reencode::{self, Reencode};
 use wasm_encoder::{
-    CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection,
-    FunctionSection, GlobalSection, GlobalType, ImportSection, MemorySection, NameMap, NameSection, RawSection,
-    StartSection, TableSection, TagSection, TypeSection, ValType,
+    BlockType, CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind,
+    ExportSection, Function, FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection,
+    NameMap, NameSection, RawSection, StartSection, TableSection, TagSection, TypeSection, ValType,
 };
 use wasmparser::{
-    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, KnownCustom, Operator, Parser, Payload, TypeRef,
+    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, FunctionSectionReader, KnownCustom, Operator,
+    Parser, Payload, TypeRef,
 };
 
-use super::InstrumentError;
 use super::changes::Edit;
 use super::hooks::{HOOK_MODULE, Hook};
 use super::module::Module;
+use super::outline::{Frame, Outline};
 use super::safepoints;
+use super::{AUTHENTICATION, InstrumentError};
 
 /// The differences between a rewritten module and the original.
 #[derive(Default)]
@@ -39,6 +41,8 @@ pub(super) struct Rewrite {
     pub(super) safepoints: bool,
     /// Names of functions for backtraces, by the original's indices.
     pub(super) names: BTreeMap<u32, String>,
+    /// What becomes the last function, [`AUTHENTICATION`].
+    pub(super) outline: Option<Outline>,
 }
 
 /// Elements that are added to the table, so that callbacks and the usual side modules fit without copying the table.
@@ -49,6 +53,24 @@ const SPARE_TABLE_ELEMENTS: u64 = 1024;
 const MAX_TABLE_ELEMENTS: u64 = 1 << 20;
 
 impl Rewrite {
+    /// Makes a function of a part of another one, which calls it there.
+    ///
+    /// # Errors
+    /// If something else in that part is changed, or the module has no function without parameters and results.
+    pub(super) fn outline(&mut self, module: &Module, outline: Outline) -> Result<(), InstrumentError> {
+        let edits = self.edits.entry(outline.function).or_default();
+        if edits.iter().any(|edit| edit.at.start < outline.region.end && outline.region.start <= edit.at.end) {
+            return Err(InstrumentError::Unsupported("what becomes a function of its own is changed as well".into()));
+        }
+        let index = module.function_count();
+        let hooks = u32::try_from(self.hooks.len()).unwrap_or(u32::MAX);
+        edits.push(Edit { at: outline.region.clone(), with: vec![Instruction::Call(index + hooks)] });
+        self.exports.push((AUTHENTICATION.to_owned(), ExportKind::Func, index));
+        self.names.insert(index, AUTHENTICATION.to_owned());
+        self.outline = Some(outline);
+        Ok(())
+    }
+
     /// Writes `module` with these changes.
     pub(super) fn apply(&self, module: &Module) -> Result<Vec<u8>, InstrumentError> {
         let added_functions = u32::try_from(self.hooks.len()).unwrap_or(u32::MAX);
@@ -142,9 +164,7 @@ impl Writer<'_> {
                 output.section(&imports);
             }
             Payload::FunctionSection(section) => {
-                let mut functions = FunctionSection::new();
-                self.parse_function_section(&mut functions, section)?;
-                output.section(&functions);
+                output.section(&self.functions(section)?);
             }
             Payload::TableSection(section) => {
                 let mut tables = TableSection::new();
@@ -197,9 +217,7 @@ impl Writer<'_> {
             }
             Payload::CodeSectionStart { range, .. } => {
                 let reader = BinaryReader::new(&self.original.wasm[range.clone()], range.start);
-                let mut code = CodeSection::new();
-                self.parse_code_section(&mut code, CodeSectionReader::new(reader)?)?;
-                output.section(&code);
+                output.section(&self.code(CodeSectionReader::new(reader)?)?);
             }
             Payload::DataSection(section) if !self.rewrite.without_data => {
                 let mut data = DataSection::new();
@@ -218,6 +236,70 @@ impl Writer<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    fn functions(&mut self, section: FunctionSectionReader) -> Result<FunctionSection, InstrumentError> {
+        let mut functions = FunctionSection::new();
+        self.parse_function_section(&mut functions, section)?;
+        if self.rewrite.outline.is_some() {
+            functions.function(self.plain_type()?);
+        }
+        Ok(functions)
+    }
+
+    fn code(&mut self, section: CodeSectionReader) -> Result<CodeSection, InstrumentError> {
+        let mut code = CodeSection::new();
+        self.parse_code_section(&mut code, section)?;
+        if let Some(outline) = &self.rewrite.outline {
+            code.function(&self.outlined(outline)?);
+        }
+        Ok(code)
+    }
+
+    /// The index of the type of functions without parameters and results.
+    fn plain_type(&self) -> Result<u32, InstrumentError> {
+        let mut types = (0_u32..).zip(&self.original.types);
+        let plain = types.find(|(_, ty)| ty.params().is_empty() && ty.results().is_empty());
+        let missing = || InstrumentError::Unsupported("it has no function without parameters and results".into());
+        plain.map(|(index, _)| index).ok_or_else(missing)
+    }
+
+    /// The function that is made of a part of another one.
+    fn outlined(&mut self, outline: &Outline) -> Result<Function, InstrumentError> {
+        let Outline { function, region, frame: Frame { stack_pointer, local, size } } = outline;
+        let missing = || InstrumentError::Unsupported("what becomes a function of its own is not there".into());
+        let body = self.original.body(*function).ok_or_else(missing)?;
+        let parameters = self.original.function_type(*function).ok_or_else(missing)?.params();
+        let mut locals = Vec::new();
+        for parameter in parameters {
+            locals.push((1, self.val_type(*parameter)?));
+        }
+        for group in body.get_locals_reader()? {
+            let (count, ty) = group?;
+            locals.push((count, self.val_type(ty)?));
+        }
+        let hook = self.original.imported_functions + Hook::ClientIsTrusted.position();
+        let mut output = Function::new(locals);
+        output
+            .instruction(&Instruction::GlobalGet(*stack_pointer))
+            .instruction(&Instruction::I32Const(*size))
+            .instruction(&Instruction::I32Sub)
+            .instruction(&Instruction::LocalTee(*local))
+            .instruction(&Instruction::GlobalSet(*stack_pointer))
+            .instruction(&Instruction::Call(hook))
+            .instruction(&Instruction::I32Eqz)
+            .instruction(&Instruction::If(BlockType::Empty));
+        for operator in body.get_operators_reader()?.into_iter().skip(region.start).take(region.len()) {
+            output.instruction(&self.instruction(operator?)?);
+        }
+        output
+            .instruction(&Instruction::End)
+            .instruction(&Instruction::LocalGet(*local))
+            .instruction(&Instruction::I32Const(*size))
+            .instruction(&Instruction::I32Add)
+            .instruction(&Instruction::GlobalSet(*stack_pointer))
+            .instruction(&Instruction::End);
+        Ok(output)
     }
 
     /// Copies a custom section, except for that of names, which is replaced.

@@ -57,6 +57,7 @@ struct Wanted {
     mode: Mode,
     cluster: Option<String>,
     template: Option<String>,
+    is_trusted: bool,
     endpoints: Endpoints,
 }
 
@@ -128,12 +129,17 @@ impl Router {
             return Err(invalid("a template is for mode isolated; open the connection with that".to_owned()));
         }
         let endpoints = Endpoints::new(endpoint(&options, "peer")?, endpoint(&options, "local")?);
-        Ok(Wanted { mode, cluster, template, endpoints })
+        let is_trusted = match options.get("trusted") {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => return Err(invalid(format!("invalid value for option trusted: \"{other}\""))),
+        };
+        Ok(Wanted { mode, cluster, template, is_trusted, endpoints })
     }
 
     fn start(self: &Arc<Self>, id: u32, wanted: Wanted) -> Result<(), ErrorResponse> {
-        let Wanted { mode, cluster, template, endpoints } = wanted;
-        let opening = Opening { id, mode, cluster, template, log: self.log().of_connection(id) };
+        let Wanted { mode, cluster, template, is_trusted, endpoints } = wanted;
+        let opening = Opening { id, mode, cluster, template, is_trusted, log: self.log().of_connection(id) };
         let router = self.clone();
         // Locked until the entry is inserted, so that a connection that ends at once can remove it.
         let mut table = self.table.lock();

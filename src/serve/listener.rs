@@ -115,8 +115,23 @@ impl Listener {
         }
     }
 
+    /// Checks that only this machine's programs can connect.
+    ///
+    /// # Errors
+    /// When it listens on an address that others can reach.
+    pub fn refuse_open_addresses(&self) -> anyhow::Result<()> {
+        match self.ips().find(|address| !address.is_loopback()) {
+            None => Ok(()),
+            Some(address) => bail!(
+                "every client that can reach {address} could connect as a superuser without a password: give --auth \
+                 scram-sha-256 and --password-file FILE (or --auth FILE with rules), or --trust-everyone-who-can-connect \
+                 if that is what you want"
+            ),
+        }
+    }
+
     /// The IP addresses that it listens on.
-    pub(super) fn ips(&self) -> impl Iterator<Item = IpAddr> {
+    fn ips(&self) -> impl Iterator<Item = IpAddr> {
         let listeners = match &self.0 {
             Socket::Tcp(listeners) => listeners.as_slice(),
             Socket::Unix(..) => &[],

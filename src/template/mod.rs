@@ -20,6 +20,7 @@ mod snapshot;
 
 pub use catalog::Templates;
 pub(crate) use catalog::{DEFAULT, Template, TemplateError};
+pub(crate) use recipe::quote_identifier;
 pub use recipe::{Recipe, Script};
 pub(crate) use shelf::Remakeable;
 pub use shelf::{Shelf, Summary};

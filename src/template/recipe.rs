@@ -135,7 +135,7 @@ fn line_and_column(text: &str, position: usize) -> (usize, usize) {
 }
 
 /// An identifier as SQL has it, whatever characters are in it.
-fn quote_identifier(name: &str) -> anyhow::Result<String> {
+pub(crate) fn quote_identifier(name: &str) -> anyhow::Result<String> {
     ensure!(!name.is_empty() && !name.contains('\0'), "{name:?} cannot be the name of a database or role");
     ensure!(name.len() < 64, "{name:?} is too long for the name of a database or role, the longest has 63 bytes");
     Ok(format!("\"{}\"", name.replace('"', "\"\"")))

@@ -123,6 +123,7 @@ impl Local {
             mode: connect.mode,
             cluster: connect.cluster.map(str::to_owned),
             template: connect.template.map(str::to_owned),
+            is_trusted: false,
             log,
         };
         let (sender, ended) = bounded(1);

@@ -63,7 +63,7 @@ impl Postmaster {
             return Ok(branched.snapshot.clone());
         }
         let recovered = self.templates.recovered(&frozen)?;
-        let (settings, database) = (self.settings.in_memory(), self.last_database.lock().clone());
+        let (settings, database) = (self.settings.of_branch(), self.last_database.lock().clone());
         let snapshot = capture(self.templates.program(), recovered, settings, &database, self.log.clone())?;
         *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone() });
         Ok(snapshot)

@@ -7,18 +7,17 @@ use parking_lot::Mutex;
 
 use super::{
     SharedSettings,
-    children::{Role, run_in_turn},
+    children::Role,
+    own_session,
     server::{self, Event, Launch, Server, State},
 };
 use crate::{
-    backend::{BOOTSTRAP_USER, Backend, ClusterSnapshot, Login, program::Program},
-    client::{Endpoints, NoClient},
-    cluster::{Priority, Seats},
+    backend::{ClusterSnapshot, program::Program},
+    cluster::Seats,
     engine::on_wasm_stack,
     fs::{FrozenTree, Tree},
-    guest::{ClientStream, Setup},
-    log::{LineConsole, LogSink, Recent},
-    protocol::startup::StartupMessage,
+    log::{LogSink, Recent},
+    protocol::messages::SqlError,
 };
 
 /// A snapshot of a cluster with those settings, in memory, that has the files in `files`, which were shut down. A
@@ -40,7 +39,15 @@ pub(crate) fn capture(
         let fork = server::boot(&launch, false, &seats, &recent)?;
         let mut server = Server::new(&launch, fork, seats, &recent, State::Starting);
         recover(&mut server)?;
-        rehearse(&server, &launch, database)?;
+        // It writes the files from which later sessions load the system catalogs (`pg_internal.init`), and its pages stay
+        // in shared buffers.
+        match own_session::run(&server.running, &launch.program, &launch.log, database, None) {
+            Err(error) if error.is::<SqlError>() => tracing::info!("a first session was not let in: {error}"),
+            result => result?,
+        }
+        if let Some(password) = &launch.settings.access.password {
+            own_session::set_password(&server.running, &launch.program, &launch.log, password)?;
+        }
         let postmaster = server.process.backend(&server.running)?;
         postmaster.take_turn()?;
         postmaster.announce_checkpointer()?;
@@ -64,21 +71,4 @@ fn recover(server: &mut Server) -> anyhow::Result<()> {
             Event::Crashed | Event::ShutDown => bail!("the cluster ended while it started"),
         }
     }
-}
-
-/// Serves one session. It writes the files from which later ones load the system catalogs (`pg_internal.init`), and
-/// its pages stay in shared buffers.
-fn rehearse(server: &Server, launch: &Launch, database: &str) -> anyhow::Result<()> {
-    // It must leave nothing of its own in the cluster.
-    let parameters = [("user", BOOTSTRAP_USER), ("database", database), ("event_triggers", "off")];
-    let packet = StartupMessage::packet(&parameters);
-    let client = ClientStream::new(Box::new(NoClient::default()), &packet);
-    let seat = server.running.seats.join(Priority::Client);
-    let setup = |files| Setup { seat: Some(seat), ..Setup::backend(&launch.program, files) };
-    let console = LineConsole::new(launch.log.clone(), "postgres");
-    let mut backend = server.running.fork().start(&launch.program, console, setup)?;
-    let (database, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
-    let login = Login { database, user, endpoints: Endpoints::default() };
-    // A session that is refused has told its client so.
-    run_in_turn(&mut backend, |backend: &mut Backend| backend.serve_forked(client, login)).map(drop)
 }

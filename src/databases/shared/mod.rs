@@ -4,6 +4,7 @@
 //! * `attached`: the connections that have a session or wait for one
 //! * `branches`: what branches of it begin with
 //! * `capture`: a cluster from which others start without a boot
+//! * `own_session`: sessions of the program itself
 //! * `keeper`: starting it, and again after a crash
 //! * `server`: the postmaster itself, from the cluster's start to its end
 //! * `process`: the postmaster as a process of its cluster
@@ -19,6 +20,7 @@ mod capture;
 mod children;
 pub(crate) mod data_directory;
 mod keeper;
+mod own_session;
 mod process;
 mod server;
 mod settings;
@@ -40,7 +42,7 @@ use crate::{
     backend::{Backend, DATA_DIRECTORY, Fork, Login, SessionExit},
     client::Client,
     cluster::{Crashed, Priority, Signal},
-    engine::{THREAD_STACK, spinner},
+    engine::{THREAD_STACK, on_wasm_stack, spinner},
     fs::{FrozenTree, Tree},
     guest::{ClientStream, Setup},
     log::{LineConsole, LogSink},
@@ -111,7 +113,15 @@ impl Postmaster {
         };
         let files = Arc::new(Mutex::new(tree));
         let launch = Launch { program: templates.program().clone(), files, settings, log };
+        let password = launch.settings.access.password.clone();
         let started = Self::launch(templates, launch, None, simulation, on_failure)?;
+        if let Some(password) = password {
+            // Before there are clients: it takes effect with the next one.
+            let set = started.keeper.running().and_then(|running| {
+                on_wasm_stack(|| own_session::set_password(&running, templates.program(), &started.log, &password))?
+            });
+            set.inspect_err(|_| started.shut_down())?;
+        }
         progress.finish_and_clear();
         Ok(started)
     }
@@ -236,7 +246,7 @@ impl Postmaster {
             }
         };
         let endpoints = client.endpoints();
-        let client = ClientStream::new(client, start.packet).on_key(announce);
+        let client = ClientStream::new(client, start.packet).trusted(start.is_trusted).on_key(announce);
         let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
         let transaction = start.transaction.clone();
         transaction.on_first({

@@ -10,16 +10,17 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
+    super::access::Rules,
     SharedSettings,
     children::{Children, NOT_STARTED, Role},
     process::Process,
     tidy,
 };
 use crate::{
-    backend::{Backend, Fork, program::Program},
+    backend::{Backend, Fork, HBA_FILE, program::Program},
     client::Waker,
     cluster::{Crashed, Priority, Seats, Signal},
-    fs::{Files, Silent, Tree},
+    fs::{Files, Silent, Tree, put_file},
     log::{LineConsole, LogSink, Recent},
     postgres::{postmaster_signal, process},
 };
@@ -139,6 +140,9 @@ pub(super) fn boot(
     let without_auto_conf = without_auto_conf || launch.settings.ignore_auto_conf;
     tidy::set_aside(&mut files, launch.settings.data_directory.is_none(), without_auto_conf)?;
     drop(files);
+    if let Some(rules) = &launch.settings.access.rules {
+        put_file(&mut launch.files.lock(), HBA_FILE, rules.text().as_bytes().to_vec())?;
+    }
     let console = LineConsole::new(launch.log.clone(), "postgres").remembering(recent);
     let files = Files::new(launch.files.clone(), Box::new(console))?;
     let seat = seats.join_as(process::FIRST, Priority::Background);
@@ -175,6 +179,8 @@ pub(super) struct Server {
     pub(super) children: Children,
     pub(super) events: Receiver<Event>,
     state: State,
+    /// The rules of the program for its clients.
+    rules: Option<Arc<Rules>>,
     /// Whether its files are gone with it.
     is_in_memory: bool,
     /// Whether the autovacuum launcher is wanted and could not be started.
@@ -201,7 +207,8 @@ impl Server {
         let process = Process::new(seat, program, console, files);
         let is_in_memory = launch.settings.data_directory.is_none();
         let wants_launcher = matches!(state, State::Running);
-        Self { process, running, children, events, state, is_in_memory, lacks_launcher: wants_launcher }
+        let rules = launch.settings.access.rules.clone();
+        Self { process, running, children, events, state, rules, is_in_memory, lacks_launcher: wants_launcher }
     }
 
     /// Starts the children, and serves until the cluster ends.
@@ -267,9 +274,17 @@ impl Server {
     /// Reads the configuration again; later processes begin with it.
     fn reload(&mut self) -> anyhow::Result<()> {
         let fork = self.running.fork();
+        let rules = self.rules.clone().map(|rules| (rules.next(), rules));
         let again = self.in_turn(|postmaster| {
-            if !postmaster.reload_as_postmaster()? {
-                tracing::warn!("pg_hba.conf was not reloaded: the rules before stay in use");
+            if let Some((text, _)) = &rules {
+                // Written each time, because a superuser can write the guest's files.
+                put_file(&mut fork.tree().lock(), HBA_FILE, text.as_bytes().to_vec())?;
+            }
+            let is_accepted = postmaster.reload_as_postmaster()?;
+            match rules {
+                Some((text, rules)) => rules.adopt(text, is_accepted),
+                None if is_accepted => {}
+                None => tracing::warn!("pg_hba.conf was not reloaded: the rules before stay in use"),
             }
             Ok(fork.again(postmaster))
         });

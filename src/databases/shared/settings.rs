@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::DataDirectory;
-use crate::backend::{FIXED_PARAMETERS, IN_MEMORY};
+use super::{super::Access, DataDirectory};
+use crate::backend::{FIXED_PARAMETERS, HBA_FILE, IN_MEMORY};
 
 /// Settings of a shared cluster, with defaults fit for an embedded database.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct SharedSettings {
     pub autovacuum: bool,
     /// Whether the settings of `ALTER SYSTEM` are left out, for a cluster that does not start with them.
     pub ignore_auto_conf: bool,
+    /// Who gets in.
+    pub access: Access,
 }
 
 /// Settings of a cluster in memory, where WAL is only needed to recover from a crash of a session.
@@ -60,6 +62,7 @@ impl Default for SharedSettings {
             further: Vec::new(),
             autovacuum: true,
             ignore_auto_conf: false,
+            access: Access::default(),
         }
     }
 }
@@ -68,6 +71,11 @@ impl SharedSettings {
     /// The same for a cluster in memory that is no copy of the template.
     pub(crate) fn in_memory(&self) -> Self {
         Self { data_directory: None, template: None, ..self.clone() }
+    }
+
+    /// The same for a branch, whose roles have the passwords that they have in its origin.
+    pub(crate) fn of_branch(&self) -> Self {
+        Self { access: Access { password: None, ..self.access.clone() }, ..self.in_memory() }
     }
 
     /// # Errors
@@ -96,6 +104,7 @@ impl SharedSettings {
         let settings = if self.data_directory.is_none() { &IN_MEMORY_SETTINGS[..] } else { &DURABLE_SETTINGS };
         arguments.extend(settings.iter().map(|setting| (*setting).to_owned()));
         arguments.extend(self.further.iter().map(|(name, value)| format!("-c{name}={value}")));
+        arguments.extend(self.access.rules.iter().map(|_| format!("-chba_file={HBA_FILE}")));
         arguments
     }
 }

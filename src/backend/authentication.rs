@@ -1,0 +1,40 @@
+//! The rules by which clients authenticate (`pg_hba.conf`), as the program sets them.
+
+use super::Backend;
+use crate::{fs::put_file, postgres::setting};
+
+/// The file with the rules of the program, in the guest's files. It is no file of the cluster's, whose own rules stay as
+/// they are in the data directory.
+pub(crate) const HBA_FILE: &str = "/pglite/pg_hba.conf";
+
+impl Backend {
+    /// Makes `rules` those of this backend, which was started alone and has its client still to come; returns whether
+    /// they can be used. The log says why not.
+    ///
+    /// # Errors
+    /// When the file cannot be made, or the guest traps.
+    pub(crate) fn use_rules(&mut self, rules: &str) -> anyhow::Result<bool> {
+        put_file(&mut self.guest().files.tree().lock(), HBA_FILE, rules.into())?;
+        let stack: u32 = self.call("emscripten_stack_get_current", ())?;
+        let (name, value) = (self.push_string(b"hba_file")?, self.push_string(HBA_FILE.as_bytes())?);
+        self.call::<_, ()>("SetConfigOption", (name, value, setting::AT_START, setting::OVERRIDE))?;
+        let is_loaded: i32 = self.call("load_hba", ())?;
+        self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
+        Ok(is_loaded != 0)
+    }
+
+    /// Runs `statement`, which contains a secret, so that the log has no copy of it.
+    ///
+    /// # Errors
+    /// As [`Backend::execute`].
+    pub(crate) fn execute_unlogged(&mut self, statement: &str) -> anyhow::Result<()> {
+        self.execute(
+            "BEGIN; SET LOCAL log_statement = none; SET LOCAL log_min_duration_statement = -1; \
+            SET LOCAL log_duration = off; SET LOCAL log_min_error_statement = panic; \
+            SET LOCAL transaction_read_only = off",
+        )?;
+        let executed = self.execute(statement);
+        self.execute(if executed.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
+        executed
+    }
+}
