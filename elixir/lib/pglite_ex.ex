@@ -55,6 +55,7 @@ defmodule PgliteEx do
     Listener,
     Options,
     Parts,
+    Password,
     RawConnection,
     Readiness,
     RepoConfig,
@@ -104,7 +105,8 @@ defmodule PgliteEx do
   def child_spec(options) do
     %{
       id: {__MODULE__, options[:name]},
-      start: {TaskServer, :start_child, [options]},
+      # A supervisor shows it in its reports.
+      start: {TaskServer, :start_child, [Options.hide_password(options)]},
       type: :supervisor
     }
   end
@@ -164,7 +166,8 @@ defmodule PgliteEx do
   @doc """
   The URL with which psql and everything else that is built on libpq connects.
 
-  `database` is the server's, if no other is given. The URL of a branch has an address of the branch's own.
+  `database` is the server's, if no other is given. The URL of a branch has an address of the branch's own. The
+  URL has the server's `:password` in it, if there is one.
 
       {:ok, server} = PgliteEx.start_link(listen: {"127.0.0.1", 5433})
       PgliteEx.url(server)
@@ -176,7 +179,7 @@ defmodule PgliteEx do
 
   def url(server, database) do
     options = Server.options(server)
-    user = encode(options.username)
+    user = user(options.username, Password.reveal(options))
     database = encode(database || options.database)
 
     case address(server) do
@@ -383,6 +386,9 @@ defmodule PgliteEx do
       and the next after `activate/2`; `false`: nothing before `activate/2`. With `:once`, a
       result of any size takes no more of the VM's memory than one window (256 KiB).
     * `:mode` – `:shared` or `:isolated`, if it is not to be the server's. A branch has no modes.
+    * `:trusted` – whether the session is let in as the role of its startup packet without a password, whatever the
+      server's `:auth` says. Default `true`: the connection is the application's own. One that stands for a
+      client elsewhere has to be opened with `false`, unless the application has authenticated the client.
 
   Raises `ArgumentError` for another option or value. Waits for a program that is being restarted, as
   `await_ready/2` does by default, and returns its error.
@@ -397,15 +403,21 @@ defmodule PgliteEx do
         {:pglite_ex, ^conn, {:data, <<"R", _::binary>>}} -> :authentication_ok
       end
   """
-  @spec open(server | Branch.t(), active: RawConnection.active(), mode: :shared | :isolated) ::
+  @spec open(server | Branch.t(),
+          active: RawConnection.active(),
+          mode: :shared | :isolated,
+          trusted: boolean
+        ) ::
           {:ok, connection} | {:error, Error.t()}
   def open(server, options \\ []) do
-    options = Keyword.validate!(options, active: true, mode: nil)
+    options = Keyword.validate!(options, active: true, mode: nil, trusted: true)
     allow!(options, :active, [true, :once, false])
+    allow!(options, :trusted, [true, false])
     modes = if is_struct(server, Branch), do: [], else: [:shared, :isolated]
     allow!(options, :mode, modes ++ [nil])
     mode = for mode <- List.wrap(options[:mode]), do: {"mode", Atom.to_string(mode)}
-    frame_options = mode ++ Branch.frame_options(server)
+    trusted = {"trusted", Atom.to_string(options[:trusted])}
+    frame_options = [trusted | mode] ++ Branch.frame_options(server)
 
     registry = server |> Branch.server() |> Parts.registry!()
 
@@ -454,6 +466,9 @@ defmodule PgliteEx do
 
   defp url_host(host) when tuple_size(host) == 8, do: "[#{:inet.ntoa(host)}]"
   defp url_host(host), do: :inet.ntoa(host)
+
+  defp user(name, nil), do: encode(name)
+  defp user(name, password), do: encode(name) <> ":" <> encode(password)
 
   defp encode(text), do: URI.encode(text, &URI.char_unreserved?/1)
 end

@@ -11,8 +11,18 @@ defmodule PgliteEx.Options do
       mode it is the name of a template, or of the database in one, by default that of `:template`. It has
       to be given in `:shared` mode with `:template`. Without `:template`, the default is `"postgres"`.
     * `:username` – the role that `PgliteEx.connection_opts/2` names. In `:shared` mode it is made when
-      it is not there, as a superuser: without passwords, every client can be one. Default
-      `"postgres"`.
+      it is not there, as a superuser. Default `"postgres"`.
+    * `:auth` – how clients authenticate. `:trust`: not at all; every client that reaches the socket can
+      be the superuser. `:scram_sha_256`: by passwords. A path: as the rules in that file say, in
+      the format of PostgreSQL's `pg_hba.conf`. Default: not at all, or as the rules in the directory of `:data`
+      say. Connections that this library makes by itself, and those of `PgliteEx.open/2`, are not asked.
+    * `:password` – the password of `:username`, which `PgliteEx.connection_opts/2` and `PgliteEx.url/2` name: a
+      string, `{:system, "VARIABLE"}`, or a function without arguments, which is called whenever it is
+      needed. It is set at every start of the program, in every cluster but branches of clusters, which have
+      the passwords of their origin. It is not shown in states, logs or lists of processes. Other roles get
+      theirs by SQL.
+    * `:trust_everyone_who_can_connect` – has to be `true` for a server that other machines can reach and that
+      trusts every client, because it has no `:auth`.
     * `:after_start` – in `:shared` mode, a function that runs after every start of the program, the
       restarts included, while clients wait: `fn connection_opts -> … end`, or `{module, function,
       arguments}`, which is called with the connection options before the other arguments. Only
@@ -28,8 +38,8 @@ defmodule PgliteEx.Options do
     * `:listen` – `{host, port}`, where port 0 asks the system for a free one, or
       `{:local, path}` for a unix socket. libpq accepts only sockets called
       `.s.PGSQL.PORT`; a path that is not called so is taken as a directory and gets
-      `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. There are no passwords: every client
-      that reaches the socket can be the superuser.
+      `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. An address that other machines can reach needs
+      `:auth`.
     * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
       `:infinity`; then its connection is closed. Default 60,000.
     * `:template` – in `:isolated` mode, the template that connections clone; in `:shared` mode, the
@@ -70,11 +80,16 @@ defmodule PgliteEx.Options do
   Where no default is named, the program has one: see `pglite-port port --help`.
   """
 
+  alias PgliteEx.Password
+
   @enforce_keys [:listen]
   defstruct name: nil,
             mode: :shared,
             database: nil,
             username: "postgres",
+            auth: nil,
+            password: nil,
+            trust_everyone_who_can_connect: false,
             after_start: nil,
             after_start_timeout: 300_000,
             listen: nil,
@@ -101,6 +116,10 @@ defmodule PgliteEx.Options do
           mode: :shared | :isolated,
           database: String.t(),
           username: String.t(),
+          auth: nil | :trust | :scram_sha_256 | Path.t(),
+          # See `PgliteEx.Password`.
+          password: nil | (() -> String.t()),
+          trust_everyone_who_can_connect: boolean,
           after_start: nil | after_start,
           after_start_timeout: pos_integer | :infinity,
           listen: listen,
@@ -122,6 +141,8 @@ defmodule PgliteEx.Options do
   # Those that may be nil, which is as if they had not been given.
   @optional [
     :database,
+    :auth,
+    :password,
     :after_start,
     :on_data_loss,
     :template,
@@ -159,7 +180,7 @@ defmodule PgliteEx.Options do
   def new!(options) do
     unless Keyword.keyword?(options) do
       raise ArgumentError,
-            "PgliteEx takes its options as a keyword list, and got #{inspect(options)}"
+            "PgliteEx takes its options as a keyword list"
     end
 
     fields =
@@ -168,6 +189,22 @@ defmodule PgliteEx.Options do
       |> Enum.map(fn {key, value} -> {key, validate!(key, value)} end)
 
     fill_in(struct!(__MODULE__, fields))
+  end
+
+  @doc """
+  The same options with a password that is not shown, for child specifications, which end up in reports.
+
+      iex> hidden = PgliteEx.Options.hide_password(name: MyApp.Postgres, password: "secret")
+      iex> {hidden[:name], is_function(hidden[:password], 0)}
+      {MyApp.Postgres, true}
+  """
+  @spec hide_password(keyword) :: keyword
+  def hide_password(options) do
+    with true <- Keyword.keyword?(options),
+         {:ok, given} <- Keyword.fetch(options, :password),
+         {:ok, password} <- Password.hide(given),
+         do: Keyword.put(options, :password, password),
+         else: (_none -> options)
   end
 
   @doc "Whether a line of the program with this level goes to Logger."
@@ -204,7 +241,34 @@ defmodule PgliteEx.Options do
     )
   end
 
-  defp fill_in(options) do
+  defp fill_in(%{auth: :scram_sha_256, password: nil}) do
+    refuse!(:auth, :scram_sha_256, "a :password as well")
+  end
+
+  defp fill_in(
+         %{auth: auth, trust_everyone_who_can_connect: false, listen: {host, _port}} = options
+       )
+       when auth in [nil, :trust] and is_tuple(host) do
+    if loopback?(host) do
+      complete(options)
+    else
+      refuse!(
+        :listen,
+        options.listen,
+        "an address of the loopback interface, because other machines could connect as a superuser without a " <>
+          "password; give auth: and password:, or trust_everyone_who_can_connect: true"
+      )
+    end
+  end
+
+  defp fill_in(options), do: complete(options)
+
+  defp loopback?({127, _, _, _}), do: true
+  defp loopback?({0, 0, 0, 0, 0, 0, 0, 1}), do: true
+  defp loopback?({0, 0, 0, 0, 0, 0xFFFF, high, _low}), do: div(high, 256) == 127
+  defp loopback?(_address), do: false
+
+  defp complete(options) do
     on_data_loss = if options.after_start, do: :restart, else: :stop
 
     %{
@@ -231,6 +295,27 @@ defmodule PgliteEx.Options do
       do: value,
       else: refuse!(key, value, "a string that is not empty and has no NUL in it")
   end
+
+  defp validate!(:auth, auth) when auth in [:trust, :scram_sha_256], do: auth
+  defp validate!(:auth, path) when is_binary(path) and path != "", do: Path.expand(path)
+
+  defp validate!(:auth, auth),
+    do: refuse!(:auth, auth, ":trust, :scram_sha_256 or a path as a string")
+
+  defp validate!(:password, given) do
+    with :error <- Password.hide(given) do
+      raise ArgumentError,
+            "PgliteEx option password: it takes a string that is not empty and has no line feed and no NUL in it, " <>
+              "{:system, \"VARIABLE\"}, or a function without arguments"
+    else
+      {:ok, password} -> password
+    end
+  end
+
+  defp validate!(:trust_everyone_who_can_connect, consent) when is_boolean(consent), do: consent
+
+  defp validate!(:trust_everyone_who_can_connect, consent),
+    do: refuse!(:trust_everyone_who_can_connect, consent, "true or false")
 
   defp validate!(:listen, {:local, path}) when is_binary(path) and path != "" do
     path = path |> socket_path() |> Path.expand()

@@ -7,7 +7,7 @@ defmodule PgliteEx.Preparation do
   # that the function starts, such as a repo, end with that process. Its connections come through a
   # gate of its own, which is open as long as it runs.
 
-  alias PgliteEx.{Error, Gate, Options, Session}
+  alias PgliteEx.{Error, Gate, Options, Password, Session}
 
   # The role that `initdb` makes, and the databases that it makes for connections like these. `createdb`
   # tries these databases in the same order (`connectMaintenanceDatabase` in PostgreSQL's
@@ -91,7 +91,12 @@ defmodule PgliteEx.Preparation do
 
   defp run(%{options: options} = context) do
     with :ok <- if(names_others?(options), do: make_database(context), else: :ok),
-         do: if(options.after_start, do: call(options.after_start, context), else: :ok)
+         :ok <- if(options.after_start, do: call(options.after_start, context), else: :ok) do
+      :ok
+    else
+      # What a function raises may have its arguments in it.
+      {:error, error} -> {:error, %{error | message: Password.redact(error.message, options)}}
+    end
   end
 
   defp make_database(%{registry: registry, options: options}) do
@@ -114,22 +119,28 @@ defmodule PgliteEx.Preparation do
         do: {database, username}
   end
 
-  defp make_role_and_database(session, %{username: username, database: database}) do
+  defp make_role_and_database(session, %{username: username, database: database} = options) do
     role = Session.identifier(username)
     create_role = "create role #{role} login superuser"
     create_database = "create database #{Session.identifier(database)} owner #{role}"
 
-    with :ok <- unless_there(session, "pg_roles where rolname", username, create_role),
+    with {:ok, password} <- Password.fetch(options),
+         roles = "pg_roles where rolname",
+         :ok <- unless_there(session, roles, username, create_role, with_password(password)),
          do: unless_there(session, "pg_database where datname", database, create_database)
   end
 
+  # The program has set the password of a role that was there when it started.
+  defp with_password(nil), do: ""
+  defp with_password(password), do: " password '#{Password.verifier(password)}'"
+
   # Looked for first, because a refused statement would be an error in the program's log. As a `name`,
   # a long text is cut off, as it is when it becomes the name of a role or database.
-  defp unless_there(session, table_and_column, name, create) do
+  defp unless_there(session, table_and_column, name, create, secret \\ "") do
     sql = "select from pg_catalog.#{table_and_column} = #{Session.literal(name)}::name"
 
     with {:ok, []} <- Session.query(session, sql),
-         {:error, error} <- Session.query(session, create) do
+         {:error, error} <- Session.query(session, create <> secret) do
       {:error, %{error | message: "#{create}: #{error.message}"}}
     else
       {:ok, _rows} -> :ok
@@ -164,7 +175,7 @@ defmodule PgliteEx.Preparation do
       {:error, failed("failed: " <> Exception.format(kind, reason, __STACKTRACE__))}
   end
 
-  # As reachable as the server is, and no more: there are no passwords.
+  # As reachable as the server is, and no more.
   defp gate_address({:local, path}) do
     ".s.PGSQL." <> number = Path.basename(path)
     number = rem(String.to_integer(number) + @gate_offset, 65_536)

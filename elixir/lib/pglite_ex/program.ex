@@ -5,7 +5,7 @@ defmodule PgliteEx.Program do
   # Nothing here waits for the program: while it starts, the owner passes its own messages to
   # `handle/2`. `PgliteEx.WasmPort` handles the frames after the hello.
 
-  alias PgliteEx.{Error, Executable, Frame, Options, Stderr}
+  alias PgliteEx.{Error, Executable, Frame, Options, Password, Stderr}
 
   @protocol "1"
   # How long the program may say nothing before its hello, in milliseconds. At its first start it compiles
@@ -21,6 +21,8 @@ defmodule PgliteEx.Program do
 
   # Bytes of a frame's length that are not its payload: kind and id.
   @frame_head 5
+  # Has the directory of the password while the program is being started.
+  @password_variable "PGLITE_EX_PASSWORD"
 
   @enforce_keys [:options, :executable, :stderr, :timer, :opened_at]
   defstruct [
@@ -130,10 +132,20 @@ defmodule PgliteEx.Program do
   defp set_timer, do: Process.send_after(self(), {__MODULE__, :start_timeout}, @start_timeout)
 
   defp run(%{options: options, stderr: stderr} = program) do
-    {name, settings} = port_settings(options, program.executable, stderr.path)
-    {:ok, %{program | port: Port.open(name, settings)}}
+    with {:ok, password} <- Password.fetch(options) do
+      directory = password && Password.write!(password)
+      {name, settings} = port_settings(options, program.executable, stderr.path, directory)
+
+      try do
+        {:ok, %{program | port: Port.open(name, settings)}}
+      rescue
+        error in ErlangError ->
+          if directory, do: File.rm_rf(directory)
+          {:error, not_spawned(error.original)}
+      end
+    end
   rescue
-    error in ErlangError -> {:error, not_spawned(error.original)}
+    error in File.Error -> {:error, not_spawned(error.reason)}
   end
 
   defp not_spawned(posix) do
@@ -145,7 +157,8 @@ defmodule PgliteEx.Program do
   The name and the options with which `Port.open/2` starts the program.
 
   The program gets only the options that were given; it has its own defaults for the others. It always
-  gets the time of a stop, for which the port's owner waits.
+  gets the time of a stop, for which the port's owner waits. The directory is that of the password, if the
+  options have one.
 
   ## Examples
 
@@ -158,9 +171,11 @@ defmodule PgliteEx.Program do
       ["--mode", "isolated", "--shutdown-timeout", "5.0", "--max-connections", "5"] ++
         ["--allow-clock", "--allow-seed"]
   """
-  @spec port_settings(Options.t(), Path.t(), Path.t()) ::
+  @spec port_settings(Options.t(), Path.t(), Path.t(), nil | Path.t()) ::
           {{:spawn_executable, Path.t()}, list}
-  def port_settings(%Options{} = options, executable, stderr_path) do
+  def port_settings(%Options{} = options, executable, stderr_path, password_directory \\ nil) do
+    open_password = if password_directory, do: Password.shell(@password_variable), else: ""
+
     {{:spawn_executable, "/bin/sh"},
      [
        :binary,
@@ -169,9 +184,9 @@ defmodule PgliteEx.Program do
        :hide,
        packet: 4,
        busy_limits_port: @busy_limits,
-       env: environment(options, stderr_path),
+       env: environment(options, stderr_path, password_directory),
        args:
-         ["-c", ~S(exec "$0" "$@" 2>"$PGLITE_EX_STDERR"), executable, "port"] ++
+         ["-c", open_password <> ~S(exec "$0" "$@" 2>"$PGLITE_EX_STDERR"), executable, "port"] ++
            arguments(options)
      ]}
   end
@@ -212,6 +227,9 @@ defmodule PgliteEx.Program do
     flags = [
       {"--mode", options.mode},
       {"--data", options.data},
+      {"--auth", auth(options.auth)},
+      {"--password-file", if(options.password, do: Password.path())},
+      {"--password-user", if(options.password, do: options.username)},
       {"--template", if(options.mode == :shared, do: options.template)},
       {"--shutdown-timeout", options.shutdown_timeout / 1_000},
       {"--max-connections", options.max_connections},
@@ -232,13 +250,20 @@ defmodule PgliteEx.Program do
     words ++ leave(options.mode)
   end
 
+  defp auth(:scram_sha_256), do: "scram-sha-256"
+  defp auth(trust_path_or_nil), do: trust_path_or_nil
+
   # For `PgliteEx.Clock` and `PgliteEx.Random`: the clusters of this mode are for tests.
   defp leave(:isolated), do: ["--allow-clock", "--allow-seed"]
   defp leave(:shared), do: []
 
-  defp environment(options, stderr_path) do
+  defp environment(options, stderr_path, password_directory) do
+    password =
+      for directory <- List.wrap(password_directory),
+          do: {to_charlist(@password_variable), to_charlist(directory)}
+
     log = for level <- List.wrap(options.log_level), do: {~c"PGLITE_PORT_LOG", to_charlist(level)}
-    [{~c"PGLITE_EX_STDERR", String.to_charlist(stderr_path)} | log]
+    [{~c"PGLITE_EX_STDERR", String.to_charlist(stderr_path)} | password ++ log]
   end
 
   defp check_hello({:ok, {:hello, 0, options}}, program) do
@@ -297,12 +322,16 @@ defmodule PgliteEx.Program do
 
   # The options of the command line that the program's advice names, as those of this library.
   defp in_elixir(line) do
-    Regex.replace(~r/--(cache-dir|pglite-dir|icu-data|data|template|set)\b/, line, fn _flag,
-                                                                                      name ->
-      option(name) <> ":"
-    end)
+    Regex.replace(
+      ~r/--(auth|cache-dir|pglite-dir|icu-data|data|password-file|template|set)\b/,
+      line,
+      fn _flag, name ->
+        option(name) <> ":"
+      end
+    )
   end
 
   defp option("set"), do: "settings"
+  defp option("password-file"), do: "password"
   defp option(name), do: String.replace(name, "-", "_")
 end

@@ -19,7 +19,8 @@ defmodule PgliteEx.Server do
 
   use Supervisor
 
-  alias PgliteEx.{Branches, Clients, Listener, Options, Parts, Readiness, Reporter, WasmPort}
+  alias PgliteEx.{Branches, Clients, Listener, Options, Parts, Password, Readiness, Reporter}
+  alias PgliteEx.WasmPort
 
   # A program that keeps ending at once is given up rather than started for ever. With
   # `on_data_loss: :stop`, each restart of a cluster in memory is one too many: `:rest_for_one` starts
@@ -59,11 +60,12 @@ defmodule PgliteEx.Server do
       end
 
     pool = if options.mode == :isolated, do: [pool_size: 1], else: []
+    password = for password <- List.wrap(Password.reveal(options)), do: {:password, password}
 
     [pglite_ex: server]
     |> Keyword.merge(@no_other_place)
     |> Keyword.merge(place)
-    |> Keyword.merge(username: options.username, database: options.database)
+    |> Keyword.merge([username: options.username, database: options.database] ++ password)
     |> Keyword.merge(pool)
   end
 

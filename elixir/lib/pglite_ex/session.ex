@@ -10,7 +10,8 @@ defmodule PgliteEx.Session do
   @doc """
   Gives `fun` a raw connection whose session waits for a query, and closes it afterwards.
 
-  The session is one of the server's, as its user unless `:username` names another role.
+  The session is one of the server's, as its user unless `:username` names another role. It needs no
+  password: the program takes this library's word for it.
   `:stage` is that of `PgliteEx.Readiness.await/3`, and `:frame_options` are those of the frame that opens
   the connection.
   """
@@ -29,7 +30,7 @@ defmodule PgliteEx.Session do
     options = Parts.options!(registry)
     username = Keyword.get(settings, :username, options.username)
     stage = Keyword.get(settings, :stage, :ready)
-    frame_options = Keyword.get(settings, :frame_options, [])
+    frame_options = [{"trusted", "true"} | Keyword.get(settings, :frame_options, [])]
     argument = %{server: options.name, frame_options: frame_options, owner: self(), active: true}
 
     with {:ok, wasm_port} <- Readiness.await(registry, @ready_timeout, stage),

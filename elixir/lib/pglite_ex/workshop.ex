@@ -6,7 +6,7 @@ defmodule PgliteEx.Workshop do
   # monitors a keeper; the keeper traps exits, owns the server, and is linked to the worker; the
   # worker runs the function, and is what processes started by the function are linked to.
 
-  alias PgliteEx.{Error, Options, Parts, Session}
+  alias PgliteEx.{Error, Options, Parts, Password, Session}
 
   @doc """
   Builds the template `name`. Whatever goes wrong is returned, and the server has ended by then.
@@ -21,7 +21,8 @@ defmodule PgliteEx.Workshop do
       spawn_monitor(fn ->
         Process.flag(:trap_exit, true)
         work = fn connection_opts -> run(fun, connection_opts, callers) end
-        exit({:shutdown, {__MODULE__, keep(options, name, key, work)}})
+        result = options |> keep(name, key, work) |> without_password(options)
+        exit({:shutdown, {__MODULE__, result}})
       end)
 
     receive do
@@ -37,6 +38,7 @@ defmodule PgliteEx.Workshop do
       |> Map.take([:executable, :pglite_dir, :cache_dir, :icu_data, :username, :log_level])
       |> Keyword.new()
       |> Keyword.put(:database, name)
+      |> Keyword.merge(authentication(options))
 
     with {:ok, workshop} <- start(workshop_options) do
       in_session = &Session.run(Parts.registry!(workshop), name, [], &1)
@@ -51,6 +53,10 @@ defmodule PgliteEx.Workshop do
       end
     end
   end
+
+  # Nobody else gets into the workshop of a server with a password. Its rules are for other addresses.
+  defp authentication(%{password: nil}), do: []
+  defp authentication(%{password: password}), do: [auth: :scram_sha_256, password: password]
 
   # What changes with the cluster: the next transaction id, which every transaction that writes takes,
   # and the settings of ALTER SYSTEM. And the sessions that wait for the next command of a transaction.
@@ -99,6 +105,12 @@ defmodule PgliteEx.Workshop do
       {:error, reason} -> {:error, failed(reason)}
     end
   end
+
+  # What a function raises may have its arguments in it.
+  defp without_password({:error, %Error{} = error}, options),
+    do: {:error, %{error | message: Password.redact(error.message, options)}}
+
+  defp without_password(result, _options), do: result
 
   defp stop(workshop) do
     PgliteEx.stop(workshop)

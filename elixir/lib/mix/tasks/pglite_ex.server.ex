@@ -36,6 +36,8 @@ defmodule Mix.Tasks.PgliteEx.Server do
     * `--cache-dir DIRECTORY`, `--icu-data PATH`, `--pglite-dir DIRECTORY`, `--executable PATH` – as in
       `PgliteEx.Options`; templates are found with the same cache and ICU data with which they were made
     * `--max-connections N`, `--warm N`
+    * `--trust-everyone-who-can-connect` – listens also on a `--host` that other machines can reach. With a
+      password, the options of the server in the application's configuration have `auth:` and `password:`
     * `--log-level LEVEL`
     * `--and TASK` – runs the task, with its arguments
   """
@@ -63,6 +65,7 @@ defmodule Mix.Tasks.PgliteEx.Server do
     pglite_dir: :string,
     executable: :string,
     max_connections: :integer,
+    trust_everyone_who_can_connect: :boolean,
     warm: :integer,
     log_level: :string
   ]
@@ -148,7 +151,10 @@ defmodule Mix.Tasks.PgliteEx.Server do
   defp run_in_foreground(options) do
     case start(options) do
       {:ok, server} ->
-        Mix.shell().info(PgliteEx.url(server))
+        # Without the password, which would stay on the screen.
+        url = URI.parse(PgliteEx.url(server))
+        [user | _password] = String.split(url.userinfo, ":")
+        Mix.shell().info(URI.to_string(%{url | userinfo: user}))
         Process.flag(:trap_exit, true)
         Process.link(server)
 
