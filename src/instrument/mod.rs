@@ -136,10 +136,10 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     let module = Module::parse(wasm)?;
     module.refuse_passive_data()?;
     let limits = PageLimits::of(&module)?;
-    safepoints::check(&module)?;
     let (data, zeroed) = (module.static_data()?, initial_memory::zeroed_by_start(&module)?);
     let memory = initial_memory::initial_memory(limits, &data, &zeroed)?;
     let found = Found::search(&module, &memory)?;
+    safepoints::check(&module)?;
     let facts = Facts::gather(&module, &memory, &found, limits)?;
 
     let around = Surroundings {

@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 use wasm_encoder::{
-    CodeSection, ConstExpr, DataSection, ElementSection, Elements, EntityType, ExportKind, ExportSection, Function,
-    FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection, MemoryType, RefType,
-    StartSection, TableSection, TableType, TypeSection, ValType,
+    BlockType, CodeSection, ConstExpr, DataSection, ElementSection, Elements, EntityType, ExportKind, ExportSection,
+    Function, FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection, MemoryType,
+    RefType, StartSection, TableSection, TableType, TypeSection, ValType,
 };
+use wasmparser::Operator;
 use wasmtime::{Caller, Engine, Func, Instance, Linker, Store, Val};
 
 use super::changes::Edit;
@@ -16,6 +17,7 @@ use super::hooks::Hook;
 use super::initial_memory::{initial_memory, zeroed_by_start};
 use super::module::Module;
 use super::rewrite::Rewrite;
+use super::safepoints;
 use super::target::{Evidence, Signature, Target};
 use super::{
     InstrumentError, PageLimits, SIDE_MODULE_START, bodies, instrument, instrument_plain, instrument_side_module,
@@ -222,6 +224,36 @@ fn code_that_uses_a_data_segment_while_it_runs_is_refused() {
     for message in [message(instrument(&wasm)), message(instrument_side_module(&wasm))] {
         assert!(message.contains("function 3 uses a data segment"), "{message}");
     }
+}
+
+#[test]
+fn a_memory_whose_last_page_is_not_the_one_of_the_safepoints_is_refused() {
+    let wasm = PLAIN.encode();
+    let error = safepoints::check(&Module::parse(&wasm).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("the maximum of its memory is None pages, not 2 GiB"), "{error}");
+}
+
+#[test]
+fn every_loop_begins_with_a_safepoint_at_an_address_of_its_own() {
+    let blocks = |first| [first, Instruction::Loop(BlockType::Empty), Instruction::Loop(BlockType::Empty)];
+    let mut start: Vec<Instruction> = blocks(Instruction::Nop).into();
+    start.extend([Instruction::End, Instruction::End]);
+    let wasm = instrument_side_module(&Sample { start: Some(start), passive: false }.encode()).unwrap();
+    let module = Module::parse(&wasm).unwrap();
+    let operators = module.operators(3).unwrap();
+    let page = safepoints::SAFEPOINT_PAGE.cast_signed();
+    let addresses: Vec<u64> = operators
+        .windows(4)
+        .filter_map(|window| match *window {
+            [Operator::Loop { .. }, Operator::I32Const { value }, Operator::I32Load8U { memarg }, Operator::Drop]
+                if value == page =>
+            {
+                Some(memarg.offset)
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(addresses, [0, 1]);
 }
 
 #[test]
