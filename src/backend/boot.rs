@@ -27,6 +27,8 @@ pub(crate) const FIXED_PARAMETERS: &[&str] = &[
     "-cmax_parallel_workers_per_gather=0",
     "-cmax_parallel_maintenance_workers=0",
     "-cio_method=sync",
+    // A process does one operation at a time; more would take a megabyte of shared memory from every cluster.
+    "-cio_max_concurrency=1",
     "-cshared_memory_type=mmap",
     "-cdynamic_shared_memory_type=posix",
     // The processes that summarize and archive WAL do not run, so WAL would be kept for ever.
