@@ -125,12 +125,7 @@ impl Reencode for Writer<'_> {
             }
             let operator = operator?;
             if at >= skipped_until {
-                let is_loop = matches!(operator, Operator::Loop { .. });
-                output.instruction(&self.instruction(operator)?);
-                if is_loop && self.rewrite.safepoints {
-                    safepoints::add(&mut output, loops);
-                    loops += 1;
-                }
+                self.copy(operator, &mut output, &mut loops)?;
             }
         }
         code.function(&output);
@@ -139,6 +134,22 @@ impl Reencode for Writer<'_> {
 }
 
 impl Writer<'_> {
+    /// Writes an instruction of the original to `output`, which has so many `loops` before it.
+    fn copy(
+        &mut self,
+        operator: Operator<'_>,
+        output: &mut Function,
+        loops: &mut u64,
+    ) -> Result<(), reencode::Error<Infallible>> {
+        let is_loop = matches!(operator, Operator::Loop { .. });
+        output.instruction(&self.instruction(operator)?);
+        if is_loop && self.rewrite.safepoints {
+            safepoints::add(output, *loops);
+            *loops += 1;
+        }
+        Ok(())
+    }
+
     fn section(&mut self, output: &mut wasm_encoder::Module, payload: Payload) -> Result<(), InstrumentError> {
         match payload {
             Payload::TypeSection(section) => {
@@ -289,8 +300,9 @@ impl Writer<'_> {
             .instruction(&Instruction::Call(hook))
             .instruction(&Instruction::I32Eqz)
             .instruction(&Instruction::If(BlockType::Empty));
+        let mut loops = 0;
         for operator in body.get_operators_reader()?.into_iter().skip(region.start).take(region.len()) {
-            output.instruction(&self.instruction(operator?)?);
+            self.copy(operator?, &mut output, &mut loops)?;
         }
         output
             .instruction(&Instruction::End)
