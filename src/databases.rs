@@ -71,6 +71,16 @@ pub struct Settings {
 /// What to do when a template is missing.
 const PREPARE: &str = "Prepare it: pglite-port prepare NAME --sql FILE, or in Elixir PgliteEx.prepare/4.";
 
+/// What a client is told that gets no session. An error in the program itself may name files of the host, which are for
+/// the log.
+fn for_client(report: ErrorResponse) -> ErrorResponse {
+    if report.code == sqlstate::INTERNAL_ERROR {
+        let report = ErrorResponse::fatal(sqlstate::INTERNAL_ERROR, "the session could not be started");
+        return report.with_hint("The log of pglite-port says why.");
+    }
+    capacity::too_many(report)
+}
+
 /// Every cluster of this program.
 pub struct Databases {
     templates: Arc<Templates>,
@@ -122,7 +132,7 @@ impl Sessions for Databases {
         };
         served.unwrap_or_else(|error| {
             tracing::error!("a session could not be started: {error:#}");
-            SessionEnd::Refused(capacity::too_many(error.into()))
+            SessionEnd::Refused(for_client(error.into()))
         })
     }
 

@@ -1,6 +1,7 @@
 //! Wasmtime's configuration, and compiled code in the cache.
 
 use std::{
+    fs,
     io::{self, IsTerminal},
     num::NonZeroUsize,
     panic::resume_unwind,
@@ -21,6 +22,9 @@ use crate::{
 
 pub mod artefact;
 pub mod cache;
+
+/// The machine code in its entry of the cache.
+const CODE: &str = "code";
 
 /// The number of bytes of native stack that wasm may use in one thread before it traps.
 ///
@@ -81,10 +85,11 @@ impl Compiler {
     /// Loads a compiled wasm module from the cache, or compiles the module that `wasm` returns and stores the result.
     ///
     /// `name` is for messages; `key` must identify everything that decides the result of `wasm`. Loading takes
-    /// milliseconds. Compiling the backend takes seconds, during which a terminal on stderr shows a spinner.
+    /// milliseconds. Compiling the backend takes seconds, during which a terminal on stderr shows a spinner. If the cache
+    /// cannot be written, the module is there for this run of the program only.
     ///
     /// # Errors
-    /// Those of `wasm` and of the compilation, and when the cache cannot be written.
+    /// Those of `wasm` and of the compilation.
     pub fn module(
         &self,
         name: &str,
@@ -95,7 +100,7 @@ impl Compiler {
         if let Some(module) = self.load(&entry) {
             return Ok(module);
         }
-        let _lock = self.cache.lock(&entry)?;
+        let lock = self.cache.lock(&entry);
         // Another process may have compiled the module while this one waited for the lock.
         if let Some(module) = self.load(&entry) {
             return Ok(module);
@@ -108,13 +113,23 @@ impl Compiler {
             .map_err(anyhow::Error::from)
             .with_context(|| format!("{name} cannot be compiled"))?;
         progress.finish_and_clear();
-        let path = self.cache.publish_file(&entry, &compiled)?;
-        // SAFETY: this process wrote the file from Wasmtime's own output, into a directory that only this user can
-        // write.
-        let module = unsafe { Module::deserialize_file(&self.engine, &path) }
-            .map_err(anyhow::Error::from)
-            .with_context(|| format!("{} cannot be loaded", path.display()))?;
-        self.in_use.lock().extend(self.cache.hold(&entry)?);
+        let published = lock.and_then(|lock| {
+            self.cache.publish_directory(&lock, |directory| Ok(fs::write(directory.join(CODE), &compiled)?))
+        });
+        let module = match &published {
+            // SAFETY: this process wrote the file from Wasmtime's own output, into a directory that only this user can
+            // write.
+            Ok(path) => unsafe { Module::deserialize_file(&self.engine, path.join(CODE)) },
+            Err(error) => {
+                tracing::warn!("{name} was compiled for this run of the program only: {error:#}");
+                // SAFETY: this is Wasmtime's own output.
+                unsafe { Module::deserialize(&self.engine, &compiled) }
+            }
+        };
+        let module = module.map_err(anyhow::Error::from).with_context(|| format!("{name} cannot be loaded"))?;
+        if published.is_ok() {
+            self.in_use.lock().extend(self.cache.hold(&entry)?);
+        }
         Ok(module)
     }
 
@@ -127,16 +142,16 @@ impl Compiler {
     }
 
     fn load(&self, entry: &str) -> Option<Module> {
-        let path = self.cache.path(entry);
-        let in_use = match self.cache.hold(entry) {
+        let path = self.cache.path(entry).join(CODE);
+        let in_use = match self.cache.hold_intact(entry) {
             Ok(held) => held?,
             Err(error) => {
                 tracing::warn!("compiling again, because {error:#}");
                 return None;
             }
         };
-        // SAFETY: `Cache` has checked that only this user can write to the directory, and an entry is renamed into it
-        // when it is complete.
+        // SAFETY: `Cache` has checked that only this user can write to the directory and the file, that the entry was
+        // renamed into it when it was complete, and that the file has not changed since.
         match unsafe { Module::deserialize_file(&self.engine, &path) } {
             Ok(module) => {
                 self.in_use.lock().push(in_use);

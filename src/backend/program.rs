@@ -106,13 +106,15 @@ impl Program {
 
 /// The entry `name` with the parts of the backend, made if need be.
 fn hold_parts(artefact: &Artefact, cache: &Cache, name: &str) -> anyhow::Result<InUse> {
-    if let Some(in_use) = cache.hold(name)? {
+    if let Ok(Some(in_use)) = cache.hold_intact(name) {
         return Ok(in_use);
     }
     let lock = cache.lock(name)?;
     // Another process may have made it while this one waited for the lock.
-    if let Some(in_use) = cache.hold(name)? {
-        return Ok(in_use);
+    match cache.hold_intact(name) {
+        Ok(Some(in_use)) => return Ok(in_use),
+        Ok(None) => {}
+        Err(error) => tracing::warn!("preparing PostgreSQL again, because {error:#}"),
     }
     write_parts(artefact, cache, &lock)?;
     cache.hold(name)?.with_context(|| format!("{} is gone again", cache.path(name).display()))

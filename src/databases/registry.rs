@@ -109,7 +109,7 @@ impl Registry {
             Ok(None) => return Ok(refused()),
             Err(report) => {
                 tracing::error!(%report, "the cluster {name:?} cannot be started");
-                return Ok(SessionEnd::Refused(ErrorResponse { severity: Severity::Fatal, ..report }));
+                return Ok(SessionEnd::Refused(super::for_client(report)));
             }
         };
         let ended = catch_unwind(AssertUnwindSafe(|| postmaster.serve(start, client)));

@@ -2,9 +2,9 @@
 //!
 //! Compiled code is trusted when it is loaded, so the directory must be private to the user who runs the program: it
 //! is created with mode 0700, and a directory that belongs to another user or that others can write to is refused.
-//! Entries are complete or absent: they are written beside their final place and renamed. A lock file makes a second
-//! process wait for the first instead of doing the same work. An entry in use is held ([`InUse`]) so that it is not
-//! removed.
+//! Entries are complete or absent: they are written beside their final place, synced, and renamed. Each carries the
+//! digests of its files (`seal`), which are compared when it is opened. A lock file makes a second process wait for the
+//! first instead of doing the same work. An entry in use is held ([`InUse`]) so that it is not removed.
 
 use std::{
     fs::{self, File},
@@ -22,6 +22,7 @@ use rustix::{
 
 mod in_use;
 mod removal;
+mod seal;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use in_use::InUse;
 pub(crate) use in_use::age;
 pub(crate) use removal::size_on_disk;
 pub use removal::{Removed, Usage};
+pub(crate) use seal::SealError;
 
 /// A directory of the user that was opened and checked.
 #[derive(Clone, Debug)]
@@ -41,8 +43,7 @@ impl Cache {
     /// is missing.
     ///
     /// # Errors
-    /// When it cannot be created or written, belongs to another user, or others can write to it; the message says what
-    /// to do.
+    /// When it cannot be created, belongs to another user, or others can write to it; the message says what to do.
     pub fn open(directory: Option<&Path>) -> anyhow::Result<Self> {
         let directory = match directory {
             Some(directory) => directory.to_path_buf(),
@@ -71,22 +72,28 @@ impl Cache {
         Self::open(Some(&self.directory.join(name)))
     }
 
-    /// Waits until no other process holds the lock `name`, and holds it until the returned guard is dropped.
+    /// Waits until no other process holds the lock `name`, and holds it until the returned guard is dropped. In a
+    /// directory that cannot be written there is no lock for an entry that is there: it can be used as it is.
     ///
     /// # Errors
     /// When the lock file cannot be created.
     pub fn lock(&self, name: &str) -> anyhow::Result<Lock> {
         let path = self.path(&format!("{name}{LOCK}"));
-        let take = || loop {
-            let file = File::create(&path)?;
-            file.lock()?;
-            // The previous holder may have removed the file meanwhile; then the next process would lock another one.
-            if in_use::is_at(&file, &path) {
-                return Ok(file);
+        let take = || -> io::Result<File> {
+            loop {
+                let file = File::create(&path)?;
+                file.lock()?;
+                // The previous holder may have removed the file meanwhile; then the next process would lock another one.
+                if in_use::is_at(&file, &path) {
+                    return Ok(file);
+                }
             }
         };
-        let file: io::Result<File> = take();
-        let file = file.with_context(|| format!("the lock file {} cannot be taken", path.display()))?;
+        let file = match take() {
+            Ok(file) => Some(file),
+            Err(error) if is_refused(&error) && self.path(name).exists() => None,
+            Err(error) => return Err(error).with_context(|| self.unwritable()),
+        };
         Ok(Lock { name: name.to_owned(), _file: file })
     }
 
@@ -99,6 +106,24 @@ impl Cache {
         InUse::of(&path).with_context(|| format!("{} cannot be opened", path.display()))
     }
 
+    /// As [`Cache::hold`], for a directory whose files are as they were when it was made.
+    ///
+    /// # Errors
+    /// When they are not, or cannot be read.
+    pub(crate) fn hold_intact(&self, name: &str) -> anyhow::Result<Option<InUse>> {
+        let Some(in_use) = self.hold(name)? else { return Ok(None) };
+        self.compare(name, |_| true).with_context(|| self.path(name).display().to_string())?;
+        Ok(Some(in_use))
+    }
+
+    /// Compares those files of the entry `name`, a directory, with their digests whose paths in it are wanted.
+    ///
+    /// # Errors
+    /// [`SealError`]
+    pub(crate) fn compare(&self, name: &str, is_wanted: impl Fn(&str) -> bool) -> Result<(), SealError> {
+        seal::compare(&self.path(name), is_wanted)
+    }
+
     /// Writes the file `name`: beside its final place first, then renamed.
     ///
     /// # Errors
@@ -108,7 +133,9 @@ impl Cache {
         let mut file =
             tempfile::Builder::new().prefix(".new-").tempfile_in(&self.directory).with_context(|| self.unwritable())?;
         io::Write::write_all(&mut file, bytes).with_context(|| self.unwritable())?;
+        file.as_file().sync_all().with_context(|| self.unwritable())?;
         file.persist(&place).with_context(|| self.unwritable())?;
+        self.sync()?;
         Ok(place)
     }
 
@@ -132,16 +159,24 @@ impl Cache {
         let _removed = RemovedAtTheEnd(&new);
         fs::create_dir(&new).with_context(|| self.unwritable())?;
         fill(&new)?;
+        seal::write(&new).with_context(|| self.unwritable())?;
         match renameat_with(CWD, &new, CWD, &place, RenameFlags::EXCHANGE) {
             // The old one is at `new` now.
-            Ok(()) => return Ok(place),
+            Ok(()) => return self.sync().map(|()| place),
             Err(Errno::NOENT) => {}
             // This filesystem cannot exchange two names.
             Err(_) => fs::rename(&place, &old).with_context(|| self.unwritable())?,
         }
         let renamed = fs::rename(&new, &place).with_context(|| self.unwritable());
         remove_if_there(&old).with_context(|| self.unwritable())?;
-        renamed.map(|()| place)
+        renamed?;
+        self.sync().map(|()| place)
+    }
+
+    /// Makes the names in it durable.
+    fn sync(&self) -> anyhow::Result<()> {
+        let sync = || File::open(&self.directory)?.sync_all();
+        sync().with_context(|| self.unwritable())
     }
 
     /// Removes the directory with the name of `lock`; files that are open in it stay usable. Returns whether it
@@ -172,7 +207,7 @@ const LOCK: &str = ".lock";
 #[derive(Debug)]
 pub struct Lock {
     name: String,
-    _file: File,
+    _file: Option<File>,
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -207,7 +242,10 @@ fn make_private(directory: &Path) -> anyhow::Result<()> {
             metadata.mode() & 0o7777
         );
     }
-    // Finds a directory that cannot be written before seconds of compiling.
-    tempfile::tempfile_in(directory)?;
     Ok(())
+}
+
+/// Whether an operation failed because a directory or its filesystem cannot be written.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }

@@ -233,6 +233,7 @@ impl Templates {
     fn open_built(&self, label: &Label) -> anyhow::Result<Template> {
         let directory = self.shelf.path(&label.name);
         let in_use = self.shelf.hold(&label.name)?.with_context(|| format!("{} is gone", directory.display()))?;
+        self.shelf.check_built(&label.name)?;
         let snapshot = Snapshot::open(&self.program, &directory)?;
         Ok(Template { name: label.name.clone(), database: label.database.clone(), snapshot, _in_use: in_use })
     }
@@ -278,8 +279,11 @@ impl Templates {
     }
 
     fn build_from_own_files(&self, lock: &Lock, label: Label) -> anyhow::Result<Template> {
-        let files =
-            Snapshot::open_files(&self.shelf.path(&label.name)).map_err(|error| unusable(&label.name, error))?;
+        let files = self
+            .shelf
+            .check_files(&label.name)
+            .and_then(|()| Snapshot::open_files(&self.shelf.path(&label.name)))
+            .map_err(|error| unusable(&label.name, error))?;
         let label = Label { program: self.key(), ..label };
         self.build_from_files(lock, &label, None, &files, &ProgressBar::hidden())
     }
@@ -308,24 +312,24 @@ impl Templates {
         let entry = format!("cluster-{}", &hex_digest(&[self.key().as_bytes()])[..32]);
         let directory = self.cache.path(&entry);
         let lock = self.cache.lock(&entry)?;
-        let hold = || -> anyhow::Result<()> {
-            *self.cluster.lock() = self.cache.hold(&entry)?;
-            Ok(())
+        let open = || -> anyhow::Result<Option<Arc<FrozenTree>>> {
+            let Some(in_use) = self.cache.hold_intact(&entry)? else { return Ok(None) };
+            let cluster = FrozenTree::open(&directory)?;
+            *self.cluster.lock() = Some(in_use);
+            Ok(Some(cluster))
         };
-        hold()?;
-        match FrozenTree::open(&directory) {
-            Ok(cluster) => return Ok(cluster),
-            Err(error) if directory.exists() => tracing::warn!("running initdb again, because {error}"),
-            Err(_) => {}
+        match open() {
+            Ok(Some(cluster)) => return Ok(cluster),
+            Ok(None) => {}
+            Err(error) => tracing::warn!("running initdb again, because {error:#}"),
         }
         let progress = spinner("running initdb (once)");
         let bundle = open_bundle(&self.artefact.path(PGLITE_DATA), &self.artefact.path(PGLITE_JS))?;
         let cluster =
             on_wasm_stack(|| initdb::make_cluster(&self.program, &self.artefact, &self.icu, bundle, &self.log))??;
         self.cache.publish_directory(&lock, |directory| Ok(cluster.write_to(directory)?))?;
-        hold()?;
         progress.finish_and_clear();
-        Ok(FrozenTree::open(&directory)?)
+        open()?.with_context(|| format!("{} is gone again", directory.display()))
     }
 
     /// Identifies everything that a template depends on, besides its recipe or files.

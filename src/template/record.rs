@@ -1,7 +1,11 @@
 //! Files with one small value each: a magic number for the format and its version, a checksum, and the value in
 //! postcard's encoding.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -9,6 +13,9 @@ use serde::{Deserialize, Serialize};
 /// The number must change with the format of labels and recipes. Other changes of format only change the keys of
 /// templates, which are then built again (`catalog.rs`).
 const MAGIC: &[u8; 8] = b"PGLTMPL1";
+
+/// The extension of copies.
+const COPY: &str = "copy";
 
 pub(super) fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let body = postcard::to_allocvec(value)?;
@@ -22,6 +29,56 @@ pub(super) fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
 pub(super) fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
     let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
     decode(&bytes).with_context(|| format!("{} is damaged", path.display()))
+}
+
+/// Writes a record and a copy of it, because it cannot be made again.
+pub(super) fn write_with_copy(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    write(path, value)?;
+    write(&copy_of(path), value)
+}
+
+/// Reads a record, or its copy if it is damaged. If one of them is damaged, it is made again from the other.
+pub(super) fn read_with_copy<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
+    let copy = copy_of(path);
+    match (read(path), read(&copy)) {
+        (Err(_), Ok(value)) => {
+            restore(path, &copy);
+            Ok(value)
+        }
+        (Ok(value), Err::<T, _>(_)) => {
+            restore(&copy, path);
+            Ok(value)
+        }
+        (read, _) => read,
+    }
+}
+
+/// Replaces the file `damaged` by a copy of `intact`. If it is not there, its template is being removed, or was made
+/// before there were copies.
+fn restore(damaged: &Path, intact: &Path) {
+    if !damaged.exists() {
+        return;
+    }
+    tracing::warn!("{} is damaged: it is made again from its copy", damaged.display());
+    let directory = damaged.parent().unwrap_or(damaged);
+    let replace = || -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        file.write_all(&fs::read(intact)?)?;
+        file.as_file().sync_all()?;
+        file.persist(damaged).map(drop).map_err(|error| error.error)
+    };
+    if let Err(error) = replace() {
+        tracing::debug!("{} stays as it is: {error}", damaged.display());
+    }
+}
+
+pub(super) fn copy_of(path: &Path) -> PathBuf {
+    path.with_added_extension(COPY)
+}
+
+/// The name of the file that a file with this name may be the copy of.
+pub(super) fn without_copy(name: &str) -> &str {
+    name.strip_suffix(COPY).and_then(|name| name.strip_suffix('.')).unwrap_or(name)
 }
 
 fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> anyhow::Result<T> {

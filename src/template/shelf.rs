@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DEFAULT, recipe::Recipe, record, snapshot};
 use crate::{
-    engine::cache::{Cache, InUse, Lock, Usage, size_on_disk},
+    engine::cache::{Cache, InUse, Lock, SealError, Usage, size_on_disk},
     sources::hex_digest,
 };
 
@@ -156,6 +156,30 @@ impl Shelf {
         fs::metadata(self.path(name).join(LABEL)).ok().map(|metadata| Edition::of(&metadata))
     }
 
+    /// Checks what was built of the template `name`.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(super) fn check_built(&self, name: &str) -> anyhow::Result<()> {
+        let is_built = |path: &str| ![LABEL, RECIPE].contains(&record::without_copy(path));
+        // Both copies of what cannot be made again are read, so that one is restored while the other is intact.
+        let _ = self.recipe(name);
+        let compared = self.directory.compare(&entry(name), is_built);
+        compared.with_context(|| self.path(name).display().to_string())
+    }
+
+    /// Checks the files of the cluster in the template `name`, as far as that has intact digests: it may have been made
+    /// by an earlier version of the program.
+    ///
+    /// # Errors
+    /// When they are damaged.
+    pub(super) fn check_files(&self, name: &str) -> anyhow::Result<()> {
+        match self.directory.compare(&entry(name), snapshot::is_of_files) {
+            Err(SealError::Unsealed) => Ok(()),
+            compared => compared.with_context(|| self.path(name).display().to_string()),
+        }
+    }
+
     /// The label of the template `name`; `None` when there is none, an error when it cannot be read.
     pub(super) fn label(&self, name: &str) -> anyhow::Result<Option<Label>> {
         let directory = self.path(name);
@@ -165,7 +189,7 @@ impl Shelf {
     /// What the template `name` was prepared from; `None` when it was frozen.
     pub(super) fn recipe(&self, name: &str) -> anyhow::Result<Option<Recipe>> {
         let path = self.path(name).join(RECIPE);
-        if path.exists() { record::read(&path).map(Some) } else { Ok(None) }
+        if path.exists() { record::read_with_copy(&path).map(Some) } else { Ok(None) }
     }
 
     /// Puts the template of that label in place, whose contents `fill` writes.
@@ -182,9 +206,9 @@ impl Shelf {
         self.directory.publish_directory(lock, |directory| {
             fill(directory)?;
             if let Some(recipe) = recipe {
-                record::write(&directory.join(RECIPE), recipe)?;
+                record::write_with_copy(&directory.join(RECIPE), recipe)?;
             }
-            record::write(&directory.join(LABEL), label)
+            record::write_with_copy(&directory.join(LABEL), label)
         })
     }
 
@@ -237,7 +261,7 @@ fn parts(directory: &Path, names: &'static [&'static str]) -> Remakeable {
 }
 
 fn read_label(directory: &Path) -> anyhow::Result<Label> {
-    record::read(&directory.join(LABEL))
+    record::read_with_copy(&directory.join(LABEL))
 }
 
 #[cfg(test)]
@@ -311,10 +335,18 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_label_is_an_error_and_not_listed() {
+    fn a_damaged_label_is_made_again_from_its_copy_and_an_error_if_that_is_damaged_too() {
         let (_outer, shelf) = shelf();
         put(&shelf, "a", "app", None);
-        fs::write(shelf.path("a").join(LABEL), b"what is this").unwrap();
+        let label = shelf.path("a").join(LABEL);
+        for damaged in [&label, &record::copy_of(&label)] {
+            fs::write(damaged, b"what is this").unwrap();
+            assert_eq!(shelf.list().unwrap().len(), 1);
+            assert_eq!(fs::read(&label).unwrap(), fs::read(record::copy_of(&label)).unwrap());
+        }
+        for damaged in [&label, &record::copy_of(&label)] {
+            fs::write(damaged, b"what is this").unwrap();
+        }
         assert!(shelf.label("a").unwrap_err().to_string().contains("damaged"));
         assert!(shelf.list().unwrap().is_empty());
     }

@@ -59,6 +59,11 @@ pub(crate) struct Snapshot {
     first_pages: TouchedPages,
 }
 
+/// Whether the file at this path in a snapshot's directory is one of [`Snapshot::files`].
+pub(super) fn is_of_files(path: &str) -> bool {
+    path.strip_prefix(FILES).is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// Everything that is captured except for memory and files.
 #[derive(Serialize, Deserialize)]
 struct State {

@@ -143,7 +143,7 @@ impl Cache {
         let path = self.path(&format!("{name}{LOCK}"));
         let file = File::create(&path)?;
         match file.try_lock() {
-            Ok(()) if is_at(&file, &path) => Ok(Some(Lock { name: name.to_owned(), _file: file })),
+            Ok(()) if is_at(&file, &path) => Ok(Some(Lock { name: name.to_owned(), _file: Some(file) })),
             Ok(()) | Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
