@@ -114,3 +114,30 @@ fn a_client_that_was_not_let_in_changes_nothing_for_branches() {
     let lines = lines.lock().expect("no panic");
     assert!(!lines.iter().any(|line| line.contains("missing")), "{lines:?}");
 }
+
+#[test]
+fn a_cluster_was_started_when_it_was_made_and_not_when_what_it_is_a_copy_of_was() {
+    let (databases, connections) = open(Lifetime::Dropped);
+    let mut session = Local::connect_to(&connections, "copy");
+    let created = |name: &str, origin| NewCluster { name: Some(name.to_owned()), origin, ..NewCluster::default() };
+    let origins = [ClusterOrigin::Template("postgres".to_owned()), ClusterOrigin::Branch("copy".to_owned())];
+    // The first branch makes the snapshot.
+    databases.create_cluster(created("first", origins[1].clone())).expect("a cluster");
+    for (name, origin) in ["of a template", "of a cluster"].into_iter().zip(origins) {
+        for round in ["made", "reset"] {
+            let before = session.values("SELECT clock_timestamp()").remove(0);
+            match round {
+                "made" => drop(databases.create_cluster(created(name, origin.clone())).expect("a cluster")),
+                _ => databases.reset_cluster(name).expect("it is reset"),
+            }
+            let mut other = Local::connect_to(&connections, name);
+            for time in ["pg_postmaster_start_time()", "pg_conf_load_time()"] {
+                let sql = format!("SELECT {time} BETWEEN '{before}' AND clock_timestamp()");
+                assert_eq!(other.values(&sql), ["t"], "{name} {round}: {time}");
+            }
+        }
+    }
+    session.values("SELECT pg_reload_conf()");
+    let is_loaded = "SELECT pg_conf_load_time() > pg_postmaster_start_time()";
+    while Local::connect_to(&connections, "copy").values(is_loaded) != ["t"] {}
+}

@@ -235,7 +235,8 @@ impl Backend {
             instance.get_global(&mut self.store, HAS_CHECKPOINTER).context("the module was not instrumented")?;
         global.set(&mut self.store, Val::I32(has_checkpointer.into()))?;
         let guest = self.store.data();
-        let process_id = guest.seat.as_ref().context("a process of a cluster has no seat")?.process_id();
+        let seat = guest.seat.as_ref().context("a process of a cluster has no seat")?;
+        let (process_id, cluster_start) = (seat.process_id(), seat.cluster_start());
         self.write_u32(self.facts().address("MyProcPid")?, process_id.cast_unsigned())?;
         self.write(self.facts().address("IsUnderPostmaster")?, &[1])?;
         self.write_u32(self.facts().where_to_send_output, destination)?;
@@ -249,6 +250,6 @@ impl Backend {
         self.write(self.facts().send_ready_for_query, &[1])?;
         self.reseed()?;
         self.set_start_time()?;
-        Ok(())
+        self.set_server_start(cluster_start)
     }
 }

@@ -41,6 +41,21 @@ impl Backend {
         Ok(timestamp)
     }
 
+    /// Sets `PgStartTime` and `PgReloadTime` to `start` if they are earlier: those of a cluster that this one is a copy of.
+    ///
+    /// # Errors
+    /// None in a backend that was made.
+    pub(crate) fn set_server_start(&mut self, start: jiff::Timestamp) -> anyhow::Result<()> {
+        let start = timestamp(start);
+        for address in [self.facts().server_start, self.facts().configuration_load] {
+            // A page that is not written needs no copy.
+            if memory::read_u64(self.memory()?, address)?.cast_signed() < start {
+                self.write(address, &start.to_le_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
     /// `MyStartTimestamp`: microseconds since the epoch of `PostgreSQL`.
     ///
     /// # Errors

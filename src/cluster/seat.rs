@@ -24,10 +24,21 @@ pub(crate) struct Seats {
     baton: Baton,
     taken: Mutex<Taken>,
     wal: Mutex<WalSegments>,
+    /// When the cluster was started.
+    started: Started,
     /// The number of turns that have begun.
     turns: AtomicU64,
     /// Called for a signal to the checkpointer while that does not run.
     checkpointer_wanted: Mutex<Option<Waker>>,
+}
+
+/// A time, by default the present.
+struct Started(jiff::Timestamp);
+
+impl Default for Started {
+    fn default() -> Self {
+        Self(jiff::Timestamp::now())
+    }
 }
 
 /// Counts the WAL segments since the last checkpoint.
@@ -157,6 +168,11 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    /// When the cluster was started.
+    pub(crate) fn cluster_start(&self) -> jiff::Timestamp {
+        self.seats.started.0
+    }
+
     /// The session's process id in the cluster.
     pub(crate) fn process_id(&self) -> i32 {
         self.process_id

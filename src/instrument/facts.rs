@@ -9,6 +9,7 @@ use super::bodies::{
     CancelKey, Kill, cancel_key_length, encoding_functions, encoding_names, first_variable, heap_state,
     message_context, signal_handlers,
 };
+use super::builtins::{LOAD_TIME, START_TIME};
 use super::evidence::Found;
 use super::module::Module;
 use super::processes::{
@@ -98,6 +99,10 @@ pub struct Facts {
     /// Address of `prng_seed_set` (`src/backend/utils/adt/pseudorandomfuncs.c`), a byte: whether the state of
     /// `random()` has its seed.
     pub random_is_seeded: u32,
+    /// Address of `PgStartTime` (`src/backend/utils/adt/timestamp.c`), when the server was started.
+    pub server_start: u32,
+    /// Address of `PgReloadTime`, when the configuration was read.
+    pub configuration_load: u32,
     /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6), the state of the heap.
     pub heap: u32,
 }
@@ -153,6 +158,8 @@ impl Facts {
             encoding_names: found.read(module, "check_encoding_conversion_args", encoding_names)?,
             encoding_functions: found.read(module, "pg_encoding_max_length", encoding_functions)?,
             random_is_seeded: found.read(module, "drandom", first_variable)?,
+            server_start: START_TIME.variable(module, memory)?,
+            configuration_load: LOAD_TIME.variable(module, memory)?,
             heap: found.read(module, "malloc", heap_state)?,
         })
     }

@@ -19,12 +19,13 @@
 //!
 //! # Reading order
 //! `module` (reads a module), `initial_memory` (memory contents), `target` and `targets` (the table), `evidence` (finds
-//! functions), `bodies`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the host), `changes`,
-//! `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of another), `safepoints`,
-//! `rewrite` (writes the module), `longjmp` and `invoke`
-//! (exceptions instead of host calls), `facts` (the resulting facts).
+//! functions), `bodies`, `builtins`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the
+//! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
+//! another), `safepoints`, `rewrite` (writes the module), `longjmp` and `invoke` (exceptions instead of host calls),
+//! `facts` (the resulting facts).
 
 mod bodies;
+mod builtins;
 mod changes;
 mod evidence;
 mod facts;

@@ -270,6 +270,11 @@ impl<'a> Module<'a> {
         Ok(functions.filter_map(slot).collect())
     }
 
+    /// The function whose first table slot that is.
+    pub(super) fn function_in(&self, slot: u32) -> Option<u32> {
+        self.table_slots.iter().find(|(_, it)| **it == slot).map(|(&function, _)| function)
+    }
+
     /// The module's own mutable globals. One that is not exported gets a name.
     pub(super) fn mutable_globals(&self) -> Vec<MutableGlobal> {
         let own = (0_u32..).zip(&self.globals).skip(self.imported_globals as usize);
