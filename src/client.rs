@@ -38,6 +38,8 @@ pub struct Endpoints {
     pub peer: Option<SocketAddr>,
     /// The address to which the client has connected.
     pub local: Option<SocketAddr>,
+    /// Whether the connection is encrypted.
+    pub is_encrypted: bool,
 }
 
 impl Endpoints {
@@ -46,8 +48,15 @@ impl Endpoints {
     #[must_use]
     pub fn new(peer: Option<SocketAddr>, local: Option<SocketAddr>) -> Self {
         let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-        Self { peer: peer.map(canonical), local: local.map(canonical) }
+        Self { peer: peer.map(canonical), local: local.map(canonical), is_encrypted: false }
     }
+}
+
+/// A certificate of a client that has been verified.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The common name of its subject.
+    pub common_name: Option<String>,
 }
 
 /// The byte stream of one client, like a non-blocking socket with its own wait.
@@ -71,6 +80,24 @@ pub trait Client: Send {
 
     /// A handle with which other threads end [`Client::wait`].
     fn waker(&self) -> Waker;
+
+    /// Whether its connection can be encrypted, and is not yet.
+    fn can_encrypt(&self) -> bool {
+        false
+    }
+
+    /// Encrypts everything from now on, for a client that begins a TLS handshake next.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    fn encrypt(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Its certificate, if it has one that was verified.
+    fn certificate(&self) -> Option<ClientCertificate> {
+        None
+    }
 
     /// The addresses of its connection.
     fn endpoints(&self) -> Endpoints {

@@ -138,7 +138,13 @@ fn negotiate<C: Client>(
                     return Err(negotiation.left_after(&packet).map_or(SessionEnd::ClientGone, refused));
                 }
             }
-            Ok(Step::RefuseEncryption) => {
+            Ok(Step::Encrypt) if client.can_encrypt() => {
+                packet.clear();
+                negotiation.encrypted();
+                let begun = write_all(client, b"S").and_then(|()| client.encrypt());
+                begun.map_err(|_| SessionEnd::ClientGone)?;
+            }
+            Ok(Step::Encrypt | Step::RefuseEncryption) => {
                 packet.clear();
                 write_all(client, b"N").map_err(|_| SessionEnd::ClientGone)?;
             }

@@ -17,8 +17,9 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, never};
-use options::{AccessOptions, SharedOptions, TestOptions, seconds};
+use options::{AccessOptions, SharedOptions, TestOptions, TlsOptions, permissions, seconds};
 use pglite_port::{
+    administration::Administration,
     backup,
     databases::{Databases, Paths, Settings},
     engine::{
@@ -93,12 +94,18 @@ enum Command {
         /// directory, `.s.PGSQL.5432`)
         #[arg(long, value_name = "ADDRESS", default_value = serve::DEFAULT_LISTEN)]
         listen: String,
+        /// The permissions of a unix socket's file, such as 0660; who can write it can connect [default: those that the
+        /// umask leaves]
+        #[arg(long, value_name = "MODE", value_parser = permissions)]
+        socket_mode: Option<u32>,
         #[command(flatten)]
         clones: CloneOptions,
         #[command(flatten)]
         shared: SharedOptions,
         #[command(flatten)]
         access: AccessOptions,
+        #[command(flatten)]
+        tls: TlsOptions,
         /// Listen on an address that other machines can reach although every client is let in as the role that it names,
         /// also as the superuser
         #[arg(long)]
@@ -281,18 +288,31 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             }
             return Ok(stop.status(log));
         }
-        Command::Serve { listen, clones, shared, access, trust_everyone_who_can_connect, shutdown_timeout } => {
+        Command::Serve {
+            listen,
+            socket_mode,
+            clones,
+            shared,
+            access,
+            tls,
+            trust_everyone_who_can_connect,
+            shutdown_timeout,
+        } => {
             shared.check(mode)?;
             access.check_password(mode, shared)?;
             let trust_everyone = access.trust_everyone();
             let access = access.open()?;
+            let tls = tls.open()?;
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
             // Before a cluster is opened, which would not be shut down if this failed.
-            let listener = Listener::bind(listen)?;
+            let listener = Listener::bind(listen, *socket_mode)?;
             if trust_everyone && !trust_everyone_who_can_connect {
                 listener.refuse_open_addresses()?;
             }
-            let serving = serve::start(listener, mode)?;
+            if let Some(tls) = tls.clone() {
+                stop.on_hangup(move || tls.reload());
+            }
+            let serving = serve::start(listener, mode, tls)?;
             let settings = Settings {
                 warm: clones.warm,
                 max_isolated: shared.max_isolated(mode),
@@ -365,7 +385,8 @@ impl CommandLine {
         let open = move || Databases::open(&paths, mode, settings, LogSink::to_own_log());
         let opened = start::unless_stopped(stop.asked(), parent_gone, open)?.map(Arc::new);
         if let Some(databases) = &opened {
-            stop.reload_on_hangup(databases.clone());
+            let databases = databases.clone();
+            stop.on_hangup(move || databases.reload());
             pruning::prune_in_background(engine.cache_dir.as_deref());
         }
         Ok(opened)

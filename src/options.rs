@@ -6,6 +6,7 @@ use anyhow::ensure;
 use clap::{ArgAction, Args, value_parser};
 use pglite_port::{
     databases::{Access, Authentication, DataDirectory, Leave, Password, Rules, SharedSettings},
+    serve::{Tls, TlsFiles, TlsVersion},
     session::Mode,
 };
 
@@ -70,6 +71,33 @@ impl AccessOptions {
     /// Whether every client that reaches the program gets in.
     pub(crate) fn trust_everyone(&self) -> bool {
         self.auth.as_ref().is_none_or(|auth| *auth == Authentication::Trust)
+    }
+}
+
+/// Encryption of connections over TCP.
+#[derive(Args)]
+pub(crate) struct TlsOptions {
+    /// Let clients encrypt their connections with the certificate in this file (PEM), which is read again at a `SIGHUP`
+    #[arg(long = "tls-cert", value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// The private key of the certificate (PEM)
+    #[arg(long = "tls-key", value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// Verify certificates of clients by those of the authorities in this file (PEM); clients need not have one
+    #[arg(long = "tls-client-ca", value_name = "FILE", requires = "certificate")]
+    client_authorities: Option<PathBuf>,
+    /// The oldest version of TLS
+    #[arg(long = "tls-min-version", value_name = "1.2|1.3", default_value_t, requires = "certificate")]
+    min_version: TlsVersion,
+}
+
+impl TlsOptions {
+    /// Reads the files.
+    pub(crate) fn open(&self) -> anyhow::Result<Option<Arc<Tls>>> {
+        let (Some(certificate), Some(key)) = (self.certificate.clone(), self.key.clone()) else { return Ok(None) };
+        let client_authorities = self.client_authorities.clone();
+        let files = TlsFiles { certificate, key, client_authorities, min_version: self.min_version };
+        Ok(Some(Arc::new(Tls::open(files)?)))
     }
 }
 
@@ -154,6 +182,12 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
         return Err(format!("use {LONGEST} days at most"));
     }
     Ok(time)
+}
+
+/// The permissions of a file, as chmod takes them.
+pub(crate) fn permissions(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "use an octal number of at most 777".to_owned())
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

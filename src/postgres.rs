@@ -392,6 +392,14 @@ pub(crate) mod port_struct {
     pub(crate) const REMOTE_HOST: u32 = 276;
     /// Offset of `remote_port`, which is loaded after it for `%r`.
     pub(crate) const REMOTE_PORT: u32 = 292;
+    /// Offset of `user_name`, the first argument of `get_role_oid` in `check_hba`.
+    pub(crate) const USER_NAME: u32 = 364;
+    /// Offset of `hba`, where `check_hba` stores the rule that it has found.
+    pub(crate) const RULE: u32 = 380;
+    /// Offset of `rawline` in that rule (`struct HbaLine` in `src/include/libpq/hba.h`).
+    pub(crate) const RULE_TEXT: u32 = 8;
+    /// Offset of `ssl_in_use`, a byte, which `check_hba` (`src/backend/libpq/hba.c`) compares with the kind of a rule.
+    pub(crate) const SSL_IN_USE: u32 = 488;
     /// Bytes of `struct sockaddr_storage`, which `salen` follows in a `SockAddr` (`src/include/libpq/pqcomm.h`).
     pub(crate) const STORAGE: usize = 128;
 }

@@ -4,8 +4,10 @@
 //! * `messages`: heads of messages, and answers to queries
 //! * [`boundary`]: the places in a stream to a client where a message may begin
 //! * [`error_response`]: errors in `PostgreSQL`'s form
+//! * `hba`: rules of `pg_hba.conf` about certificates of clients
 
 pub mod boundary;
 pub mod error_response;
+pub(crate) mod hba;
 pub(crate) mod messages;
 pub mod startup;

@@ -21,13 +21,18 @@ use crate::{
 };
 
 mod accept;
+mod encryption;
+mod half_open;
 mod hangups;
 mod listener;
 pub(crate) mod socket;
 mod tcp_table;
+mod tls;
 
+use half_open::HalfOpen;
 use hangups::Hangups;
 pub use listener::Listener;
+pub use tls::{Tls, TlsFiles, TlsVersion};
 
 /// The default address.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5433";
@@ -62,23 +67,24 @@ impl Sessions for Opened {
     }
 }
 
-/// Begins to accept the clients of `listener`.
+/// Begins to accept the clients of `listener`. Those of TCP may encrypt their connections with `tls`.
 ///
 /// # Errors
 /// If the threads do not start.
-pub fn start(listener: Listener, mode: Mode) -> anyhow::Result<Serving> {
+pub fn start(listener: Listener, mode: Mode, tls: Option<Arc<Tls>>) -> anyhow::Result<Serving> {
     let (listener, sessions) = (Arc::new(listener), Arc::<Opened>::default());
     let connections = Arc::new(Connections::new(sessions.clone()));
+    let half_open = Arc::<HalfOpen>::default();
     let hangups = Hangups::watch().context("the thread that detects closed connections cannot be started")?;
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
     let (failed, failure) = bounded(1);
     let accept = move || {
         let (log, mut id) = (LogSink::to_own_log(), 0);
-        let error = accept::accept_all(&accepting, |client| {
+        let error = accept::accept_all(&accepting, tls.as_ref(), |client| {
             id += 1;
             let opening =
                 Opening { id, mode, cluster: None, template: None, is_trusted: false, log: log.of_connection(id) };
-            connect(client, &accepted_by, &hangups, opening)
+            connect(client, &accepted_by, &hangups, &half_open, opening)
         });
         // The receiver may be gone.
         let _ = failed.send(error);
@@ -133,23 +139,29 @@ fn connect(
     client: SocketClient,
     connections: &Arc<Connections>,
     hangups: &Arc<Hangups>,
+    half_open: &Arc<HalfOpen>,
     opening: Opening,
 ) -> io::Result<()> {
     if let Err(report) = capacity::check_for_client() {
         client.refuse(&report);
         return Ok(());
     }
-    let (id, watched_client, watched) = (opening.id, client.clone(), hangups.clone());
+    let (id, watched_client, watched, entered) = (opening.id, client.clone(), hangups.clone(), half_open.clone());
     hangups.enter(id);
-    let started = connections.start(client, opening, move |client, report| {
+    let started = connections.start(client, opening, move |mut client, report| {
+        client.finish();
         // Closing a socket with unread input would reset the connection, and the client would not get the error.
         if report.code != sqlstate::SUCCESSFUL_COMPLETION {
             client.linger();
         }
         watched.remove(id);
+        entered.leave(id);
     });
     match started {
-        Ok(control) => hangups.add(id, watched_client, control),
+        Ok(control) => {
+            half_open.enter(id, &control);
+            hangups.add(id, watched_client, control)
+        }
         Err(error) => {
             hangups.remove(id);
             watched_client.refuse(&no_thread(&error));

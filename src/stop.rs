@@ -1,26 +1,25 @@
 //! The events that stop the program or reload its configuration: signals, and a cluster that cannot be kept running.
 
-use std::{
-    process::ExitCode,
-    sync::{Arc, OnceLock},
-    thread,
-};
+use std::{process::ExitCode, sync::Arc, thread};
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
-use pglite_port::{administration::Administration, databases::OnFailure, log::OwnLog};
+use pglite_port::{databases::OnFailure, log::OwnLog};
 use signal_hook::{consts::signal::SIGHUP, iterator::Signals};
 
 /// The exit status when the shared cluster has crashed and does not start again.
 const CLUSTER_FAILED: u8 = 3;
+
+/// Reads something again.
+type Reload = Box<dyn Fn() + Send>;
 
 /// Collects requests to stop the program.
 pub(crate) struct Stop {
     sender: Sender<()>,
     asked: Receiver<()>,
     failure: Arc<Mutex<Option<anyhow::Error>>>,
-    reloaded: Arc<OnceLock<Arc<dyn Administration>>>,
+    reloaded: Arc<Mutex<Vec<Reload>>>,
 }
 
 impl Stop {
@@ -31,14 +30,14 @@ impl Stop {
     pub(crate) fn on(signals: &[i32]) -> anyhow::Result<Self> {
         let mut signals = Signals::new(signals.iter().chain([&SIGHUP])).context("cannot handle signals")?;
         let (sender, asked) = unbounded();
-        let reloaded = Arc::new(OnceLock::<Arc<dyn Administration>>::new());
+        let reloaded = Arc::<Mutex<Vec<Reload>>>::default();
         let (stop, reload) = (sender.clone(), reloaded.clone());
         let handle = move || {
             for signal in signals.forever() {
-                if signal != SIGHUP {
+                if signal == SIGHUP {
+                    reload.lock().iter().for_each(|reload| reload());
+                } else {
                     let _ = stop.send(());
-                } else if let Some(administration) = reload.get() {
-                    administration.reload();
                 }
             }
         };
@@ -63,10 +62,9 @@ impl Stop {
         })
     }
 
-    /// Makes `SIGHUP` reload the configuration of the clusters of `administration`.
-    pub(crate) fn reload_on_hangup(&self, administration: Arc<dyn Administration>) {
-        // It is set once.
-        let _ = self.reloaded.set(administration);
+    /// Makes `SIGHUP` call `reload` as well.
+    pub(crate) fn on_hangup(&self, reload: impl Fn() + Send + 'static) {
+        self.reloaded.lock().push(Box::new(reload));
     }
 
     /// The exit status after a stop; an error that caused it is written to `log`.

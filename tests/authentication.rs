@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{fs, io::Write, net::TcpListener, path::Path};
+use std::{fs, io::Write, net::TcpListener, os::unix::fs::PermissionsExt, path::Path};
 
 use pglite_port::port::frame::{Kind, Options};
 use postgres::{Client, Error, NoTls};
@@ -394,4 +394,44 @@ fn a_client_that_does_not_answer_the_question_is_not_waited_for_longer_than_auth
     let mut session: Session = server.unready_session(&[("user", "postgres")]);
     assert_eq!(kinds(&session.until_closed()), "R", "the question, and no answer");
     superuser(&server);
+}
+
+#[test]
+fn clients_that_do_not_authenticate_keep_no_others_out() {
+    for mode in ["shared", "isolated"] {
+        let server = server(&[&SCRAM[..], &["--mode", mode]].concat());
+        let crowd: Vec<_> = (0..40).map(|_| server.stream()).collect();
+        let asked: Vec<Session> = (0..40)
+            .map(|_| {
+                let mut session = server.unready_session(&[("user", "postgres")]);
+                session.next().expect("a question");
+                session
+            })
+            .collect();
+        for _ in 0..20 {
+            superuser(&server);
+        }
+        drop((crowd, asked));
+        server.wait_for_connections(0);
+    }
+}
+
+#[test]
+fn the_file_of_a_unix_socket_has_the_chosen_permissions() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let listen = format!("unix:{}", directory.path().display());
+    for (mode, expected) in [("0600", 0o600), ("770", 0o770)] {
+        let mut program = Program::spawn(&["serve", "--listen", &listen, "--socket-mode", mode]);
+        program.first_line();
+        let metadata = fs::metadata(directory.path().join(".s.PGSQL.5432")).expect("a socket");
+        assert_eq!(metadata.permissions().mode() & 0o777, expected);
+        program.signal(Signal::TERM);
+        program.wait();
+    }
+    for wrong in ["888", "07777", "rw"] {
+        let told = Program::fail(&["serve", "--listen", &listen, "--socket-mode", wrong]);
+        assert!(told.contains("octal"), "{told}");
+    }
+    let told = Program::fail(&["serve", "--listen", "127.0.0.1:0", "--socket-mode", "600"]);
+    assert!(told.contains("--socket-mode is for --listen unix:PATH"), "{told}");
 }

@@ -243,7 +243,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     callers.sort_unstable();
     let expected = [
         (vec!["clear_mapping"], "mmap"),
-        (vec!["client_is_trusted"], "PerformAuthentication"),
+        (vec!["client_is_trusted", "client_authenticated"], "PerformAuthentication"),
         (vec!["import_rules"], "BundleImporter::getRules"),
         (vec!["init_process"], "InitProcess"),
         (vec!["kill"], "kill"),

@@ -39,9 +39,9 @@ impl Server {
     fn listen(address: &str) -> Self {
         let (signals, receiver) = crossbeam_channel::unbounded();
         let (ready, urls) = channel();
-        let listener = Listener::bind(address).expect("a free address");
+        let listener = Listener::bind(address, None).expect("a free address");
         let run = move || {
-            serve::start(listener, Mode::Shared)?.run(Arc::new(Fake(behave)), serve::GRACE, &receiver, |url| {
+            serve::start(listener, Mode::Shared, None)?.run(Arc::new(Fake(behave)), serve::GRACE, &receiver, |url| {
                 ready.send(url.to_owned()).expect("the test waits");
             })
         };

@@ -1,6 +1,6 @@
 //! The session of a client that has its own backend (`isolated` mode): startup, messages, end.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, bail};
 use wasmtime_wasi::I32Exit;
@@ -74,7 +74,12 @@ pub(crate) struct Session<'a> {
     pub(crate) admission: Admission,
     /// Whether the client need not authenticate.
     pub(crate) is_trusted: bool,
+    /// Called when the client has authenticated, or need not.
+    pub(crate) on_admitted: &'a OnAdmitted,
 }
+
+/// Called when a client is let in.
+pub(crate) type OnAdmitted = Arc<dyn Fn() + Send + Sync>;
 
 impl Backend {
     /// Begins the session of `client`.
@@ -82,7 +87,9 @@ impl Backend {
     /// # Errors
     /// When the session ends during its startup; [`Self::end_session`] tells how.
     pub(crate) fn begin_session(&mut self, client: Box<dyn Client>, session: &Session<'_>) -> anyhow::Result<()> {
-        self.set_client(ClientStream::new(client, session.packet).trusted(session.is_trusted));
+        let admitted = session.on_admitted.clone();
+        let client = ClientStream::new(client, session.packet).trusted(session.is_trusted);
+        self.set_client(client.on_admitted(move || admitted()));
         self.start_session(session)
     }
 
@@ -181,8 +188,10 @@ impl Backend {
         let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
         let Step::Start(startup) = Negotiation::default().accept(&packet)? else { bail!("no startup packet") };
         let (endpoints, cancel_key) = (Endpoints::default(), [0; 4]);
+        let on_admitted: OnAdmitted = Arc::new(|| {});
+        let (is_trusted, on_admitted) = (true, &on_admitted);
         let session =
-            Session { startup: &startup, packet: &packet, endpoints, cancel_key, admission, is_trusted: true };
+            Session { startup: &startup, packet: &packet, endpoints, cancel_key, admission, is_trusted, on_admitted };
         match self.record(&packet, |backend| backend.start_session(&session)) {
             Ok(_) => self.execute("SELECT 1").map(|()| true),
             Err(error) => call::exit_status(error).map(|_| false),

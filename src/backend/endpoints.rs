@@ -8,7 +8,7 @@ use super::Backend;
 use crate::{
     client::Endpoints,
     guest::encode_socket_address,
-    postgres::port_struct::{LOCAL_ADDRESS, REMOTE_ADDRESS, REMOTE_HOST, REMOTE_PORT, STORAGE},
+    postgres::port_struct::{LOCAL_ADDRESS, REMOTE_ADDRESS, REMOTE_HOST, REMOTE_PORT, SSL_IN_USE, STORAGE},
 };
 
 /// The client that `pgl_startPGlite` invents.
@@ -31,6 +31,8 @@ impl Backend {
         for (offset, address) in [(LOCAL_ADDRESS, endpoints.local), (REMOTE_ADDRESS, endpoints.peer)] {
             self.write(port.wrapping_add(offset), &socket_address(address))?;
         }
+        // Rules for `hostssl` and `hostnossl` look at it. This build encrypts nothing by itself.
+        self.write(port.wrapping_add(SSL_IN_USE), &[endpoints.is_encrypted.into()])?;
         let (host, service) = match endpoints.peer {
             Some(peer) => (peer.ip().to_string(), peer.port().to_string()),
             None => (LOCAL.to_owned(), String::new()),

@@ -80,6 +80,7 @@ impl Connections {
             move || {
                 let _span = tracing::info_span!("connection", id = opening.id).entered();
                 let report = serve(&leave.connections, client.clone(), &opening, &on_thread);
+                on_thread.settle();
                 // Whoever learns of the end sees the connection counted no more.
                 leave.close();
                 on_end(client, report);

@@ -30,7 +30,7 @@ fn opening() -> Opening {
 #[test]
 fn a_client_that_does_not_finish_its_startup_packet_is_not_waited_for_forever() {
     let connections = Connections::new(Arc::new(None)).with_startup_timeout(Duration::from_millis(20));
-    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default());
+    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), Option::None);
     relay.data(&[0, 0, 0]).expect("within the window");
     let (sender, ended) = crossbeam_channel::bounded(1);
     let start = Arc::new(connections).start(relay, opening(), move |_, report| {
@@ -45,7 +45,7 @@ fn a_client_that_does_not_finish_its_startup_packet_is_not_waited_for_forever() 
 fn a_client_that_comes_after_the_end_has_begun_is_told_to_stay_away() {
     let connections = Arc::new(Connections::new(Arc::new(None)));
     connections.terminate_all();
-    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default());
+    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), Option::None);
     let (sender, ended) = crossbeam_channel::bounded(1);
     let start = connections.start(relay, opening(), move |_, report| {
         sender.send(report).expect("the test waits");
@@ -61,7 +61,7 @@ fn a_client_that_comes_after_the_end_has_begun_is_told_to_stay_away() {
 fn a_connection_whose_end_is_told_is_counted_no_more_but_waited_for() {
     let connections = Arc::new(Connections::new(Arc::new(None)));
     connections.terminate_all();
-    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default());
+    let relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), Option::None);
     let (counts, counted) = crossbeam_channel::bounded(1);
     let (go_on, told) = crossbeam_channel::bounded::<()>(0);
     let counting = connections.clone();

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    fmt, fs, io,
+    fmt, fs,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use postgres_protocol::password::scram_sha_256;
 
 use crate::{
-    protocol::{error_response::sqlstate, messages::SqlError},
+    protocol::{error_response::sqlstate, hba, messages::SqlError},
     template::quote_identifier,
 };
 
@@ -61,13 +61,13 @@ impl fmt::Display for Authentication {
 }
 
 impl Authentication {
-    /// The rules, in the format of `pg_hba.conf`.
-    fn read(&self) -> io::Result<String> {
+    /// The rules, in the format of `pg_hba.conf`, as PGlite can follow them.
+    fn read(&self) -> anyhow::Result<String> {
         let all = |method| Ok(format!("local all all {method}\nhost all all all {method}\n"));
         match self {
             Self::Trust => all("trust"),
             Self::ScramSha256 => all("scram-sha-256"),
-            Self::File(path) => fs::read_to_string(path),
+            Self::File(path) => Ok(hba::translate(&fs::read_to_string(path)?)?),
         }
     }
 }
@@ -107,7 +107,7 @@ impl Rules {
         match self.source.read() {
             Ok(text) => text.into(),
             Err(error) => {
-                tracing::warn!(%error, "{} cannot be read: the rules before stay in use", self.source);
+                tracing::warn!("{} cannot be read: the rules before stay in use: {error:#}", self.source);
                 self.text()
             }
         }

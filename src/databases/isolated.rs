@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::{
     backend::{
-        Backend, Session, SessionExit,
+        Backend, OnAdmitted, Session, SessionExit,
         footprint::{Footprint, PageMap, PrivateBytes},
     },
     client::Client,
@@ -157,6 +157,8 @@ impl Isolated {
             }
         });
         let admission = template.snapshot.admission();
+        let control = start.control.clone();
+        let on_admitted: OnAdmitted = Arc::new(move || control.settle());
         let session = Session {
             startup: start.startup,
             packet: start.packet,
@@ -164,6 +166,7 @@ impl Isolated {
             cancel_key: secret,
             admission,
             is_trusted: rules.is_none(),
+            on_admitted: &on_admitted,
         };
         let conversation = Conversation { isolated: self, template, footprint, simulation, session, start };
         let Err(error) = conversation.hold(&mut backend, client);

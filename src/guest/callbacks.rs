@@ -6,7 +6,7 @@ use wasmtime::{Caller, Linker};
 
 use super::{Guest, entropy, memory, waiting};
 use crate::{
-    client::{Client, Interest, Readiness, Waker, write_all},
+    client::{Client, ClientCertificate, Interest, Readiness, Waker, write_all},
     fs::Errno,
     instrument::HOOK_MODULE,
 };
@@ -29,10 +29,14 @@ pub(crate) struct ClientStream {
     blocked_on: Option<Interest>,
     on_key: Option<OnKey>,
     is_trusted: bool,
+    on_admitted: Option<OnAdmitted>,
     sent: u64,
     /// Bytes that are held back from the client.
     held: Option<Vec<u8>>,
 }
+
+/// Called when the client has authenticated, or need not.
+type OnAdmitted = Box<dyn FnOnce() + Send>;
 
 /// Gets the secret key of the session before the client does.
 type OnKey = Box<dyn FnOnce(&[u8]) + Send>;
@@ -54,9 +58,27 @@ impl ClientStream {
         Self { is_trusted, ..self }
     }
 
+    /// Calls `tell` when the client has authenticated, or need not.
+    pub(crate) fn on_admitted(mut self, tell: impl FnOnce() + Send + 'static) -> Self {
+        self.on_admitted = Some(Box::new(tell));
+        self
+    }
+
+    /// The client is let in.
+    pub(super) fn admit(&mut self) {
+        if let Some(tell) = self.on_admitted.take() {
+            tell();
+        }
+    }
+
     /// Whether the client need not authenticate.
     pub(super) fn is_trusted(&self) -> bool {
         self.is_trusted
+    }
+
+    /// The client's certificate, if it has one that was verified.
+    pub(super) fn certificate(&self) -> Option<ClientCertificate> {
+        self.client.as_ref().and_then(|client| client.certificate())
     }
 
     /// The handle with which other threads end its waits.

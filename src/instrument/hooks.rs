@@ -71,11 +71,14 @@ pub enum Hook {
     /// ([`AUTHENTICATION`](super::AUTHENTICATION)). If the host returns true, it has sent `AuthenticationOk`, and the
     /// backend does nothing of that.
     ClientIsTrusted,
+    /// `client_authenticated()`: the backend has authenticated its client as the rule says that `hba` of its `Port`
+    /// points to, and is about to let it in. The host may raise an error.
+    ClientAuthenticated,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -97,6 +100,7 @@ impl Hook {
         Self::ImportRules,
         Self::ClearMapping,
         Self::ClientIsTrusted,
+        Self::ClientAuthenticated,
     ];
 
     /// Its import name.
@@ -124,6 +128,7 @@ impl Hook {
             Self::ImportRules => "import_rules",
             Self::ClearMapping => "clear_mapping",
             Self::ClientIsTrusted => "client_is_trusted",
+            Self::ClientAuthenticated => "client_authenticated",
         }
     }
 
@@ -136,7 +141,8 @@ impl Hook {
             | Self::WalSegment
             | Self::Timestamp
             | Self::RealTimestamp
-            | Self::ClientIsTrusted => &[],
+            | Self::ClientIsTrusted
+            | Self::ClientAuthenticated => &[],
             Self::ShownTimestamp => &[ValType::I64],
             Self::PgUsleep
             | Self::RequestCheckpoint

@@ -8,7 +8,8 @@
 //! (func $PerformAuthentication (local …)   ;; the parameters and locals of InitPostgres
 //!   …                                      ;; the frame of InitPostgres on the stack in memory
 //!   (if (i32.eqz (call $client_is_trusted))
-//!     (then …))                            ;; the instructions
+//!     (then …                              ;; the instructions
+//!       (call $client_authenticated)))
 //!   …)                                     ;; the frame is removed
 //! ```
 

@@ -289,7 +289,8 @@ impl Writer<'_> {
             let (count, ty) = group?;
             locals.push((count, self.val_type(ty)?));
         }
-        let hook = self.original.imported_functions + Hook::ClientIsTrusted.position();
+        let call = |hook: Hook| Instruction::Call(self.original.imported_functions + hook.position());
+        let (is_trusted, authenticated) = (call(Hook::ClientIsTrusted), call(Hook::ClientAuthenticated));
         let mut output = Function::new(locals);
         output
             .instruction(&Instruction::GlobalGet(*stack_pointer))
@@ -297,7 +298,7 @@ impl Writer<'_> {
             .instruction(&Instruction::I32Sub)
             .instruction(&Instruction::LocalTee(*local))
             .instruction(&Instruction::GlobalSet(*stack_pointer))
-            .instruction(&Instruction::Call(hook))
+            .instruction(&is_trusted)
             .instruction(&Instruction::I32Eqz)
             .instruction(&Instruction::If(BlockType::Empty));
         let mut loops = 0;
@@ -305,6 +306,7 @@ impl Writer<'_> {
             self.copy(operator?, &mut output, &mut loops)?;
         }
         output
+            .instruction(&authenticated)
             .instruction(&Instruction::End)
             .instruction(&Instruction::LocalGet(*local))
             .instruction(&Instruction::I32Const(*size))

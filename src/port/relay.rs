@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    client::{Client, Endpoints, Interest, Readiness, Waker},
+    client::{Client, ClientCertificate, Endpoints, Interest, Readiness, Waker},
     port::{
         frame::{Frame, Kind, MAX_PAYLOAD, Options, WINDOW},
         outbox::Outbox,
@@ -35,6 +35,7 @@ struct Inner {
     id: u32,
     outbox: Arc<Outbox>,
     endpoints: Endpoints,
+    certificate: Option<ClientCertificate>,
     state: Mutex<State>,
     /// Notified when `state` changes so that a wait may end.
     changed: Condvar,
@@ -74,8 +75,14 @@ pub(crate) enum WindowViolation {
 }
 
 impl Relay {
-    /// A new connection between `endpoints`, both its windows [`WINDOW`] bytes wide.
-    pub(crate) fn new(id: u32, outbox: Arc<Outbox>, endpoints: Endpoints) -> Self {
+    /// A new connection between `endpoints`, both its windows [`WINDOW`] bytes wide, of a client whose certificate the
+    /// parent has verified, if it has one.
+    pub(crate) fn new(
+        id: u32,
+        outbox: Arc<Outbox>,
+        endpoints: Endpoints,
+        certificate: Option<ClientCertificate>,
+    ) -> Self {
         let state = State {
             arrived: VecDeque::new(),
             may_arrive: WINDOW,
@@ -85,7 +92,7 @@ impl Relay {
             closed: false,
             woken: false,
         };
-        Self(Arc::new(Inner { id, outbox, endpoints, state: Mutex::new(state), changed: Condvar::new() }))
+        Self(Arc::new(Inner { id, outbox, endpoints, certificate, state: Mutex::new(state), changed: Condvar::new() }))
     }
 
     /// Whether both are the same connection. Two connections can have the same id, one after the other.
@@ -210,6 +217,10 @@ impl Client for Relay {
                 None => self.0.changed.wait(&mut state),
             }
         }
+    }
+
+    fn certificate(&self) -> Option<ClientCertificate> {
+        self.0.certificate.clone()
     }
 
     fn endpoints(&self) -> Endpoints {

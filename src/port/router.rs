@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::{
     administration::Administration,
-    client::Endpoints,
+    client::{ClientCertificate, Endpoints},
     connection::{Connections, Opening, no_thread},
     log::LogSink,
     port::{
@@ -59,6 +59,7 @@ struct Wanted {
     template: Option<String>,
     is_trusted: bool,
     endpoints: Endpoints,
+    certificate: Option<ClientCertificate>,
 }
 
 impl Router {
@@ -128,22 +129,23 @@ impl Router {
         if template.is_some() && mode == Mode::Shared {
             return Err(invalid("a template is for mode isolated; open the connection with that".to_owned()));
         }
+        let is_encrypted = flag(&options, "encrypted")?;
         let endpoints = Endpoints::new(endpoint(&options, "peer")?, endpoint(&options, "local")?);
-        let is_trusted = match options.get("trusted") {
-            None | Some("false") => false,
-            Some("true") => true,
-            Some(other) => return Err(invalid(format!("invalid value for option trusted: \"{other}\""))),
-        };
-        Ok(Wanted { mode, cluster, template, is_trusted, endpoints })
+        let endpoints = Endpoints { is_encrypted, ..endpoints };
+        let certificate = options
+            .get("certificate")
+            .map(|name| ClientCertificate { common_name: Some(name.to_owned()).filter(|name| !name.is_empty()) });
+        let is_trusted = flag(&options, "trusted")?;
+        Ok(Wanted { mode, cluster, template, is_trusted, endpoints, certificate })
     }
 
     fn start(self: &Arc<Self>, id: u32, wanted: Wanted) -> Result<(), ErrorResponse> {
-        let Wanted { mode, cluster, template, is_trusted, endpoints } = wanted;
+        let Wanted { mode, cluster, template, is_trusted, endpoints, certificate } = wanted;
         let opening = Opening { id, mode, cluster, template, is_trusted, log: self.log().of_connection(id) };
         let router = self.clone();
         // Locked until the entry is inserted, so that a connection that ends at once can remove it.
         let mut table = self.table.lock();
-        let relay = Relay::new(id, self.outbox.clone(), endpoints);
+        let relay = Relay::new(id, self.outbox.clone(), endpoints, certificate);
         let control = self
             .connections
             .start(relay.clone(), opening, move |relay, report| {
@@ -227,6 +229,15 @@ impl Table {
         }
         self.closed.push_back(id);
         Some(entry)
+    }
+}
+
+/// The option `key`, which is `true` or `false`, or is missing, which is false.
+fn flag(options: &Options, key: &str) -> Result<bool, ErrorResponse> {
+    match options.get(key) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(invalid(format!("invalid value for option {key}: \"{other}\""))),
     }
 }
 

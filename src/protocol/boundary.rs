@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Instant};
 use parking_lot::Mutex;
 
 use super::messages::{Head, READY_FOR_QUERY};
-use crate::client::{Client, Endpoints, Interest, Readiness, Waker};
+use crate::client::{Client, ClientCertificate, Endpoints, Interest, Readiness, Waker};
 
 /// A client whose outgoing messages are followed. A clone follows the same messages.
 #[derive(Clone)]
@@ -109,6 +109,10 @@ impl<C: Client> Client for Followed<C> {
 
     fn waker(&self) -> Waker {
         self.client.waker()
+    }
+
+    fn certificate(&self) -> Option<ClientCertificate> {
+        self.client.certificate()
     }
 
     fn endpoints(&self) -> Endpoints {

@@ -2,8 +2,8 @@
 //!
 //! Follows `ProcessStartupPacket` in PostgreSQL 18's `src/backend/tcop/backend_startup.c`, with its limits and its
 //! messages: a client whose bytes are not a packet gets no answer, and the error is logged (`COMMERROR` there). One
-//! difference: bytes that follow an encryption request before its answer are accepted, because encryption is never
-//! accepted. The minor version is not negotiated here: the guest reads the startup packet again and does that itself.
+//! difference: bytes that follow an encryption request before its answer are accepted if encryption is refused. If it
+//! is accepted, they are taken for the beginning of a TLS handshake. The minor version is not negotiated here: the guest reads the startup packet again and does that itself.
 
 use std::ffi::CStr;
 
@@ -51,7 +51,10 @@ pub struct Negotiation {
 pub enum Step {
     /// The packet is incomplete; read this many more bytes and no more, then try again.
     NeedMore(usize),
-    /// The client requests encryption: answer `N` and read the next packet.
+    /// The client requests TLS: answer `N` and read the next packet, or answer `S`, call [`Negotiation::encrypted`],
+    /// and read the next packet encrypted.
+    Encrypt,
+    /// The client requests encryption of another kind: answer `N` and read the next packet.
     RefuseEncryption,
     /// The client requests to cancel a session's statement: do that, send no answer, close.
     Cancel(CancelRequest),
@@ -200,7 +203,7 @@ impl Negotiation {
             CANCEL_REQUEST => cancel_request(rest).map(Step::Cancel),
             SSL_REQUEST if !self.ssl_answered => {
                 self.ssl_answered = true;
-                Ok(Step::RefuseEncryption)
+                Ok(Step::Encrypt)
             }
             GSSENC_REQUEST if !self.gssenc_answered => {
                 self.gssenc_answered = true;
@@ -208,6 +211,11 @@ impl Negotiation {
             }
             _ => startup_message(*code, rest).map(Step::Start),
         }
+    }
+
+    /// The connection is encrypted from here on.
+    pub fn encrypted(&mut self) {
+        self.gssenc_answered = true;
     }
 
     /// The error when the client disconnects after `packet`, the bytes of its next packet so far. `None` if that is in

@@ -1,10 +1,10 @@
 //! Accepting clients, and handling of errors while accepting.
 
-use std::{io, mem, thread, time::Duration};
+use std::{io, mem, sync::Arc, thread, time::Duration};
 
 use rustix::io::Errno;
 
-use super::listener::Listener;
+use super::{listener::Listener, tls::Tls};
 use crate::serve::socket::SocketClient;
 
 /// The pause before the next attempt when the system has no resources to accept clients.
@@ -22,11 +22,17 @@ enum Cause {
 }
 
 /// Passes every accepted client to `start` until the listener fails; returns its error.
-pub(super) fn accept_all(listener: &Listener, mut start: impl FnMut(SocketClient) -> io::Result<()>) -> io::Error {
+pub(super) fn accept_all(
+    listener: &Listener,
+    tls: Option<&Arc<Tls>>,
+    mut start: impl FnMut(SocketClient) -> io::Result<()>,
+) -> io::Error {
     let mut is_exhausted = false;
     loop {
         let started = match listener.accept() {
-            Ok(accepted) => accepted.client().and_then(&mut start).map_err(|error| (of_start(&error), error)),
+            Ok(accepted) => {
+                accepted.client(tls.cloned()).and_then(&mut start).map_err(|error| (of_start(&error), error))
+            }
             Err(error) => Err((of_accept(&error), error)),
         };
         match started {

@@ -8,14 +8,18 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, bail};
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    fs::Mode,
     io::Errno,
+    process::umask,
 };
 
+use super::tls::Tls;
 use crate::serve::socket::SocketClient;
 
 /// The prefix that libpq expects in the name of a socket in a directory; the port number follows.
@@ -50,10 +54,10 @@ pub(super) enum Accepted {
 }
 
 impl Accepted {
-    /// The client of the connection.
-    pub(super) fn client(self) -> io::Result<SocketClient> {
+    /// The client of the connection, which can be encrypted if it is one of TCP.
+    pub(super) fn client(self, tls: Option<Arc<Tls>>) -> io::Result<SocketClient> {
         match self {
-            Self::Tcp(stream, peer) => SocketClient::tcp(stream, peer),
+            Self::Tcp(stream, peer) => SocketClient::tcp(stream, peer, tls),
             Self::Unix(stream) => SocketClient::unix(stream),
         }
     }
@@ -61,13 +65,15 @@ impl Accepted {
 
 impl Listener {
     /// Listens on `HOST:PORT`, on all addresses of that host, or on `unix:PATH`. If the path is a directory, the
-    /// socket is `.s.PGSQL.5432` in it, where libpq looks.
+    /// socket is `.s.PGSQL.5432` in it, where libpq looks. `socket_mode` are the permissions of its file; without, the
+    /// process' umask decides.
     ///
     /// # Errors
     /// If it cannot listen there, with what to do about it.
-    pub fn bind(listen: &str) -> anyhow::Result<Self> {
+    pub fn bind(listen: &str, socket_mode: Option<u32>) -> anyhow::Result<Self> {
         match listen.strip_prefix("unix:") {
-            Some(path) => Self::bind_unix(Path::new(path)),
+            Some(path) => Self::bind_unix(Path::new(path), socket_mode),
+            None if socket_mode.is_some() => bail!("--socket-mode is for --listen unix:PATH"),
             None => Self::bind_tcp(listen),
         }
     }
@@ -86,19 +92,23 @@ impl Listener {
         })
     }
 
-    fn bind_unix(path: &Path) -> anyhow::Result<Self> {
+    fn bind_unix(path: &Path, mode: Option<u32>) -> anyhow::Result<Self> {
         if path.as_os_str().is_empty() {
             // Linux would choose a name that clients do not know.
             bail!("cannot listen on \"unix:\": the path is missing; give --listen unix:PATH");
         }
         let path = if path.is_dir() { path.join(format!("{SOCKET_PREFIX}{DEFAULT_PORT}")) } else { path.to_owned() };
+        // The file is never there with other permissions. No other thread makes files yet.
+        let before = mode.map(|mode| umask(Mode::from_raw_mode(!mode & 0o777)));
         let listener = match UnixListener::bind(&path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                remove_stale(&path)?;
-                UnixListener::bind(&path)
+                remove_stale(&path).and_then(|()| Ok(UnixListener::bind(&path)?))
             }
-            result => result,
+            result => result.map_err(anyhow::Error::from),
         };
+        if let Some(before) = before {
+            umask(before);
+        }
         let listener = listener.with_context(|| {
             format!("cannot listen on {}: give --listen unix:PATH with a path that can be created", path.display())
         })?;

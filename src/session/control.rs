@@ -1,6 +1,12 @@
 //! Control of one connection from other threads: interrupts for its session, tasks, an order to end.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 
@@ -21,12 +27,16 @@ struct Inner {
     waker: Waker,
     /// Whether the program was already shutting down when the client connected.
     too_late: bool,
+    /// Whether the client was let in, or the connection has ended.
+    is_settled: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     terminate: bool,
+    /// Whether it has to make room for other clients.
+    crowded_out: bool,
     client_gone: bool,
     interrupter: Option<Interrupter>,
     /// What the session is to do between two of its client's commands.
@@ -47,7 +57,8 @@ pub struct Registration {
 impl Control {
     pub(crate) fn new(cancels: CancelRegistry, waker: Waker, too_late: bool) -> Self {
         let state = State { terminate: too_late, ..State::default() };
-        Self(Arc::new(Inner { cancels, waker, too_late, state: Mutex::new(state) }))
+        let is_settled = AtomicBool::new(false);
+        Self(Arc::new(Inner { cancels, waker, too_late, is_settled, state: Mutex::new(state) }))
     }
 
     /// Registers the session that now runs on this connection, under the process id and the secret key
@@ -135,8 +146,28 @@ impl Control {
         self.0.state.lock().tasks.pop_front()
     }
 
+    /// The client has authenticated, or its connection has ended.
+    pub(crate) fn settle(&self) {
+        self.0.is_settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client has still to authenticate.
+    pub(crate) fn is_half_open(&self) -> bool {
+        !self.0.is_settled.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection of a client that has not authenticated.
+    pub(crate) fn crowd_out(&self) {
+        self.0.state.lock().crowded_out = true;
+        self.interrupt(Interrupt::Terminate);
+    }
+
     /// The error for a client that has no session yet, if it must not get one.
     pub(crate) fn refusal(&self) -> Option<ErrorResponse> {
+        if self.0.state.lock().crowded_out {
+            let message = "sorry, too many clients already";
+            return Some(ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, message));
+        }
         let is_refused = self.0.state.lock().terminate;
         is_refused.then(|| {
             if self.0.too_late {

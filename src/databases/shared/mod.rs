@@ -246,7 +246,9 @@ impl Postmaster {
             }
         };
         let endpoints = client.endpoints();
-        let client = ClientStream::new(client, start.packet).trusted(start.is_trusted).on_key(announce);
+        let admitted = start.control.clone();
+        let client = ClientStream::new(client, start.packet).trusted(start.is_trusted);
+        let client = client.on_key(announce).on_admitted(move || admitted.settle());
         let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
         let transaction = start.transaction.clone();
         transaction.on_first({

@@ -72,10 +72,11 @@ fn every_other_major_version_is_refused_by_its_number() {
 
 #[test]
 fn each_encryption_is_refused_once_in_either_order_and_a_second_request_is_an_unknown_protocol() {
-    for (one, other) in [(SSL_REQUEST, GSSENC_REQUEST), (GSSENC_REQUEST, SSL_REQUEST)] {
+    let (ssl, gssenc) = ((SSL_REQUEST, Step::Encrypt), (GSSENC_REQUEST, Step::RefuseEncryption));
+    for [(one, step), (other, other_step)] in [[ssl.clone(), gssenc.clone()], [gssenc, ssl]] {
         let mut negotiation = Negotiation::default();
-        assert_eq!(negotiation.accept(&packet(one, b"")), Ok(Step::RefuseEncryption));
-        assert_eq!(negotiation.accept(&packet(other, b"")), Ok(Step::RefuseEncryption));
+        assert_eq!(negotiation.accept(&packet(one, b"")), Ok(step));
+        assert_eq!(negotiation.accept(&packet(other, b"")), Ok(other_step));
         let (major, minor) = (1234, u16::try_from(one & 0xffff).expect("sixteen bits"));
         let refused = Err(StartupError::UnsupportedProtocol { major, minor });
         assert_eq!(negotiation.accept(&packet(one, b"")), refused);
@@ -143,7 +144,7 @@ fn a_client_may_leave_before_a_packet_but_not_in_the_middle_of_one() {
     }
     for request in [SSL_REQUEST, GSSENC_REQUEST] {
         let mut negotiation = Negotiation::default();
-        assert_eq!(negotiation.accept(&packet(request, b"")), Ok(Step::RefuseEncryption));
+        negotiation.accept(&packet(request, b"")).expect("a request");
         for (begun, meaning) in [(&b""[..], None), (b"\0\0", None), (b"\0\0\0\x09", Some(StartupError::Incomplete))] {
             assert_eq!(negotiation.left_after(begun), meaning, "{begun:?}");
         }
@@ -264,4 +265,15 @@ fn a_parameter_that_is_added_to_a_packet_is_its_last_one() {
     let packet = StartupMessage::packet(&[("user", "u"), ("a.b", "1")]);
     let packet = StartupMessage::with_parameter(&packet, "a.b", "2");
     assert_eq!(packet, StartupMessage::packet(&[("user", "u"), ("a.b", "1"), ("a.b", "2")]));
+}
+
+#[test]
+fn an_encrypted_connection_is_not_encrypted_again() {
+    for request in [SSL_REQUEST, GSSENC_REQUEST] {
+        let mut negotiation = Negotiation::default();
+        assert_eq!(negotiation.accept(&packet(SSL_REQUEST, b"")), Ok(Step::Encrypt));
+        negotiation.encrypted();
+        let refused = negotiation.accept(&packet(request, b""));
+        assert!(matches!(refused, Err(StartupError::UnsupportedProtocol { major: 1234, .. })), "{refused:?}");
+    }
 }

@@ -1,0 +1,137 @@
+//! One encrypted connection over a non-blocking socket.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+};
+
+use rustls::ServerConnection;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::tls::{PROTOCOL, Tls};
+use crate::client::ClientCertificate;
+
+/// How much of what a session writes is encrypted before the socket takes it, in bytes: one record of TLS.
+const RECORD: usize = 16 << 10;
+
+/// The server's end of an encrypted connection.
+pub(super) struct Encryption {
+    connection: ServerConnection,
+    /// Whether the client has begun with TLS at once, for which it has to name the protocol.
+    is_direct: bool,
+    /// Decrypted bytes that have not been read.
+    readable: usize,
+    /// Whether nothing more can come, because the client has closed its side or has broken the protocol.
+    is_ended: bool,
+}
+
+impl Encryption {
+    /// The connection of a client that is about to begin its handshake.
+    ///
+    /// # Errors
+    /// When the system has no random bytes.
+    pub(super) fn begin(tls: &Tls, is_direct: bool) -> io::Result<Self> {
+        let connection = tls.begin().map_err(io::Error::other)?;
+        Ok(Self { connection, is_direct, readable: 0, is_ended: false })
+    }
+
+    /// Reads decrypted bytes; 0 if no more can come.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`]
+    pub(super) fn read(&mut self, socket: &File, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive(socket);
+        if self.readable > 0 && !buffer.is_empty() {
+            let read = self.connection.reader().read(buffer)?;
+            self.readable -= read.min(self.readable);
+            return Ok(read);
+        }
+        if self.is_ended { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+
+    /// Takes what the socket has, until there is something to read. Returns whether there is, or nothing more comes.
+    pub(super) fn receive(&mut self, socket: &File) -> bool {
+        while self.readable == 0 && !self.is_ended {
+            match self.connection.read_tls(&mut &*socket) {
+                Ok(0) => self.is_ended = true,
+                Ok(_) => self.process(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::debug!(%error, "reading from the client failed: it is gone");
+                    self.is_ended = true;
+                }
+            }
+        }
+        // Answers of the handshake, and alerts. What the socket does not take now is sent when it does.
+        let _ = self.flush(socket);
+        self.readable > 0 || self.is_ended
+    }
+
+    fn process(&mut self) {
+        match self.connection.process_new_packets() {
+            Ok(state) => {
+                self.readable = state.plaintext_bytes_to_read();
+                self.is_ended |= state.peer_has_closed();
+                let is_named = self.connection.alpn_protocol() == Some(PROTOCOL);
+                if self.is_direct && !self.connection.is_handshaking() && !is_named {
+                    tracing::debug!("direct TLS without the name of the protocol (ALPN)");
+                    (self.readable, self.is_ended) = (0, true);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "TLS with the client has failed");
+                (self.readable, self.is_ended) = (0, true);
+            }
+        }
+    }
+
+    /// Encrypts some of `bytes`, if the socket has taken what was encrypted before; returns how many.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`]; others when the client is gone.
+    pub(super) fn write(&mut self, socket: &File, bytes: &[u8]) -> io::Result<usize> {
+        self.flush(socket)?;
+        let written = self.connection.writer().write(&bytes[..bytes.len().min(RECORD)])?;
+        if written == 0 && !bytes.is_empty() {
+            // Much was written before the end of the handshake, and the client does not go on with it.
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        match self.flush(socket) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(written),
+        }
+    }
+
+    /// Gives the socket what is encrypted.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(super) fn flush(&mut self, socket: &File) -> io::Result<()> {
+        while self.connection.wants_write() {
+            match self.connection.write_tls(&mut &*socket) {
+                Ok(0) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The client's certificate, which rustls has verified.
+    pub(super) fn certificate(&self) -> Option<ClientCertificate> {
+        let certificate = self.connection.peer_certificates()?.first()?;
+        let common_name = X509Certificate::from_der(certificate).ok().and_then(|(_, certificate)| {
+            let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+            // It would end there for PostgreSQL.
+            (!name.contains('\0')).then(|| name.to_owned())
+        });
+        Some(ClientCertificate { common_name })
+    }
+
+    /// Tells the client that nothing more is sent.
+    pub(super) fn close(&mut self) {
+        self.connection.send_close_notify();
+    }
+}

@@ -1,0 +1,108 @@
+//! Connections whose clients have not authenticated yet: how many there may be, and which has to go when there are more.
+//!
+//! Such a connection has a thread and may have a clone, and anybody can open one. A client that authenticates takes
+//! milliseconds. One that says nothing, or little, ends after a minute (`authentication_timeout`), and sooner if there are
+//! many like it: the oldest goes first, so that new clients get in.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use crate::session::Control;
+
+/// How many there may be for longer than [`PATIENCE`].
+const FEW: usize = 64;
+/// How long a client may take in any case, unless there are [`MANY`].
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How many there may be at all.
+const MANY: usize = 1024;
+
+/// The connections that have not authenticated, by their ids, the oldest first; some that have may be among them.
+#[derive(Default)]
+pub(super) struct HalfOpen(Mutex<BTreeMap<u32, (Instant, Control)>>);
+
+impl HalfOpen {
+    /// Adds a new connection, and ends those that are too many.
+    pub(super) fn enter(&self, id: u32, control: &Control) {
+        let mut waiting = self.0.lock();
+        // It may have ended already.
+        if control.is_half_open() {
+            waiting.insert(id, (Instant::now(), control.clone()));
+        }
+        if waiting.len() > FEW {
+            waiting.retain(|_, (_, control)| control.is_half_open());
+        }
+        while waiting.len() > FEW
+            && let Some(oldest) = waiting.first_entry()
+        {
+            let is_patient = oldest.get().0.elapsed() < PATIENCE;
+            if is_patient && waiting.len() <= MANY {
+                return;
+            }
+            if let Some((_, (_, oldest))) = waiting.pop_first() {
+                oldest.crowd_out();
+            }
+        }
+    }
+
+    /// Removes a connection that has ended: what is kept of it keeps its socket open.
+    pub(super) fn leave(&self, id: u32) {
+        self.0.lock().remove(&id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{client::Waker, session::cancel::CancelRegistry};
+
+    fn control() -> Control {
+        Control::new(CancelRegistry::default(), Waker::new(|| {}), false)
+    }
+
+    fn is_crowded_out(control: &Control) -> bool {
+        control.refusal().is_some_and(|report| report.code == "53300")
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many_and_those_that_have_authenticated_stay() {
+        let half_open = HalfOpen::default();
+        let authenticated = control();
+        half_open.enter(0, &authenticated);
+        authenticated.settle();
+        let controls: Vec<Control> = (0..MANY + 3).map(|_| control()).collect();
+        (1..).zip(&controls).for_each(|(id, control)| half_open.enter(id, control));
+        let crowded: Vec<bool> = controls.iter().map(is_crowded_out).collect();
+        assert_eq!(crowded.iter().position(|crowded| !crowded), Some(3));
+        assert!(!crowded[3..].contains(&true));
+        assert!(!is_crowded_out(&authenticated));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_connection_that_has_ended() {
+        let half_open = HalfOpen::default();
+        let (before, after) = (control(), control());
+        before.settle();
+        half_open.enter(1, &before);
+        half_open.enter(2, &after);
+        after.settle();
+        half_open.leave(2);
+        assert!(half_open.0.lock().is_empty());
+    }
+
+    #[test]
+    fn those_that_have_waited_for_long_go_sooner() {
+        let half_open = HalfOpen::default();
+        let controls: Vec<Control> = (0..=FEW).map(|_| control()).collect();
+        (1..).zip(&controls[..FEW]).for_each(|(id, control)| half_open.enter(id, control));
+        for (since, _) in half_open.0.lock().values_mut().take(2) {
+            *since = since.checked_sub(PATIENCE).expect("the machine has run for longer");
+        }
+        half_open.enter(1000, &controls[FEW]);
+        let crowded: Vec<bool> = controls.iter().map(is_crowded_out).collect();
+        assert_eq!((crowded[0], crowded[1..].contains(&true)), (true, false), "one makes room for one");
+    }
+}

@@ -1,0 +1,149 @@
+//! What clients are encrypted with: certificate and key of the server, and the authorities of clients' certificates.
+
+use std::{
+    fmt, fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use anyhow::{Context, bail, ensure};
+use parking_lot::RwLock;
+use rustls::{
+    RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
+    crypto::ring::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    version::{TLS12, TLS13},
+};
+
+/// The protocol that a client names when it begins with TLS at once (`PG_ALPN_PROTOCOL` in
+/// `src/include/libpq/pqcomm.h`).
+pub(super) const PROTOCOL: &[u8] = b"postgresql";
+
+/// The files, and what is asked of clients.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate of the server, followed by those of intermediate authorities (PEM).
+    pub certificate: PathBuf,
+    /// Its private key (PEM).
+    pub key: PathBuf,
+    /// Certificates of the authorities by which the certificates of clients are verified (PEM). A client need not have
+    /// one.
+    pub client_authorities: Option<PathBuf>,
+    /// The oldest version of TLS.
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// TLS 1.2
+    #[default]
+    Tls12,
+    /// TLS 1.3
+    Tls13,
+}
+
+impl FromStr for TlsVersion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "1.2" => Ok(Self::Tls12),
+            "1.3" => Ok(Self::Tls13),
+            _ => Err("use 1.2 or 1.3".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for TlsVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tls12 => "1.2",
+            Self::Tls13 => "1.3",
+        })
+    }
+}
+
+/// How connections are encrypted. The files are read again on demand; connections keep what they began with.
+pub struct Tls {
+    files: TlsFiles,
+    config: RwLock<Arc<ServerConfig>>,
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// When one of them cannot be used; the message names it.
+    pub fn open(files: TlsFiles) -> anyhow::Result<Self> {
+        let config = RwLock::new(config(&files)?);
+        Ok(Self { files, config })
+    }
+
+    /// Reads the files again. If they cannot be used, those before stay in use.
+    pub fn reload(&self) {
+        match config(&self.files) {
+            Ok(config) => *self.config.write() = config,
+            Err(error) => tracing::warn!("TLS goes on with the files from before: {error:#}"),
+        }
+    }
+
+    /// The server's end of a new connection.
+    pub(super) fn begin(&self) -> Result<ServerConnection, rustls::Error> {
+        ServerConnection::new(self.config.read().clone())
+    }
+}
+
+fn config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
+    let TlsFiles { certificate, key, client_authorities, min_version } = files;
+    let versions: &[&SupportedProtocolVersion] = match min_version {
+        TlsVersion::Tls12 => &[&TLS12, &TLS13],
+        TlsVersion::Tls13 => &[&TLS13],
+    };
+    let provider = Arc::new(default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
+    let builder = match client_authorities {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates(path)? {
+                roots.add(authority).with_context(|| format!("{} has no authority's certificate", path.display()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
+        }
+    };
+    let chain = certificates(certificate)?;
+    check_permissions(key)?;
+    let private = PrivateKeyDer::from_pem_file(key).with_context(|| format!("{} has no private key", key.display()))?;
+    let config = builder.with_single_cert(chain, private);
+    let mut config = config.with_context(|| {
+        format!("the certificate in {} and the key in {} cannot be used", certificate.display(), key.display())
+    })?;
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    // As in PostgreSQL, every connection has a handshake of its own.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
+    let certificates = read().with_context(|| format!("{} cannot be read as certificates", path.display()))?;
+    ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
+    Ok(certificates)
+}
+
+/// Refuses a private key that others can read, as `PostgreSQL` does (`check_ssl_key_file_permissions` in
+/// `src/backend/libpq/be-secure-common.c`): a group may, if the file is root's.
+fn check_permissions(key: &Path) -> anyhow::Result<()> {
+    let metadata = fs::metadata(key).with_context(|| format!("{} cannot be read", key.display()))?;
+    let allowed = if metadata.uid() == 0 { 0o740 } else { 0o700 };
+    if metadata.mode() & 0o777 & !allowed != 0 {
+        bail!("others can read the private key in {}: chmod 600 {0}, or 640 if it is root's", key.display());
+    }
+    Ok(())
+}
