@@ -26,7 +26,7 @@ defmodule PgliteEx.MixProject do
 
   def application do
     # Telemetry is used when the host application has it, and is no dependency.
-    [extra_applications: [:logger, :crypto, telemetry: :optional]]
+    [extra_applications: [:logger, :crypto, :ssl, telemetry: :optional]]
   end
 
   # What `PgliteEx.Sandbox` uses of Ecto, DBConnection and Postgrex.

@@ -106,7 +106,7 @@ defmodule PgliteEx do
     %{
       id: {__MODULE__, options[:name]},
       # A supervisor shows it in its reports.
-      start: {TaskServer, :start_child, [Options.hide_password(options)]},
+      start: {TaskServer, :start_child, [Options.hide_secrets(options)]},
       type: :supervisor
     }
   end

@@ -7,18 +7,20 @@ defmodule PgliteEx.Connection do
   # process waits in `:gen_tcp.send/2`, at most for the time in the option `:send_timeout`, and its
   # session waits for the window; no other process does. At most one window of bytes is kept here.
   #
-  # Nothing here parses the Postgres protocol. When the program has ended, or has refused the
+  # Nothing here parses the Postgres protocol, except for the request for TLS (`PgliteEx.Transport`). When the program has ended, or has refused the
   # connection, the client gets the only message that this library writes itself, an ErrorResponse
   # (`57P01` when the program has ended).
 
   use GenServer, restart: :temporary, shutdown: 300
 
-  alias PgliteEx.{Channel, Options, Readiness, ReadyForQuery, Span, Telemetry}
+  alias PgliteEx.{Channel, Options, Readiness, ReadyForQuery, Span, Telemetry, Transport}
 
   # How long sending the last ErrorResponse may take, in milliseconds.
   @farewell_timeout 100
   # How long a client waits for a program that is being started, in milliseconds.
   @ready_timeout 10_000
+  # How long a client of a server with `ssl:` may take over its first bytes, in milliseconds.
+  @first_timeout 60_000
 
   @typedoc """
   The process that hands over a socket; the registry with the program, if there is one, the stage at
@@ -80,6 +82,10 @@ defmodule PgliteEx.Connection do
        waiting: nil,
        wasm_port: nil,
        socket: nil,
+       # What the client has sent before it is known whether it asks for TLS; `nil` when that is known.
+       first: nil,
+       # What it has sent before the program was ready.
+       early: <<>>,
        channel: nil,
        span: nil,
        first_answer: nil,
@@ -93,11 +99,13 @@ defmodule PgliteEx.Connection do
   @impl GenServer
   def handle_cast({:serve, socket}, state) do
     Process.demonitor(state.acceptor, [:flush])
-    state = %{state | socket: socket, acceptor: nil}
+    state = %{state | socket: {:tcp, socket}, acceptor: nil}
 
-    case Readiness.request(state.program, @ready_timeout, state.stage) do
-      {:ok, request} -> {:noreply, %{state | waiting: request}}
-      {:error, error} -> refuse(error, state)
+    if encryptable?(state) do
+      Process.send_after(self(), :late, @first_timeout)
+      await_first(%{state | first: <<>>})
+    else
+      await_program(state)
     end
   end
 
@@ -111,20 +119,76 @@ defmodule PgliteEx.Connection do
   end
 
   @impl GenServer
-  def handle_info({:tcp, socket, bytes}, %{socket: socket} = state) do
-    channel = Channel.send(state.channel, bytes)
-    state = %{state | channel: channel, bytes_in: state.bytes_in + byte_size(bytes), tail: <<>>}
-    await_input(state)
-  end
-
-  def handle_info({:tcp_closed, socket}, %{socket: socket} = state), do: client_gone(state)
-  def handle_info({:tcp_error, socket, _posix}, %{socket: socket} = state), do: client_gone(state)
-
   # The socket has closed with the acceptor, or closes with this process.
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{acceptor: monitor} = state),
     do: {:stop, {:shutdown, :not_handed_over}, state}
 
-  def handle_info(message, %{channel: nil, waiting: request} = state) when request != nil do
+  # The client has said nothing since it has connected, or not enough.
+  def handle_info(:late, %{first: bytes} = state) when bytes != nil, do: client_gone(state)
+
+  def handle_info(message, state) do
+    case Transport.handle(state.socket, message) do
+      {:data, bytes} -> handle_bytes(bytes, state)
+      :gone -> client_gone(state)
+      :unknown -> handle_program(message, state)
+    end
+  end
+
+  @impl GenServer
+  def terminate(reason, state) do
+    if state.socket, do: close_socket(Channel.closing_reason(reason), state)
+    if state.span, do: stop_span(reason, state)
+  end
+
+  defp handle_bytes(bytes, %{first: nil} = state) do
+    channel = Channel.send(state.channel, bytes)
+
+    await_input(%{
+      state
+      | channel: channel,
+        bytes_in: state.bytes_in + byte_size(bytes),
+        tail: <<>>
+    })
+  end
+
+  defp handle_bytes(bytes, state) do
+    first = state.first <> bytes
+
+    case Transport.first(first) do
+      :more -> await_first(%{state | first: first})
+      :plain -> await_program(%{state | first: nil, early: first})
+      :error -> client_gone("bytes followed the request for TLS before its answer", state)
+      :encrypt -> encrypt(%{state | first: nil})
+    end
+  end
+
+  defp encrypt(state) do
+    case Transport.encrypt(state.socket, state.options.ssl.()) do
+      {:ok, socket} -> await_program(%{state | socket: socket})
+      {:error, _reason} -> client_gone("the client and the server cannot agree on TLS", state)
+    end
+  end
+
+  # As PostgreSQL, only over TCP.
+  defp encryptable?(%{options: options, socket: {:tcp, socket}}),
+    do:
+      options.ssl != nil and match?({:ok, {ip, _port}} when is_tuple(ip), :inet.peername(socket))
+
+  defp await_first(state) do
+    case Transport.activate(state.socket) do
+      :ok -> {:noreply, state}
+      {:error, _closed} -> client_gone(state)
+    end
+  end
+
+  defp await_program(state) do
+    case Readiness.request(state.program, @ready_timeout, state.stage) do
+      {:ok, request} -> {:noreply, %{state | waiting: request}}
+      {:error, error} -> refuse(error, state)
+    end
+  end
+
+  defp handle_program(message, %{channel: nil, waiting: request} = state) when request != nil do
     case Readiness.handle_outcome(request, message) do
       {:ok, wasm_port} -> open(%{state | waiting: nil, wasm_port: wasm_port})
       {:error, error} -> refuse(error, state)
@@ -132,7 +196,7 @@ defmodule PgliteEx.Connection do
     end
   end
 
-  def handle_info(message, %{channel: %Channel{}} = state) do
+  defp handle_program(message, %{channel: %Channel{}} = state) do
     case Channel.handle(state.channel, message) do
       {:data, chunks, size, channel} -> answer(chunks, size, %{state | channel: channel})
       {:window, channel} -> await_input(%{state | channel: channel})
@@ -141,18 +205,22 @@ defmodule PgliteEx.Connection do
     end
   end
 
-  def handle_info(_stray_message, state), do: {:noreply, state}
-
-  @impl GenServer
-  def terminate(reason, state) do
-    if state.socket, do: close_socket(Channel.closing_reason(reason), state)
-    if state.span, do: stop_span(reason, state)
-  end
+  defp handle_program(_stray_message, state), do: {:noreply, state}
 
   defp open(state) do
-    case Channel.open(state.wasm_port, state.frame_options ++ addresses(state.socket)) do
-      {:ok, channel} -> await_input(start_span(%{state | channel: channel}, channel.id))
-      {:error, error} -> refuse(error, state)
+    case Channel.open(
+           state.wasm_port,
+           state.frame_options ++ Transport.frame_options(state.socket) ++ addresses(state.socket)
+         ) do
+      {:ok, channel} ->
+        state = start_span(%{state | channel: channel}, channel.id)
+
+        if state.early == <<>>,
+          do: await_input(state),
+          else: handle_bytes(state.early, %{state | early: <<>>})
+
+      {:error, error} ->
+        refuse(error, state)
     end
   end
 
@@ -184,7 +252,7 @@ defmodule PgliteEx.Connection do
 
   defp await_input(state) do
     if Channel.writable?(state.channel) do
-      case :inet.setopts(state.socket, active: :once) do
+      case Transport.activate(state.socket) do
         :ok -> {:noreply, state}
         {:error, _closed} -> client_gone(state)
       end
@@ -194,7 +262,7 @@ defmodule PgliteEx.Connection do
   end
 
   defp answer(newest_first, size, state) do
-    case :gen_tcp.send(state.socket, Enum.reverse(newest_first)) do
+    case Transport.send(state.socket, Enum.reverse(newest_first)) do
       :ok ->
         {:noreply,
          %{
@@ -221,11 +289,11 @@ defmodule PgliteEx.Connection do
 
   defp close_socket(reason, state) do
     if last_words?(reason, state) do
-      :inet.setopts(state.socket, send_timeout: @farewell_timeout)
-      :gen_tcp.send(state.socket, error_response(reason))
+      Transport.set(state.socket, send_timeout: @farewell_timeout)
+      Transport.send(state.socket, error_response(reason))
     end
 
-    :gen_tcp.close(state.socket)
+    Transport.close(state.socket)
   end
 
   # The program itself tells a client why its session ends, unless the client has no session yet
@@ -254,7 +322,7 @@ defmodule PgliteEx.Connection do
 
   # The options with the addresses of the client's connection; none for a unix socket.
   defp addresses(socket) do
-    address("peer", :inet.peername(socket)) ++ address("local", :inet.sockname(socket))
+    address("peer", Transport.peer(socket)) ++ address("local", Transport.local(socket))
   end
 
   defp address(which, {:ok, {ip, port}}) when is_tuple(ip) do
@@ -267,7 +335,7 @@ defmodule PgliteEx.Connection do
   defp address(_which, _unix_or_closed), do: []
 
   defp peer(socket) do
-    case :inet.peername(socket) do
+    case Transport.peer(socket) do
       {:ok, peer} -> peer
       {:error, _closed} -> nil
     end

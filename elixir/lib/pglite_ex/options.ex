@@ -40,6 +40,13 @@ defmodule PgliteEx.Options do
       `.s.PGSQL.PORT`; a path that is not called so is taken as a directory and gets
       `.s.PGSQL.5432` in it. Default `{"127.0.0.1", 0}`. An address that other machines can reach needs
       `:auth`.
+    * `:ssl` – options of `:ssl` for the server's side, such as `[certfile: "server.pem", keyfile: "server.key"]`: clients
+      may encrypt their connections over TCP. `verify: :verify_peer` and `cacertfile:` verify certificates of clients,
+      `fail_if_no_peer_cert: true` requires them, `versions:` chooses versions of TLS (default: 1.2 and 1.3). Rules for
+      `hostssl` and `hostnossl` in the file of `:auth` tell encrypted connections from others. Files are read
+      again within two minutes after they have changed. `PgliteEx.connection_opts/2` does not ask for encryption, because
+      its connections do not leave the machine: give it `ssl:` for others. Clients that begin with TLS
+      without a request for it (libpq's `sslnegotiation=direct`) are refused.
     * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
       `:infinity`; then its connection is closed. Default 60,000.
     * `:template` – in `:isolated` mode, the template that connections clone; in `:shared` mode, the
@@ -93,6 +100,7 @@ defmodule PgliteEx.Options do
             after_start: nil,
             after_start_timeout: 300_000,
             listen: nil,
+            ssl: nil,
             send_timeout: 60_000,
             template: nil,
             warm: nil,
@@ -123,6 +131,8 @@ defmodule PgliteEx.Options do
           after_start: nil | after_start,
           after_start_timeout: pos_integer | :infinity,
           listen: listen,
+          # A function, because it may have a private key in it.
+          ssl: nil | (() -> keyword),
           send_timeout: pos_integer | :infinity,
           template: nil | String.t(),
           warm: nil | non_neg_integer,
@@ -143,6 +153,7 @@ defmodule PgliteEx.Options do
     :database,
     :auth,
     :password,
+    :ssl,
     :after_start,
     :on_data_loss,
     :template,
@@ -192,20 +203,26 @@ defmodule PgliteEx.Options do
   end
 
   @doc """
-  The same options with a password that is not shown, for child specifications, which end up in reports.
+  The same options with secrets that are not shown, for child specifications, which end up in reports.
 
-      iex> hidden = PgliteEx.Options.hide_password(name: MyApp.Postgres, password: "secret")
+      iex> hidden = PgliteEx.Options.hide_secrets(name: MyApp.Postgres, password: "secret")
       iex> {hidden[:name], is_function(hidden[:password], 0)}
       {MyApp.Postgres, true}
   """
-  @spec hide_password(keyword) :: keyword
-  def hide_password(options) do
-    with true <- Keyword.keyword?(options),
-         {:ok, given} <- Keyword.fetch(options, :password),
-         {:ok, password} <- Password.hide(given),
-         do: Keyword.put(options, :password, password),
-         else: (_none -> options)
+  @spec hide_secrets(keyword) :: keyword
+  def hide_secrets(options) do
+    if Keyword.keyword?(options), do: Enum.map(options, &hide_secret/1), else: options
   end
+
+  defp hide_secret({:password, given}) do
+    case Password.hide(given) do
+      {:ok, password} -> {:password, password}
+      :error -> {:password, given}
+    end
+  end
+
+  defp hide_secret({:ssl, given}) when is_list(given), do: {:ssl, fn -> given end}
+  defp hide_secret(option), do: option
 
   @doc "Whether a line of the program with this level goes to Logger."
   @spec logs?(t, String.t()) :: boolean
@@ -309,6 +326,27 @@ defmodule PgliteEx.Options do
               "{:system, \"VARIABLE\"}, or a function without arguments"
     else
       {:ok, password} -> password
+    end
+  end
+
+  defp validate!(:ssl, function) when is_function(function, 0), do: function
+
+  defp validate!(:ssl, given) do
+    if Keyword.keyword?(given) and
+         Enum.any?(
+           [:certfile, :cert, :certs_keys, :sni_fun, :sni_hosts],
+           &Keyword.has_key?(given, &1)
+         ) do
+      for key <- [:certfile, :keyfile, :cacertfile], path = given[key] do
+        unless File.regular?(path),
+          do: raise(ArgumentError, "PgliteEx option ssl: there is no file #{path} (#{key})")
+      end
+
+      fn -> given end
+    else
+      raise ArgumentError,
+            "PgliteEx option ssl: it takes a keyword list of options of :ssl with a certificate, such as " <>
+              "[certfile: \"server.pem\", keyfile: \"server.key\"]"
     end
   end
 

@@ -86,7 +86,8 @@ defmodule PgliteEx.TelemetryTest do
         server |> Server.child(Connection) |> DynamicSupervisor.which_children()
 
       :sys.replace_state(connection, &%{&1 | channel: :no_channel})
-      send(connection, {:tcp, :sys.get_state(connection).socket, "bytes"})
+      {:tcp, socket} = :sys.get_state(connection).socket
+      send(connection, {:tcp, socket, "bytes"})
       assert_receive {:connection, :exception, measurements, metadata}, 5_000
       assert_last(start, measurements, metadata)
       assert %{kind: :exit, reason: :function_clause, stacktrace: [_ | _]} = metadata

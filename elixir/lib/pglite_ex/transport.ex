@@ -1,0 +1,131 @@
+defmodule PgliteEx.Transport do
+  @moduledoc false
+  # The socket of a client, plain or encrypted, for the process that controls it.
+  #
+  # The client of a server with `ssl:` may ask for TLS with its first packet (`SSLRequest`). `begin/2`
+  # answers it. Whatever else the client begins with is passed on as it is.
+
+  @type t :: {:tcp, :gen_tcp.socket()} | {:ssl, :ssl.sslsocket()}
+
+  # PostgreSQL, `src/include/libpq/pqcomm.h`: `NEGOTIATE_SSL_CODE`, `PG_ALPN_PROTOCOL`.
+  @ssl_request <<8::32, 1234::16, 5679::16>>
+  @protocol "postgresql"
+  # How long a handshake may take, in milliseconds.
+  @handshake_timeout 10_000
+  @defaults [
+    versions: [:"tlsv1.3", :"tlsv1.2"],
+    alpn_preferred_protocols: [@protocol]
+  ]
+
+  @doc """
+  What to do after the first bytes of a client that may ask for TLS.
+
+      iex> PgliteEx.Transport.first(<<8::32, 1234::16, 5679::16>>)
+      :encrypt
+
+      iex> PgliteEx.Transport.first(<<8::32, 1234::16>>)
+      :more
+
+      iex> PgliteEx.Transport.first(<<8::32, 1234::16, 5680::16>>)
+      :plain
+
+  Bytes that follow the request before its answer are not encrypted, and may be somebody else's.
+
+      iex> PgliteEx.Transport.first(<<8::32, 1234::16, 5679::16, 0>>)
+      :error
+  """
+  @spec first(binary) :: :encrypt | :more | :plain | :error
+  def first(@ssl_request), do: :encrypt
+  def first(<<@ssl_request, _more::binary>>), do: :error
+
+  def first(bytes) do
+    if String.starts_with?(@ssl_request, bytes), do: :more, else: :plain
+  end
+
+  @doc "Accepts a client's request for TLS, with the options of the server's `ssl:`."
+  @spec encrypt(t, keyword) :: {:ok, t} | {:error, term}
+  def encrypt({:tcp, socket}, options) do
+    with :ok <- :inet.setopts(socket, active: false),
+         :ok <- :gen_tcp.send(socket, "S"),
+         {:ok, socket} <- :ssl.handshake(socket, complete(options), @handshake_timeout),
+         do: {:ok, {:ssl, socket}}
+  end
+
+  # As PostgreSQL, every connection has a handshake of its own. TLS 1.3 alone does not know the option.
+  defp complete(options) do
+    options = Keyword.merge(@defaults, options)
+
+    if :"tlsv1.2" in options[:versions],
+      do: Keyword.put_new(options, :reuse_sessions, false),
+      else: options
+  end
+
+  @doc "What the program has to know of the encryption, as options of the frame that opens the connection."
+  @spec frame_options(t) :: PgliteEx.Frame.options()
+  def frame_options({:tcp, _socket}), do: []
+
+  def frame_options({:ssl, socket}) do
+    # One that was not verified ends the handshake.
+    with {:ok, certificate} <- :ssl.peercert(socket) do
+      [{"encrypted", "true"}, {"certificate", common_name(certificate)}]
+    else
+      {:error, _no_certificate} -> [{"encrypted", "true"}]
+    end
+  end
+
+  # The common name of the subject, or an empty string.
+  defp common_name(certificate) do
+    certificate = :public_key.pkix_decode_cert(certificate, :otp)
+    {:rdnSequence, names} = certificate |> elem(1) |> elem(6)
+
+    Enum.find_value(List.flatten(names), "", fn
+      {:AttributeTypeAndValue, {2, 5, 4, 3}, name} -> text(name)
+      _another -> nil
+    end)
+  end
+
+  defp text({_kind, name}), do: text(name)
+
+  defp text(name) do
+    name = to_string(name)
+    if String.valid?(name) and not (name =~ <<0>>), do: name, else: ""
+  end
+
+  @doc "The event that a message of the mailbox is for this socket."
+  @spec handle(t, term) :: {:data, binary} | :gone | :unknown
+  def handle({:tcp, socket}, {:tcp, socket, bytes}), do: {:data, bytes}
+  def handle({:tcp, socket}, {:tcp_closed, socket}), do: :gone
+  def handle({:tcp, socket}, {:tcp_error, socket, _posix}), do: :gone
+  def handle({:ssl, socket}, {:ssl, socket, bytes}), do: {:data, bytes}
+  def handle({:ssl, socket}, {:ssl_closed, socket}), do: :gone
+  def handle({:ssl, socket}, {:ssl_error, socket, _reason}), do: :gone
+  def handle(_none_or_another, _message), do: :unknown
+
+  @spec send(t, iodata) :: :ok | {:error, term}
+  def send({:tcp, socket}, bytes), do: :gen_tcp.send(socket, bytes)
+  def send({:ssl, socket}, bytes), do: :ssl.send(socket, bytes)
+
+  @doc "Asks for the next bytes."
+  @spec activate(t) :: :ok | {:error, term}
+  def activate(transport), do: set(transport, active: :once)
+
+  @spec set(t, keyword) :: :ok | {:error, term}
+  def set({:tcp, socket}, options), do: :inet.setopts(socket, options)
+  def set({:ssl, socket}, options), do: :ssl.setopts(socket, options)
+
+  @spec close(t) :: :ok
+  def close({:tcp, socket}), do: :gen_tcp.close(socket)
+
+  def close({:ssl, socket}) do
+    _ = :ssl.close(socket)
+    :ok
+  end
+
+  @spec peer(t) :: {:ok, term} | {:error, term}
+  def peer({:tcp, socket}), do: :inet.peername(socket)
+  def peer({:ssl, socket}), do: :ssl.peername(socket)
+
+  @spec local(t) :: {:ok, term} | {:error, term}
+  def local({:tcp, socket}), do: :inet.sockname(socket)
+  def local({:ssl, socket}), do: :ssl.sockname(socket)
+end

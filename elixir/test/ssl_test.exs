@@ -1,0 +1,193 @@
+defmodule PgliteEx.SslTest do
+  @moduledoc "Encrypted connections to a server's socket, with a certificate authority that is made here."
+  use ExUnit.Case, async: true
+
+  alias PgliteEx.{Servers, Transport, WireClient}
+
+  doctest Transport
+
+  setup_all do
+    %{server_config: server, client_config: client} = authorities()
+    %{server: server, client: client}
+  end
+
+  defp authorities do
+    :public_key.pkix_test_data(%{
+      server_chain: %{
+        root: [key: key()],
+        intermediates: [],
+        peer: [key: key()] ++ named("localhost")
+      },
+      client_chain: %{root: [key: key()], intermediates: [], peer: [key: key()]}
+    })
+  end
+
+  defp key, do: {:namedCurve, :secp256r1}
+
+  # An extension with the name of the server (RFC 5280, id-ce-subjectAltName).
+  defp named(name),
+    do: [extensions: [{:Extension, {2, 5, 29, 17}, false, [dNSName: String.to_charlist(name)]}]]
+
+  # A TLS client that has asked for encryption.
+  defp connect(server, options) do
+    socket = WireClient.connect!(server)
+    :ok = :gen_tcp.send(socket, WireClient.ssl_request())
+
+    with {:ok, "S"} <- :gen_tcp.recv(socket, 1, 10_000) do
+      verified = [verify: :verify_peer, server_name_indication: 'localhost', active: false]
+      :ssl.connect(socket, Keyword.merge(verified, options), 10_000)
+    end
+  end
+
+  defp ask(socket, sql) do
+    :ok = :ssl.send(socket, WireClient.query_message(sql))
+
+    rows =
+      for {?D, <<1::16, size::32, text::binary-size(size)>>} <- until_ready(socket, <<>>),
+          do: text
+
+    rows
+  end
+
+  defp until_ready(socket, bytes) do
+    if WireClient.ready?(bytes) do
+      messages(bytes)
+    else
+      more =
+        case :ssl.recv(socket, 0, 30_000) do
+          {:ok, more} -> more
+          other -> flunk("#{inspect(other)} after #{inspect(bytes, binaries: :as_strings)}")
+        end
+
+      until_ready(socket, bytes <> more)
+    end
+  end
+
+  defp messages(<<>>), do: []
+
+  defp messages(<<type, size::32, rest::binary>>) do
+    <<body::binary-size(size - 4), rest::binary>> = rest
+    [{type, body} | messages(rest)]
+  end
+
+  for mode <- [:shared, :isolated] do
+    test "#{mode}: a client that verifies the server has an encrypted session", context do
+      server = Servers.start!(mode: unquote(mode), ssl: context.server)
+
+      for version <- [:"tlsv1.2", :"tlsv1.3"],
+          alpn <- [[], [alpn_advertised_protocols: ["postgresql"]]] do
+        {:ok, socket} = connect(server, context.client ++ [versions: [version]] ++ alpn)
+        :ok = :ssl.send(socket, WireClient.startup_packet())
+        until_ready(socket, <<>>)
+        assert ask(socket, "select 1") == ["1"]
+        assert [large] = ask(socket, "select repeat('x', 3000000)")
+        assert byte_size(large) == 3_000_000
+        :ssl.close(socket)
+      end
+
+      assert :ok = Servers.await_connections(server, 0)
+      # Encryption is the client's choice.
+      {plain, _key} = WireClient.start_session!(server)
+      assert {:ok, [["1"]]} = WireClient.query(plain, "select 1")
+    end
+  end
+
+  test "a startup packet in pieces, and one that begins like the request for TLS, are passed on",
+       context do
+    server = Servers.start!(ssl: context.server)
+    socket = WireClient.connect!(server)
+
+    for <<byte <- WireClient.startup_packet()>>, do: :ok = :gen_tcp.send(socket, <<byte>>)
+    assert {:ok, _messages} = WireClient.receive_answer(socket)
+    gssenc = WireClient.connect!(server)
+    :ok = :gen_tcp.send(gssenc, <<8::32, 1234::16, 5680::16>>)
+    assert {:ok, "N"} = :gen_tcp.recv(gssenc, 1, 10_000)
+  end
+
+  test "bytes that follow the request before its answer end the connection", context do
+    server = Servers.start!(ssl: context.server)
+    socket = WireClient.connect!(server)
+    :ok = :gen_tcp.send(socket, [WireClient.ssl_request(), WireClient.startup_packet()])
+    assert {:error, _closed} = :gen_tcp.recv(socket, 0, 10_000)
+    assert :ok = Servers.await_connections(server, 0)
+  end
+
+  test "a client that does not trust the server, or asks for an old version, has no session",
+       context do
+    server = Servers.start!(ssl: [versions: [:"tlsv1.3"]] ++ context.server)
+    %{client_config: stranger} = authorities()
+    assert {:error, {:tls_alert, _unknown_ca}} = connect(server, stranger)
+
+    assert {:error, _alert_or_closed} =
+             connect(server, context.client ++ [versions: [:"tlsv1.2"]])
+
+    {:ok, socket} = connect(server, context.client)
+    :ok = :ssl.send(socket, WireClient.startup_packet())
+    until_ready(socket, <<>>)
+    assert ask(socket, "select 1") == ["1"]
+  end
+
+  test "certificates of clients are verified, and required if the server says so", context do
+    require_it = [verify: :verify_peer, fail_if_no_peer_cert: true]
+    server = Servers.start!(ssl: context.server ++ require_it)
+    {:ok, socket} = connect(server, context.client)
+    :ok = :ssl.send(socket, WireClient.startup_packet())
+    until_ready(socket, <<>>)
+    assert ask(socket, "select 1") == ["1"]
+
+    # With TLS 1.3 the client has ended its handshake before the server has seen that there is no certificate.
+    nameless = Keyword.drop(context.client, [:cert, :key])
+
+    with {:ok, socket} <- connect(server, nameless),
+         :ok <- :ssl.send(socket, WireClient.startup_packet()),
+         do: assert({:error, _alert} = :ssl.recv(socket, 0, 10_000))
+  end
+
+  @tag :tmp_dir
+  test "rules tell encrypted connections from others", %{tmp_dir: directory} = context do
+    rules = Path.join(directory, "rules")
+    File.write!(rules, "hostssl all all all trust\n")
+
+    for mode <- [:shared, :isolated] do
+      server = Servers.start!(mode: mode, auth: rules, ssl: context.server)
+      {:ok, socket} = connect(server, context.client)
+      :ok = :ssl.send(socket, WireClient.startup_packet())
+      until_ready(socket, <<>>)
+      assert ask(socket, "select 1") == ["1"]
+      plain = WireClient.connect!(server)
+      :ok = :gen_tcp.send(plain, WireClient.startup_packet())
+      assert {:ended, [{?E, fields}]} = WireClient.receive_answer(plain)
+      assert WireClient.sqlstate(fields) == "28000"
+    end
+  end
+
+  test "the end of the program is told over TLS", context do
+    Process.flag(:trap_exit, true)
+    {:ok, server} = PgliteEx.start_link(ssl: context.server)
+    {:ok, socket} = connect(server, context.client)
+    :ok = :ssl.send(socket, WireClient.startup_packet())
+    until_ready(socket, <<>>)
+    PgliteEx.stop(server)
+    assert {:ok, bytes} = :ssl.recv(socket, 0, 10_000)
+    assert [{?E, fields}] = messages(bytes)
+    assert WireClient.sqlstate(fields) == "57P01"
+  end
+
+  test "the private key is in no specification", context do
+    spec = PgliteEx.child_spec(name: :unseen_key, ssl: context.server)
+    refute inspect(spec, limit: :infinity) =~ "key: {"
+    refute inspect(PgliteEx.Options.new!(ssl: context.server), limit: :infinity) =~ "key: {"
+  end
+
+  test "options without a certificate, and files that are not there, are refused" do
+    for ssl <- [true, [], [keyfile: "server.key"], "server.pem"] do
+      assert_raise ArgumentError, ~r/option ssl: it takes/, fn ->
+        PgliteEx.Options.new!(ssl: ssl)
+      end
+    end
+
+    assert_raise ArgumentError, ~r/there is no file .*nowhere.pem/, fn ->
+      PgliteEx.Options.new!(ssl: [certfile: "/nowhere.pem"])
+    end
+  end
+end
