@@ -59,10 +59,11 @@ fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_o
         let origin = ClusterOrigin::Template("postgres".to_owned());
         databases.create_cluster(NewCluster { name: Some(name.to_owned()), origin, ..NewCluster::default() })
     };
+    // Before the program counts its mappings for the first time.
+    let filling = Filling::of(limit - process::mappings(std::process::id()) - 8000);
     create("before").expect("a cluster");
     let mut session = Local::connect_to(&connections, "before");
     session.values("CREATE TABLE t AS SELECT 1 AS a");
-    let filling = Filling::of(limit - process::mappings(std::process::id()) - 8000);
     let mut sessions = Vec::new();
     let refusal = (0..1000).find_map(|number| {
         let name = format!("cluster{number}");

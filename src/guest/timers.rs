@@ -147,8 +147,9 @@ static ALARM: LazyLock<&'static Alarm> = LazyLock::new(|| {
     alarm
 });
 
-/// How long a session that is to end has until its next check for interrupts.
-const END_GRACE: Duration = Duration::from_secs(5);
+/// How long a session that is to end has until its next check for interrupts; less than a program that is told to stop
+/// waits for its sessions.
+const END_GRACE: Duration = Duration::from_secs(3);
 
 /// The number of the alarm after [`END_GRACE`], which is no timer of the guest.
 const END: usize = usize::MAX;
