@@ -77,7 +77,7 @@ fn turns_come_in_the_order_in_which_they_were_asked_for_whoever_comes_late() {
         let (baton, memory) = &*shared;
         take(baton).unwrap();
         let [first, second] = [1, 2].map(|number| {
-            let holder = Holder { signals: Arc::default(), priority: Priority::Client };
+            let holder = Holder::new(&Arc::default(), Priority::Client);
             let (waiter, holder) = baton.ask(holder).unwrap().expect("it is not free");
             spawn(&shared, move |(baton, memory)| {
                 baton.wait(&waiter, holder, Manners::Queues).unwrap();
