@@ -16,6 +16,7 @@ use support::{
     program::Program,
     server::{Server, rows},
     session::errors,
+    unstoppable,
     wire::{self, Message},
 };
 
@@ -43,24 +44,23 @@ fn a_client_that_vanishes_while_its_query_computes_or_sleeps_takes_its_backend_a
     }
 }
 
-/// A statement whose planning takes minutes and does not check for interrupts.
-fn unstoppable() -> String {
-    let chain: String = (1..=2000).map(|n| format!(", c{n} as (select x from c{})", n - 1)).collect();
-    format!("do $$ begin raise notice 'begun'; end $$; with c0 as (select 1 as x){chain} select x from c2000")
+/// Tells that it begins, and then takes minutes without a check for interrupts.
+fn begun_and_unstoppable() -> String {
+    format!("do $$ begin raise notice 'begun'; end $$; {}", unstoppable(2000))
 }
 
 #[test]
 fn a_backend_that_does_not_check_for_interrupts_ends_when_its_client_has_vanished_or_it_is_told_to() {
     let server = Server::start();
     let mut session = server.session(&[]);
-    session.query(&unstoppable());
+    session.query(&begun_and_unstoppable());
     session.until(b'N');
     drop(session);
     server.wait_for_connections(0);
 
     let mut port = Port::spawn(&["--mode", "isolated"]);
     port.start(1, "postgres");
-    port.data(1, &wire::query(&unstoppable()));
+    port.data(1, &wire::query(&begun_and_unstoppable()));
     let mut answers = Vec::new();
     while !answers.windows(5).any(|text| text == b"begun") {
         answers.extend(port.next().payload);

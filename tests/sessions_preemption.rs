@@ -2,12 +2,17 @@
 
 mod support;
 
-use support::{peer::Peer, server::Server};
+use support::{peer::Peer, server::Server, unstoppable};
 
-/// A statement whose planning takes seconds and does not check for interrupts.
-fn unstoppable() -> String {
-    let chain: String = (1..=400).map(|n| format!(", c{n} as (select x from c{})", n - 1)).collect();
-    format!("with c0 as (select 1 as x){chain} select x from c400")
+/// The length of a chain that takes seconds.
+const SECONDS: u32 = 400;
+
+/// A session that runs a statement without checks for interrupts, and another one.
+fn busy_and_other() -> (Server, Peer, Peer) {
+    let (server, busy, other) = Peer::two();
+    busy.send(&unstoppable(SECONDS));
+    other.until_active(busy.process_id);
+    (server, busy, other)
 }
 
 fn is_active(watcher: &Peer, peer: &Peer) -> bool {
@@ -16,11 +21,8 @@ fn is_active(watcher: &Peer, peer: &Peer) -> bool {
 
 #[test]
 fn a_statement_that_does_not_check_for_interrupts_holds_no_other_session_up() {
-    let server = Server::shared();
-    let (busy, other) = (Peer::connect(&server), Peer::connect(&server));
+    let (server, busy, other) = busy_and_other();
     other.run("create table t (a int)");
-    busy.send(&unstoppable());
-    other.until_active(busy.process_id);
     for round in 1..=10 {
         other.run(&format!("insert into t values ({round})"));
         assert_eq!(other.value("select count(*) from t"), round.to_string());
@@ -34,7 +36,7 @@ fn a_statement_that_does_not_check_for_interrupts_holds_no_other_session_up() {
 fn several_of_them_share_the_processor() {
     let server = Server::shared();
     let (busy, watcher) = ([(); 3].map(|()| Peer::connect(&server)), Peer::connect(&server));
-    busy.iter().for_each(|peer| peer.send(&unstoppable()));
+    busy.iter().for_each(|peer| peer.send(&unstoppable(SECONDS)));
     busy.iter().for_each(|peer| watcher.until_active(peer.process_id));
     assert!(busy.iter().all(|peer| is_active(&watcher, peer)), "none had to wait for the end of another");
     busy.iter().for_each(|peer| assert_eq!(peer.rows(), ["1"]));
@@ -42,11 +44,8 @@ fn several_of_them_share_the_processor() {
 
 #[test]
 fn such_a_session_ends_with_its_cluster_when_another_one_crashes() {
-    let server = Server::shared();
-    let (busy, crashing) = (Peer::connect(&server), Peer::connect(&server));
+    let (server, busy, crashing) = busy_and_other();
     crashing.run("create function boom(int, int) returns text language internal strict as 'textcat'");
-    busy.send(&unstoppable());
-    crashing.until_active(busy.process_id);
     crashing.send("select boom(2147483000, -1)");
     crashing.assert_ended("XX000");
     busy.assert_ended("57P02");
@@ -55,10 +54,7 @@ fn such_a_session_ends_with_its_cluster_when_another_one_crashes() {
 
 #[test]
 fn a_cancel_of_such_a_statement_is_heard_when_it_checks_again() {
-    let server = Server::shared();
-    let (busy, other) = (Peer::connect(&server), Peer::connect(&server));
-    busy.send(&unstoppable());
-    other.until_active(busy.process_id);
+    let (_server, busy, other) = busy_and_other();
     assert_eq!(other.value(&format!("select pg_cancel_backend({})", busy.process_id)), "t");
     assert_eq!(busy.error(), "57014");
     assert_eq!(busy.value("select 1"), "1");

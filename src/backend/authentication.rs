@@ -7,6 +7,14 @@ use crate::{fs::put_file, postgres::setting};
 /// they are in the data directory.
 pub(crate) const HBA_FILE: &str = "/pglite/pg_hba.conf";
 
+/// Settings with which the log has no copy of what SQL says.
+pub(crate) const UNLOGGED: [(&str, &str); 4] = [
+    ("log_statement", "none"),
+    ("log_min_duration_statement", "-1"),
+    ("log_duration", "off"),
+    ("log_min_error_statement", "panic"),
+];
+
 impl Backend {
     /// Makes `rules` those of this backend, which was started alone and has its client still to come; returns whether
     /// they can be used. The log says why not.
@@ -28,11 +36,8 @@ impl Backend {
     /// # Errors
     /// As [`Backend::execute`].
     pub(crate) fn execute_unlogged(&mut self, statement: &str) -> anyhow::Result<()> {
-        self.execute(
-            "BEGIN; SET LOCAL log_statement = none; SET LOCAL log_min_duration_statement = -1; \
-            SET LOCAL log_duration = off; SET LOCAL log_min_error_statement = panic; \
-            SET LOCAL transaction_read_only = off",
-        )?;
+        let settings = UNLOGGED.map(|(name, value)| format!("SET LOCAL {name} = {value}; ")).concat();
+        self.execute(&format!("BEGIN; {settings}SET LOCAL transaction_read_only = off"))?;
         let executed = self.execute(statement);
         self.execute(if executed.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
         executed

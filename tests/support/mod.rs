@@ -23,6 +23,13 @@ use std::time::Duration;
 /// How long a test waits for an expected event before it fails.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
+/// A statement that is a chain of so many links; its planning checks for no interrupts, and takes seconds for hundreds,
+/// minutes for thousands.
+pub fn unstoppable(links: u32) -> String {
+    let chain: String = (1..=links).map(|n| format!(", c{n} as (select x from c{})", n - 1)).collect();
+    format!("with c0 as (select 1 as x){chain} select x from c{links}")
+}
+
 /// Texts to compare with what was received.
 pub fn texts<const N: usize>(texts: [&str; N]) -> [String; N] {
     texts.map(str::to_owned)

@@ -12,7 +12,7 @@ use super::{
     server::{Event, Running},
 };
 use crate::{
-    backend::{BOOTSTRAP_USER, Backend, Login, program::Program},
+    backend::{BOOTSTRAP_USER, Backend, Login, UNLOGGED, program::Program},
     client::{Endpoints, NoClient},
     cluster::{Crashed, Priority},
     guest::{ClientStream, Setup},
@@ -24,16 +24,9 @@ use crate::{
     },
 };
 
-/// Settings with which such a session leaves nothing of its own in the cluster or in the log, whatever is set for the
-/// role and the database.
-const SETTINGS: [(&str, &str); 6] = [
-    ("event_triggers", "off"),
-    ("log_statement", "none"),
-    ("log_min_duration_statement", "-1"),
-    ("log_duration", "off"),
-    ("log_min_error_statement", "panic"),
-    ("default_transaction_read_only", "off"),
-];
+/// Settings with which, and with [`UNLOGGED`], such a session leaves nothing of its own in the cluster or in the log,
+/// whatever is set for the role and the database.
+const SETTINGS: [(&str, &str); 2] = [("event_triggers", "off"), ("default_transaction_read_only", "off")];
 
 /// The database that new ones are copies of.
 const TEMPLATE_DATABASE: &str = "template1";
@@ -72,7 +65,8 @@ pub(super) fn run(
     database: &str,
     sql: Option<&str>,
 ) -> anyhow::Result<()> {
-    let parameters: Vec<_> = [("user", BOOTSTRAP_USER), ("database", database)].into_iter().chain(SETTINGS).collect();
+    let parameters = [("user", BOOTSTRAP_USER), ("database", database)].into_iter().chain(SETTINGS).chain(UNLOGGED);
+    let parameters: Vec<_> = parameters.collect();
     let mut input = StartupMessage::packet(&parameters);
     input.extend(sql.map(simple_query).transpose()?.unwrap_or_default());
     input.extend(message(b'X', &[])?);
