@@ -64,7 +64,7 @@ defmodule PgliteEx.MixProject do
           PgliteEx.Clock,
           PgliteEx.Random
         ],
-        Observing: [PgliteEx.Telemetry]
+        Observing: [PgliteEx.Telemetry, PgliteEx.Limits]
       ]
     ]
   end

@@ -1,4 +1,4 @@
-//! What the system allows this process: memory mappings (`vm.max_map_count`) and file descriptors (`ulimit -n`).
+//! What the system allows this process: memory, memory mappings (`vm.max_map_count`) and file descriptors (`ulimit -n`).
 //!
 //! When there are no more mappings, any allocation of the program can fail, which ends it; when there are no more
 //! descriptors, clients wait in the listener's queue without an answer. New clients, sessions and clusters are
@@ -14,7 +14,10 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-use crate::protocol::error_response::{ErrorResponse, Severity, sqlstate};
+use crate::{
+    protocol::error_response::{ErrorResponse, Severity, sqlstate},
+    quota,
+};
 
 /// How many mappings stay free.
 const RESERVE: usize = 2048;
@@ -32,6 +35,7 @@ static GRANTED: AtomicUsize = AtomicUsize::new(0);
 
 /// What is refused for want of a resource, so that the log says it once.
 static WITHOUT_MAPPINGS: Refused = Refused::new("sessions and clusters");
+static WITHOUT_MEMORY: Refused = Refused::new("sessions and clusters");
 static WITHOUT_DESCRIPTORS: Refused = Refused::new("sessions and clusters");
 static CLIENTS_WITHOUT_DESCRIPTORS: Refused = Refused::new("clients");
 
@@ -41,6 +45,7 @@ static CLIENTS_WITHOUT_DESCRIPTORS: Refused = Refused::new("clients");
 /// `53000` when there is not.
 pub(crate) fn check_for_cluster() -> Result<(), ErrorResponse> {
     check_mappings()?;
+    check_memory()?;
     check_descriptors(&WITHOUT_DESCRIPTORS, Descriptors::margin)
 }
 
@@ -82,6 +87,12 @@ fn check_mappings() -> Result<(), ErrorResponse> {
         format!("too many memory mappings: the program has {used}, the system allows {limit}"),
         "raise the limit (sysctl vm.max_map_count)",
     )
+}
+
+fn check_memory() -> Result<(), ErrorResponse> {
+    let message = quota::is_full().map(|(used, limit)| format!("out of memory: the program has {used} of {limit}"));
+    let remedy = "raise the limit (--memory-limit)";
+    WITHOUT_MEMORY.report(message.is_some(), message.unwrap_or_default(), remedy)
 }
 
 fn mappings_used() -> Option<usize> {

@@ -14,6 +14,7 @@ use crate::{
         error_response::{ErrorResponse, Severity, sqlstate},
         startup::{Negotiation, StartupError, StartupMessage, Step},
     },
+    quota::Limits,
     session::{Control, Mode, SessionEnd, SessionStart, panic_text},
 };
 
@@ -41,10 +42,19 @@ pub struct Opening {
     pub cluster: Option<String>,
     /// The template to clone, if it is not to be found by the database's name.
     pub template: Option<String>,
+    /// The limits of its cluster, if it gets one of its own; without one, the template's.
+    pub limits: Limits,
     /// Whether the client need not authenticate, whatever the rules say.
     pub is_trusted: bool,
     /// Where the guest's own output goes.
     pub log: LogSink,
+}
+
+impl Opening {
+    /// That of a client that says in its startup packet what it wants.
+    pub(crate) fn by_socket(id: u32, mode: Mode, log: LogSink) -> Self {
+        Self { id, mode, cluster: None, template: None, limits: Limits::default(), is_trusted: false, log }
+    }
 }
 
 /// Serves `client` from its first byte to its last and returns the report of how it ended, for the close frame.
@@ -75,6 +85,7 @@ fn serve<C: Client + Clone + 'static>(
             mode: opening.mode,
             cluster: opening.cluster.as_deref().or(named.as_deref()),
             template: opening.template.as_deref(),
+            limits: opening.limits,
             log: &opening.log,
             control,
             transaction: followed.transaction(),

@@ -18,6 +18,7 @@ use crate::{
     databases::{isolated::Isolated, registry::Registry},
     log::LogSink,
     protocol::error_response::{ErrorResponse, sqlstate},
+    quota::Limits,
     session::{Mode, SessionEnd, SessionStart, Sessions},
     template::Templates,
 };
@@ -62,6 +63,9 @@ pub struct Settings {
     pub leave: Leave,
     /// Whether SQL can load libraries that did not come with the program.
     pub user_libraries: bool,
+    /// The limits of clusters that have none of their own; those of isolated connections then have a quarter of the
+    /// program's memory at most.
+    pub limits: Limits,
     /// The shared cluster's.
     pub shared: SharedSettings,
     /// Called when the shared cluster has crashed and cannot be started again.
@@ -98,9 +102,10 @@ impl Databases {
         let templates = Templates::open(pglite, cache, icu, settings.warm, settings.user_libraries, log.clone())?;
         let templates = Arc::new(templates);
         let (start, access) = (settings.start, settings.shared.access.clone());
-        let isolated = Isolated::new(templates.clone(), start, settings.leave, access, settings.max_isolated);
+        let limits = settings.limits.check()?;
+        let isolated = Isolated::new(templates.clone(), start, settings.leave, access, limits, settings.max_isolated);
         let Settings { warm, shared, leave, on_failure, .. } = settings;
-        let clusters = Registry::new(templates.clone(), shared, leave, warm, log, on_failure);
+        let clusters = Registry::new(templates.clone(), shared, limits, leave, warm, log, on_failure);
         let databases = Self { templates, isolated, clusters };
         match mode {
             Mode::Shared => databases.clusters.start_default()?,

@@ -33,6 +33,7 @@
 //! * [`client`]: a client's byte stream, as a backend uses it.
 //! * [`icu`]: ICU data that PGlite does not contain.
 //! * `postgres`: numbers and offsets that are compiled into the guest, with their sources.
+//! * [`quota`]: how much memory and disk a cluster may use, and how much memory the program.
 //! * [`clock`]: the clock that the sessions of a cluster see, which tests can set.
 //! * `random`: random bytes: unpredictable ones, and those of a seed.
 //! * `sync`: locks, which a model checker can replace.
@@ -58,6 +59,7 @@ pub mod port;
 mod postgres;
 pub mod protocol;
 pub mod pruning;
+pub mod quota;
 mod random;
 pub mod serve;
 pub mod session;

@@ -17,11 +17,13 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, never};
-use options::{AccessOptions, SharedOptions, TestOptions, TlsOptions, permissions, seconds};
+use options::{
+    AccessOptions, ClusterLimits, LimitOptions, SharedOptions, TestOptions, TlsOptions, permissions, seconds,
+};
 use pglite_port::{
     administration::Administration,
     backup,
-    databases::{Databases, Paths, Settings},
+    databases::{Databases, Paths, Settings, SharedSettings},
     engine::{
         artefact::{Artefact, PGLITE_WASM},
         cache::Cache,
@@ -80,6 +82,8 @@ enum Command {
         #[command(flatten)]
         shared: SharedOptions,
         #[command(flatten)]
+        limits: LimitOptions,
+        #[command(flatten)]
         access: AccessOptions,
         #[command(flatten)]
         tests: TestOptions,
@@ -102,6 +106,8 @@ enum Command {
         clones: CloneOptions,
         #[command(flatten)]
         shared: SharedOptions,
+        #[command(flatten)]
+        limits: LimitOptions,
         #[command(flatten)]
         access: AccessOptions,
         #[command(flatten)]
@@ -129,6 +135,8 @@ enum Command {
         /// The role that owns the database and runs the SQL, a superuser; created unless it is postgres
         #[arg(long, value_name = "ROLE", default_value = "postgres")]
         user: String,
+        #[command(flatten)]
+        limits: ClusterLimits,
     },
     /// List the templates, or remove one
     Templates {
@@ -261,20 +269,16 @@ fn allow_open_files() {
 fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
-        Command::Port { clones, shared, access, tests, shutdown_timeout } => {
+        Command::Port { clones, shared, limits, access, tests, shutdown_timeout } => {
             shared.check(mode)?;
             let access = access.open()?;
             let stop = Stop::on(&[SIGTERM])?;
             let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
             let parent = ParentWatch::start().context("the end of stdin cannot be detected")?;
             // A parent that has been started again may find its last child on its way down.
-            let settings = Settings {
-                warm: clones.warm,
-                leave: tests.leave(),
-                max_isolated: shared.max_isolated(mode),
-                shared: shared.settings(PATIENCE_OF_A_CHILD, access),
-                ..Settings::default()
-            };
+            let leave = tests.leave();
+            let shared_settings = shared.settings(PATIENCE_OF_A_CHILD, access);
+            let settings = Settings { leave, ..settings(clones, shared, limits, mode, shared_settings)? };
             let opened = command_line.open_databases(settings, &stop, parent.gone())?;
             drop(parent);
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
@@ -293,6 +297,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             socket_mode,
             clones,
             shared,
+            limits,
             access,
             tls,
             trust_everyone_who_can_connect,
@@ -313,22 +318,19 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
                 stop.on_hangup(move || tls.reload());
             }
             let serving = serve::start(listener, mode, tls)?;
-            let settings = Settings {
-                warm: clones.warm,
-                max_isolated: shared.max_isolated(mode),
-                shared: shared.settings(Duration::ZERO, access),
-                ..Settings::default()
-            };
+            let shared_settings = shared.settings(Duration::ZERO, access);
+            let settings = settings(clones, shared, limits, mode, shared_settings)?;
             let opened = command_line.open_databases(settings, &stop, &never())?;
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             serving.run(sessions, *shutdown_timeout, stop.asked(), print_url)?;
             return Ok(stop.status(log));
         }
-        Command::Prepare { name, sql, database, user } => {
+        Command::Prepare { name, sql, database, user, limits } => {
             let database = database.clone().unwrap_or_else(|| name.clone());
             // Read first, because the rest takes time.
             let recipe = Recipe { database, user: user.clone(), scripts: Script::read_all(sql)? };
-            command_line.engine.open_templates()?.prepare(name, &recipe)?;
+            let limits = limits.limits()?;
+            command_line.engine.open_templates()?.prepare(name, &recipe, limits)?;
         }
         Command::Templates { remove: Some(name) } => {
             let removed = command_line.engine.open_shelf()?.remove(name)?;
@@ -362,6 +364,18 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How clusters are made. Sets the limit of the program's memory.
+fn settings(
+    clones: &CloneOptions,
+    options: &SharedOptions,
+    limits: &LimitOptions,
+    mode: Mode,
+    shared: SharedSettings,
+) -> anyhow::Result<Settings> {
+    let (max_isolated, limits) = (options.max_isolated(mode), limits.apply()?);
+    Ok(Settings { warm: clones.warm, max_isolated, limits, shared, ..Settings::default() })
 }
 
 impl CommandLine {

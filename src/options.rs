@@ -6,6 +6,7 @@ use anyhow::ensure;
 use clap::{ArgAction, Args, value_parser};
 use pglite_port::{
     databases::{Access, Authentication, DataDirectory, Leave, Password, Rules, SharedSettings},
+    quota::{Limits, ProgramLimit, Size, limit_program},
     serve::{Tls, TlsFiles, TlsVersion},
     session::Mode,
 };
@@ -28,6 +29,49 @@ pub(crate) struct TestOptions {
 impl TestOptions {
     pub(crate) fn leave(&self) -> Leave {
         Leave { clock: self.allow_clock, seed: self.allow_seed }
+    }
+}
+
+/// How much memory and disk clusters may use.
+#[derive(Args)]
+pub(crate) struct LimitOptions {
+    /// The memory of the program: what would need more is an error of the statement that needs it (53200, 53100). `none`
+    /// for no limit [default: three quarters of what the system or the control group has]
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<ProgramLimit>,
+    #[command(flatten)]
+    clusters: ClusterLimits,
+}
+
+/// The limits of clusters.
+#[derive(Args)]
+pub(crate) struct ClusterLimits {
+    /// The memory of a cluster that has no limit of its own, such as 512MB: what its sessions add, and its files in memory
+    /// [default: none; for a cluster of one connection, a quarter of the program's]
+    #[arg(long = "cluster-memory-limit", value_name = "SIZE")]
+    memory: Option<Size>,
+    /// The size of the files of a cluster that has no limit of its own [default: none]
+    #[arg(long = "cluster-disk-limit", value_name = "SIZE")]
+    disk: Option<Size>,
+}
+
+impl LimitOptions {
+    /// Sets the program's limit; returns those of clusters.
+    ///
+    /// # Errors
+    /// When one is too low.
+    pub(crate) fn apply(&self) -> anyhow::Result<Limits> {
+        let limits = self.clusters.limits()?;
+        limit_program(self.memory_limit.unwrap_or_default());
+        Ok(limits)
+    }
+}
+
+impl ClusterLimits {
+    /// # Errors
+    /// When one is too low.
+    pub(crate) fn limits(&self) -> anyhow::Result<Limits> {
+        Ok(Limits { memory: self.memory.map(|size| size.0), disk: self.disk.map(|size| size.0) }.check()?)
     }
 }
 

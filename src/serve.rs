@@ -82,8 +82,7 @@ pub fn start(listener: Listener, mode: Mode, tls: Option<Arc<Tls>>) -> anyhow::R
         let (log, mut id) = (LogSink::to_own_log(), 0);
         let error = accept::accept_all(&accepting, tls.as_ref(), |client| {
             id += 1;
-            let opening =
-                Opening { id, mode, cluster: None, template: None, is_trusted: false, log: log.of_connection(id) };
+            let opening = Opening::by_socket(id, mode, log.of_connection(id));
             connect(client, &accepted_by, &hangups, &half_open, opening)
         });
         // The receiver may be gone.

@@ -16,6 +16,7 @@ use crate::{
     client::Client,
     log::LogSink,
     protocol::{boundary::TransactionStatus, error_response::ErrorResponse, startup::StartupMessage},
+    quota::Limits,
 };
 
 pub use control::{Control, Registration};
@@ -85,6 +86,8 @@ pub struct SessionStart<'a> {
     pub cluster: Option<&'a str>,
     /// The template to clone; without one, the database's name selects the template.
     pub template: Option<&'a str>,
+    /// The limits of a cluster of its own; without one, the template's.
+    pub limits: Limits,
     /// Where the guest's own output goes.
     pub log: &'a LogSink,
     /// Where the session registers to be interrupted.

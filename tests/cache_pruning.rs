@@ -14,6 +14,7 @@ use std::{
 use pglite_port::{
     connection::Connections,
     databases::Settings,
+    quota::Limits,
     session::{PendingTask, Task},
     template::{Recipe, Script, Shelf},
 };
@@ -149,14 +150,14 @@ fn of_templates_only_what_another_version_has_built_goes_and_their_data_stays() 
         let databases = cache::open_at(cache.path(), Settings::default());
         let script = Script { name: "a.sql".into(), sql: "CREATE TABLE t AS SELECT 1 AS n".into() };
         let recipe = Recipe { scripts: vec![script], ..Recipe::empty("shop") };
-        databases.templates().prepare("shop", &recipe).expect("it is prepared");
+        databases.templates().prepare("shop", &recipe, Limits::default()).expect("it is prepared");
         let databases = Arc::new(databases);
         let connections = Arc::new(Connections::new(databases.clone()));
         let parameters = &[("user", "postgres"), ("database", "shop")];
         let mut local = Local::connect(&connections, Connect { parameters, ..Connect::default() }).0;
         local.values("INSERT INTO t VALUES (2)");
         let (sender, answer) = channel();
-        let task = Task::Freeze { name: "frozen".into(), key: None };
+        let task = Task::Freeze { name: "frozen".into(), key: None, limits: Limits::default() };
         local.control.assign(PendingTask::new(task, move |answer| sender.send(answer).expect("we wait")));
         answer.recv_timeout(PATIENCE).expect("an answer").expect("it is frozen");
         drop((local, connections));

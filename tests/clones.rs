@@ -9,6 +9,7 @@ use pglite_port::{
     administration::{Administration, Figure, PrivateBytes, figure},
     connection::Connections,
     databases::{Databases, Settings},
+    quota::Limits,
     template::{Recipe, Script},
 };
 use support::{
@@ -70,11 +71,11 @@ fn clones_that_were_kept_ready_of_a_template_that_is_replaced_nobody_gets_and_th
     for edition in ["one", "two"] {
         let sql = format!("CREATE TABLE edition AS SELECT '{edition}' AS name");
         let recipe = Recipe { scripts: vec![Script { name: "a.sql".into(), sql }], ..Recipe::empty("postgres") };
-        databases.templates().prepare("postgres", &recipe).expect("it is prepared");
+        databases.templates().prepare("postgres", &recipe, Limits::default()).expect("it is prepared");
         assert_eq!(connect(&connections, 1).values("SELECT name FROM edition"), [edition]);
         wait_until_warm(&databases, 1);
     }
-    databases.templates().prepare("other", &Recipe::empty("other")).expect("it is prepared");
+    databases.templates().prepare("other", &Recipe::empty("other"), Limits::default()).expect("it is prepared");
     let start = || Local::start(&connections, Connect { template: Some("other"), ..Connect::default() });
     drop(start());
     wait_until_warm(&databases, 2);

@@ -14,6 +14,7 @@ use std::{
 use pglite_port::{
     connection::Connections,
     databases::Settings,
+    quota::Limits,
     session::Mode,
     template::{Recipe, Script},
 };
@@ -222,7 +223,10 @@ fn a_power_loss_while_a_template_is_copied_leaves_nothing_or_a_whole_copy() {
     let sql = "create table orders as select i from generate_series(1, 1000) i; create index on orders (i)";
     let script = Script { name: "orders.sql".into(), sql: sql.into() };
     let recipe = Recipe { scripts: vec![script], ..Recipe::empty(TEMPLATE) };
-    cache::open_at(&cache::shared(), Settings::default()).templates().prepare(TEMPLATE, &recipe).expect("a template");
+    cache::open_at(&cache::shared(), Settings::default())
+        .templates()
+        .prepare(TEMPLATE, &recipe, Limits::default())
+        .expect("a template");
     lose_power_while_made(
         |storage| power::open_copy(storage, TEMPLATE),
         |connections, what| {

@@ -13,6 +13,7 @@ use std::{
 use pglite_port::{
     connection::Connections,
     databases::{Settings, Start},
+    quota::Limits,
     session::{PendingTask, Task},
     template::{Recipe, Script, Shelf},
 };
@@ -170,7 +171,7 @@ fn settings_of_a_database_and_a_role_hold_after_a_reset_and_in_what_was_frozen_h
             ALTER DATABASE app SET work_mem TO '7MB'";
         let script = Script { name: "a.sql".into(), sql: sql.into() };
         let recipe = Recipe { scripts: vec![script], ..Recipe::empty("app") };
-        databases.templates().prepare("app", &recipe).expect("it is prepared");
+        databases.templates().prepare("app", &recipe, Limits::default()).expect("it is prepared");
         let connections = Arc::new(Connections::new(Arc::new(databases)));
         let connect = |template: Option<&str>, user: &str, database: &str| {
             let parameters = &[("user", user), ("database", database)];
@@ -195,7 +196,7 @@ fn settings_of_a_database_and_a_role_hold_after_a_reset_and_in_what_was_frozen_h
             owner.values("CREATE ROLE bob LOGIN");
             owner.values("ALTER ROLE bob SET DateStyle TO 'German'; ALTER ROLE bob SET work_mem TO '6MB'");
             owner.values(&format!("ALTER DATABASE {database} SET search_path TO frozen"));
-            carry_out(&owner, Task::Freeze { name: template.to_owned(), key: None });
+            carry_out(&owner, Task::Freeze { name: template.to_owned(), key: None, limits: Limits::default() });
             let mut bob = connect(Some(template), "bob", database);
             let expected = texts(["6MB", "frozen", "German, DMY"]);
             assert_eq!(bob.values(SHOWN), expected, "{template} {start:?}");
@@ -303,7 +304,7 @@ fn a_template_of_another_program_is_built_again_from_its_recipe_or_its_own_files
     let databases = cache::open_at(cache.path(), Settings::default());
     let script = Script { name: "a.sql".into(), sql: "CREATE TABLE t AS SELECT 42 AS a".into() };
     let recipe = Recipe { scripts: vec![script], ..Recipe::empty("postgres") };
-    databases.templates().prepare("postgres", &recipe).expect("it is prepared");
+    databases.templates().prepare("postgres", &recipe, Limits::default()).expect("it is prepared");
     let directory = template_directory(cache.path());
     let read_label = || fs::read(directory.join("label")).expect("a label");
     let own = read_label();

@@ -11,6 +11,7 @@ use pglite_port::{
     client::{Client, Interest, Readiness, Waker},
     connection::{Connections, Opening},
     log::LogSink,
+    quota::Limits,
     session::Mode,
 };
 
@@ -33,7 +34,8 @@ pub struct Script {
 /// When the session ends early, or an answer is not as expected.
 pub fn converse(connections: &Arc<Connections>, mode: Mode, script: &Script, rounds: u64) -> Duration {
     let client = Conversation(Arc::new(Mutex::new(State::new(script.clone(), rounds))));
-    let opening = Opening { id: 1, mode, cluster: None, template: None, is_trusted: false, log: LogSink::to_own_log() };
+    let (log, limits) = (LogSink::to_own_log(), Limits::default());
+    let opening = Opening { id: 1, mode, cluster: None, template: None, limits, is_trusted: false, log };
     let (sender, ended) = mpsc::channel();
     connections
         .start(client, opening, move |client, report| {

@@ -52,6 +52,7 @@ defmodule PgliteEx do
     Backup,
     Branch,
     Error,
+    Limits,
     Listener,
     Options,
     Parts,
@@ -223,12 +224,15 @@ defmodule PgliteEx do
     * `"memory"`: resident memory of the program, in bytes
     * `"private_memory"`, `"private_files"` and their sum `"private"`: memory and files that isolated connections do
       not share with others, in bytes
+    * `"linear_memory"`, `"files_in_memory"`, `"shared_memory"`: what clusters have allocated, and `"memory_limit"`, if
+      there is one (`PgliteEx.Limits`)
     * `"warm"`: clones of templates that are ready
 
       {:ok, %{"connections" => 2}} = PgliteEx.stats(server)
 
   Those of a branch are its `"connections"`, its `"origin"`, its `"data"` (the directory, or an empty
-  string), its `"lifetime"`, and when it was `"made"`, in microseconds since 1970.
+  string), its `"lifetime"`, when it was `"made"`, in microseconds since 1970, its `"memory"` and `"disk"`, and its
+  `"memory_limit"` and `"disk_limit"`, empty strings without one.
   """
   @spec stats(server | Branch.t()) ::
           {:ok, %{String.t() => integer | String.t()}} | {:error, Error.t()}
@@ -326,6 +330,7 @@ defmodule PgliteEx do
       not used again;
     * `:data` – a directory to keep it in, which is empty or not there, or has a cluster already, which is
       opened then. Default: it is in memory;
+    * `:memory_limit`, `:disk_limit` – those of its cluster: see `PgliteEx.Limits`. Default: those of its origin;
     * `:settings` – settings of its cluster, as in `postgresql.conf`: `[work_mem: "16MB"]`. Others are those
       of the server.
 
@@ -386,6 +391,8 @@ defmodule PgliteEx do
       and the next after `activate/2`; `false`: nothing before `activate/2`. With `:once`, a
       result of any size takes no more of the VM's memory than one window (256 KiB).
     * `:mode` – `:shared` or `:isolated`, if it is not to be the server's. A branch has no modes.
+    * `:memory_limit`, `:disk_limit` – those of its cluster in mode `:isolated`: see `PgliteEx.Limits`. Default: those
+      of its template.
     * `:trusted` – whether the session is let in as the role of its startup packet without a password, whatever the
       server's `:auth` says. Default `true`: the connection is the application's own. One that stands for a
       client elsewhere has to be opened with `false`, unless the application has authenticated the client.
@@ -406,18 +413,24 @@ defmodule PgliteEx do
   @spec open(server | Branch.t(),
           active: RawConnection.active(),
           mode: :shared | :isolated,
-          trusted: boolean
+          trusted: boolean,
+          memory_limit: Limits.size(),
+          disk_limit: Limits.size()
         ) ::
           {:ok, connection} | {:error, Error.t()}
   def open(server, options \\ []) do
-    options = Keyword.validate!(options, active: true, mode: nil, trusted: true)
+    options =
+      Keyword.validate!(options, [active: true, mode: nil, trusted: true] ++ Limits.keys())
+
     allow!(options, :active, [true, :once, false])
     allow!(options, :trusted, [true, false])
     modes = if is_struct(server, Branch), do: [], else: [:shared, :isolated]
     allow!(options, :mode, modes ++ [nil])
     mode = for mode <- List.wrap(options[:mode]), do: {"mode", Atom.to_string(mode)}
     trusted = {"trusted", Atom.to_string(options[:trusted])}
-    frame_options = [trusted | mode] ++ Branch.frame_options(server)
+
+    frame_options =
+      [trusted | mode] ++ Limits.frame_options(options) ++ Branch.frame_options(server)
 
     registry = server |> Branch.server() |> Parts.registry!()
 

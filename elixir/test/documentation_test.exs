@@ -19,6 +19,7 @@ defmodule PgliteEx.DocumentationTest do
              PgliteEx.Clock,
              PgliteEx.Error,
              PgliteEx.Gate,
+             PgliteEx.Limits,
              PgliteEx.Options,
              PgliteEx.Random,
              PgliteEx.Sandbox,

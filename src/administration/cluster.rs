@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, time::SystemTime};
 
+use crate::quota::Limits;
+
 /// The name of the cluster that connections get which name none.
 pub const DEFAULT_CLUSTER: &str = "default";
 
@@ -17,6 +19,9 @@ pub struct NewCluster {
     pub data_directory: Option<PathBuf>,
     /// How long it exists.
     pub lifetime: Lifetime,
+    /// Its limits. Without one, a branch has that of its origin, and a copy of a template that of the template; all others
+    /// have those of the program's clusters.
+    pub limits: Limits,
     /// Settings of `PostgreSQL`, by their names (`postgresql.conf`), after those of the program's clusters.
     pub settings: Vec<(String, String)>,
 }
@@ -117,4 +122,10 @@ pub struct ClusterSummary {
     pub connections: usize,
     /// When it was made.
     pub made: SystemTime,
+    /// The bytes of memory that it uses, as [`Limits::memory`] counts them.
+    pub memory: u64,
+    /// The bytes of its files, as [`Limits::disk`] counts them.
+    pub disk: u64,
+    /// Its limits.
+    pub limits: Limits,
 }

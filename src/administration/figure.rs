@@ -74,6 +74,21 @@ pub static CONNECTIONS_OPENED: Metric =
 /// Resident memory of the process.
 pub static RESIDENT_MEMORY: Metric = Metric::gauge("memory", Unit::Bytes, "Resident memory of the process.");
 
+/// What the linear memories and tables of sessions have grown by.
+pub static LINEAR_MEMORY: Metric =
+    Metric::gauge("linear_memory", Unit::Bytes, "What the memories of sessions have grown by since they began.");
+
+/// Files of clusters in memory, without what they share with templates.
+pub static FILES_IN_MEMORY: Metric =
+    Metric::gauge("files_in_memory", Unit::Bytes, "Files in memory that clusters do not share with their templates.");
+
+/// Memory that the processes of clusters share.
+pub static SHARED_MEMORY: Metric =
+    Metric::gauge("shared_memory", Unit::Bytes, "Memory that the sessions of one cluster share with each other.");
+
+/// The limit of the program's memory; without one, there is no such figure.
+pub static MEMORY_LIMIT: Metric = Metric::gauge("memory_limit", Unit::Bytes, "The limit of the program's memory.");
+
 /// Clusters that run, without those of isolated connections.
 pub static CLUSTERS: Metric =
     Metric::gauge("clusters", Unit::Count, "Clusters that run, without those of isolated connections.");

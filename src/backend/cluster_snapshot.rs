@@ -44,9 +44,10 @@ impl ClusterSnapshot {
     pub(crate) fn start(&self) -> anyhow::Result<Fork> {
         let mut tree = Tree::from_frozen(self.files.clone());
         tree.restore_shared_objects(&self.objects)?;
+        let quota = tree.quota().clone();
         let tree = Arc::new(Mutex::new(tree));
         let files = Files::resume(tree.clone(), &self.parent.process, Box::new(Silent));
-        let shared = Arc::new(SharedMemory::with_main(&self.main, mapped_regions(&files))?);
+        let shared = Arc::new(SharedMemory::with_main(&self.main, mapped_regions(&files), &quota)?);
         Ok(Fork { parent: self.parent.clone(), shared, tree })
     }
 }

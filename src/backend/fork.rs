@@ -64,7 +64,8 @@ impl Fork {
         let anonymous = std::mem::take(&mut caller.data_mut().anonymous);
         let main = main_segment(memory.data(&*caller), anonymous)?;
         let mapped = mapped_regions(&caller.data().files);
-        Self::capture(caller, program.pristine(), Arc::new(SharedMemory::new(main, mapped)))
+        let quota = caller.data().files.tree().lock().quota().clone();
+        Self::capture(caller, program.pristine(), Arc::new(SharedMemory::new(main, mapped, &quota)))
     }
 
     /// Captures the postmaster once more, after it has changed.

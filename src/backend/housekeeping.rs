@@ -1,7 +1,7 @@
 //! Checkpoints of a cluster with one process, which has no checkpointer: between two messages of the client.
 
 use super::Backend;
-use crate::{guest::OwnWal, postgres::checkpoint};
+use crate::postgres::checkpoint;
 
 impl Backend {
     /// Makes a checkpoint if the process has begun so many WAL segments since the last one that it is due, so that the
@@ -17,7 +17,7 @@ impl Backend {
         if in_block && self.call::<(), i32>("IsAbortedTransactionBlockState", ())? != 0 {
             return Ok(());
         }
-        self.guest().wal = OwnWal::default();
+        self.guest().wal.begin_checkpoint();
         // A timeout of the idle session does not end the checkpoint halfway.
         let holdoff = self.facts().address("InterruptHoldoffCount")?;
         self.write_u32(holdoff, 1)?;
@@ -29,6 +29,7 @@ impl Backend {
         if !in_block {
             self.call::<(), ()>("CommitTransactionCommand", ())?;
         }
+        self.guest().wal.is_in_checkpoint = false;
         self.write_u32(holdoff, 0)
     }
 }

@@ -108,6 +108,7 @@ impl Backend {
 
     fn instantiate(program: &Program, setup: Setup, image: &Image) -> anyhow::Result<Self> {
         let mut store = Store::new(program.engine(), Guest::new(setup)?);
+        store.limiter(|guest| &mut guest.growth);
         let instance = program.instantiate(&mut store)?;
         let exports = Exports::find(&mut store, instance)?;
         let table = exports.table;
@@ -128,6 +129,8 @@ impl Backend {
         }
         let mut backend = Self { store, hot };
         backend.attach(backend.signals())?;
+        let size = backend.memory()?.len();
+        backend.guest().growth.begin(size);
         Ok(backend)
     }
 

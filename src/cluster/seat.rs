@@ -183,6 +183,11 @@ impl Seat {
         &self.signals
     }
 
+    /// How soon its process hands over.
+    pub(crate) fn priority(&self) -> Priority {
+        self.priority
+    }
+
     /// All seats of the cluster, and how soon this one's process hands over.
     pub(super) fn shared(&self) -> (Arc<Seats>, Priority) {
         (self.seats.clone(), self.priority)

@@ -5,9 +5,17 @@
 //! as it is allocated. Further processes map that at the same address. Dynamic shared memory is mapped by each process
 //! where its `malloc` has room (`guest::mapping`).
 
-use std::{ffi::c_void, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    ffi::c_void,
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, MetadataExt},
+    sync::Arc,
+};
 
 use anyhow::{Context, ensure};
+use parking_lot::Mutex;
 use rustix::{
     fs::{MemfdFlags, SeekFrom, memfd_create, seek},
     io::Errno,
@@ -19,15 +27,21 @@ use wasmtime::{AsContext, AsContextMut, Memory};
 use crate::{
     fs::is_zero,
     postgres::shared_memory::{FREE_OFFSET, MAGIC, TOTAL_SIZE},
+    quota::{Held, Quota, Resource},
 };
 
 /// From this size on, new pages of zeros take less time than writing zeros.
 const LARGE: u32 = 1 << 20;
 
+/// The unit of `st_blocks` (`inode(7)`).
+const BLOCK: u64 = 512;
+
 /// The shared memory that further processes of a cluster map when they start, by its address in linear memory.
 pub(crate) struct SharedMemory {
     main: Region,
     others: Vec<Region>,
+    /// What the main segment has of the system's memory; the others are files of the cluster.
+    held: Mutex<Held>,
 }
 
 /// The contents of a main segment.
@@ -50,8 +64,19 @@ pub(crate) struct Region {
 
 impl SharedMemory {
     /// That of a cluster whose postmaster has mapped these regions: the main segment, and others.
-    pub(crate) fn new(main: Region, others: impl IntoIterator<Item = Region>) -> Self {
-        Self { main, others: others.into_iter().collect() }
+    pub(crate) fn new(main: Region, others: impl IntoIterator<Item = Region>, quota: &Arc<Quota>) -> Self {
+        let held = Mutex::new(Held::new(quota.clone(), Resource::SharedMemory));
+        let shared = Self { main, others: others.into_iter().collect(), held };
+        shared.count();
+        shared
+    }
+
+    /// Counts the memory that the main segment has by now: a page of it is allocated when it is used first.
+    fn count(&self) {
+        // Without this figure, the last one stays.
+        if let Ok(metadata) = self.main.file.metadata() {
+            self.held.lock().set(metadata.blocks() * BLOCK);
+        }
     }
 
     /// Maps the regions over the same addresses of another memory of the same cluster.
@@ -59,6 +84,7 @@ impl SharedMemory {
     /// # Errors
     /// As [`Region::map_over`].
     pub(crate) fn map_over(&self, store: &mut impl AsContextMut, memory: Memory) -> anyhow::Result<()> {
+        self.count();
         self.regions().try_for_each(|region| region.map_over(store, memory))
     }
 
@@ -102,13 +128,17 @@ impl SharedMemory {
     ///
     /// # Errors
     /// When the system has no memory.
-    pub(crate) fn with_main(main: &MainSegment, others: impl IntoIterator<Item = Region>) -> anyhow::Result<Self> {
+    pub(crate) fn with_main(
+        main: &MainSegment,
+        others: impl IntoIterator<Item = Region>,
+        quota: &Arc<Quota>,
+    ) -> anyhow::Result<Self> {
         let make = || {
             let region = Region::zeroed(&(main.address..main.address + u32::try_from(main.length)?))?;
             main.parts.iter().try_for_each(|(at, part)| region.file.write_all_at(part, *at))?;
             Ok::<_, anyhow::Error>(region)
         };
-        Ok(Self::new(make().context("shared memory cannot be allocated")?, others))
+        Ok(Self::new(make().context("shared memory cannot be allocated")?, others, quota))
     }
 }
 
@@ -277,7 +307,7 @@ mod tests {
         let memories = [(); 2].map(|()| Memory::new(&mut store, MemoryType::new(64, None)).unwrap());
         let region = clear_mapping(&mut store, memories[0], SIZE, SIZE, true).unwrap().expect("it is shared");
         memories[0].data_mut(&mut store)[SIZE as usize] = 7;
-        SharedMemory::new(region, []).map_over(&mut store, memories[1]).unwrap();
+        SharedMemory::new(region, [], &Quota::unlimited()).map_over(&mut store, memories[1]).unwrap();
         assert_eq!(memories[1].data(&store)[SIZE as usize], 7);
         memories[1].data_mut(&mut store)[2 * SIZE as usize - 1] = 8;
         assert_eq!(memories[0].data(&store)[2 * SIZE as usize - 1], 8);

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     client::Endpoints,
     port::{outbox::Outbox, relay::Relay},
+    quota::Limits,
     session::Sessions,
 };
 
@@ -22,6 +23,7 @@ fn opening() -> Opening {
         mode: Mode::Shared,
         cluster: Option::None,
         template: Option::None,
+        limits: Limits::default(),
         is_trusted: false,
         log: LogSink::to_own_log(),
     }

@@ -5,6 +5,7 @@ use crate::{
     administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, figure},
     capacity,
     protocol::error_response::{ErrorResponse, sqlstate},
+    quota::{self, Usage},
     session::{Choice, Outcome},
 };
 
@@ -18,6 +19,13 @@ impl Administration for Databases {
             figure::CLUSTERS.figure(running.len() as u64),
             figure::SHARED_SESSIONS.figure(sessions as u64),
         ];
+        let Usage { linear_memory, files, shared_memory, limit } = quota::usage();
+        figures.extend([
+            figure::LINEAR_MEMORY.figure(linear_memory),
+            figure::FILES_IN_MEMORY.figure(files),
+            figure::SHARED_MEMORY.figure(shared_memory),
+        ]);
+        figures.extend(limit.map(|limit| figure::MEMORY_LIMIT.figure(limit)));
         if let Ok(connections) = self.isolated.private_bytes() {
             let total: PrivateBytes = connections.into_iter().map(|(_, bytes)| bytes).sum();
             figures.extend([

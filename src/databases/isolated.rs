@@ -26,6 +26,7 @@ use crate::{
     log::{LineConsole, LogSink},
     postgres::process,
     protocol::error_response::{ErrorResponse, sqlstate},
+    quota::{self, LEAST_MEMORY, Limits},
     random,
     session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
     template::{DEFAULT, Template, TemplateError, Templates},
@@ -54,6 +55,8 @@ pub(crate) struct Isolated {
     /// How many there are, with those whose clusters are being made.
     count: AtomicUsize,
     access: Access,
+    /// Where neither the connection nor its template has limits.
+    limits: Limits,
     live: Mutex<BTreeMap<u32, Live>>,
 }
 
@@ -64,6 +67,9 @@ struct Live {
     signals: Arc<Signals>,
 }
 
+/// The part of the program's memory that the cluster of a connection may have if nothing else is said.
+const SHARE: u64 = 4;
+
 impl Isolated {
     /// No connections yet. There can be `limit` at once; without, as many as the system allows.
     pub(crate) fn new(
@@ -71,10 +77,13 @@ impl Isolated {
         origin: Start,
         leave: Leave,
         access: Access,
+        limits: Limits,
         limit: Option<usize>,
     ) -> Self {
         let limit = limit.unwrap_or(usize::MAX);
-        Self { templates, origin, leave, access, limit, count: AtomicUsize::new(0), live: Mutex::default() }
+        let share = quota::usage().limit.map(|limit| (limit / SHARE).max(LEAST_MEMORY));
+        let limits = limits.or(Limits { memory: share, disk: None });
+        Self { templates, origin, leave, access, limits, limit, count: AtomicUsize::new(0), live: Mutex::default() }
     }
 
     /// Prepares the default template and its ready clones, which the first connection most likely needs.
@@ -131,7 +140,9 @@ impl Isolated {
             let report = ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
             return Ok(SessionEnd::Refused(report));
         };
+        let limits = start.limits.or(template.limits).or(self.limits);
         let mut backend = self.make_backend(&template, start.log)?;
+        limit(&mut backend, limits, start.id);
         self.set_password(&mut backend)?;
         let rules = self.access.rules.as_ref().filter(|rules| !start.is_trusted && !rules.trust_everyone());
         if let Some(rules) = rules {
@@ -168,7 +179,7 @@ impl Isolated {
             is_trusted: rules.is_none(),
             on_admitted: &on_admitted,
         };
-        let conversation = Conversation { isolated: self, template, footprint, simulation, session, start };
+        let conversation = Conversation { isolated: self, template, limits, footprint, simulation, session, start };
         let Err(error) = conversation.hold(&mut backend, client);
         Ok(match backend.end_session(error) {
             Ok(SessionExit::Client) => SessionEnd::ClientGone,
@@ -208,6 +219,11 @@ impl Isolated {
         let pages = PageMap::open()?;
         live.into_iter().map(|(id, footprint)| Ok((id, footprint.count(&pages)?))).collect()
     }
+}
+
+/// Sets the limits of the cluster of `backend`, which is that of the connection `id`.
+fn limit(backend: &mut Backend, limits: Limits, id: u32) {
+    backend.guest().files.tree().lock().quota().limit(limits, || format!("the cluster of connection {id}"));
 }
 
 /// One of the connections that there can be at once; dropping it makes room for another.
@@ -251,6 +267,7 @@ impl Drop for Counted<'_> {
 struct Conversation<'a> {
     isolated: &'a Isolated,
     template: Arc<Template>,
+    limits: Limits,
     footprint: Arc<Footprint>,
     simulation: Simulation,
     session: Session<'a>,
@@ -272,8 +289,8 @@ impl Conversation<'_> {
         while let Some(pending) = self.start.control.take_task() {
             match &pending.task {
                 Task::Reset => self.reset(backend, pending)?,
-                Task::Freeze { name, key } => {
-                    let outcome = self.freeze(backend, name, key.as_deref());
+                Task::Freeze { name, key, limits } => {
+                    let outcome = self.freeze(backend, name, key.as_deref(), *limits);
                     pending.finish(outcome);
                 }
                 Task::Choose(choice) => {
@@ -314,6 +331,7 @@ impl Conversation<'_> {
     fn begin_again(&self, backend: &mut Backend) -> anyhow::Result<Backend> {
         let greeting = backend.greeting()?;
         let mut successor = self.isolated.templates.pool().take(&self.template, Box::new(Silent))?;
+        limit(&mut successor, self.limits, self.start.id);
         self.isolated.set_password(&mut successor)?;
         let replaced = backend.succeed_to(successor)?;
         backend.begin_session_again(&self.session, &greeting)?;
@@ -324,7 +342,7 @@ impl Conversation<'_> {
     }
 
     /// Shuts a copy of the backend down and makes a template of its files; the session goes on unchanged.
-    fn freeze(&self, backend: &mut Backend, name: &str, key: Option<&str>) -> Outcome {
+    fn freeze(&self, backend: &mut Backend, name: &str, key: Option<&str>, limits: Limits) -> Outcome {
         if backend.is_in_transaction()? {
             return Err(ErrorResponse::freeze_in_transaction());
         }
@@ -335,6 +353,6 @@ impl Conversation<'_> {
             Ok(tree.lock().freeze())
         });
         let database = &self.template.database;
-        Ok(files.and_then(|files| self.isolated.templates.freeze(name, database, key, &files))?)
+        Ok(files.and_then(|files| self.isolated.templates.freeze(name, database, key, limits, &files))?)
     }
 }

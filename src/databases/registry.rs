@@ -25,6 +25,7 @@ use crate::{
     fs::FrozenTree,
     log::LogSink,
     protocol::error_response::{ErrorResponse, Severity, sqlstate},
+    quota::Limits,
     session::{Choice, Control, Outcome, SessionEnd, SessionStart},
     template::{TemplateError, Templates},
 };
@@ -40,6 +41,8 @@ pub(super) struct Registry {
     warm: Warm,
     /// The settings of the default cluster. Others begin with them, and a branch with those of its origin.
     settings: SharedSettings,
+    /// The limits of clusters that have none of their own.
+    limits: Limits,
     leave: Leave,
     log: LogSink,
     clusters: Mutex<Clusters>,
@@ -60,6 +63,7 @@ impl Registry {
     pub(super) fn new(
         templates: Arc<Templates>,
         settings: SharedSettings,
+        limits: Limits,
         leave: Leave,
         warm: usize,
         log: LogSink,
@@ -71,6 +75,7 @@ impl Registry {
             lifetime: Lifetime::Program,
             settings: settings.clone(),
             has_own_settings: false,
+            limits,
             made: SystemTime::now(),
             on_failure,
             simulation: Simulation::new(leave),
@@ -83,7 +88,7 @@ impl Registry {
             Clusters { by_name: BTreeMap::from([(default.name.clone(), Arc::new(default))]), ..Clusters::default() };
         let snapshots = Snapshots::new(templates.clone(), settings.in_memory(), log.clone());
         let warm = Warm::new(warm);
-        Self { templates, snapshots, warm, settings, leave, log, clusters: Mutex::new(clusters) }
+        Self { templates, snapshots, warm, settings, limits, leave, log, clusters: Mutex::new(clusters) }
     }
 
     /// Starts the default cluster.
@@ -155,7 +160,7 @@ impl Registry {
 
     /// Adds a cluster that is not started yet. Its name is taken from then on.
     fn enter(&self, new: NewCluster) -> Result<Arc<Cluster>, ErrorResponse> {
-        let NewCluster { name, origin, data_directory, lifetime, settings: mut further } = new;
+        let NewCluster { name, origin, data_directory, lifetime, limits, settings: mut further } = new;
         if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
             let message = format!("invalid name of a cluster: {name:?}");
             let report = ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
@@ -178,6 +183,12 @@ impl Registry {
             }
             ClusterOrigin::Empty | ClusterOrigin::Template(_) => None,
         };
+        let of_origin = match (&origin, &branch_of) {
+            (_, Some(branched)) => branched.limits,
+            (ClusterOrigin::Template(name), None) => self.templates.limits(name).or(self.limits),
+            (_, None) => self.limits,
+        };
+        let limits = limits.or(of_origin);
         let settings = branch_of.as_ref().map(|origin| origin.settings.of_branch());
         let mut settings = settings.unwrap_or_else(|| self.settings.clone());
         settings.further.append(&mut further);
@@ -189,6 +200,7 @@ impl Registry {
             lifetime,
             settings,
             has_own_settings,
+            limits,
             made: SystemTime::now(),
             on_failure: None,
             simulation: Simulation::new(self.leave),
@@ -243,6 +255,7 @@ impl Registry {
                 }
             }
         };
+        cluster.limit(&postmaster);
         Ok(Arc::new(postmaster))
     }
 
@@ -270,6 +283,7 @@ impl Registry {
             ));
         };
         let successor = Arc::new(self.go_on(&cluster, beginning)?);
+        cluster.limit(&successor);
         let Some(replaced) = cluster.succeed_to(&successor) else {
             successor.end();
             return Err(unknown(name, Severity::Error));

@@ -44,6 +44,8 @@ pub struct FrozenTree {
     pub(super) nodes: InoMap<Arc<Node>>,
     /// The number that the next new inode gets.
     pub(super) next: Ino,
+    /// The sum of the lengths of all files.
+    pub(super) len_of_files: u64,
 }
 
 impl FrozenTree {
@@ -51,7 +53,12 @@ impl FrozenTree {
     #[must_use]
     pub fn empty() -> Arc<Self> {
         let root = Node::new(Kind::Directory(Directory::new(ROOT)), 0o777);
-        Arc::new(Self { nodes: InoMap::from_iter([(ROOT, Arc::new(root))]), next: Ino(ROOT.0 + 1) })
+        Self::new(InoMap::from_iter([(ROOT, Arc::new(root))]), Ino(ROOT.0 + 1))
+    }
+
+    pub(super) fn new(nodes: InoMap<Arc<Node>>, next: Ino) -> Arc<Self> {
+        let len_of_files = nodes.values().map(|node| node.len()).sum();
+        Arc::new(Self { nodes, next, len_of_files })
     }
 
     /// The number of inodes: files, directories, links and devices.

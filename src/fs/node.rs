@@ -184,6 +184,17 @@ impl Node {
         Stat { ino, mode: self.mode(), size, device, attributes: self.attributes }
     }
 
+    /// The length of a regular file; 0 for everything else.
+    #[must_use]
+    pub(super) fn len(&self) -> u64 {
+        match &self.kind {
+            Kind::File(content) => content.len(),
+            Kind::Stored(stored) => stored.len,
+            Kind::Shared(object) => object.len(),
+            _ => 0,
+        }
+    }
+
     /// Approximate number of bytes that this node holds and does not share with other trees.
     #[must_use]
     pub fn private_bytes(&self) -> usize {

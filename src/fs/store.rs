@@ -177,9 +177,9 @@ impl FrozenTree {
                 return Err(StoreError::Inconsistent("an inode number is used twice"));
             }
         }
-        let tree = Self { nodes, next: stored.next };
+        let tree = Self::new(nodes, stored.next);
         tree.check_names()?;
-        Ok(Arc::new(tree))
+        Ok(tree)
     }
 
     /// Checks that every name has an inode.

@@ -9,13 +9,15 @@ use super::{
     mount::Mount,
     node::{Access, Ino, Kind, Node, Timestamp},
 };
+use crate::quota::Quota;
 
 mod freezing;
+mod sizes;
+
+use sizes::{Counted, Sizes};
 
 /// The largest length a file can have, in bytes.
 pub(super) const MAX_LEN: u64 = i64::MAX as u64;
-/// Approximate number of bytes of a slot in the overlay besides the node.
-const SLOT_COST: usize = 32;
 
 /// The state of an inode in the overlay.
 #[derive(Clone, Debug)]
@@ -37,7 +39,11 @@ pub struct Tree {
     next: Ino,
     /// The number of open file descriptions and working directories, of all sessions, that refer to an inode.
     opens: InoMap<u32>,
-    private_bytes: usize,
+    sizes: Sizes,
+    /// [`FrozenTree::len_of_files`] of the base that the tree began with.
+    len_at_beginning: u64,
+    /// What counts against the quota of the cluster.
+    counted: Counted,
     /// The directory whose files outlive the program, if there is one.
     pub(super) mount: Option<Mount>,
 }
@@ -58,12 +64,15 @@ impl Tree {
     /// A tree that starts as `base`. The time does not depend on the number of files.
     #[must_use]
     pub fn from_frozen(base: Arc<FrozenTree>) -> Self {
+        let len_at_beginning = base.len_of_files;
         Self {
             next: base.next,
             base,
             overlay: InoMap::default(),
             opens: InoMap::default(),
-            private_bytes: 0,
+            sizes: Sizes { files: len_at_beginning, ..Sizes::default() },
+            len_at_beginning,
+            counted: Counted::new(&Quota::unlimited()),
             mount: None,
         }
     }
@@ -71,7 +80,7 @@ impl Tree {
     /// Approximate number of bytes that only this tree holds: changed chunks, changed nodes. Constant time.
     #[must_use]
     pub fn private_bytes(&self) -> usize {
-        self.private_bytes
+        self.sizes.private
     }
 
     /// The number of inode numbers that were assigned.
@@ -100,16 +109,21 @@ impl Tree {
             hash_map::Entry::Vacant(vacant) => {
                 let node = self.base.nodes.get(&ino).ok_or(Errno::ENOENT)?;
                 let slot = Slot::Changed(Node::clone(node));
-                self.private_bytes += held_by(&slot);
+                // The file's length is counted in the base already.
+                self.sizes = self.sizes.and(Sizes { files: 0, ..Sizes::of(&slot) });
                 vacant.insert(slot)
             }
         };
-        let before = held_by(slot);
+        let before = Sizes::of(slot);
         let Slot::Changed(node) = slot else {
             return Err(Errno::ENOENT);
         };
         let result = change(node);
-        self.private_bytes = (self.private_bytes + held_by(slot)).saturating_sub(before);
+        let after = Sizes::of(slot);
+        if after != before {
+            self.sizes = self.sizes.and(after).without(before);
+            self.count();
+        }
         Ok(result)
     }
 
@@ -170,7 +184,7 @@ impl Tree {
         let ino = self.next;
         self.next.0 += 1;
         let slot = Slot::Changed(node);
-        self.private_bytes += held_by(&slot);
+        self.sizes = self.sizes.and(Sizes::of(&slot));
         self.overlay.insert(ino, slot);
         self.change_directory(parent, |directory| directory.insert(name, ino))?;
         Ok(ino)
@@ -372,19 +386,12 @@ impl Tree {
             return;
         }
         if let Some(slot) = self.overlay.remove(&ino) {
-            self.private_bytes = self.private_bytes.saturating_sub(held_by(&slot));
+            self.sizes = self.sizes.without(Sizes::of(&slot));
         }
         if self.base.nodes.contains_key(&ino) {
-            self.private_bytes += held_by(&Slot::Gone);
+            self.sizes = self.sizes.and(Sizes::of(&Slot::Gone));
             self.overlay.insert(ino, Slot::Gone);
         }
-    }
-}
-
-/// The number of bytes that a slot of the overlay holds.
-fn held_by(slot: &Slot) -> usize {
-    match slot {
-        Slot::Changed(node) => SLOT_COST + node.private_bytes(),
-        Slot::Gone => SLOT_COST,
+        self.count();
     }
 }

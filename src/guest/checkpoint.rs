@@ -15,12 +15,24 @@ use crate::{
     protocol::error_response::sqlstate,
 };
 
-/// The WAL of a process that has its cluster alone, since the last checkpoint that the host has had it make.
+/// The WAL that a process has begun.
 #[derive(Debug, Default)]
-pub(crate) struct OwnWal {
+pub(crate) struct Wal {
+    /// The segments since the last checkpoint that the host has had it make, if it has its cluster alone.
     begun: u32,
-    /// Whether it has so many segments that the next checkpoint is due.
+    /// Whether they are so many that the next checkpoint is due.
     pub(crate) is_checkpoint_due: bool,
+    /// Whether the process makes a checkpoint.
+    pub(crate) is_in_checkpoint: bool,
+    /// Whether it writes no more WAL before a checkpoint has removed some.
+    must_wait: bool,
+}
+
+impl Wal {
+    /// The process makes the checkpoint that is due.
+    pub(crate) fn begin_checkpoint(&mut self) {
+        *self = Self { is_in_checkpoint: true, ..Self::default() };
+    }
 }
 
 /// Requests a checkpoint, and waits for it if `flags` contain that. An interrupt ends the wait like an SQL error.
@@ -34,6 +46,9 @@ pub(super) fn request(mut caller: Caller<'_, Guest>, flags: i32) -> wasmtime::Re
 /// The process begins a WAL segment. If the number of segments since the last checkpoint reaches the limit, it
 /// requests the next checkpoint (`XLogCheckpointNeeded` and `CalculateCheckpointSegments`). A process that has its
 /// cluster alone makes that itself, after its client's message.
+///
+/// If the segments since then have all of `max_wal_size`, which a long statement writes faster than the checkpointer
+/// works, it waits for the checkpoint at its next check for interrupts ([`wait_if_due`]).
 ///
 /// # Errors
 /// When the guest traps.
@@ -52,13 +67,43 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     };
     let [megabytes, segment_size, target] =
         ["max_wal_size", "wal_segment_size", "checkpoint_completion_target"].map(|name| number(caller, name));
-    let allowed = megabytes? * f64::from(1 << 20) / segment_size? / (1.0 + target?);
+    let most = megabytes? * f64::from(1 << 20) / segment_size?;
+    let allowed = most / (1.0 + target?);
+    if f64::from(begun) >= most && !caller.data().is_own_process() {
+        let guest = caller.data_mut();
+        guest.wal.must_wait = true;
+        guest.signals.interrupt();
+    }
     if f64::from(begun) >= allowed.floor().max(1.0) - 1.0 {
         match &caller.data().seat {
             Some(_) => ask(caller, checkpoint::CAUSE_XLOG)?,
             None => caller.data_mut().wal.is_checkpoint_due = true,
         }
     }
+    Ok(())
+}
+
+/// Waits for the checkpoint that has to remove WAL before more is written, or makes it if there is no checkpointer. The
+/// caller has checked that the process may handle interrupts.
+///
+/// # Errors
+/// As [`request`].
+pub(super) fn wait_if_due(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    let guest = caller.data_mut();
+    if !std::mem::take(&mut guest.wal.must_wait) {
+        return Ok(());
+    }
+    if guest.seat.is_some() {
+        return ask(caller, checkpoint::IMMEDIATE | checkpoint::FORCE | checkpoint::WAIT);
+    }
+    guest.wal.begin_checkpoint();
+    // What it does is no part of the statement that a timeout ends. An error sets the count to 0.
+    let holdoff = caller.data().facts.address("InterruptHoldoffCount")?;
+    memory::write_u32(memory::of(caller)?.0, holdoff, 1)?;
+    let made = call::<i32, i32>(caller, "CreateCheckPoint", (checkpoint::IMMEDIATE | checkpoint::FORCE).cast_signed());
+    caller.data_mut().wal.is_in_checkpoint = false;
+    made?;
+    memory::write_u32(memory::of(caller)?.0, holdoff, 0)?;
     Ok(())
 }
 

@@ -94,13 +94,14 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
 fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     deliver(caller)?;
     let (memory, guest) = memory::of(caller)?;
-    let Some(seat) = guest.seat.as_mut().filter(|seat| seat.others_wait()) else { return Ok(()) };
     for counter in ["InterruptHoldoffCount", "CritSectionCount"] {
         let address = guest.facts.address(counter)?;
         if memory::read_u32(memory, address)? != 0 {
             return Ok(());
         }
     }
+    checkpoint::wait_if_due(caller)?;
+    let Some(seat) = caller.data_mut().seat.as_mut().filter(|seat| seat.others_wait()) else { return Ok(()) };
     seat.end_turn();
     seat.take_turn()?;
     deliver(caller)?;

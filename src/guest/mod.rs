@@ -12,6 +12,7 @@ mod commands;
 mod conversion;
 mod dylink;
 mod entropy;
+mod growth;
 mod heap;
 mod instance;
 mod interrupts;
@@ -36,7 +37,7 @@ use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
 use crate::{
     clock::Clock,
-    cluster::{Region, Seat, Signals},
+    cluster::{Priority, Region, Seat, Signals},
     fs::Files,
     instrument::Facts,
     random::Entropy,
@@ -44,10 +45,10 @@ use crate::{
 
 pub(crate) use authentication::AUTHENTICATION_OK;
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
-pub(crate) use checkpoint::OwnWal;
 pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use entropy::seed_prng;
+pub(crate) use growth::Growth;
 pub(crate) use instance::Exports;
 pub(crate) use interrupts::deliver;
 pub(crate) use net::encode_socket_address;
@@ -88,13 +89,15 @@ pub(crate) struct Guest {
     pub(crate) timers: Timers,
     /// Its seat in a cluster that it shares with other sessions.
     pub(crate) seat: Option<Seat>,
-    /// WAL of a guest without other processes.
-    pub(crate) wal: OwnWal,
+    /// The WAL that it has begun.
+    pub(crate) wal: checkpoint::Wal,
     before_fork: Option<BeforeFork>,
     /// The anonymous mappings that it has made, before its first fork.
     pub(crate) anonymous: Vec<Region>,
     /// Whether it is between two messages, where there is no statement to cancel.
     pub(crate) is_idle: bool,
+    /// What its memory and its table have grown by.
+    pub(crate) growth: Growth,
     /// The size of the linear memory in bytes, for other threads; 0 before the instance is complete.
     pub(crate) memory_size: Arc<AtomicUsize>,
     /// The start of the host's last call into it on the native stack.
@@ -131,6 +134,8 @@ impl Guest {
             wasi.env(name, value);
         }
         let callbacks: u64 = CALLBACKS.iter().map(|(_, names)| names.len() as u64).sum();
+        let is_own_process = setup.seat.as_ref().is_some_and(|seat| seat.priority() == Priority::Background);
+        let growth = Growth::new(setup.files.tree().lock().quota(), is_own_process);
         let signals = setup.seat.as_ref().map_or_else(Arc::default, |seat| seat.signals().clone());
         Ok(Self {
             wasi: wasi.build_p1(),
@@ -146,13 +151,14 @@ impl Guest {
             native_stack: NativeStack::default(),
             signals,
             seat: setup.seat,
-            wal: OwnWal::default(),
+            wal: checkpoint::Wal::default(),
             clock: setup.clock,
             entropy: setup.entropy,
             followed_beginnings: 0,
             before_fork: setup.before_fork,
             anonymous: Vec::new(),
             is_idle: false,
+            growth,
             memory_size: Arc::default(),
         })
     }

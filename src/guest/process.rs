@@ -39,9 +39,9 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                 return Ok(0);
             }
             // A fifth more than the current size, but at most 96 MiB more than requested; less if that much is not
-            // available.
-            for cut_down in [1, 2, 4] {
-                let overgrown = (current + current / (5 * cut_down)).min(requested + (96 << 20));
+            // available, and in the end what was requested.
+            for more in [current / 5, current / 10, current / 20, 0] {
+                let overgrown = (current + more).min(requested + (96 << 20));
                 let size = requested.max(overgrown).next_multiple_of(PAGE).min(HEAP_MAX.into());
                 if memory.grow(&mut caller, (size.saturating_sub(current)).div_ceil(PAGE)).is_ok() {
                     caller.data().memory_size.store(memory.data_size(&caller), Ordering::Relaxed);

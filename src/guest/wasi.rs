@@ -56,12 +56,9 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     Ok(())
 }
 
-fn answer(
-    caller: &mut Caller<'_, Guest>,
-    call: impl FnOnce(&mut [u8], &mut Files) -> WasiResult,
-) -> wasmtime::Result<i32> {
+fn answer(caller: &mut Caller<'_, Guest>, call: impl Fn(&mut [u8], &mut Files) -> WasiResult) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(caller)?;
-    Ok(call(memory, &mut guest.files).map_or_else(Errno::number, |()| 0))
+    Ok(guest.within_quota(memory, call).map_or_else(Errno::number, |()| 0))
 }
 
 fn fdstat_get(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> WasiResult {

@@ -19,10 +19,13 @@ use crate::{
         relay::{Relay, close_options},
     },
     protocol::error_response::{ErrorResponse, sqlstate},
+    quota::Limits,
     session::{Control, Mode, cancel::Interrupt},
 };
 
 mod requests;
+
+use requests::limits;
 
 /// How many ids of closed connections are remembered. Frames for them were sent before the parent knew of the close,
 /// so they are ignored.
@@ -57,6 +60,7 @@ struct Wanted {
     mode: Mode,
     cluster: Option<String>,
     template: Option<String>,
+    limits: Limits,
     is_trusted: bool,
     endpoints: Endpoints,
     certificate: Option<ClientCertificate>,
@@ -129,6 +133,12 @@ impl Router {
         if template.is_some() && mode == Mode::Shared {
             return Err(invalid("a template is for mode isolated; open the connection with that".to_owned()));
         }
+        let limits = limits(&options)?;
+        if limits != Limits::default() && (cluster.is_some() || mode == Mode::Shared) {
+            return Err(invalid(
+                "limits are for connections in mode isolated; a cluster gets them when it is made".to_owned(),
+            ));
+        }
         let is_encrypted = flag(&options, "encrypted")?;
         let endpoints = Endpoints::new(endpoint(&options, "peer")?, endpoint(&options, "local")?);
         let endpoints = Endpoints { is_encrypted, ..endpoints };
@@ -136,12 +146,12 @@ impl Router {
             .get("certificate")
             .map(|name| ClientCertificate { common_name: Some(name.to_owned()).filter(|name| !name.is_empty()) });
         let is_trusted = flag(&options, "trusted")?;
-        Ok(Wanted { mode, cluster, template, is_trusted, endpoints, certificate })
+        Ok(Wanted { mode, cluster, template, limits, is_trusted, endpoints, certificate })
     }
 
     fn start(self: &Arc<Self>, id: u32, wanted: Wanted) -> Result<(), ErrorResponse> {
-        let Wanted { mode, cluster, template, is_trusted, endpoints, certificate } = wanted;
-        let opening = Opening { id, mode, cluster, template, is_trusted, log: self.log().of_connection(id) };
+        let Wanted { mode, cluster, template, limits, is_trusted, endpoints, certificate } = wanted;
+        let opening = Opening { id, mode, cluster, template, limits, is_trusted, log: self.log().of_connection(id) };
         let router = self.clone();
         // Locked until the entry is inserted, so that a connection that ends at once can remove it.
         let mut table = self.table.lock();

@@ -3,6 +3,7 @@
 use crate::{
     clock::ClockSetting,
     protocol::error_response::{ErrorResponse, sqlstate},
+    quota::Limits,
 };
 
 /// A task for a session. It is done between two commands of its client, after everything that the client had sent
@@ -18,6 +19,8 @@ pub enum Task {
         name: String,
         /// The caller's key, which is kept with the template, such as a hash of what it was made from.
         key: Option<String>,
+        /// The limits of clusters that are copies of it.
+        limits: Limits,
     },
     /// Choose something for the session's cluster.
     Choose(Choice),

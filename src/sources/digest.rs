@@ -29,8 +29,9 @@ pub(crate) const ABOVE: [&str; 14] = [
     "stop",
 ];
 
-/// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory and logging.
-pub(crate) const ASIDE: [&str; 2] = ["engine/cache", "log"];
+/// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory, logging and
+/// quotas.
+pub(crate) const ASIDE: [&str; 3] = ["engine/cache", "log", "quota"];
 
 /// Parts within other parts that are in another list.
 const INNER: [&str; 3] = ["backend/program", "engine/artefact", "engine/cache"];

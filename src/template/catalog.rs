@@ -30,6 +30,7 @@ use crate::{
     fs::{Console, FrozenTree, Tree, open_bundle},
     icu::IcuData,
     log::{LineConsole, LogSink},
+    quota::Limits,
     sources::{self, hex_digest},
 };
 
@@ -56,6 +57,8 @@ pub(crate) struct Template {
     pub(crate) name: String,
     /// The database in it, which its clones are connected to.
     pub(crate) database: String,
+    /// The limits of clusters that are copies of it.
+    pub(crate) limits: Limits,
     pub(crate) snapshot: Snapshot,
     _in_use: InUse,
 }
@@ -192,6 +195,11 @@ impl Templates {
         self.shelf.label(name).ok().flatten().map(|label| label.database)
     }
 
+    /// The limits of clusters that are copies of the template `name`; none if there is no such template.
+    pub(crate) fn limits(&self, name: &str) -> Limits {
+        self.shelf.limits(name).unwrap_or_default()
+    }
+
     /// The files of a copy of the template `name` that was shut down, from which a cluster can be started.
     ///
     /// # Errors
@@ -206,11 +214,13 @@ impl Templates {
     fn open_or_build(&self, name: &str, lock: &Lock) -> Result<Template, TemplateError> {
         let label = match self.shelf.label(name) {
             Ok(Some(label)) => label,
-            Ok(None) if name == DEFAULT => return Ok(self.build(lock, name, &Recipe::empty(DEFAULT))?),
+            Ok(None) if name == DEFAULT => {
+                return Ok(self.build(lock, name, &Recipe::empty(DEFAULT), Limits::default())?);
+            }
             Ok(None) => return Err(TemplateError::Unknown(name.to_owned())),
             Err(error) if name == DEFAULT => {
                 tracing::warn!("building the template {name:?} again, because {error:#}");
-                return Ok(self.build(lock, name, &Recipe::empty(DEFAULT))?);
+                return Ok(self.build(lock, name, &Recipe::empty(DEFAULT), Limits::default())?);
             }
             Err(error) => return Err(unusable(name, error).into()),
         };
@@ -223,7 +233,7 @@ impl Templates {
             tracing::info!("building the template {name:?} again, because the program has changed since");
         }
         match self.shelf.recipe(name) {
-            Ok(Some(recipe)) => Ok(self.build(lock, name, &recipe)?),
+            Ok(Some(recipe)) => Ok(self.build(lock, name, &recipe, self.shelf.limits(name)?)?),
             Ok(None) => Ok(self.build_from_own_files(lock, label)?),
             Err(error) => Err(unusable(name, error).into()),
         }
@@ -235,15 +245,17 @@ impl Templates {
         let in_use = self.shelf.hold(&label.name)?.with_context(|| format!("{} is gone", directory.display()))?;
         self.shelf.check_built(&label.name)?;
         let snapshot = Snapshot::open(&self.program, &directory)?;
-        Ok(Template { name: label.name.clone(), database: label.database.clone(), snapshot, _in_use: in_use })
+        let (name, database, limits) = (label.name.clone(), label.database.clone(), self.shelf.limits(&label.name)?);
+        Ok(Template { name, database, limits, snapshot, _in_use: in_use })
     }
 
-    /// Builds the template `name` from `recipe`, replacing one of the same name.
+    /// Builds the template `name` from `recipe`, replacing one of the same name. `limits` are those of clusters that are
+    /// copies of it.
     ///
     /// # Errors
     /// Those of its SQL, and when the cache cannot be written.
-    pub fn prepare(&self, name: &str, recipe: &Recipe) -> anyhow::Result<()> {
-        self.build(&self.shelf.lock(name)?, name, recipe).map(drop)
+    pub fn prepare(&self, name: &str, recipe: &Recipe, limits: Limits) -> anyhow::Result<()> {
+        self.build(&self.shelf.lock(name)?, name, recipe, limits).map(drop)
     }
 
     /// Makes the template `name` from the files of a cluster that has `database`, replacing one of the same name.
@@ -257,22 +269,24 @@ impl Templates {
         name: &str,
         database: &str,
         key: Option<&str>,
+        limits: Limits,
         files: &Arc<FrozenTree>,
     ) -> anyhow::Result<()> {
         let label = self.label(name, database, key);
-        self.build_from_files(&self.shelf.lock(name)?, &label, None, files, &ProgressBar::hidden()).map(drop)
+        self.build_from_files(&self.shelf.lock(name)?, &label, None, limits, files, &ProgressBar::hidden()).map(drop)
     }
 
     fn label(&self, name: &str, database: &str, key: Option<&str>) -> Label {
         Label { name: name.to_owned(), database: database.to_owned(), key: key.map(str::to_owned), program: self.key() }
     }
 
-    fn build(&self, lock: &Lock, name: &str, recipe: &Recipe) -> anyhow::Result<Template> {
+    fn build(&self, lock: &Lock, name: &str, recipe: &Recipe, limits: Limits) -> anyhow::Result<Template> {
         let cluster = self.cluster()?;
         let progress = spinner(&format!("preparing the template {name}"));
         let files = on_wasm_stack(|| self.builder(&progress).follow(recipe, &cluster))?;
         let built = files.and_then(|files| {
-            self.build_from_files(lock, &self.label(name, &recipe.database, None), Some(recipe), &files, &progress)
+            let label = self.label(name, &recipe.database, None);
+            self.build_from_files(lock, &label, Some(recipe), limits, &files, &progress)
         });
         progress.finish_and_clear();
         built
@@ -284,8 +298,9 @@ impl Templates {
             .check_files(&label.name)
             .and_then(|()| Snapshot::open_files(&self.shelf.path(&label.name)))
             .map_err(|error| unusable(&label.name, error))?;
+        let limits = self.shelf.limits(&label.name)?;
         let label = Label { program: self.key(), ..label };
-        self.build_from_files(lock, &label, None, &files, &ProgressBar::hidden())
+        self.build_from_files(lock, &label, None, limits, &files, &ProgressBar::hidden())
     }
 
     fn build_from_files(
@@ -293,12 +308,15 @@ impl Templates {
         lock: &Lock,
         label: &Label,
         recipe: Option<&Recipe>,
+        limits: Limits,
         files: &Arc<FrozenTree>,
         progress: &ProgressBar,
     ) -> anyhow::Result<Template> {
         progress.set_message(format!("starting the template {}", label.name));
         self.shelf
-            .publish(lock, label, recipe, |directory| self.builder(progress).capture(files, &label.database, directory))
+            .publish(lock, label, recipe, limits, |directory| {
+                self.builder(progress).capture(files, &label.database, directory)
+            })
             .with_context(|| format!("the template {:?} cannot be built", label.name))?;
         self.open_built(label)
     }

@@ -17,11 +17,14 @@ use serde::{Deserialize, Serialize};
 use super::{DEFAULT, recipe::Recipe, record, snapshot};
 use crate::{
     engine::cache::{Cache, InUse, Lock, SealError, Usage, size_on_disk},
+    quota::Limits,
     sources::hex_digest,
 };
 
 const LABEL: &str = "label";
 const RECIPE: &str = "recipe";
+/// Only there if there are limits.
+const LIMITS: &str = "limits";
 
 /// What a template is, without its contents.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -201,15 +204,32 @@ impl Shelf {
         lock: &Lock,
         label: &Label,
         recipe: Option<&Recipe>,
+        limits: Limits,
         fill: impl FnOnce(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<PathBuf> {
         self.directory.publish_directory(lock, |directory| {
             fill(directory)?;
+            if limits != Limits::default() {
+                record::write_with_copy(&directory.join(LIMITS), &(limits.memory, limits.disk))?;
+            }
             if let Some(recipe) = recipe {
                 record::write_with_copy(&directory.join(RECIPE), recipe)?;
             }
             record::write_with_copy(&directory.join(LABEL), label)
         })
+    }
+
+    /// The limits of clusters that are copies of the template `name`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(super) fn limits(&self, name: &str) -> anyhow::Result<Limits> {
+        let path = self.path(name).join(LIMITS);
+        if !path.exists() {
+            return Ok(Limits::default());
+        }
+        let (memory, disk) = record::read_with_copy(&path)?;
+        Ok(Limits { memory, disk })
     }
 
     /// Keeps the template `name` from being removed for not being used; `None` when there is none.
@@ -279,7 +299,11 @@ mod tests {
     fn put(shelf: &Shelf, name: &str, database: &str, recipe: Option<&Recipe>) {
         let label = Label { name: name.into(), database: database.into(), key: None, program: "p".into() };
         let lock = shelf.lock(name).unwrap();
-        shelf.publish(&lock, &label, recipe, |directory| Ok(fs::write(directory.join("x"), [1; 5000])?)).unwrap();
+        shelf
+            .publish(&lock, &label, recipe, Limits::default(), |directory| {
+                Ok(fs::write(directory.join("x"), [1; 5000])?)
+            })
+            .unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ use pglite_port::{
     databases::Settings,
     log::LogSink,
     protocol::error_response::ErrorResponse,
+    quota::Limits,
     session::{Control, Mode, Outcome, PendingTask, Task},
 };
 
@@ -100,11 +101,13 @@ pub struct Connect<'a> {
     pub cluster: Option<&'a str>,
     pub template: Option<&'a str>,
     pub parameters: &'a [(&'a str, &'a str)],
+    pub limits: Limits,
 }
 
 impl Default for Connect<'_> {
     fn default() -> Self {
-        Self { id: 1, mode: Mode::Isolated, cluster: None, template: None, parameters: &[("user", "postgres")] }
+        let (mode, parameters, limits) = (Mode::Isolated, &[("user", "postgres")], Limits::default());
+        Self { id: 1, mode, cluster: None, template: None, parameters, limits }
     }
 }
 
@@ -123,6 +126,7 @@ impl Local {
             mode: connect.mode,
             cluster: connect.cluster.map(str::to_owned),
             template: connect.template.map(str::to_owned),
+            limits: connect.limits,
             is_trusted: false,
             log,
         };
@@ -183,7 +187,8 @@ impl Local {
 
     /// Makes a template with that name from its cluster.
     pub fn freeze(&self, name: &str) {
-        self.perform(Task::Freeze { name: name.to_owned(), key: None }).expect("it is frozen");
+        self.perform(Task::Freeze { name: name.to_owned(), key: None, limits: Limits::default() })
+            .expect("it is frozen");
     }
 
     /// Resets its cluster to its template.

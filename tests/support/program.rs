@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -11,6 +12,8 @@ use std::{
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use super::PATIENCE;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_pglite-port");
 
 /// A running `pglite-port`; dropping it kills it.
 pub struct Program {
@@ -23,10 +26,21 @@ pub struct Program {
 impl Program {
     /// Runs it with these arguments.
     pub fn spawn(arguments: &[&str]) -> Self {
+        Self::run(Command::new(PROGRAM), arguments)
+    }
+
+    /// Runs it with these arguments in the control group whose processes are in the file `processes`.
+    pub fn spawn_within(processes: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).args([processes, Path::new(PROGRAM)]);
+        Self::run(command, arguments)
+    }
+
+    fn run(mut command: Command, arguments: &[&str]) -> Self {
         // One cache for all tests, so that only the first test compiles.
         let cache = ["--cache-dir", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache")];
         let cache: &[&str] = if arguments.contains(&cache[0]) { &[] } else { &cache };
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pglite-port"))
+        let mut child = command
             .args(arguments)
             .args(cache)
             .env("PGLITE_PORT_LOG", "info")

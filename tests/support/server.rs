@@ -72,7 +72,15 @@ impl Server {
     /// Starts one with these arguments.
     pub fn with(arguments: &[&str]) -> Self {
         let anywhere: &[&str] = if arguments.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
-        let mut program = Program::spawn(&[&["serve"], anywhere, arguments].concat());
+        Self::of(Program::spawn(&[&["serve"], anywhere, arguments].concat()))
+    }
+
+    /// Starts one with these arguments in the control group whose processes are in that file.
+    pub fn within(processes: &Path, arguments: &[&str]) -> Self {
+        Self::of(Program::spawn_within(processes, &[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()))
+    }
+
+    fn of(mut program: Program) -> Self {
         let url = program.first_line();
         let address = url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
         let address = address.unwrap_or_else(|| panic!("no URL: {url:?} {:?}", program.wait_for_stderr())).to_owned();

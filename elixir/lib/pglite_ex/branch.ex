@@ -43,7 +43,7 @@ defmodule PgliteEx.Branch do
   `3D000`.
   """
 
-  alias PgliteEx.{Branches, Channel, Error, Options, Parts, Readiness, Server, Telemetry}
+  alias PgliteEx.{Branches, Channel, Error, Limits, Options, Parts, Readiness, Server, Telemetry}
 
   @enforce_keys [:server, :name, :database]
   defstruct [:server, :name, :database]
@@ -64,6 +64,8 @@ defmodule PgliteEx.Branch do
     data: nil,
     name: nil,
     settings: [],
+    memory_limit: nil,
+    disk_limit: nil,
     owner: nil,
     database: nil
   ]
@@ -81,6 +83,7 @@ defmodule PgliteEx.Branch do
     request =
       [{"name", name}, {Atom.to_string(kind), from}] ++
         for(path <- path!(options), do: {"data", path}) ++
+        Limits.frame_options(options) ++
         for {key, value} <- settings!(options), do: {"set", "#{key}=#{value}"}
 
     database = text!(options, :database)

@@ -49,7 +49,7 @@ defmodule PgliteEx.Gate do
   def freeze(gate, name, key \\ nil) do
     case identities(gate) do
       [] -> {:error, %Error{code: "08003", message: "no connection to freeze is open"}}
-      [oldest | _] -> Template.freeze_identity(oldest, name, key)
+      [oldest | _] -> Template.freeze_identity(oldest, name, key: key)
     end
   end
 

@@ -69,6 +69,8 @@ defmodule PgliteEx.Options do
     * `:max_connections` – how many sessions a shared cluster takes at once, and how many connections
       there can be in mode `:isolated`, where the default is as many as the system allows; one more gets
       SQLSTATE `53300`.
+    * `:memory_limit` – the memory of the program; `:cluster_memory_limit` and `:cluster_disk_limit` – those of
+      every cluster that has no limits of its own: see `PgliteEx.Limits`.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
       list: `[work_mem: "16MB", jit: "off"]`.
     * `:executable` – the path of `pglite-port`. Default: the environment variable `PGLITE_PORT`, or
@@ -87,7 +89,7 @@ defmodule PgliteEx.Options do
   Where no default is named, the program has one: see `pglite-port port --help`.
   """
 
-  alias PgliteEx.Password
+  alias PgliteEx.{Limits, Password}
 
   @enforce_keys [:listen]
   defstruct name: nil,
@@ -108,6 +110,9 @@ defmodule PgliteEx.Options do
             on_data_loss: nil,
             shutdown_timeout: 5_000,
             max_connections: nil,
+            memory_limit: nil,
+            cluster_memory_limit: nil,
+            cluster_disk_limit: nil,
             settings: [],
             executable: nil,
             pglite_dir: nil,
@@ -140,6 +145,9 @@ defmodule PgliteEx.Options do
           on_data_loss: :restart | :stop,
           shutdown_timeout: non_neg_integer,
           max_connections: nil | pos_integer,
+          memory_limit: nil | Limits.size(),
+          cluster_memory_limit: nil | Limits.size(),
+          cluster_disk_limit: nil | Limits.size(),
           settings: [{atom, String.t() | number | boolean}],
           executable: nil | Path.t(),
           pglite_dir: nil | Path.t(),
@@ -160,6 +168,9 @@ defmodule PgliteEx.Options do
     :warm,
     :data,
     :max_connections,
+    :memory_limit,
+    :cluster_memory_limit,
+    :cluster_disk_limit,
     :executable,
     :pglite_dir,
     :cache_dir,
@@ -415,6 +426,13 @@ defmodule PgliteEx.Options do
 
   defp validate!(:max_connections, count),
     do: refuse!(:max_connections, count, "a number of connections, 1 or more")
+
+  defp validate!(:memory_limit, "none"), do: "none"
+
+  defp validate!(key, size)
+       when key in [:memory_limit, :cluster_memory_limit, :cluster_disk_limit] do
+    if Limits.size?(size), do: size, else: refuse!(key, size, Limits.allowed())
+  end
 
   defp validate!(:settings, settings) do
     if Keyword.keyword?(settings) and Enum.all?(Keyword.values(settings), &setting?/1),

@@ -19,6 +19,7 @@ defmodule PgliteEx.Template do
     Connection,
     Error,
     Fingerprint,
+    Limits,
     RawConnection,
     Telemetry,
     WasmPort,
@@ -57,23 +58,27 @@ defmodule PgliteEx.Template do
   Options:
 
     * `:key` – what the template is made from, as a string; `key/2` makes one of a repo and of files.
-      Without a key the template is made every time.
+      Without a key the template is made every time;
+    * `:memory_limit`, `:disk_limit` – those of the template's clones: see `PgliteEx.Limits`.
 
   With a key the template is made again when one of these has changed: the key; `fun`, by the code of its
-  module, or the file of its script, and the values that it has captured; the server's `:username` and
-  `:icu_data`; the version of the program. Other modules that `fun` calls are not noticed; a salt of
+  module, or the file of its script, and the values that it has captured; the limits; the server's `:username`
+  and `:icu_data`; the version of the program. Other modules that `fun` calls are not noticed; a salt of
   `key/2` is for these, or `key("lib/my_app/seeds.ex")`.
   """
-  @spec prepare(PgliteEx.server() | Branch.t(), String.t(), (keyword -> term), key: String.t()) ::
+  @spec prepare(PgliteEx.server() | Branch.t(), String.t(), (keyword -> term), keyword) ::
           {:ok, :built | :reused} | {:error, Error.t()}
   def prepare(server, name, fun, options \\ []) when is_binary(name) and is_function(fun, 1) do
-    key = options |> Keyword.validate!(key: nil) |> Keyword.fetch!(:key)
+    options = Keyword.validate!(options, [:key | Limits.keys()])
+    limits = Limits.frame_options(options)
+    key = options[:key]
     %{name: server_name, username: username} = Branch.options(server)
     metadata = %{server: server_name, name: name, key: key}
-    key = key && full_key(key, fun, username)
+    key = key && full_key(key, fun, username, limits)
+    options = Keyword.put(options, :key, key)
 
     Telemetry.span([:prepare], metadata, fn ->
-      case prepare_unless_there(server, name, key, fun) do
+      case prepare_unless_there(server, name, options, fun) do
         {:ok, result} -> {{:ok, result}, Map.merge(metadata, %{result: result, error: nil})}
         {:error, error} -> {{:error, error}, Map.merge(metadata, %{result: nil, error: error})}
       end
@@ -81,18 +86,20 @@ defmodule PgliteEx.Template do
   end
 
   # A part of the digest is enough to notice a change, and is listed with the templates.
-  defp full_key(key, fun, username) do
+  defp full_key(key, fun, username, limits) do
     <<digest::binary-size(8), _rest::binary>> =
-      :crypto.hash(:sha256, [Fingerprint.of(fun), username])
+      :crypto.hash(:sha256, [Fingerprint.of(fun), username | Enum.map(limits, &Tuple.to_list/1)])
 
     key <> "+" <> Base.encode16(digest, case: :lower)
   end
 
-  defp prepare_unless_there(server, name, key, fun) do
+  defp prepare_unless_there(server, name, options, fun) do
+    key = options[:key]
+
     with {:ok, templates} <- list(server) do
       if key != nil and Enum.any?(templates, &(&1.name == name and &1.key == key)),
         do: {:ok, :reused},
-        else: Workshop.build(Branch.options(server), name, key, fun)
+        else: Workshop.build(Branch.options(server), name, options, fun)
     end
   end
 
@@ -150,23 +157,23 @@ defmodule PgliteEx.Template do
   From then on isolated connections whose startup packet names that database are clones of it;
   the connection goes on. `{:error, %PgliteEx.Error{code: "55006"}}` while a transaction is open.
 
-  Options: `:key`, as in `prepare/4`.
+  Options: `:key`, `:memory_limit` and `:disk_limit`, as in `prepare/4`.
   """
-  @spec freeze(PgliteEx.connection(), String.t(), key: nil | String.t()) ::
-          :ok | {:error, Error.t()}
+  @spec freeze(PgliteEx.connection(), String.t(), keyword) :: :ok | {:error, Error.t()}
   def freeze(connection, name, options \\ []) when is_binary(name) do
-    key = options |> Keyword.validate!(key: nil) |> Keyword.fetch!(:key)
+    options = Keyword.validate!(options, [:key | Limits.keys()])
 
-    with {:ok, identity} <- identity(connection), do: freeze_identity(identity, name, key)
+    with {:ok, identity} <- identity(connection), do: freeze_identity(identity, name, options)
   end
 
   @doc false
-  @spec freeze_identity(Connection.identity(), String.t(), nil | String.t()) ::
-          :ok | {:error, Error.t()}
-  def freeze_identity(%{wasm_port: wasm_port, id: id, server: server}, name, key) do
+  @spec freeze_identity(Connection.identity(), String.t(), keyword) :: :ok | {:error, Error.t()}
+  def freeze_identity(%{wasm_port: wasm_port, id: id, server: server}, name, options) do
+    key = for key <- List.wrap(options[:key]), do: {"key", key}
+
     options =
-      [{"connection", Integer.to_string(id)}, {"name", name}] ++
-        for key <- List.wrap(key), do: {"key", key}
+      [{"connection", Integer.to_string(id)}, {"name", name} | key] ++
+        Limits.frame_options(options)
 
     settings = [timeout: @freeze_timeout, server: server]
     with {:ok, _reply} <- WasmPort.request(wasm_port, "freeze", options, settings), do: :ok

@@ -9,11 +9,11 @@ defmodule PgliteEx.Workshop do
   alias PgliteEx.{Error, Options, Parts, Password, Session}
 
   @doc """
-  Builds the template `name`. Whatever goes wrong is returned, and the server has ended by then.
+  Builds the template `name`, with the options of `PgliteEx.Template.freeze/3`. Whatever goes wrong is returned, and the server has ended by then.
   """
-  @spec build(Options.t(), String.t(), String.t() | nil, (keyword -> term)) ::
+  @spec build(Options.t(), String.t(), keyword, (keyword -> term)) ::
           {:ok, :built} | {:error, Error.t()}
-  def build(%Options{} = options, name, key, fun) do
+  def build(%Options{} = options, name, frozen, fun) do
     caller = self()
     callers = [caller | Process.get(:"$callers", [])]
 
@@ -21,7 +21,7 @@ defmodule PgliteEx.Workshop do
       spawn_monitor(fn ->
         Process.flag(:trap_exit, true)
         work = fn connection_opts -> run(fun, connection_opts, callers) end
-        result = options |> keep(name, key, work) |> without_password(options)
+        result = options |> keep(name, frozen, work) |> without_password(options)
         exit({:shutdown, {__MODULE__, result}})
       end)
 
@@ -32,7 +32,7 @@ defmodule PgliteEx.Workshop do
   end
 
   # A server of its own, so that nothing but the function leaves traces in the cluster.
-  defp keep(options, name, key, work) do
+  defp keep(options, name, frozen, work) do
     workshop_options =
       options
       |> Map.take([:executable, :pglite_dir, :cache_dir, :icu_data, :username, :log_level])
@@ -46,7 +46,7 @@ defmodule PgliteEx.Workshop do
       try do
         with {:ok, {before, _open}} <- in_session.(&state/1),
              :ok <- work.(PgliteEx.connection_opts(workshop)),
-             :ok <- in_session.(&freeze(&1, before, name, key)),
+             :ok <- in_session.(&freeze(&1, before, name, frozen)),
              do: {:ok, :built}
       after
         stop(workshop)
@@ -71,13 +71,13 @@ defmodule PgliteEx.Workshop do
          do: {:ok, {{xid, settings}, open}}
   end
 
-  defp freeze(session, before, name, key) do
+  defp freeze(session, before, name, frozen) do
     case state(session) do
       {:ok, {^before, _open}} ->
         {:error, refused(unchanged())}
 
       {:ok, {_changed, "0"}} ->
-        PgliteEx.freeze(session, name, key: key)
+        PgliteEx.freeze(session, name, frozen)
 
       {:ok, _open} ->
         {:error, refused("left a transaction open; end it with COMMIT")}

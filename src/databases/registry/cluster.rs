@@ -14,6 +14,7 @@ use super::super::{
 use crate::{
     administration::{ClusterOrigin, ClusterSummary, Lifetime},
     backend::ClusterSnapshot,
+    quota::Limits,
 };
 
 /// One cluster.
@@ -24,6 +25,7 @@ pub(super) struct Cluster {
     pub(super) settings: SharedSettings,
     /// Whether it has other settings than the default cluster, besides where it is kept.
     pub(super) has_own_settings: bool,
+    pub(super) limits: Limits,
     pub(super) made: SystemTime,
     /// Called when it has crashed and cannot be started again.
     pub(super) on_failure: Option<OnFailure>,
@@ -94,6 +96,11 @@ impl Cluster {
         }
     }
 
+    /// From now on `postmaster` keeps to the cluster's limits.
+    pub(super) fn limit(&self, postmaster: &Postmaster) {
+        postmaster.quota().limit(self.limits, || format!("the cluster {:?}", self.name));
+    }
+
     /// The database in it that its origin was made for.
     pub(super) fn database(&self) -> &str {
         self.database.get().map_or(DATABASE, String::as_str)
@@ -104,13 +111,18 @@ impl Cluster {
             Some(DataDirectory::Host(path)) => Some(path.clone()),
             _ => None,
         };
+        let running = self.running();
+        let (memory, disk) = running.as_ref().map_or((0, 0), |postmaster| postmaster.quota().used());
         ClusterSummary {
             name: self.name.clone(),
             origin: self.origin.clone(),
             data_directory,
             lifetime: self.lifetime,
-            connections: self.running().map_or(0, |postmaster| postmaster.connections()),
+            connections: running.map_or(0, |postmaster| postmaster.connections()),
             made: self.made,
+            memory,
+            disk,
+            limits: self.limits,
         }
     }
 }

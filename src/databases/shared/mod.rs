@@ -50,6 +50,7 @@ use crate::{
         boundary::TransactionStatus,
         error_response::{ErrorResponse, sqlstate},
     },
+    quota::{Limits, Quota},
     session::{Control, Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
     template::Templates,
 };
@@ -74,6 +75,7 @@ pub(crate) struct Postmaster {
     keeper: Arc<Keeper>,
     attached: Arc<Attached>,
     settings: SharedSettings,
+    quota: Arc<Quota>,
     /// The database of the session that was let in last.
     last_database: Mutex<String>,
     /// What branches were made from last.
@@ -152,7 +154,7 @@ impl Postmaster {
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
         let (keeper, log) = (Arc::new(Keeper::default()), launch.log.clone());
-        let settings = launch.settings.clone();
+        let (settings, quota) = (launch.settings.clone(), launch.files.lock().quota().clone());
         let work = {
             let keeper = keeper.clone();
             move || keeper.keep_running(&launch, captured, on_failure.as_ref())
@@ -170,6 +172,7 @@ impl Postmaster {
             keeper,
             attached: Arc::default(),
             settings,
+            quota,
             last_database: Mutex::new(DATABASE.to_owned()),
             branched: Mutex::default(),
             thread: Mutex::new(Some(thread)),
@@ -198,6 +201,11 @@ impl Postmaster {
         tree.mount(DATA_DIRECTORY.as_bytes(), opened.storage)
             .with_context(|| format!("the {data_directory} cannot be read"))?;
         Ok(tree)
+    }
+
+    /// What the cluster uses, and may.
+    pub(crate) fn quota(&self) -> &Arc<Quota> {
+        &self.quota
     }
 
     /// Adds a connection to those of the cluster; `None` if the cluster takes no more.
@@ -296,7 +304,9 @@ impl Postmaster {
         let (postmaster, database, transaction) = (self.clone(), database.to_owned(), transaction.clone());
         let work = move || {
             let outcome = match &pending.task {
-                Task::Freeze { name, key } => postmaster.freeze(&database, &transaction, name, key.as_deref()),
+                Task::Freeze { name, key, limits } => {
+                    postmaster.freeze(&database, &transaction, name, key.as_deref(), *limits)
+                }
                 Task::Reset => {
                     let message =
                         "a shared database has no template to be put back to; reset is for isolated connections";
@@ -314,12 +324,19 @@ impl Postmaster {
 
     /// Makes a template from the cluster as it is now; its clones serve connections to `database`.
     /// Transactions that are open are not part of it.
-    fn freeze(&self, database: &str, transaction: &TransactionStatus, name: &str, key: Option<&str>) -> Outcome {
+    fn freeze(
+        &self,
+        database: &str,
+        transaction: &TransactionStatus,
+        name: &str,
+        key: Option<&str>,
+        limits: Limits,
+    ) -> Outcome {
         if transaction.is_open() {
             return Err(ErrorResponse::freeze_in_transaction());
         }
         let files = self.branch()?;
-        Ok(self.templates.freeze(name, database, key, &files)?)
+        Ok(self.templates.freeze(name, database, key, limits, &files)?)
     }
 
     /// Has the cluster's checkpointer make a checkpoint, and waits for it.

@@ -111,7 +111,7 @@ impl Files {
     ///
     /// # Errors
     /// `EBADF` if `fd` is not open for writing, `EBUSY` if processes have mapped the file, `EFBIG`, `ESPIPE` if it
-    /// has no positions, `EPIPE`.
+    /// has no positions, `EPIPE`, `ENOSPC`.
     pub fn write(&mut self, fd: i32, position: Option<u64>, bytes: &[u8]) -> Result<usize, Errno> {
         let file = self.state.descriptors.file_mut(fd)?;
         if !file.flags.writable() {
@@ -123,9 +123,10 @@ impl Files {
             Object::Pipe(pipe, _) => return self.state.descriptors.pipe(pipe)?.write(bytes),
         };
         let mut tree = self.tree.lock();
-        let (len, stored) = match &tree.node(ino).ok_or(Errno::EBADF)?.kind {
-            Kind::File(content) => (content.len(), None),
-            Kind::Stored(stored) => (stored.len, Some(stored.file.clone().ok_or(Errno::EBADF)?)),
+        let node = tree.node(ino).ok_or(Errno::EBADF)?;
+        let stored = match &node.kind {
+            Kind::File(_) => None,
+            Kind::Stored(stored) => Some(stored.file.clone().ok_or(Errno::EBADF)?),
             Kind::Shared(_) => return Err(Errno::EBUSY),
             Kind::Device(device) => {
                 let device = *device;
@@ -135,8 +136,17 @@ impl Files {
             }
             _ => return Err(Errno::EISDIR),
         };
+        let len = node.len();
         let at = if file.flags.has(OpenFlags::APPEND) { len } else { position.unwrap_or(file.position) };
-        at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
+        let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
+        if !self.is_unlimited {
+            let added = end.saturating_sub(len);
+            let in_memory = match &node.kind {
+                Kind::File(content) => added + content.copied_by(at, bytes.len()),
+                _ => 0,
+            };
+            tree.check_room(in_memory, added, end)?;
+        }
         let count = if let Some(stored) = &stored {
             // Other processes may use the tree while the disk works.
             drop(tree);

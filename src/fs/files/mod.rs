@@ -47,6 +47,8 @@ pub struct Files {
     state: ProcessState,
     console: Box<dyn Console>,
     entropy: Arc<Entropy>,
+    /// Whether files may grow beyond the quota of the cluster.
+    is_unlimited: bool,
 }
 
 impl Files {
@@ -89,7 +91,7 @@ impl Files {
                 let _ = tree.retain(ROOT);
             }
         }
-        Self { tree, state, console, entropy: Arc::default() }
+        Self { tree, state, console, entropy: Arc::default(), is_unlimited: false }
     }
 
     /// A copy of the state for [`Files::resume`].
@@ -102,6 +104,11 @@ impl Files {
     #[must_use]
     pub fn tree(&self) -> &Arc<Mutex<Tree>> {
         &self.tree
+    }
+
+    /// Whether the process may let files grow beyond the quota of its cluster.
+    pub(crate) fn set_unlimited(&mut self, is_unlimited: bool) {
+        self.is_unlimited = is_unlimited;
     }
 
     /// Replaces the console of the process, and returns the previous one.

@@ -95,7 +95,7 @@ impl Files {
             None if location.trailing_slash => return Err(Errno::EISDIR),
             None => {
                 let node = Node::new(Kind::File(Content::default()), mode & !self.state.umask);
-                tree.create(location.parent, name(&location, Errno::EISDIR)?, node)?
+                self.create(&mut tree, location.parent, name(&location, Errno::EISDIR)?, node)?
             }
         };
         self.state.descriptors.open_node(&mut tree, ino, flags)
@@ -126,8 +126,38 @@ impl Files {
         Ok(())
     }
 
-    /// Sets the length of the file `ino`.
-    pub(super) fn cut(tree: &mut Tree, ino: Ino, len: u64) -> Result<(), Errno> {
+    /// Makes a new node, if there is room for it.
+    fn create(&self, tree: &mut Tree, parent: Ino, name: &[u8], node: Node) -> Result<Ino, Errno> {
+        if !self.is_unlimited {
+            tree.check_room((size_of::<Node>() + name.len()) as u64, 0, 0)?;
+        }
+        tree.create(parent, name, node)
+    }
+
+    /// Sets the length of the file `ino`, if there is room for that.
+    pub(super) fn resize(&self, tree: &mut Tree, ino: Ino, len: u64) -> Result<(), Errno> {
+        self.check_length(tree, ino, len)?;
+        Self::cut(tree, ino, len)
+    }
+
+    /// Checks that there is room for the file `ino` to have `len` bytes.
+    ///
+    /// # Errors
+    /// `ENOSPC`, `EFBIG`
+    pub(super) fn check_length(&self, tree: &Tree, ino: Ino, len: u64) -> Result<(), Errno> {
+        if len > MAX_LEN {
+            return Err(Errno::EFBIG);
+        }
+        let node = tree.node(ino).ok_or(Errno::ENOENT)?;
+        let added = len.saturating_sub(node.len());
+        if self.is_unlimited || added == 0 {
+            return Ok(());
+        }
+        tree.check_room(if matches!(node.kind, Kind::Stored(_)) { 0 } else { added }, added, len)
+    }
+
+    /// Sets the length of the file `ino`, whether there is room for that or not.
+    fn cut(tree: &mut Tree, ino: Ino, len: u64) -> Result<(), Errno> {
         if len > MAX_LEN {
             return Err(Errno::EFBIG);
         }
@@ -164,7 +194,7 @@ impl Files {
         let Place::Node(ino) = location.existing()? else { return Err(Errno::EINVAL) };
         tree.retain(ino)?;
         let opened = location.name.as_ref().map_or(Ok(()), |name| tree.open_stored(ino, location.parent, name));
-        let cut = opened.and_then(|()| Self::cut(&mut tree, ino, len));
+        let cut = opened.and_then(|()| self.resize(&mut tree, ino, len));
         tree.release(ino);
         cut
     }
@@ -212,7 +242,7 @@ impl Files {
         // The mode's nine bits and the sticky bit, without set-user-id and set-group-id, as in `mkdir(2)`.
         let mode = mode & 0o1777 & !self.state.umask;
         let node = Node::new(Kind::Directory(Directory::new(location.parent)), mode);
-        tree.create(location.parent, name, node).map(|_| ())
+        self.create(&mut tree, location.parent, name, node).map(|_| ())
     }
 
     /// Makes a symbolic link.
@@ -230,7 +260,7 @@ impl Files {
             return Err(Errno::ENOENT);
         }
         let node = Node::new(Kind::Symlink(Arc::from(target)), 0o777);
-        tree.create(location.parent, name, node).map(|_| ())
+        self.create(&mut tree, location.parent, name, node).map(|_| ())
     }
 
     /// Gives a file a second name. Emscripten's MEMFS has no hard links; these are Linux'.

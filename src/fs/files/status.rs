@@ -61,12 +61,12 @@ impl Files {
     /// Sets the length of an open file.
     ///
     /// # Errors
-    /// `EINVAL` if it is not open for writing or has no length, `EFBIG`, `EBADF`.
+    /// `EINVAL` if it is not open for writing or has no length, `EFBIG`, `ENOSPC`, `EBADF`.
     pub fn ftruncate(&mut self, fd: i32, len: u64) -> Result<(), Errno> {
         if !self.flags(fd)?.writable() {
             return Err(Errno::EINVAL);
         }
-        Self::cut(&mut self.tree.lock(), self.open_inode(fd, Errno::EINVAL)?, len)
+        self.resize(&mut self.tree.lock(), self.open_inode(fd, Errno::EINVAL)?, len)
     }
 
     /// Extends an open file to at least `end` bytes with a hole.
@@ -84,6 +84,7 @@ impl Files {
             return Err(Errno::EINVAL);
         }
         if let Some(Kind::Stored(stored)) = tree.node(ino).map(|node| &node.kind) {
+            self.check_length(&tree, ino, end)?;
             // With room on the disk, which is what PostgreSQL asks for.
             let file = stored.file.clone().ok_or(Errno::EBADF)?;
             drop(tree);
@@ -95,7 +96,7 @@ impl Files {
                 }
             });
         }
-        Self::cut(&mut tree, ino, end)
+        self.resize(&mut tree, ino, end)
     }
 
     /// As [`Tree::begin_again`](crate::fs::Tree::begin_again).

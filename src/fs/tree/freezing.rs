@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Slot, Tree, held_by};
+use super::{Sizes, Slot, Tree};
 use crate::fs::{
     content::Content,
     errno::Errno,
@@ -47,8 +47,10 @@ impl Tree {
             }
         }
         self.overlay = kept;
-        self.private_bytes = self.overlay.values().map(held_by).sum();
-        self.base = Arc::new(FrozenTree { nodes, next: self.next });
+        self.base = FrozenTree::new(nodes, self.next);
+        let own = self.overlay.values().map(Sizes::of).fold(Sizes::default(), Sizes::and);
+        self.sizes = Sizes { files: self.sizes.files, ..own };
+        self.count();
         Arc::clone(&self.base)
     }
 
@@ -90,7 +92,9 @@ impl Tree {
     /// A tree of its own with the same nodes, which nothing has open, and without a storage.
     pub(in crate::fs) fn detached(&self) -> Self {
         let overlay = self.overlay.iter().map(|(ino, slot)| (*ino, slot.clone())).collect();
-        let (base, opens) = (Arc::clone(&self.base), InoMap::default());
-        Self { base, overlay, next: self.next, opens, private_bytes: self.private_bytes, mount: None }
+        let mut detached = Self::from_frozen(Arc::clone(&self.base));
+        (detached.overlay, detached.next, detached.sizes) = (overlay, self.next, self.sizes);
+        detached.count();
+        detached
     }
 }

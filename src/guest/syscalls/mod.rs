@@ -35,16 +35,16 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 /// Runs a system call and encodes its result as one number.
 fn answer(
     caller: &mut Caller<'_, Guest>,
-    call: impl FnOnce(&mut [u8], &mut Files) -> SyscallResult,
+    call: impl Fn(&mut [u8], &mut Files) -> SyscallResult,
 ) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(caller)?;
-    Ok(call(memory, &mut guest.files).unwrap_or_else(|errno| -errno.number()))
+    Ok(guest.within_quota(memory, call).unwrap_or_else(|errno| -errno.number()))
 }
 
 /// A numeric argument of a system call.
-trait Argument: WasmTy + 'static {}
+trait Argument: WasmTy + Copy + 'static {}
 
-impl<T: WasmTy + 'static> Argument for T {}
+impl<T: WasmTy + Copy + 'static> Argument for T {}
 
 /// Adds a system call of one argument.
 fn one<A: Argument>(

@@ -24,6 +24,7 @@ use crate::{
     connection::Opening,
     port::frame::{Frame, Kind, Options},
     protocol::error_response::{ErrorResponse, sqlstate},
+    quota::{Limits, Size},
     serve::socket::SocketClient,
     session::{Choice, Control, Mode, Outcome, PendingTask, Task, panic_text},
 };
@@ -104,7 +105,8 @@ impl Router {
     fn open_session(&self, cluster: Option<String>) -> io::Result<UnixStream> {
         let (here, there) = UnixStream::pair()?;
         let log = self.log().of_connection(0);
-        let opening = Opening { id: 0, mode: Mode::Shared, cluster, template: None, is_trusted: true, log };
+        let (mode, template, limits) = (Mode::Shared, None, Limits::default());
+        let opening = Opening { id: 0, mode, cluster, template, limits, is_trusted: true, log };
         self.connections.start(SocketClient::unix(there)?, opening, |_, _| {})?;
         Ok(here)
     }
@@ -203,8 +205,8 @@ fn drop_template(router: &Arc<Router>, id: u32, options: &Options) {
 }
 
 /// `create_cluster`: makes a cluster. Options: `name`; `template`, or `branch` of another cluster; `data`, the absolute
-/// path of the directory that it is kept in; `lifetime`; `set`, a setting `name=value`, any number of times. The reply
-/// has its `name` and the `database` in it.
+/// path of the directory that it is kept in; `lifetime`; `memory_limit` and `disk_limit`, sizes such as `512MB`; `set`, a
+/// setting `name=value`, any number of times. The reply has its `name` and the `database` in it.
 fn create_cluster(router: &Arc<Router>, id: u32, options: &Options) {
     match new_cluster(options) {
         Ok(new) => router.reply_on_thread(id, move |router| {
@@ -234,6 +236,7 @@ fn new_cluster(options: &Options) -> Result<NewCluster, ErrorResponse> {
         origin,
         data_directory: options.get("data").map(|data| absolute("data", data)).transpose()?,
         lifetime: lifetime.map_err(|error| invalid(error.to_string()))?,
+        limits: limits(options)?,
         settings: settings.collect::<Result<_, _>>()?,
     })
 }
@@ -249,15 +252,19 @@ fn drop_cluster(router: &Arc<Router>, id: u32, options: &Options) {
     }
 }
 
-/// `clusters`: for each cluster `name`, `origin`, `data` (empty for a cluster in memory), `lifetime`, `connections`, and
-/// when it was `made`, in microseconds since 1970.
+/// `clusters`: for each cluster `name`, `origin`, `data` (empty for a cluster in memory), `lifetime`, `connections`, when
+/// it was `made`, in microseconds since 1970, the bytes of `memory` and `disk` that it uses, and the limits of these,
+/// `memory_limit` and `disk_limit` (empty without a limit).
 fn clusters(router: &Arc<Router>, id: u32, _: &Options) {
     router.reply_on_thread(id, |router| {
         let add = |options: Options, cluster: ClusterSummary| {
             let data = cluster.data_directory.map(|path| path.display().to_string()).unwrap_or_default();
             let options = options.with("name", cluster.name).with("origin", cluster.origin).with("data", data);
             let options = options.with("lifetime", cluster.lifetime).with("connections", cluster.connections);
-            options.with("made", microseconds(cluster.made))
+            let options = options.with("made", microseconds(cluster.made));
+            let limit = |limit: Option<u64>| limit.map(|limit| limit.to_string()).unwrap_or_default();
+            let options = options.with("memory", cluster.memory).with("memory_limit", limit(cluster.limits.memory));
+            options.with("disk", cluster.disk).with("disk_limit", limit(cluster.limits.disk))
         };
         Ok(router.administration.clusters().into_iter().fold(Options::new(), add))
     });
@@ -273,10 +280,12 @@ fn reset(router: &Arc<Router>, id: u32, options: &Options) {
     router.assign_task(id, options, Ok(Task::Reset));
 }
 
-/// `freeze`: makes the template `name` from the cluster of `connection` and keeps `key` with it, see [`Task::Freeze`].
+/// `freeze`: makes the template `name` from the cluster of `connection` and keeps `key` with it, and `memory_limit` and
+/// `disk_limit`, the limits of clusters that are copies of it, see [`Task::Freeze`].
 fn freeze(router: &Arc<Router>, id: u32, options: &Options) {
     let key = options.get("key").map(str::to_owned);
-    router.assign_task(id, options, required(options, "name").map(|name| Task::Freeze { name, key }));
+    let task = required(options, "name").and_then(|name| Ok(Task::Freeze { name, key, limits: limits(options)? }));
+    router.assign_task(id, options, task);
 }
 
 /// `clock`: sets the clock of a cluster, see [`Choice::Clock`]. The option `set` is `travel` to the time `at` or `by` a
@@ -363,6 +372,18 @@ fn required(options: &Options, key: &str) -> Result<String, ErrorResponse> {
     value.map(str::to_owned).ok_or_else(|| {
         ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, format!("the option {key} is missing or empty"))
     })
+}
+
+/// The options `memory_limit` and `disk_limit`.
+pub(super) fn limits(options: &Options) -> Result<Limits, ErrorResponse> {
+    let invalid = |message: String| ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
+    let size = |key: &str| {
+        let size = options.get(key).map(str::parse::<Size>).transpose();
+        size.map(|size| size.map(|size| size.0))
+            .map_err(|error| invalid(format!("invalid value for option {key}: {error}")))
+    };
+    let limits = Limits { memory: size("memory_limit")?, disk: size("disk_limit")? };
+    limits.check().map_err(|error| invalid(error.to_string()))
 }
 
 /// The value of a required option that is a number.

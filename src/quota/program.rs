@@ -1,0 +1,191 @@
+//! The memory of the whole program, and its limit.
+//!
+//! The limit is compared with two numbers, because each misses something: the sum of what all clusters have allocated,
+//! which lacks the program's own memory, and what the system says that the process has, which lacks what was allocated
+//! and not yet touched.
+
+use std::{
+    fmt, fs,
+    path::Path,
+    str::FromStr,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use super::{MEMORY, Need, NoSize, Resource, Size, UNLIMITED};
+
+/// After so many bytes the process' memory is measured again, which takes some microseconds.
+const MEASURED_EVERY: u64 = 4 << 20;
+
+/// The part of the limit that only clusters get which have less than [`SMALL`]: one that uses up all the rest does not
+/// stop the others. What is counted when it is measured comes out of it as well, such as changed pages of images.
+const RESERVE_PART: u64 = 5;
+const SMALL: u64 = 32 << 20;
+
+/// The part of the system's memory that is the limit if none is given.
+const DEFAULT_PART: (u64, u64) = (3, 4);
+
+static LIMIT: AtomicU64 = AtomicU64::new(UNLIMITED);
+/// What clusters have allocated, in the order of [`MEMORY`].
+static ALLOCATED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+/// What the process had when that was measured last, and how many bytes were asked for since.
+static MEASURED: AtomicU64 = AtomicU64::new(0);
+static ASKED_SINCE: AtomicU64 = AtomicU64::new(UNLIMITED);
+/// Whether something was refused since there was room last, so that the log says it once.
+static IS_FULL: AtomicBool = AtomicBool::new(false);
+
+/// The limit of the program's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProgramLimit {
+    /// Three quarters of the memory that the system allows the process; none where that is unknown.
+    #[default]
+    OfSystem,
+    /// None.
+    Unlimited,
+    /// So many bytes.
+    Bytes(u64),
+}
+
+impl FromStr for ProgramLimit {
+    type Err = NoSize;
+
+    /// ```
+    /// use pglite_port::quota::ProgramLimit;
+    /// assert_eq!("2GB".parse(), Ok(ProgramLimit::Bytes(2 << 30)));
+    /// assert_eq!("none".parse(), Ok(ProgramLimit::Unlimited));
+    /// assert!("much".parse::<ProgramLimit>().is_err());
+    /// ```
+    fn from_str(text: &str) -> Result<Self, NoSize> {
+        if text == "none" { Ok(Self::Unlimited) } else { text.parse().map(|Size(bytes)| Self::Bytes(bytes)) }
+    }
+}
+
+/// How much memory the program uses, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// What the linear memories and tables of sessions have grown by.
+    pub linear_memory: u64,
+    /// Files in memory.
+    pub files: u64,
+    /// Memory that the processes of a cluster share.
+    pub shared_memory: u64,
+    /// The limit of all memory, if there is one.
+    pub limit: Option<u64>,
+}
+
+/// Sets the limit of the program's memory; returns it in bytes.
+pub fn limit_program(limit: ProgramLimit) -> Option<u64> {
+    let bytes = match limit {
+        ProgramLimit::OfSystem => of_system().map(|bytes| bytes / DEFAULT_PART.1 * DEFAULT_PART.0),
+        ProgramLimit::Unlimited => None,
+        ProgramLimit::Bytes(bytes) => Some(bytes),
+    };
+    LIMIT.store(bytes.unwrap_or(UNLIMITED), Ordering::Relaxed);
+    bytes
+}
+
+/// How much memory clusters use, and the program's limit.
+#[must_use]
+pub fn usage() -> Usage {
+    let [linear_memory, files, shared_memory] = [0, 1, 2].map(|kind: usize| ALLOCATED[kind].load(Ordering::Relaxed));
+    Usage { linear_memory, files, shared_memory, limit: limit() }
+}
+
+fn limit() -> Option<u64> {
+    Some(LIMIT.load(Ordering::Relaxed)).filter(|limit| *limit != UNLIMITED)
+}
+
+/// Whether the program has room for `more` bytes of a cluster that has `held` bytes. If not, the log says so.
+pub(super) fn has_room(more: u64, held: u64, need: Need) -> bool {
+    let Some(limit) = limit() else { return true };
+    let is_small = need == Need::Small || held.saturating_add(more) <= SMALL;
+    let allowed = if is_small { limit } else { limit - limit / RESERVE_PART };
+    let fits = |used: u64| used.saturating_add(more) <= allowed;
+    // What was measured before may have been given back since.
+    let has_room = fits(used(more, false)) || fits(used(more, true));
+    let was_full = IS_FULL.swap(!has_room, Ordering::Relaxed);
+    if !has_room && !was_full {
+        let (used, limit) = (Size(used(0, false)), Size(limit));
+        tracing::warn!("the program has {used} of its memory limit of {limit}; {} more are refused", Size(more));
+    }
+    has_room
+}
+
+/// Whether the program has reached its limit; the bytes that it uses, and the limit.
+pub(crate) fn is_full() -> Option<(Size, Size)> {
+    let limit = limit()?;
+    let used = used(0, true);
+    (used >= limit).then_some((Size(used), Size(limit)))
+}
+
+/// The bytes that the program uses; `more` are about to be added.
+fn used(more: u64, now: bool) -> u64 {
+    let allocated = MEMORY.iter().zip(&ALLOCATED).map(|(_, bytes)| bytes.load(Ordering::Relaxed)).sum::<u64>();
+    let since = ASKED_SINCE.load(Ordering::Relaxed);
+    let own = if now || since.saturating_add(more) > MEASURED_EVERY {
+        let measured = own_memory().unwrap_or(0);
+        MEASURED.store(measured, Ordering::Relaxed);
+        ASKED_SINCE.store(more, Ordering::Relaxed);
+        measured
+    } else {
+        ASKED_SINCE.fetch_add(more, Ordering::Relaxed);
+        MEASURED.load(Ordering::Relaxed).saturating_add(since)
+    };
+    // The system counts shared memory once for each process that has mapped it, so that it is taken from here.
+    allocated.max(own.saturating_add(ALLOCATED[2].load(Ordering::Relaxed)))
+}
+
+pub(super) fn change(resource: Resource, from: u64, to: u64) {
+    let Some(allocated) = MEMORY.iter().position(|kind| *kind == resource).map(|kind| &ALLOCATED[kind]) else { return };
+    if to >= from {
+        allocated.fetch_add(to - from, Ordering::Relaxed);
+    } else {
+        allocated.fetch_sub(from - to, Ordering::Relaxed);
+    }
+}
+
+/// The anonymous memory of this process, also in swap space (`/proc/self/status`).
+fn own_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(["RssAnon:", "VmSwap:"].iter().filter_map(|key| kilobytes(&status, key)).sum())
+}
+
+/// The memory that the system has, or that the control group of this process may use if that is less.
+fn of_system() -> Option<u64> {
+    let all = kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:");
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    groups.lines().filter_map(of_group).chain(all).min()
+}
+
+/// The limit of a control group, given by its line in `/proc/self/cgroup` (Linux' `cgroups(7)`): that of the group or
+/// of one above it. A container sees its own group as the root.
+fn of_group(line: &str) -> Option<u64> {
+    let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+    let (root, file) = match controllers {
+        "" => ("/sys/fs/cgroup", "memory.max"),
+        _ if controllers.split(',').any(|controller| controller == "memory") => {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        }
+        _ => return None,
+    };
+    let limit = |group: &Path| {
+        let file = Path::new(root).join(group.strip_prefix("/").ok()?).join(file);
+        fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
+    };
+    Path::new(path).ancestors().filter_map(limit).min()
+}
+
+/// The value of `key` in a file such as `/proc/meminfo`, in bytes.
+fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+impl fmt::Display for ProgramLimit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OfSystem => formatter.write_str("3/4 of the system's memory"),
+            Self::Unlimited => formatter.write_str("none"),
+            Self::Bytes(bytes) => Size(*bytes).fmt(formatter),
+        }
+    }
+}
