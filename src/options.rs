@@ -62,7 +62,7 @@ impl LimitOptions {
     /// When one is too low.
     pub(crate) fn apply(&self) -> anyhow::Result<Limits> {
         let limits = self.clusters.limits()?;
-        limit_program(self.memory_limit.unwrap_or_default());
+        limit_program(self.memory_limit.unwrap_or_default())?;
         Ok(limits)
     }
 }

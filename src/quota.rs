@@ -46,7 +46,9 @@ impl Limits {
     /// [`TooLittleMemory`] when the limit of memory is less than a cluster needs.
     pub fn check(self) -> Result<Self, TooLittleMemory> {
         match self.memory {
-            Some(memory) if memory < LEAST_MEMORY => Err(TooLittleMemory(Size(memory))),
+            Some(memory) if memory < LEAST_MEMORY => {
+                Err(TooLittleMemory { limit: Size(memory), what: "a cluster", least: Size(LEAST_MEMORY) })
+            }
             _ => Ok(self),
         }
     }
@@ -54,8 +56,12 @@ impl Limits {
 
 /// A limit of memory that is too low.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a memory limit of {0} is too low: a cluster needs {least}", least = Size(LEAST_MEMORY))]
-pub struct TooLittleMemory(Size);
+#[error("a memory limit of {limit} is too low: {what} needs {least}")]
+pub struct TooLittleMemory {
+    limit: Size,
+    what: &'static str,
+    least: Size,
+}
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

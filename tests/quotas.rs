@@ -173,11 +173,11 @@ fn the_disk_of_a_cluster_in_a_directory_is_limited() {
 #[test]
 fn a_branch_has_the_limits_of_its_origin_and_what_the_origin_had_already_does_not_count() {
     let (databases, connections) = cache::administered(Settings::default());
-    make(&databases, "origin", ClusterOrigin::Empty, memory(96 * MIB));
+    make(&databases, "origin", ClusterOrigin::Empty, memory(128 * MIB));
     let connect = |name: &str| Local::connect_to(&connections, name);
     connect("origin").values(&format!("{TABLE}; {}", insert(40_000)));
     make(&databases, "branch", ClusterOrigin::Branch("origin".to_owned()), Limits::default());
-    make(&databases, "larger", ClusterOrigin::Branch("origin".to_owned()), memory(256 * MIB));
+    make(&databases, "larger", ClusterOrigin::Branch("origin".to_owned()), memory(400 * MIB));
     // The branch shares 40 MB with its origin, whose they still are.
     connect("branch").values(&insert(40_000));
     assert_eq!(errors(&connect("branch").query(&insert(100_000))), NO_ROOM);
@@ -231,6 +231,8 @@ fn a_long_statement_does_not_keep_all_of_its_wal() {
 fn limits_that_are_too_low_or_no_sizes_are_refused_in_words() {
     let text = Program::fail(&["serve", "--listen", "127.0.0.1:0", "--cluster-memory-limit", "1MB"]);
     assert!(text.contains("a memory limit of 1MB is too low: a cluster needs 16MB"), "{text}");
+    let text = Program::fail(&["serve", "--listen", "127.0.0.1:0", "--memory-limit", "1MB"]);
+    assert!(text.contains("a memory limit of 1MB is too low: the program needs 64MB"), "{text}");
     let text = Program::fail(&["serve", "--listen", "127.0.0.1:0", "--memory-limit", "lots"]);
     assert!(text.contains("use a whole number and one of the units B, kB, MB, GB, TB, as in 512MB"), "{text}");
 }
@@ -280,6 +282,26 @@ fn the_program_stays_below_its_limit_whatever_its_clients_do() {
     let server = Server::with(&["--mode", "isolated", "--memory-limit", "700MB", "--cluster-memory-limit", "400MB"]);
     // The files that are mapped, such as the compiled code, are no memory that the program uses up.
     withstands(&server, 900 * MIB);
+}
+
+#[test]
+fn at_its_limit_the_program_refuses_clients_and_says_what_to_do() {
+    let server = Server::with(&["--mode", "isolated", "--memory-limit", "96MB"]);
+    let mut clients = Vec::new();
+    let refused = loop {
+        match server.config().connect(NoTls) {
+            Ok(client) => clients.push(client),
+            Err(refused) => break refused,
+        }
+        // Clusters as small as this one may use all that there is.
+        clients.iter_mut().for_each(|client| drop(client.batch_execute(&format!("{TABLE}; {}", insert(4_000)))));
+    };
+    let report = refused.as_db_error().expect("a report");
+    assert_eq!(report.code(), &SqlState::TOO_MANY_CONNECTIONS);
+    assert!(report.message().ends_with("of 96MB") && report.message().starts_with("out of memory"), "{report:?}");
+    assert_eq!(report.hint(), Some("End sessions, drop clusters, or raise the limit (--memory-limit)."));
+    let log = server.stop();
+    assert!(log.iter().any(|line| line.contains("new sessions and clusters are refused: out of memory")), "{log:?}");
 }
 
 /// A memory group of its own for a program; `None` where this user may make none.

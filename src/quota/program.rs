@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use super::{MEMORY, Need, NoSize, Resource, Size, UNLIMITED};
+use super::{MEMORY, Need, NoSize, Resource, Size, TooLittleMemory, UNLIMITED};
 
 /// After so many bytes the process' memory is measured again, which takes some microseconds.
 const MEASURED_EVERY: u64 = 4 << 20;
@@ -23,6 +23,9 @@ const SMALL: u64 = 32 << 20;
 
 /// The part of the system's memory that is the limit if none is given.
 const DEFAULT_PART: (u64, u64) = (3, 4);
+
+/// The least limit that may be given.
+const LEAST: u64 = 64 << 20;
 
 static LIMIT: AtomicU64 = AtomicU64::new(UNLIMITED);
 /// What clusters have allocated, in the order of [`MEMORY`].
@@ -72,15 +75,21 @@ pub struct Usage {
     pub limit: Option<u64>,
 }
 
-/// Sets the limit of the program's memory; returns it in bytes.
-pub fn limit_program(limit: ProgramLimit) -> Option<u64> {
+/// Sets the limit of the program's memory.
+///
+/// # Errors
+/// [`TooLittleMemory`] when it is less than the program needs to build a template.
+pub fn limit_program(limit: ProgramLimit) -> Result<(), TooLittleMemory> {
     let bytes = match limit {
         ProgramLimit::OfSystem => of_system().map(|bytes| bytes / DEFAULT_PART.1 * DEFAULT_PART.0),
         ProgramLimit::Unlimited => None,
+        ProgramLimit::Bytes(bytes) if bytes < LEAST => {
+            return Err(TooLittleMemory { limit: Size(bytes), what: "the program", least: Size(LEAST) });
+        }
         ProgramLimit::Bytes(bytes) => Some(bytes),
     };
     LIMIT.store(bytes.unwrap_or(UNLIMITED), Ordering::Relaxed);
-    bytes
+    Ok(())
 }
 
 /// How much memory clusters use, and the program's limit.
