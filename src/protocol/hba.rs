@@ -53,23 +53,43 @@ pub(crate) fn translate(text: &str) -> Result<String, RuleError> {
     let mut number = 1;
     let mut lines = text.split_inclusive('\n');
     while let Some(first) = lines.next() {
-        // A backslash at its end continues a line.
-        let mut line = first.to_owned();
-        while line.trim_end_matches(['\n', '\r']).ends_with('\\') {
+        // As `tokenize_auth_file` in `src/backend/libpq/hba.c`: a backslash at its end continues a line, unless nothing
+        // but the backslash of the line before it is left of it.
+        let (mut written, mut rule, mut continued_at) = (first.to_owned(), without_end(first).to_owned(), 0);
+        while rule.len() > continued_at && rule.ends_with('\\') {
+            rule.pop();
+            continued_at = rule.len();
             let Some(next) = lines.next() else { break };
-            line.push_str(next);
+            written.push_str(next);
+            rule.push_str(next);
+            rule.truncate(without_end(&rule).len());
         }
-        let refused = |problem| RuleError { line: number, problem };
-        translated.push_str(&translate_line(&line).map_err(refused)?.unwrap_or_else(|| line.clone()));
-        number += line.matches('\n').count();
+        let count = written.matches('\n').count();
+        match translate_rule(&rule).map_err(|problem| RuleError { line: number, problem })? {
+            Some(rule) => {
+                let end = &written[without_end(&written).len()..];
+                translated.push_str(&rule);
+                translated.push_str(end);
+                // PostgreSQL's messages have the numbers of lines.
+                translated.push_str(&"\n".repeat(count - end.matches('\n').count()));
+            }
+            None => translated.push_str(&written),
+        }
+        number += count;
     }
     Ok(translated)
 }
 
-/// The translated line, if there is something to translate in it.
-fn translate_line(line: &str) -> Result<Option<String>, String> {
-    let fields = fields(line);
-    let text = |at: usize| fields.get(at).map(|field| field.text.as_str());
+/// A line without its end (`pg_strip_crlf` in `src/common/string.c`).
+fn without_end(line: &str) -> &str {
+    line.trim_end_matches(['\n', '\r'])
+}
+
+/// The translated rule, if there is something to translate in it.
+fn translate_rule(rule: &str) -> Result<Option<String>, String> {
+    let fields = fields(rule);
+    let first = |at: usize| fields.get(at).and_then(|field| field.first());
+    let text = |at: usize| first(at).map(|token| token.text.as_str());
     if text(0) != Some("hostssl") {
         return Ok(None);
     }
@@ -77,7 +97,7 @@ fn translate_line(line: &str) -> Result<Option<String>, String> {
     let method = if text(3).is_some_and(|address| address.parse::<IpAddr>().is_ok()) { 5 } else { 4 };
     let is_cert = text(method) == Some("cert");
     let (mut edits, mut clientcert) = (Vec::new(), None);
-    for option in fields.iter().skip(method + 1) {
+    for option in fields.iter().skip(method + 1).flatten() {
         match option.text.split_once('=') {
             Some(("clientcert", value)) => clientcert = Some(value.to_owned()),
             Some(("map", map)) if is_cert => {
@@ -104,62 +124,64 @@ fn translate_line(line: &str) -> Result<Option<String>, String> {
         }
         Some(other) => return Err(format!("invalid value for clientcert: \"{other}\"")),
     };
-    if let (true, Some(method)) = (is_cert, fields.get(method)) {
+    if let (true, Some(method)) = (is_cert, first(method)) {
         edits.insert(0, (method.place.clone(), "trust"));
     }
-    let end = line.trim_end_matches(['\n', '\r']).len();
-    edits.push((end..end, ""));
     let mut translated = String::new();
     let mut from = 0;
     for (place, with) in edits {
-        translated.push_str(&line[from..place.start]);
+        translated.push_str(&rule[from..place.start]);
         translated.push_str(with);
         from = place.end;
     }
+    translated.push_str(&rule[from..]);
     translated.push_str(&requirement.comment());
-    translated.push_str(&line[end..]);
     Ok(Some(translated))
 }
 
-/// A field of a line, without quotes; of a list, its values one after the other.
-struct Field {
+/// A value in a field of a rule, without quotes.
+struct Token {
     text: String,
     place: Range<usize>,
 }
 
-/// The fields of a line, as `next_token` and `next_field_expand` in `src/backend/libpq/hba.c` split it: at blanks, except
-/// in quotes and after a comma, up to a comment.
-fn fields(line: &str) -> Vec<Field> {
-    let mut fields: Vec<Field> = Vec::new();
-    let (mut in_quotes, mut in_field, mut after_comma) = (false, false, false);
-    for (at, character) in line.char_indices() {
-        let continues = character == '\\' && ends_line(&line[at + 1..]);
-        let is_blank = continues || (matches!(character, ' ' | '\t' | '\r' | '\n') && !in_quotes);
-        if character == '#' && !in_quotes {
-            break;
+/// The fields of a rule, each a list of values (`next_field_expand` in `src/backend/libpq/hba.c`). A comma behind a value
+/// says that the next one is of the same field.
+fn fields(rule: &str) -> Vec<Vec<Token>> {
+    let mut fields: Vec<Vec<Token>> = Vec::new();
+    let (mut at, mut same_field) = (0, false);
+    while let Some((token, end)) = next_token(rule, at) {
+        match fields.last_mut() {
+            Some(field) if same_field => field.push(token),
+            _ => fields.push(vec![token]),
         }
-        if is_blank {
-            in_field = false;
-            continue;
-        }
-        if !in_field && !after_comma {
-            fields.push(Field { text: String::new(), place: at..at });
-        }
-        in_field = true;
-        after_comma = character == ',' && !in_quotes;
-        if let Some(field) = fields.last_mut() {
-            field.place.end = at + character.len_utf8();
-            match character {
-                '"' => in_quotes = !in_quotes,
-                character => field.text.push(character),
-            }
-        }
+        same_field = rule[end..].starts_with(',');
+        at = end;
     }
     fields
 }
 
-fn ends_line(rest: &str) -> bool {
-    rest.starts_with('\n') || rest.starts_with("\r\n")
+/// The value that begins at `from` or behind it, and where it ends, as `next_token` in the same file reads it: values are
+/// separated by blanks and commas outside of quotes, and a comment ends the rule. Of two quotes, one is meant.
+fn next_token(rule: &str, from: usize) -> Option<(Token, usize)> {
+    let is_blank = |character: char| matches!(character, ' ' | '\t' | '\r');
+    let start = from + rule[from..].find(|character| !is_blank(character) && character != ',')?;
+    let (mut text, mut end) = (String::new(), rule.len());
+    let (mut in_quotes, mut after_quote, mut is_quoted) = (false, false, false);
+    for (at, character) in rule[start..].char_indices() {
+        if !in_quotes && (is_blank(character) || character == '#' || character == ',') {
+            end = start + at;
+            break;
+        }
+        let is_quote = character == '"';
+        if !is_quote || after_quote {
+            text.push(character);
+        }
+        after_quote = in_quotes && is_quote && !after_quote;
+        in_quotes ^= is_quote;
+        is_quoted |= is_quote;
+    }
+    (is_quoted || !text.is_empty()).then_some((Token { text, place: start..end }, end))
 }
 
 #[cfg(test)]
@@ -221,7 +243,38 @@ mod tests {
 
     #[test]
     fn a_rule_in_several_lines_is_one() {
-        let translated = translate("hostssl all \\\n all all cert\nlocal all all trust\n").expect("rules");
-        assert!(translated.starts_with("hostssl all \\\n all all trust # pglite-port:"), "{translated}");
+        for (rules, expected) in [
+            (
+                "hostssl all \\\n all all cert\nlocal all all trust\n",
+                "hostssl all  all all trust # pglite-port: clientcert=verify-full\n\nlocal all all trust\n",
+            ),
+            // The line behind the last backslash is empty and ends the rule.
+            (
+                "hostssl all all all cert \\\n\nhost all all all trust\n",
+                "hostssl all all all trust  # pglite-port: clientcert=verify-full\n\nhost all all all trust\n",
+            ),
+            // What is cut by a backslash is one word.
+            (
+                "hostssl all all all scram-sha-256 clientce\\\r\nrt=verify-ca\r\n",
+                "hostssl all all all scram-sha-256  # pglite-port: clientcert=verify-ca\r\n\n",
+            ),
+            ("hostssl all all all ce\\\nrt\\", "hostssl all all all trust # pglite-port: clientcert=verify-full\n"),
+        ] {
+            assert_eq!(translate(rules).as_deref(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn each_value_of_a_list_is_an_option() {
+        for (rule, expected) in [
+            ("hostssl all all all md5 a=b, clientcert=verify-ca", "hostssl all all all md5 a=b, "),
+            ("hostssl all all all md5 clientcert=verify-ca,a=b", "hostssl all all all md5 ,a=b"),
+            (",hostssl a , b all \"md5\" \"clientcert=\"verify-ca", ",hostssl a , b all \"md5\" "),
+        ] {
+            let expected = format!("{expected} # pglite-port: clientcert=verify-ca");
+            assert_eq!(translate(rule).as_deref(), Ok(&expected[..]));
+        }
+        // Two quotes in quotes are one that is meant.
+        assert!(translate("hostssl all all all md5 \"clientcert=\"\"verify-ca\"\"\"").is_err());
     }
 }
