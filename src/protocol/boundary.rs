@@ -21,6 +21,8 @@ struct Position {
     head: Vec<u8>,
     /// How many bytes of the body follow, once the head is complete.
     body: usize,
+    /// Whether a byte of the body has been sent.
+    has_begun: bool,
     /// The status in the last `ReadyForQuery`.
     status: Option<u8>,
     /// Called at the first `ReadyForQuery`.
@@ -72,11 +74,12 @@ impl Position {
                 self.head.extend_from_slice(head);
                 bytes = rest;
                 if let Ok(head) = <[u8; Head::SIZE]>::try_from(self.head.as_slice()) {
-                    self.body = Head::parse(head).body;
+                    (self.body, self.has_begun) = (Head::parse(head).body, false);
                 }
             } else {
                 let (body, rest) = bytes.split_at(bytes.len().min(self.body));
-                if let (Some(&READY_FOR_QUERY), Some(&status)) = (self.head.first(), body.first()) {
+                let begins = !std::mem::replace(&mut self.has_begun, true);
+                if let (true, Some(&READY_FOR_QUERY), Some(&status)) = (begins, self.head.first(), body.first()) {
                     self.status = Some(status);
                     if let Some(tell) = self.on_first.take() {
                         tell();
@@ -189,5 +192,11 @@ mod tests {
             }
             assert_eq!(transaction.is_open(), is_open);
         }
+        // Only the first byte of its body is the status.
+        for part in [&b"Z\0\0\0\x06I"[..], b"T"] {
+            client.write(part).unwrap();
+            client.write(&part[part.len().min(3)..]).unwrap();
+        }
+        assert!(!transaction.is_open() && client.is_between_messages());
     }
 }

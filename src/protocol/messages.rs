@@ -24,7 +24,7 @@ pub(crate) struct SqlError {
 impl fmt::Display for SqlError {
     /// Writes it on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (SQLSTATE {})", one_line(&self.message), self.code)?;
+        write!(f, "{} (SQLSTATE {})", one_line(&self.message), one_line(&self.code))?;
         for (label, text) in [("detail", &self.detail), ("hint", &self.hint)] {
             if let Some(text) = text {
                 write!(f, "; {label}: {}", one_line(text))?;
@@ -161,10 +161,10 @@ mod tests {
 
     #[test]
     fn the_first_error_is_found_behind_other_messages() {
-        let error = b"SERROR\0C42601\0Msyntax\nerror\0Dat the end\0P7\0Htry\0\0";
+        let error = b"SERROR\0C4260\n1\0Msyntax\nerror\0Dat the end\0P7\0Htry\0\0";
         let error = first_error(&answer(&[(b'C', b"SELECT 1\0"), (b'E', error), (b'Z', b"I")])).unwrap();
         assert_eq!((error.position, error.completed), (Some(7), 1));
-        assert_eq!(error.to_string(), "syntax error (SQLSTATE 42601); detail: at the end; hint: try");
+        assert_eq!(error.to_string(), "syntax error (SQLSTATE 4260 1); detail: at the end; hint: try");
         assert_eq!(first_error(&answer(&[(b'Z', b"I")])), None);
     }
 
