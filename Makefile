@@ -20,6 +20,11 @@ PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 FOR_EVERY_CLUSTER := sessions_bank sessions_crash sessions_ddl sessions_ends sessions_housekeeping sessions_isolation \
 	sessions_locks sessions_notify sessions_private sessions_shared_memory
 
+# Tests of damaged input and the number of their inputs in `make fuzz`; in the suite each runs for a second.
+FUZZ := a_damaged_stream_of_frames=10000000 damaged_packets_before_a_session=10000000 a_damaged_stream_of_messages=10000000 \
+	damaged_rules=10000000 a_damaged_index=10000000 a_damaged_record=10000000 a_damaged_side_module=1000000 \
+	any_module_stays_valid=1000000
+
 # Tests do not use the user's cache, and share one, because compiling PostgreSQL takes seconds.
 TEST_CACHE := $(CURDIR)/target/cache
 FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
@@ -46,6 +51,7 @@ test: lint test-rust test-elixir ## everything: formatting, lints, documentation
 lint: toolchain ## formatting, clippy and rustdoc without a warning
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --features loom --lib --tests -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	.ci/require mix=elixir
 	cd elixir && mix format --check-formatted
@@ -83,6 +89,22 @@ soak: toolchain $(PGLITE) ## 10,000 clusters come and go, 200 damaged caches, 1,
 	$(FOR_TESTS) PGLITE_PORT_CLUSTERS=10000 $(CARGO) test --locked --test clusters_come_and_go -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_FLIPS=200 $(CARGO) test --locked --test cache_damage -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_STEPS=1000 PGLITE_PORT_BRANCHES=2000 $(CARGO) test --locked --test clusters_histories -- --nocapture
+
+.PHONY: fuzz
+fuzz: toolchain $(PGLITE) ## damaged input for every parser: 10^7 frames, 10^7 startup packets, rules, modules, stored files (half an hour)
+	mkdir -p $(TEST_CACHE)
+	for target in $(FUZZ); do \
+	  BOLERO_RANDOM_ITERATIONS=$${target\#\#*=} $(CARGO) test --locked --lib $${target%%=*} -- --nocapture || exit 1; \
+	done
+	$(FOR_TESTS) PGLITE_PORT_MODULES=2000 $(CARGO) test --locked --test user_libraries hostile -- --nocapture
+	$(FOR_TESTS) PGLITE_PORT_SCRAM=2000 $(CARGO) test --locked --test authentication_damaged -- --nocapture
+
+.PHONY: sqlsmith
+sqlsmith: toolchain $(PGLITE) ## 100,000 random statements in both modes (half an hour; PGLITE_PORT_STATEMENTS=100000)
+	.ci/require sqlsmith=sqlsmith
+	mkdir -p $(TEST_CACHE)
+	$(FOR_TESTS) PGLITE_PORT_STATEMENTS=$${PGLITE_PORT_STATEMENTS:-100000} \
+	  $(CARGO) test --locked --test sqlsmith -- --ignored --nocapture
 
 .PHONY: bench
 bench: build ## the figures of README.md, as one table (needs a quiet machine and some minutes)

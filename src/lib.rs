@@ -37,6 +37,7 @@
 //! * [`clock`]: the clock that the sessions of a cluster see, which tests can set.
 //! * `random`: random bytes: unpredictable ones, and those of a seed.
 //! * `sync`: locks, which a model checker can replace.
+//! * `fuzz`: inputs for tests of what reads bytes from outside, of a kept corpus and damaged.
 //! * `sources`: digests of the program's sources, which are part of the keys in the cache.
 
 pub mod administration;
@@ -50,6 +51,8 @@ pub mod connection;
 pub mod databases;
 pub mod engine;
 pub mod fs;
+#[cfg(test)]
+mod fuzz;
 pub mod guest;
 pub mod icu;
 mod image;

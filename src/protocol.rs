@@ -11,3 +11,6 @@ pub mod error_response;
 pub(crate) mod hba;
 pub(crate) mod messages;
 pub mod startup;
+
+#[cfg(test)]
+mod tests;

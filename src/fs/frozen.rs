@@ -57,7 +57,8 @@ impl FrozenTree {
     }
 
     pub(super) fn new(nodes: InoMap<Arc<Node>>, next: Ino) -> Arc<Self> {
-        let len_of_files = nodes.values().map(|node| node.len()).sum();
+        // A damaged store may have any lengths.
+        let len_of_files = nodes.values().fold(0, |sum: u64, node| sum.saturating_add(node.len()));
         Arc::new(Self { nodes, next, len_of_files })
     }
 

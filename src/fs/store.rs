@@ -5,6 +5,7 @@
 //! open a tree depends on its number of inodes and not on its size.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, Write},
     path::Path,
@@ -169,41 +170,77 @@ impl FrozenTree {
         // SAFETY: the map is only read, as bytes, for which every value is valid. The caller guarantees that the file
         // does not shrink meanwhile; its length has just been checked.
         let source = Arc::new(Source::Mapped(unsafe { Mmap::map(&data) }?));
+        Self::restored(stored, &source).map(Arc::new)
+    }
+
+    /// The tree of an index, with content in `source`.
+    fn restored(stored: StoredTree, source: &Arc<Source>) -> Result<Self, StoreError> {
         let mut nodes = InoMap::default();
         nodes.reserve(stored.nodes.len());
         for StoredNode { ino, attributes, kind } in stored.nodes {
-            let node = Node { attributes, kind: restore(kind, &source)? };
+            let node = Node { attributes, kind: restore(kind, source)? };
             if nodes.insert(ino, Arc::new(node)).is_some() || ino >= stored.next {
                 return Err(StoreError::Inconsistent("an inode number is used twice"));
             }
         }
         let tree = Self::new(nodes, stored.next);
         tree.check_names()?;
+        tree.check_parents()?;
         Ok(tree)
     }
 
-    /// Checks that every name has an inode.
+    /// Checks that every name has an inode, and every directory no name but the one in its parent.
     fn check_names(&self) -> Result<(), StoreError> {
         let is_directory = |ino: &Ino| self.nodes.get(ino).is_some_and(|node| node.is_directory());
         if !is_directory(&ROOT) {
             return Err(StoreError::Inconsistent("there is no root directory"));
         }
-        for node in self.nodes.values() {
-            let parent = match &node.kind {
-                Kind::Directory(directory) => {
-                    if directory.iter_from(0).any(|(_, entry)| !self.nodes.contains_key(&entry.ino)) {
-                        return Err(StoreError::Inconsistent("a name has no inode"));
-                    }
-                    directory.parent()
+        let mut named = HashSet::new();
+        for (ino, node) in &self.nodes {
+            let Kind::Directory(directory) = &node.kind else { continue };
+            for (_, entry) in directory.iter_from(0) {
+                let Some(node) = self.nodes.get(&entry.ino) else {
+                    return Err(StoreError::Inconsistent("a name has no inode"));
+                };
+                if let Some(parent) = parent(node)
+                    && (entry.ino == ROOT || parent != *ino || !named.insert(entry.ino))
+                {
+                    return Err(StoreError::Inconsistent("a directory has a name outside of its parent"));
                 }
-                Kind::DescriptorDirectory { parent } => *parent,
-                _ => continue,
-            };
-            if !is_directory(&parent) {
-                return Err(StoreError::Inconsistent("a directory has no parent"));
             }
         }
         Ok(())
+    }
+
+    /// Checks that the parents of every directory lead to the root, which is its own.
+    fn check_parents(&self) -> Result<(), StoreError> {
+        let mut checked = HashSet::from([ROOT]);
+        if self.nodes.get(&ROOT).and_then(|root| parent(root)) != Some(ROOT) {
+            return Err(StoreError::Inconsistent("the root directory has a parent"));
+        }
+        for (ino, node) in &self.nodes {
+            let (mut at, mut next) = (*ino, parent(node));
+            let mut passed = Vec::new();
+            while let Some(parent_of) = next.filter(|_| !checked.contains(&at)) {
+                passed.push(at);
+                at = parent_of;
+                next = self.nodes.get(&at).filter(|node| node.is_directory()).and_then(|node| parent(node));
+                if next.is_none() || passed.len() > self.nodes.len() {
+                    return Err(StoreError::Inconsistent("a directory has no parent"));
+                }
+            }
+            checked.extend(passed);
+        }
+        Ok(())
+    }
+}
+
+/// The parent of a directory.
+fn parent(node: &Node) -> Option<Ino> {
+    match &node.kind {
+        Kind::Directory(directory) => Some(directory.parent()),
+        Kind::DescriptorDirectory { parent } => Some(*parent),
+        _ => None,
     }
 }
 

@@ -91,6 +91,10 @@ fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> anyhow::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        fuzz::{Corpus, Input, fuzz},
+        template::recipe::{Recipe, Script},
+    };
 
     #[test]
     fn a_value_comes_back_and_every_changed_byte_of_its_file_is_noticed() {
@@ -105,5 +109,24 @@ mod tests {
             assert!(decode::<(String, u32)>(&bad).is_err(), "byte {place}");
             assert!(decode::<(String, u32)>(&good[..place]).is_err(), "cut at {place}");
         }
+    }
+
+    /// A record whose checksum is right and whose content is damaged: it is refused, or a value like any other.
+    fn check(input: &Input) {
+        assert!(decode::<Recipe>(&input.bytes).is_err(), "it has no checksum");
+        let record = [&MAGIC[..], &crc32fast::hash(&input.bytes).to_le_bytes(), &input.bytes].concat();
+        if let Ok(recipe) = decode::<Recipe>(&record) {
+            let again = postcard::to_allocvec(&recipe).unwrap();
+            assert_eq!(postcard::from_bytes::<Recipe>(&again).as_ref(), Ok(&recipe));
+            assert!(again.len() <= input.bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_refused_or_a_value_like_any_other() {
+        let script = Script { name: "a.sql".to_owned(), sql: "SELECT 1".to_owned() };
+        let recipe = Recipe { scripts: vec![script.clone(), script], ..Recipe::empty("app") };
+        let recipes = [recipe, Recipe::empty("postgres")];
+        fuzz!(Corpus::made(recipes.map(|recipe| postcard::to_allocvec(&recipe).unwrap())), check);
     }
 }

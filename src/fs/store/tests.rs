@@ -3,6 +3,8 @@ use std::{fs::OpenOptions, os::unix::fs::MetadataExt};
 use super::*;
 use crate::fs::{Timestamp, Tree, layout::lay_out};
 
+mod fuzz;
+
 fn tree_with(files: &[(&str, Content)]) -> Tree {
     let mut tree = Tree::new();
     lay_out(&mut tree).unwrap();
@@ -146,6 +148,15 @@ fn an_index_with_a_right_checksum_but_wrong_contents_is_refused() {
     refused.push((vec![root(vec![]), file, in_a_file], 4));
     let too_short = node(2, StoredKind::File { len: 0, start: 0, stored: 1 });
     refused.push((vec![root(vec![]), too_short], 3));
+    let directory = |ino, parent, entries: &[(&str, u64)]| {
+        let entries = entries.iter().map(|(name, ino)| (name.as_bytes().to_vec(), Ino(*ino))).collect();
+        node(ino, StoredKind::Directory { parent: Ino(parent), entries })
+    };
+    // Directories in each other, one with two names, one whose name is elsewhere, a root with a name.
+    refused.push((vec![root(vec![]), directory(2, 3, &[("a", 3)]), directory(3, 2, &[("b", 2)])], 4));
+    refused.push((vec![directory(1, 1, &[("a", 2), ("b", 2)]), directory(2, 1, &[])], 3));
+    refused.push((vec![directory(1, 1, &[("a", 2), ("b", 3)]), directory(2, 3, &[]), directory(3, 1, &[])], 4));
+    refused.push((vec![directory(1, 1, &[("a", 1)])], 2));
     for (number, (nodes, next)) in refused.into_iter().enumerate() {
         let error = open(nodes, next).expect_err(&format!("case {number} was accepted"));
         assert!(matches!(error, StoreError::Inconsistent(_)), "case {number}: {error}");

@@ -21,6 +21,8 @@ mod compiled;
 mod dylink_section;
 mod link;
 mod restore;
+#[cfg(test)]
+mod tests;
 mod user;
 
 use std::{collections::HashMap, sync::Arc};

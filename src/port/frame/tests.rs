@@ -2,6 +2,8 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
+mod fuzz;
+
 fn encoded(kind: Kind, id: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     Frame { kind, id, payload }.encode(&mut bytes).expect("short enough");

@@ -3,6 +3,8 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::protocol::error_response::Severity;
 
+mod fuzz;
+
 /// A packet with its length word.
 fn packet(code: u32, rest: &[u8]) -> Vec<u8> {
     let length = u32::try_from(LENGTH + CODE + rest.len()).expect("short");
