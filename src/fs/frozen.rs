@@ -53,13 +53,13 @@ impl FrozenTree {
     #[must_use]
     pub fn empty() -> Arc<Self> {
         let root = Node::new(Kind::Directory(Directory::new(ROOT)), 0o777);
-        Self::new(InoMap::from_iter([(ROOT, Arc::new(root))]), Ino(ROOT.0 + 1))
+        Arc::new(Self::new(InoMap::from_iter([(ROOT, Arc::new(root))]), Ino(ROOT.0 + 1)))
     }
 
-    pub(super) fn new(nodes: InoMap<Arc<Node>>, next: Ino) -> Arc<Self> {
+    pub(super) fn new(nodes: InoMap<Arc<Node>>, next: Ino) -> Self {
         // A damaged store may have any lengths.
         let len_of_files = nodes.values().fold(0, |sum: u64, node| sum.saturating_add(node.len()));
-        Arc::new(Self { nodes, next, len_of_files })
+        Self { nodes, next, len_of_files }
     }
 
     /// The number of inodes: files, directories, links and devices.

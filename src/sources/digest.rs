@@ -29,15 +29,9 @@ pub(crate) const ABOVE: [&str; 14] = [
     "stop",
 ];
 
-<<<<<<< HEAD
-/// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory, logging and
-/// quotas.
-pub(crate) const ASIDE: [&str; 3] = ["engine/cache", "log", "quota"];
-=======
 /// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory, inputs of tests,
-/// and logging.
-pub(crate) const ASIDE: [&str; 3] = ["engine/cache", "fuzz", "log"];
->>>>>>> 3f50cc0 (Damage the input of every parser, and run SQLsmith)
+/// logging, and quotas.
+pub(crate) const ASIDE: [&str; 4] = ["engine/cache", "fuzz", "log", "quota"];
 
 /// Parts within other parts that are in another list.
 const INNER: [&str; 3] = ["backend/program", "engine/artefact", "engine/cache"];

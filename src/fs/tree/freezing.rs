@@ -47,7 +47,7 @@ impl Tree {
             }
         }
         self.overlay = kept;
-        self.base = FrozenTree::new(nodes, self.next);
+        self.base = Arc::new(FrozenTree::new(nodes, self.next));
         let own = self.overlay.values().map(Sizes::of).fold(Sizes::default(), Sizes::and);
         self.sizes = Sizes { files: self.sizes.files, ..own };
         self.count();

@@ -46,7 +46,7 @@ impl Sizes {
             private: self.private + other.private,
             promised: self.promised + other.promised,
             shared: self.shared + other.shared,
-            files: self.files + other.files,
+            files: self.files.saturating_add(other.files),
         }
     }
 
