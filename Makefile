@@ -58,7 +58,7 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 
 .PHONY: test-rust
 test-rust: toolchain $(PGLITE) ## the Rust tests
-	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs
+	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
 	for cluster in directory template; do \

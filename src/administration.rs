@@ -10,14 +10,25 @@ use crate::{
 };
 pub use cluster::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster, UnknownLifetime};
 pub use figure::{Figure, Metric, MetricType, Unit};
+pub use watched::{Watched, WatchedCluster};
 
 mod cluster;
 pub mod figure;
+mod watched;
 
 /// Administers the program; one object for the program.
 pub trait Administration: Send + Sync + 'static {
     /// The figures of the clusters.
     fn figures(&self) -> Vec<Figure>;
+
+    /// What is counted in the clusters. No cluster is disturbed.
+    fn watched(&self) -> Watched;
+
+    /// Whether clients get a session now.
+    ///
+    /// # Errors
+    /// Why they do not.
+    fn readiness(&self) -> Result<(), &'static str>;
 
     /// The private memory of every connection that has its own cluster, by the connection's number.
     ///

@@ -87,6 +87,7 @@ fn for_client(report: ErrorResponse) -> ErrorResponse {
 
 /// Every cluster of this program.
 pub struct Databases {
+    mode: Mode,
     templates: Arc<Templates>,
     isolated: Isolated,
     clusters: Registry,
@@ -106,7 +107,7 @@ impl Databases {
         let isolated = Isolated::new(templates.clone(), start, settings.leave, access, limits, settings.max_isolated);
         let Settings { warm, shared, leave, on_failure, .. } = settings;
         let clusters = Registry::new(templates.clone(), shared, limits, leave, warm, log, on_failure);
-        let databases = Self { templates, isolated, clusters };
+        let databases = Self { mode, templates, isolated, clusters };
         match mode {
             Mode::Shared => databases.clusters.start_default()?,
             Mode::Isolated => databases.isolated.warm_up().context("the first database cannot be prepared")?,

@@ -6,6 +6,7 @@
 //! A room uses only rooms below it (`tests/rooms.rs`).
 //!
 //! From clients to sessions:
+//! * [`metrics`]: an HTTP endpoint for Prometheus.
 //! * [`port`]: stdin and stdout: `frame`, `router`, `requests`, `relay` (a `Client`), `outbox`; detects the parent's
 //!   end.
 //! * [`serve`]: a TCP or unix-socket listener, `socket` (the other `Client`), detection of clients that hang up.
@@ -36,6 +37,7 @@
 //! * [`quota`]: how much memory and disk a cluster may use, and how much memory the program.
 //! * [`clock`]: the clock that the sessions of a cluster see, which tests can set.
 //! * `random`: random bytes: unpredictable ones, and those of a seed.
+//! * [`tally`]: counters and histograms of what happens in a cluster.
 //! * `sync`: locks, which a model checker can replace.
 //! * `fuzz`: inputs for tests of what reads bytes from outside, of a kept corpus and damaged.
 //! * `sources`: digests of the program's sources, which are part of the keys in the cache.
@@ -58,6 +60,7 @@ pub mod icu;
 mod image;
 pub mod instrument;
 pub mod log;
+pub mod metrics;
 pub mod port;
 mod postgres;
 pub mod protocol;
@@ -68,4 +71,5 @@ pub mod serve;
 pub mod session;
 mod sources;
 mod sync;
+pub mod tally;
 pub mod template;

@@ -18,7 +18,8 @@ use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::{Receiver, never};
 use options::{
-    AccessOptions, ClusterLimits, LimitOptions, SharedOptions, TestOptions, TlsOptions, permissions, seconds,
+    AccessOptions, ClusterLimits, LimitOptions, MetricsOptions, SharedOptions, TestOptions, TlsOptions, interval,
+    permissions, seconds,
 };
 use pglite_port::{
     administration::Administration,
@@ -48,6 +49,7 @@ mod list;
 mod options;
 mod start;
 mod stop;
+mod top;
 
 /// The environment variable with the filter for the program's own log.
 const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
@@ -87,6 +89,8 @@ enum Command {
         access: AccessOptions,
         #[command(flatten)]
         tests: TestOptions,
+        #[command(flatten)]
+        metrics: MetricsOptions,
         /// How long the program may take to stop after a request or a signal: its sessions end, and the shared cluster
         /// is shut down. Then it ends anyway, and a cluster in a directory recovers at its next start
         #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
@@ -112,6 +116,8 @@ enum Command {
         access: AccessOptions,
         #[command(flatten)]
         tls: TlsOptions,
+        #[command(flatten)]
+        metrics: MetricsOptions,
         /// Listen on an address that other machines can reach although every client is let in as the role that it names,
         /// also as the superuser
         #[arg(long)]
@@ -176,6 +182,20 @@ enum Command {
     Evidence {
         /// The file, of any version of PGlite [default: the supported one, found as by the other commands]
         file: Option<PathBuf>,
+    },
+    /// Show the metrics of a running program in a terminal
+    ///
+    /// Sessions and rates of each cluster, the busiest first. q quits. Without a terminal, they are printed once.
+    Top {
+        /// Where the program answers, which it was told by --metrics
+        #[arg(value_name = "HOST:PORT", default_value = "127.0.0.1:9187")]
+        address: String,
+        /// The time between two looks, in seconds
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+        interval: Duration,
+        /// Print the metrics once, of one interval
+        #[arg(long)]
+        once: bool,
     },
     /// List the cache, or remove entries that have not been used for long
     ///
@@ -269,7 +289,7 @@ fn allow_open_files() {
 fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
-        Command::Port { clones, shared, limits, access, tests, shutdown_timeout } => {
+        Command::Port { clones, shared, limits, access, tests, metrics, shutdown_timeout } => {
             shared.check(mode)?;
             let access = access.open()?;
             let stop = Stop::on(&[SIGTERM])?;
@@ -279,7 +299,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             let leave = tests.leave();
             let shared_settings = shared.settings(PATIENCE_OF_A_CHILD, access);
             let settings = Settings { leave, ..settings(clones, shared, limits, mode, shared_settings)? };
-            let opened = command_line.open_databases(settings, &stop, parent.gone())?;
+            let opened = command_line.open_databases(settings, metrics, &stop, parent.gone())?;
             drop(parent);
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
@@ -300,6 +320,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             limits,
             access,
             tls,
+            metrics,
             trust_everyone_who_can_connect,
             shutdown_timeout,
         } => {
@@ -320,7 +341,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             let serving = serve::start(listener, mode, tls)?;
             let shared_settings = shared.settings(Duration::ZERO, access);
             let settings = settings(clones, shared, limits, mode, shared_settings)?;
-            let opened = command_line.open_databases(settings, &stop, &never())?;
+            let opened = command_line.open_databases(settings, metrics, &stop, &never())?;
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             serving.run(sessions, *shutdown_timeout, stop.asked(), print_url)?;
             return Ok(stop.status(log));
@@ -354,13 +375,12 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         Command::Templates { remove: None } => {
             list::print_templates(&command_line.engine.open_shelf()?.list()?).context("the list cannot be written")?;
         }
+        Command::Top { address, interval, once } => top::run(address, *interval, *once)?,
         Command::Cache { prune: false, .. } => {
             list::print_entries(&command_line.engine.open_stock()?.entries()?).context("the list cannot be written")?;
         }
         Command::Cache { prune: true, older_than, max_size } => {
-            let unused_for = Duration::from_hours(24 * u64::from(*older_than));
-            let limits = Limits { unused_for, size: max_size.map(|size| u64::from(size) * 1_000_000) };
-            return print_pruned(command_line.engine.open_stock()?.prune(limits)?, log);
+            return print_pruned(command_line.engine.open_stock()?.prune(limits(*older_than, *max_size))?, log);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -379,15 +399,17 @@ fn settings(
 }
 
 impl CommandLine {
-    /// Opens the clusters; `None` if `stop` or `parent_gone` has a message before that. If a cluster cannot be kept
-    /// running, `stop` is told.
+    /// Opens the clusters, which can be watched as `metrics` says; `None` if `stop` or `parent_gone` has a message
+    /// before that. If a cluster cannot be kept running, `stop` is told.
     fn open_databases(
         &self,
         settings: Settings,
+        metrics: &MetricsOptions,
         stop: &Stop,
         parent_gone: &Receiver<()>,
     ) -> anyhow::Result<Option<Arc<Databases>>> {
         let engine = &self.engine;
+        let endpoint = metrics.start(engine.cache_dir.clone())?;
         let paths = Paths {
             pglite: engine.pglite_dir.clone(),
             cache: engine.cache_dir.clone(),
@@ -399,6 +421,9 @@ impl CommandLine {
         let open = move || Databases::open(&paths, mode, settings, LogSink::to_own_log());
         let opened = start::unless_stopped(stop.asked(), parent_gone, open)?.map(Arc::new);
         if let Some(databases) = &opened {
+            if let Some(endpoint) = endpoint {
+                endpoint.watch(databases.clone());
+            }
             let databases = databases.clone();
             stop.on_hangup(move || databases.reload());
             pruning::prune_in_background(engine.cache_dir.as_deref());
@@ -426,6 +451,12 @@ impl EngineOptions {
     fn open_shelf(&self) -> anyhow::Result<Shelf> {
         Shelf::open(self.cache_dir.as_deref())
     }
+}
+
+/// The limits of what is kept in the cache, by the options in days and MB.
+fn limits(older_than: u32, max_size: Option<u32>) -> Limits {
+    let unused_for = Duration::from_hours(24 * u64::from(older_than));
+    Limits { unused_for, size: max_size.map(|size| u64::from(size) * 1_000_000) }
 }
 
 /// Prints how much was removed from the cache, and logs the errors.

@@ -6,6 +6,8 @@ use anyhow::ensure;
 use clap::{ArgAction, Args, value_parser};
 use pglite_port::{
     databases::{Access, Authentication, DataDirectory, Leave, Password, Rules, SharedSettings},
+    metrics::Endpoint,
+    pruning::Stock,
     quota::{Limits, ProgramLimit, Size, limit_program},
     serve::{Tls, TlsFiles, TlsVersion},
     session::Mode,
@@ -72,6 +74,27 @@ impl ClusterLimits {
     /// When one is too low.
     pub(crate) fn limits(&self) -> anyhow::Result<Limits> {
         Ok(Limits { memory: self.memory.map(|size| size.0), disk: self.disk.map(|size| size.0) }.check()?)
+    }
+}
+
+/// What can be watched.
+#[derive(Args)]
+pub(crate) struct MetricsOptions {
+    /// Answer HTTP requests of Prometheus here, for /metrics, and for /healthz and /readyz; the answers contain names
+    /// of clusters, and no data
+    #[arg(long = "metrics", value_name = "HOST:PORT")]
+    address: Option<String>,
+}
+
+impl MetricsOptions {
+    /// Begins to answer, if that is asked for; the clusters are watched later. The cache is that of `engine`.
+    pub(crate) fn start(&self, cache_dir: Option<PathBuf>) -> anyhow::Result<Option<Endpoint>> {
+        let Some(address) = &self.address else { return Ok(None) };
+        let cache_size = move || {
+            let entries = Stock::open(cache_dir.as_deref())?.entries()?;
+            Ok(entries.iter().map(|entry| entry.size).sum())
+        };
+        Endpoint::start(address, cache_size).map(Some)
     }
 }
 
@@ -219,6 +242,9 @@ fn on_or_off(text: &str) -> Result<bool, String> {
 /// The longest time on the command line, in days: longer than all waits, and far below the end of the system's clock.
 const LONGEST: u64 = 365;
 
+/// The shortest time between two looks.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "use a number of seconds")?;
     let time = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
@@ -226,6 +252,12 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
         return Err(format!("use {LONGEST} days at most"));
     }
     Ok(time)
+}
+
+/// A time between two looks.
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
+    let time = seconds(text)?;
+    if time < SHORTEST_INTERVAL { Err("use 0.1 seconds or more".to_owned()) } else { Ok(time) }
 }
 
 /// The permissions of a file, as chmod takes them.

@@ -447,3 +447,38 @@ pub(crate) mod encoding {
     /// Bytes of an entry of `pg_utf_to_local_combined` or `pg_local_to_utf_combined`, of three words.
     pub(crate) const COMBINED: u32 = 12;
 }
+
+/// Statistics of databases that a process has not added to shared memory yet: `PgStat_EntryRef`, `PgStatShared_Common`
+/// (`src/include/utils/pgstat_internal.h`), `PgStat_StatDBEntry` (`src/include/pgstat.h`) and `LWLock`
+/// (`src/include/storage/lwlock.h`).
+pub(crate) mod database_statistics {
+    /// Offsets of the pointers `shared_stats` and `pending` in a `PgStat_EntryRef`.
+    pub(crate) const SHARED: u32 = 4;
+    pub(crate) const PENDING: u32 = 12;
+    /// Offset of the `PgStat_StatDBEntry` in a `PgStatShared_Database`.
+    pub(crate) const STATISTICS: u32 = 24;
+    /// Offset of the state of the lock in a `PgStatShared_Common`.
+    pub(crate) const LOCK_STATE: u32 = 8;
+    /// The bits of the state that are set while a process has the lock (`LW_LOCK_MASK`).
+    pub(crate) const LOCKED: u32 = (1 << 19) - 1;
+
+    /// Offsets in a `PgStat_StatDBEntry` of the counters that processes add up, each an `int64`. Times and failures of
+    /// checksums are between them.
+    pub(crate) const COUNTERS: [u64; 29] = [
+        0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 88, 96, 104, 112, 120, 128, 136, 144, 168, 176, 184, 192, 200, 208, 216,
+        224, 232, 240, 248,
+    ];
+    /// Those of some of them.
+    pub(crate) const COMMITS: u32 = 0;
+    pub(crate) const ROLLBACKS: u32 = 8;
+    pub(crate) const BLOCKS_FETCHED: u32 = 16;
+    pub(crate) const BLOCKS_HIT: u32 = 24;
+    pub(crate) const TUPLES_RETURNED: u32 = 32;
+    pub(crate) const TUPLES_FETCHED: u32 = 40;
+    pub(crate) const TUPLES_INSERTED: u32 = 48;
+    pub(crate) const TUPLES_UPDATED: u32 = 56;
+    pub(crate) const TUPLES_DELETED: u32 = 64;
+    pub(crate) const TEMPORARY_FILES: u32 = 128;
+    pub(crate) const TEMPORARY_BYTES: u32 = 136;
+    pub(crate) const DEADLOCKS: u32 = 144;
+}

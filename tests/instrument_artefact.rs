@@ -244,6 +244,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     let expected = [
         (vec!["clear_mapping"], "mmap"),
         (vec!["client_is_trusted", "client_authenticated"], "PerformAuthentication"),
+        (vec!["database_statistics"], "pgstat_database_flush_cb"),
         (vec!["import_rules"], "BundleImporter::getRules"),
         (vec!["init_process"], "InitProcess"),
         (vec!["kill"], "kill"),
@@ -276,6 +277,12 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         let first = &code.exported_body(name)[..1];
         assert_eq!(hooks_called(&code, first), [hook], "{name} calls it first");
     }
+    let [Operator::LocalGet { local_index: 0 }, Operator::LocalGet { local_index: 1 }, call] =
+        &code.body(code.names["pgstat_database_flush_cb"])[..3]
+    else {
+        panic!("statistics are counted before they are added");
+    };
+    assert_eq!(hooks_called(&code, std::slice::from_ref(call)), ["database_statistics"]);
     let wait = code.body(code.names["WaitEventSetWait"]);
     let at = wait.iter().position(|it| !hooks_called(&code, std::slice::from_ref(it)).is_empty()).unwrap();
     let looped = wait[..at].iter().position(|it| matches!(it, Operator::Loop { .. })).expect("it waits in a loop");

@@ -34,7 +34,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Replaces this backend by `successor`, which takes over its client, its console, its signals, and its
+    /// Replaces this backend by `successor`, which takes over its client, its console, its signals, its tally, and its
     /// cluster's clock and random bytes. Returns the replaced backend, which must not run again.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl Backend {
     pub(crate) fn succeed_to(&mut self, successor: Self) -> anyhow::Result<Self> {
         let guest = self.store.data_mut();
         let client = std::mem::take(&mut guest.client);
-        let (clock, entropy) = (guest.clock.clone(), guest.entropy.clone());
+        let (clock, entropy, tally) = (guest.clock.clone(), guest.entropy.clone(), guest.tally.clone());
         let console = guest.files.set_console(Box::new(Silent));
         let signals = guest.signals.clone();
         // Otherwise the drop of the replaced backend would detach the signals from its successor.
@@ -53,6 +53,7 @@ impl Backend {
         guest.client = client;
         guest.clock = clock;
         guest.entropy = entropy;
+        guest.tally = tally;
         guest.files.set_console(console);
         self.attach(signals)?;
         Ok(replaced)

@@ -10,11 +10,14 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Crashed, Signals};
-use crate::sync::{AtomicUsize, Condvar, Mutex};
+use crate::{
+    sync::{AtomicUsize, Condvar, Mutex},
+    tally::Tally,
+};
 
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
@@ -40,6 +43,8 @@ pub(crate) struct Baton {
     state: Mutex<State>,
     /// The number of waiting sessions, readable without the lock.
     waiting: AtomicUsize,
+    /// Where turns are counted.
+    tally: Arc<Tally>,
 }
 
 #[derive(Default)]
@@ -71,21 +76,34 @@ struct Holder {
     priority: Priority,
     /// Whether it was asked to hand over at its next check for interrupts.
     was_asked: bool,
+    /// Whether it was to be stopped at its next safepoint.
+    was_stopped: bool,
 }
 
 impl Holder {
     fn new(signals: &Arc<Signals>, priority: Priority) -> Self {
-        Self { signals: signals.clone(), priority, was_asked: false }
+        Self { signals: signals.clone(), priority, was_asked: false, was_stopped: false }
     }
 
     /// Called when the first in the queue has waited for a slice, and again after [`GRACE`]: it hands over when it
     /// checks for interrupts next, or, the second time, at its next safepoint.
-    fn ask(&mut self) {
-        if std::mem::replace(&mut self.was_asked, true) {
-            self.signals.stop();
-        } else {
-            self.signals.interrupt();
+    fn ask(&mut self, tally: &Tally) {
+        if !self.was_asked {
+            self.interrupt(tally);
+            return;
         }
+        if !std::mem::replace(&mut self.was_stopped, true) {
+            tally.preemptions.add(1);
+        }
+        self.signals.stop();
+    }
+
+    /// It hands over when it checks for interrupts next.
+    fn interrupt(&mut self, tally: &Tally) {
+        if !std::mem::replace(&mut self.was_asked, true) {
+            tally.slices.add(1);
+        }
+        self.signals.interrupt();
     }
 }
 
@@ -137,13 +155,18 @@ impl Waiter {
 }
 
 impl Baton {
+    /// One that no process has. Turns are counted in `tally`.
+    pub(super) fn new(tally: Arc<Tally>) -> Self {
+        Self { tally, ..Self::default() }
+    }
+
     /// Waits for the turn of the session behind `signals`, and takes it.
     ///
     /// # Errors
     /// [`Crashed`] when another session of the cluster has crashed; then no session runs any more.
     pub(super) fn take(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
         let holder = Holder::new(signals, priority);
-        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder, Manners::Queues))
+        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.queue(&waiter, holder, Manners::Queues))
     }
 
     /// Hands the baton over, and takes it again when the other sessions that wait have had their turns, but not later
@@ -154,7 +177,7 @@ impl Baton {
     pub(super) fn lend(&self, signals: &Arc<Signals>, priority: Priority) -> Result<(), Crashed> {
         self.give();
         let holder = Holder::new(signals, priority);
-        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.wait(&waiter, holder, Manners::Returns))
+        self.ask(holder)?.map_or(Ok(()), |(waiter, holder)| self.queue(&waiter, holder, Manners::Returns))
     }
 
     /// Hands the baton over, and takes it again at the first turn after `is_over`, which is called at the end of each
@@ -192,12 +215,19 @@ impl Baton {
         };
         self.waiting.fetch_add(1, Ordering::SeqCst);
         if current.priority == Priority::Background {
-            current.was_asked = true;
-            current.signals.interrupt();
+            current.interrupt(&self.tally);
         }
         let waiter = Waiter::new(Place::Watching);
         state.queue.push_back(waiter.clone());
         Ok(Some((waiter, holder)))
+    }
+
+    /// [`Self::wait`], for a process that could run, and counts how long.
+    fn queue(&self, waiter: &Arc<Waiter>, holder: Holder, manners: Manners) -> Result<(), Crashed> {
+        let begun = Instant::now();
+        self.wait(waiter, holder, manners)?;
+        self.tally.waits.observe(begun.elapsed());
+        Ok(())
     }
 
     /// Waits until `waiter` is called, and takes the baton for `holder`.
@@ -222,7 +252,7 @@ impl Baton {
             }
             let is_first = state.queue.front().is_some_and(|front| Arc::ptr_eq(front, waiter));
             if let Some(current) = state.holder.as_mut().filter(|_| is_first) {
-                current.ask();
+                current.ask(&self.tally);
                 patience = GRACE;
             }
         }

@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{Baton, Priority, Signal, Signals};
-use crate::{client::Waker, postgres::process};
+use crate::{client::Waker, postgres::process, tally::Tally};
 
 /// Another session of the cluster has crashed, and shared memory cannot be used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,10 +24,14 @@ pub(crate) struct Seats {
     baton: Baton,
     taken: Mutex<Taken>,
     wal: Mutex<WalSegments>,
+    /// The number of the last checkpoint.
+    checkpoints: Mutex<Option<u32>>,
     /// When the cluster was started.
     started: Started,
     /// The number of turns that have begun.
     turns: AtomicU64,
+    /// Where what happens in the cluster is counted.
+    tally: Arc<Tally>,
     /// Called for a signal to the checkpointer while that does not run.
     checkpointer_wanted: Mutex<Option<Waker>>,
 }
@@ -64,6 +68,16 @@ struct Occupant {
 const FIRST_PROCESS_ID: i32 = 1000;
 
 impl Seats {
+    /// Those of a cluster without processes, in which what happens is counted in `tally`.
+    pub(crate) fn new(tally: Arc<Tally>) -> Self {
+        Self { baton: Baton::new(tally.clone()), tally, ..Self::default() }
+    }
+
+    /// Where what happens in the cluster is counted.
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
     /// A seat with a free process id.
     pub(crate) fn join(self: &Arc<Self>, priority: Priority) -> Seat {
         let mut taken = self.taken.lock();
@@ -144,9 +158,14 @@ impl Seats {
         if self.baton.is_wanted() {
             self.baton.give();
             self.baton.take(signals, priority)?;
-            self.turns.fetch_add(1, Ordering::SeqCst);
+            self.begin_turn();
         }
         Ok(())
+    }
+
+    fn begin_turn(&self) {
+        self.turns.fetch_add(1, Ordering::SeqCst);
+        self.tally.turns.add(1);
     }
 
     /// The session that has the turn has crashed: all sessions end without another turn.
@@ -188,6 +207,11 @@ impl Seat {
         self.priority
     }
 
+    /// Where what happens in the cluster is counted.
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
+        &self.seats.tally
+    }
+
     /// All seats of the cluster, and how soon this one's process hands over.
     pub(super) fn shared(&self) -> (Arc<Seats>, Priority) {
         (self.seats.clone(), self.priority)
@@ -212,6 +236,16 @@ impl Seat {
         }
         wal.begun += 1;
         wal.begun
+    }
+
+    /// Counts checkpoints: `done` is the number of the last one. The first such number is not counted, because a copy
+    /// of a cluster goes on with the numbers of its origin.
+    pub(crate) fn count_checkpoints(&self, done: u32) {
+        let before = self.seats.checkpoints.lock().replace(done);
+        let more = before.map_or(0, |before| done.wrapping_sub(before));
+        if more > 0 {
+            self.seats.tally.checkpoints.add(more.into());
+        }
     }
 
     /// Waits for the turn.
@@ -259,7 +293,7 @@ impl Seat {
 
     fn begin_turn(&mut self) {
         self.has_turn = true;
-        self.seats.turns.fetch_add(1, Ordering::SeqCst);
+        self.seats.begin_turn();
     }
 
     /// Whether another session waits for its turn.

@@ -2,11 +2,14 @@
 
 use super::Databases;
 use crate::{
-    administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, figure},
+    administration::{
+        Administration, ClusterSummary, DEFAULT_CLUSTER, Figure, MadeCluster, NewCluster, PrivateBytes, Summary,
+        Watched, figure,
+    },
     capacity,
     protocol::error_response::{ErrorResponse, sqlstate},
     quota::{self, Usage},
-    session::{Choice, Outcome},
+    session::{Choice, Mode, Outcome},
 };
 
 impl Administration for Databases {
@@ -35,6 +38,24 @@ impl Administration for Databases {
             ]);
         }
         figures
+    }
+
+    fn watched(&self) -> Watched {
+        Watched {
+            clusters: self.clusters.watched(),
+            isolated: self.isolated.tally().clone(),
+            starts: self.clusters.starts().clone(),
+            warm: self.templates.pool().ready() + self.clusters.warm().ready(),
+        }
+    }
+
+    fn readiness(&self) -> Result<(), &'static str> {
+        let is_running =
+            |name| self.clusters.watched().iter().any(|cluster| cluster.name == name && cluster.is_running);
+        if self.mode == Mode::Shared && !is_running(DEFAULT_CLUSTER) {
+            return Err("the default cluster takes no sessions at the moment: it starts, recovers or shuts down");
+        }
+        Ok(())
     }
 
     fn memory(&self) -> Result<Vec<(u32, PrivateBytes)>, ErrorResponse> {

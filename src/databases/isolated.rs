@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -29,6 +30,7 @@ use crate::{
     quota::{self, LEAST_MEMORY, Limits},
     random,
     session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
+    tally::Tally,
     template::{DEFAULT, Template, TemplateError, Templates},
 };
 
@@ -58,6 +60,7 @@ pub(crate) struct Isolated {
     /// Where neither the connection nor its template has limits.
     limits: Limits,
     live: Mutex<BTreeMap<u32, Live>>,
+    tally: Arc<Tally>,
 }
 
 /// The parts of a connection that other threads use.
@@ -83,7 +86,13 @@ impl Isolated {
         let limit = limit.unwrap_or(usize::MAX);
         let share = quota::usage().limit.map(|limit| (limit / SHARE).max(LEAST_MEMORY));
         let limits = limits.or(Limits { memory: share, disk: None });
-        Self { templates, origin, leave, access, limits, limit, count: AtomicUsize::new(0), live: Mutex::default() }
+        let (count, live, tally) = (AtomicUsize::new(0), Mutex::default(), Arc::default());
+        Self { templates, origin, leave, limits, limit, count, access, live, tally }
+    }
+
+    /// Where what happens in them is counted.
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 
     /// Prepares the default template and its ready clones, which the first connection most likely needs.
@@ -141,7 +150,11 @@ impl Isolated {
             return Ok(SessionEnd::Refused(report));
         };
         let limits = start.limits.or(template.limits).or(self.limits);
+        self.tally.enter(&start.transaction.activity());
+        let begun = Instant::now();
         let mut backend = self.make_backend(&template, start.log)?;
+        self.tally.starts.observe(begun.elapsed());
+        backend.guest().tally = self.tally.clone();
         limit(&mut backend, limits, start.id);
         self.set_password(&mut backend)?;
         let rules = self.access.rules.as_ref().filter(|rules| !start.is_trusted && !rules.trust_everyone());
@@ -185,7 +198,10 @@ impl Isolated {
             Ok(SessionExit::Client) => SessionEnd::ClientGone,
             Ok(SessionExit::Fatal) => SessionEnd::Orderly,
             Err(_) if signals.is_condemned() => SessionEnd::Refused(ErrorResponse::terminated()),
-            Err(error) => SessionEnd::Trapped(error),
+            Err(error) => {
+                self.tally.traps.add(1);
+                SessionEnd::Trapped(error)
+            }
         })
     }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, OnceLock},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use anyhow::{Context, anyhow};
@@ -19,7 +19,9 @@ use super::{
 mod cluster;
 
 use crate::{
-    administration::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster},
+    administration::{
+        ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster, WatchedCluster,
+    },
     backend::ClusterSnapshot,
     client::Client,
     fs::FrozenTree,
@@ -27,6 +29,7 @@ use crate::{
     protocol::error_response::{ErrorResponse, Severity, sqlstate},
     quota::Limits,
     session::{Choice, Control, Outcome, SessionEnd, SessionStart},
+    tally::ClusterStarts,
     template::{TemplateError, Templates},
 };
 use cluster::{Cluster, State};
@@ -45,6 +48,7 @@ pub(super) struct Registry {
     limits: Limits,
     leave: Leave,
     log: LogSink,
+    starts: Arc<ClusterStarts>,
     clusters: Mutex<Clusters>,
 }
 
@@ -79,6 +83,7 @@ impl Registry {
             made: SystemTime::now(),
             on_failure,
             simulation: Simulation::new(leave),
+            tally: Arc::default(),
             beginning: Mutex::default(),
             database: OnceLock::new(),
             state: Mutex::new(State::New(None)),
@@ -88,7 +93,8 @@ impl Registry {
             Clusters { by_name: BTreeMap::from([(default.name.clone(), Arc::new(default))]), ..Clusters::default() };
         let snapshots = Snapshots::new(templates.clone(), settings.in_memory(), log.clone());
         let warm = Warm::new(warm);
-        Self { templates, snapshots, warm, settings, limits, leave, log, clusters: Mutex::new(clusters) }
+        let (starts, clusters) = (Arc::default(), Mutex::new(clusters));
+        Self { templates, snapshots, warm, settings, limits, leave, log, starts, clusters }
     }
 
     /// Starts the default cluster.
@@ -204,6 +210,7 @@ impl Registry {
             made: SystemTime::now(),
             on_failure: None,
             simulation: Simulation::new(self.leave),
+            tally: Arc::default(),
             beginning: Mutex::default(),
             database: OnceLock::new(),
             state: Mutex::new(State::New(branch_of)),
@@ -219,7 +226,8 @@ impl Registry {
         let simulation = cluster.simulation.clone();
         let start = |new: &mut dyn FnMut() -> anyhow::Result<Arc<FrozenTree>>| {
             let (settings, simulation) = (settings.clone(), simulation.clone());
-            Postmaster::start(&self.templates, new, settings, simulation, log.clone(), on_failure.clone())
+            let tally = cluster.tally.clone();
+            Postmaster::start(&self.templates, new, settings, simulation, tally, log.clone(), on_failure.clone())
         };
         let database = match &cluster.origin {
             // A cluster that is in its directory already does not need its template any more.
@@ -264,8 +272,9 @@ impl Registry {
         let copy = self.warm.take(&snapshot)?;
         *cluster.beginning.lock() = Some(snapshot);
         let Cluster { settings, simulation, on_failure, .. } = cluster;
-        let (settings, simulation) = (settings.clone(), simulation.clone());
-        Postmaster::from_snapshot(&self.templates, copy, settings, simulation, self.log.clone(), on_failure.clone())
+        let (settings, simulation, tally) = (settings.clone(), simulation.clone(), cluster.tally.clone());
+        let (log, on_failure) = (self.log.clone(), on_failure.clone());
+        Postmaster::from_snapshot(&self.templates, copy, settings, simulation, tally, log, on_failure)
     }
 
     /// Puts a cluster back to its beginning: its sessions end, and what was done in it is gone.
@@ -347,6 +356,17 @@ impl Registry {
         clusters.iter().map(|cluster| cluster.summary()).collect()
     }
 
+    /// What is watched of the clusters, by name.
+    pub(super) fn watched(&self) -> Vec<WatchedCluster> {
+        let clusters: Vec<_> = self.clusters.lock().by_name.values().cloned().collect();
+        clusters.iter().map(|cluster| cluster.watched()).collect()
+    }
+
+    /// How long it took to start clusters.
+    pub(super) fn starts(&self) -> &Arc<ClusterStarts> {
+        &self.starts
+    }
+
     /// Those that run.
     pub(super) fn running(&self) -> Vec<Arc<Postmaster>> {
         let clusters: Vec<_> = self.clusters.lock().by_name.values().cloned().collect();
@@ -383,7 +403,16 @@ impl Registry {
             State::Gone => return Ok(None),
             State::New(branch_of) => branch_of,
         };
+        let begun = Instant::now();
         let started = self.start(cluster, branch_of.as_ref());
+        if started.is_ok() {
+            let starts = match cluster.origin {
+                ClusterOrigin::Empty => &self.starts.empty,
+                ClusterOrigin::Template(_) => &self.starts.template,
+                ClusterOrigin::Branch(_) => &self.starts.branch,
+            };
+            starts.observe(begun.elapsed());
+        }
         match started {
             Ok(postmaster) => Ok(if cluster.has_started(&postmaster) {
                 Some(postmaster)

@@ -162,7 +162,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             let count = transfer(&mut caller, Interest::Read, |client, memory| {
                 client.read(memory::bytes_mut(memory, address, length)?)
             })?;
-            if count > 0 {
+            if let Ok(count @ 1..) = u64::try_from(count) {
+                caller.data().tally.received.add(count);
                 entropy::follow_seed(&mut caller)?;
             }
             Ok(count)
@@ -173,9 +174,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "write",
         |mut caller: Caller<'_, Guest>, address: u32, length: u32| -> wasmtime::Result<i32> {
             announce_key(&mut caller)?;
-            transfer(&mut caller, Interest::Write, |client, memory| {
+            let count = transfer(&mut caller, Interest::Write, |client, memory| {
                 client.write(memory::read_bytes(memory, address, length)?)
-            })
+            })?;
+            caller.data().tally.sent.add(u64::try_from(count).unwrap_or(0));
+            Ok(count)
         },
     )?;
     super::commands::add_to_linker(linker)

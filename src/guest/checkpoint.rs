@@ -59,6 +59,7 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     let shared = memory::read_u32(memory, checkpointer)?;
     let started = memory::read_u32(memory, shared.wrapping_add(checkpoint::STARTED))?;
     let guest = caller.data_mut();
+    guest.tally.wal_segments.add(1);
     let begun = if let Some(seat) = &guest.seat {
         seat.count_wal_segment(started)
     } else {
@@ -107,7 +108,8 @@ pub(super) fn wait_if_due(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()
     Ok(())
 }
 
-/// Wakes a checkpointer that does not run yet if its queue of sync requests is full. A process that has one more
+/// Called before a process sleeps, as the checkpointer does after each checkpoint: counts checkpoints. And wakes a
+/// checkpointer that does not run yet if its queue of sync requests is full. A process that has one more
 /// waits, with a timeout, until there is room (`RegisterSyncRequest` in `src/backend/storage/sync/sync.c`), and wakes
 /// the checkpointer only by its latch, which this one does not have (`ForwardSyncRequest`).
 ///
@@ -118,8 +120,11 @@ pub(super) fn relieve(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     let Some(seat) = &guest.seat else { return Ok(()) };
     let shared = memory::read_u32(memory, guest.facts.checkpointer.shared)?;
     let read = |offset| memory::read_u32(memory, shared.wrapping_add(offset));
-    if shared != 0 && read(checkpoint::REQUESTS)? >= read(checkpoint::MOST_REQUESTS)? {
-        seat.send(process::CHECKPOINTER, Some(Signal::URG));
+    if shared != 0 {
+        seat.count_checkpoints(read(checkpoint::DONE)?);
+        if read(checkpoint::REQUESTS)? >= read(checkpoint::MOST_REQUESTS)? {
+            seat.send(process::CHECKPOINTER, Some(Signal::URG));
+        }
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod net;
 mod process;
 pub(crate) mod report;
 mod stack;
+mod statistics;
 mod syscalls;
 mod time;
 mod timers;
@@ -41,6 +42,7 @@ use crate::{
     fs::Files,
     instrument::Facts,
     random::Entropy,
+    tally::Tally,
 };
 
 pub(crate) use authentication::AUTHENTICATION_OK;
@@ -91,6 +93,8 @@ pub(crate) struct Guest {
     pub(crate) seat: Option<Seat>,
     /// The WAL that it has begun.
     pub(crate) wal: checkpoint::Wal,
+    /// Where what it does is counted.
+    pub(crate) tally: Arc<Tally>,
     before_fork: Option<BeforeFork>,
     /// The anonymous mappings that it has made, before its first fork.
     pub(crate) anonymous: Vec<Region>,
@@ -150,6 +154,7 @@ impl Guest {
             timers: Timers::new(signals.clone()),
             native_stack: NativeStack::default(),
             signals,
+            tally: setup.seat.as_ref().map_or_else(Arc::default, |seat| seat.tally().clone()),
             seat: setup.seat,
             wal: checkpoint::Wal::default(),
             clock: setup.clock,
@@ -227,6 +232,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         net::add_to_linker,
         process::add_to_linker,
         stack::add_to_linker,
+        statistics::add_to_linker,
         syscalls::add_to_linker,
         timers::add_to_linker,
     ] {

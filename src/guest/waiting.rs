@@ -56,7 +56,14 @@ pub(crate) fn wait(
 /// When another process of the cluster has crashed. The inner error is the guest's.
 pub(super) fn sync(caller: &mut Caller<'_, Guest>, fd: i32) -> wasmtime::Result<Result<(), Errno>> {
     match caller.data_mut().files.to_sync(fd) {
-        Ok(Some(to_sync)) => without_turn(caller, |_| to_sync.sync()),
+        Ok(Some(to_sync)) => {
+            let begun = Instant::now();
+            let synced = without_turn(caller, |_| (to_sync.sync(), begun.elapsed()));
+            synced.map(|(synced, took)| {
+                caller.data().tally.syncs.observe(took);
+                synced
+            })
+        }
         Ok(None) => Ok(Ok(())),
         Err(errno) => Ok(Err(errno)),
     }

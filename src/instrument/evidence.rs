@@ -12,6 +12,7 @@ use super::{
     target::{Evidence, Signature, Target},
     targets::TARGETS,
 };
+use crate::postgres::database_statistics::{COUNTERS, PENDING, SHARED, STATISTICS};
 
 /// The indices of the table's functions, by name.
 pub(super) struct Found {
@@ -123,6 +124,9 @@ impl Found {
                     Ok(measure.is_ok_and(|measure| measure.variables == check.variables))
                 })
             }
+            Evidence::AddsDatabaseStatistics => {
+                keep(of_signature(), |it| Ok(adds_database_statistics(&module.operators(it)?)))
+            }
             Evidence::ChecksProcessIdOfSignal => {
                 let raise = self.function("raise")?;
                 let pqsignal = module.exported(ExternalKind::Func, "pqsignal_be");
@@ -183,6 +187,29 @@ fn process_id(module: &Module) -> Result<i32, InstrumentError> {
 /// Functions of at most as many bytes as the ones without a name string that we look for have.
 fn small(module: &Module, functions: impl Iterator<Item = u32>) -> impl Iterator<Item = u32> {
     functions.filter(|&function| module.body(function).is_some_and(|body| body.range().len() < 128))
+}
+
+/// Whether a function takes its first parameter for a `PgStat_EntryRef`, and adds the counters of a
+/// `PgStat_StatDBEntry` to its shared statistics, as many and at the places that `postgres::database_statistics` has.
+fn adds_database_statistics(operators: &[Operator]) -> bool {
+    let pointers = operators.windows(2).filter_map(|window| match *window {
+        [Operator::LocalGet { local_index: 0 }, Operator::I32Load { memarg }] => Some(memarg.offset),
+        _ => None,
+    });
+    let mut added: Vec<u64> = operators
+        .windows(3)
+        .filter_map(|window| match *window {
+            [Operator::I64Load { memarg: counter }, Operator::I64Add, Operator::I64Store { memarg: sum }]
+                if sum.offset == counter.offset + u64::from(STATISTICS) =>
+            {
+                Some(counter.offset)
+            }
+            _ => None,
+        })
+        .collect();
+    added.sort_unstable();
+    let wanted = [u64::from(SHARED), u64::from(PENDING)];
+    pointers.take(wanted.len()).eq(wanted) && added == COUNTERS
 }
 
 fn keep(
@@ -287,6 +314,7 @@ impl Target {
             Evidence::CalledByKill => "that kill calls".to_owned(),
             Evidence::SignalsPostmaster => "that sets a flag and sends SIGUSR1 to the postmaster".to_owned(),
             Evidence::MeasuresStack => "that measures the stack as check_stack_depth does".to_owned(),
+            Evidence::AddsDatabaseStatistics => "that adds the counters of a PgStat_StatDBEntry".to_owned(),
             Evidence::ChecksProcessIdOfSignal => "that compares MyProcPid and calls pqsignal_be and raise".to_owned(),
         };
         format!("one function with {parameters} parameters and {results} results {evidence}")

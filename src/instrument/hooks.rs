@@ -74,11 +74,15 @@ pub enum Hook {
     /// `client_authenticated()`: the backend has authenticated its client as the rule says that `hba` of its `Port`
     /// points to, and is about to let it in. The host may raise an error.
     ClientAuthenticated,
+    /// `database_statistics(entry, nowait)`: the process is about to add what it has counted in a database to the
+    /// statistics in shared memory. `entry` is the address of a `PgStat_EntryRef`. If another process has the lock of
+    /// the statistics, and `nowait` is not 0, it will not do it now.
+    DatabaseStatistics,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -101,6 +105,7 @@ impl Hook {
         Self::ClearMapping,
         Self::ClientIsTrusted,
         Self::ClientAuthenticated,
+        Self::DatabaseStatistics,
     ];
 
     /// Its import name.
@@ -129,6 +134,7 @@ impl Hook {
             Self::ClearMapping => "clear_mapping",
             Self::ClientIsTrusted => "client_is_trusted",
             Self::ClientAuthenticated => "client_authenticated",
+            Self::DatabaseStatistics => "database_statistics",
         }
     }
 
@@ -152,7 +158,9 @@ impl Hook {
             | Self::ToUpper
             | Self::ToLower
             | Self::OpenCollator => &[ValType::I32],
-            Self::WaitEventSetWait | Self::Kill | Self::ClearMapping | Self::TimeOfDay => &[ValType::I32, ValType::I32],
+            Self::WaitEventSetWait | Self::Kill | Self::ClearMapping | Self::TimeOfDay | Self::DatabaseStatistics => {
+                &[ValType::I32, ValType::I32]
+            }
             Self::ImportRules => &[ValType::I32, ValType::I32, ValType::I32],
         }
     }

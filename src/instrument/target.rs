@@ -51,6 +51,9 @@ pub(super) enum Evidence {
     /// It measures the stack with the same variables as [`Evidence::Exported`] `check_stack_depth`, above it in the
     /// table.
     MeasuresStack,
+    /// It adds all counters of a `PgStat_StatDBEntry` to those in shared memory: `pgstat_database_flush_cb` in
+    /// `PostgreSQL`'s `src/backend/utils/activity/pgstat_database.c`, which has no name string.
+    AddsDatabaseStatistics,
 }
 
 /// A change of a function.

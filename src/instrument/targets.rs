@@ -325,6 +325,13 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Between { caller: "pgstat_report_stat", callee: "GetCurrentTimestamp" },
         changes: &[],
     },
+    // At most once a second in each process, and at its end. The host counts what the process adds.
+    Target {
+        name: "pgstat_database_flush_cb",
+        signature: signature(2, 1),
+        evidence: Evidence::AddsDatabaseStatistics,
+        changes: &[Change::Enter(Hook::DatabaseStatistics)],
+    },
     // For archive_timeout: when the last WAL segment began.
     Target {
         name: "XLogWrite",

@@ -85,6 +85,8 @@ impl Head {
 
 /// The type of `ReadyForQuery`.
 pub(crate) const READY_FOR_QUERY: u8 = b'Z';
+/// The type of an `ErrorResponse`.
+pub(crate) const ERROR_RESPONSE: u8 = b'E';
 
 /// The backend messages at the start of `bytes`, by type and body, up to the first incomplete one.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
@@ -103,7 +105,7 @@ fn first_error(answer: &[u8]) -> Option<SqlError> {
     for (kind, body) in messages(answer) {
         match kind {
             b'C' => completed += 1,
-            b'E' => {
+            ERROR_RESPONSE => {
                 let field = |code: u8| {
                     let text = body.split(|&byte| byte == 0).find(|field| field.first() == Some(&code))?;
                     Some(String::from_utf8_lossy(&text[1..]).into_owned())

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
-pub(crate) const ABOVE: [&str; 14] = [
+pub(crate) const ABOVE: [&str; 16] = [
     "administration",
     "backup",
     "capacity",
@@ -21,17 +21,19 @@ pub(crate) const ABOVE: [&str; 14] = [
     "lib",
     "list",
     "main",
+    "metrics",
     "port",
     "pruning",
     "serve",
     "session",
     "start",
     "stop",
+    "top",
 ];
 
 /// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory, inputs of tests,
-/// logging, and quotas.
-pub(crate) const ASIDE: [&str; 4] = ["engine/cache", "fuzz", "log", "quota"];
+/// logging, quotas, and counting.
+pub(crate) const ASIDE: [&str; 5] = ["engine/cache", "fuzz", "log", "quota", "tally"];
 
 /// Parts within other parts that are in another list.
 const INNER: [&str; 3] = ["backend/program", "engine/artefact", "engine/cache"];

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use pglite_port::{
-    administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary},
+    administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, Watched},
     client::{Client, Interest, write_all},
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Choice, Outcome, SessionEnd, SessionStart, Sessions},
@@ -25,6 +25,14 @@ where
 impl<F: Send + Sync + 'static> Administration for Fake<F> {
     fn figures(&self) -> Vec<Figure> {
         Vec::new()
+    }
+
+    fn watched(&self) -> Watched {
+        Watched::default()
+    }
+
+    fn readiness(&self) -> Result<(), &'static str> {
+        Ok(())
     }
 
     fn memory(&self) -> Result<Vec<(u32, PrivateBytes)>, ErrorResponse> {

@@ -71,6 +71,9 @@ defmodule PgliteEx.Options do
       SQLSTATE `53300`.
     * `:memory_limit` – the memory of the program; `:cluster_memory_limit` and `:cluster_disk_limit` – those of
       every cluster that has no limits of its own: see `PgliteEx.Limits`.
+    * `:metrics` – `{host, port}`: the program answers HTTP requests of Prometheus there, for `/metrics`, and for
+      `/healthz` and `/readyz`. Port 0 asks the system for a free one, which the program logs. The answers contain the
+      names of clusters, and no data. Default: none.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
       list: `[work_mem: "16MB", jit: "off"]`.
     * `:executable` – the path of `pglite-port`. Default: the environment variable `PGLITE_PORT`, or
@@ -113,6 +116,7 @@ defmodule PgliteEx.Options do
             memory_limit: nil,
             cluster_memory_limit: nil,
             cluster_disk_limit: nil,
+            metrics: nil,
             settings: [],
             executable: nil,
             pglite_dir: nil,
@@ -148,6 +152,7 @@ defmodule PgliteEx.Options do
           memory_limit: nil | Limits.size(),
           cluster_memory_limit: nil | Limits.size(),
           cluster_disk_limit: nil | Limits.size(),
+          metrics: nil | {:inet.ip_address(), :inet.port_number()},
           settings: [{atom, String.t() | number | boolean}],
           executable: nil | Path.t(),
           pglite_dir: nil | Path.t(),
@@ -171,6 +176,7 @@ defmodule PgliteEx.Options do
     :memory_limit,
     :cluster_memory_limit,
     :cluster_disk_limit,
+    :metrics,
     :executable,
     :pglite_dir,
     :cache_dir,
@@ -433,6 +439,19 @@ defmodule PgliteEx.Options do
        when key in [:memory_limit, :cluster_memory_limit, :cluster_disk_limit] do
     if Limits.size?(size), do: size, else: refuse!(key, size, Limits.allowed())
   end
+
+  defp validate!(:metrics, {host, port} = metrics) when is_integer(port) and port in 0..65_535 do
+    case address(host) do
+      {:ok, address} ->
+        {address, port}
+
+      {:error, _posix} ->
+        refuse!(:metrics, metrics, "a host that has an address, such as \"127.0.0.1\"")
+    end
+  end
+
+  defp validate!(:metrics, metrics),
+    do: refuse!(:metrics, metrics, "{host, port} with a port of 0 to 65535")
 
   defp validate!(:settings, settings) do
     if Keyword.keyword?(settings) and Enum.all?(Keyword.values(settings), &setting?/1),

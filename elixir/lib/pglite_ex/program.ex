@@ -170,6 +170,11 @@ defmodule PgliteEx.Program do
       iex> Enum.drop(settings[:args], 4)
       ["--mode", "isolated", "--shutdown-timeout", "5.0", "--max-connections", "5"] ++
         ["--allow-clock", "--allow-seed"]
+
+      iex> options = PgliteEx.Options.new!(metrics: {"::1", 9187})
+      iex> {_command, settings} = PgliteEx.Program.port_settings(options, "pglite-port", "/tmp/stderr")
+      iex> Enum.take(settings[:args], -2)
+      ["--metrics", "[::1]:9187"]
   """
   @spec port_settings(Options.t(), Path.t(), Path.t(), nil | Path.t()) ::
           {{:spawn_executable, Path.t()}, list}
@@ -223,6 +228,14 @@ defmodule PgliteEx.Program do
     %Error{code: :protocol_violation, message: "pglite-port broke the frame protocol: #{reason}"}
   end
 
+  defp metrics(nil), do: nil
+
+  # An IPv6 address is in brackets.
+  defp metrics({host, port}) do
+    address = to_string(:inet.ntoa(host))
+    if tuple_size(host) == 8, do: "[#{address}]:#{port}", else: "#{address}:#{port}"
+  end
+
   defp arguments(options) do
     flags = [
       {"--mode", options.mode},
@@ -236,6 +249,7 @@ defmodule PgliteEx.Program do
       {"--memory-limit", options.memory_limit},
       {"--cluster-memory-limit", options.cluster_memory_limit},
       {"--cluster-disk-limit", options.cluster_disk_limit},
+      {"--metrics", metrics(options.metrics)},
       {"--warm", options.warm},
       {"--pglite-dir", options.pglite_dir || Executable.installed_pglite_dir()},
       {"--cache-dir", options.cache_dir},

@@ -29,6 +29,8 @@ defmodule PgliteEx.OptionsTest do
         send_timeout: :never,
         warm: -1,
         max_connections: 0,
+        metrics: 9187,
+        metrics: {"no.such.host.invalid", 9187},
         settings: ["work_mem=16MB"],
         settings: [work_mem: nil],
         executable: :pglite_port,

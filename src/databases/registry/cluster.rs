@@ -12,9 +12,10 @@ use super::super::{
     shared::{DATABASE, DataDirectory, OnFailure, Postmaster, SharedSettings},
 };
 use crate::{
-    administration::{ClusterOrigin, ClusterSummary, Lifetime},
+    administration::{ClusterOrigin, ClusterSummary, Lifetime, WatchedCluster},
     backend::ClusterSnapshot,
     quota::Limits,
+    tally::Tally,
 };
 
 /// One cluster.
@@ -30,6 +31,8 @@ pub(super) struct Cluster {
     /// Called when it has crashed and cannot be started again.
     pub(super) on_failure: Option<OnFailure>,
     pub(super) simulation: Simulation,
+    /// Where what happens in it is counted.
+    pub(super) tally: Arc<Tally>,
     /// What it began as a copy of.
     pub(super) beginning: Mutex<Option<Arc<ClusterSnapshot>>>,
     /// The database in it that its origin was made for; known when it is started.
@@ -104,6 +107,11 @@ impl Cluster {
     /// The database in it that its origin was made for.
     pub(super) fn database(&self) -> &str {
         self.database.get().map_or(DATABASE, String::as_str)
+    }
+
+    pub(super) fn watched(&self) -> WatchedCluster {
+        let is_running = self.running().is_some_and(|postmaster| postmaster.is_running());
+        WatchedCluster { name: self.name.clone(), is_running, tally: self.tally.clone() }
     }
 
     pub(super) fn summary(&self) -> ClusterSummary {

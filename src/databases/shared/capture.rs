@@ -33,7 +33,7 @@ pub(crate) fn capture(
     log: LogSink,
 ) -> anyhow::Result<Arc<ClusterSnapshot>> {
     let files = Arc::new(Mutex::new(Tree::from_frozen(files)));
-    let launch = Launch { program: program.clone(), files, settings, log };
+    let launch = Launch { program: program.clone(), files, settings, tally: Arc::default(), log };
     let captured = on_wasm_stack(|| {
         let (seats, recent) = (Arc::new(Seats::default()), Recent::default());
         let fork = server::boot(&launch, false, &seats, &recent)?;

@@ -112,6 +112,9 @@ impl Children {
             running.tell(Event::Ended { process_id, ended });
         };
         let thread = thread::Builder::new().name(role.name().into()).stack_size(THREAD_STACK).spawn(work)?;
+        if role == Role::AutovacuumWorker {
+            seats.tally().autovacuum_workers.add(1);
+        }
         self.live.insert(process_id, (role, thread));
         Ok(())
     }

@@ -200,6 +200,7 @@ impl Keeper {
             };
             let Some(error) = error.filter(|_| ran_for.is_none_or(|ran_for| ran_for < SETTLED)) else {
                 tracing::warn!("the cluster has crashed: it is started again, and recovers");
+                launch.tally.restarts.add(1);
                 (refusals, shortages) = (0, 0);
                 continue;
             };

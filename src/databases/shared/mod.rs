@@ -52,6 +52,7 @@ use crate::{
     },
     quota::{Limits, Quota},
     session::{Control, Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
+    tally::Tally,
     template::Templates,
 };
 
@@ -76,6 +77,7 @@ pub(crate) struct Postmaster {
     attached: Arc<Attached>,
     settings: SharedSettings,
     quota: Arc<Quota>,
+    tally: Arc<Tally>,
     /// The database of the session that was let in last.
     last_database: Mutex<String>,
     /// What branches were made from last.
@@ -91,7 +93,8 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Postmaster {
     /// A cluster, which is started now. If it does not exist in a data directory, it begins with the files that
-    /// `new_cluster` returns. `on_failure` is called when it has crashed and cannot be started again.
+    /// `new_cluster` returns. What happens in it is counted in `tally`. `on_failure` is called when it has crashed and
+    /// cannot be started again.
     ///
     /// # Errors
     /// When it does not start.
@@ -100,6 +103,7 @@ impl Postmaster {
         new_cluster: impl FnOnce() -> anyhow::Result<Arc<FrozenTree>>,
         settings: SharedSettings,
         simulation: Simulation,
+        tally: Arc<Tally>,
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
@@ -114,7 +118,7 @@ impl Postmaster {
             }
         };
         let files = Arc::new(Mutex::new(tree));
-        let launch = Launch { program: templates.program().clone(), files, settings, log };
+        let launch = Launch { program: templates.program().clone(), files, settings, tally, log };
         let password = launch.settings.access.password.clone();
         let started = Self::launch(templates, launch, None, simulation, on_failure)?;
         if let Some(password) = password {
@@ -139,10 +143,11 @@ impl Postmaster {
         copy: Fork,
         settings: SharedSettings,
         simulation: Simulation,
+        tally: Arc<Tally>,
         log: LogSink,
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
-        let launch = Launch { program: templates.program().clone(), files: copy.tree().clone(), settings, log };
+        let launch = Launch { program: templates.program().clone(), files: copy.tree().clone(), settings, tally, log };
         Self::launch(templates, launch, Some(copy), simulation, on_failure)
     }
 
@@ -154,7 +159,8 @@ impl Postmaster {
         on_failure: Option<OnFailure>,
     ) -> anyhow::Result<Self> {
         let (keeper, log) = (Arc::new(Keeper::default()), launch.log.clone());
-        let (settings, quota) = (launch.settings.clone(), launch.files.lock().quota().clone());
+        let (settings, tally) = (launch.settings.clone(), launch.tally.clone());
+        let quota = launch.files.lock().quota().clone();
         let work = {
             let keeper = keeper.clone();
             move || keeper.keep_running(&launch, captured, on_failure.as_ref())
@@ -173,6 +179,7 @@ impl Postmaster {
             attached: Arc::default(),
             settings,
             quota,
+            tally,
             last_database: Mutex::new(DATABASE.to_owned()),
             branched: Mutex::default(),
             thread: Mutex::new(Some(thread)),
@@ -272,15 +279,26 @@ impl Postmaster {
         let login = Login { database: &start.startup.database, user: &start.startup.user, endpoints };
         let (console, program) = (LineConsole::of_session(start.log.clone()), self.templates.program());
         let setup = |files| Setup { seat: Some(seat), ..self.simulation.of_session(Setup::backend(program, files)) };
+        self.tally.enter(&start.transaction.activity());
+        let begun = Instant::now();
         let backend = running.fork().start(program, console, setup)?;
+        self.tally.starts.observe(begun.elapsed());
         let ended = Self::run(running, backend, client, login);
         drop(registration.lock().take());
         match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
             Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
             Err(error) if error.is::<Crashed>() => Ok(SessionEnd::Refused(crash_report())),
-            Err(error) => Ok(SessionEnd::Trapped(error)),
+            Err(error) => {
+                self.tally.traps.add(1);
+                Ok(SessionEnd::Trapped(error))
+            }
         }
+    }
+
+    /// Whether it takes sessions at the moment.
+    pub(crate) fn is_running(&self) -> bool {
+        self.keeper.current().is_some()
     }
 
     /// Runs one session on this thread until it ends; if it traps or panics, its cluster ends.

@@ -23,6 +23,7 @@ use crate::{
     fs::{Files, Silent, Tree, put_file},
     log::{LineConsole, LogSink, Recent},
     postgres::{postmaster_signal, process},
+    tally::Tally,
 };
 
 /// What a cluster is started with.
@@ -30,6 +31,8 @@ pub(super) struct Launch {
     pub(super) program: Arc<Program>,
     pub(super) files: Arc<Mutex<Tree>>,
     pub(super) settings: SharedSettings,
+    /// Where what happens in it is counted.
+    pub(super) tally: Arc<Tally>,
     pub(super) log: LogSink,
 }
 
@@ -100,7 +103,7 @@ pub(super) fn run(
     without_auto_conf: bool,
     on_start: impl FnOnce(Arc<Running>) + Send + 'static,
 ) -> anyhow::Result<End> {
-    let seats = Arc::new(Seats::default());
+    let seats = Arc::new(Seats::new(launch.tally.clone()));
     let recent = Recent::default();
     let state = if captured.is_some() { State::Running } else { State::Starting };
     let fork = captured.map_or_else(|| boot(launch, without_auto_conf, &seats, &recent), Ok)?;

@@ -1,0 +1,28 @@
+//! What is watched of the program's clusters.
+
+use std::sync::Arc;
+
+use crate::tally::{ClusterStarts, Tally};
+
+/// What is watched of the clusters.
+#[derive(Default)]
+pub struct Watched {
+    /// Those that take several sessions, by name.
+    pub clusters: Vec<WatchedCluster>,
+    /// All that connections have for themselves.
+    pub isolated: Arc<Tally>,
+    /// How long it took to start those that take several sessions.
+    pub starts: Arc<ClusterStarts>,
+    /// How many clones and copies of clusters are ready to be taken.
+    pub warm: usize,
+}
+
+/// What is watched of one cluster.
+pub struct WatchedCluster {
+    /// Its name.
+    pub name: String,
+    /// Whether it takes sessions now.
+    pub is_running: bool,
+    /// What is counted in it.
+    pub tally: Arc<Tally>,
+}
