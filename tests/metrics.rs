@@ -6,9 +6,11 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fs,
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -419,6 +421,66 @@ fn the_port_has_an_endpoint_too_and_an_address_in_use_is_refused() {
     assert_eq!(Scrape::of(&address).value("pg_up{cluster=\"default\"}"), 1.0);
     let stderr = Program::fail(&["serve", "--listen", "127.0.0.1:0", "--metrics", &address]);
     assert!(stderr.contains("--metrics HOST:PORT") && stderr.contains(&address), "{stderr}");
+}
+
+/// What Prometheus is given of this project.
+fn monitoring(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The names of metrics in an expression: words in it that begin as those of the program do.
+fn names_in(expression: &str) -> BTreeSet<String> {
+    let words = expression.split(|character: char| !character.is_ascii_alphanumeric() && character != '_');
+    let begins = ["pglite_port_", "pg_", "process_"];
+    words.filter(|word| begins.iter().any(|begin| word.starts_with(begin))).map(str::to_owned).collect()
+}
+
+#[test]
+fn alerts_and_dashboard_use_metrics_that_there_are() {
+    let data = tempfile::tempdir().expect("a directory");
+    let (server, address) = watched(&["--data", data.path().to_str().expect("text")]);
+    answer(&mut server.connect(), "nonsense").expect_err("an error");
+    let scrape = Scrape::of(&address);
+    let there: BTreeSet<&str> = scrape.samples.keys().filter_map(|sample| sample.split('{').next()).collect();
+
+    let alerts = Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring/alerts.yml");
+    let checked = promtool(&["check", "rules", alerts.to_str().expect("text")], "", 0);
+    assert!(checked.contains("SUCCESS"), "{checked}");
+    let dashboard = monitoring("grafana/dashboards/pglite-port.json");
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("targets"));
+    let expressions: Vec<&str> = targets.map(|target| target["expr"].as_str().expect("an expression")).collect();
+    assert!(expressions.len() > 20);
+    let queries = dashboard["templating"]["list"].as_array().expect("variables").iter();
+    let queries = queries.map(|variable| variable["definition"].as_str().expect("a query"));
+    let alerts = monitoring("alerts.yml");
+    let used: BTreeSet<String> =
+        expressions.iter().copied().chain(queries).chain([&*alerts]).flat_map(names_in).collect();
+    assert!(used.len() > 20);
+    for name in used {
+        assert!(there.contains(&*name), "{name} is in no scrape");
+    }
+    for expression in expressions {
+        let rule = expression.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$cluster", ".*");
+        let file = data.path().with_extension("rules.yml");
+        let rules = serde_json::json!({"groups": [{"name": "a", "rules": [{"record": "a", "expr": rule}]}]});
+        fs::write(&file, rules.to_string()).expect("a file");
+        promtool(&["check", "rules", file.to_str().expect("text")], "", 0);
+        fs::remove_file(&file).expect("it is there");
+    }
+}
+
+#[test]
+fn prometheus_takes_the_example_of_its_configuration() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for name in ["prometheus/prometheus.yml", "alerts.yml"] {
+        let file = directory.path().join(Path::new(name).file_name().expect("a name"));
+        fs::write(file, monitoring(name)).expect("a file");
+    }
+    let configuration = directory.path().join("prometheus.yml");
+    promtool(&["check", "config", configuration.to_str().expect("text")], "", 0);
 }
 
 #[test]
