@@ -8,7 +8,13 @@
 //! * `simulation`: the clock and the random numbers of a cluster, which tests may choose
 //! * `administration`: figures, templates, clusters, reloading
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use anyhow::Context;
 
@@ -88,6 +94,8 @@ fn for_client(report: ErrorResponse) -> ErrorResponse {
 /// Every cluster of this program.
 pub struct Databases {
     mode: Mode,
+    /// Whether no client gets a session any more.
+    is_closed: AtomicBool,
     templates: Arc<Templates>,
     isolated: Isolated,
     clusters: Registry,
@@ -107,7 +115,7 @@ impl Databases {
         let isolated = Isolated::new(templates.clone(), start, settings.leave, access, limits, settings.max_isolated);
         let Settings { warm, shared, leave, on_failure, .. } = settings;
         let clusters = Registry::new(templates.clone(), shared, limits, leave, warm, log, on_failure);
-        let databases = Self { mode, templates, isolated, clusters };
+        let databases = Self { mode, is_closed: AtomicBool::new(false), templates, isolated, clusters };
         match mode {
             Mode::Shared => databases.clusters.start_default()?,
             Mode::Isolated => databases.isolated.warm_up().context("the first database cannot be prepared")?,
@@ -140,6 +148,10 @@ impl Sessions for Databases {
             tracing::error!("a session could not be started: {error:#}");
             SessionEnd::Refused(for_client(error.into()))
         })
+    }
+
+    fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
     }
 
     fn shut_down(&self) {

@@ -60,6 +60,12 @@ impl Sessions for Opened {
         }
     }
 
+    fn close(&self) {
+        if let Some(sessions) = self.0.get() {
+            sessions.close();
+        }
+    }
+
     fn shut_down(&self) {
         if let Some(sessions) = self.0.get() {
             sessions.shut_down();

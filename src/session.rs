@@ -66,6 +66,9 @@ pub trait Sessions: Send + Sync + 'static {
     /// and the session waits until it has taken all.
     fn serve(&self, start: SessionStart<'_>, client: Box<dyn Client>) -> SessionEnd;
 
+    /// Called when all sessions are told to end: from now on no client gets one.
+    fn close(&self) {}
+
     /// Shuts the clusters down (with a shutdown checkpoint, for example) after the last session has ended. The program
     /// exits when this returns, or when it takes too long.
     fn shut_down(&self) {}

@@ -21,7 +21,10 @@ use pglite_port::{
     databases::Settings,
     metrics::Endpoint,
 };
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    process::Signal,
+    time::{ClockId, clock_gettime},
+};
 use support::{
     PATIENCE, cache,
     peer::Peer,
@@ -410,6 +413,23 @@ fn clients_that_say_nothing_or_too_much_hold_nothing_up_for_long() {
         status("\0\0\0\u{8}\u{4}\u{2}\n"),
     ];
     assert_eq!(answered, [421, 421, 405, 404, 431, 400]);
+}
+
+#[test]
+fn a_program_that_ends_is_not_ready() {
+    let (server, address) = watched(&[]);
+    let (busy, watcher) = (Peer::connect(&server), Peer::connect(&server));
+    busy.send(&unstoppable(400));
+    watcher.until_active(busy.process_id);
+    assert_eq!(get(&address, "/readyz").0, 200);
+    server.program.signal(Signal::TERM);
+    // The program waits for the session, which does not check for interrupts for some seconds.
+    let deadline = Instant::now() + PATIENCE;
+    while get(&address, "/readyz").0 == 200 {
+        assert!(Instant::now() < deadline);
+    }
+    assert_eq!(get(&address, "/readyz"), (503, "the program ends\n".to_owned()));
+    assert_eq!(get(&address, "/healthz").0, 200);
 }
 
 #[test]

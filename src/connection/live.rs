@@ -96,6 +96,7 @@ impl Connections {
             live.stopping = true;
             live.controls.values().cloned().collect()
         };
+        self.sessions.close();
         for control in controls {
             control.interrupt(Interrupt::Terminate);
         }

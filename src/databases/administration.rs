@@ -1,5 +1,7 @@
 //! What administers the clusters: figures, templates, the clusters themselves, reloading.
 
+use std::sync::atomic::Ordering;
+
 use super::Databases;
 use crate::{
     administration::{
@@ -50,10 +52,13 @@ impl Administration for Databases {
     }
 
     fn readiness(&self) -> Result<(), &'static str> {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err("the program ends");
+        }
         let is_running =
             |name| self.clusters.watched().iter().any(|cluster| cluster.name == name && cluster.is_running);
         if self.mode == Mode::Shared && !is_running(DEFAULT_CLUSTER) {
-            return Err("the default cluster takes no sessions at the moment: it starts, recovers or shuts down");
+            return Err("the default cluster takes no sessions at the moment: it starts or recovers");
         }
         Ok(())
     }
