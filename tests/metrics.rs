@@ -443,6 +443,24 @@ fn the_port_has_an_endpoint_too_and_an_address_in_use_is_refused() {
     assert!(stderr.contains("--metrics HOST:PORT") && stderr.contains(&address), "{stderr}");
 }
 
+#[test]
+fn memory_is_counted_by_cluster_and_by_kind_beside_its_limits() {
+    let (server, address) = watched(&["--cluster-memory-limit", "300MB", "--memory-limit", "2GB"]);
+    let names =
+        ["pglite_port_cluster_memory_bytes{cluster=\"default\"}", "pglite_port_allocated_bytes{kind=\"files\"}"];
+    let before = Scrape::of(&address);
+    let rows = "create table t as select repeat(md5(n::text), 32) from generate_series(1, 20000) n";
+    server.connect().batch_execute(rows).expect("a table");
+    let after = Scrape::of(&address);
+    for name in names {
+        assert!(after.value(name) - before.value(name) > 20e6, "{name}");
+    }
+    let limits = ["pglite_port_cluster_memory_limit_bytes{cluster=\"default\"}", "pglite_port_memory_limit_bytes"];
+    assert_eq!(limits.map(|name| after.value(name)), [314_572_800.0, 2_147_483_648.0]);
+    let no_limit = "pglite_port_cluster_disk_limit_bytes{cluster=\"default\"}";
+    assert!(!after.samples.contains_key(no_limit), "there is none");
+}
+
 /// What Prometheus is given of this project.
 fn monitoring(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring").join(name);
@@ -459,7 +477,8 @@ fn names_in(expression: &str) -> BTreeSet<String> {
 #[test]
 fn alerts_and_dashboard_use_metrics_that_there_are() {
     let data = tempfile::tempdir().expect("a directory");
-    let (server, address) = watched(&["--data", data.path().to_str().expect("text")]);
+    let data_directory = data.path().to_str().expect("text");
+    let (server, address) = watched(&["--data", data_directory, "--cluster-memory-limit", "1GB"]);
     answer(&mut server.connect(), "nonsense").expect_err("an error");
     let scrape = Scrape::of(&address);
     let there: BTreeSet<&str> = scrape.samples.keys().filter_map(|sample| sample.split('{').next()).collect();

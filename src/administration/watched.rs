@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::tally::{ClusterStarts, Tally};
+use crate::{
+    quota::Limits,
+    tally::{ClusterStarts, Tally},
+};
 
 /// What is watched of the clusters.
 #[derive(Default)]
@@ -25,4 +28,10 @@ pub struct WatchedCluster {
     pub is_running: bool,
     /// What is counted in it.
     pub tally: Arc<Tally>,
+    /// The bytes of memory that it uses, as [`Limits::memory`] counts them.
+    pub memory: u64,
+    /// The bytes of its files, as [`Limits::disk`] counts them.
+    pub disk: u64,
+    /// Its limits.
+    pub limits: Limits,
 }

@@ -6,8 +6,9 @@ use super::{
     process,
 };
 use crate::{
-    administration::Watched,
+    administration::{Watched, WatchedCluster},
     engine::artefact::{PGLITE_VERSION, POSTGRES_VERSION},
+    quota::{self, Usage},
     tally::{Doing, Histogram, Tally},
 };
 
@@ -38,6 +39,11 @@ static CACHE: Family =
 static CLUSTER_STARTS: Family =
     histogram("pglite_port_cluster_start_seconds", "How long it took to start clusters that take several sessions.");
 static UP: Family = gauge("pg_up", "1 if the cluster takes sessions, else 0.");
+static ALLOCATED: Family = gauge(
+    "pglite_port_allocated_bytes",
+    "Memory that clusters have allocated, without what they share with templates.",
+);
+static LIMIT: Family = gauge("pglite_port_memory_limit_bytes", "The limit of the program's memory.");
 static ACTIVITY: Family =
     gauge("pg_stat_activity_count", "Sessions of clients by what they do, as their messages show it.");
 static ERRORS: Family = Family {
@@ -45,6 +51,17 @@ static ERRORS: Family = Family {
     kind: Kind::Counter,
     help: "Errors that clients were sent, by the class of their SQLSTATE.",
 };
+
+/// What clusters that take several sessions use, and may; a limit is missing where there is none.
+static USES: &[(Family, fn(&WatchedCluster) -> Option<u64>)] = &[
+    (
+        gauge("pglite_port_cluster_memory_bytes", "Memory of the cluster, without what it shares with its template."),
+        |it| Some(it.memory),
+    ),
+    (gauge("pglite_port_cluster_memory_limit_bytes", "The limit of the cluster's memory."), |it| it.limits.memory),
+    (gauge("pglite_port_cluster_disk_bytes", "The length of all files of the cluster."), |it| Some(it.disk)),
+    (gauge("pglite_port_cluster_disk_limit_bytes", "The limit of the cluster's files."), |it| it.limits.disk),
+];
 
 /// Counters of clusters. Those of `pg_stat_database` are sums over the databases of a cluster, since the cluster was
 /// made, or the program started. A process adds what it has counted about once a second, and at its end.
@@ -125,10 +142,22 @@ pub(super) fn exposition(watched: Option<&Watched>, is_ready: bool, cache: Optio
         exposition.family(&CACHE).add(&[], cache);
     }
     process::add(&mut exposition);
+    add_memory(&mut exposition);
     if let Some(watched) = watched {
         add_clusters(&mut exposition, watched);
     }
     exposition.text()
+}
+
+fn add_memory(exposition: &mut Exposition) {
+    let Usage { linear_memory, files, shared_memory, limit } = quota::usage();
+    let mut allocated = exposition.family(&ALLOCATED);
+    for (kind, bytes) in [("linear_memory", linear_memory), ("files", files), ("shared_memory", shared_memory)] {
+        allocated.add(&[("kind", kind)], bytes);
+    }
+    if let Some(limit) = limit {
+        exposition.family(&LIMIT).add(&[], limit);
+    }
 }
 
 fn add_clusters(exposition: &mut Exposition, watched: &Watched) {
@@ -143,6 +172,14 @@ fn add_clusters(exposition: &mut Exposition, watched: &Watched) {
     let mut up = exposition.family(&UP);
     for cluster in &watched.clusters {
         up.add(&[("cluster", &cluster.name)], u8::from(cluster.is_running));
+    }
+    for (family, read) in USES {
+        let mut samples = exposition.family(family);
+        for cluster in &watched.clusters {
+            if let Some(bytes) = read(cluster) {
+                samples.add(&[("cluster", &cluster.name)], bytes);
+            }
+        }
     }
     // Clusters of single connections have no names, and are one.
     let isolated = [("mode", "isolated")];

@@ -26,12 +26,14 @@ pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String>
     let value = |name: &str| now.sum(name, &[]).unwrap_or(0.0);
     let mut lines = vec![head(address, now), String::new(), String::new()];
     lines[1] = format!(
-        "cpu {:.0}%   memory {}   threads {}   files {} of {}   cache {}   warm {}",
+        "cpu {:.0}%   memory {}   threads {}   files {}   cache {}   warm {}",
         100.0 * rate("process_cpu_seconds_total", &[]),
-        bytes(value("process_resident_memory_bytes")),
+        match now.sum("pglite_port_memory_limit_bytes", &[]) {
+            Some(limit) => format!("{} of {}", bytes(value("process_resident_memory_bytes")), bytes(limit)),
+            None => bytes(value("process_resident_memory_bytes")),
+        },
         value("process_threads"),
         value("process_open_fds"),
-        value("process_max_fds"),
         bytes(value("pglite_port_cache_bytes")),
         value("pglite_port_warm_clones"),
     );

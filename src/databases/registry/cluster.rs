@@ -110,8 +110,11 @@ impl Cluster {
     }
 
     pub(super) fn watched(&self) -> WatchedCluster {
-        let is_running = self.running().is_some_and(|postmaster| postmaster.is_running());
-        WatchedCluster { name: self.name.clone(), is_running, tally: self.tally.clone() }
+        let running = self.running();
+        let is_running = running.as_ref().is_some_and(|postmaster| postmaster.is_running());
+        let (memory, disk) = running.map_or((0, 0), |postmaster| postmaster.quota().used());
+        let (name, tally) = (self.name.clone(), self.tally.clone());
+        WatchedCluster { name, is_running, tally, memory, disk, limits: self.limits }
     }
 
     pub(super) fn summary(&self) -> ClusterSummary {
