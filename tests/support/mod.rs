@@ -16,6 +16,7 @@ pub mod process;
 pub mod program;
 pub mod server;
 pub mod session;
+pub mod trend;
 pub mod wire;
 
 use std::time::Duration;
