@@ -49,6 +49,7 @@ defmodule PgliteEx.MixProject do
         "guides/an_applications_own_database.md",
         "guides/tests_without_a_sandbox.md",
         "guides/modes.md",
+        "guides/observing.md",
         "guides/branches.livemd",
         "guides/limits.md",
         "CHANGELOG.md"
@@ -64,7 +65,7 @@ defmodule PgliteEx.MixProject do
           PgliteEx.Clock,
           PgliteEx.Random
         ],
-        Observing: [PgliteEx.Telemetry, PgliteEx.Limits]
+        Observing: [PgliteEx.Telemetry, PgliteEx.LiveDashboard, PgliteEx.Limits]
       ]
     ]
   end

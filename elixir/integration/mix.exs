@@ -23,7 +23,21 @@ defmodule Integration.MixProject do
       {:ecto_sql, "~> 3.12"},
       {:telemetry_metrics, "~> 1.0"},
       {:jason, "~> 1.4"}
-    ] ++ unpackaged()
+    ] ++ phoenix() ++ unpackaged()
+  end
+
+  # Offline, the page for LiveDashboard is tested where its packages are there.
+  defp phoenix do
+    directory = System.get_env("MIX_DEPS_PATH")
+
+    if directory == nil or File.dir?(Path.join(directory, "phoenix_live_dashboard")),
+      do: [
+        {:phoenix_live_dashboard, "~> 0.8"},
+        # Later ones need a later Elixir than 1.14.0.
+        {:phoenix_live_view, "~> 0.20.0"},
+        {:floki, "~> 0.36", only: :test}
+      ],
+      else: []
   end
 
   # Sources of telemetry need rebar3; a compiler call does as well.

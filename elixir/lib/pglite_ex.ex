@@ -249,6 +249,28 @@ defmodule PgliteEx do
   end
 
   @doc """
+  Whether the server is in order, for an endpoint that a load balancer or an orchestrator asks.
+
+    * `{:ok, %{live: true, ready: true, figures: figures}}` – the program answers and lets clients in; the figures are
+      those of `stats/1`
+    * `{:ok, %{live: true, ready: false, figures: figures}}` – the program answers; the function of `:after_start` has
+      not returned
+    * `{:error, error}` – the program does not answer within `timeout` milliseconds: it is being started
+      (`"57P03"`), has just ended or the server is stopped (`"57P01"`), or hangs (`:timeout`)
+
+  It neither raises nor exits, whatever happens to the server meanwhile. Of a branch, it tells about the branch's server.
+
+      case PgliteEx.health(MyApp.Postgres) do
+        {:ok, %{ready: true}} -> send_resp(conn, 200, "ready")
+        _starting_or_error -> send_resp(conn, 503, "not ready")
+      end
+  """
+  @spec health(server | Branch.t(), timeout) ::
+          {:ok, %{live: true, ready: boolean, figures: %{String.t() => integer}}}
+          | {:error, Error.t()}
+  defdelegate health(server, timeout \\ 1_000), to: PgliteEx.Health, as: :check
+
+  @doc """
   Sends a request to the program and waits for its reply, for at most `timeout` milliseconds.
 
   For verbs that have no function of their own; ARCHITECTURE.md lists them. The options of the

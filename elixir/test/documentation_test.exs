@@ -20,6 +20,7 @@ defmodule PgliteEx.DocumentationTest do
              PgliteEx.Error,
              PgliteEx.Gate,
              PgliteEx.Limits,
+             PgliteEx.LiveDashboard,
              PgliteEx.Options,
              PgliteEx.Random,
              PgliteEx.Sandbox,
