@@ -101,6 +101,7 @@ fuzz: toolchain $(PGLITE) ## damaged input for every parser: 10^7 frames, 10^7 s
 	  BOLERO_RANDOM_ITERATIONS=$${target\#\#*=} $(CARGO) test --locked --lib $${target%%=*} -- --nocapture || exit 1; \
 	done
 	$(FOR_TESTS) PGLITE_PORT_MODULES=2000 $(CARGO) test --locked --test user_libraries hostile -- --nocapture
+	$(FOR_TESTS) PGLITE_PORT_TEMPLATES=500 $(CARGO) test --locked --test template_damaged -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_SCRAM=2000 $(CARGO) test --locked --test authentication_damaged -- --nocapture
 
 .PHONY: sqlsmith
