@@ -98,7 +98,7 @@ soak: toolchain $(PGLITE) ## everything clients do for an hour (SOAK_SECONDS=360
 fuzz: toolchain $(PGLITE) ## damaged input for every parser: 10^7 frames, 10^7 startup packets, rules, modules, stored files (half an hour)
 	mkdir -p $(TEST_CACHE)
 	for target in $(FUZZ); do \
-	  BOLERO_RANDOM_ITERATIONS=$${target\#\#*=} $(CARGO) test --locked --lib $${target%%=*} -- --nocapture || exit 1; \
+	  BOLERO_RANDOM_ITERATIONS=$${target##*=} $(CARGO) test --locked --lib $${target%%=*} -- --nocapture || exit 1; \
 	done
 	$(FOR_TESTS) PGLITE_PORT_MODULES=2000 $(CARGO) test --locked --test user_libraries hostile -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_TEMPLATES=500 $(CARGO) test --locked --test template_damaged -- --nocapture
