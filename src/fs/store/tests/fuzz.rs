@@ -22,7 +22,22 @@ fn corpus() -> Corpus {
     }
     deep.create(parent, b"file", Node::new(Kind::File(content()), 0o600)).unwrap();
     deep.create(ROOT, b"link", Node::new(Kind::Symlink(Arc::from(&b"a/b"[..])), 0o777)).unwrap();
-    Corpus::made([encoded(deep), encoded(tree_with(&[("one", content()), ("two", content())]))])
+    // Two directories in each other, which no path leads to.
+    let node = |ino, parent, entries: &[u64]| StoredNode {
+        ino: Ino(ino),
+        attributes: Node::new(Kind::Device(Device::Null), 0o700).attributes,
+        kind: StoredKind::Directory {
+            parent: Ino(parent),
+            entries: entries.iter().map(|entry| (b"d".to_vec(), Ino(*entry))).collect(),
+        },
+    };
+    let nodes = vec![node(1, 1, &[]), node(2, 3, &[3]), node(3, 2, &[2])];
+    let loose = StoredTree { next: Ino(4), data_len: LENGTH as u64, nodes };
+    Corpus::made([
+        postcard::to_allocvec(&loose).unwrap(),
+        encoded(deep),
+        encoded(tree_with(&[("one", content()), ("two", content())])),
+    ])
 }
 
 /// A tree that is restored is one: its directories have paths that lead to them, and its files can be read and written.
@@ -35,6 +50,7 @@ fn check(input: &Input) {
     let source = Arc::new(Source::Owned(vec![7; LENGTH]));
     let Ok(frozen) = FrozenTree::restored(stored, &source) else { return };
     let count = frozen.len();
+    let inodes: Vec<Ino> = frozen.nodes.keys().copied().collect();
     let mut tree = Tree::from_frozen(Arc::new(frozen));
     let (mut seen, mut unseen) = (HashSet::new(), vec![(Vec::new(), ROOT)]);
     while let Some((path, ino)) = unseen.pop() {
@@ -67,6 +83,10 @@ fn check(input: &Input) {
         }
     }
     assert!(seen.len() <= count);
+    // Those without a name have no path, and looking for it has an end.
+    for ino in inodes {
+        assert!(seen.contains(&ino) || tree.path_of(ino).is_none());
+    }
     let _ = tree.create(ROOT, b"new", Node::new(Kind::File(Content::default()), 0o600));
     tree.freeze();
 }
