@@ -87,7 +87,7 @@ impl Isolated {
         let share = quota::usage().limit.map(|limit| (limit / SHARE).max(LEAST_MEMORY));
         let limits = limits.or(Limits { memory: share, disk: None });
         let (count, live, tally) = (AtomicUsize::new(0), Mutex::default(), Arc::default());
-        Self { templates, origin, leave, limits, limit, count, access, live, tally }
+        Self { templates, origin, leave, limit, count, access, limits, live, tally }
     }
 
     /// Where what happens in them is counted.
