@@ -1,4 +1,4 @@
-//! The command line of `pglite-port`.
+//! The program `pglite-port`: runs what the command line asks for.
 //!
 //! Exit status: 0 after an orderly end, 1 after an error (in the command line, the environment or a request), 2 after
 //! a malformed frame, 3 if the shared cluster has crashed and does not start again.
@@ -8,19 +8,16 @@ use std::{
     fs,
     io::{self, IsTerminal, Write},
     panic,
-    path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
+use command_line::{CloneOptions, Command, CommandLine, EngineOptions};
 use crossbeam_channel::{Receiver, never};
-use options::{
-    AccessOptions, ClusterLimits, LimitOptions, MetricsOptions, SharedOptions, TestOptions, TlsOptions, interval,
-    permissions, seconds,
-};
+use options::{LimitOptions, MetricsOptions, SharedOptions};
 use pglite_port::{
     administration::Administration,
     backup,
@@ -45,6 +42,7 @@ use signal_hook::{
 use stop::Stop;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
+mod command_line;
 mod list;
 mod options;
 mod start;
@@ -56,190 +54,6 @@ const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
 
 /// How long `port` waits for a data directory that another process has open.
 const PATIENCE_OF_A_CHILD: Duration = Duration::from_secs(3);
-
-/// Real PostgreSQL (the official PGlite build) in Wasmtime, for clients on a socket or in frames over stdin and
-/// stdout.
-///
-/// The program's log goes to stderr; `PGLITE_PORT_LOG` filters it (error, warn, info, debug, trace, or
-/// target=level,...; info by default).
-#[derive(Parser)]
-#[command(version)]
-struct CommandLine {
-    #[command(subcommand)]
-    command: Command,
-    #[command(flatten)]
-    engine: EngineOptions,
-    /// What each connection gets: `shared` (a session of one cluster) or `isolated` (its own cluster, removed when the
-    /// connection closes)
-    #[arg(long, global = true, default_value_t)]
-    mode: Mode,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Serve connections in frames on stdin and stdout, as a child of the program that owns the connections
-    Port {
-        #[command(flatten)]
-        clones: CloneOptions,
-        #[command(flatten)]
-        shared: SharedOptions,
-        #[command(flatten)]
-        limits: LimitOptions,
-        #[command(flatten)]
-        access: AccessOptions,
-        #[command(flatten)]
-        tests: TestOptions,
-        #[command(flatten)]
-        metrics: MetricsOptions,
-        /// How long the program may take to stop after a request or a signal: its sessions end, and the shared cluster
-        /// is shut down. Then it ends anyway, and a cluster in a directory recovers at its next start
-        #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
-        shutdown_timeout: Duration,
-    },
-    /// Listen on a socket for psql and all other clients, and print the URL when they can connect
-    Serve {
-        /// Where to listen: HOST:PORT (all addresses of the host; port 0 for any free port) or unix:PATH (in a
-        /// directory, `.s.PGSQL.5432`)
-        #[arg(long, value_name = "ADDRESS", default_value = serve::DEFAULT_LISTEN)]
-        listen: String,
-        /// The permissions of a unix socket's file, such as 0660; who can write it can connect [default: those that the
-        /// umask leaves]
-        #[arg(long, value_name = "MODE", value_parser = permissions)]
-        socket_mode: Option<u32>,
-        #[command(flatten)]
-        clones: CloneOptions,
-        #[command(flatten)]
-        shared: SharedOptions,
-        #[command(flatten)]
-        limits: LimitOptions,
-        #[command(flatten)]
-        access: AccessOptions,
-        #[command(flatten)]
-        tls: TlsOptions,
-        #[command(flatten)]
-        metrics: MetricsOptions,
-        /// Listen on an address that other machines can reach although every client is let in as the role that it names,
-        /// also as the superuser
-        #[arg(long)]
-        trust_everyone_who_can_connect: bool,
-        /// How long the program may take to stop after a signal: its sessions end, and the shared cluster is shut
-        /// down. Then, or at a second signal, it ends anyway, and a cluster in a directory recovers at its next start
-        #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
-        shutdown_timeout: Duration,
-    },
-    /// Prepare a template with SQL files; connections in mode `isolated` get clones of templates
-    Prepare {
-        /// The template's name: a client that asks for a database of this name gets a clone of the template
-        name: String,
-        /// An SQL file to run in the database, as one transaction unless it contains its own; files run in the given
-        /// order
-        #[arg(long, value_name = "FILE")]
-        sql: Vec<PathBuf>,
-        /// The name of the database in the template; clients can ask for it by this name as well [default: NAME]
-        #[arg(long)]
-        database: Option<String>,
-        /// The role that owns the database and runs the SQL, a superuser; created unless it is postgres
-        #[arg(long, value_name = "ROLE", default_value = "postgres")]
-        user: String,
-        #[command(flatten)]
-        limits: ClusterLimits,
-    },
-    /// List the templates, or remove one
-    Templates {
-        /// Remove this template; connections that have a clone of it keep the clone
-        #[arg(long, value_name = "NAME")]
-        remove: Option<String>,
-    },
-    /// Back a cluster up into one file, also while it runs
-    ///
-    /// The file is a tar archive of the data directory, which `restore` and PGlite's `loadDataDir` take. The checksums
-    /// of all pages are verified on the way.
-    Backup {
-        /// The URL of a server that runs, with a superuser's name; or the data directory of one that is stopped
-        #[arg(value_name = "URL|DIRECTORY")]
-        from: String,
-        /// The file; compressed if its name ends in gz. An existing file is replaced when the backup is complete. `-`
-        /// is stdout
-        file: PathBuf,
-        /// Make the backup even if pages have a wrong checksum
-        #[arg(long)]
-        no_verify_checksums: bool,
-    },
-    /// Restore a backup into a new data directory
-    ///
-    /// The backup may be one of PGlite's `dumpDataDir`. All checksums are verified. When the command is done,
-    /// everything is on the disk; if it fails or is killed, the directory has no cluster.
-    Restore {
-        /// The file, compressed or not; `-` is stdin
-        file: PathBuf,
-        /// The directory, empty or not there yet
-        directory: PathBuf,
-        /// Restore the backup even if pages have a wrong checksum
-        #[arg(long)]
-        no_verify_checksums: bool,
-    },
-    /// Print the facts that the rewriter finds in `pglite.wasm`, one on each line, to compare versions with diff
-    Evidence {
-        /// The file, of any version of PGlite [default: the supported one, found as by the other commands]
-        file: Option<PathBuf>,
-    },
-    /// Show the metrics of a running program in a terminal
-    ///
-    /// Sessions and rates of each cluster, the busiest first. q quits. Without a terminal, they are printed once.
-    Top {
-        /// Where the program answers, which it was told by --metrics
-        #[arg(value_name = "HOST:PORT", default_value = "127.0.0.1:9187")]
-        address: String,
-        /// The time between two looks, in seconds
-        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
-        interval: Duration,
-        /// Print the metrics once, of one interval
-        #[arg(long)]
-        once: bool,
-    },
-    /// List the cache, or remove entries that have not been used for long
-    ///
-    /// `port` and `serve` remove entries that have not been used for 30 days by themselves, once a day.
-    Cache {
-        /// Remove entries that no process uses and that can be made again: compiled code, new clusters, and what other
-        /// versions of the program have built of templates; templates themselves stay
-        #[arg(long)]
-        prune: bool,
-        /// Remove entries that have not been used for this many days
-        #[arg(long, value_name = "DAYS", requires = "prune", default_value_t = pruning::UNUSED_FOR_DAYS)]
-        older_than: u32,
-        /// Also remove the entries that have not been used for the longest time, until at most this size remains
-        #[arg(long, value_name = "MB", requires = "prune")]
-        max_size: Option<u32>,
-    },
-}
-
-/// Clones for connections in mode `isolated`.
-#[derive(Args)]
-struct CloneOptions {
-    /// Keep this many clones ready of each template in use, and replace them in the background
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    warm: usize,
-}
-
-/// The places of the engine's files.
-#[derive(Args)]
-struct EngineOptions {
-    /// Directory with the files of the PGlite package (its `dist`) [default: found in
-    /// `pglite/node_modules` or `priv`]
-    #[arg(long, global = true, value_name = "DIRECTORY", env = "PGLITE_DIR")]
-    pglite_dir: Option<PathBuf>,
-    /// Directory for compiled code and prepared clusters [default: $XDG_CACHE_HOME/pglite-port]
-    #[arg(long, global = true, value_name = "DIRECTORY")]
-    cache_dir: Option<PathBuf>,
-    /// Data of ICU 76 for languages with their own collation: a directory or a package (`icudt76l.dat`)
-    #[arg(long, global = true, value_name = "PATH")]
-    icu_data: Option<PathBuf>,
-    /// Let superusers load libraries from files that SQL has written (`LOAD`, `CREATE FUNCTION ... LANGUAGE C`); their
-    /// code runs in the sandbox of WebAssembly, but may run for ever. Without this, only PGlite's libraries are loaded
-    #[arg(long, global = true)]
-    allow_user_libraries: bool,
-}
 
 fn main() -> ExitCode {
     let command_line = match CommandLine::try_parse() {
