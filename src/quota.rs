@@ -25,13 +25,17 @@ const UNLIMITED: u64 = u64::MAX;
 /// The least `memory_limit` of a cluster: with less, `PostgreSQL` could not start its first session.
 pub const LEAST_MEMORY: u64 = 16 << 20;
 
+/// The least `disk_limit` of a cluster: with less, it could have nothing besides its system catalogs.
+pub const LEAST_DISK: u64 = 64 << 20;
+
 /// The limits of a cluster; without one, it may use what the program and the system have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of memory: what its sessions' linear memories have grown by, its files in memory, and memory that its
     /// processes share, without what it has in common with its template. At least [`LEAST_MEMORY`].
     pub memory: Option<u64>,
-    /// Bytes of its files, in memory or in a directory, without what it has in common with its template.
+    /// Bytes of its files, in memory or in a directory: the sum of their lengths, also of those that it has in common with
+    /// its template. At least [`LEAST_DISK`].
     pub disk: Option<u64>,
 }
 
@@ -43,21 +47,23 @@ impl Limits {
     }
 
     /// # Errors
-    /// [`TooLittleMemory`] when the limit of memory is less than a cluster needs.
-    pub fn check(self) -> Result<Self, TooLittleMemory> {
-        match self.memory {
-            Some(memory) if memory < LEAST_MEMORY => {
-                Err(TooLittleMemory { limit: Size(memory), what: "a cluster", least: Size(LEAST_MEMORY) })
+    /// [`TooLow`] when one of them is less than a cluster needs.
+    pub fn check(self) -> Result<Self, TooLow> {
+        let what = "a cluster";
+        for (resource, limit, least) in [("memory", self.memory, LEAST_MEMORY), ("disk", self.disk, LEAST_DISK)] {
+            if let Some(limit) = limit.filter(|limit| *limit < least) {
+                return Err(TooLow { resource, limit: Size(limit), what, least: Size(least) });
             }
-            _ => Ok(self),
         }
+        Ok(self)
     }
 }
 
-/// A limit of memory that is too low.
+/// A limit that is too low.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a memory limit of {limit} is too low: {what} needs {least}")]
-pub struct TooLittleMemory {
+#[error("a {resource} limit of {limit} is too low: {what} needs {least}")]
+pub struct TooLow {
+    resource: &'static str,
     limit: Size,
     what: &'static str,
     least: Size,
@@ -149,6 +155,17 @@ impl Quota {
         (self.memory.used(), self.disk.used())
     }
 
+    /// Whether it uses clearly more than it may, by what could not be refused.
+    pub(crate) fn is_over(&self) -> bool {
+        let is_over = |account: &Account| account.limit().is_some_and(|limit| account.used() > limit + limit / 8);
+        is_over(&self.memory) || is_over(&self.disk)
+    }
+
+    /// Its limit of memory.
+    pub(crate) fn memory_limit(&self) -> Option<u64> {
+        self.memory.limit()
+    }
+
     fn account(&self, resource: Resource) -> &Account {
         if resource == Resource::Disk { &self.disk } else { &self.memory }
     }
@@ -174,8 +191,10 @@ impl Quota {
             account.used.fetch_add(to - from, Ordering::Relaxed);
         } else {
             account.used.fetch_sub(from - to, Ordering::Relaxed);
-            // There is room again for the log to say when there is not.
-            account.is_full.store(false, Ordering::Relaxed);
+            // When there is clearly room again, the log says once more when there is not.
+            if account.has_room(account.limit().unwrap_or(0) / 8, Need::Small) {
+                account.is_full.store(false, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -186,14 +205,12 @@ pub(crate) struct Held {
     quota: Arc<Quota>,
     resource: Resource,
     bytes: u64,
-    /// Those of which the pages were given back to the system. Their owner may use them again.
-    idle: u64,
 }
 
 impl Held {
     /// None yet.
     pub(crate) fn new(quota: Arc<Quota>, resource: Resource) -> Self {
-        Self { quota, resource, bytes: 0, idle: 0 }
+        Self { quota, resource, bytes: 0 }
     }
 
     /// Whose they are.
@@ -208,16 +225,21 @@ impl Held {
 
     /// Counts `bytes` from now on, whether there is room for them or not.
     pub(crate) fn set(&mut self, bytes: u64) {
-        if bytes != self.bytes || self.idle != 0 {
+        if bytes != self.bytes {
             self.quota.change(self.resource, self.bytes, bytes);
-            program::change(self.resource, self.bytes - self.idle, bytes);
-            (self.bytes, self.idle) = (bytes, 0);
+            program::change(self.resource, self.bytes, bytes);
+            self.bytes = bytes;
         }
     }
 
     /// Counts `more` bytes as well, whether there is room for them or not.
     pub(crate) fn add(&mut self, more: u64) {
         self.set(self.bytes.saturating_add(more));
+    }
+
+    /// Counts `bytes` of them no more.
+    pub(crate) fn take_back(&mut self, bytes: u64) {
+        self.set(self.bytes.saturating_sub(bytes));
     }
 
     /// Counts `more` bytes as well, if there is room for them; returns whether there is.
@@ -227,14 +249,6 @@ impl Held {
             self.add(more);
         }
         has_room
-    }
-
-    /// The pages of `idle` of the bytes are the system's again until their owner uses them: the program's memory has
-    /// room for others, but the cluster's has not.
-    pub(crate) fn set_idle(&mut self, idle: u64) {
-        let idle = idle.min(self.bytes);
-        program::change(self.resource, self.bytes - self.idle, self.bytes - idle);
-        self.idle = idle;
     }
 }
 

@@ -237,6 +237,45 @@ fn limits_that_are_too_low_or_no_sizes_are_refused_in_words() {
     assert!(text.contains("use a whole number and one of the units B, kB, MB, GB, TB, as in 512MB"), "{text}");
 }
 
+#[test]
+fn wal_of_tables_that_are_gone_does_not_use_the_room_up() {
+    let (databases, connections) = cache::administered(Settings::default());
+    make(&databases, "busy", ClusterOrigin::Empty, memory(96 * MIB));
+    for mut session in [Local::connect_to(&connections, "busy"), isolated(&connections, memory(64 * MIB))] {
+        session.values(TABLE);
+        for _ in 0..8 {
+            session.values(&insert(12_000));
+            session.values("TRUNCATE t");
+        }
+    }
+}
+
+#[test]
+fn wal_that_a_slot_keeps_is_bounded() {
+    let connections = cache::connections(Settings::default());
+    let mut session = isolated(&connections, memory(128 * MIB));
+    session.values("SELECT pg_create_physical_replication_slot('keeps', true)");
+    session.values("ALTER SYSTEM SET wal_keep_size = '1TB'");
+    session.values("SELECT pg_reload_conf()");
+    let messages =
+        "SELECT count(pg_logical_emit_message(false, 'x', repeat('x', 1000000))) FROM generate_series(1, 400)";
+    let refused = errors(&session.query(messages));
+    assert!(refused.is_empty() || refused == NO_ROOM, "{refused:?}");
+    assert_eq!(session.values("SELECT sum(size) < 170 * 1024 * 1024 FROM pg_ls_waldir()"), ["t"]);
+}
+
+#[test]
+fn a_transaction_that_has_failed_with_much_wal_is_rolled_back() {
+    let connections = cache::connections(Settings::default());
+    let mut session = isolated(&connections, Limits::default());
+    session.values(TABLE);
+    session.values("BEGIN; INSERT INTO t VALUES ('lost')");
+    let failing = "SELECT pg_logical_emit_message(true, 'x', repeat('x', 40000000)), 1 / (random() * 0)::int";
+    assert_eq!(errors(&session.query(failing)), ["22012"]);
+    session.values("ROLLBACK");
+    assert_eq!(session.values("SELECT count(*) FROM t"), ["0"]);
+}
+
 /// Inserts until it must not any more; the error.
 fn fill(client: &mut Client) -> SqlState {
     client.batch_execute(TABLE).expect("a table");

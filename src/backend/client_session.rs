@@ -281,7 +281,9 @@ impl Backend {
     pub(super) fn run_message(&mut self) -> anyhow::Result<()> {
         let (run, stack) = (self.hot.main_loop_once.clone(), self.hot.stack_pointer);
         let stack_pointer = stack.get(&mut self.store);
-        self.store.data_mut().native_stack.begin();
+        let guest = self.store.data_mut();
+        guest.native_stack.begin();
+        guest.wal.begin_message();
         let Err(error) = run.call(&mut self.store, ()) else { return Ok(()) };
         match error.downcast_ref::<I32Exit>() {
             Some(I32Exit(EXIT_LONGJMP)) => {

@@ -300,6 +300,7 @@ impl Setup {
             seat: None,
             clock: Arc::default(),
             entropy: Arc::default(),
+            is_unlimited: false,
             before_fork: None,
         }
     }

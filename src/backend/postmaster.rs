@@ -48,7 +48,12 @@ impl Backend {
                 Err(Stopped.into())
             }
         };
-        let setup = Setup { seat: Some(seat), before_fork: Some(Box::new(stop)), ..Setup::backend(program, files) };
+        let setup = Setup {
+            seat: Some(seat),
+            is_unlimited: true,
+            before_fork: Some(Box::new(stop)),
+            ..Setup::backend(program, files)
+        };
         let mut backend = Self::new(program, setup)?;
         backend.take_turn()?;
         let exited = backend.run_postmaster(settings);

@@ -202,11 +202,6 @@ impl Seat {
         &self.signals
     }
 
-    /// How soon its process hands over.
-    pub(crate) fn priority(&self) -> Priority {
-        self.priority
-    }
-
     /// Where what happens in the cluster is counted.
     pub(crate) fn tally(&self) -> &Arc<Tally> {
         &self.seats.tally

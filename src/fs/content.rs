@@ -215,14 +215,6 @@ impl Content {
         (self.private_bytes() as u64).max(self.len.saturating_sub(self.visible))
     }
 
-    /// The bytes of the base's chunks that a write of `len` bytes at `offset` changes for the first time.
-    #[must_use]
-    pub(super) fn copied_by(&self, offset: u64, len: usize) -> u64 {
-        let end = (offset + len as u64).min(self.visible);
-        let chunks = offset / CHUNK_U64..end.div_ceil(CHUNK_U64);
-        chunks.filter(|index| !self.changed.contains_key(index)).count() as u64 * CHUNK_U64
-    }
-
     /// Moves the changed chunks into the layer below, which clones of this content share.
     pub(super) fn freeze(&mut self) {
         if self.changed.is_empty() {

@@ -29,6 +29,11 @@ pub(crate) struct Wal {
 }
 
 impl Wal {
+    /// A message of the client begins: a checkpoint that is still due is made when there is no transaction.
+    pub(crate) fn begin_message(&mut self) {
+        self.must_wait = false;
+    }
+
     /// The process makes the checkpoint that is due.
     pub(crate) fn begin_checkpoint(&mut self) {
         *self = Self { is_in_checkpoint: true, ..Self::default() };
@@ -68,9 +73,14 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     };
     let [megabytes, segment_size, target] =
         ["max_wal_size", "wal_segment_size", "checkpoint_completion_target"].map(|name| number(caller, name));
-    let most = megabytes? * f64::from(1 << 20) / segment_size?;
+    let segment_size = segment_size?;
+    let tree = caller.data().files.tree().clone();
+    let quota = tree.lock().quota().clone();
+    // WAL in memory must not use up the cluster's memory.
+    let quarter = quota.memory_limit().map_or(u32::MAX, |limit| u32::try_from(limit >> 22).unwrap_or(u32::MAX));
+    let most = megabytes?.min(quarter.into()) * f64::from(1 << 20) / segment_size;
     let allowed = most / (1.0 + target?);
-    if f64::from(begun) >= most && !caller.data().is_own_process() {
+    if (f64::from(begun) >= most || quota.is_over()) && !caller.data().growth.is_unlimited() {
         let guest = caller.data_mut();
         guest.wal.must_wait = true;
         guest.signals.interrupt();
@@ -88,16 +98,31 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
 /// caller has checked that the process may handle interrupts.
 ///
 /// # Errors
-/// As [`request`].
+/// As [`request`]; an SQL error when the cluster then still uses more than it may.
 pub(super) fn wait_if_due(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     let guest = caller.data_mut();
     if !std::mem::take(&mut guest.wal.must_wait) {
         return Ok(());
     }
     if guest.seat.is_some() {
-        return ask(caller, checkpoint::IMMEDIATE | checkpoint::FORCE | checkpoint::WAIT);
+        ask(caller, checkpoint::IMMEDIATE | checkpoint::FORCE | checkpoint::WAIT)?;
+    } else if call::<(), i32>(caller, "IsAbortedTransactionBlockState", ())? == 0 {
+        make_own(caller)?;
     }
-    guest.wal.begin_checkpoint();
+    let is_over = caller.data().files.tree().lock().quota().is_over();
+    if is_over {
+        return Err(report::error(
+            caller,
+            sqlstate::DISK_FULL,
+            "the cluster uses more than its limit of memory or disk",
+        ));
+    }
+    Ok(())
+}
+
+/// Makes a checkpoint in the midst of a statement.
+fn make_own(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    caller.data_mut().wal.begin_checkpoint();
     // What it does is no part of the statement that a timeout ends. An error sets the count to 0.
     let holdoff = caller.data().facts.address("InterruptHoldoffCount")?;
     memory::write_u32(memory::of(caller)?.0, holdoff, 1)?;
@@ -105,6 +130,21 @@ pub(super) fn wait_if_due(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()
     caller.data_mut().wal.is_in_checkpoint = false;
     made?;
     memory::write_u32(memory::of(caller)?.0, holdoff, 0)?;
+    Ok(())
+}
+
+/// A file could not grow. In memory, older WAL makes room at the next checkpoint, so that one is requested.
+///
+/// # Errors
+/// When the guest traps.
+pub(super) fn make_room(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    if caller.data().files.tree().lock().has_storage() {
+        return Ok(());
+    }
+    if caller.data().seat.is_some() {
+        return ask(caller, checkpoint::CAUSE_XLOG);
+    }
+    caller.data_mut().wal.is_checkpoint_due = true;
     Ok(())
 }
 

@@ -6,7 +6,6 @@ use wasmtime::ResourceLimiter;
 
 use super::{Guest, memory};
 use crate::{
-    cluster::Priority,
     fs::{Errno, Files},
     quota::{Held, Quota, Resource},
 };
@@ -19,13 +18,15 @@ pub(crate) struct Growth {
     held: Held,
     /// The size of the memory that it began with, the pages of its image, which it shares with others; `None` before.
     beginning: Option<usize>,
-    /// Whether it is one of the cluster's own processes, which are not refused.
+    /// Whether nothing is refused.
     is_unlimited: bool,
+    /// What was counted last.
+    last: u64,
 }
 
 impl Growth {
     pub(super) fn new(quota: &Arc<Quota>, is_unlimited: bool) -> Self {
-        Self { held: Held::new(quota.clone(), Resource::LinearMemory), beginning: None, is_unlimited }
+        Self { held: Held::new(quota.clone(), Resource::LinearMemory), beginning: None, is_unlimited, last: 0 }
     }
 
     /// From now on it is counted. The memory has `size` bytes.
@@ -33,22 +34,26 @@ impl Growth {
         self.beginning = Some(size);
     }
 
-    /// The pages of so many bytes were returned to the system.
-    pub(super) fn give_back(&mut self, bytes: usize) {
-        self.held.set_idle(bytes as u64);
+    fn allow(&mut self, bytes: usize) -> bool {
+        if self.is_unlimited || self.beginning.is_none() {
+            return self.count(bytes);
+        }
+        let is_allowed = self.held.grow(bytes as u64);
+        self.last = if is_allowed { bytes as u64 } else { 0 };
+        is_allowed
     }
 
-    fn allow(&mut self, bytes: usize) -> bool {
-        if !self.is_unlimited && self.beginning.is_some() {
-            return self.held.grow(bytes as u64);
-        }
-        self.count(bytes)
+    /// Whether nothing is refused.
+    pub(super) fn is_unlimited(&self) -> bool {
+        self.is_unlimited
     }
 
     /// Counts what is not refused.
     fn count(&mut self, bytes: usize) -> bool {
+        self.last = 0;
         if self.beginning.is_some() {
             self.held.add(bytes as u64);
+            self.last = bytes as u64;
         }
         true
     }
@@ -63,22 +68,27 @@ impl ResourceLimiter for Growth {
         Ok(if is_of_exceptions { self.count(added) } else { self.allow(added) })
     }
 
+    // The system has no memory.
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.held.take_back(std::mem::take(&mut self.last));
+        Ok(())
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory_grow_failed(error)
+    }
+
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         Ok(self.allow(desired.saturating_sub(current).saturating_mul(ELEMENT)))
     }
 }
 
 impl Guest {
-    /// Whether it is one of the cluster's own processes.
-    pub(super) fn is_own_process(&self) -> bool {
-        self.seat.as_ref().is_some_and(|seat| seat.priority() == Priority::Background)
-    }
-
     /// Whether an error of a file would be more than the error of a statement: in a critical section `PostgreSQL` would
     /// have to recover, and the cluster's own processes do what makes room again.
     fn must_write(&self, memory: &[u8]) -> bool {
         let count = self.facts.address("CritSectionCount").ok().and_then(|at| memory::read_u32(memory, at).ok());
-        self.is_own_process() || self.wal.is_in_checkpoint || count.is_some_and(|count| count > 0)
+        self.growth.is_unlimited || self.wal.is_in_checkpoint || count.is_some_and(|count| count > 0)
     }
 
     /// Does something with its files that is refused when the quota of its cluster is used up, unless it must not be.

@@ -56,12 +56,11 @@ const LEAST: u32 = 64 << 10;
 /// from 256 on).
 const FIRST_TREE: u32 = 2 * (LEAST.ilog2() - 8);
 
-/// Returns the pages of large free chunks; their number of bytes. The guest must be waiting in a call of the host, or not
-/// running.
+/// Returns the pages of large free chunks. The guest must be waiting in a call of the host, or not running.
 ///
 /// # Errors
 /// While the instance is being made.
-pub(super) fn give_back(store: &impl AsContext<Data = Guest>) -> wasmtime::Result<usize> {
+pub(super) fn give_back(store: &impl AsContext<Data = Guest>) -> wasmtime::Result<()> {
     let store = store.as_context();
     let memory = store.data().memory()?;
     let (base, size) = (memory.data_ptr(&store), memory.data_size(&store));
@@ -77,9 +76,8 @@ pub(super) fn give_back(store: &impl AsContext<Data = Guest>) -> wasmtime::Resul
     let heap = store.data().facts.heap;
     let Some(chunks) = free_chunks(word, heap, u32::try_from(size).unwrap_or(u32::MAX)) else {
         tracing::warn!("the guest's heap is damaged; its free memory is not returned to the system");
-        return Ok(0);
+        return Ok(());
     };
-    let mut given_back = 0;
     for pages in chunks.into_iter().filter_map(pages_within) {
         // SAFETY: whole pages inside the memory, of a private mapping or one that keeps its contents. They belong to a
         // free chunk, whose contents are undefined, and no reference into the memory exists, because its store is
@@ -89,9 +87,8 @@ pub(super) fn give_back(store: &impl AsContext<Data = Guest>) -> wasmtime::Resul
             tracing::debug!(%error, "free memory of a session cannot be returned to the system");
             break;
         }
-        given_back += pages.len();
     }
-    Ok(given_back)
+    Ok(())
 }
 
 /// The whole pages of a free chunk that `malloc` does not use.

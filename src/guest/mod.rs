@@ -38,7 +38,7 @@ use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
 use crate::{
     clock::Clock,
-    cluster::{Priority, Region, Seat, Signals},
+    cluster::{Region, Seat, Signals},
     fs::Files,
     instrument::Facts,
     random::Entropy,
@@ -125,6 +125,9 @@ pub(crate) struct Setup {
     /// The random bytes of its cluster; those of the operating system, unless it is a session of a cluster that can be
     /// seeded.
     pub(crate) entropy: Arc<Entropy>,
+    /// Whether it is never refused what its cluster has no room for: PostgreSQL's own processes, which would not go on
+    /// without it, and make room.
+    pub(crate) is_unlimited: bool,
     /// Runs where a postmaster would begin to fork.
     pub(crate) before_fork: Option<BeforeFork>,
 }
@@ -138,8 +141,7 @@ impl Guest {
             wasi.env(name, value);
         }
         let callbacks: u64 = CALLBACKS.iter().map(|(_, names)| names.len() as u64).sum();
-        let is_own_process = setup.seat.as_ref().is_some_and(|seat| seat.priority() == Priority::Background);
-        let growth = Growth::new(setup.files.tree().lock().quota(), is_own_process);
+        let growth = Growth::new(setup.files.tree().lock().quota(), setup.is_unlimited);
         let signals = setup.seat.as_ref().map_or_else(Arc::default, |seat| seat.signals().clone());
         Ok(Self {
             wasi: wasi.build_p1(),

@@ -37,8 +37,7 @@ pub(crate) fn wait(
         if interest == Interest::Read && deadline.is_none_or(|deadline| deadline > idle_at) {
             match client.wait(interest, Some(idle_at)) {
                 Readiness::TimedOut => {
-                    let given_back = heap::give_back(context)?;
-                    context.data_mut().growth.give_back(given_back);
+                    heap::give_back(context)?;
                     Ok(context.data_mut().client.wait(interest, deadline))
                 }
                 readiness => Ok(readiness),

@@ -22,6 +22,8 @@ pub mod sqlstate {
     pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
     /// `insufficient_resources`
     pub const INSUFFICIENT_RESOURCES: &str = "53000";
+    /// A file cannot grow.
+    pub const DISK_FULL: &str = "53100";
     /// `invalid_catalog_name`
     pub const INVALID_CATALOG_NAME: &str = "3D000";
     /// `character_not_in_repertoire`

@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use super::{MEMORY, Need, NoSize, Resource, Size, TooLittleMemory, UNLIMITED};
+use super::{MEMORY, Need, NoSize, Resource, Size, TooLow, UNLIMITED};
 
 /// After so many bytes the process' memory is measured again, which takes some microseconds.
 const MEASURED_EVERY: u64 = 4 << 20;
@@ -78,13 +78,13 @@ pub struct Usage {
 /// Sets the limit of the program's memory.
 ///
 /// # Errors
-/// [`TooLittleMemory`] when it is less than the program needs to build a template.
-pub fn limit_program(limit: ProgramLimit) -> Result<(), TooLittleMemory> {
+/// [`TooLow`] when it is less than the program needs to build a template.
+pub fn limit_program(limit: ProgramLimit) -> Result<(), TooLow> {
     let bytes = match limit {
         ProgramLimit::OfSystem => of_system().map(|bytes| bytes / DEFAULT_PART.1 * DEFAULT_PART.0),
         ProgramLimit::Unlimited => None,
         ProgramLimit::Bytes(bytes) if bytes < LEAST => {
-            return Err(TooLittleMemory { limit: Size(bytes), what: "the program", least: Size(LEAST) });
+            return Err(TooLow { resource: "memory", limit: Size(bytes), what: "the program", least: Size(LEAST) });
         }
         ProgramLimit::Bytes(bytes) => Some(bytes),
     };
@@ -106,8 +106,12 @@ fn limit() -> Option<u64> {
 /// Whether the program has room for `more` bytes of a cluster that has `held` bytes. If not, the log says so.
 pub(super) fn has_room(more: u64, held: u64, need: Need) -> bool {
     let Some(limit) = limit() else { return true };
-    let is_small = need == Need::Small || held.saturating_add(more) <= SMALL;
-    let allowed = if is_small { limit } else { limit - limit / RESERVE_PART };
+    let allowed = match need {
+        _ if held.saturating_add(more) <= SMALL => limit,
+        // Half of what is kept, so that many small files do not take it from the others.
+        Need::Small => limit - limit / (2 * RESERVE_PART),
+        Need::Bulk => limit - limit / RESERVE_PART,
+    };
     let fits = |used: u64| used.saturating_add(more) <= allowed;
     // What was measured before may have been given back since.
     let has_room = fits(used(more, false)) || fits(used(more, true));

@@ -49,17 +49,6 @@ fn what_must_be_is_counted_beyond_the_limit_and_ends_what_may_be() {
 }
 
 #[test]
-fn pages_that_were_given_back_count_for_the_cluster_only() {
-    let quota = limited(Some(100), None);
-    let mut held = Held::new(quota.clone(), Resource::LinearMemory);
-    held.add(100);
-    held.set_idle(90);
-    assert_eq!((quota.used().0, held.has_room(1, Need::Small)), (100, false));
-    held.set(0);
-    assert_eq!(quota.used().0, 0);
-}
-
-#[test]
 fn limits_of_a_cluster_come_before_those_of_the_program_and_a_tiny_one_is_refused() {
     let own = Limits { memory: Some(LEAST_MEMORY), disk: None };
     let others = Limits { memory: Some(1 << 30), disk: Some(1 << 31) };

@@ -20,7 +20,7 @@ const INITIAL_DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// Settings of clusters that exist in memory only and have one session. They take precedence over the cluster's own
 /// configuration.
-const SETTINGS: [&str; 6] = [
+const SETTINGS: [&str; 8] = [
     // Pages that do not fit are read from files in memory, which takes little longer.
     "-cshared_buffers=16MB",
     // This setting protects from torn pages after a power loss, which a cluster in memory does not survive.
@@ -31,6 +31,9 @@ const SETTINGS: [&str; 6] = [
     // WAL is in memory until the next checkpoint, which takes some milliseconds, and is not spread over time.
     "-cmax_wal_size=32MB",
     "-ccheckpoint_completion_target=0",
+    // Nothing else keeps WAL from being removed, which would be memory without a limit.
+    "-cwal_keep_size=0",
+    "-cmax_slot_wal_keep_size=64MB",
 ];
 
 /// Queries that fill the caches that almost every session uses, so that clones start with them: catalog caches, the

@@ -97,7 +97,9 @@ impl Children {
         let console = LineConsole::new(self.log.clone(), "postgres").remembering(&self.recent);
         let work = move || {
             let run = || -> anyhow::Result<i32> {
-                let setup = |files| Setup { seat: Some(seat), ..Setup::backend(&program, files) };
+                // A worker runs functions of users, in indexes.
+                let is_unlimited = role != Role::AutovacuumWorker;
+                let setup = |files| Setup { seat: Some(seat), is_unlimited, ..Setup::backend(&program, files) };
                 let mut backend = match running.fork().start(&program, console, setup) {
                     Ok(backend) => backend,
                     Err(error) => {

@@ -364,7 +364,7 @@ impl Postmaster {
     fn checkpoint(&self, running: &Arc<Running>) -> anyhow::Result<()> {
         let program = self.templates.program();
         let seat = running.seats.join(Priority::Background);
-        let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
+        let setup = |files| Setup { seat: Some(seat), is_unlimited: true, ..Setup::backend(program, files) };
         let console = LineConsole::new(self.log.clone(), "postgres");
         let mut backend = running.fork().start(program, console, setup)?;
         let status = run_in_turn(&mut backend, Backend::run_checkpoint);

@@ -46,7 +46,8 @@ impl Process {
     pub(super) fn backend(&mut self, running: &Running) -> anyhow::Result<&mut Backend> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Captured(seat, console) => {
-                let setup = |files| Setup { seat: Some(seat), ..Setup::backend(&self.program, files) };
+                let setup =
+                    |files| Setup { seat: Some(seat), is_unlimited: true, ..Setup::backend(&self.program, files) };
                 let backend = running.fork().start(&self.program, console, setup);
                 Stage::Running(Box::new(backend.context("the postmaster cannot go on")?))
             }

@@ -31,13 +31,16 @@ pub struct SharedSettings {
 }
 
 /// Settings of a cluster in memory, where WAL is only needed to recover from a crash of a session.
-const IN_MEMORY_SETTINGS: [&str; 5] = [
+const IN_MEMORY_SETTINGS: [&str; 7] = [
     IN_MEMORY,
     "-cwal_init_zero=off",
     "-cwal_recycle=off",
     "-cmax_wal_size=128MB",
     // Pages are written to memory, which need not be spread over time, and WAL goes the sooner.
     "-ccheckpoint_completion_target=0",
+    // Nothing but a backup keeps WAL from being removed, and that within limits: it is memory.
+    "-cwal_keep_size=0",
+    "-cmax_slot_wal_keep_size=1GB",
 ];
 
 /// Settings of a cluster in a directory.

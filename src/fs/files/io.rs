@@ -140,12 +140,9 @@ impl Files {
         let at = if file.flags.has(OpenFlags::APPEND) { len } else { position.unwrap_or(file.position) };
         let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_LEN).ok_or(Errno::EFBIG)?;
         if !self.is_unlimited {
+            // A page that is written back is never refused, because any session may happen to write it.
             let added = end.saturating_sub(len);
-            let in_memory = match &node.kind {
-                Kind::File(content) => added + content.copied_by(at, bytes.len()),
-                _ => 0,
-            };
-            tree.check_room(in_memory, added, end)?;
+            tree.check_room(if stored.is_some() { 0 } else { added }, added, end)?;
         }
         let count = if let Some(stored) = &stored {
             // Other processes may use the tree while the disk works.

@@ -11,7 +11,7 @@ mod terminal;
 
 use wasmtime::{Caller, Linker, WasmTy};
 
-use super::{Guest, memory};
+use super::{Guest, checkpoint, memory};
 use crate::fs::{At, Errno, Files};
 
 /// The result of a system call.
@@ -38,7 +38,11 @@ fn answer(
     call: impl Fn(&mut [u8], &mut Files) -> SyscallResult,
 ) -> wasmtime::Result<i32> {
     let (memory, guest) = memory::of(caller)?;
-    Ok(guest.within_quota(memory, call).unwrap_or_else(|errno| -errno.number()))
+    let done = guest.within_quota(memory, call);
+    if matches!(done, Err(Errno::ENOSPC)) {
+        checkpoint::make_room(caller)?;
+    }
+    Ok(done.unwrap_or_else(|errno| -errno.number()))
 }
 
 /// A numeric argument of a system call.
