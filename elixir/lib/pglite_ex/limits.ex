@@ -16,7 +16,7 @@ defmodule PgliteEx.Limits do
       branch has the limits of its origin unless it gets others.
 
   The memory of a cluster is what its sessions have added to that of their template, its files if these are in
-  memory, and what its sessions share. Its disk is the length of all of its files, about 50 MB in a new cluster. Both
+  memory, and what its sessions share. Its disk is the length of all of its files, about 40 MB in a new cluster. Both
   are among the figures of `PgliteEx.stats/1` of a branch.
   """
 
