@@ -31,6 +31,20 @@ defmodule PgliteEx.Servers do
     {wasm_port, registry}
   end
 
+  @doc "Waits until the program has dropped a branch."
+  def await_gone(branch, deadline \\ System.monotonic_time(:millisecond) + 10_000) do
+    case PgliteEx.stats(branch) do
+      {:error, %PgliteEx.Error{code: "3D000"}} ->
+        :ok
+
+      {:ok, stats} ->
+        if System.monotonic_time(:millisecond) > deadline,
+          do: raise("the branch is still there: #{inspect(stats)}")
+
+        await_gone(branch, deadline)
+    end
+  end
+
   @doc "Waits until the program reports no connections other than `others`."
   def await_connections(server, count, deadline \\ System.monotonic_time(:millisecond) + 10_000) do
     {:ok, %{"connections" => connections}} = PgliteEx.stats(server)
