@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use pglite_port::{pruning, serve, session::Mode};
+use pglite_port::{databases::Settings, pruning, serve, session::Mode};
 
 use super::options::{
     AccessOptions, ClusterLimits, LimitOptions, MetricsOptions, SharedOptions, TestOptions, TlsOptions, interval,
@@ -33,13 +33,7 @@ pub(crate) enum Command {
     /// Serve connections in frames on stdin and stdout, as a child of the program that owns the connections
     Port {
         #[command(flatten)]
-        clones: CloneOptions,
-        #[command(flatten)]
-        shared: SharedOptions,
-        #[command(flatten)]
-        limits: LimitOptions,
-        #[command(flatten)]
-        access: AccessOptions,
+        clusters: ClusterOptions,
         #[command(flatten)]
         tests: TestOptions,
         #[command(flatten)]
@@ -60,13 +54,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "MODE", value_parser = permissions)]
         socket_mode: Option<u32>,
         #[command(flatten)]
-        clones: CloneOptions,
-        #[command(flatten)]
-        shared: SharedOptions,
-        #[command(flatten)]
-        limits: LimitOptions,
-        #[command(flatten)]
-        access: AccessOptions,
+        clusters: ClusterOptions,
         #[command(flatten)]
         tls: TlsOptions,
         #[command(flatten)]
@@ -165,6 +153,32 @@ pub(crate) enum Command {
         #[arg(long, value_name = "MB", requires = "prune")]
         max_size: Option<u32>,
     },
+}
+
+/// How clusters are made, and who gets in.
+#[derive(Args)]
+pub(crate) struct ClusterOptions {
+    #[command(flatten)]
+    pub(crate) clones: CloneOptions,
+    #[command(flatten)]
+    pub(crate) shared: SharedOptions,
+    #[command(flatten)]
+    pub(crate) limits: LimitOptions,
+    #[command(flatten)]
+    pub(crate) access: AccessOptions,
+}
+
+impl ClusterOptions {
+    /// Reads the files, and sets the limit of the program's memory. `patience` is how long to wait for a data directory
+    /// that another process has open.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a limit is too low.
+    pub(crate) fn settings(&self, mode: Mode, patience: Duration) -> anyhow::Result<Settings> {
+        let shared = self.shared.settings(patience, self.access.open()?);
+        let (max_isolated, limits) = (self.shared.max_isolated(mode), self.limits.apply()?);
+        Ok(Settings { warm: self.clones.warm, max_isolated, limits, shared, ..Settings::default() })
+    }
 }
 
 /// Clones for connections in mode `isolated`.

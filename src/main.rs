@@ -15,13 +15,13 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use command_line::{CloneOptions, Command, CommandLine, EngineOptions};
+use command_line::{Command, CommandLine, EngineOptions};
 use crossbeam_channel::{Receiver, never};
-use options::{LimitOptions, MetricsOptions, SharedOptions};
+use options::MetricsOptions;
 use pglite_port::{
     administration::Administration,
     backup,
-    databases::{Databases, Paths, Settings, SharedSettings},
+    databases::{Databases, Paths, Settings},
     engine::{
         artefact::{Artefact, PGLITE_WASM},
         cache::Cache,
@@ -31,7 +31,6 @@ use pglite_port::{
     port::{self, Ending, ParentWatch},
     pruning::{self, Limits, Pruned, Stock},
     serve::{self, Listener},
-    session::Mode,
     template::{Recipe, Script, Shelf, Templates},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -103,16 +102,13 @@ fn allow_open_files() {
 fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
-        Command::Port { clones, shared, limits, access, tests, metrics, shutdown_timeout } => {
-            shared.check(mode)?;
-            let access = access.open()?;
+        Command::Port { clusters, tests, metrics, shutdown_timeout } => {
+            clusters.shared.check(mode)?;
+            // A parent that has been started again may find its last child on its way down.
+            let settings = Settings { leave: tests.leave(), ..clusters.settings(mode, PATIENCE_OF_A_CHILD)? };
             let stop = Stop::on(&[SIGTERM])?;
             let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
             let parent = ParentWatch::start().context("the end of stdin cannot be detected")?;
-            // A parent that has been started again may find its last child on its way down.
-            let leave = tests.leave();
-            let shared_settings = shared.settings(PATIENCE_OF_A_CHILD, access);
-            let settings = Settings { leave, ..settings(clones, shared, limits, mode, shared_settings)? };
             let opened = command_line.open_databases(settings, metrics, &stop, parent.gone())?;
             drop(parent);
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
@@ -129,19 +125,16 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         Command::Serve {
             listen,
             socket_mode,
-            clones,
-            shared,
-            limits,
-            access,
+            clusters,
             tls,
             metrics,
             trust_everyone_who_can_connect,
             shutdown_timeout,
         } => {
-            shared.check(mode)?;
-            access.check_password(mode, shared)?;
-            let trust_everyone = access.trust_everyone();
-            let access = access.open()?;
+            clusters.shared.check(mode)?;
+            clusters.access.check_password(mode, &clusters.shared)?;
+            let trust_everyone = clusters.access.trust_everyone();
+            let settings = clusters.settings(mode, Duration::ZERO)?;
             let tls = tls.open()?;
             let stop = Stop::on(&[SIGINT, SIGTERM])?;
             // Before a cluster is opened, which would not be shut down if this failed.
@@ -153,8 +146,6 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
                 stop.on_hangup(move || tls.reload());
             }
             let serving = serve::start(listener, mode, tls)?;
-            let shared_settings = shared.settings(Duration::ZERO, access);
-            let settings = settings(clones, shared, limits, mode, shared_settings)?;
             let opened = command_line.open_databases(settings, metrics, &stop, &never())?;
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             serving.run(sessions, *shutdown_timeout, stop.asked(), print_url)?;
@@ -198,18 +189,6 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// How clusters are made. Sets the limit of the program's memory.
-fn settings(
-    clones: &CloneOptions,
-    options: &SharedOptions,
-    limits: &LimitOptions,
-    mode: Mode,
-    shared: SharedSettings,
-) -> anyhow::Result<Settings> {
-    let (max_isolated, limits) = (options.max_isolated(mode), limits.apply()?);
-    Ok(Settings { warm: clones.warm, max_isolated, limits, shared, ..Settings::default() })
 }
 
 impl CommandLine {

@@ -177,9 +177,8 @@ impl Quota {
         let was_full = !has_room && account.is_full.swap(true, Ordering::Relaxed);
         if !has_room && !was_full {
             let label = self.label.get().map_or("a cluster", String::as_str);
-            let (what, limit) =
-                if resource == Resource::Disk { ("disk", &self.disk) } else { ("memory", &self.memory) };
-            let (limit, used) = (Size(limit.limit().unwrap_or(UNLIMITED)), Size(account.used()));
+            let what = if resource == Resource::Disk { "disk" } else { "memory" };
+            let (limit, used) = (Size(account.limit().unwrap_or(UNLIMITED)), Size(account.used()));
             tracing::warn!("{label} has used {used} of its {what} limit of {limit}; {} more are refused", Size(more));
         }
         has_room && (resource == Resource::Disk || program::has_room(more, account.used(), need))

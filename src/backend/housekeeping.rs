@@ -1,7 +1,7 @@
 //! Checkpoints of a cluster with one process, which has no checkpointer: between two messages of the client.
 
 use super::Backend;
-use crate::postgres::checkpoint;
+use crate::guest::make_checkpoint;
 
 impl Backend {
     /// Makes a checkpoint if the process has begun so many WAL segments since the last one that it is due, so that the
@@ -17,19 +17,17 @@ impl Backend {
         if in_block && self.call::<(), i32>("IsAbortedTransactionBlockState", ())? != 0 {
             return Ok(());
         }
-        self.guest().wal.begin_checkpoint();
-        // A timeout of the idle session does not end the checkpoint halfway.
+        // A timeout of the idle session does not end this halfway.
         let holdoff = self.facts().address("InterruptHoldoffCount")?;
         self.write_u32(holdoff, 1)?;
         if !in_block {
-            // Buffers that are pinned need an owner.
             self.call::<(), ()>("StartTransactionCommand", ())?;
         }
-        self.call::<i32, i32>("CreateCheckPoint", (checkpoint::IMMEDIATE | checkpoint::FORCE).cast_signed())?;
+        self.store.data_mut().native_stack.begin();
+        make_checkpoint(&mut self.store)?;
         if !in_block {
             self.call::<(), ()>("CommitTransactionCommand", ())?;
         }
-        self.guest().wal.is_in_checkpoint = false;
         self.write_u32(holdoff, 0)
     }
 }

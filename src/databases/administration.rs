@@ -5,8 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Databases;
 use crate::{
     administration::{
-        Administration, ClusterSummary, DEFAULT_CLUSTER, Figure, MadeCluster, NewCluster, PrivateBytes, Summary,
-        Watched, figure,
+        Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, Watched, figure,
     },
     capacity,
     protocol::error_response::{ErrorResponse, sqlstate},
@@ -55,9 +54,7 @@ impl Administration for Databases {
         if self.is_closed.load(Ordering::Relaxed) {
             return Err("the program ends");
         }
-        let is_running =
-            |name| self.clusters.watched().iter().any(|cluster| cluster.name == name && cluster.is_running);
-        if self.mode == Mode::Shared && !is_running(DEFAULT_CLUSTER) {
+        if self.mode == Mode::Shared && !self.clusters.is_default_running() {
             return Err("the default cluster takes no sessions at the moment: it starts or recovers");
         }
         Ok(())

@@ -352,14 +352,17 @@ impl Registry {
 
     /// The clusters, by name.
     pub(super) fn list(&self) -> Vec<ClusterSummary> {
-        let clusters: Vec<_> = self.clusters.lock().by_name.values().cloned().collect();
-        clusters.iter().map(|cluster| cluster.summary()).collect()
+        self.all().iter().map(|cluster| cluster.summary()).collect()
     }
 
     /// What is watched of the clusters, by name.
     pub(super) fn watched(&self) -> Vec<WatchedCluster> {
-        let clusters: Vec<_> = self.clusters.lock().by_name.values().cloned().collect();
-        clusters.iter().map(|cluster| cluster.watched()).collect()
+        self.all().iter().map(|cluster| cluster.watched()).collect()
+    }
+
+    /// Whether the default cluster takes sessions at the moment.
+    pub(super) fn is_default_running(&self) -> bool {
+        self.find(DEFAULT_CLUSTER).is_some_and(|cluster| cluster.takes_sessions())
     }
 
     /// How long it took to start clusters.
@@ -369,8 +372,12 @@ impl Registry {
 
     /// Those that run.
     pub(super) fn running(&self) -> Vec<Arc<Postmaster>> {
-        let clusters: Vec<_> = self.clusters.lock().by_name.values().cloned().collect();
-        clusters.iter().filter_map(|cluster| cluster.running()).collect()
+        self.all().iter().filter_map(|cluster| cluster.running()).collect()
+    }
+
+    /// All of them, by name.
+    fn all(&self) -> Vec<Arc<Cluster>> {
+        self.clusters.lock().by_name.values().cloned().collect()
     }
 
     /// Shuts all clusters down, after their sessions have ended.

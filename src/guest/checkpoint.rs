@@ -2,7 +2,7 @@
 //! `src/backend/postmaster/checkpointer.c`), and of `XLogWrite` (`src/backend/access/transam/xlog.c`), which requests
 //! a checkpoint when the amount of WAL reaches `max_wal_size`.
 
-use wasmtime::Caller;
+use wasmtime::{AsContextMut, Caller};
 
 use super::{
     Guest,
@@ -23,7 +23,7 @@ pub(crate) struct Wal {
     /// Whether they are so many that the next checkpoint is due.
     pub(crate) is_checkpoint_due: bool,
     /// Whether the process makes a checkpoint.
-    pub(crate) is_in_checkpoint: bool,
+    pub(super) is_in_checkpoint: bool,
     /// Whether it writes no more WAL before a checkpoint has removed some.
     must_wait: bool,
 }
@@ -32,11 +32,6 @@ impl Wal {
     /// A message of the client begins: a checkpoint that is still due is made when there is no transaction.
     pub(crate) fn begin_message(&mut self) {
         self.must_wait = false;
-    }
-
-    /// The process makes the checkpoint that is due.
-    pub(crate) fn begin_checkpoint(&mut self) {
-        *self = Self { is_in_checkpoint: true, ..Self::default() };
     }
 }
 
@@ -74,13 +69,13 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     let [megabytes, segment_size, target] =
         ["max_wal_size", "wal_segment_size", "checkpoint_completion_target"].map(|name| number(caller, name));
     let segment_size = segment_size?;
-    let tree = caller.data().files.tree().clone();
-    let quota = tree.lock().quota().clone();
+    let growth = &caller.data().growth;
+    let quota = growth.quota();
     // WAL in memory must not use up the cluster's memory.
     let quarter = quota.memory_limit().map_or(u32::MAX, |limit| u32::try_from(limit >> 22).unwrap_or(u32::MAX));
     let most = megabytes?.min(quarter.into()) * f64::from(1 << 20) / segment_size;
     let allowed = most / (1.0 + target?);
-    if (f64::from(begun) >= most || quota.is_over()) && !caller.data().growth.is_unlimited() {
+    if (f64::from(begun) >= most || quota.is_over()) && !growth.is_unlimited() {
         let guest = caller.data_mut();
         guest.wal.must_wait = true;
         guest.signals.interrupt();
@@ -107,10 +102,9 @@ pub(super) fn wait_if_due(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()
     if guest.seat.is_some() {
         ask(caller, checkpoint::IMMEDIATE | checkpoint::FORCE | checkpoint::WAIT)?;
     } else if call::<(), i32>(caller, "IsAbortedTransactionBlockState", ())? == 0 {
-        make_own(caller)?;
+        make(caller)?;
     }
-    let is_over = caller.data().files.tree().lock().quota().is_over();
-    if is_over {
+    if caller.data().growth.quota().is_over() {
         return Err(report::error(
             caller,
             sqlstate::DISK_FULL,
@@ -120,16 +114,23 @@ pub(super) fn wait_if_due(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()
     Ok(())
 }
 
-/// Makes a checkpoint in the midst of a statement.
-fn make_own(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
-    caller.data_mut().wal.begin_checkpoint();
-    // What it does is no part of the statement that a timeout ends. An error sets the count to 0.
-    let holdoff = caller.data().facts.address("InterruptHoldoffCount")?;
-    memory::write_u32(memory::of(caller)?.0, holdoff, 1)?;
-    let made = call::<i32, i32>(caller, "CreateCheckPoint", (checkpoint::IMMEDIATE | checkpoint::FORCE).cast_signed());
-    caller.data_mut().wal.is_in_checkpoint = false;
+/// A process that has its cluster alone makes a checkpoint, which no timeout ends halfway. Buffers that are pinned for it
+/// need an owner, so there has to be a transaction that has not failed.
+///
+/// # Errors
+/// When the checkpoint fails, or the guest traps. `PostgreSQL` handles interrupts again after an error.
+pub(crate) fn make(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Result<()> {
+    let mut context = store.as_context_mut();
+    let guest = context.data_mut();
+    guest.wal = Wal { is_in_checkpoint: true, ..Wal::default() };
+    let (holdoff, memory) = (guest.facts.address("InterruptHoldoffCount")?, guest.memory()?);
+    // HOLD_INTERRUPTS and RESUME_INTERRUPTS (`src/include/miscadmin.h`).
+    let held = memory::read_u32(memory.data(&*store), holdoff)?;
+    memory::write_u32(memory.data_mut(&mut *store), holdoff, held + 1)?;
+    let made = call::<i32, i32>(store, "CreateCheckPoint", (checkpoint::IMMEDIATE | checkpoint::FORCE).cast_signed());
+    store.as_context_mut().data_mut().wal.is_in_checkpoint = false;
     made?;
-    memory::write_u32(memory::of(caller)?.0, holdoff, 0)?;
+    memory::write_u32(memory.data_mut(&mut *store), holdoff, held)?;
     Ok(())
 }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use wasmtime::ResourceLimiter;
+use wasmtime::{Caller, ResourceLimiter};
 
-use super::{Guest, memory};
+use super::{Guest, checkpoint, memory};
 use crate::{
     fs::{Errno, Files},
     quota::{Held, Quota, Resource},
@@ -34,13 +34,9 @@ impl Growth {
         self.beginning = Some(size);
     }
 
-    fn allow(&mut self, bytes: usize) -> bool {
-        if self.is_unlimited || self.beginning.is_none() {
-            return self.count(bytes);
-        }
-        let is_allowed = self.held.grow(bytes as u64);
-        self.last = if is_allowed { bytes as u64 } else { 0 };
-        is_allowed
+    /// What is counted, and may be used.
+    pub(super) fn quota(&self) -> &Arc<Quota> {
+        self.held.quota()
     }
 
     /// Whether nothing is refused.
@@ -48,13 +44,21 @@ impl Growth {
         self.is_unlimited
     }
 
-    /// Counts what is not refused.
-    fn count(&mut self, bytes: usize) -> bool {
+    /// Counts so many bytes, unless they are refused; returns whether they are not.
+    fn grow(&mut self, bytes: usize, may_be_refused: bool) -> bool {
         self.last = 0;
-        if self.beginning.is_some() {
-            self.held.add(bytes as u64);
-            self.last = bytes as u64;
+        if self.beginning.is_none() {
+            return true;
         }
+        let bytes = bytes as u64;
+        if may_be_refused && !self.is_unlimited {
+            if !self.held.grow(bytes) {
+                return false;
+            }
+        } else {
+            self.held.add(bytes);
+        }
+        self.last = bytes;
         true
     }
 }
@@ -65,7 +69,7 @@ impl ResourceLimiter for Growth {
         // Wasmtime's heap for exceptions, which begins with nothing when PostgreSQL reports its first error. It has 64 KiB
         // then, and no guest can have it grow much: none may allocate objects in it.
         let is_of_exceptions = self.beginning.is_some_and(|size| current < size);
-        Ok(if is_of_exceptions { self.count(added) } else { self.allow(added) })
+        Ok(self.grow(added, !is_of_exceptions))
     }
 
     // The system has no memory.
@@ -79,7 +83,7 @@ impl ResourceLimiter for Growth {
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(self.allow(desired.saturating_sub(current).saturating_mul(ELEMENT)))
+        Ok(self.grow(desired.saturating_sub(current).saturating_mul(ELEMENT), true))
     }
 }
 
@@ -90,20 +94,26 @@ impl Guest {
         let count = self.facts.address("CritSectionCount").ok().and_then(|at| memory::read_u32(memory, at).ok());
         self.growth.is_unlimited || self.wal.is_in_checkpoint || count.is_some_and(|count| count > 0)
     }
+}
 
-    /// Does something with its files that is refused when the quota of its cluster is used up, unless it must not be.
-    pub(super) fn within_quota<T>(
-        &mut self,
-        memory: &mut [u8],
-        act: impl Fn(&mut [u8], &mut Files) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        let done = act(memory, &mut self.files);
-        if !matches!(done, Err(Errno::ENOSPC)) || !self.must_write(memory) {
-            return done;
-        }
-        self.files.set_unlimited(true);
-        let done = act(memory, &mut self.files);
-        self.files.set_unlimited(false);
-        done
+/// Does something with the files of the guest that called, which is refused when the quota of its cluster is used up,
+/// unless it must not be.
+///
+/// # Errors
+/// When the guest traps. The inner error is that of its files.
+pub(super) fn within_quota<T>(
+    caller: &mut Caller<'_, Guest>,
+    act: impl Fn(&mut [u8], &mut Files) -> Result<T, Errno>,
+) -> wasmtime::Result<Result<T, Errno>> {
+    let (memory, guest) = memory::of(caller)?;
+    let mut done = act(memory, &mut guest.files);
+    if matches!(done, Err(Errno::ENOSPC)) && guest.must_write(memory) {
+        guest.files.set_unlimited(true);
+        done = act(memory, &mut guest.files);
+        guest.files.set_unlimited(false);
     }
+    if matches!(done, Err(Errno::ENOSPC)) {
+        checkpoint::make_room(caller)?;
+    }
+    Ok(done)
 }

@@ -4,7 +4,7 @@
 
 use wasmtime::{Caller, Linker};
 
-use super::{Guest, checkpoint, memory, waiting};
+use super::{Guest, growth::within_quota, memory, waiting};
 use crate::fs::{Errno, Files, Whence};
 
 /// The size of an `iovec`: address and length of a buffer.
@@ -57,12 +57,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 }
 
 fn answer(caller: &mut Caller<'_, Guest>, call: impl Fn(&mut [u8], &mut Files) -> WasiResult) -> wasmtime::Result<i32> {
-    let (memory, guest) = memory::of(caller)?;
-    let done = guest.within_quota(memory, call);
-    if matches!(done, Err(Errno::ENOSPC)) {
-        checkpoint::make_room(caller)?;
-    }
-    Ok(done.map_or_else(Errno::number, |()| 0))
+    Ok(within_quota(caller, call)?.map_or_else(Errno::number, |()| 0))
 }
 
 fn fdstat_get(memory: &mut [u8], files: &mut Files, fd: i32, buffer: u32) -> WasiResult {

@@ -169,7 +169,10 @@ impl<C: Client> Client for Followed<C> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::messages::message, *};
+    use super::{
+        super::{messages::message, tests::Taking},
+        *,
+    };
 
     proptest! {
         #[test]
@@ -256,23 +259,7 @@ mod tests {
 
     #[test]
     fn what_a_session_does_is_seen_in_what_it_reads_and_writes() {
-        /// A client that has always sent something.
-        struct Sends;
-        impl Client for Sends {
-            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                Ok(buffer.len())
-            }
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                Ok(bytes.len())
-            }
-            fn wait(&mut self, _interest: Interest, _deadline: Option<Instant>) -> Readiness {
-                Readiness::Ready
-            }
-            fn waker(&self) -> Waker {
-                Waker::new(|| {})
-            }
-        }
-        let mut client = Followed::new(Sends);
+        let mut client = Followed::new(Taking);
         client.read(&mut [0]).unwrap();
         assert_eq!(client.activity.doing(), Doing::Starting, "a password is no statement");
         for (status, doing) in

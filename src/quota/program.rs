@@ -5,7 +5,7 @@
 //! and not yet touched.
 
 use std::{
-    fmt, fs,
+    fs,
     path::Path,
     str::FromStr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -95,8 +95,13 @@ pub fn limit_program(limit: ProgramLimit) -> Result<(), TooLow> {
 /// How much memory clusters use, and the program's limit.
 #[must_use]
 pub fn usage() -> Usage {
-    let [linear_memory, files, shared_memory] = [0, 1, 2].map(|kind: usize| ALLOCATED[kind].load(Ordering::Relaxed));
+    let [linear_memory, files, shared_memory] = allocated();
     Usage { linear_memory, files, shared_memory, limit: limit() }
+}
+
+/// What clusters have allocated, in the order of [`MEMORY`].
+fn allocated() -> [u64; 3] {
+    ALLOCATED.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
 }
 
 fn limit() -> Option<u64> {
@@ -132,7 +137,7 @@ pub(crate) fn is_full() -> Option<(Size, Size)> {
 
 /// The bytes that the program uses; `more` are about to be added.
 fn used(more: u64, now: bool) -> u64 {
-    let allocated = MEMORY.iter().zip(&ALLOCATED).map(|(_, bytes)| bytes.load(Ordering::Relaxed)).sum::<u64>();
+    let [linear_memory, files, shared_memory] = allocated();
     let since = ASKED_SINCE.load(Ordering::Relaxed);
     let own = if now || since.saturating_add(more) > MEASURED_EVERY {
         let measured = own_memory().unwrap_or(0);
@@ -144,7 +149,7 @@ fn used(more: u64, now: bool) -> u64 {
         MEASURED.load(Ordering::Relaxed).saturating_add(since)
     };
     // The system counts shared memory once for each process that has mapped it, so that it is taken from here.
-    allocated.max(own.saturating_add(ALLOCATED[2].load(Ordering::Relaxed)))
+    (linear_memory + files + shared_memory).max(own.saturating_add(shared_memory))
 }
 
 pub(super) fn change(resource: Resource, from: u64, to: u64) {
@@ -191,14 +196,4 @@ fn of_group(line: &str) -> Option<u64> {
 fn kilobytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
-}
-
-impl fmt::Display for ProgramLimit {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OfSystem => formatter.write_str("3/4 of the system's memory"),
-            Self::Unlimited => formatter.write_str("none"),
-            Self::Bytes(bytes) => Size(*bytes).fmt(formatter),
-        }
-    }
 }

@@ -381,13 +381,14 @@ defmodule PgliteEx.Options do
         refuse!(:listen, {:local, path}, "a socket path of at most #{@longest_local_path} bytes")
   end
 
-  defp validate!(:listen, {host, port} = listen) when is_integer(port) and port in 0..65_535 do
+  defp validate!(key, {host, port} = given)
+       when key in [:listen, :metrics] and is_integer(port) and port in 0..65_535 do
     case address(host) do
       {:ok, address} ->
         {address, port}
 
       {:error, _posix} ->
-        refuse!(:listen, listen, "a host that has an address, such as \"127.0.0.1\"")
+        refuse!(key, given, "a host that has an address, such as \"127.0.0.1\"")
     end
   end
 
@@ -438,16 +439,6 @@ defmodule PgliteEx.Options do
   defp validate!(key, size)
        when key in [:memory_limit, :cluster_memory_limit, :cluster_disk_limit] do
     if Limits.size?(size), do: size, else: refuse!(key, size, Limits.allowed())
-  end
-
-  defp validate!(:metrics, {host, port} = metrics) when is_integer(port) and port in 0..65_535 do
-    case address(host) do
-      {:ok, address} ->
-        {address, port}
-
-      {:error, _posix} ->
-        refuse!(:metrics, metrics, "a host that has an address, such as \"127.0.0.1\"")
-    end
   end
 
   defp validate!(:metrics, metrics),

@@ -109,11 +109,19 @@ impl Cluster {
         self.database.get().map_or(DATABASE, String::as_str)
     }
 
+    /// Whether it takes sessions at the moment.
+    pub(super) fn takes_sessions(&self) -> bool {
+        self.running().is_some_and(|postmaster| postmaster.is_running())
+    }
+
+    /// The bytes of memory and of disk that it uses.
+    fn used(&self) -> (u64, u64) {
+        self.running().map_or((0, 0), |postmaster| postmaster.quota().used())
+    }
+
     pub(super) fn watched(&self) -> WatchedCluster {
-        let running = self.running();
-        let is_running = running.as_ref().is_some_and(|postmaster| postmaster.is_running());
-        let (memory, disk) = running.map_or((0, 0), |postmaster| postmaster.quota().used());
-        let (name, tally) = (self.name.clone(), self.tally.clone());
+        let (memory, disk) = self.used();
+        let (name, tally, is_running) = (self.name.clone(), self.tally.clone(), self.takes_sessions());
         WatchedCluster { name, is_running, tally, memory, disk, limits: self.limits }
     }
 
@@ -122,14 +130,13 @@ impl Cluster {
             Some(DataDirectory::Host(path)) => Some(path.clone()),
             _ => None,
         };
-        let running = self.running();
-        let (memory, disk) = running.as_ref().map_or((0, 0), |postmaster| postmaster.quota().used());
+        let (memory, disk) = self.used();
         ClusterSummary {
             name: self.name.clone(),
             origin: self.origin.clone(),
             data_directory,
             lifetime: self.lifetime,
-            connections: running.map_or(0, |postmaster| postmaster.connections()),
+            connections: self.running().map_or(0, |postmaster| postmaster.connections()),
             made: self.made,
             memory,
             disk,

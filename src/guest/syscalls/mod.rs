@@ -11,7 +11,7 @@ mod terminal;
 
 use wasmtime::{Caller, Linker, WasmTy};
 
-use super::{Guest, checkpoint, memory};
+use super::{Guest, growth::within_quota};
 use crate::fs::{At, Errno, Files};
 
 /// The result of a system call.
@@ -37,12 +37,7 @@ fn answer(
     caller: &mut Caller<'_, Guest>,
     call: impl Fn(&mut [u8], &mut Files) -> SyscallResult,
 ) -> wasmtime::Result<i32> {
-    let (memory, guest) = memory::of(caller)?;
-    let done = guest.within_quota(memory, call);
-    if matches!(done, Err(Errno::ENOSPC)) {
-        checkpoint::make_room(caller)?;
-    }
-    Ok(done.unwrap_or_else(|errno| -errno.number()))
+    Ok(within_quota(caller, call)?.unwrap_or_else(|errno| -errno.number()))
 }
 
 /// A numeric argument of a system call.

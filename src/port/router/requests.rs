@@ -218,7 +218,6 @@ fn create_cluster(router: &Arc<Router>, id: u32, options: &Options) {
 }
 
 fn new_cluster(options: &Options) -> Result<NewCluster, ErrorResponse> {
-    let invalid = |message: String| ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
     let given = |key| options.get(key).map(str::to_owned);
     let origin = match (given("template"), given("branch")) {
         (None, None) => ClusterOrigin::Empty,
@@ -374,9 +373,13 @@ fn required(options: &Options, key: &str) -> Result<String, ErrorResponse> {
     })
 }
 
+/// The error for an option that has a value which it cannot have.
+fn invalid(message: String) -> ErrorResponse {
+    ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message)
+}
+
 /// The options `memory_limit` and `disk_limit`.
 pub(super) fn limits(options: &Options) -> Result<Limits, ErrorResponse> {
-    let invalid = |message: String| ErrorResponse::error(sqlstate::INVALID_PARAMETER_VALUE, message);
     let size = |key: &str| {
         let size = options.get(key).map(str::parse::<Size>).transpose();
         size.map(|size| size.map(|size| size.0))
