@@ -3,7 +3,7 @@
 //!
 //! Offsets are those of wasm32: `int`, `Oid` and pointers have 4 bytes. Facts that differ between versions of PGlite
 //! are not here; the rewriter finds them ([`Facts`](crate::instrument::Facts)). When PGlite moves to another version
-//! of `PostgreSQL`, compare this file with its sources.
+//! of `PostgreSQL`, compare this file with its sources. It is long so that this is one file.
 
 /// Processes and their ends.
 pub(crate) mod process {

@@ -92,7 +92,7 @@ defmodule PgliteEx.Options do
   Where no default is named, the program has one: see `pglite-port port --help`.
   """
 
-  alias PgliteEx.{Limits, Password}
+  alias PgliteEx.{Limits, OptionValue, Password}
 
   @enforce_keys [:listen]
   defstruct name: nil,
@@ -161,36 +161,7 @@ defmodule PgliteEx.Options do
           log_level: nil | :error | :warn | :info | :debug | :trace
         }
 
-  # Those that may be nil, which is as if they had not been given.
-  @optional [
-    :database,
-    :auth,
-    :password,
-    :ssl,
-    :after_start,
-    :on_data_loss,
-    :template,
-    :warm,
-    :data,
-    :max_connections,
-    :memory_limit,
-    :cluster_memory_limit,
-    :cluster_disk_limit,
-    :metrics,
-    :executable,
-    :pglite_dir,
-    :cache_dir,
-    :icu_data,
-    :log_level
-  ]
-
-  # From the most to the least important.
-  @log_levels [:error, :warn, :info, :debug, :trace]
   @default_log_level :info
-
-  # `sun_path` of a unix socket's address holds 108 bytes, with a NUL at the end (unix(7)). The socket for
-  # connections of `after_start:` may have a number with one digit more.
-  @longest_local_path 106
 
   @doc """
   Validates options and fills in the defaults.
@@ -214,7 +185,7 @@ defmodule PgliteEx.Options do
     fields =
       [listen: {"127.0.0.1", 0}]
       |> Keyword.merge(options)
-      |> Enum.map(fn {key, value} -> {key, validate!(key, value)} end)
+      |> Enum.map(fn {key, value} -> {key, OptionValue.validate!(key, value)} end)
 
     fill_in(struct!(__MODULE__, fields))
   end
@@ -247,11 +218,13 @@ defmodule PgliteEx.Options do
     do: rank(level) <= rank(Atom.to_string(least || @default_log_level))
 
   # An unknown level is the least important one.
-  defp rank(level),
-    do: Enum.find_index(@log_levels, &(Atom.to_string(&1) == level)) || length(@log_levels)
+  defp rank(level) do
+    levels = OptionValue.log_levels()
+    Enum.find_index(levels, &(Atom.to_string(&1) == level)) || length(levels)
+  end
 
   defp fill_in(%{after_start: function, mode: :isolated}) when function != nil do
-    refuse!(
+    OptionValue.refuse!(
       :after_start,
       function,
       "none in mode :isolated, where nothing that it does would last; see PgliteEx.prepare/4"
@@ -259,7 +232,7 @@ defmodule PgliteEx.Options do
   end
 
   defp fill_in(%{data: data, mode: :isolated}) when data != nil do
-    refuse!(
+    OptionValue.refuse!(
       :data,
       data,
       "none in mode :isolated; its clusters are gone when their connections close"
@@ -268,7 +241,7 @@ defmodule PgliteEx.Options do
 
   # The database in a template may have any name. One of another name would be made, and be empty.
   defp fill_in(%{template: template, mode: :shared, database: nil}) when template != nil do
-    refuse!(
+    OptionValue.refuse!(
       :database,
       nil,
       "the name of the database in the template #{inspect(template)} in mode :shared"
@@ -276,7 +249,7 @@ defmodule PgliteEx.Options do
   end
 
   defp fill_in(%{auth: :scram_sha_256, password: nil}) do
-    refuse!(:auth, :scram_sha_256, "a :password as well")
+    OptionValue.refuse!(:auth, :scram_sha_256, "a :password as well")
   end
 
   defp fill_in(
@@ -286,7 +259,7 @@ defmodule PgliteEx.Options do
     if loopback?(host) do
       complete(options)
     else
-      refuse!(
+      OptionValue.refuse!(
         :listen,
         options.listen,
         "an address of the loopback interface, because other machines could connect as a superuser without a " <>
@@ -310,185 +283,5 @@ defmodule PgliteEx.Options do
       | database: options.database || options.template || "postgres",
         on_data_loss: options.on_data_loss || on_data_loss
     }
-  end
-
-  defp validate!(:name, name) when is_atom(name), do: name
-  defp validate!(:name, {:global, _term} = name), do: name
-  defp validate!(:name, {:via, module, _term} = name) when is_atom(module), do: name
-
-  defp validate!(:name, name),
-    do: refuse!(:name, name, "an atom, {:global, term} or {:via, module, term}")
-
-  defp validate!(:mode, mode) when mode in [:shared, :isolated], do: mode
-  defp validate!(:mode, mode), do: refuse!(:mode, mode, ":shared or :isolated")
-
-  defp validate!(key, nil) when key in @optional, do: nil
-
-  defp validate!(key, value) when key in [:database, :username, :template] do
-    if is_binary(value) and value != "" and String.valid?(value) and not (value =~ <<0>>),
-      do: value,
-      else: refuse!(key, value, "a string that is not empty and has no NUL in it")
-  end
-
-  defp validate!(:auth, auth) when auth in [:trust, :scram_sha_256], do: auth
-  defp validate!(:auth, path) when is_binary(path) and path != "", do: Path.expand(path)
-
-  defp validate!(:auth, auth),
-    do: refuse!(:auth, auth, ":trust, :scram_sha_256 or a path as a string")
-
-  defp validate!(:password, given) do
-    with :error <- Password.hide(given) do
-      raise ArgumentError,
-            "PgliteEx option password: it takes a string that is not empty and has no line feed and no NUL in it, " <>
-              "{:system, \"VARIABLE\"}, or a function without arguments"
-    else
-      {:ok, password} -> password
-    end
-  end
-
-  defp validate!(:ssl, function) when is_function(function, 0), do: function
-
-  defp validate!(:ssl, given) do
-    if Keyword.keyword?(given) and
-         Enum.any?(
-           [:certfile, :cert, :certs_keys, :sni_fun, :sni_hosts],
-           &Keyword.has_key?(given, &1)
-         ) do
-      for key <- [:certfile, :keyfile, :cacertfile], path = given[key] do
-        unless File.regular?(path),
-          do: raise(ArgumentError, "PgliteEx option ssl: there is no file #{path} (#{key})")
-      end
-
-      fn -> given end
-    else
-      raise ArgumentError,
-            "PgliteEx option ssl: it takes a keyword list of options of :ssl with a certificate, such as " <>
-              "[certfile: \"server.pem\", keyfile: \"server.key\"]"
-    end
-  end
-
-  defp validate!(:trust_everyone_who_can_connect, consent) when is_boolean(consent), do: consent
-
-  defp validate!(:trust_everyone_who_can_connect, consent),
-    do: refuse!(:trust_everyone_who_can_connect, consent, "true or false")
-
-  defp validate!(:listen, {:local, path}) when is_binary(path) and path != "" do
-    path = path |> socket_path() |> Path.expand()
-
-    if byte_size(path) <= @longest_local_path,
-      do: {:local, path},
-      else:
-        refuse!(:listen, {:local, path}, "a socket path of at most #{@longest_local_path} bytes")
-  end
-
-  defp validate!(key, {host, port} = given)
-       when key in [:listen, :metrics] and is_integer(port) and port in 0..65_535 do
-    case address(host) do
-      {:ok, address} ->
-        {address, port}
-
-      {:error, _posix} ->
-        refuse!(key, given, "a host that has an address, such as \"127.0.0.1\"")
-    end
-  end
-
-  defp validate!(:listen, listen),
-    do: refuse!(:listen, listen, "{host, port} with a port of 0 to 65535, or {:local, path}")
-
-  defp validate!(:send_timeout, :infinity), do: :infinity
-  defp validate!(:send_timeout, ms) when is_integer(ms) and ms > 0, do: ms
-
-  defp validate!(:send_timeout, ms),
-    do: refuse!(:send_timeout, ms, "a number of milliseconds, 1 or more, or :infinity")
-
-  defp validate!(:after_start, function) when is_function(function, 1), do: function
-
-  defp validate!(:after_start, {module, name, arguments} = function)
-       when is_atom(module) and is_atom(name) and is_list(arguments),
-       do: function
-
-  defp validate!(:after_start, function) do
-    allowed = "a function of the connection options, or {module, function, arguments}"
-    refuse!(:after_start, function, allowed)
-  end
-
-  defp validate!(:after_start_timeout, :infinity), do: :infinity
-  defp validate!(:after_start_timeout, ms) when is_integer(ms) and ms > 0, do: ms
-
-  defp validate!(:after_start_timeout, ms),
-    do: refuse!(:after_start_timeout, ms, "a number of milliseconds, 1 or more, or :infinity")
-
-  defp validate!(:on_data_loss, action) when action in [:restart, :stop], do: action
-  defp validate!(:on_data_loss, action), do: refuse!(:on_data_loss, action, ":restart or :stop")
-
-  defp validate!(:shutdown_timeout, ms) when is_integer(ms) and ms >= 0, do: ms
-
-  defp validate!(:shutdown_timeout, ms),
-    do: refuse!(:shutdown_timeout, ms, "a number of milliseconds, 0 or more")
-
-  defp validate!(:warm, count) when is_integer(count) and count >= 0, do: count
-  defp validate!(:warm, count), do: refuse!(:warm, count, "a number of clones, 0 or more")
-
-  defp validate!(:max_connections, count) when is_integer(count) and count > 0, do: count
-
-  defp validate!(:max_connections, count),
-    do: refuse!(:max_connections, count, "a number of connections, 1 or more")
-
-  defp validate!(:memory_limit, "none"), do: "none"
-
-  defp validate!(key, size)
-       when key in [:memory_limit, :cluster_memory_limit, :cluster_disk_limit] do
-    if Limits.size?(size), do: size, else: refuse!(key, size, Limits.allowed())
-  end
-
-  defp validate!(:metrics, metrics),
-    do: refuse!(:metrics, metrics, "{host, port} with a port of 0 to 65535")
-
-  defp validate!(:settings, settings) do
-    if Keyword.keyword?(settings) and Enum.all?(Keyword.values(settings), &setting?/1),
-      do: settings,
-      else: refuse!(:settings, settings, "a keyword list of strings, numbers and booleans")
-  end
-
-  defp validate!(key, path)
-       when key in [:data, :executable, :pglite_dir, :cache_dir, :icu_data] do
-    if is_binary(path) and path != "",
-      do: Path.expand(path),
-      else: refuse!(key, path, "a path as a string")
-  end
-
-  defp validate!(:log_level, level) when level in @log_levels, do: level
-
-  defp validate!(:log_level, level),
-    do: refuse!(:log_level, level, Enum.map_join(@log_levels, ", ", &inspect/1))
-
-  defp validate!(key, _value) do
-    known = __struct__() |> Map.from_struct() |> Map.keys() |> Enum.map_join(", ", &inspect/1)
-    raise ArgumentError, "PgliteEx has no option #{inspect(key)}; it has #{known}"
-  end
-
-  defp setting?(value) when is_binary(value), do: String.valid?(value) and not (value =~ <<0>>)
-  defp setting?(value), do: is_number(value) or is_boolean(value)
-
-  defp address(host) when is_tuple(host), do: :inet.getaddr(host, family(host))
-
-  defp address(host) when is_binary(host) do
-    host = String.to_charlist(host)
-    with {:error, _posix} <- :inet.getaddr(host, :inet), do: :inet.getaddr(host, :inet6)
-  end
-
-  defp address(_host), do: {:error, :einval}
-
-  defp family(address), do: if(tuple_size(address) == 8, do: :inet6, else: :inet)
-
-  defp socket_path(path) do
-    if Path.basename(path) =~ ~r/^\.s\.PGSQL\.\d+$/,
-      do: path,
-      else: Path.join(path, ".s.PGSQL.5432")
-  end
-
-  defp refuse!(key, value, allowed) do
-    raise ArgumentError,
-          "PgliteEx option #{key}: #{inspect(value)} is not allowed; it takes #{allowed}"
   end
 end
