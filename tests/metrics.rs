@@ -549,8 +549,10 @@ fn top_draws_in_a_terminal_and_puts_it_back() {
     let program = env!("CARGO_BIN_EXE_pglite-port");
     let before = "before=$(stty -g)";
     let after = "test \"$before\" = \"$(stty -g)\" && echo put back";
-    let command =
-        format!("stty cols 70 rows 5; {before}; {program} top {address} --interval 0.1; echo status $?; {after}");
+    // Ctrl-C is a signal for the shell as well, and some shells end by it.
+    let command = format!(
+        "trap : INT; stty cols 70 rows 5; {before}; {program} top {address} --interval 0.1; echo status $?; {after}"
+    );
     for key in [b'q', 3] {
         let mut terminal = Command::new("script")
             .args(["--quiet", "--flush", "--command", &command, "/dev/null"])
