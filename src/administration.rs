@@ -10,7 +10,7 @@ use crate::{
 };
 pub use cluster::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster, UnknownLifetime};
 pub use figure::{Figure, Metric, MetricType, Unit};
-pub use watched::{Watched, WatchedCluster};
+pub use watched::{Spread, Watched, WatchedCluster};
 
 mod cluster;
 pub mod figure;
@@ -28,7 +28,7 @@ pub trait Administration: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why they do not.
-    fn readiness(&self) -> Result<(), &'static str>;
+    fn readiness(&self) -> Result<(), String>;
 
     /// The private memory of every connection that has its own cluster, by the connection's number.
     ///

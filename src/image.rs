@@ -23,7 +23,10 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use wasmtime::{AsContext, AsContextMut, Memory};
 
-use crate::fs::is_zero;
+use crate::{
+    fs::is_zero,
+    quota::{Held, Quota, Resource},
+};
 
 /// Bytes in a page of WebAssembly memory.
 const WASM_PAGE: u64 = 1 << 16;
@@ -37,6 +40,8 @@ const GAP: usize = 1 << 20;
 pub(crate) struct Image {
     file: File,
     layout: Layout,
+    /// What counts for it if its file is in memory.
+    _held: Option<Held>,
 }
 
 /// The addresses of an image's contents.
@@ -110,7 +115,9 @@ impl Image {
         layout.check()?;
         let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no memory for an image")?);
         write_extents(&file, bytes, &layout).context("no memory for an image")?;
-        Ok(Self { file, layout })
+        let mut held = Held::new(Quota::unlimited(), Resource::Images);
+        held.set(layout.file_len());
+        Ok(Self { file, layout, _held: Some(held) })
     }
 
     /// Opens the image at `path`, which must not be changed while instances use it.
@@ -123,7 +130,7 @@ impl Image {
             Ok(file)
         };
         let file = open().with_context(|| format!("the memory image {} cannot be used", path.display()))?;
-        Ok(Self { file, layout })
+        Ok(Self { file, layout, _held: None })
     }
 
     /// The addresses of the contents.

@@ -153,7 +153,7 @@ impl Watcher {
             "/healthz" => Response::text(200, "the program runs"),
             "/readyz" => match self.readiness() {
                 Ok(()) => Response::text(200, "clients get a session"),
-                Err(reason) => Response::text(503, reason),
+                Err(reason) => Response::text(503, &reason),
             },
             "/" => Response::text(200, "/metrics, /healthz and /readyz are here"),
             _ => Response::text(404, "/metrics, /healthz and /readyz are here"),
@@ -172,8 +172,8 @@ impl Watcher {
             || without_port.eq_ignore_ascii_case(&self.host)
     }
 
-    fn readiness(&self) -> Result<(), &'static str> {
-        let administration = self.administration.get().ok_or("the program starts")?;
+    fn readiness(&self) -> Result<(), String> {
+        let administration = self.administration.get().ok_or_else(|| "the program starts".to_owned())?;
         administration.readiness()
     }
 

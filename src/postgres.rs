@@ -448,6 +448,12 @@ pub(crate) mod encoding {
     pub(crate) const COMBINED: u32 = 12;
 }
 
+/// What a process has written of WAL: `WalUsage` (`src/include/executor/instrument.h`).
+pub(crate) mod wal_usage {
+    /// Offset of `wal_bytes`, a `uint64`, behind `wal_records` and `wal_fpi`.
+    pub(crate) const BYTES: u32 = 16;
+}
+
 /// Statistics of databases that a process has not added to shared memory yet: `PgStat_EntryRef`, `PgStatShared_Common`
 /// (`src/include/utils/pgstat_internal.h`), `PgStat_StatDBEntry` (`src/include/pgstat.h`) and `LWLock`
 /// (`src/include/storage/lwlock.h`).

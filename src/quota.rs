@@ -16,8 +16,8 @@ use std::{
 
 mod program;
 
-pub(crate) use program::is_full;
 pub use program::{ProgramLimit, Usage, limit_program, usage};
+pub(crate) use program::{has_room_for_copy, is_full};
 
 /// No limit.
 const UNLIMITED: u64 = u64::MAX;
@@ -78,6 +78,8 @@ pub(crate) enum Resource {
     Files,
     /// Memory that the processes of a cluster share.
     SharedMemory,
+    /// Images in memory, which processes of clusters begin with. No cluster's: copies of a cluster have one together.
+    Images,
     /// The bytes of files, wherever they are.
     Disk,
 }
@@ -96,7 +98,7 @@ pub(crate) enum Need {
 const KEPT_PART: u64 = 32;
 
 /// The kinds of memory, in the order of [`Usage`].
-const MEMORY: [Resource; 3] = [Resource::LinearMemory, Resource::Files, Resource::SharedMemory];
+const MEMORY: [Resource; 4] = [Resource::LinearMemory, Resource::Files, Resource::SharedMemory, Resource::Images];
 
 /// What one cluster uses, and may.
 #[derive(Debug)]

@@ -46,9 +46,11 @@ pub struct Tally {
     pub slices: Counter,
     /// How often a process was stopped because it did not hand over then.
     pub preemptions: Counter,
+    /// Bytes of WAL that transactions have written.
+    pub wal_bytes: Counter,
     /// Segments of WAL that were begun.
     pub wal_segments: Counter,
-    /// Checkpoints of the cluster's checkpointer.
+    /// Checkpoints of the cluster's checkpointer, or of a session that has its cluster alone.
     pub checkpoints: Counter,
     /// How long syncs have taken, of all files in a directory of the host.
     pub syncs: Histogram,

@@ -19,13 +19,19 @@ struct Framed {
 impl Framed {
     /// A program with a template in use and a session of the default cluster.
     fn new() -> Self {
-        let mut framed = Self { port: Port::spawn(&[]), next: 100 };
+        let mut framed = Self::with(&[]);
         framed.create("template", "postgres").expect("a cluster");
+        assert_eq!(framed.values("CREATE TABLE t AS SELECT 1 AS a; SELECT a FROM t"), ["1"]);
+        framed.create("branch", "default").expect("a cluster");
+        framed
+    }
+
+    /// A program with a session of the default cluster.
+    fn with(arguments: &[&str]) -> Self {
+        let mut framed = Self { port: Port::spawn(arguments), next: 100 };
         framed.port.open(1);
         framed.port.data(1, &wire::startup(&[("user", "postgres")]));
         framed.until_ready();
-        assert_eq!(framed.values("CREATE TABLE t AS SELECT 1 AS a; SELECT a FROM t"), ["1"]);
-        framed.create("branch", "default").expect("a cluster");
         framed
     }
 
@@ -114,4 +120,20 @@ fn without_address_space_to_spare_no_cluster_is_made_and_the_others_go_on() {
     let used = process::bytes(&format!("/proc/{}/status", framed.port.program_id()), "VmSize");
     // Less than a linear memory reserves.
     framed.try_with(Resource::As, used + (1 << 30));
+}
+
+#[test]
+fn a_cluster_in_a_directory_that_does_not_fit_into_memory_has_no_branch_and_goes_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let data = directory.path().join("data");
+    let mut framed = Framed::with(&["--data", data.to_str().expect("text"), "--memory-limit", "256MB"]);
+    framed.values("CREATE UNLOGGED TABLE large (filler text STORAGE EXTERNAL)");
+    framed.values("INSERT INTO large SELECT repeat('x', 8000) FROM generate_series(1, 32000)");
+    let [code, message, hint] = framed.create("branch", "default").expect_err("it is too large");
+    assert_eq!(code, "53000", "{message}");
+    assert!(message.starts_with("out of memory") && hint.contains("--memory-limit"), "{message} {hint}");
+    assert_eq!(framed.values("SELECT count(*) FROM large"), ["32000"]);
+    framed.values("DROP TABLE large");
+    let name = framed.create("branch", "default").expect("it fits");
+    framed.visit(&name).expect("a session");
 }

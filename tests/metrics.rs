@@ -22,11 +22,12 @@ use pglite_port::{
     metrics::Endpoint,
 };
 use rustix::{
-    process::Signal,
+    process::{Resource, Rlimit, Signal, getrlimit},
     time::{ClockId, clock_gettime},
 };
 use support::{
     PATIENCE, cache,
+    local::{Connect, Local},
     peer::Peer,
     program::Program,
     server::{Server, answer, rows},
@@ -195,7 +196,7 @@ fn what_sql_does_is_counted() {
     assert!(grown("pg_stat_database_blks_hit") > 0.0 && grown("pg_stat_database_tup_returned") > 0.0);
     assert_eq!(grown("pglite_port_sessions_total"), 1.0);
     assert!(grown("pglite_port_received_bytes_total") > 400.0 && grown("pglite_port_sent_bytes_total") > 400.0);
-    assert!(grown("pglite_port_turns_total") > 0.0);
+    assert!(grown("pglite_port_turns_total") > 0.0 && grown("pglite_port_wal_bytes_total") > 500.0);
     let errors = |class| {
         after.value(&format!("pglite_port_errors_total{{mode=\"shared\",cluster=\"default\",class=\"{class}\"}}"))
     };
@@ -338,6 +339,30 @@ fn the_text_is_in_the_format_of_prometheus() {
 }
 
 #[test]
+fn a_program_that_has_no_files_to_spare_is_not_ready() {
+    let (server, address) = watched(&[]);
+    let mut before = server.connect();
+    assert_eq!(get(&address, "/readyz").0, 200);
+    let open = fs::read_dir(format!("/proc/{}/fd", server.program.id())).expect("Linux").count() as u64;
+    let inherited = getrlimit(Resource::Nofile);
+    // An eighth is kept from sessions; the endpoint has some of it.
+    let (status, reason) = (open / 2..=open * 2)
+        .rev()
+        .map(|limit| {
+            server.program.limit(Resource::Nofile, Rlimit { current: Some(limit), ..inherited });
+            get(&address, "/readyz")
+        })
+        .find(|(status, _)| *status != 200)
+        .expect("there is such a limit");
+    assert!(status == 503 && reason.starts_with("too many open files"), "{status} {reason}");
+    assert_eq!(get(&address, "/healthz").0, 200);
+    assert_eq!(Scrape::of(&address).value("pglite_port_ready"), 0.0);
+    assert_eq!(rows(&mut before, "select 1"), ["1"]);
+    server.program.limit(Resource::Nofile, inherited);
+    assert_eq!(get(&address, "/readyz").0, 200);
+}
+
+#[test]
 fn isolated_connections_are_counted_together_and_clusters_each() {
     let (databases, connections) = cache::administered(Settings::default());
     let endpoint = Endpoint::start("127.0.0.1:0", || Ok(1)).expect("it listens");
@@ -349,8 +374,8 @@ fn isolated_connections_are_counted_together_and_clusters_each() {
     endpoint.watch(databases.clone());
     assert_eq!(get(&address, "/readyz").0, 200);
 
-    let connect = || support::local::Local::connect(&connections, support::local::Connect::default()).0;
-    let (mut one, mut other) = (connect(), connect());
+    let connect = |id| Local::connect(&connections, Connect { id, ..Connect::default() }).0;
+    let (mut one, mut other) = (connect(1), connect(2));
     one.values("create table t as select 1 a; select pg_stat_force_next_flush()");
     other.values("select 1");
     let scrape = until(&address, |scrape| scrape.value("pg_stat_database_tup_inserted{mode=\"isolated\"}") > 0.0);
@@ -359,8 +384,24 @@ fn isolated_connections_are_counted_together_and_clusters_each() {
     one.reset();
     other.values("create table t as select 1 a; select pg_stat_force_next_flush()");
     one.values("create table t as select 1 a; select pg_stat_force_next_flush()");
-    let inserted = scrape.value("pg_stat_database_tup_inserted{mode=\"isolated\"}");
+    let wal = |scrape: &Scrape| scrape.value("pglite_port_wal_bytes_total{mode=\"isolated\"}");
+    let (inserted, written) = (scrape.value("pg_stat_database_tup_inserted{mode=\"isolated\"}"), wal(&scrape));
     until(&address, |scrape| scrape.value("pg_stat_database_tup_inserted{mode=\"isolated\"}") >= inserted + 2.0);
+
+    // Two megabytes of rows, of which the log has a little more.
+    other
+        .values("insert into t select n from generate_series(1, 30000) n; select pg_stat_force_next_flush(); select 1");
+    let scrape = until(&address, |scrape| wal(scrape) > written + 1.5e6);
+    assert!(wal(&scrape) < written + 8e6, "what the template has written is not counted: {}", wal(&scrape));
+    let memory =
+        ["all", "largest"].map(|of| scrape.value(&format!("pglite_port_isolated_memory_bytes{{of=\"{of}\"}}")));
+    let disk = ["all", "largest"].map(|of| scrape.value(&format!("pglite_port_isolated_disk_bytes{{of=\"{of}\"}}")));
+    assert!(memory[0] > memory[1] && memory[1] > 2e6 && disk[0] > disk[1] && disk[1] > 2e7, "{memory:?} {disk:?}");
+    // So much WAL that a checkpoint is due.
+    for _ in 0..5 {
+        other.values("insert into t select n from generate_series(1, 200000) n");
+    }
+    assert!(Scrape::of(&address).value("pglite_port_checkpoints_total{mode=\"isolated\"}") > 0.0);
 
     let origin = ClusterOrigin::Template("postgres".to_owned());
     let name = Some("a \"b\\".to_owned());

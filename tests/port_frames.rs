@@ -256,6 +256,11 @@ fn requests_are_answered_and_those_that_nobody_knows_are_refused() {
     assert_eq!((reply.id, word.as_str(), stats.get("connections")), (5, "ok", Some("1")));
     let memory: u64 = stats.get("memory").expect("on Linux").parse().expect("bytes");
     assert!(memory > 1 << 20, "{memory}");
+    let figure = |name: &str| stats.get(name).expect("a figure").parse::<u64>().expect("a number");
+    assert_eq!((figure("ready"), figure("queued_frames")), (1, 0));
+    assert!(figure("turns") > 0 && figure("images") > 1 << 20);
+    let allocated: u64 = ["linear_memory", "files_in_memory", "shared_memory", "images"].map(figure).iter().sum();
+    assert!(figure("memory_used") >= allocated, "{stats:?}");
     port.close(1);
     port.until_closed(1);
     port.open(1);

@@ -224,9 +224,12 @@ defmodule PgliteEx do
     * `"memory"`: resident memory of the program, in bytes
     * `"private_memory"`, `"private_files"` and their sum `"private"`: memory and files that isolated connections do
       not share with others, in bytes
-    * `"linear_memory"`, `"files_in_memory"`, `"shared_memory"`: what clusters have allocated, and `"memory_limit"`, if
-      there is one (`PgliteEx.Limits`)
+    * `"linear_memory"`, `"files_in_memory"`, `"shared_memory"`: what clusters have allocated; `"images"`: what their
+      processes begin with; `"memory_used"`: what counts against `"memory_limit"`, if there is one (`PgliteEx.Limits`)
+    * `"queued_frames"`: bytes that the program has for this node, which has not read them yet
+    * `"turns"`: turns that the processes of all clusters have begun
     * `"warm"`: clones of templates that are ready
+    * `"ready"`: 1 if clients get a session, else 0
 
       {:ok, %{"connections" => 2}} = PgliteEx.stats(server)
 

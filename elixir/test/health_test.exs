@@ -58,6 +58,8 @@ defmodule PgliteEx.HealthTest do
     cards = LiveDashboard.cards(server, node())
     assert {"State", "ready"} in cards
     assert {"Clusters", "2"} in cards
+    assert {"Turns since the start", turns} = List.keyfind(cards, "Turns since the start", 0)
+    assert String.to_integer(turns) > 0
     assert {_title, memory} = List.keyfind(cards, "Memory of the program", 0)
     assert memory =~ ~r/^[\d.]+ [kMG]B$/
 

@@ -86,6 +86,14 @@ pub static FILES_IN_MEMORY: Metric =
 pub static SHARED_MEMORY: Metric =
     Metric::gauge("shared_memory", Unit::Bytes, "Memory that the sessions of one cluster share with each other.");
 
+/// The images in memory that processes of clusters begin with.
+pub static IMAGES: Metric =
+    Metric::gauge("images", Unit::Bytes, "Images in memory that the processes of clusters begin with.");
+
+/// What counts against [`MEMORY_LIMIT`].
+pub static MEMORY_USED: Metric =
+    Metric::gauge("memory_used", Unit::Bytes, "Memory of the program that counts against its limit.");
+
 /// The limit of the program's memory; without one, there is no such figure.
 pub static MEMORY_LIMIT: Metric = Metric::gauge("memory_limit", Unit::Bytes, "The limit of the program's memory.");
 
@@ -96,6 +104,17 @@ pub static CLUSTERS: Metric =
 /// Sessions of clients in these clusters.
 pub static SHARED_SESSIONS: Metric =
     Metric::gauge("shared_sessions", Unit::Count, "Sessions of clients in clusters that take several.");
+
+/// Whether clients get a session.
+pub static READY: Metric = Metric::gauge("ready", Unit::Count, "1 if clients get a session, else 0.");
+
+/// Turns that have begun, in all clusters since the program started.
+pub static TURNS: Metric =
+    Metric::counter("turns", Unit::Count, "Turns of processes that have begun since the program started.");
+
+/// Bytes of frames that wait until the parent reads them.
+pub static QUEUED_FRAMES: Metric =
+    Metric::gauge("queued_frames", Unit::Bytes, "Bytes of frames, log lines included, that the parent has not read.");
 
 /// Clones that are ready to be taken.
 pub static WARM_CLONES: Metric = Metric::gauge("warm", Unit::Count, "Clones of templates that are ready to be taken.");

@@ -78,6 +78,11 @@ impl Footprint {
         Ok(())
     }
 
+    /// The bytes of memory and of disk that count against the quota of its cluster.
+    pub(crate) fn used(&self) -> (u64, u64) {
+        self.0.lock().tree.lock().quota().used()
+    }
+
     /// Counts, from any thread.
     ///
     /// # Errors

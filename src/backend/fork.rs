@@ -92,6 +92,11 @@ impl Fork {
         Ok(Self { parent, shared, tree })
     }
 
+    /// Counts the shared memory that the processes have used so far.
+    pub(crate) fn count_shared_memory(&self) {
+        self.shared.count();
+    }
+
     /// A new process, which has not run yet; `setup` makes its other parts from its files.
     ///
     /// This needs no turn, though another process may be writing shared memory meanwhile: the shared pages are mapped

@@ -44,8 +44,8 @@ use crate::{
     cluster::{Crashed, Preemption, SafepointPage, Seat, Signals},
     fs::Files,
     guest::{
-        BackendCommands, CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, environment, memory,
-        restore_libraries,
+        BackendCommands, CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, checkpoint, environment,
+        memory, restore_libraries,
     },
     image::Image,
     instrument::Facts,
@@ -129,8 +129,10 @@ impl Backend {
         }
         let mut backend = Self { store, hot };
         backend.attach(backend.signals())?;
-        let size = backend.memory()?.len();
-        backend.guest().growth.begin(size);
+        let memory = backend.exports()?.memory;
+        let (memory, guest) = memory.data_and_store_mut(&mut backend.store);
+        guest.growth.begin(memory.len());
+        checkpoint::begin(guest, memory)?;
         Ok(backend)
     }
 

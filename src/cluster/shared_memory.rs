@@ -72,7 +72,7 @@ impl SharedMemory {
     }
 
     /// Counts the memory that the main segment has by now: a page of it is allocated when it is used first.
-    fn count(&self) {
+    pub(crate) fn count(&self) {
         // Without this figure, the last one stays.
         if let Ok(metadata) = self.main.file.metadata() {
             self.held.lock().set(metadata.blocks() * BLOCK);

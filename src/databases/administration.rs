@@ -23,11 +23,17 @@ impl Administration for Databases {
             figure::CLUSTERS.figure(running.len() as u64),
             figure::SHARED_SESSIONS.figure(sessions as u64),
         ];
-        let Usage { linear_memory, files, shared_memory, limit } = quota::usage();
+        let tallies = self.clusters.watched().into_iter().map(|cluster| cluster.tally);
+        let turns = tallies.chain([self.isolated.tally().clone()]).map(|tally| tally.turns.get()).sum();
+        let Usage { linear_memory, files, shared_memory, images, used, limit } = quota::usage();
         figures.extend([
             figure::LINEAR_MEMORY.figure(linear_memory),
             figure::FILES_IN_MEMORY.figure(files),
             figure::SHARED_MEMORY.figure(shared_memory),
+            figure::IMAGES.figure(images),
+            figure::MEMORY_USED.figure(used),
+            figure::TURNS.figure(turns),
+            figure::READY.figure(self.readiness().is_ok().into()),
         ]);
         figures.extend(limit.map(|limit| figure::MEMORY_LIMIT.figure(limit)));
         if let Ok(connections) = self.isolated.private_bytes() {
@@ -42,22 +48,25 @@ impl Administration for Databases {
     }
 
     fn watched(&self) -> Watched {
+        let (isolated_memory, isolated_disk) = self.isolated.used();
         Watched {
             clusters: self.clusters.watched(),
             isolated: self.isolated.tally().clone(),
+            isolated_memory,
+            isolated_disk,
             starts: self.clusters.starts().clone(),
             warm: self.templates.pool().ready() + self.clusters.warm().ready(),
         }
     }
 
-    fn readiness(&self) -> Result<(), &'static str> {
+    fn readiness(&self) -> Result<(), String> {
         if self.is_closed.load(Ordering::Relaxed) {
-            return Err("the program ends");
+            return Err("the program ends".to_owned());
         }
         if self.mode == Mode::Shared && !self.clusters.is_default_running() {
-            return Err("the default cluster takes no sessions at the moment: it starts or recovers");
+            return Err("the default cluster takes no sessions at the moment: it starts or recovers".to_owned());
         }
-        Ok(())
+        capacity::check_for_session().map_err(|report| report.message)
     }
 
     fn memory(&self) -> Result<Vec<(u32, PrivateBytes)>, ErrorResponse> {

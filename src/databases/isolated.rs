@@ -15,6 +15,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use parking_lot::Mutex;
 
 use crate::{
+    administration::Spread,
     backend::{
         Backend, OnAdmitted, Session, SessionExit,
         footprint::{Footprint, PageMap, PrivateBytes},
@@ -224,6 +225,18 @@ impl Isolated {
         }
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         live.iter().for_each(|live| live.signals.send(Signal::HUP));
+    }
+
+    /// The memory and the disk that the clusters of connections use, as their limits count them.
+    pub(crate) fn used(&self) -> (Spread, Spread) {
+        let (mut memory, mut disk) = (Spread::default(), Spread::default());
+        let live: Vec<_> = self.live.lock().values().map(|live| live.footprint.clone()).collect();
+        for footprint in live {
+            let used = footprint.used();
+            memory.add(used.0);
+            disk.add(used.1);
+        }
+        (memory, disk)
     }
 
     /// Private bytes by connection.

@@ -24,6 +24,7 @@ use super::{
     tree::Tree,
     written::Written,
 };
+use crate::quota;
 
 /// Permissions that the guest sees, independent of those in the storage.
 const FILE_PERMISSIONS: u32 = 0o600;
@@ -89,7 +90,7 @@ impl Tree {
     /// meanwhile. This tree stays as it is.
     ///
     /// # Errors
-    /// Those of the storage; `ENOMEM`.
+    /// Those of the storage; `ENOMEM` when they do not fit into the program's memory.
     pub fn freeze_stored(&self) -> Result<Arc<FrozenTree>, Errno> {
         let mut frozen = Tree::from_frozen(self.detached().freeze());
         let Some(mount) = &self.mount else { return Ok(frozen.freeze()) };
@@ -110,6 +111,9 @@ impl Tree {
             match self.node(entry.ino).map(|node| &node.kind) {
                 Some(Kind::Directory(_)) => self.read_directory(entry.ino, &path, storage, target)?,
                 Some(Kind::Stored(stored)) => {
+                    if !quota::has_room_for_copy(stored.len) {
+                        return Err(Errno::ENOMEM);
+                    }
                     let file = stored.file.clone().map_or_else(|| storage.open(&path), Ok)?;
                     let content = read_content(&*file, stored.len)?;
                     target.change(entry.ino, |node| node.kind = Kind::File(content))?;

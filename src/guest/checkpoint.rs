@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cluster::Signal,
-    postgres::{checkpoint, process, wait_event},
+    postgres::{checkpoint, process, wait_event, wal_usage},
     protocol::error_response::sqlstate,
 };
 
@@ -24,6 +24,8 @@ pub(crate) struct Wal {
     pub(crate) is_checkpoint_due: bool,
     /// Whether the process makes a checkpoint.
     pub(super) is_in_checkpoint: bool,
+    /// The bytes that were counted already.
+    counted: u64,
     /// Whether it writes no more WAL before a checkpoint has removed some.
     must_wait: bool,
 }
@@ -89,6 +91,34 @@ pub(super) fn count_segment(mut caller: Caller<'_, Guest>) -> wasmtime::Result<(
     Ok(())
 }
 
+/// Counts the WAL that the process has written since this was called before, which its memory may have from another one.
+///
+/// # Errors
+/// When the guest traps.
+pub(super) fn count_bytes(guest: &mut Guest, memory: &[u8]) -> wasmtime::Result<()> {
+    let written = written(guest, memory)?;
+    // A guest in disorder cannot make a counter go down.
+    guest.tally.wal_bytes.add(written.saturating_sub(guest.wal.counted));
+    guest.wal.counted = written;
+    Ok(())
+}
+
+/// The process begins with `memory`, which has the numbers of another one.
+///
+/// # Errors
+/// When there are no such numbers.
+pub(crate) fn begin(guest: &mut Guest, memory: &[u8]) -> wasmtime::Result<()> {
+    guest.wal.counted = written(guest, memory)?;
+    Ok(())
+}
+
+/// The bytes of WAL in `pgWalUsage` (`src/backend/executor/instrument.c`).
+fn written(guest: &Guest, memory: &[u8]) -> wasmtime::Result<u64> {
+    let usage = guest.facts.address("pgWalUsage")?;
+    let bytes = memory::read_bytes(memory, usage.wrapping_add(wal_usage::BYTES), 8)?;
+    Ok(bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)))
+}
+
 /// Waits for the checkpoint that has to remove WAL before more is written, or makes it if there is no checkpointer. The
 /// caller has checked that the process may handle interrupts.
 ///
@@ -122,7 +152,7 @@ pub(super) fn wait_if_due(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()
 pub(crate) fn make(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Result<()> {
     let mut context = store.as_context_mut();
     let guest = context.data_mut();
-    guest.wal = Wal { is_in_checkpoint: true, ..Wal::default() };
+    guest.wal = Wal { is_in_checkpoint: true, counted: guest.wal.counted, ..Wal::default() };
     let (holdoff, memory) = (guest.facts.address("InterruptHoldoffCount")?, guest.memory()?);
     // HOLD_INTERRUPTS and RESUME_INTERRUPTS (`src/include/miscadmin.h`).
     let held = memory::read_u32(memory.data(&*store), holdoff)?;
@@ -130,6 +160,7 @@ pub(crate) fn make(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Res
     let made = call::<i32, i32>(store, "CreateCheckPoint", (checkpoint::IMMEDIATE | checkpoint::FORCE).cast_signed());
     store.as_context_mut().data_mut().wal.is_in_checkpoint = false;
     made?;
+    store.as_context_mut().data().tally.checkpoints.add(1);
     memory::write_u32(memory.data_mut(&mut *store), holdoff, held)?;
     Ok(())
 }

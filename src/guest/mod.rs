@@ -7,7 +7,7 @@
 mod authentication;
 pub(crate) mod call;
 mod callbacks;
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod commands;
 mod conversion;
 mod dylink;

@@ -3,7 +3,7 @@
 
 use wasmtime::{Caller, Linker};
 
-use super::{Guest, memory};
+use super::{Guest, checkpoint, memory};
 use crate::{
     instrument::{HOOK_MODULE, Hook},
     postgres::database_statistics as offset,
@@ -36,6 +36,8 @@ fn count(caller: &mut Caller<'_, Guest>, entry: u32, nowait: bool) -> wasmtime::
     let counted = &guest.tally.database;
     // As pg_stat_get_db_blocks_fetched() - pg_stat_get_db_blocks_hit() in the view (system_views.sql).
     counted.blocks_read.add(number(offset::BLOCKS_FETCHED)?.saturating_sub(number(offset::BLOCKS_HIT)?));
+    checkpoint::count_bytes(guest, memory)?;
+    let counted = &guest.tally.database;
     for (offset, counter) in [
         (offset::COMMITS, &counted.commits),
         (offset::ROLLBACKS, &counted.rollbacks),

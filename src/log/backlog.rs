@@ -56,6 +56,11 @@ impl Backlog {
         self.filled.notify_one();
     }
 
+    /// The bytes that are queued. Those that are being written are not.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.lock().bytes.len()
+    }
+
     /// Waits until there is room or the writer has ended.
     pub(crate) fn wait_for_room(&self) {
         let mut queue = self.queue.lock();

@@ -43,7 +43,16 @@ static ALLOCATED: Family = gauge(
     "pglite_port_allocated_bytes",
     "Memory that clusters have allocated, without what they share with templates.",
 );
+static USED: Family = gauge("pglite_port_memory_used_bytes", "Memory of the program that counts against its limit.");
 static LIMIT: Family = gauge("pglite_port_memory_limit_bytes", "The limit of the program's memory.");
+static ISOLATED: Family = gauge(
+    "pglite_port_isolated_memory_bytes",
+    "Memory of the clusters of isolated connections, without what they share with templates: of all, and of the largest.",
+);
+static ISOLATED_DISK: Family = gauge(
+    "pglite_port_isolated_disk_bytes",
+    "The length of all files of the clusters of isolated connections: of all, and of the largest.",
+);
 static ACTIVITY: Family =
     gauge("pg_stat_activity_count", "Sessions of clients by what they do, as their messages show it.");
 static ERRORS: Family = Family {
@@ -80,8 +89,13 @@ static COUNTS: &[Count] = &[
         "How often a process was stopped, because it did not hand over when it was asked to.",
         |it| it.preemptions.get(),
     ),
+    count("pglite_port_wal_bytes_total", "Bytes of WAL that transactions have written.", |it| it.wal_bytes.get()),
     count("pglite_port_wal_segments_total", "Segments of WAL that were begun.", |it| it.wal_segments.get()),
-    count("pglite_port_checkpoints_total", "Checkpoints of the cluster's checkpointer.", |it| it.checkpoints.get()),
+    count(
+        "pglite_port_checkpoints_total",
+        "Checkpoints of the cluster's checkpointer; isolated sessions make those that are due themselves.",
+        |it| it.checkpoints.get(),
+    ),
     count("pglite_port_autovacuum_workers_total", "Autovacuum workers that were started.", |it| {
         it.autovacuum_workers.get()
     }),
@@ -150,11 +164,14 @@ pub(super) fn exposition(watched: Option<&Watched>, is_ready: bool, cache: Optio
 }
 
 fn add_memory(exposition: &mut Exposition) {
-    let Usage { linear_memory, files, shared_memory, limit } = quota::usage();
+    let Usage { linear_memory, files, shared_memory, images, used, limit } = quota::usage();
     let mut allocated = exposition.family(&ALLOCATED);
-    for (kind, bytes) in [("linear_memory", linear_memory), ("files", files), ("shared_memory", shared_memory)] {
+    let kinds =
+        [("linear_memory", linear_memory), ("files", files), ("shared_memory", shared_memory), ("images", images)];
+    for (kind, bytes) in kinds {
         allocated.add(&[("kind", kind)], bytes);
     }
+    exposition.family(&USED).add(&[], used);
     if let Some(limit) = limit {
         exposition.family(&LIMIT).add(&[], limit);
     }
@@ -180,6 +197,11 @@ fn add_clusters(exposition: &mut Exposition, watched: &Watched) {
                 samples.add(&[("cluster", &cluster.name)], bytes);
             }
         }
+    }
+    for (family, of) in [(&ISOLATED, watched.isolated_memory), (&ISOLATED_DISK, watched.isolated_disk)] {
+        let mut samples = exposition.family(family);
+        samples.add(&[("of", "all")], of.all);
+        samples.add(&[("of", "largest")], of.largest);
     }
     // Clusters of single connections have no names, and are one.
     let isolated = [("mode", "isolated")];

@@ -36,6 +36,11 @@ impl Outbox {
         self.0.push_if_room(|bytes| append_log_line(bytes, connection.unwrap_or(0), level, target, text));
     }
 
+    /// The bytes that are queued.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Waits until there is room for another answer, or the writer has ended.
     pub(crate) fn wait_for_room(&self) {
         self.0.wait_for_room();

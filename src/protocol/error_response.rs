@@ -166,7 +166,7 @@ impl From<anyhow::Error> for ErrorResponse {
 fn shortage(cause: &(dyn std::error::Error + 'static)) -> Option<(&'static str, &'static str)> {
     const FILES: (&str, &str) = ("file descriptors", "the limits of open files (ulimit -n, sysctl fs.file-max)");
     const MEMORY: (&str, &str) =
-        ("memory", "the limits of memory (ulimit -v) and of memory mappings (sysctl vm.max_map_count)");
+        ("memory", "the limits of memory (--memory-limit, ulimit -v) and of memory mappings (sysctl vm.max_map_count)");
     const THREADS: (&str, &str) = ("threads", "the limits of processes (ulimit -u, sysctl kernel.threads-max)");
     if let Some(error) = cause.downcast_ref::<Errno>() {
         return match *error {

@@ -29,7 +29,7 @@ const LEAST: u64 = 64 << 20;
 
 static LIMIT: AtomicU64 = AtomicU64::new(UNLIMITED);
 /// What clusters have allocated, in the order of [`MEMORY`].
-static ALLOCATED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+static ALLOCATED: [AtomicU64; MEMORY.len()] = [const { AtomicU64::new(0) }; MEMORY.len()];
 /// What the process had when that was measured last, and how many bytes were asked for since.
 static MEASURED: AtomicU64 = AtomicU64::new(0);
 static ASKED_SINCE: AtomicU64 = AtomicU64::new(UNLIMITED);
@@ -71,6 +71,11 @@ pub struct Usage {
     pub files: u64,
     /// Memory that the processes of a cluster share.
     pub shared_memory: u64,
+    /// The images in memory that processes of clusters begin with.
+    pub images: u64,
+    /// What counts against the limit: the sum of these, or what the process has by the system's count if that is more,
+    /// which includes compiled code that is in no file, changed pages of images, queues and log lines.
+    pub used: u64,
     /// The limit of all memory, if there is one.
     pub limit: Option<u64>,
 }
@@ -95,12 +100,12 @@ pub fn limit_program(limit: ProgramLimit) -> Result<(), TooLow> {
 /// How much memory clusters use, and the program's limit.
 #[must_use]
 pub fn usage() -> Usage {
-    let [linear_memory, files, shared_memory] = allocated();
-    Usage { linear_memory, files, shared_memory, limit: limit() }
+    let [linear_memory, files, shared_memory, images] = allocated();
+    Usage { linear_memory, files, shared_memory, images, used: used(0, true), limit: limit() }
 }
 
 /// What clusters have allocated, in the order of [`MEMORY`].
-fn allocated() -> [u64; 3] {
+fn allocated() -> [u64; MEMORY.len()] {
     ALLOCATED.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
 }
 
@@ -128,6 +133,12 @@ pub(super) fn has_room(more: u64, held: u64, need: Need) -> bool {
     has_room
 }
 
+/// Whether the program has room for `bytes` that are copied into memory at once, which no cluster counts. If not, the log
+/// says so.
+pub(crate) fn has_room_for_copy(bytes: u64) -> bool {
+    has_room(bytes, 0, Need::Bulk)
+}
+
 /// Whether the program has reached its limit; the bytes that it uses, and the limit.
 pub(crate) fn is_full() -> Option<(Size, Size)> {
     let limit = limit()?;
@@ -137,7 +148,7 @@ pub(crate) fn is_full() -> Option<(Size, Size)> {
 
 /// The bytes that the program uses; `more` are about to be added.
 fn used(more: u64, now: bool) -> u64 {
-    let [linear_memory, files, shared_memory] = allocated();
+    let [linear_memory, files, shared_memory, images] = allocated();
     let since = ASKED_SINCE.load(Ordering::Relaxed);
     let own = if now || since.saturating_add(more) > MEASURED_EVERY {
         let measured = own_memory().unwrap_or(0);
@@ -148,8 +159,9 @@ fn used(more: u64, now: bool) -> u64 {
         ASKED_SINCE.fetch_add(more, Ordering::Relaxed);
         MEASURED.load(Ordering::Relaxed).saturating_add(since)
     };
-    // The system counts shared memory once for each process that has mapped it, so that it is taken from here.
-    (linear_memory + files + shared_memory).max(own.saturating_add(shared_memory))
+    // The system counts these once for each process that has mapped them, so that they are taken from here.
+    let mapped = shared_memory + images;
+    (linear_memory + files + mapped).max(own.saturating_add(mapped))
 }
 
 pub(super) fn change(resource: Resource, from: u64, to: u64) {

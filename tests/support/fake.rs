@@ -31,7 +31,7 @@ impl<F: Send + Sync + 'static> Administration for Fake<F> {
         Watched::default()
     }
 
-    fn readiness(&self) -> Result<(), &'static str> {
+    fn readiness(&self) -> Result<(), String> {
         Ok(())
     }
 

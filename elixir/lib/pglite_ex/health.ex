@@ -16,7 +16,7 @@ defmodule PgliteEx.Health do
          ready = match?({:ok, _wasm_port}, Readiness.await(registry, 0)),
          {:ok, figures} <- PgliteEx.request(server, "stats", [], timeout) do
       figures = Map.new(figures, fn {name, figure} -> {name, String.to_integer(figure)} end)
-      {:ok, %{live: true, ready: ready, figures: figures}}
+      {:ok, %{live: true, ready: ready and figures["ready"] == 1, figures: figures}}
     else
       nil -> stopped()
       {:error, error} -> {:error, error}

@@ -42,9 +42,17 @@ defmodule PgliteEx.LiveDashboard do
     {"connections_opened", "Connections since the start", :number},
     {"clusters", "Clusters", :number},
     {"shared_sessions", "Sessions of the shared cluster", :number},
+    {"turns", "Turns since the start", :number},
     {"memory", "Memory of the program", :bytes},
+    {"memory_used", "Memory that counts", :bytes},
+    {"memory_limit", "Limit of memory", :bytes},
     {"private_memory", "Memory of isolated connections", :bytes},
     {"private_files", "Files of isolated connections", :bytes},
+    {"linear_memory", "Memories of sessions", :bytes},
+    {"files_in_memory", "Files in memory", :bytes},
+    {"shared_memory", "Shared memory", :bytes},
+    {"images", "Images", :bytes},
+    {"queued_frames", "Frames not read yet", :bytes},
     {"warm", "Clones kept ready", :number}
   ]
 
@@ -87,6 +95,9 @@ defmodule PgliteEx.LiveDashboard do
               <:col field={:name} sortable={:asc} />
               <:col field={:origin} />
               <:col field={:connections} sortable={:desc} text_align="right" header="Sessions" />
+              <:col :let={cluster} field={:memory} sortable={:desc} text_align="right">
+                <%= PgliteEx.LiveDashboard.bytes(cluster.memory) %>
+              </:col>
               <:col field={:lifetime} />
               <:col field={:data} header="Directory" />
               <:col :let={cluster} field={:made_at} sortable={:desc} header="Made">
@@ -130,7 +141,7 @@ defmodule PgliteEx.LiveDashboard do
   def cards(server, node) do
     case on(node, PgliteEx, :health, [server]) do
       {:ok, %{ready: ready, figures: figures}} ->
-        state = if ready, do: "ready", else: "starting"
+        state = if ready, do: "ready", else: "not ready"
         [{"State", state} | known(figures) ++ others(figures)]
 
       {:error, error} ->
@@ -144,7 +155,9 @@ defmodule PgliteEx.LiveDashboard do
 
   defp others(figures) do
     names = for {name, _title, _unit} <- @known, do: name
-    for {name, figure} <- figures |> Map.drop(names) |> Enum.sort(), do: {name, "#{figure}"}
+
+    for {name, figure} <- figures |> Map.drop(["ready" | names]) |> Enum.sort(),
+        do: {name, "#{figure}"}
   end
 
   defp shown(:bytes, figure), do: bytes(figure)
@@ -170,6 +183,7 @@ defmodule PgliteEx.LiveDashboard do
       name: name,
       origin: origin,
       connections: String.to_integer(own["connections"]),
+      memory: String.to_integer(own["memory"]),
       lifetime: lifetime,
       data: data,
       made_at: made |> String.to_integer() |> DateTime.from_unix!(:microsecond)

@@ -116,7 +116,7 @@ impl Cluster {
 
     /// The bytes of memory and of disk that it uses.
     fn used(&self) -> (u64, u64) {
-        self.running().map_or((0, 0), |postmaster| postmaster.quota().used())
+        self.running().map_or((0, 0), |postmaster| postmaster.used())
     }
 
     pub(super) fn watched(&self) -> WatchedCluster {

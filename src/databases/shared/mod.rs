@@ -215,6 +215,14 @@ impl Postmaster {
         &self.quota
     }
 
+    /// The bytes of memory and of disk that the cluster uses now.
+    pub(crate) fn used(&self) -> (u64, u64) {
+        if let Some(running) = self.keeper.current() {
+            running.fork().count_shared_memory();
+        }
+        self.quota.used()
+    }
+
     /// Adds a connection to those of the cluster; `None` if the cluster takes no more.
     pub(crate) fn attach(&self, control: &Control) -> Option<Attachment> {
         self.attached.enter(control)

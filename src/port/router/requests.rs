@@ -17,7 +17,8 @@ use jiff::Timestamp;
 use super::{Router, violation};
 use crate::{
     administration::{
-        self, ClusterOrigin, ClusterSummary, Figure, Lifetime, MadeCluster, NewCluster, PrivateBytes, process_figures,
+        self, ClusterOrigin, ClusterSummary, Figure, Lifetime, MadeCluster, NewCluster, PrivateBytes, figure,
+        process_figures,
     },
     backup::{self, Summary},
     clock::ClockSetting,
@@ -145,7 +146,8 @@ fn parse_request(payload: &[u8]) -> Result<(&str, Options), ErrorResponse> {
 /// `stats`: the figures of the program, see [`figure`](crate::administration::figure).
 fn stats(router: &Arc<Router>, id: u32, _: &Options) {
     router.reply_on_thread(id, |router| {
-        let figures = [router.connections.figures(), process_figures(), router.administration.figures()];
+        let queued = vec![figure::QUEUED_FRAMES.figure(router.outbox.len() as u64)];
+        let figures = [router.connections.figures(), process_figures(), router.administration.figures(), queued];
         let add = |options: Options, Figure { metric, value }: Figure| options.with(metric.name, value);
         Ok(figures.into_iter().flatten().fold(Options::new(), add))
     });
