@@ -1,7 +1,7 @@
 defmodule PgliteEx.HealthTest do
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{BadProgram, Error, LiveDashboard, OperatingSystem, Servers}
+  alias PgliteEx.{BadProgram, Error, LiveDashboard, OperatingSystem, Parts, Servers, Session}
 
   doctest LiveDashboard, only: [bytes: 1]
 
@@ -22,6 +22,39 @@ defmodule PgliteEx.HealthTest do
     assert memory > 1_000_000
     {:ok, branch} = PgliteEx.branch(server)
     assert {:ok, %{ready: true, figures: %{"clusters" => 2}}} = PgliteEx.health(branch)
+  end
+
+  test "is not ready when the program has no memory for another client, and is again when there is some" do
+    server = Servers.start!(mode: :isolated, memory_limit: "96MB")
+    sessions = fill(server, [])
+    assert {:ok, %{live: true, ready: false, figures: figures}} = PgliteEx.health(server)
+    assert figures["memory_used"] >= figures["memory_limit"]
+    assert {"State", "not ready"} in LiveDashboard.cards(server, node())
+    Enum.each(sessions, &send(&1.pid, :leave))
+    Task.await_many(sessions)
+    assert {:ok, %{ready: true}} = PgliteEx.health(server)
+  end
+
+  # Opens sessions with some megabytes each until the server takes no more.
+  defp fill(server, sessions) do
+    test = self()
+    table = "create table t as select repeat(md5(n::text), 32) from generate_series(1, 4000) n"
+
+    session =
+      Task.async(fn ->
+        Session.run(Parts.registry!(server), "postgres", [], fn session ->
+          filled = Session.query(session, table)
+          send(test, {:filled, self()})
+          receive do: (:leave -> filled)
+        end)
+      end)
+
+    %Task{pid: pid, ref: ref} = session
+
+    receive do
+      {:filled, ^pid} -> fill(server, [session | sessions])
+      {^ref, {:error, %Error{code: "53300"}}} -> sessions
+    end
   end
 
   @tag :tmp_dir
