@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use support::{peer::Peer, server::Server, unstoppable};
 
 /// The length of a chain that takes seconds.
@@ -40,6 +42,26 @@ fn several_of_them_share_the_processor() {
     busy.iter().for_each(|peer| watcher.until_active(peer.process_id));
     assert!(busy.iter().all(|peer| is_active(&watcher, peer)), "none had to wait for the end of another");
     busy.iter().for_each(|peer| assert_eq!(peer.rows(), ["1"]));
+}
+
+#[test]
+fn a_conversion_of_a_long_text_holds_no_other_session_up() {
+    let (_server, busy, other) = Peer::two();
+    let begun = Instant::now();
+    busy.send("select length(convert_to(repeat('語', 30000000), 'EUC_JP'))");
+    other.until_active(busy.process_id);
+    let mut longest = Duration::ZERO;
+    loop {
+        let asked = Instant::now();
+        let goes_on = is_active(&other, &busy);
+        longest = longest.max(asked.elapsed());
+        if !goes_on {
+            break;
+        }
+    }
+    assert_eq!(busy.rows(), ["60000000"]);
+    let took = begun.elapsed();
+    assert!(longest < took / 4, "an answer took {longest:?} of {took:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use wasmtime::{AsContextMut, Caller, StoreContextMut};
 use super::{Guest, heap, memory};
 use crate::{
     client::{Interest, Readiness},
+    cluster::Seat,
     fs::Errno,
 };
 
@@ -20,6 +21,9 @@ const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// For how long a commit begins to let other processes have their turns, so that they commit in time for its sync.
 const GROUP_TIME: Duration = Duration::from_millis(1);
+
+/// Work on fewer bytes is done before another process could notice that it waits.
+const LONG: usize = 256 << 10;
 
 /// Waits as [`Client::wait`](crate::client::Client::wait) does; other sessions of the cluster have their turns
 /// meanwhile.
@@ -100,6 +104,30 @@ pub(super) fn wait_for_others(caller: &mut Caller<'_, Guest>) -> wasmtime::Resul
         seat.lend_turn()?;
     }
     Ok(())
+}
+
+/// Calls `act`, which works on so many bytes; the other processes of the cluster have their turns meanwhile if it takes
+/// long. `act` may only use memory that no other process uses. What is longer than a page of shared buffers is in such
+/// memory.
+///
+/// # Errors
+/// When another process of the cluster has crashed.
+pub(super) fn without_turn_if_long<T>(
+    store: &mut impl AsContextMut<Data = Guest>,
+    bytes: usize,
+    act: impl FnOnce(&mut StoreContextMut<'_, Guest>) -> T,
+) -> wasmtime::Result<T> {
+    if bytes < LONG { Ok(act(&mut store.as_context_mut())) } else { without_turn(store, act) }
+}
+
+/// Lets the processes that wait for their turn have it, as a safepoint does that the process is stopped at. It is for
+/// host functions that compute for long and call the guest, which therefore need the turn.
+///
+/// # Errors
+/// When another process of the cluster has crashed.
+pub(super) fn give_way(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Result<()> {
+    let others_wait = store.as_context().data().seat.as_ref().is_some_and(Seat::others_wait);
+    if others_wait { without_turn(store, |_| ()) } else { Ok(()) }
 }
 
 /// Calls `act` while the other processes of the cluster have their turns, and then takes the next turn.

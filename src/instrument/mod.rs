@@ -9,6 +9,7 @@
 //! * **Several processes** can be made from one memory, as `fork()` does: the process id is a variable, and
 //!   checkpoints are left to the checkpointer where [`HAS_CHECKPOINTER`] is set.
 //! * **Safepoints** are added to all loops, at which a process can be stopped that does not check for interrupts.
+//!   Large copies are made in pieces, in such a loop.
 //! * **Exports for the host** are added: functions, and every mutable global.
 //!
 //! # How functions are found
@@ -21,11 +22,12 @@
 //! `module` (reads a module), `initial_memory` (memory contents), `target` and `targets` (the table), `evidence` (finds
 //! functions), `bodies`, `builtins`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the
 //! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
-//! another), `safepoints`, `rewrite` (writes the module), `longjmp` and `invoke` (exceptions instead of host calls),
-//! `facts` (the resulting facts).
+//! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `longjmp` and `invoke` (exceptions
+//! instead of host calls), `facts` (the resulting facts).
 
 mod bodies;
 mod builtins;
+mod bulk;
 mod changes;
 mod evidence;
 mod facts;

@@ -14,6 +14,7 @@ use wasmparser::{
     Parser, Payload, TypeRef,
 };
 
+use super::bulk::{self, Bulk};
 use super::changes::Edit;
 use super::hooks::{HOOK_MODULE, Hook};
 use super::module::Module;
@@ -37,7 +38,7 @@ pub(super) struct Rewrite {
     /// Whether an imported memory becomes the module's own, and its table gets [`SPARE_TABLE_ELEMENTS`] more elements
     /// and a limit.
     pub(super) own_memory: bool,
-    /// Whether loops get safepoints.
+    /// Whether loops get safepoints, and large copies are made in pieces.
     pub(super) safepoints: bool,
     /// Names of functions for backtraces, by the original's indices.
     pub(super) names: BTreeMap<u32, String>,
@@ -74,8 +75,15 @@ impl Rewrite {
     /// Writes `module` with these changes.
     pub(super) fn apply(&self, module: &Module) -> Result<Vec<u8>, InstrumentError> {
         let added_functions = u32::try_from(self.hooks.len()).unwrap_or(u32::MAX);
-        let mut writer =
-            Writer { rewrite: self, original: module, added_functions, function: module.imported_functions };
+        let first_bulk = (self.safepoints && Bulk::is_in(module))
+            .then_some(module.function_count() + added_functions + u32::from(self.outline.is_some()));
+        let mut writer = Writer {
+            rewrite: self,
+            original: module,
+            added_functions,
+            first_bulk,
+            function: module.imported_functions,
+        };
         let mut output = wasm_encoder::Module::new();
         for payload in Parser::new(0).parse_all(module.wasm) {
             writer.section(&mut output, payload?)?;
@@ -91,6 +99,8 @@ struct Writer<'a> {
     rewrite: &'a Rewrite,
     original: &'a Module<'a>,
     added_functions: u32,
+    /// The index of the first function of [`Bulk::ALL`], which are the last ones of the module, if it needs them.
+    first_bulk: Option<u32>,
     /// Index of the function whose body is next.
     function: u32,
 }
@@ -115,7 +125,7 @@ impl Reencode for Writer<'_> {
         }
         let mut output = self.new_function_with_parsed_locals(&body)?;
         let mut edits = edits.into_iter().flatten().peekable();
-        let (mut skipped_until, mut loops) = (0, 0);
+        let (mut skipped_until, mut place) = (0, Place::default());
         for (at, operator) in body.get_operators_reader()?.into_iter().enumerate() {
             while let Some(edit) = edits.next_if(|edit| edit.at.start == at) {
                 edit.with.iter().for_each(|instruction| {
@@ -125,7 +135,7 @@ impl Reencode for Writer<'_> {
             }
             let operator = operator?;
             if at >= skipped_until {
-                self.copy(operator, &mut output, &mut loops)?;
+                self.copy(operator, &mut output, &mut place)?;
             }
         }
         code.function(&output);
@@ -133,19 +143,37 @@ impl Reencode for Writer<'_> {
     }
 }
 
+/// What is before an instruction in its function.
+#[derive(Default)]
+struct Place {
+    /// The number of loops.
+    loops: u64,
+    /// The constant that was pushed just before.
+    constant: Option<i32>,
+}
+
 impl Writer<'_> {
-    /// Writes an instruction of the original to `output`, which has so many `loops` before it.
+    /// Writes an instruction of the original, which is at `place`, to `output`.
     fn copy(
         &mut self,
         operator: Operator<'_>,
         output: &mut Function,
-        loops: &mut u64,
+        place: &mut Place,
     ) -> Result<(), reencode::Error<Infallible>> {
         let is_loop = matches!(operator, Operator::Loop { .. });
+        let constant = match operator {
+            Operator::I32Const { value } => Some(value),
+            _ => None,
+        };
+        let before = std::mem::replace(&mut place.constant, constant);
+        if let (Some(first), Some(bulk)) = (self.first_bulk, Bulk::of(&operator, before)) {
+            output.instruction(&Instruction::Call(first + bulk as u32));
+            return Ok(());
+        }
         output.instruction(&self.instruction(operator)?);
         if is_loop && self.rewrite.safepoints {
-            safepoints::add(output, *loops);
-            *loops += 1;
+            safepoints::add(output, place.loops);
+            place.loops += 1;
         }
         Ok(())
     }
@@ -157,6 +185,9 @@ impl Writer<'_> {
                 self.parse_type_section(&mut types, section)?;
                 for hook in self.rewrite.hooks {
                     types.ty().function(hook.parameters().iter().copied(), hook.results().iter().copied());
+                }
+                if self.first_bulk.is_some() {
+                    types.ty().function(bulk::PARAMETERS, []);
                 }
                 output.section(&types);
             }
@@ -255,6 +286,12 @@ impl Writer<'_> {
         if self.rewrite.outline.is_some() {
             functions.function(self.plain_type()?);
         }
+        if self.first_bulk.is_some() {
+            let last_type = u32::try_from(self.original.types.len() + self.rewrite.hooks.len()).unwrap_or(u32::MAX);
+            for _ in Bulk::ALL {
+                functions.function(last_type);
+            }
+        }
         Ok(functions)
     }
 
@@ -263,6 +300,11 @@ impl Writer<'_> {
         self.parse_code_section(&mut code, section)?;
         if let Some(outline) = &self.rewrite.outline {
             code.function(&self.outlined(outline)?);
+        }
+        if self.first_bulk.is_some() {
+            for bulk in Bulk::ALL {
+                code.function(&bulk.function());
+            }
         }
         Ok(code)
     }
@@ -301,9 +343,9 @@ impl Writer<'_> {
             .instruction(&is_trusted)
             .instruction(&Instruction::I32Eqz)
             .instruction(&Instruction::If(BlockType::Empty));
-        let mut loops = 0;
+        let mut place = Place::default();
         for operator in body.get_operators_reader()?.into_iter().skip(region.start).take(region.len()) {
-            self.copy(operator?, &mut output, &mut loops)?;
+            self.copy(operator?, &mut output, &mut place)?;
         }
         output
             .instruction(&authenticated)
@@ -347,6 +389,9 @@ impl Writer<'_> {
         }
         for (&index, name) in defined {
             functions.append(index + self.added_functions, name);
+        }
+        for (index, bulk) in self.first_bulk.into_iter().flat_map(|first| (first..).zip(Bulk::ALL)) {
+            functions.append(index, bulk.name());
         }
         let mut names = NameSection::new();
         names.functions(&functions);

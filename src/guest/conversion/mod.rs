@@ -17,7 +17,7 @@ mod unicode;
 
 use wasmtime::{Caller, Linker};
 
-use super::{Guest, memory, report};
+use super::{Guest, memory, report, waiting};
 use crate::{
     postgres::encoding::{MULE_INTERNAL, UTF8},
     protocol::error_response::sqlstate,
@@ -147,7 +147,9 @@ fn add_bytes(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
          -> wasmtime::Result<i32> {
             let map = ByteMap::read(memory::of(&mut caller)?.0, table)?;
             let passage = Passage { source, length, destination, from, to, no_error: no_error != 0 };
-            convert(&mut caller, passage, |_, text| Ok(from_single_bytes(text, None, &map)))
+            convert(&mut caller, passage, |caller, text| {
+                waiting::without_turn_if_long(caller, text.len(), |_| from_single_bytes(text, None, &map))
+            })
         },
     )?;
     add_mule(
@@ -170,7 +172,9 @@ fn add_mule(
 ) -> wasmtime::Result<()> {
     let run = move |caller: &mut Caller<'_, Guest>, passage: Passage, leading: i32, map: &ByteMap| {
         let leading = u8::try_from(leading)?;
-        convert(caller, passage, |_, text| Ok(conversion(text, leading, map)))
+        convert(caller, passage, |caller, text| {
+            waiting::without_turn_if_long(caller, text.len(), |_| conversion(text, leading, map))
+        })
     };
     linker.func_wrap(
         "env",
@@ -215,7 +219,10 @@ fn convert(
     conversion: impl FnOnce(&mut Caller<'_, Guest>, &[u8]) -> wasmtime::Result<Converted>,
 ) -> wasmtime::Result<i32> {
     let Passage { source, length, destination, from, to, no_error } = passage;
-    let text = memory::read_bytes(memory::of(caller)?.0, source, u32::try_from(length)?)?.to_vec();
+    let (memory, size) = (caller.data().memory()?, u32::try_from(length)?);
+    let text = waiting::without_turn_if_long(caller, size as usize, |context| {
+        memory::read_bytes(memory.data(context), source, size).map(<[u8]>::to_vec)
+    })??;
     let mut converted = conversion(caller, &text)?;
     let consumed = match converted.stopped {
         Some((at, reason)) if !no_error => {
@@ -226,7 +233,9 @@ fn convert(
         None => text.len(),
     };
     converted.bytes.push(0);
-    memory::write_bytes(memory::of(caller)?.0, destination, &converted.bytes)?;
+    waiting::without_turn_if_long(caller, converted.bytes.len(), |context| {
+        memory::write_bytes(memory.data_mut(context), destination, &converted.bytes)
+    })??;
     Ok(i32::try_from(consumed)?)
 }
 

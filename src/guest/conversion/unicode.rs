@@ -5,7 +5,7 @@ use std::str;
 use wasmtime::{AsContextMut, Caller, TypedFunc};
 
 use super::{
-    super::{Guest, memory, table_function},
+    super::{Guest, memory, table_function, waiting},
     Combined, Converted, Encoding, RadixTree, Reason,
 };
 
@@ -32,11 +32,13 @@ impl Maps {
 
     /// From UTF-8 to the local encoding.
     pub(super) fn from_utf8(&self, caller: &mut Caller<'_, Guest>, text: &[u8]) -> wasmtime::Result<Converted> {
-        let valid = valid_characters(text);
+        let valid = waiting::without_turn_if_long(caller, text.len(), |_| valid_characters(text))?;
+        let mut pace = Pace::default();
         let mut converted = Converted::default();
         let mut characters = valid.char_indices().map(|(at, character)| (at, &text[at..][..character.len_utf8()]));
         let mut next = characters.next();
         while let Some((at, character)) = next {
+            pace.step(caller)?;
             next = characters.next();
             if let [ascii] = *character {
                 converted.bytes.push(ascii);
@@ -87,8 +89,9 @@ impl Maps {
     ) -> wasmtime::Result<Converted> {
         let single_bytes = encoding.longest(memory::of(caller)?.0)? == 1;
         let mut converted = Converted::default();
-        let mut at = 0;
+        let (mut at, mut pace) = (0, Pace::default());
         while let Some(&first) = text.get(at) {
+            pace.step(caller)?;
             if first.is_ascii() && first != 0 {
                 converted.bytes.push(first);
                 at += 1;
@@ -135,6 +138,17 @@ impl Maps {
     fn compute(&self, caller: &mut Caller<'_, Guest>, character: u32) -> wasmtime::Result<Option<u32>> {
         let Some(function) = &self.function else { return Ok(None) };
         Ok(Some(function.call(caller.as_context_mut(), character)?).filter(|&code| code != 0))
+    }
+}
+
+/// Counts the characters of a long text, and lets other processes have their turns from time to time.
+#[derive(Default)]
+struct Pace(u16);
+
+impl Pace {
+    fn step(&mut self, caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+        self.0 = self.0.wrapping_add(1);
+        if self.0 == 0 { waiting::give_way(caller) } else { Ok(()) }
     }
 }
 

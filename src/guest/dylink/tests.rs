@@ -68,7 +68,9 @@ fn any_module_stays_valid_when_it_is_rewritten() {
         match instrument_side_module(&wasm) {
             Ok(code) => {
                 validate(&code).expect("it was valid");
-                assert_eq!(functions(&code), functions(&wasm));
+                // Large copies call two more.
+                let added = functions(&code) - functions(&wasm);
+                assert!(matches!(added, 0 | 2), "{added} more functions");
             }
             // Data of its own is the only thing in a valid module that is refused.
             Err(error) => assert!(error.to_string().contains("data segment"), "{error}"),
