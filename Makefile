@@ -64,7 +64,7 @@ test-rust: toolchain $(PGLITE) ## the Rust tests
 	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
-	for cluster in directory template; do \
+	for cluster in directory template short-turns; do \
 	  $(FOR_TESTS) PGLITE_PORT_TEST_CLUSTER=$$cluster $(CARGO) test --locked --no-fail-fast \
 	    $(addprefix --test ,$(FOR_EVERY_CLUSTER)) || exit 1; \
 	done

@@ -193,6 +193,9 @@ pub(crate) struct SharedOptions {
     /// postgresql.auto.conf.ignored
     #[arg(long)]
     ignore_auto_conf: bool,
+    /// How many microseconds a turn of a session may last while another one waits; for tests
+    #[arg(long, value_name = "MICROSECONDS", hide = true, value_parser = value_parser!(u32).range(50..))]
+    slice: Option<u32>,
     /// Another setting of the shared cluster, as in postgresql.conf; can be given several times
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
@@ -227,6 +230,7 @@ impl SharedOptions {
             data_directory: self.data.clone().map(DataDirectory::Host),
             further: self.settings.clone(),
             ignore_auto_conf: self.ignore_auto_conf,
+            slice: self.slice.map_or(SharedSettings::default().slice, |slice| Duration::from_micros(slice.into())),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! turns change where `PostgreSQL` itself lets other processes run: while a session waits for its client or for a
 //! latch, while it sleeps, or where it would handle interrupts. Sessions have their turns in the order of their
 //! requests. A session that waits longer than a slice interrupts the holder, whose hook in `ProcessInterrupts` then
-//! hands over. If it does not check for interrupts for [`GRACE`], it hands over at a safepoint (`preemption`), as a
+//! hands over. If it does not check for interrupts for [`Slice::grace`], it hands over at a safepoint (`preemption`), as a
 //! process that loses the processor. No clock is read while no session waits for its turn.
 
 use std::{
@@ -23,10 +23,21 @@ use crate::{
 mod interleavings;
 
 /// How long a turn may last while another session waits.
-const SLICE: Duration = Duration::from_millis(5);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slice(pub(crate) Duration);
 
-/// How long a session that was asked to hand over has until its next check for interrupts. Then it is stopped.
-const GRACE: Duration = Duration::from_millis(2);
+impl Default for Slice {
+    fn default() -> Self {
+        Self(Duration::from_millis(5))
+    }
+}
+
+impl Slice {
+    /// How long a session that was asked to hand over has until its next check for interrupts. Then it is stopped.
+    fn grace(self) -> Duration {
+        self.0 * 2 / 5
+    }
+}
 
 /// How soon a session hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +54,7 @@ pub(crate) struct Baton {
     state: Mutex<State>,
     /// The number of waiting sessions, readable without the lock.
     waiting: AtomicUsize,
+    slice: Slice,
     /// Where turns are counted.
     tally: Arc<Tally>,
 }
@@ -85,7 +97,7 @@ impl Holder {
         Self { signals: signals.clone(), priority, was_asked: false, was_stopped: false }
     }
 
-    /// Called when the first in the queue has waited for a slice, and again after [`GRACE`]: it hands over when it
+    /// Called when the first in the queue has waited for a slice, and again after [`Slice::grace`]: it hands over when it
     /// checks for interrupts next, or, the second time, at its next safepoint.
     fn ask(&mut self, tally: &Tally) {
         if !self.was_asked {
@@ -155,9 +167,9 @@ impl Waiter {
 }
 
 impl Baton {
-    /// One that no process has. Turns are counted in `tally`.
-    pub(super) fn new(tally: Arc<Tally>) -> Self {
-        Self { tally, ..Self::default() }
+    /// One that no process has, for turns of `slice`. They are counted in `tally`.
+    pub(super) fn new(tally: Arc<Tally>, slice: Slice) -> Self {
+        Self { tally, slice, ..Self::default() }
     }
 
     /// Waits for the turn of the session behind `signals`, and takes it.
@@ -232,7 +244,7 @@ impl Baton {
 
     /// Waits until `waiter` is called, and takes the baton for `holder`.
     fn wait(&self, waiter: &Arc<Waiter>, holder: Holder, manners: Manners) -> Result<(), Crashed> {
-        let mut patience = SLICE;
+        let mut patience = self.slice.0;
         loop {
             let called = waiter.wait(patience);
             let mut state = self.state.lock();
@@ -253,7 +265,7 @@ impl Baton {
             let is_first = state.queue.front().is_some_and(|front| Arc::ptr_eq(front, waiter));
             if let Some(current) = state.holder.as_mut().filter(|_| is_first) {
                 current.ask(&self.tally);
-                patience = GRACE;
+                patience = self.slice.grace();
             }
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Baton, Priority, Signal, Signals};
+use super::{Baton, Priority, Signal, Signals, Slice};
 use crate::{client::Waker, postgres::process, tally::Tally};
 
 /// Another session of the cluster has crashed, and shared memory cannot be used any more.
@@ -68,9 +68,9 @@ struct Occupant {
 const FIRST_PROCESS_ID: i32 = 1000;
 
 impl Seats {
-    /// Those of a cluster without processes, in which what happens is counted in `tally`.
-    pub(crate) fn new(tally: Arc<Tally>) -> Self {
-        Self { baton: Baton::new(tally.clone()), tally, ..Self::default() }
+    /// Those of a cluster without processes, in which turns are of `slice` and what happens is counted in `tally`.
+    pub(crate) fn new(tally: Arc<Tally>, slice: Slice) -> Self {
+        Self { baton: Baton::new(tally.clone(), slice), tally, ..Self::default() }
     }
 
     /// Where what happens in the cluster is counted.

@@ -37,11 +37,13 @@ impl Server {
     }
 
     /// Starts one in `shared` mode whose cluster is of the kind in `PGLITE_PORT_TEST_CLUSTER`, so that one list of
-    /// behaviours is for all kinds: in `memory`, in a `directory` of its own, or of a `template`, without a boot.
+    /// behaviours is for all kinds: in `memory`, in a `directory` of its own, of a `template`, without a boot, or in
+    /// memory with `short-turns`, which end 25 times as often in the middle of something.
     pub fn shared() -> Self {
         let kind = env::var("PGLITE_PORT_TEST_CLUSTER").unwrap_or_else(|_| "memory".to_owned());
         match &kind[..] {
             "memory" => Self::with(&["--mode", "shared"]),
+            "short-turns" => Self::with(&["--mode", "shared", "--slice", "200"]),
             "template" => Self::with(&["--mode", "shared", "--template", "postgres"]),
             "directory" => {
                 let data = tempfile::tempdir().expect("a directory");

@@ -112,12 +112,12 @@ fn a_session_that_sleeps_watches_no_clock_before_it_is_the_first_in_the_queue() 
     let thread = {
         let waiter = waiter.clone();
         thread::spawn(move || {
-            while !waiter.wait(SLICE) {
+            while !waiter.wait(Slice::default().0) {
                 let _ = told.send(());
             }
         })
     };
-    assert_eq!(looks.recv_timeout(SLICE * 20), Err(mpsc::RecvTimeoutError::Timeout));
+    assert_eq!(looks.recv_timeout(Slice::default().0 * 20), Err(mpsc::RecvTimeoutError::Timeout));
     waiter.watch();
     assert_eq!(looks.recv_timeout(Duration::from_mins(1)), Ok(()));
     waiter.call();

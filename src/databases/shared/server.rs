@@ -19,7 +19,7 @@ use super::{
 use crate::{
     backend::{Backend, Fork, HBA_FILE, program::Program},
     client::Waker,
-    cluster::{Crashed, Priority, Seats, Signal},
+    cluster::{Crashed, Priority, Seats, Signal, Slice},
     fs::{Files, Silent, Tree, put_file},
     log::{LineConsole, LogSink, Recent},
     postgres::{postmaster_signal, process},
@@ -103,7 +103,7 @@ pub(super) fn run(
     without_auto_conf: bool,
     on_start: impl FnOnce(Arc<Running>) + Send + 'static,
 ) -> anyhow::Result<End> {
-    let seats = Arc::new(Seats::new(launch.tally.clone()));
+    let seats = Arc::new(Seats::new(launch.tally.clone(), Slice(launch.settings.slice)));
     let recent = Recent::default();
     let state = if captured.is_some() { State::Running } else { State::Starting };
     let fork = captured.map_or_else(|| boot(launch, without_auto_conf, &seats, &recent), Ok)?;

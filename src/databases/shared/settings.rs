@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::bail;
 
 use super::{super::Access, DataDirectory};
-use crate::backend::{FIXED_PARAMETERS, HBA_FILE, IN_MEMORY};
+use crate::{
+    backend::{FIXED_PARAMETERS, HBA_FILE, IN_MEMORY},
+    cluster::Slice,
+};
 
 /// Settings of a shared cluster, with defaults fit for an embedded database.
 #[derive(Clone, Debug)]
@@ -26,6 +29,8 @@ pub struct SharedSettings {
     pub autovacuum: bool,
     /// Whether the settings of `ALTER SYSTEM` are left out, for a cluster that does not start with them.
     pub ignore_auto_conf: bool,
+    /// How long a turn of a session may last while another one waits.
+    pub slice: Duration,
     /// Who gets in.
     pub access: Access,
 }
@@ -65,6 +70,7 @@ impl Default for SharedSettings {
             further: Vec::new(),
             autovacuum: true,
             ignore_auto_conf: false,
+            slice: Slice::default().0,
             access: Access::default(),
         }
     }
