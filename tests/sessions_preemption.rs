@@ -4,7 +4,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{peer::Peer, server::Server, unstoppable};
+use support::{
+    peer::{LOCKS_OF_OTHERS, Peer},
+    server::Server,
+    unstoppable,
+};
 
 /// The length of a chain that takes seconds.
 const SECONDS: u32 = 400;
@@ -42,6 +46,23 @@ fn several_of_them_share_the_processor() {
     busy.iter().for_each(|peer| watcher.until_active(peer.process_id));
     assert!(busy.iter().all(|peer| is_active(&watcher, peer)), "none had to wait for the end of another");
     busy.iter().for_each(|peer| assert_eq!(peer.rows(), ["1"]));
+}
+
+#[test]
+fn such_a_session_ends_when_it_is_told_to_and_leaves_nothing_behind() {
+    let (_server, busy, other) = Peer::two();
+    other.run("create table t (a int)");
+    // This takes minutes.
+    busy.send(&format!("begin; insert into t values (1); lock t; {}", unstoppable(2000)));
+    other.until(&format!(
+        "select count(*) > 0 from pg_locks where pid = {} and mode = 'AccessExclusiveLock'",
+        busy.process_id
+    ));
+    assert_eq!(other.value(&format!("select pg_terminate_backend({})", busy.process_id)), "t");
+    busy.assert_ended("57P01");
+    assert_eq!(other.value(LOCKS_OF_OTHERS), "0");
+    other.run("insert into t values (2)");
+    assert_eq!(other.value("select sum(a) from t"), "2");
 }
 
 #[test]

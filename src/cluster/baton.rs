@@ -169,7 +169,7 @@ impl Waiter {
 impl Baton {
     /// One that no process has, for turns of `slice`. They are counted in `tally`.
     pub(super) fn new(tally: Arc<Tally>, slice: Slice) -> Self {
-        Self { tally, slice, ..Self::default() }
+        Self { slice, tally, ..Self::default() }
     }
 
     /// Waits for the turn of the session behind `signals`, and takes it.

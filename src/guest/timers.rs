@@ -155,7 +155,7 @@ const END_GRACE: Duration = Duration::from_secs(3);
 const END: usize = usize::MAX;
 
 /// Ends the session behind `signals`, which was sent the signal to end, at a safepoint if it does not check for
-/// interrupts in time. The memory that it shares with others, if any, is in doubt then.
+/// interrupts in time.
 pub(crate) fn end_after_grace(signals: &Arc<Signals>) {
     ALARM.set(Instant::now() + END_GRACE, END, signals);
 }
@@ -188,7 +188,11 @@ impl Alarm {
                 && let Some(signals) = waiting.remove(&next).and_then(|signals| signals.upgrade())
             {
                 match next.2 {
-                    END => signals.condemn_unless_heard(),
+                    // It may have to go on for the time being.
+                    END if signals.condemn_unless_heard() => {
+                        waiting.insert((Instant::now() + END_GRACE, next.1, END), Arc::downgrade(&signals));
+                    }
+                    END => {}
                     _ => signals.interrupt(),
                 }
             }

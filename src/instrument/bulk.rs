@@ -187,12 +187,12 @@ mod tests {
                 guest.memory.write(&mut guest.store, 0, &pattern).unwrap();
                 expected.copy_within(source as usize..(source + length) as usize, destination as usize);
                 guest.call("copy", (destination, source, length)).unwrap();
-                let copied = &guest.memory.data(&guest.store)[..pattern.len()] == expected;
+                let copied = guest.memory.data(&guest.store)[..pattern.len()] == expected;
                 assert!(copied, "{length} bytes from {source} to {destination}");
 
                 expected[destination as usize..][..length as usize].fill(0xa5);
                 guest.call("fill", (destination, 0x1a5, length)).unwrap();
-                let filled = &guest.memory.data(&guest.store)[..pattern.len()] == expected;
+                let filled = guest.memory.data(&guest.store)[..pattern.len()] == expected;
                 assert!(filled, "{length} bytes at {destination}");
             }
         }

@@ -44,7 +44,7 @@ use crate::{
     cluster::{Crashed, Priority, Signal},
     engine::{THREAD_STACK, on_wasm_stack, spinner},
     fs::{FrozenTree, Tree},
-    guest::{ClientStream, Setup},
+    guest::{ClientStream, Setup, end_after_grace},
     log::{LineConsole, LogSink},
     protocol::{
         boundary::TransactionStatus,
@@ -253,7 +253,10 @@ impl Postmaster {
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
         let interrupt = move |interrupt| match interrupt {
             Interrupt::Cancel => signals.send(Signal::INT),
-            Interrupt::Terminate => signals.send(Signal::TERM),
+            Interrupt::Terminate => {
+                signals.send(Signal::TERM);
+                end_after_grace(&signals);
+            }
             // What its client has sent is still carried out, as in PostgreSQL: the session ends when it reads the end
             // of its input.
             Interrupt::ClientGone => {}
