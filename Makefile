@@ -19,9 +19,10 @@ RELEASE := target/release/pglite-port
 PGLITE := pglite/node_modules/.package-lock.json
 PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 
-# Tests of shared clusters that are run for every kind of cluster.
+# Tests of shared clusters that are run for every kind of cluster, and those that are also run with turns of 200 µs.
 FOR_EVERY_CLUSTER := sessions_bank sessions_crash sessions_ddl sessions_ends sessions_housekeeping sessions_isolation \
 	sessions_locks sessions_notify sessions_private sessions_shared_memory
+FOR_SHORT_TURNS := sessions_bank sessions_isolation sessions_locks sessions_shared_memory
 
 # Tests of damaged input and the number of their inputs in `make fuzz`; in the suite each runs for a second.
 FUZZ := a_damaged_stream_of_frames=10000000 damaged_packets_before_a_session=10000000 a_damaged_stream_of_messages=10000000 \
@@ -64,10 +65,12 @@ test-rust: toolchain $(PGLITE) ## the Rust tests
 	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
-	for cluster in directory template short-turns; do \
+	for cluster in directory template; do \
 	  $(FOR_TESTS) PGLITE_PORT_TEST_CLUSTER=$$cluster $(CARGO) test --locked --no-fail-fast \
 	    $(addprefix --test ,$(FOR_EVERY_CLUSTER)) || exit 1; \
 	done
+	$(FOR_TESTS) PGLITE_PORT_TEST_CLUSTER=short-turns $(CARGO) test --locked --no-fail-fast \
+	  $(addprefix --test ,$(FOR_SHORT_TURNS))
 	$(CARGO) test --locked --features loom --lib interleavings
 
 .PHONY: test-elixir

@@ -106,12 +106,12 @@ impl Signals {
         self.set_safepoints(false);
     }
 
-    /// Ends the backend at its next safepoint if it runs and has not heard the signal to end yet; returns whether that
-    /// is so.
-    pub(crate) fn condemn_unless_heard(&self) -> bool {
+    /// Ends the backend at its next safepoint if it runs and has not heard `signal` yet; returns whether that is so.
+    pub(crate) fn condemn_unless_heard(&self, signal: Signal) -> bool {
         let runs = self.target.lock().safepoints.is_some();
-        let is_late = runs && self.pending.load(Ordering::SeqCst) & (1 << Signal::TERM.0) != 0;
+        let is_late = runs && self.pending.load(Ordering::SeqCst) & (1 << signal.0) != 0;
         if is_late {
+            self.pending.fetch_or(1 << Signal::TERM.0, Ordering::SeqCst);
             self.is_condemned.store(true, Ordering::SeqCst);
             self.stop();
         }

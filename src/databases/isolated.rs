@@ -24,7 +24,7 @@ use crate::{
     cluster::{Signal, Signals},
     engine::on_wasm_stack,
     fs::Silent,
-    guest::end_after_grace,
+    guest::end_unless_heard,
     log::{LineConsole, LogSink},
     postgres::process,
     protocol::error_response::{ErrorResponse, sqlstate},
@@ -173,13 +173,14 @@ impl Isolated {
         let signals = backend.signals();
         let _counted = Counted::new(self, start.id, Live { footprint: footprint.clone(), signals: signals.clone() });
         let interrupted = signals.clone();
-        let _registration = start.control.register(process::FIRST, &secret, move |interrupt| match interrupt {
-            Interrupt::Cancel => interrupted.send(Signal::INT),
-            // The cluster ends with the connection, so its unfinished commands can be abandoned.
-            Interrupt::Terminate | Interrupt::ClientGone => {
-                interrupted.send(Signal::TERM);
-                end_after_grace(&interrupted);
-            }
+        let _registration = start.control.register(process::FIRST, &secret, move |interrupt| {
+            let signal = match interrupt {
+                Interrupt::Cancel => Signal::INT,
+                // The cluster ends with the connection, so its unfinished commands can be abandoned.
+                Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
+            };
+            interrupted.send(signal);
+            end_unless_heard(&interrupted, signal);
         });
         let admission = template.snapshot.admission();
         let control = start.control.clone();

@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use wasmtime::{AsContextMut, Caller, Linker};
 
 use super::Guest;
-use crate::cluster::Signals;
+use crate::cluster::{Signal, Signals};
 
 /// `ITIMER_REAL`, `ITIMER_VIRTUAL` and `ITIMER_PROF`; Emscripten runs all three on real time.
 const TIMERS: usize = 3;
@@ -151,13 +151,14 @@ static ALARM: LazyLock<&'static Alarm> = LazyLock::new(|| {
 /// waits for its sessions.
 const END_GRACE: Duration = Duration::from_secs(3);
 
-/// The number of the alarm after [`END_GRACE`], which is no timer of the guest.
-const END: usize = usize::MAX;
+/// The number of the alarm for the signal number 0 after [`END_GRACE`]. Greater ones are for other signals; a guest's
+/// timers have smaller ones.
+const END: usize = usize::MAX - 64;
 
-/// Ends the session behind `signals`, which was sent the signal to end, at a safepoint if it does not check for
-/// interrupts in time.
-pub(crate) fn end_after_grace(signals: &Arc<Signals>) {
-    ALARM.set(Instant::now() + END_GRACE, END, signals);
+/// Ends the session behind `signals`, which was sent `signal`, at a safepoint if it does not check for interrupts in
+/// time.
+pub(crate) fn end_unless_heard(signals: &Arc<Signals>, signal: Signal) {
+    ALARM.set(Instant::now() + END_GRACE, END + signal.number().unsigned_abs() as usize, signals);
 }
 
 impl Alarm {
@@ -187,13 +188,15 @@ impl Alarm {
             if self.changed.wait_until(&mut waiting, next.0).timed_out()
                 && let Some(signals) = waiting.remove(&next).and_then(|signals| signals.upgrade())
             {
-                match next.2 {
+                let signal =
+                    next.2.checked_sub(END).and_then(|number| Signal::from_number(i32::try_from(number).ok()?));
+                match signal {
                     // It may have to go on for the time being.
-                    END if signals.condemn_unless_heard() => {
-                        waiting.insert((Instant::now() + END_GRACE, next.1, END), Arc::downgrade(&signals));
+                    Some(signal) if signals.condemn_unless_heard(signal) => {
+                        waiting.insert((Instant::now() + END_GRACE, next.1, next.2), Arc::downgrade(&signals));
                     }
-                    END => {}
-                    _ => signals.interrupt(),
+                    Some(_) => {}
+                    None => signals.interrupt(),
                 }
             }
         }
