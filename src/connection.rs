@@ -18,6 +18,7 @@ use crate::{
     session::{Control, Mode, SessionEnd, SessionStart, panic_text},
 };
 
+mod half_open;
 mod live;
 
 pub use live::Connections;

@@ -22,14 +22,12 @@ use crate::{
 
 mod accept;
 mod encryption;
-mod half_open;
 mod hangups;
 mod listener;
 pub(crate) mod socket;
 mod tcp_table;
 mod tls;
 
-use half_open::HalfOpen;
 use hangups::Hangups;
 pub use listener::Listener;
 pub use tls::{Tls, TlsFiles, TlsVersion};
@@ -80,7 +78,6 @@ impl Sessions for Opened {
 pub fn start(listener: Listener, mode: Mode, tls: Option<Arc<Tls>>) -> anyhow::Result<Serving> {
     let (listener, sessions) = (Arc::new(listener), Arc::<Opened>::default());
     let connections = Arc::new(Connections::new(sessions.clone()));
-    let half_open = Arc::<HalfOpen>::default();
     let hangups = Hangups::watch().context("the thread that detects closed connections cannot be started")?;
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
     let (failed, failure) = bounded(1);
@@ -89,7 +86,7 @@ pub fn start(listener: Listener, mode: Mode, tls: Option<Arc<Tls>>) -> anyhow::R
         let error = accept::accept_all(&accepting, tls.as_ref(), |client| {
             id += 1;
             let opening = Opening::by_socket(id, mode, log.of_connection(id));
-            connect(client, &accepted_by, &hangups, &half_open, opening)
+            connect(client, &accepted_by, &hangups, opening)
         });
         // The receiver may be gone.
         let _ = failed.send(error);
@@ -144,14 +141,13 @@ fn connect(
     client: SocketClient,
     connections: &Arc<Connections>,
     hangups: &Arc<Hangups>,
-    half_open: &Arc<HalfOpen>,
     opening: Opening,
 ) -> io::Result<()> {
     if let Err(report) = capacity::check_for_client() {
         client.refuse(&report);
         return Ok(());
     }
-    let (id, watched_client, watched, entered) = (opening.id, client.clone(), hangups.clone(), half_open.clone());
+    let (id, watched_client, watched) = (opening.id, client.clone(), hangups.clone());
     hangups.enter(id);
     let started = connections.start(client, opening, move |mut client, report| {
         client.finish();
@@ -160,13 +156,9 @@ fn connect(
             client.linger();
         }
         watched.remove(id);
-        entered.leave(id);
     });
     match started {
-        Ok(control) => {
-            half_open.enter(id, &control);
-            hangups.add(id, watched_client, control)
-        }
+        Ok(control) => hangups.add(id, watched_client, control),
         Err(error) => {
             hangups.remove(id);
             watched_client.refuse(&no_thread(&error));

@@ -417,6 +417,23 @@ fn clients_that_do_not_authenticate_keep_no_others_out() {
 }
 
 #[test]
+fn clients_of_the_parent_that_do_not_authenticate_make_room_for_others_and_trusted_ones_stay() {
+    let mut port = Port::spawn(&SCRAM);
+    port.send_frame(Kind::Open, 1, &Options::new().with("trusted", "true").to_bytes());
+    assert_eq!(kinds(&begin(&mut port, 2, &Options::new())), "R", "a question that is not answered");
+    // As many as there may be at all, and one more.
+    (3..=1026).for_each(|id| port.open(id));
+    // PostgreSQL says nothing to a client that it has asked (`ProcessInterrupts` in `src/backend/tcop/postgres.c`).
+    assert_eq!(port.until_closed(2).0, b"");
+    port.open(1027);
+    let (mut told, reason) = port.until_closed(3);
+    assert_eq!((Message::take(&mut told).expect("an error").kind, &reason[1][..]), (b'E', "53300"));
+    port.data(1, &wire::startup(&[("user", "postgres")]));
+    let answer = Message::take(&mut port.next().payload).expect("an answer");
+    assert_eq!((answer.kind, &answer.body[..]), (b'R', &[0; 4][..]), "AuthenticationOk");
+}
+
+#[test]
 fn the_file_of_a_unix_socket_has_the_chosen_permissions() {
     let directory = tempfile::tempdir().expect("a directory");
     let listen = format!("unix:{}", directory.path().display());

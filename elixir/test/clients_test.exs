@@ -2,7 +2,7 @@ defmodule PgliteEx.ClientsTest do
   @moduledoc "Clients that come, go, vanish, do not read, or come in crowds."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{Connection, Options, Server, Servers, WireClient}
+  alias PgliteEx.{Connection, HalfOpen, Options, Server, Servers, WireClient}
 
   setup context do
     # Tests of both modes start their own.
@@ -159,7 +159,8 @@ defmodule PgliteEx.ClientsTest do
             program: nil,
             stage: :ready,
             options: options,
-            frame_options: []
+            frame_options: [],
+            mark: HalfOpen.mark()
           }
 
           {:ok, connection} = DynamicSupervisor.start_child(supervisor, {Connection, argument})

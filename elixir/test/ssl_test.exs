@@ -32,12 +32,17 @@ defmodule PgliteEx.SslTest do
   defp connect(server, options) do
     socket = WireClient.connect!(server)
     :ok = :gen_tcp.send(socket, WireClient.ssl_request())
-
-    with {:ok, "S"} <- :gen_tcp.recv(socket, 1, 10_000) do
-      verified = [verify: :verify_peer, server_name_indication: 'localhost', active: false]
-      :ssl.connect(socket, Keyword.merge(verified, options), 10_000)
-    end
+    with {:ok, "S"} <- :gen_tcp.recv(socket, 1, 10_000), do: begin_tls(socket, options)
   end
+
+  defp begin_tls(socket, options) do
+    verified = [verify: :verify_peer, server_name_indication: 'localhost', active: false]
+    :ssl.connect(socket, Keyword.merge(verified, options), 10_000)
+  end
+
+  # One that begins with TLS at once.
+  defp connect_directly(server, options),
+    do: begin_tls(WireClient.connect!(server), options)
 
   defp ask(socket, sql) do
     :ok = :ssl.send(socket, WireClient.query_message(sql))
@@ -158,6 +163,80 @@ defmodule PgliteEx.SslTest do
       :ok = :gen_tcp.send(plain, WireClient.startup_packet())
       assert {:ended, [{?E, fields}]} = WireClient.receive_answer(plain)
       assert WireClient.sqlstate(fields) == "28000"
+    end
+  end
+
+  for mode <- [:shared, :isolated] do
+    test "#{mode}: a client that begins with TLS has a session if it names the protocol",
+         context do
+      server = Servers.start!(mode: unquote(mode), ssl: context.server)
+
+      for version <- [:"tlsv1.2", :"tlsv1.3"] do
+        client = context.client ++ [versions: [version]]
+        named = client ++ [alpn_advertised_protocols: ["h2", "postgresql"]]
+        {:ok, socket} = connect_directly(server, named)
+        :ok = :ssl.send(socket, WireClient.startup_packet())
+        until_ready(socket, <<>>)
+        assert ask(socket, "select 1") == ["1"]
+        :ssl.close(socket)
+
+        with {:ok, socket} <- connect_directly(server, client),
+             :ok <- :ssl.send(socket, WireClient.startup_packet()),
+             do: assert({:error, _closed} = :ssl.recv(socket, 0, 10_000))
+
+        other = client ++ [alpn_advertised_protocols: ["h2"]]
+
+        assert {:error, {:tls_alert, {:no_application_protocol, _}}} =
+                 connect_directly(server, other)
+
+        assert {:error, {:tls_alert, {:no_application_protocol, _}}} = connect(server, other)
+      end
+
+      assert :ok = Servers.await_connections(server, 0)
+    end
+  end
+
+  test "a client that begins with TLS at a server without a certificate has no session",
+       context do
+    server = Servers.start!()
+    named = context.client ++ [alpn_advertised_protocols: ["postgresql"]]
+    assert {:error, _closed} = connect_directly(server, named)
+  end
+
+  test "clients that say nothing, or do not go on with TLS, make room for others", context do
+    server = Servers.start!(ssl: context.server)
+    beginnings = ["", WireClient.ssl_request(), <<0x16, 3, 1>>]
+
+    crowd =
+      for beginning <- Enum.flat_map(1..33, fn _ -> beginnings end) do
+        socket = WireClient.connect!(server)
+        :ok = :gen_tcp.send(socket, beginning)
+        socket
+      end
+
+    [silent, asked, direct | _] = crowd
+    assert {:ok, "S"} = :gen_tcp.recv(asked, 1, 10_000)
+    assert {?E, fields} = until_crowded_out(silent, fn -> connect(server, context.client) end)
+    assert WireClient.sqlstate(fields) == "53300"
+
+    for socket <- [asked, direct],
+        do: assert({:error, :closed} = :gen_tcp.recv(socket, 0, 10_000))
+
+    assert {:error, :timeout} = :gen_tcp.recv(List.last(crowd), 2, 0)
+    {:ok, socket} = connect(server, context.client)
+    :ok = :ssl.send(socket, WireClient.startup_packet())
+    until_ready(socket, <<>>)
+    assert ask(socket, "select 1") == ["1"]
+  end
+
+  # The message that the socket gets while clients come, each of which gets in.
+  defp until_crowded_out(socket, come) do
+    {:ok, one} = come.()
+    :ssl.close(one)
+
+    case WireClient.receive_message(socket, 10) do
+      {:ok, message} -> message
+      {:error, :timeout} -> until_crowded_out(socket, come)
     end
   end
 

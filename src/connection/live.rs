@@ -11,7 +11,7 @@ use std::{
 use crossbeam_channel::{Receiver, at, bounded, select};
 use parking_lot::{Condvar, Mutex};
 
-use super::{Opening, STARTUP_TIMEOUT, serve};
+use super::{Opening, STARTUP_TIMEOUT, half_open::HalfOpen, serve};
 use crate::{
     administration::figure::{self, Figure},
     client::Client,
@@ -29,6 +29,7 @@ pub struct Connections {
     cancels: CancelRegistry,
     startup_timeout: Duration,
     live: Mutex<Live>,
+    half_open: HalfOpen,
     /// Notified when a connection's thread has ended.
     ended: Condvar,
 }
@@ -51,6 +52,7 @@ impl Connections {
             cancels: CancelRegistry::default(),
             startup_timeout: STARTUP_TIMEOUT,
             live: Mutex::default(),
+            half_open: HalfOpen::default(),
             ended: Condvar::new(),
         }
     }
@@ -76,6 +78,7 @@ impl Connections {
         // Dropped with the closure if the thread does not start.
         let leave = Leave { connections: self.clone(), number };
         let on_thread = control.clone();
+        let is_trusted = opening.is_trusted;
         thread::Builder::new().name(format!("connection-{}", opening.id)).stack_size(THREAD_STACK).spawn(
             move || {
                 let _span = tracing::info_span!("connection", id = opening.id).entered();
@@ -86,6 +89,10 @@ impl Connections {
                 on_end(client, report);
             },
         )?;
+        // Whoever answers for its client need not hurry.
+        if !is_trusted {
+            self.half_open.enter(number, &control);
+        }
         Ok(control)
     }
 
@@ -219,6 +226,7 @@ impl Leave {
 impl Drop for Leave {
     fn drop(&mut self) {
         self.close();
+        self.connections.half_open.leave(self.number);
         self.connections.live.lock().threads -= 1;
         self.connections.ended.notify_all();
     }

@@ -7,13 +7,22 @@ defmodule PgliteEx.Connection do
   # process waits in `:gen_tcp.send/2`, at most for the time in the option `:send_timeout`, and its
   # session waits for the window; no other process does. At most one window of bytes is kept here.
   #
-  # Nothing here parses the Postgres protocol, except for the request for TLS (`PgliteEx.Transport`). When the program has ended, or has refused the
-  # connection, the client gets the only message that this library writes itself, an ErrorResponse
-  # (`57P01` when the program has ended).
+  # Nothing here parses the Postgres protocol, except for the request for TLS (`PgliteEx.Transport`).
+  # When the program has ended, or has refused the connection, the client gets the only message that
+  # this library writes itself, an ErrorResponse (`57P01` when the program has ended).
 
   use GenServer, restart: :temporary, shutdown: 300
 
-  alias PgliteEx.{Channel, Options, Readiness, ReadyForQuery, Span, Telemetry, Transport}
+  alias PgliteEx.{
+    Channel,
+    HalfOpen,
+    Options,
+    Readiness,
+    ReadyForQuery,
+    Span,
+    Telemetry,
+    Transport
+  }
 
   # How long sending the last ErrorResponse may take, in milliseconds.
   @farewell_timeout 100
@@ -24,14 +33,16 @@ defmodule PgliteEx.Connection do
 
   @typedoc """
   The process that hands over a socket; the registry with the program, if there is one, the stage at
-  which the program serves the connection, and the options of the frame that opens it.
+  which the program serves the connection, the options of the frame that opens it, and the mark that
+  says whether it is half-open.
   """
   @type argument :: %{
           acceptor: pid,
           program: Registry.registry() | nil,
           stage: Readiness.stage(),
           options: Options.t(),
-          frame_options: PgliteEx.Frame.options()
+          frame_options: PgliteEx.Frame.options(),
+          mark: HalfOpen.mark()
         }
 
   @typedoc """
@@ -52,6 +63,10 @@ defmodule PgliteEx.Connection do
   @doc "Gives the connection the socket that it controls now."
   @spec serve(pid, :gen_tcp.socket()) :: :ok
   def serve(connection, socket), do: GenServer.cast(connection, {:serve, socket})
+
+  @doc "Ends the connection if its client has still to agree on TLS, because there are too many of that kind."
+  @spec crowd_out(pid) :: :ok
+  def crowd_out(connection), do: GenServer.cast(connection, :crowd_out)
 
   @doc """
   The program that serves the connection, and the connection's number in it.
@@ -78,12 +93,15 @@ defmodule PgliteEx.Connection do
        stage: argument.stage,
        options: argument.options,
        frame_options: argument.frame_options,
+       mark: argument.mark,
        # The request for a program that is ready.
        waiting: nil,
        wasm_port: nil,
        socket: nil,
        # What the client has sent before it is known whether it asks for TLS; `nil` when that is known.
        first: nil,
+       # The process that agrees on TLS with the client, and controls the socket meanwhile.
+       handshake: nil,
        # What it has sent before the program was ready.
        early: <<>>,
        channel: nil,
@@ -109,6 +127,14 @@ defmodule PgliteEx.Connection do
     end
   end
 
+  def handle_cast(:crowd_out, %{first: nil, handshake: nil} = state), do: {:noreply, state}
+
+  # As PostgreSQL, with SQLSTATE `too_many_connections`.
+  def handle_cast(:crowd_out, state) do
+    message = "sorry, too many clients already"
+    stop(%{"severity" => "FATAL", "code" => "53300", "message" => message}, state)
+  end
+
   @impl GenServer
   def handle_call(:identity, _from, %{channel: nil} = state), do: {:reply, nil, state}
 
@@ -125,6 +151,21 @@ defmodule PgliteEx.Connection do
 
   # The client has said nothing since it has connected, or not enough.
   def handle_info(:late, %{first: bytes} = state) when bytes != nil, do: client_gone(state)
+
+  def handle_info({monitor, result}, %{handshake: %Task{ref: monitor}} = state) do
+    Process.demonitor(monitor, [:flush])
+
+    case result do
+      {:ok, socket} -> await_program(%{state | socket: socket, handshake: nil})
+      {:error, _reason} -> no_agreement(state)
+    end
+  end
+
+  def handle_info(
+        {:DOWN, monitor, :process, _pid, _crash},
+        %{handshake: %Task{ref: monitor}} = state
+      ),
+      do: no_agreement(state)
 
   def handle_info(message, state) do
     case Transport.handle(state.socket, message) do
@@ -158,16 +199,32 @@ defmodule PgliteEx.Connection do
       :more -> await_first(%{state | first: first})
       :plain -> await_program(%{state | first: nil, early: first})
       :error -> client_gone("bytes followed the request for TLS before its answer", state)
-      :encrypt -> encrypt(%{state | first: nil})
+      :encrypt -> encrypt(&Transport.encrypt/2, state)
+      :encrypted -> encrypt(&Transport.go_on_encrypted(&1, first, &2), state)
     end
   end
 
-  defp encrypt(state) do
-    case Transport.encrypt(state.socket, state.options.ssl.()) do
-      {:ok, socket} -> await_program(%{state | socket: socket})
-      {:error, _reason} -> client_gone("the client and the server cannot agree on TLS", state)
-    end
+  # The function waits for the client.
+  defp encrypt(function, %{socket: socket, options: options} = state) do
+    connection = self()
+
+    task =
+      Task.async(fn ->
+        receive do: (:begin -> :ok)
+
+        with {:ok, encrypted} <- function.(socket, options.ssl.()),
+             :ok <- Transport.give(encrypted, connection),
+             do: {:ok, encrypted}
+      end)
+
+    # If that fails the socket is closed, and the handshake fails as well.
+    _ = Transport.give(socket, task.pid)
+    send(task.pid, :begin)
+    {:noreply, %{state | first: nil, socket: nil, handshake: task}}
   end
+
+  defp no_agreement(state),
+    do: client_gone("the client and the server cannot agree on TLS", %{state | handshake: nil})
 
   # As PostgreSQL, only over TCP.
   defp encryptable?(%{options: options, socket: {:tcp, socket}}),
@@ -182,6 +239,8 @@ defmodule PgliteEx.Connection do
   end
 
   defp await_program(state) do
+    HalfOpen.settle(state.mark)
+
     case Readiness.request(state.program, @ready_timeout, state.stage) do
       {:ok, request} -> {:noreply, %{state | waiting: request}}
       {:error, error} -> refuse(error, state)

@@ -45,8 +45,8 @@ defmodule PgliteEx.Options do
       `fail_if_no_peer_cert: true` requires them, `versions:` chooses versions of TLS (default: 1.2 and 1.3). Rules for
       `hostssl` and `hostnossl` in the file of `:auth` tell encrypted connections from others. Files are read
       again within two minutes after they have changed. `PgliteEx.connection_opts/2` does not ask for encryption, because
-      its connections do not leave the machine: give it `ssl:` for others. Clients that begin with TLS
-      without a request for it (libpq's `sslnegotiation=direct`) are refused.
+      its connections do not leave the machine: give it `ssl:` for others. Clients may also begin with TLS without a
+      request for it (libpq's `sslnegotiation=direct`), and then have to name the protocol (ALPN), as libpq does.
     * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
       `:infinity`; then its connection is closed. Default 60,000.
     * `:template` – in `:isolated` mode, the template that connections clone; in `:shared` mode, the

@@ -6,7 +6,7 @@ defmodule PgliteEx.SocketServer do
 
   require Logger
 
-  alias PgliteEx.{Connection, Listener, Options, Parts, Readiness}
+  alias PgliteEx.{Connection, HalfOpen, Listener, Options, Parts, Readiness}
 
   # How long to wait when descriptors, ports of the VM or memory are exhausted, in milliseconds.
   @exhausted_pause 100
@@ -52,7 +52,7 @@ defmodule PgliteEx.SocketServer do
   @spec run(context) :: no_return
   def run(%{registry: registry} = context) do
     listening = registry |> Parts.whereis(Listener) |> Listener.socket()
-    accept(listening, context, false)
+    accept(listening, context, [], false)
   end
 
   @doc """
@@ -78,15 +78,14 @@ defmodule PgliteEx.SocketServer do
   def fault(reason) when reason in @exhausted, do: :exhausted
   def fault(_reason), do: :listener
 
-  defp accept(listening, context, exhausted?) do
+  defp accept(listening, context, half_open, exhausted?) do
     case :gen_tcp.accept(listening) do
       {:ok, socket} ->
         if exhausted?, do: log(:info, "clients are accepted again", context)
-        hand_over(socket, context)
-        accept(listening, context, false)
+        accept(listening, context, hand_over(socket, half_open, context), false)
 
       {:error, reason} ->
-        accept(listening, context, cope(fault(reason), reason, context, exhausted?))
+        accept(listening, context, half_open, cope(fault(reason), reason, context, exhausted?))
     end
   end
 
@@ -107,11 +106,14 @@ defmodule PgliteEx.SocketServer do
     exit({:shutdown, {:accept, reason}})
   end
 
-  defp hand_over(socket, %{registry: registry, server: server} = context) do
+  # Returns the connections that are half-open then.
+  defp hand_over(socket, half_open, %{registry: registry, server: server} = context) do
+    mark = HalfOpen.mark()
+
     argument =
       context
       |> Map.take([:stage, :options, :frame_options])
-      |> Map.merge(%{acceptor: self(), program: Parts.registry(server)})
+      |> Map.merge(%{acceptor: self(), program: Parts.registry(server), mark: mark})
 
     connections = Parts.whereis(registry, Connection)
 
@@ -120,9 +122,13 @@ defmodule PgliteEx.SocketServer do
         # A client that is gone already is noticed by its connection.
         _ = :gen_tcp.controlling_process(socket, pid)
         Connection.serve(pid, socket)
+        {half_open, too_many} = HalfOpen.enter(half_open, pid, mark)
+        Enum.each(too_many, &Connection.crowd_out/1)
+        half_open
 
       {:error, _not_started} ->
         :gen_tcp.close(socket)
+        half_open
     end
   end
 

@@ -2,14 +2,17 @@ defmodule PgliteEx.Transport do
   @moduledoc false
   # The socket of a client, plain or encrypted, for the process that controls it.
   #
-  # The client of a server with `ssl:` may ask for TLS with its first packet (`SSLRequest`). `begin/2`
-  # answers it. Whatever else the client begins with is passed on as it is.
+  # The client of a server with `ssl:` may ask for TLS with its first packet (`SSLRequest`), or begin with TLS at
+  # once and name the protocol (ALPN). Whatever else the client begins with is passed on as it is.
 
   @type t :: {:tcp, :gen_tcp.socket()} | {:ssl, :ssl.sslsocket()}
 
   # PostgreSQL, `src/include/libpq/pqcomm.h`: `NEGOTIATE_SSL_CODE`, `PG_ALPN_PROTOCOL`.
   @ssl_request <<8::32, 1234::16, 5679::16>>
   @protocol "postgresql"
+  # The first byte of a TLS handshake, which no startup packet has (`ProcessSSLStartup` in
+  # `src/backend/tcop/backend_startup.c`).
+  @tls_handshake 0x16
   # How long a handshake may take, in milliseconds.
   @handshake_timeout 10_000
   @defaults [
@@ -23,6 +26,9 @@ defmodule PgliteEx.Transport do
       iex> PgliteEx.Transport.first(<<8::32, 1234::16, 5679::16>>)
       :encrypt
 
+      iex> PgliteEx.Transport.first(<<0x16, 3, 1>>)
+      :encrypted
+
       iex> PgliteEx.Transport.first(<<8::32, 1234::16>>)
       :more
 
@@ -34,7 +40,8 @@ defmodule PgliteEx.Transport do
       iex> PgliteEx.Transport.first(<<8::32, 1234::16, 5679::16, 0>>)
       :error
   """
-  @spec first(binary) :: :encrypt | :more | :plain | :error
+  @spec first(binary) :: :encrypt | :encrypted | :more | :plain | :error
+  def first(<<@tls_handshake, _more::binary>>), do: :encrypted
   def first(@ssl_request), do: :encrypt
   def first(<<@ssl_request, _more::binary>>), do: :error
 
@@ -42,12 +49,31 @@ defmodule PgliteEx.Transport do
     if String.starts_with?(@ssl_request, bytes), do: :more, else: :plain
   end
 
-  @doc "Accepts a client's request for TLS, with the options of the server's `ssl:`."
+  @doc "Accepts a client's request for TLS, with the options of the server's `ssl:`. The socket is passive."
   @spec encrypt(t, keyword) :: {:ok, t} | {:error, term}
   def encrypt({:tcp, socket}, options) do
-    with :ok <- :inet.setopts(socket, active: false),
-         :ok <- :gen_tcp.send(socket, "S"),
-         {:ok, socket} <- :ssl.handshake(socket, complete(options), @handshake_timeout),
+    with :ok <- :gen_tcp.send(socket, "S"), do: handshake(socket, options)
+  end
+
+  @doc "Goes on with a client that has begun with TLS at once, with the bytes `first`."
+  @spec go_on_encrypted(t, binary, keyword) :: {:ok, t} | {:error, term}
+  def go_on_encrypted({:tcp, socket}, first, options) do
+    # `:ssl` reads them again.
+    with :ok <- :gen_tcp.unrecv(socket, first),
+         {:ok, {:ssl, encrypted} = transport} <- handshake(socket, options) do
+      case :ssl.negotiated_protocol(encrypted) do
+        {:ok, @protocol} ->
+          {:ok, transport}
+
+        _another_or_none ->
+          close(transport)
+          {:error, :protocol_not_negotiated}
+      end
+    end
+  end
+
+  defp handshake(socket, options) do
+    with {:ok, socket} <- :ssl.handshake(socket, complete(options), @handshake_timeout),
          do: {:ok, {:ssl, socket}}
   end
 
@@ -112,6 +138,11 @@ defmodule PgliteEx.Transport do
   @spec set(t, keyword) :: :ok | {:error, term}
   def set({:tcp, socket}, options), do: :inet.setopts(socket, options)
   def set({:ssl, socket}, options), do: :ssl.setopts(socket, options)
+
+  @doc "Makes `pid` the process that controls the socket, which the calling one does."
+  @spec give(t, pid) :: :ok | {:error, term}
+  def give({:tcp, socket}, pid), do: :gen_tcp.controlling_process(socket, pid)
+  def give({:ssl, socket}, pid), do: :ssl.controlling_process(socket, pid)
 
   @spec close(t) :: :ok
   def close({:tcp, socket}), do: :gen_tcp.close(socket)

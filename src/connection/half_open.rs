@@ -20,17 +20,17 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How many there may be at all.
 const MANY: usize = 1024;
 
-/// The connections that have not authenticated, by their ids, the oldest first; some that have may be among them.
+/// The connections that have not authenticated, by their numbers, the oldest first; some that have may be among them.
 #[derive(Default)]
-pub(super) struct HalfOpen(Mutex<BTreeMap<u32, (Instant, Control)>>);
+pub(super) struct HalfOpen(Mutex<BTreeMap<u64, (Instant, Control)>>);
 
 impl HalfOpen {
     /// Adds a new connection, and ends those that are too many.
-    pub(super) fn enter(&self, id: u32, control: &Control) {
+    pub(super) fn enter(&self, number: u64, control: &Control) {
         let mut waiting = self.0.lock();
         // It may have ended already.
         if control.is_half_open() {
-            waiting.insert(id, (Instant::now(), control.clone()));
+            waiting.insert(number, (Instant::now(), control.clone()));
         }
         if waiting.len() > FEW {
             waiting.retain(|_, (_, control)| control.is_half_open());
@@ -49,8 +49,8 @@ impl HalfOpen {
     }
 
     /// Removes a connection that has ended: what is kept of it keeps its socket open.
-    pub(super) fn leave(&self, id: u32) {
-        self.0.lock().remove(&id);
+    pub(super) fn leave(&self, number: u64) {
+        self.0.lock().remove(&number);
     }
 }
 
