@@ -99,6 +99,12 @@ pub trait Client: Send {
         None
     }
 
+    /// The digest of the certificate that the client has been shown, in base64, if its connection is encrypted: what
+    /// `tls-server-end-point` is bound to (RFC 5929).
+    fn certificate_digest(&self) -> Option<Arc<str>> {
+        None
+    }
+
     /// The addresses of its connection.
     fn endpoints(&self) -> Endpoints {
         Endpoints::default()

@@ -404,6 +404,19 @@ pub(crate) mod port_struct {
     pub(crate) const STORAGE: usize = 128;
 }
 
+/// The state of a SCRAM exchange (`scram_state` in `src/backend/libpq/auth-scram.c`), whose functions store and load what
+/// is at these offsets.
+pub(crate) mod scram_state {
+    /// Offset of `state`.
+    pub(crate) const STATE: u32 = 0;
+    /// `SCRAM_AUTH_INIT`: no message has come yet.
+    pub(crate) const INIT: u32 = 0;
+    /// Offset of `channel_binding_in_use`, a byte.
+    pub(crate) const CHANNEL_BINDING_IN_USE: u32 = 12;
+    /// Offset of `cbind_flag`, a byte.
+    pub(crate) const BINDING_FLAG: u32 = 128;
+}
+
 /// Times.
 pub(crate) mod timestamp {
     /// Microseconds between the epochs of Unix and of `PostgreSQL`, 2000-01-01 (`src/include/datatype/timestamp.h`).

@@ -22,6 +22,7 @@ use crate::{
 
 mod accept;
 mod encryption;
+mod end_point;
 mod hangups;
 mod listener;
 pub(crate) mod socket;

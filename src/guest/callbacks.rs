@@ -1,6 +1,6 @@
 //! PGlite's callbacks: reading from and writing to its client, and running commands.
 
-use std::{collections::VecDeque, io, time::Instant};
+use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
 use wasmtime::{Caller, Linker};
 
@@ -29,6 +29,8 @@ pub(crate) struct ClientStream {
     blocked_on: Option<Interest>,
     on_key: Option<OnKey>,
     is_trusted: bool,
+    /// Whether it has chosen channel binding.
+    is_bound: bool,
     on_admitted: Option<OnAdmitted>,
     sent: u64,
     /// Bytes that are held back from the client.
@@ -79,6 +81,21 @@ impl ClientStream {
     /// The client's certificate, if it has one that was verified.
     pub(super) fn certificate(&self) -> Option<ClientCertificate> {
         self.client.as_ref().and_then(|client| client.certificate())
+    }
+
+    /// As [`Client::certificate_digest`].
+    pub(super) fn certificate_digest(&self) -> Option<Arc<str>> {
+        self.client.as_ref().and_then(|client| client.certificate_digest())
+    }
+
+    /// The client has chosen a mechanism of SASL: with channel binding or without.
+    pub(super) fn bind(&mut self, is_bound: bool) {
+        self.is_bound = is_bound;
+    }
+
+    /// Whether it has chosen channel binding.
+    pub(super) fn is_bound(&self) -> bool {
+        self.is_bound
     }
 
     /// The handle with which other threads end its waits.

@@ -7,6 +7,7 @@
 mod authentication;
 pub(crate) mod call;
 mod callbacks;
+mod channel_binding;
 pub(crate) mod checkpoint;
 mod commands;
 mod conversion;
@@ -226,6 +227,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     linker.allow_shadowing(false);
     for add in [
         authentication::add_to_linker,
+        channel_binding::add_to_linker,
         callbacks::add_to_linker,
         conversion::add_to_linker,
         dylink::add_to_linker,

@@ -41,6 +41,20 @@ impl Kill {
     }
 }
 
+/// The places where a function calls another one.
+///
+/// # Errors
+/// If there are none.
+pub(super) fn calls_of(
+    target: &Target,
+    operators: &[Operator],
+    function: u32,
+) -> Result<impl Iterator<Item = usize>, InstrumentError> {
+    let is_call = |it: &Operator| matches!(it, Operator::Call { function_index } if *function_index == function);
+    let calls: Vec<usize> = operators.iter().enumerate().filter(|(_, it)| is_call(it)).map(|(at, _)| at).collect();
+    if calls.is_empty() { Err(target.refusal("one that does not call it")) } else { Ok(calls.into_iter()) }
+}
+
 /// The place where `pgl_sendConnData` puts the cancel key into the message.
 ///
 /// It passes the array `MyCancelKey` to `pq_sendint32` as a number, so the compiler made a constant of the array's

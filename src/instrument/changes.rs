@@ -5,7 +5,9 @@ use std::ops::Range;
 use wasm_encoder::{BlockType, Instruction, MemArg};
 
 use super::InstrumentError;
-use super::bodies::{CancelKey, Kill, Report, cleared, own_process_id, reported_all, stack_measure, wait_site};
+use super::bodies::{
+    CancelKey, Kill, Report, calls_of, cleared, own_process_id, reported_all, stack_measure, wait_site,
+};
 use super::evidence::Found;
 use super::hooks::Hook;
 use super::module::Module;
@@ -101,6 +103,10 @@ impl Surroundings<'_> {
             Change::Kill => {
                 let kill = Kill::read(target, &operators, process_id)?;
                 Edit { at: whole, with: self.kill(kill.errno) }
+            }
+            Change::Compare(hook) => {
+                let calls = calls_of(target, &operators, self.found.function("strcmp")?)?;
+                return Ok(calls.map(|at| Edit { at: at..at + 1, with: vec![self.call(hook)] }).collect());
             }
             Change::RealTime => return real_time::edits(target, &operators, self),
             Change::ShownWait => {

@@ -78,11 +78,20 @@ pub enum Hook {
     /// statistics in shared memory. `entry` is the address of a `PgStat_EntryRef`. If another process has the lock of
     /// the statistics, and `nowait` is not 0, it will not do it now.
     DatabaseStatistics,
+    /// `scram_mechanisms(port, buffer)`: the backend is about to offer its client mechanisms of SASL. `buffer` is the
+    /// address of a `StringInfoData`, to which the host may append names, each with its NUL.
+    ScramMechanisms,
+    /// `scram_exchange(state, input)`: the backend is about to handle a message of its client. `state` is the address of a
+    /// `scram_state`, `input` that of the message with a final NUL, or 0.
+    ScramExchange,
+    /// `scram_compare(text, other) -> 0 if they are equal`: in place of `strcmp`, `text` is the name of the mechanism that
+    /// the client has chosen, the type of its channel binding, or what it says to be bound to.
+    ScramCompare,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -106,6 +115,9 @@ impl Hook {
         Self::ClientIsTrusted,
         Self::ClientAuthenticated,
         Self::DatabaseStatistics,
+        Self::ScramMechanisms,
+        Self::ScramExchange,
+        Self::ScramCompare,
     ];
 
     /// Its import name.
@@ -135,6 +147,9 @@ impl Hook {
             Self::ClientIsTrusted => "client_is_trusted",
             Self::ClientAuthenticated => "client_authenticated",
             Self::DatabaseStatistics => "database_statistics",
+            Self::ScramMechanisms => "scram_mechanisms",
+            Self::ScramExchange => "scram_exchange",
+            Self::ScramCompare => "scram_compare",
         }
     }
 
@@ -158,9 +173,14 @@ impl Hook {
             | Self::ToUpper
             | Self::ToLower
             | Self::OpenCollator => &[ValType::I32],
-            Self::WaitEventSetWait | Self::Kill | Self::ClearMapping | Self::TimeOfDay | Self::DatabaseStatistics => {
-                &[ValType::I32, ValType::I32]
-            }
+            Self::WaitEventSetWait
+            | Self::Kill
+            | Self::ClearMapping
+            | Self::TimeOfDay
+            | Self::DatabaseStatistics
+            | Self::ScramMechanisms
+            | Self::ScramExchange
+            | Self::ScramCompare => &[ValType::I32, ValType::I32],
             Self::ImportRules => &[ValType::I32, ValType::I32, ValType::I32],
         }
     }
@@ -176,7 +196,8 @@ impl Hook {
             | Self::LocaleExists
             | Self::ToUpper
             | Self::ToLower
-            | Self::ClientIsTrusted => &[ValType::I32],
+            | Self::ClientIsTrusted
+            | Self::ScramCompare => &[ValType::I32],
             _ => &[],
         }
     }

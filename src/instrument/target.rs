@@ -96,6 +96,8 @@ pub(super) enum Change {
     CancelKey,
     /// It calls the host in place of `memset`, with the address and the length.
     ClearMapping,
+    /// It calls the host in place of `strcmp`.
+    Compare(Hook),
 }
 
 pub(super) const fn signature(parameters: usize, results: usize) -> Signature {

@@ -352,6 +352,27 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["InvalidatePossiblyObsoleteSlot", "slot.c"]),
         changes: &[Change::RealTime],
     },
+    // SCRAM. The parts of channel binding that need OpenSSL are left out.
+    Target { name: "strcmp", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "scram_get_mechanisms",
+        signature: signature(2, 0),
+        evidence: Evidence::Mentions(&["SCRAM-SHA-256"]),
+        changes: &[Change::Enter(Hook::ScramMechanisms)],
+    },
+    Target {
+        name: "scram_init",
+        signature: signature(3, 1),
+        evidence: Evidence::Mentions(&["scram_init", "auth-scram.c"]),
+        changes: &[Change::Compare(Hook::ScramCompare)],
+    },
+    // The functions that read messages are inlined into it.
+    Target {
+        name: "scram_exchange",
+        signature: signature(6, 1),
+        evidence: Evidence::Mentions(&["read_client_final_message", "auth-scram.c"]),
+        changes: &[Change::Enter(Hook::ScramExchange), Change::Compare(Hook::ScramCompare)],
+    },
     // Has the address of the flag that the state of `random()` was seeded; see `Facts`.
     Target { name: "drandom", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
     // Has the addresses of the two tables of encodings; see `Facts`.

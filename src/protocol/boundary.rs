@@ -160,6 +160,10 @@ impl<C: Client> Client for Followed<C> {
         self.client.certificate()
     }
 
+    fn certificate_digest(&self) -> Option<Arc<str>> {
+        self.client.certificate_digest()
+    }
+
     fn endpoints(&self) -> Endpoints {
         self.client.endpoints()
     }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
+    sync::Arc,
 };
 
 use rustls::ServerConnection;
@@ -17,6 +18,8 @@ const RECORD: usize = 16 << 10;
 /// The server's end of an encrypted connection.
 pub(super) struct Encryption {
     connection: ServerConnection,
+    /// That of the server's certificate.
+    certificate_digest: Option<Arc<str>>,
     /// Whether the client has begun with TLS at once, for which it has to name the protocol.
     is_direct: bool,
     /// Decrypted bytes that have not been read.
@@ -31,8 +34,8 @@ impl Encryption {
     /// # Errors
     /// When the system has no random bytes.
     pub(super) fn begin(tls: &Tls, is_direct: bool) -> io::Result<Self> {
-        let connection = tls.begin().map_err(io::Error::other)?;
-        Ok(Self { connection, is_direct, readable: 0, is_ended: false })
+        let (connection, certificate_digest) = tls.begin().map_err(io::Error::other)?;
+        Ok(Self { connection, certificate_digest, is_direct, readable: 0, is_ended: false })
     }
 
     /// Reads decrypted bytes; 0 if no more can come.
@@ -128,6 +131,11 @@ impl Encryption {
             (!name.contains('\0')).then(|| name.to_owned())
         });
         Some(ClientCertificate { common_name })
+    }
+
+    /// The digest of the server's certificate, in base64.
+    pub(super) fn certificate_digest(&self) -> Option<Arc<str>> {
+        self.certificate_digest.clone()
     }
 
     /// Tells the client that nothing more is sent.

@@ -301,6 +301,13 @@ impl Client for SocketClient {
         }
     }
 
+    fn certificate_digest(&self) -> Option<Arc<str>> {
+        match &*self.0.stage.lock() {
+            Stage::Encrypted(encryption) => encryption.certificate_digest(),
+            Stage::Fresh | Stage::Plain => None,
+        }
+    }
+
     fn endpoints(&self) -> Endpoints {
         Endpoints { is_encrypted: matches!(&*self.0.stage.lock(), Stage::Encrypted(_)), ..self.0.endpoints }
     }

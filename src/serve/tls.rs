@@ -18,6 +18,8 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
+use super::end_point;
+
 /// The protocol that a client names when it begins with TLS at once (`PG_ALPN_PROTOCOL` in
 /// `src/include/libpq/pqcomm.h`).
 pub(super) const PROTOCOL: &[u8] = b"postgresql";
@@ -70,7 +72,15 @@ impl fmt::Display for TlsVersion {
 /// How connections are encrypted. The files are read again on demand; connections keep what they began with.
 pub struct Tls {
     files: TlsFiles,
-    config: RwLock<Arc<ServerConfig>>,
+    identity: RwLock<Identity>,
+}
+
+/// What the files say.
+#[derive(Clone)]
+struct Identity {
+    config: Arc<ServerConfig>,
+    /// The digest of the certificate, in base64.
+    certificate_digest: Option<Arc<str>>,
 }
 
 impl Tls {
@@ -79,25 +89,26 @@ impl Tls {
     /// # Errors
     /// When one of them cannot be used; the message names it.
     pub fn open(files: TlsFiles) -> anyhow::Result<Self> {
-        let config = RwLock::new(config(&files)?);
-        Ok(Self { files, config })
+        let identity = RwLock::new(identity(&files)?);
+        Ok(Self { files, identity })
     }
 
     /// Reads the files again. If they cannot be used, those before stay in use.
     pub fn reload(&self) {
-        match config(&self.files) {
-            Ok(config) => *self.config.write() = config,
+        match identity(&self.files) {
+            Ok(identity) => *self.identity.write() = identity,
             Err(error) => tracing::warn!("TLS goes on with the files from before: {error:#}"),
         }
     }
 
-    /// The server's end of a new connection.
-    pub(super) fn begin(&self) -> Result<ServerConnection, rustls::Error> {
-        ServerConnection::new(self.config.read().clone())
+    /// The server's end of a new connection, and the digest of the certificate that the client is shown.
+    pub(super) fn begin(&self) -> Result<(ServerConnection, Option<Arc<str>>), rustls::Error> {
+        let Identity { config, certificate_digest } = self.identity.read().clone();
+        Ok((ServerConnection::new(config)?, certificate_digest))
     }
 }
 
-fn config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
+fn identity(files: &TlsFiles) -> anyhow::Result<Identity> {
     let TlsFiles { certificate, key, client_authorities, min_version } = files;
     let versions: &[&SupportedProtocolVersion] = match min_version {
         TlsVersion::Tls12 => &[&TLS12, &TLS13],
@@ -117,6 +128,7 @@ fn config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
         }
     };
     let chain = certificates(certificate)?;
+    let certificate_digest = chain.first().and_then(|first| end_point::digest(first)).map(Arc::from);
     check_permissions(key)?;
     let private = PrivateKeyDer::from_pem_file(key).with_context(|| format!("{} has no private key", key.display()))?;
     let config = builder.with_single_cert(chain, private);
@@ -127,7 +139,7 @@ fn config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
     // As in PostgreSQL, every connection has a handshake of its own.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Ok(Identity { config: Arc::new(config), certificate_digest })
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
