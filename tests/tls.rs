@@ -8,118 +8,21 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     os::unix::fs::PermissionsExt,
-    process::{Command, Output},
-    sync::Arc,
     time::Instant,
 };
 
-use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustix::process::Signal;
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    crypto::ring::default_provider,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    ClientConnection, StreamOwned,
     version::{TLS12, TLS13},
 };
-use sha2::{Digest, Sha256};
 use support::{
     PATIENCE,
+    authority::{Authority, port, psql, session},
     program::Program,
     server::{Server, text},
     wire::{self, Message},
 };
-use tempfile::TempDir;
-
-/// A certificate authority, and the files of a server that it vouches for.
-struct Authority {
-    directory: TempDir,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name.push(DnType::CommonName, "authority of a test");
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = parameters.self_signed(&key).expect("a certificate");
-        fs::write(directory.path().join("ca.pem"), certificate.pem()).expect("a disk");
-        let authority = Self { directory, issuer: Issuer::new(parameters, key) };
-        authority.issue("server", &["localhost"]);
-        authority
-    }
-
-    /// Writes `NAME.pem` and `NAME.key` for a holder of these names.
-    fn issue(&self, name: &str, names: &[&str]) {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut parameters = CertificateParams::new(names).expect("names");
-        parameters.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = parameters.signed_by(&key, &self.issuer).expect("a certificate");
-        let key_file = self.path(&format!("{name}.key"));
-        fs::write(self.path(&format!("{name}.pem")), certificate.pem()).expect("a disk");
-        fs::write(&key_file, key.serialize_pem()).expect("a disk");
-        fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).expect("a disk");
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.directory.path().join(name).to_str().expect("text").to_owned()
-    }
-
-    /// The arguments of a server with its certificate.
-    fn arguments(&self) -> [String; 4] {
-        ["--tls-cert".to_owned(), self.path("server.pem"), "--tls-key".to_owned(), self.path("server.key")]
-    }
-
-    fn serve(&self, further: &[&str]) -> Server {
-        let own = self.arguments();
-        let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        Server::with(&[&own[..], &["--listen", "localhost:0"], further].concat())
-    }
-
-    /// A client that trusts the authority and no other.
-    fn client(&self, versions: &[&'static rustls::SupportedProtocolVersion], protocols: &[&[u8]]) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        let authority = CertificateDer::from_pem_file(self.path("ca.pem")).expect("a certificate");
-        roots.add(authority).expect("an authority");
-        let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
-        let builder = builder.with_protocol_versions(versions).expect("versions");
-        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-        Arc::new(config)
-    }
-}
-
-/// The port of a server.
-fn port(server: &Server) -> String {
-    let port = server.url.rsplit(':').next().and_then(|rest| rest.split('/').next());
-    port.expect("a port").to_owned()
-}
-
-/// Runs psql with these further connection parameters.
-fn psql(server: &Server, parameters: &str, sql: &str) -> Output {
-    let place = format!("host=localhost port={} dbname=postgres {parameters}", port(server));
-    let user = if parameters.contains("user=") { "" } else { " user=postgres" };
-    let mut psql = Command::new("psql");
-    psql.args(["-X", "-w", "-A", "-t", "-c", sql, "-d", &format!("{place}{user}")]);
-    psql.output().expect("psql is installed")
-}
-
-/// A session over TLS that has been asked for, or that the client begins at once.
-fn session(server: &Server, config: Arc<ClientConfig>, is_direct: bool) -> StreamOwned<ClientConnection, TcpStream> {
-    let mut stream = TcpStream::connect(format!("localhost:{}", port(server))).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    if !is_direct {
-        stream.write_all(&wire::ssl_request()).expect("it listens");
-        let mut answer = [0];
-        stream.read_exact(&mut answer).expect("an answer");
-        assert_eq!(answer, *b"S");
-    }
-    let name = ServerName::try_from("localhost").expect("a name");
-    StreamOwned::new(ClientConnection::new(config, name).expect("a client"), stream)
-}
 
 /// Runs a query in a new session; the values of its rows.
 fn ask(stream: &mut StreamOwned<ClientConnection, TcpStream>, sql: &str) -> Vec<String> {
@@ -281,107 +184,6 @@ fn passwords_go_over_tls() {
     assert_eq!(text(&output), "1");
     let output = psql(&server, "sslmode=require password=wrong", "select 1");
     assert!(String::from_utf8_lossy(&output.stderr).contains("password authentication failed"), "{output:?}");
-}
-
-#[test]
-fn psql_binds_its_password_to_the_certificate() {
-    let authority = Authority::new();
-    fs::write(authority.path("password"), "secret\n").expect("a disk");
-    let password = authority.path("password");
-    for mode in ["shared", "isolated"] {
-        let server = authority.serve(&["--mode", mode, "--auth", "scram-sha-256", "--password-file", &password]);
-        let bound = |password: &str| {
-            psql(&server, &format!("sslmode=require channel_binding=require password={password}"), "select 1")
-        };
-        assert_eq!(text(&bound("secret")), "1", "{mode}");
-        let wrong = bound("wrong");
-        assert!(String::from_utf8_lossy(&wrong.stderr).contains("password authentication failed"), "{wrong:?}");
-        for other in ["sslmode=require channel_binding=disable", "sslmode=disable channel_binding=prefer"] {
-            assert_eq!(text(&psql(&server, &format!("{other} password=secret"), "select 1")), "1", "{mode} {other}");
-        }
-        let plain = psql(&server, "sslmode=disable channel_binding=require password=secret", "select 1");
-        assert!(!plain.status.success(), "{mode}: {plain:?}");
-    }
-}
-
-/// Authenticates with a mechanism of SCRAM; what PostgreSQL says in the end.
-fn authenticate(server: &Server, config: Arc<ClientConfig>, mechanism: &str, binding: ChannelBinding) -> Vec<String> {
-    let mut stream = session(server, config, false);
-    let mut received = Vec::new();
-    let mut next = move |stream: &mut StreamOwned<ClientConnection, TcpStream>| loop {
-        if let Some(message) = Message::take(&mut received) {
-            return message;
-        }
-        let mut chunk = [0; 4096];
-        let read = stream.read(&mut chunk).expect("an answer");
-        assert_ne!(read, 0, "the connection has ended");
-        received.extend_from_slice(&chunk[..read]);
-    };
-    stream.write_all(&wire::startup(&[("user", "postgres")])).expect("connected");
-    let offer = next(&mut stream);
-    assert_eq!(offer.body, b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
-    let mut scram = ScramSha256::new(b"secret", binding);
-    let length = u32::try_from(scram.message().len()).expect("a short message").to_be_bytes();
-    let first = [mechanism.as_bytes(), b"\0", &length, scram.message()].concat();
-    stream.write_all(&wire::message(b'p', &first)).expect("connected");
-    let answer = next(&mut stream);
-    if answer.kind == b'R' {
-        scram.update(&answer.body[4..]).expect("a salt");
-        stream.write_all(&wire::message(b'p', scram.message())).expect("connected");
-        let answer = next(&mut stream);
-        if answer.kind == b'R' {
-            scram.finish(&answer.body[4..]).expect("PostgreSQL has the verifier");
-            return vec!["in".to_owned()];
-        }
-        return error(&answer);
-    }
-    error(&answer)
-}
-
-fn error(message: &Message) -> Vec<String> {
-    let mut fields = message.fields();
-    ['S', 'C', 'M'].map(|field| fields.remove(&field).expect("the field is always there")).to_vec()
-}
-
-#[test]
-fn a_proof_is_bound_to_the_certificate_and_nobody_can_hide_that_it_could_be() {
-    let authority = Authority::new();
-    fs::write(authority.path("password"), "secret\n").expect("a disk");
-    let password = authority.path("password");
-    let digest = || {
-        let certificate = CertificateDer::from_pem_file(authority.path("server.pem")).expect("a certificate");
-        Sha256::digest(certificate).to_vec()
-    };
-    let own = || ChannelBinding::tls_server_end_point(digest());
-    let anothers = || ChannelBinding::tls_server_end_point(vec![7; 32]);
-    for mode in ["shared", "isolated"] {
-        let server = authority.serve(&["--mode", mode, "--auth", "scram-sha-256", "--password-file", &password]);
-        for (mechanism, binding, told) in [
-            ("SCRAM-SHA-256-PLUS", own(), &["in"][..]),
-            ("SCRAM-SHA-256", ChannelBinding::unsupported(), &["in"]),
-            ("SCRAM-SHA-256-PLUS", anothers(), &["FATAL", "28000", "SCRAM channel binding check failed"]),
-            (
-                "SCRAM-SHA-256",
-                ChannelBinding::unrequested(),
-                &["FATAL", "28000", "SCRAM channel binding negotiation error"],
-            ),
-            ("SCRAM-SHA-256-PLUS", ChannelBinding::unsupported(), &["FATAL", "08P01", "malformed SCRAM message"]),
-            ("SCRAM-SHA-256", own(), &["FATAL", "08P01", "malformed SCRAM message"]),
-        ] {
-            let context = format!("{mode} {mechanism} {told:?}");
-            let answer = authenticate(&server, authority.client(&[&TLS13], &[]), mechanism, binding);
-            assert_eq!(answer[..told.len()], *told, "{context}");
-        }
-        // The digest is that of the certificate that the client has seen.
-        let held = authority.client(&[&TLS12], &[]);
-        assert_eq!(authenticate(&server, held.clone(), "SCRAM-SHA-256-PLUS", own()), ["in"], "{mode}");
-        authority.issue("server", &["localhost"]);
-        server.program.signal(Signal::HUP);
-        let started = Instant::now();
-        while authenticate(&server, held.clone(), "SCRAM-SHA-256-PLUS", own()) != ["in"] {
-            assert!(started.elapsed() < PATIENCE, "{mode}: the files were not read");
-        }
-    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 // Every test file compiles this module, and none uses all of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod authority;
 pub mod cache;
 pub mod fake;
 pub mod library;
