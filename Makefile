@@ -17,6 +17,7 @@ BENCHES := $(filter-out report,$(patsubst benches/%.rs,%,$(wildcard benches/*.rs
 RELEASE := target/release/pglite-port
 # npm writes this file last.
 PGLITE := pglite/node_modules/.package-lock.json
+DRIVERS := tests/drivers/node_modules/.package-lock.json
 PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 
 # Tests of shared clusters that are run for every kind of cluster, and those that are also run with turns of 200 µs.
@@ -61,7 +62,7 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 	cd elixir && mix format --check-formatted
 
 .PHONY: test-rust
-test-rust: toolchain $(PGLITE) ## the Rust tests
+test-rust: toolchain $(PGLITE) $(DRIVERS) ## the Rust tests
 	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
@@ -132,4 +133,9 @@ toolchain:
 $(PGLITE): pglite/package-lock.json pglite/package.json
 	.ci/require npm=npm
 	npm ci --prefix pglite
+	touch $@
+
+$(DRIVERS): tests/drivers/package-lock.json tests/drivers/package.json
+	.ci/require npm=npm
+	npm ci --prefix tests/drivers
 	touch $@

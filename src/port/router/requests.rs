@@ -143,7 +143,7 @@ fn parse_request(payload: &[u8]) -> Result<(&str, Options), ErrorResponse> {
     Ok((verb.to_str().map_err(|_| violation("a request's verb is UTF-8"))?, options))
 }
 
-/// `stats`: the figures of the program, see [`figure`](crate::administration::figure).
+/// `stats`: the figures of the program, see [`figure`].
 fn stats(router: &Arc<Router>, id: u32, _: &Options) {
     router.reply_on_thread(id, |router| {
         let queued = vec![figure::QUEUED_FRAMES.figure(router.outbox.len() as u64)];
