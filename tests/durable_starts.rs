@@ -152,6 +152,8 @@ fn a_terminal_shows_that_a_cluster_recovers_and_a_pipe_only_gets_the_log() {
     let command = format!("{} < /dev/null > /dev/null", [&words[..], &cache].concat().join(" "));
     let mut terminal = Command::new("script");
     terminal.args(["--quiet", "--return", "--command", &command, "/dev/null"]).stdin(Stdio::null());
+    // Without a name, a terminal is taken for one that shows no progress.
+    terminal.env("TERM", "xterm");
     let terminal = terminal.output().expect("script is installed");
     assert_eq!(terminal.status.code(), Some(0));
     Server::in_directory(&data).kill();

@@ -72,6 +72,26 @@ fn a_backend_that_does_not_check_for_interrupts_ends_when_its_client_has_vanishe
 }
 
 #[test]
+fn a_backend_that_does_not_hear_a_cancel_ends() {
+    let server = Server::start();
+    let mut session = server.session(&[]);
+    let (process_id, secret) = session.key();
+    loop {
+        session.query(&begun_and_unstoppable());
+        session.until(b'N');
+        server.cancel(process_id, &secret);
+        let code = errors(&session.until(b'E')).remove(0);
+        if code == "57P01" {
+            break;
+        }
+        // It was heard before the statement that is to be cancelled had begun.
+        assert_eq!(code, "57014");
+        session.until_ready();
+    }
+    assert_eq!(session.until_closed().len(), 0);
+}
+
+#[test]
 fn a_client_that_vanishes_in_the_middle_of_a_message_or_a_transaction_takes_its_backend_along() {
     let server = Server::start();
     let mut session = server.session(&[]);

@@ -19,7 +19,7 @@ use crate::{
     client::{Endpoints, NoClient},
     cluster::{Region, SharedMemory, main_segment},
     fs::{Files, ProcessState, Silent, Tree},
-    guest::{ClientStream, Guest, Library, Setup, call, deliver},
+    guest::{ClientStream, Guest, Library, Setup, call},
     image::Image,
     instrument::HAS_CHECKPOINTER,
     log::LineConsole,
@@ -159,26 +159,12 @@ impl Backend {
     /// When the guest traps.
     pub(crate) fn serve_forked(&mut self, client: ClientStream, login: Login<'_>) -> anyhow::Result<SessionExit> {
         self.set_client(client);
-        let mut ended = self.run_session_for(login);
-        if ended.is_err() && self.signals().has_ended_at_safepoint() {
-            ended = self.end_where_stopped();
-        }
+        let ended = self.run_session_for(login);
         self.set_client(ClientStream::default());
         match ended {
             Ok(()) => Ok(SessionExit::Client),
             Err(error) => SessionExit::by_exit(error, 0),
         }
-    }
-
-    /// Ends the session, which was told to and was stopped at a safepoint, as a check for interrupts there would do.
-    ///
-    /// # Errors
-    /// The exit, as a rule. Any other one is a crash, as for a session that holds interrupts off, which may have a lock
-    /// and has left what that protects half changed.
-    fn end_where_stopped(&mut self) -> anyhow::Result<()> {
-        deliver(&mut self.store)?;
-        self.call::<(), ()>("ProcessInterrupts", ())?;
-        bail!("a session that was told to end does not let itself be interrupted")
     }
 
     fn run_session_for(&mut self, login: Login<'_>) -> anyhow::Result<()> {

@@ -41,7 +41,7 @@ use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults, unix::Sto
 
 use crate::{
     backend::program::Program,
-    cluster::{Crashed, Holdoff, Preemption, SafepointPage, Seat, Signals},
+    cluster::{Crashed, Preemption, SafepointPage, Seat, Signals},
     fs::Files,
     guest::{
         BackendCommands, CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, checkpoint, environment,
@@ -143,13 +143,7 @@ impl Backend {
         let flag = memory::word(&self.store, self.exports()?.memory, address).context("InterruptPending")?;
         let safepoints = SafepointPage::open(&self.store, self.exports()?.memory)
             .context("the safepoints' page cannot be mapped")?;
-        let holdoff = |name| {
-            let counter = memory::word(&self.store, self.exports()?.memory, self.facts().address(name)?)?;
-            // SAFETY: the word is aligned and inside the memory (`word`), in which the guest runs.
-            anyhow::Ok(unsafe { Holdoff::new(counter) })
-        };
-        let holdoffs = [holdoff("InterruptHoldoffCount")?, holdoff("CritSectionCount")?];
-        let preemption = Preemption::new(signals.clone(), self.store.data().seat.as_ref(), &safepoints, holdoffs);
+        let preemption = Preemption::new(signals.clone(), self.store.data().seat.as_ref(), &safepoints);
         // SAFETY: only for a fault at a safepoint, which is a load of guest code, it does more than compare the address.
         // No host code was interrupted there, so that it may lock and wait, as after a call.
         unsafe { self.store.set_signal_handler(move |_, fault, _| preemption.handle((*fault).si_addr().addr())) };

@@ -13,7 +13,7 @@ mod shared_memory;
 mod signals;
 
 pub(crate) use baton::{Baton, Priority, Slice};
-pub(crate) use preemption::{Holdoff, Preemption, SafepointPage};
+pub(crate) use preemption::{Preemption, SafepointPage};
 pub(crate) use seat::{Crashed, Seat, Seats};
 pub(crate) use shared_memory::{MainSegment, Region, SharedMemory, clear_mapping, main_segment, map_zeros_over};
 pub(crate) use signals::{Signal, Signals};

@@ -1,15 +1,7 @@
 //! Stopping a process that does not check for interrupts (`instrument::SAFEPOINT_PAGE`): others have their turns, or it
 //! ends.
 
-use std::{
-    ffi::c_void,
-    io,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicI32, AtomicU32, Ordering},
-    },
-};
+use std::{ffi::c_void, io, ops::Range, sync::Arc};
 
 use rustix::{
     mm::{MprotectFlags, mprotect},
@@ -58,56 +50,19 @@ impl SafepointPage {
     }
 }
 
-/// How often a process that was condemned is let go on because it holds interrupts off, each time for the grace that a
-/// process has. After that its cluster crashes.
-const SPARED: u32 = 10;
-
-/// A counter in the guest's memory. While it is not zero, `PostgreSQL` does not let the process be interrupted.
-pub(crate) struct Holdoff(*mut i32);
-
-// SAFETY: the pointer is used only in `is_held`, on the thread that runs the guest.
-unsafe impl Send for Holdoff {}
-// SAFETY: as above.
-unsafe impl Sync for Holdoff {}
-
-impl Holdoff {
-    /// The counter at that address.
-    ///
-    /// # Safety
-    /// The address must be aligned, and valid as long as the process runs.
-    pub(crate) unsafe fn new(counter: *mut i32) -> Self {
-        Self(counter)
-    }
-
-    fn is_held(&self) -> bool {
-        // SAFETY: `new`'s caller promised that the address is aligned and valid.
-        unsafe { AtomicI32::from_ptr(self.0) }.load(Ordering::Relaxed) != 0
-    }
-}
-
 /// What happens to a process that was stopped at a safepoint.
 pub(crate) struct Preemption {
     signals: Arc<Signals>,
     page: Range<usize>,
     /// The cluster that the process shares with others, and how soon it hands over.
     shared: Option<(Arc<Seats>, Priority)>,
-    /// What keeps a process that shares its cluster from being ended.
-    holdoffs: [Holdoff; 2],
-    /// How often it has gone on because of those, although it was condemned.
-    spared: AtomicU32,
 }
 
 impl Preemption {
     /// For the process with those signals, in that seat if it shares its cluster with others. Its safepoints load from
-    /// `page`, and it may not be ended while one of `holdoffs` is held.
-    pub(crate) fn new(
-        signals: Arc<Signals>,
-        seat: Option<&Seat>,
-        page: &SafepointPage,
-        holdoffs: [Holdoff; 2],
-    ) -> Self {
-        let shared = seat.map(Seat::shared);
-        Self { signals, page: page.addresses(), shared, holdoffs, spared: AtomicU32::new(0) }
+    /// `page`.
+    pub(crate) fn new(signals: Arc<Signals>, seat: Option<&Seat>, page: &SafepointPage) -> Self {
+        Self { signals, page: page.addresses(), shared: seat.map(Seat::shared) }
     }
 
     /// Called on the process' own thread after a fault at `address`. At a safepoint it gives the other processes that
@@ -122,17 +77,6 @@ impl Preemption {
             Some((seats, priority)) => seats.yield_turn(&self.signals, *priority).is_ok(),
             None => true,
         };
-        if goes_on && self.signals.is_condemned() && !self.is_spared() {
-            self.signals.end_here();
-            return false;
-        }
-        goes_on
-    }
-
-    /// Whether the process, which was condemned, has to go on because others share what it changes.
-    fn is_spared(&self) -> bool {
-        self.shared.is_some()
-            && self.holdoffs.iter().any(Holdoff::is_held)
-            && self.spared.fetch_add(1, Ordering::Relaxed) < SPARED
+        goes_on && !self.signals.is_condemned()
     }
 }

@@ -145,14 +145,7 @@ impl Seats {
         others.iter().for_each(|signals| signals.send(signal));
     }
 
-    /// The signals of the client's session with that process id.
-    fn session(&self, process_id: i32) -> Option<Arc<Signals>> {
-        let taken = self.taken.lock();
-        let occupant = taken.by_process_id.get(&process_id)?;
-        (occupant.priority == Priority::Client).then(|| occupant.signals.clone())
-    }
-
-    /// The signals of the process with that process id.
+    /// The signals of the session with that process id.
     fn find(&self, process_id: i32) -> Option<Arc<Signals>> {
         self.taken.lock().by_process_id.get(&process_id).map(|occupant| occupant.signals.clone())
     }
@@ -296,11 +289,6 @@ impl Seat {
     fn begin_turn(&mut self) {
         self.has_turn = true;
         self.seats.begin_turn();
-    }
-
-    /// The signals of the client's session with that process id.
-    pub(crate) fn session(&self, process_id: i32) -> Option<Arc<Signals>> {
-        self.seats.session(process_id)
     }
 
     /// Whether another session waits for its turn.

@@ -48,8 +48,6 @@ pub(crate) struct Signals {
     pending: AtomicU32,
     /// Whether the backend ends at its next safepoint.
     is_condemned: AtomicBool,
-    /// Whether it has ended at one.
-    has_ended: AtomicBool,
     target: Mutex<Target>,
 }
 
@@ -106,26 +104,12 @@ impl Signals {
         self.set_safepoints(false);
     }
 
-    /// Ends the backend at its next safepoint if it runs and has not heard `signal` yet; returns whether that is so.
-    pub(crate) fn condemn_unless_heard(&self, signal: Signal) -> bool {
-        let runs = self.target.lock().safepoints.is_some();
-        let is_late = runs && self.pending.load(Ordering::SeqCst) & (1 << signal.0) != 0;
-        if is_late {
-            self.pending.fetch_or(1 << Signal::TERM.0, Ordering::SeqCst);
+    /// Ends the backend at its next safepoint if it has not heard `signal` yet.
+    pub(crate) fn condemn_unless_heard(&self, signal: Signal) {
+        if self.pending.load(Ordering::SeqCst) & (1 << signal.0) != 0 {
             self.is_condemned.store(true, Ordering::SeqCst);
             self.stop();
         }
-        is_late
-    }
-
-    /// The backend, which was condemned, ends at the safepoint where it is.
-    pub(super) fn end_here(&self) {
-        self.has_ended.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether the backend has ended at a safepoint, and nothing else has gone wrong.
-    pub(crate) fn has_ended_at_safepoint(&self) -> bool {
-        self.has_ended.load(Ordering::SeqCst)
     }
 
     /// Whether the backend was ended at a safepoint, or will be at the next one.

@@ -155,11 +155,6 @@ fn kill(mut caller: Caller<'_, Guest>, pid: i32, signal: i32) -> wasmtime::Resul
     };
     if target != own {
         let is_there = guest.seat.as_ref().is_some_and(|seat| seat.send(target, signal));
-        if let Some(signal @ (Signal::TERM | Signal::INT)) = signal
-            && let Some(session) = guest.seat.as_ref().and_then(|seat| seat.session(target))
-        {
-            timers::end_unless_heard(&session, signal);
-        }
         return Ok(if is_there { 0 } else { -Errno::ESRCH.number() });
     }
     let Some(signal) = signal else { return Ok(0) };

@@ -156,7 +156,7 @@ const END_GRACE: Duration = Duration::from_secs(3);
 const END: usize = usize::MAX - 64;
 
 /// Ends the session behind `signals`, which was sent `signal`, at a safepoint if it does not check for interrupts in
-/// time.
+/// time. The memory that it shares with others, if any, is in doubt then.
 pub(crate) fn end_unless_heard(signals: &Arc<Signals>, signal: Signal) {
     ALARM.set(Instant::now() + END_GRACE, END + signal.number().unsigned_abs() as usize, signals);
 }
@@ -191,11 +191,7 @@ impl Alarm {
                 let signal =
                     next.2.checked_sub(END).and_then(|number| Signal::from_number(i32::try_from(number).ok()?));
                 match signal {
-                    // It may have to go on for the time being.
-                    Some(signal) if signals.condemn_unless_heard(signal) => {
-                        waiting.insert((Instant::now() + END_GRACE, next.1, next.2), Arc::downgrade(&signals));
-                    }
-                    Some(_) => {}
+                    Some(signal) => signals.condemn_unless_heard(signal),
                     None => signals.interrupt(),
                 }
             }

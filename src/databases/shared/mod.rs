@@ -44,7 +44,7 @@ use crate::{
     cluster::{Crashed, Priority, Signal},
     engine::{THREAD_STACK, on_wasm_stack, spinner},
     fs::{FrozenTree, Tree},
-    guest::{ClientStream, Setup, end_unless_heard},
+    guest::{ClientStream, Setup},
     log::{LineConsole, LogSink},
     protocol::{
         boundary::TransactionStatus,
@@ -251,16 +251,12 @@ impl Postmaster {
     ) -> anyhow::Result<SessionEnd> {
         let seat = running.seats.join(Priority::Client);
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
-        let interrupt = move |interrupt| {
-            let signal = match interrupt {
-                Interrupt::Cancel => Signal::INT,
-                Interrupt::Terminate => Signal::TERM,
-                // What its client has sent is still carried out, as in PostgreSQL: the session ends when it reads the
-                // end of its input, unless it does not even hear a signal that asks for nothing.
-                Interrupt::ClientGone => Signal::URG,
-            };
-            signals.send(signal);
-            end_unless_heard(&signals, signal);
+        let interrupt = move |interrupt| match interrupt {
+            Interrupt::Cancel => signals.send(Signal::INT),
+            Interrupt::Terminate => signals.send(Signal::TERM),
+            // What its client has sent is still carried out, as in PostgreSQL: the session ends when it reads the end
+            // of its input.
+            Interrupt::ClientGone => {}
         };
         // Without a key until PostgreSQL has made one.
         let registration = Arc::new(Mutex::new(Some(start.control.register(process_id, &[], interrupt.clone()))));
