@@ -32,6 +32,7 @@ defmodule PgliteEx.HealthTest do
     assert {"State", "not ready"} in LiveDashboard.cards(server, node())
     Enum.each(sessions, &send(&1.pid, :leave))
     Task.await_many(sessions)
+    :ok = Servers.await_connections(server, 0)
     assert {:ok, %{ready: true}} = PgliteEx.health(server)
   end
 
