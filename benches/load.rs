@@ -220,7 +220,7 @@ impl Session {
 impl Load {
     /// The time within which so many percent of the requests were answered.
     fn percentile(&self, percent: usize) -> f64 {
-        self.requests.get((self.requests.len().max(1) - 1) * percent / 100).copied().unwrap_or(f64::NAN)
+        rows::percentile(&self.requests, percent).unwrap_or(f64::NAN)
     }
 }
 

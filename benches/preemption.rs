@@ -67,23 +67,24 @@ fn main() {
     let chosen = hostile::statements();
     let chosen = chosen.into_iter().filter(|it| filter.is_none_or(|part| it.what.contains(part)));
     for Hostile { what, setup, sql } in chosen {
-        let (mut beside, ..) = measure(&mut hostile, &mut other, TAME);
-        let allowed = percentile(&mut beside, 99);
+        let (beside, ..) = measure(&mut hostile, &mut other, TAME);
+        let allowed = percentile(&beside, 99);
         control.extend(beside);
         hostile.query(&format!("reset all; set statement_timeout = '{TIMEOUT}'"));
         if let Some(error) = error(&hostile.query(&setup)) {
             println!("{what}: {error}");
             continue;
         }
-        let (mut waits, took, failed) = measure(&mut hostile, &mut other, &sql);
+        let (waits, took, failed) = measure(&mut hostile, &mut other, &sql);
         if failed.is_some() {
             hostile.query("rollback");
         }
-        worst.push(percentile(&mut waits, 99));
+        worst.push(percentile(&waits, 99));
         let control = allowed * 1e3;
-        println!("{} {control:8.1}  {what} {}", line(&mut waits, took), failed.unwrap_or_default());
+        println!("{} {control:8.1}  {what} {}", line(&waits, took), failed.unwrap_or_default());
     }
-    println!("{}           all controls", line(&mut control, 0.0));
+    control.sort_by(f64::total_cmp);
+    println!("{}           all controls", line(&control, 0.0));
     drop((hostile, other));
     connections.shut_down();
     let within = worst.iter().filter(|wait| **wait <= AIM).count();
@@ -103,7 +104,7 @@ fn connect(connections: &Arc<Connections>, user: &str) -> Local {
 }
 
 /// Repeats the statement for [`TIME`], or until it fails. Returns how long `SELECT 1` of the `other` session takes
-/// meanwhile, again and again, how long the statement takes, and how it failed.
+/// meanwhile, again and again, in ascending order, how long the statement takes, and how it failed.
 fn measure(hostile: &mut Local, other: &mut Local, sql: &str) -> (Vec<f64>, f64, Option<String>) {
     let runs = AtomicBool::new(true);
     thread::scope(|scope| {
@@ -125,6 +126,7 @@ fn measure(hostile: &mut Local, other: &mut Local, sql: &str) -> (Vec<f64>, f64,
             other.values("SELECT 1");
             latencies.push(asked.elapsed().as_secs_f64());
         }
+        latencies.sort_by(f64::total_cmp);
         let (took, failed) = busy.join().expect("no panic");
         (latencies, took, failed)
     })
@@ -136,13 +138,11 @@ fn error(answer: &[Message]) -> Option<String> {
     Some(format!("[{}: {:.60}]", error.get(&'C')?, error.get(&'M')?))
 }
 
-/// That percentile of figures.
-fn percentile(figures: &mut [f64], percent: usize) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[(figures.len() - 1) * percent / 100]
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    rows::percentile(sorted, percent).expect("something was measured")
 }
 
-fn line(figures: &mut [f64], took: f64) -> String {
+fn line(figures: &[f64], took: f64) -> String {
     let [middle, high, most] = [50, 99, 100].map(|percent| percentile(figures, percent) * 1e3);
     format!("{middle:8.1} {high:8.1} {most:8.1} {:6} {took:7.2}", figures.len())
 }

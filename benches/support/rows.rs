@@ -40,9 +40,15 @@ impl Figure {
     /// The figure of `measurements`, of which there must be at least one.
     pub fn of(mut measurements: Vec<f64>) -> Self {
         measurements.sort_by(f64::total_cmp);
-        let at = |quarters: usize| measurements[(measurements.len() - 1) * quarters / 4];
-        Self { median: at(2), lower: at(1), upper: at(3) }
+        let [lower, median, upper] =
+            [25, 50, 75].map(|percent| percentile(&measurements, percent).expect("there is one"));
+        Self { median, lower, upper }
     }
+}
+
+/// That percentile of figures in ascending order; `None` if there are none.
+pub fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
+    sorted.get((sorted.len().max(1) - 1) * percent / 100).copied()
 }
 
 /// The largest acceptable median, or the smallest if more is better.

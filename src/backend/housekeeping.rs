@@ -1,7 +1,7 @@
 //! Checkpoints of a cluster with one process, which has no checkpointer: between two messages of the client.
 
 use super::Backend;
-use crate::guest::make_checkpoint;
+use crate::guest::checkpoint;
 
 impl Backend {
     /// Makes a checkpoint if the process has begun so many WAL segments since the last one that it is due, so that the
@@ -24,7 +24,7 @@ impl Backend {
             self.call::<(), ()>("StartTransactionCommand", ())?;
         }
         self.store.data_mut().native_stack.begin();
-        make_checkpoint(&mut self.store)?;
+        checkpoint::make(&mut self.store)?;
         if !in_block {
             self.call::<(), ()>("CommitTransactionCommand", ())?;
         }

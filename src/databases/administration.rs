@@ -23,8 +23,10 @@ impl Administration for Databases {
             figure::CLUSTERS.figure(running.len() as u64),
             figure::SHARED_SESSIONS.figure(sessions as u64),
         ];
-        let tallies = self.clusters.watched().into_iter().map(|cluster| cluster.tally);
-        let turns = tallies.chain([self.isolated.tally().clone()]).map(|tally| tally.turns.get()).sum();
+        // Before the usage, because this counts the shared memory that clusters have by now.
+        let watched = self.clusters.watched();
+        let tallies = watched.iter().map(|cluster| &cluster.tally).chain([self.isolated.tally()]);
+        let turns = tallies.map(|tally| tally.turns.get()).sum();
         let Usage { linear_memory, files, shared_memory, images, used, limit } = quota::usage();
         figures.extend([
             figure::LINEAR_MEMORY.figure(linear_memory),

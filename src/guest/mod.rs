@@ -48,7 +48,6 @@ use crate::{
 
 pub(crate) use authentication::AUTHENTICATION_OK;
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
-pub(crate) use checkpoint::make as make_checkpoint;
 pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use entropy::seed_prng;
