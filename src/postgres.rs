@@ -15,6 +15,8 @@ pub(crate) mod process {
     pub(crate) const EXIT_ALIVE: i32 = 99;
     /// The status when an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
     pub(crate) const EXIT_LONGJMP: i32 = 100;
+    /// The status after a fatal error (`errfinish` in `src/backend/utils/error/elog.c`).
+    pub(crate) const EXIT_FATAL: i32 = 1;
 }
 
 /// `struct Latch` (`src/include/storage/latch.h`).

@@ -247,6 +247,11 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["database_statistics"], "pgstat_database_flush_cb"),
         (vec!["import_rules"], "BundleImporter::getRules"),
         (vec!["init_process"], "InitProcess"),
+        (vec!["is_overdue"], "MemoryContextAlloc"),
+        (vec!["is_overdue"], "MemoryContextAllocZero"),
+        (vec!["is_overdue"], "palloc"),
+        (vec!["is_overdue"], "palloc0"),
+        (vec!["is_overdue"], "repalloc"),
         (vec!["kill"], "kill"),
         (vec!["locale_exists"], "__get_locale"),
         (vec!["open_collator"], "icu_validate_locale"),
@@ -291,6 +296,35 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     let looped = wait[..at].iter().position(|it| matches!(it, Operator::Loop { .. })).expect("it waits in a loop");
     let slept_on = |it: &Operator| matches!(it, Operator::I32Store { memarg } if memarg.offset == 4);
     assert!(wait[looped..at].iter().any(slept_on), "the latch is marked as being slept on before the host is called");
+}
+
+#[test]
+fn allocations_begin_with_a_check_for_interrupts_that_are_overdue() {
+    let Instrumented { code, facts, .. } = backend();
+    let code = Code::read(code);
+    let (_, process_interrupts) = code.exports["ProcessInterrupts"];
+    for name in ["palloc", "palloc0", "repalloc", "MemoryContextAlloc", "MemoryContextAllocZero"] {
+        let body = code.exported_body(name);
+        let [
+            Operator::I32Const { value },
+            Operator::I32Load { .. },
+            Operator::If { .. },
+            asks @ Operator::Call { .. },
+            Operator::If { .. },
+            Operator::Call { function_index },
+            Operator::End,
+            Operator::End,
+        ] = &body[..8]
+        else {
+            panic!("{name} begins with {:?}", &body[..8]);
+        };
+        assert_eq!(Some(value.cast_unsigned()), facts.address("InterruptPending").ok());
+        assert_eq!(hooks_called(&code, std::slice::from_ref(asks)), ["is_overdue"]);
+        assert_eq!(*function_index, process_interrupts);
+        let calls =
+            |it: &&Operator| matches!(it, Operator::Call { function_index } if *function_index == code.names["palloc"]);
+        assert_eq!(body.iter().filter(calls).count(), 0, "{name} does not do it twice");
+    }
 }
 
 #[test]

@@ -11,12 +11,11 @@ use std::{
 use pglite_port::port::frame::Kind;
 use rustix::process::Signal;
 use support::{
-    PATIENCE,
+    DEAF, PATIENCE,
     port::Port,
     program::Program,
     server::{Server, rows},
     session::errors,
-    unstoppable,
     wire::{self, Message},
 };
 
@@ -44,23 +43,23 @@ fn a_client_that_vanishes_while_its_query_computes_or_sleeps_takes_its_backend_a
     }
 }
 
-/// Tells that it begins, and then takes minutes without a check for interrupts.
-fn begun_and_unstoppable() -> String {
-    format!("do $$ begin raise notice 'begun'; end $$; {}", unstoppable(2000))
+/// Tells that it begins, and then computes for long without a check for interrupts.
+fn begun_and_deaf() -> String {
+    format!("do $$ begin raise notice 'begun'; end $$; {DEAF}")
 }
 
 #[test]
 fn a_backend_that_does_not_check_for_interrupts_ends_when_its_client_has_vanished_or_it_is_told_to() {
     let server = Server::start();
     let mut session = server.session(&[]);
-    session.query(&begun_and_unstoppable());
+    session.query(&begun_and_deaf());
     session.until(b'N');
     drop(session);
     server.wait_for_connections(0);
 
     let mut port = Port::spawn(&["--mode", "isolated"]);
     port.start(1, "postgres");
-    port.data(1, &wire::query(&begun_and_unstoppable()));
+    port.data(1, &wire::query(&begun_and_deaf()));
     let mut answers = Vec::new();
     while !answers.windows(5).any(|text| text == b"begun") {
         answers.extend(port.next().payload);
@@ -77,7 +76,7 @@ fn a_backend_that_does_not_hear_a_cancel_ends() {
     let mut session = server.session(&[]);
     let (process_id, secret) = session.key();
     loop {
-        session.query(&begun_and_unstoppable());
+        session.query(&begun_and_deaf());
         session.until(b'N');
         server.cancel(process_id, &secret);
         let code = errors(&session.until(b'E')).remove(0);

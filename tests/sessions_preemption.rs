@@ -4,7 +4,12 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{peer::Peer, server::Server, unstoppable};
+use support::{
+    DEAF,
+    peer::{LOCKS_OF_OTHERS, Peer},
+    server::Server,
+    unstoppable,
+};
 
 /// The length of a chain that takes seconds.
 const SECONDS: u32 = 400;
@@ -74,10 +79,69 @@ fn such_a_session_ends_with_its_cluster_when_another_one_crashes() {
     assert_eq!(Peer::connect(&server).value("select 1"), "1");
 }
 
+/// A session that has a lock and runs `statement` in its transaction, and another one.
+fn busy_with_lock_and_other(statement: &str) -> (Server, Peer, Peer) {
+    let (server, busy, other) = Peer::two();
+    busy.run("create table t (a int); insert into t values (1)");
+    busy.run("begin; lock table t; insert into t values (2); declare c cursor for select * from t; fetch c");
+    busy.send(statement);
+    other.until_active(busy.process_id);
+    (server, busy, other)
+}
+
+/// Asserts that nothing is left of the transaction of a session that has been stopped.
+fn assert_rolled_back(other: &Peer) {
+    other.run("begin; lock table t; insert into t values (3); commit");
+    assert_eq!(other.value("select array_agg(a) from t"), "{1,3}");
+    other.run("vacuum (full, freeze) t");
+    assert_eq!(other.value(LOCKS_OF_OTHERS), "0");
+}
+
 #[test]
-fn a_cancel_of_such_a_statement_is_heard_when_it_checks_again() {
-    let (_server, busy, other) = busy_and_other();
+fn a_cancel_is_heard_by_a_statement_that_only_allocates_memory() {
+    // Its planning takes minutes.
+    let (_server, busy, other) = busy_with_lock_and_other(&unstoppable(2000));
     assert_eq!(other.value(&format!("select pg_cancel_backend({})", busy.process_id)), "t");
     assert_eq!(busy.error(), "57014");
+    busy.run("rollback");
     assert_eq!(busy.value("select 1"), "1");
+    assert_rolled_back(&other);
+}
+
+#[test]
+fn a_session_that_only_allocates_memory_ends_when_it_is_told_to() {
+    let (_server, busy, other) = busy_with_lock_and_other(&unstoppable(2000));
+    assert_eq!(other.value(&format!("select pg_terminate_backend({}, 60000)", busy.process_id)), "t");
+    busy.assert_ended("57P01");
+    assert_rolled_back(&other);
+}
+
+#[test]
+fn a_session_that_hears_nothing_ends_with_its_transaction_and_no_other_session_does() {
+    let (_server, busy, other) = busy_with_lock_and_other(DEAF);
+    assert_eq!(other.value(&format!("select pg_terminate_backend({}, 60000)", busy.process_id)), "t");
+    busy.assert_ended("57P01");
+    assert_rolled_back(&other);
+}
+
+#[test]
+fn a_session_whose_statement_hears_no_cancel_ends() {
+    loop {
+        let (_server, busy, other) = busy_with_lock_and_other(DEAF);
+        assert_eq!(other.value(&format!("select pg_cancel_backend({})", busy.process_id)), "t");
+        let failure = busy.answer().expect_err("it is cancelled");
+        if failure.has_ended {
+            assert_eq!(failure.sqlstate(), "57P01");
+            return assert_rolled_back(&other);
+        }
+        // It was heard before the statement computed.
+        assert_eq!(failure.sqlstate(), "57014");
+    }
+}
+
+#[test]
+fn a_program_that_is_told_to_stop_does_not_wait_for_sessions_that_hear_nothing() {
+    let (server, busy, _other) = busy_with_lock_and_other(DEAF);
+    server.stop();
+    busy.assert_ended("57P01");
 }

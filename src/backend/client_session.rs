@@ -37,6 +37,8 @@ pub(crate) enum SessionExit {
     Client,
     /// `PostgreSQL` has ended the session itself and has sent the client its error.
     Fatal,
+    /// The host has ended the session at a safepoint, because it did not hear a signal. The client does not know yet.
+    Unheard,
 }
 
 impl SessionExit {
@@ -99,7 +101,11 @@ impl Backend {
     /// When the guest has trapped.
     pub(crate) fn end_session(&mut self, error: anyhow::Error) -> anyhow::Result<SessionExit> {
         self.set_client(ClientStream::default());
-        SessionExit::by_exit(error, EXIT_ALIVE)
+        if self.guest().signals.was_ended() {
+            Ok(SessionExit::Unheard)
+        } else {
+            SessionExit::by_exit(error, EXIT_ALIVE)
+        }
     }
 
     /// Does what `BackendInitialize`, `InitPostgres` and `PostgresMain` do with a startup packet (`PostgreSQL`,

@@ -9,7 +9,7 @@
 
 use std::{iter, ops::Range, sync::Arc};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use parking_lot::Mutex;
 use wasmtime::{AsContext, AsContextMut, Caller, Memory, Ref, Val};
 
@@ -23,7 +23,7 @@ use crate::{
     image::Image,
     instrument::HAS_CHECKPOINTER,
     log::LineConsole,
-    postgres::{catalog, checkpoint, child, destination, latch},
+    postgres::{catalog, checkpoint, child, destination, latch, process::EXIT_FATAL},
 };
 
 /// The flags of a checkpoint that is made at once, unless nothing has been written since the last one.
@@ -163,8 +163,23 @@ impl Backend {
         self.set_client(ClientStream::default());
         match ended {
             Ok(()) => Ok(SessionExit::Client),
+            Err(_) if self.guest().signals.was_ended() => self.exit_unheard(),
             Err(error) => SessionExit::by_exit(error, 0),
         }
+    }
+
+    /// Does what follows a fatal error in `PostgreSQL`, for a session that was ended at a safepoint: its transaction is
+    /// rolled back, and its locks and its place in shared memory are free.
+    fn exit_unheard(&mut self) -> anyhow::Result<SessionExit> {
+        // It has heard now.
+        drop(self.guest().signals.take());
+        // An error of the roll-back is fatal, too. Its handlers would be in functions that are gone.
+        self.write_u32(self.facts().address("PG_exception_stack")?, 0)?;
+        let exited = self.call::<i32, ()>("proc_exit", EXIT_FATAL).err().context("proc_exit has returned")?;
+        let status = call::exit_status(exited)?;
+        ensure!(status == EXIT_FATAL, "a session that was ended exits with the status {status}");
+        tracing::warn!("a session was ended that did not check for interrupts after it was told to end or cancelled");
+        Ok(SessionExit::Unheard)
     }
 
     fn run_session_for(&mut self, login: Login<'_>) -> anyhow::Result<()> {

@@ -41,7 +41,7 @@ use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults, unix::Sto
 
 use crate::{
     backend::program::Program,
-    cluster::{Crashed, Preemption, SafepointPage, Seat, Signals},
+    cluster::{Crashed, Holds, Preemption, SafepointPage, Seat, Signals},
     fs::Files,
     guest::{
         BackendCommands, CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, checkpoint, environment,
@@ -143,7 +143,14 @@ impl Backend {
         let flag = memory::word(&self.store, self.exports()?.memory, address).context("InterruptPending")?;
         let safepoints = SafepointPage::open(&self.store, self.exports()?.memory)
             .context("the safepoints' page cannot be mapped")?;
-        let preemption = Preemption::new(signals.clone(), self.store.data().seat.as_ref(), &safepoints);
+        let mut holds = [std::ptr::null(); 2];
+        for (pointer, name) in holds.iter_mut().zip(["InterruptHoldoffCount", "CritSectionCount"]) {
+            let address = self.facts().address(name)?;
+            *pointer = memory::word(&self.store, self.exports()?.memory, address).context(name)?.cast_const();
+        }
+        // SAFETY: the words are aligned and inside the memory (`word`), as long as that is there.
+        let holds = unsafe { Holds::at(holds) };
+        let preemption = Preemption::new(signals.clone(), self.store.data().seat.as_ref(), &safepoints, holds);
         // SAFETY: only for a fault at a safepoint, which is a load of guest code, it does more than compare the address.
         // No host code was interrupted there, so that it may lock and wait, as after a call.
         unsafe { self.store.set_signal_handler(move |_, fault, _| preemption.handle((*fault).si_addr().addr())) };

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Crashed, Signals};
+use super::{Crashed, Signals, Slice};
 use crate::{
     sync::{AtomicUsize, Condvar, Mutex},
     tally::Tally,
@@ -21,23 +21,6 @@ use crate::{
 
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
-
-/// How long a turn may last while another session waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Slice(pub(crate) Duration);
-
-impl Default for Slice {
-    fn default() -> Self {
-        Self(Duration::from_millis(5))
-    }
-}
-
-impl Slice {
-    /// How long a session that was asked to hand over has until its next check for interrupts. Then it is stopped.
-    fn grace(self) -> Duration {
-        self.0 * 2 / 5
-    }
-}
 
 /// How soon a session hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +153,11 @@ impl Baton {
     /// One that no process has, for turns of `slice`. They are counted in `tally`.
     pub(super) fn new(tally: Arc<Tally>, slice: Slice) -> Self {
         Self { slice, tally, ..Self::default() }
+    }
+
+    /// The length of turns.
+    pub(super) fn slice(&self) -> Slice {
+        self.slice
     }
 
     /// Waits for the turn of the session behind `signals`, and takes it.

@@ -1,11 +1,21 @@
 //! Stopping a process that does not check for interrupts (`instrument::SAFEPOINT_PAGE`): others have their turns, or it
 //! ends.
 
-use std::{ffi::c_void, io, ops::Range, sync::Arc};
+use std::{
+    ffi::c_void,
+    io,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use rustix::{
     mm::{MprotectFlags, mprotect},
     param::page_size,
+    time::{ClockId, clock_gettime},
 };
 use wasmtime::{Memory, Store};
 
@@ -54,15 +64,37 @@ impl SafepointPage {
 pub(crate) struct Preemption {
     signals: Arc<Signals>,
     page: Range<usize>,
-    /// The cluster that the process shares with others, and how soon it hands over.
-    shared: Option<(Arc<Seats>, Priority)>,
+    /// The cluster that the process shares with others.
+    shared: Option<Shared>,
+    /// The processor time of the thread when the process was first found condemned, in nanoseconds; 0 if it is not.
+    condemned_at: AtomicU64,
+}
+
+/// A cluster that a process shares with others.
+struct Shared {
+    seats: Arc<Seats>,
+    /// How soon the process hands over.
+    priority: Priority,
+    holds: Holds,
+}
+
+/// What becomes of a process at a safepoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    GoesOn,
+    Ends,
+    Crashes,
 }
 
 impl Preemption {
     /// For the process with those signals, in that seat if it shares its cluster with others. Its safepoints load from
-    /// `page`.
-    pub(crate) fn new(signals: Arc<Signals>, seat: Option<&Seat>, page: &SafepointPage) -> Self {
-        Self { signals, page: page.addresses(), shared: seat.map(Seat::shared) }
+    /// `page`; `holds` tells what it has that others need.
+    pub(crate) fn new(signals: Arc<Signals>, seat: Option<&Seat>, page: &SafepointPage, holds: Holds) -> Self {
+        let shared = seat.map(|seat| {
+            let (seats, priority) = seat.shared();
+            Shared { seats, priority, holds }
+        });
+        Self { signals, page: page.addresses(), shared, condemned_at: AtomicU64::new(0) }
     }
 
     /// Called on the process' own thread after a fault at `address`. At a safepoint it gives the other processes that
@@ -73,10 +105,106 @@ impl Preemption {
             return false;
         }
         self.signals.open_safepoints();
-        let goes_on = match &self.shared {
-            Some((seats, priority)) => seats.yield_turn(&self.signals, *priority).is_ok(),
-            None => true,
+        match self.judge(processor_time()) {
+            Verdict::GoesOn => {}
+            Verdict::Ends => {
+                self.signals.end();
+                return false;
+            }
+            Verdict::Crashes => return false,
+        }
+        self.shared.as_ref().is_none_or(|shared| shared.seats.yield_turn(&self.signals, shared.priority).is_ok())
+    }
+
+    /// What becomes of the process, whose thread has used `now` nanoseconds of processor time.
+    fn judge(&self, now: u64) -> Verdict {
+        if !self.signals.is_condemned() {
+            self.condemned_at.store(0, Ordering::Relaxed);
+            return Verdict::GoesOn;
+        }
+        let since = match self.condemned_at.load(Ordering::Relaxed) {
+            0 => {
+                self.condemned_at.store(now, Ordering::Relaxed);
+                now
+            }
+            since => since,
         };
-        goes_on && !self.signals.is_condemned()
+        let used = Duration::from_nanos(now.saturating_sub(since));
+        let others_need = self.shared.as_ref().is_some_and(|shared| shared.holds.anything());
+        if others_need && used >= self.signals.slice.until_released() {
+            Verdict::Crashes
+        } else if !others_need && used >= self.signals.slice.last_chance() {
+            Verdict::Ends
+        } else {
+            Verdict::GoesOn
+        }
+    }
+}
+
+/// The processor time that this thread has used, in nanoseconds.
+fn processor_time() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    u64::try_from(Duration::try_from(time).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The counters of a process that are not 0 while it has a lightweight lock or is in a critical section
+/// (`InterruptHoldoffCount` and `CritSectionCount`, `src/backend/utils/init/globals.c`).
+pub(crate) struct Holds([*const i32; 2]);
+
+// SAFETY: the pointers are used only on the thread of the process (`Preemption::handle`).
+unsafe impl Send for Holds {}
+// SAFETY: as above.
+unsafe impl Sync for Holds {}
+
+impl Holds {
+    /// Those at these addresses.
+    ///
+    /// # Safety
+    /// They must be aligned, and valid as long as the memory of the process.
+    pub(crate) unsafe fn at(counters: [*const i32; 2]) -> Self {
+        Self(counters)
+    }
+
+    fn anything(&self) -> bool {
+        // SAFETY: `at`'s caller promised that the addresses are valid. The process that writes there is stopped at a
+        // safepoint on this thread.
+        self.0.iter().any(|counter| unsafe { counter.read_volatile() } != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Signal, Slice};
+
+    #[test]
+    fn a_condemned_process_has_a_last_chance_and_longer_if_it_holds_what_others_need() {
+        let slice = Slice::default();
+        for (counters, at, verdict) in [
+            ([0, 0], slice.last_chance(), Verdict::Ends),
+            ([0, 0], slice.last_chance() / 2, Verdict::GoesOn),
+            ([1, 0], slice.last_chance(), Verdict::GoesOn),
+            ([0, 1], slice.until_released() / 2, Verdict::GoesOn),
+            ([0, 1], slice.until_released(), Verdict::Crashes),
+        ] {
+            let (signals, seats) = (Arc::<Signals>::default(), Arc::<Seats>::default());
+            // SAFETY: the counters outlive it.
+            let holds = unsafe { Holds::at(counters.each_ref().map(std::ptr::from_ref)) };
+            let preemption = Preemption {
+                signals: signals.clone(),
+                page: 0..1,
+                shared: Some(Shared { seats, priority: Priority::Client, holds }),
+                condemned_at: AtomicU64::new(0),
+            };
+            let begun = 1_000_000;
+            assert_eq!(preemption.judge(begun), Verdict::GoesOn);
+            signals.send(Signal::TERM);
+            signals.condemn(Signal::TERM);
+            assert_eq!(preemption.judge(begun), Verdict::GoesOn, "its time begins now");
+            let then = begun + u64::try_from(at.as_nanos()).expect("it is short");
+            assert_eq!(preemption.judge(then), verdict, "{counters:?} after {at:?}");
+            drop(signals.take());
+            assert_eq!(preemption.judge(then), Verdict::GoesOn, "it has heard");
+        }
     }
 }

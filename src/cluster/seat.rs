@@ -93,7 +93,7 @@ impl Seats {
 
     /// A seat with that process id, which must be free.
     pub(crate) fn join_as(self: &Arc<Self>, process_id: i32, priority: Priority) -> Seat {
-        let signals = Arc::new(Signals::default());
+        let signals = Arc::new(Signals::new(self.baton.slice()));
         self.taken.lock().by_process_id.insert(process_id, Occupant { signals: signals.clone(), priority });
         Seat { seats: self.clone(), process_id, priority, signals, has_turn: false }
     }
@@ -107,8 +107,11 @@ impl Seats {
     /// the process exists.
     pub(crate) fn send(&self, process_id: i32, signal: Option<Signal>) -> bool {
         let target = self.find(process_id);
-        if let (Some(target), Some(signal)) = (&target, signal) {
-            target.send(signal);
+        if let (Some((target, priority)), Some(signal)) = (&target, signal) {
+            match (priority, signal) {
+                (Priority::Client, Signal::INT | Signal::TERM) => target.send_until_heard(signal),
+                _ => target.send(signal),
+            }
         }
         target.is_some() || (process_id == process::CHECKPOINTER && self.want_checkpointer())
     }
@@ -145,9 +148,10 @@ impl Seats {
         others.iter().for_each(|signals| signals.send(signal));
     }
 
-    /// The signals of the session with that process id.
-    fn find(&self, process_id: i32) -> Option<Arc<Signals>> {
-        self.taken.lock().by_process_id.get(&process_id).map(|occupant| occupant.signals.clone())
+    /// The signals of the process with that process id, and how soon it hands over.
+    fn find(&self, process_id: i32) -> Option<(Arc<Signals>, Priority)> {
+        let taken = self.taken.lock();
+        taken.by_process_id.get(&process_id).map(|occupant| (occupant.signals.clone(), occupant.priority))
     }
 
     /// Lets the processes that wait have their turns before the one behind `signals`, which has the turn, goes on.

@@ -4,15 +4,18 @@
 //! calls the hook in `ProcessInterrupts`, and a waiting backend is woken. The handler then runs on the backend's own
 //! thread, where the guest is in a host function (`guest::interrupts`).
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
+};
 
 use parking_lot::Mutex;
 
-use super::SafepointPage;
+use super::{SafepointPage, Slice, alarm};
 use crate::client::Waker;
 
 /// A signal, by its number on Linux and in musl.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Signal(u32);
 
 impl Signal {
@@ -46,8 +49,14 @@ impl Signal {
 #[derive(Default)]
 pub(crate) struct Signals {
     pending: AtomicU32,
-    /// Whether the backend ends at its next safepoint.
-    is_condemned: AtomicBool,
+    /// The signals, a subset of the pending ones, for which the backend has been given enough time.
+    overdue: AtomicU32,
+    /// Those for which it has been given so much time that it ends at a safepoint.
+    condemning: AtomicU32,
+    /// Whether it was ended at a safepoint.
+    was_ended: AtomicBool,
+    /// The length of its turns.
+    pub(super) slice: Slice,
     target: Mutex<Target>,
 }
 
@@ -82,10 +91,28 @@ impl Flag {
 }
 
 impl Signals {
+    /// Those of a backend with turns of `slice`.
+    pub(super) fn new(slice: Slice) -> Self {
+        Self { slice, ..Self::default() }
+    }
+
     /// Sends `signal`.
     pub(crate) fn send(&self, signal: Signal) {
-        self.pending.fetch_or(1 << signal.0, Ordering::SeqCst);
+        let bit = 1 << signal.0;
+        if self.pending.load(Ordering::SeqCst) & bit == 0 {
+            self.overdue.fetch_and(!bit, Ordering::SeqCst);
+            self.condemning.fetch_and(!bit, Ordering::SeqCst);
+        }
+        self.pending.fetch_or(bit, Ordering::SeqCst);
         self.interrupt();
+    }
+
+    /// Sends `signal`, which cancels a statement or ends the session, and sees to it that it is heard: after
+    /// [`Slice::until_overdue`] the backend also checks for interrupts where it allocates memory, after
+    /// [`Slice::until_condemned`] it ends at a safepoint.
+    pub(crate) fn send_until_heard(self: &Arc<Self>, signal: Signal) {
+        self.send(signal);
+        alarm::watch(self, signal);
     }
 
     /// Makes the backend check for signals, due timers, and the end of its slice.
@@ -104,17 +131,56 @@ impl Signals {
         self.set_safepoints(false);
     }
 
-    /// Ends the backend at its next safepoint if it has not heard `signal` yet.
-    pub(crate) fn condemn_unless_heard(&self, signal: Signal) {
-        if self.pending.load(Ordering::SeqCst) & (1 << signal.0) != 0 {
-            self.is_condemned.store(true, Ordering::SeqCst);
-            self.stop();
+    /// Makes the backend check for interrupts also where it allocates memory, if it has not heard `signal` yet.
+    pub(super) fn press(&self, signal: Signal) {
+        if self.mark(&self.overdue, signal) {
+            self.interrupt();
         }
     }
 
-    /// Whether the backend was ended at a safepoint, or will be at the next one.
-    pub(crate) fn is_condemned(&self) -> bool {
-        self.is_condemned.load(Ordering::SeqCst)
+    /// Stops the backend at its next safepoint, where it may end ([`super::Preemption`]), if it has not heard `signal`
+    /// yet; returns whether that is so.
+    pub(super) fn condemn(&self, signal: Signal) -> bool {
+        let is_unheard = self.mark(&self.condemning, signal);
+        if is_unheard {
+            self.stop();
+        }
+        is_unheard
+    }
+
+    /// Adds `signal` to `marks` if it is pending; returns whether it is.
+    fn mark(&self, marks: &AtomicU32, signal: Signal) -> bool {
+        let is_pending = self.pending.load(Ordering::SeqCst) & (1 << signal.0) != 0;
+        if is_pending {
+            marks.fetch_or(1 << signal.0, Ordering::SeqCst);
+        }
+        is_pending
+    }
+
+    /// Whether the backend has not heard a signal for so long that it has to check for interrupts where it allocates
+    /// memory.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.has(&self.overdue)
+    }
+
+    /// Whether the backend has not heard a signal for so long that it has to end at a safepoint.
+    pub(super) fn is_condemned(&self) -> bool {
+        self.has(&self.condemning)
+    }
+
+    /// Whether one of `marks` is still pending: a mark stays after its signal was heard, until it is sent again.
+    fn has(&self, marks: &AtomicU32) -> bool {
+        marks.load(Ordering::SeqCst) & self.pending.load(Ordering::SeqCst) != 0
+    }
+
+    /// The backend does not go on beyond the safepoint where it is.
+    pub(super) fn end(&self) {
+        self.was_ended.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the backend was ended at a safepoint.
+    pub(crate) fn was_ended(&self) -> bool {
+        self.was_ended.load(Ordering::SeqCst)
     }
 
     /// Lets the backend go on beyond its safepoints.

@@ -24,7 +24,6 @@ use crate::{
     cluster::{Signal, Signals},
     engine::on_wasm_stack,
     fs::Silent,
-    guest::end_unless_heard,
     log::{LineConsole, LogSink},
     postgres::process,
     protocol::error_response::{ErrorResponse, sqlstate},
@@ -179,8 +178,7 @@ impl Isolated {
                 // The cluster ends with the connection, so its unfinished commands can be abandoned.
                 Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
             };
-            interrupted.send(signal);
-            end_unless_heard(&interrupted, signal);
+            interrupted.send_until_heard(signal);
         });
         let admission = template.snapshot.admission();
         let control = start.control.clone();
@@ -199,7 +197,7 @@ impl Isolated {
         Ok(match backend.end_session(error) {
             Ok(SessionExit::Client) => SessionEnd::ClientGone,
             Ok(SessionExit::Fatal) => SessionEnd::Orderly,
-            Err(_) if signals.is_condemned() => SessionEnd::Refused(ErrorResponse::terminated()),
+            Ok(SessionExit::Unheard) => SessionEnd::Refused(ErrorResponse::terminated()),
             Err(error) => {
                 self.tally.traps.add(1);
                 SessionEnd::Trapped(error)

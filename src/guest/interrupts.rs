@@ -49,6 +49,10 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             _ => Ok(()),
         }
     })?;
+    linker.func_wrap(HOOK_MODULE, Hook::IsOverdue.name(), |mut caller: Caller<'_, Guest>| {
+        let is_overdue = caller.data().signals.is_overdue() && !holds_interrupts_off(&mut caller)?;
+        Ok::<_, wasmtime::Error>(i32::from(is_overdue))
+    })?;
     linker.func_wrap(HOOK_MODULE, Hook::Kill.name(), kill)?;
     linker.func_wrap(HOOK_MODULE, Hook::SemaphoreWait.name(), |mut caller: Caller<'_, Guest>, flag: u32| {
         waiting::wait_until_cleared(&mut caller, flag)
@@ -88,17 +92,24 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     Ok(delivered)
 }
 
+/// Whether the process has a lightweight lock or is in a critical section.
+fn holds_interrupts_off(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
+    let (memory, guest) = memory::of(caller)?;
+    for counter in ["InterruptHoldoffCount", "CritSectionCount"] {
+        if memory::read_u32(memory, guest.facts.address(counter)?)? != 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// At a `CHECK_FOR_INTERRUPTS`: handles signals and timers, and gives other sessions their turns, where `PostgreSQL`
 /// would handle interrupts, that is without lightweight locks and outside critical sections (`ProcessInterrupts` in
 /// `src/backend/tcop/postgres.c`).
 fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
     deliver(caller)?;
-    let (memory, guest) = memory::of(caller)?;
-    for counter in ["InterruptHoldoffCount", "CritSectionCount"] {
-        let address = guest.facts.address(counter)?;
-        if memory::read_u32(memory, address)? != 0 {
-            return Ok(());
-        }
+    if holds_interrupts_off(caller)? {
+        return Ok(());
     }
     checkpoint::wait_if_due(caller)?;
     let Some(seat) = caller.data_mut().seat.as_mut().filter(|seat| seat.others_wait()) else { return Ok(()) };

@@ -56,7 +56,7 @@ pub(crate) use instance::Exports;
 pub(crate) use interrupts::deliver;
 pub(crate) use net::encode_socket_address;
 pub(crate) use stack::NativeStack;
-pub(crate) use timers::{Timers, end_unless_heard};
+pub(crate) use timers::Timers;
 pub(crate) use waiting::wait;
 
 /// The state of one wasm instance in its store, for host functions.

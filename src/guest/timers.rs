@@ -5,17 +5,14 @@
 //! interrupts the backend, whose hooks then find the timer due.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, LazyLock, Weak},
-    thread,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
 use wasmtime::{AsContextMut, Caller, Linker};
 
 use super::Guest;
-use crate::cluster::{Signal, Signals};
+use crate::cluster::{Signals, alarm};
 
 /// `ITIMER_REAL`, `ITIMER_VIRTUAL` and `ITIMER_PROF`; Emscripten runs all three on real time.
 const TIMERS: usize = 3;
@@ -53,10 +50,10 @@ impl Timers {
     fn set(&mut self, which: usize, deadline: Option<Instant>) {
         let Some(place) = self.deadlines.get_mut(which) else { return };
         if let Some(old) = std::mem::replace(place, deadline) {
-            ALARM.withdraw(old, which, &self.signals);
+            alarm::withdraw(old, which, &self.signals);
         }
         if let Some(deadline) = deadline {
-            ALARM.set(deadline, which, &self.signals);
+            alarm::set(deadline, which, &self.signals);
         }
     }
 
@@ -129,76 +126,6 @@ pub(super) fn run_due(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     Ok(())
 }
 
-/// The thread that waits for the deadlines of all guests.
-struct Alarm {
-    /// The signals to interrupt, by deadline, the address of the signals, and the number of the guest's timer.
-    waiting: Mutex<BTreeMap<(Instant, usize, usize), Weak<Signals>>>,
-    changed: Condvar,
-}
-
-static ALARM: LazyLock<&'static Alarm> = LazyLock::new(|| {
-    let alarm: &'static Alarm = Box::leak(Box::new(Alarm { waiting: Mutex::default(), changed: Condvar::new() }));
-    let spawned = thread::Builder::new().name("alarm".into()).stack_size(64 << 10).spawn(|| alarm.run());
-    if let Err(error) = spawned {
-        tracing::error!(
-            "timeouts take effect only between queries, because the thread for timers cannot be started: {error}"
-        );
-    }
-    alarm
-});
-
-/// How long a session that is to end has until its next check for interrupts; less than a program that is told to stop
-/// waits for its sessions.
-const END_GRACE: Duration = Duration::from_secs(3);
-
-/// The number of the alarm for the signal number 0 after [`END_GRACE`]. Greater ones are for other signals; a guest's
-/// timers have smaller ones.
-const END: usize = usize::MAX - 64;
-
-/// Ends the session behind `signals`, which was sent `signal`, at a safepoint if it does not check for interrupts in
-/// time. The memory that it shares with others, if any, is in doubt then.
-pub(crate) fn end_unless_heard(signals: &Arc<Signals>, signal: Signal) {
-    ALARM.set(Instant::now() + END_GRACE, END + signal.number().unsigned_abs() as usize, signals);
-}
-
-impl Alarm {
-    /// Interrupts the backend at `deadline`.
-    fn set(&self, deadline: Instant, which: usize, signals: &Arc<Signals>) {
-        let mut waiting = self.waiting.lock();
-        let is_next = waiting.first_key_value().is_none_or(|((next, ..), _)| deadline < *next);
-        waiting.insert((deadline, Arc::as_ptr(signals).addr(), which), Arc::downgrade(signals));
-        if is_next {
-            self.changed.notify_one();
-        }
-    }
-
-    /// Removes a deadline if it has not passed. A timeout that is set for every statement must not stay until it would
-    /// be due.
-    fn withdraw(&self, deadline: Instant, which: usize, signals: &Arc<Signals>) {
-        self.waiting.lock().remove(&(deadline, Arc::as_ptr(signals).addr(), which));
-    }
-
-    fn run(&self) {
-        let mut waiting = self.waiting.lock();
-        loop {
-            let Some(&next) = waiting.keys().next() else {
-                self.changed.wait(&mut waiting);
-                continue;
-            };
-            if self.changed.wait_until(&mut waiting, next.0).timed_out()
-                && let Some(signals) = waiting.remove(&next).and_then(|signals| signals.upgrade())
-            {
-                let signal =
-                    next.2.checked_sub(END).and_then(|number| Signal::from_number(i32::try_from(number).ok()?));
-                match signal {
-                    Some(signal) => signals.condemn_unless_heard(signal),
-                    None => signals.interrupt(),
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -253,21 +180,15 @@ mod tests {
         other.set(0, Some(hour));
         timers.set(0, Some(Instant::now()));
         assert_eq!(interrupts.recv_timeout(Duration::from_mins(1)), Ok(()));
-        // Until the thread waits for the other one.
-        while !ALARM.changed.notify_one() {
-            thread::yield_now();
-        }
+        alarm::until_handled();
         assert_eq!(no_interrupts.try_recv(), Err(TryRecvError::Empty));
-        assert!(ALARM.waiting.lock().contains_key(&(hour, Arc::as_ptr(&later).addr(), 0)));
+        assert_eq!(alarm::number(&later), 1);
     }
 
     #[test]
     fn a_guest_has_no_more_deadlines_than_timers_and_none_when_it_is_gone() {
         let signals = Arc::<Signals>::default();
-        let number = || {
-            let waiting = ALARM.waiting.lock();
-            waiting.keys().filter(|(_, address, _)| *address == Arc::as_ptr(&signals).addr()).count()
-        };
+        let number = || alarm::number(&signals);
         let mut timers = Timers::new(signals.clone());
         let hour = Instant::now() + Duration::from_hours(1);
         for second in 0..100 {

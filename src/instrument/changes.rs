@@ -26,6 +26,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) found: &'a Found,
     /// Address of `MyProcPid`.
     pub(super) my_proc_pid: u32,
+    /// Address of `InterruptPending`.
+    pub(super) interrupt_pending: u32,
     /// Index of the added global [`super::HAS_CHECKPOINTER`].
     pub(super) has_checkpointer: u32,
     /// Index of the first hook.
@@ -108,6 +110,7 @@ impl Surroundings<'_> {
                 let calls = calls_of(target, &operators, self.found.function("strcmp")?)?;
                 return Ok(calls.map(|at| Edit { at: at..at + 1, with: vec![self.call(hook)] }).collect());
             }
+            Change::ProcessInterrupts(hook) => Edit { at: 0..0, with: self.process_interrupts(hook)? },
             Change::RealTime => return real_time::edits(target, &operators, self),
             Change::ShownWait => {
                 let at = real_time::wait_start(target, &operators)?;
@@ -140,6 +143,19 @@ impl Surroundings<'_> {
         instructions.extend(self.pass_on(hook));
         instructions.extend([Instruction::Return, Instruction::End]);
         instructions
+    }
+
+    fn process_interrupts(&self, hook: Hook) -> Result<Vec<Instruction<'static>>, InstrumentError> {
+        let mut instructions = load(self.interrupt_pending, 2).to_vec();
+        instructions.extend([
+            Instruction::If(BlockType::Empty),
+            self.call(hook),
+            Instruction::If(BlockType::Empty),
+            self.function("ProcessInterrupts")?,
+            Instruction::End,
+            Instruction::End,
+        ]);
+        Ok(instructions)
     }
 
     fn refuse_locales(&self) -> Vec<Instruction<'static>> {

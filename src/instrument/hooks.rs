@@ -87,11 +87,14 @@ pub enum Hook {
     /// `scram_compare(text, other) -> 0 if they are equal`: in place of `strcmp`, `text` is the name of the mechanism that
     /// the client has chosen, the type of its channel binding, or what it says to be bound to.
     ScramCompare,
+    /// `is_overdue() -> bool`: `InterruptPending` was set, and the backend is about to allocate memory, where an error may
+    /// be raised as at a `CHECK_FOR_INTERRUPTS()`. If the host returns true, `ProcessInterrupts` runs.
+    IsOverdue,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -118,6 +121,7 @@ impl Hook {
         Self::ScramMechanisms,
         Self::ScramExchange,
         Self::ScramCompare,
+        Self::IsOverdue,
     ];
 
     /// Its import name.
@@ -150,6 +154,7 @@ impl Hook {
             Self::ScramMechanisms => "scram_mechanisms",
             Self::ScramExchange => "scram_exchange",
             Self::ScramCompare => "scram_compare",
+            Self::IsOverdue => "is_overdue",
         }
     }
 
@@ -163,7 +168,8 @@ impl Hook {
             | Self::Timestamp
             | Self::RealTimestamp
             | Self::ClientIsTrusted
-            | Self::ClientAuthenticated => &[],
+            | Self::ClientAuthenticated
+            | Self::IsOverdue => &[],
             Self::ShownTimestamp => &[ValType::I64],
             Self::PgUsleep
             | Self::RequestCheckpoint
@@ -197,7 +203,8 @@ impl Hook {
             | Self::ToUpper
             | Self::ToLower
             | Self::ClientIsTrusted
-            | Self::ScramCompare => &[ValType::I32],
+            | Self::ScramCompare
+            | Self::IsOverdue => &[ValType::I32],
             _ => &[],
         }
     }

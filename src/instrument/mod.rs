@@ -148,6 +148,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     let around = Surroundings {
         found: &found,
         my_proc_pid: facts.address("MyProcPid")?,
+        interrupt_pending: facts.address("InterruptPending")?,
         has_checkpointer: u32::try_from(module.globals.len()).unwrap_or(u32::MAX),
         first_hook: module.imported_functions,
     };

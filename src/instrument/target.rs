@@ -98,6 +98,8 @@ pub(super) enum Change {
     ClearMapping,
     /// It calls the host in place of `strcmp`.
     Compare(Hook),
+    /// If `InterruptPending` is set and the host says so, it first calls `ProcessInterrupts`.
+    ProcessInterrupts(Hook),
 }
 
 pub(super) const fn signature(parameters: usize, results: usize) -> Signature {

@@ -144,6 +144,13 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Enter(Hook::ProcessInterrupts)],
     },
+    // Where memory is allocated PostgreSQL's code has to expect an error, "out of memory", and so one of a process that
+    // was cancelled, or told to end, and does not check for interrupts for long. None of these calls another.
+    allocates("palloc", 1),
+    allocates("palloc0", 1),
+    allocates("repalloc", 2),
+    allocates("MemoryContextAlloc", 2),
+    allocates("MemoryContextAllocZero", 2),
     // It reads from a pipe that only a postmaster's children have. VACUUM calls it after every sleep.
     Target {
         name: "PostmasterIsAliveInternal",
@@ -429,3 +436,12 @@ pub(super) const TARGETS: &[Target] = &[
         changes: &[Change::Enter(Hook::ImportRules)],
     },
 ];
+
+const fn allocates(name: &'static str, parameters: usize) -> Target {
+    Target {
+        name,
+        signature: signature(parameters, 1),
+        evidence: Evidence::Exported,
+        changes: &[Change::ProcessInterrupts(Hook::IsOverdue)],
+    }
+}

@@ -32,6 +32,9 @@ pub fn unstoppable(links: u32) -> String {
     format!("with c0 as (select 1 as x){chain} select x from c{links}")
 }
 
+/// A statement that computes for an hour and more, without a check for interrupts and without allocating memory.
+pub const DEAF: &str = "select length(translate(repeat('a', 1000000), repeat('b', 1000000), ''))";
+
 /// Texts to compare with what was received.
 pub fn texts<const N: usize>(texts: [&str; N]) -> [String; N] {
     texts.map(str::to_owned)

@@ -252,8 +252,8 @@ impl Postmaster {
         let seat = running.seats.join(Priority::Client);
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
         let interrupt = move |interrupt| match interrupt {
-            Interrupt::Cancel => signals.send(Signal::INT),
-            Interrupt::Terminate => signals.send(Signal::TERM),
+            Interrupt::Cancel => signals.send_until_heard(Signal::INT),
+            Interrupt::Terminate => signals.send_until_heard(Signal::TERM),
             // What its client has sent is still carried out, as in PostgreSQL: the session ends when it reads the end
             // of its input.
             Interrupt::ClientGone => {}
@@ -296,6 +296,7 @@ impl Postmaster {
         match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
             Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
+            Ok(SessionExit::Unheard) => Ok(SessionEnd::Refused(ErrorResponse::terminated())),
             Err(error) if error.is::<Crashed>() => Ok(SessionEnd::Refused(crash_report())),
             Err(error) => {
                 self.tally.traps.add(1);
