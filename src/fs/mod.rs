@@ -3,6 +3,7 @@
 //! # Layout, in reading order
 //!
 //! * `extent`, `chunk`, `content`: the bytes of files: immutable and shared below, changed chunks above.
+//! * `disposal`: frees large contents.
 //! * `shared`: the bytes of files that several processes have mapped.
 //! * `storage`, `host`, `written`: files that outlive the program, in a directory of the host, and their first sync.
 //! * `directory`, `device`, `node`: the kinds of inodes.
@@ -21,6 +22,7 @@ mod content;
 mod descriptors;
 mod device;
 mod directory;
+mod disposal;
 mod errno;
 mod extent;
 mod files;
