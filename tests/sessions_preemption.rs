@@ -145,3 +145,26 @@ fn a_program_that_is_told_to_stop_does_not_wait_for_sessions_that_hear_nothing()
     server.stop();
     busy.assert_ended("57P01");
 }
+
+#[test]
+fn a_statement_that_only_allocates_memory_hears_its_timeout() {
+    let (_server, busy, other) = Peer::two();
+    busy.run("set statement_timeout = '1s'");
+    assert_eq!(busy.fail(&unstoppable(2000)), "57014");
+    assert_eq!(busy.value("select 1"), other.value("select 1"));
+}
+
+#[test]
+fn a_session_ends_whose_client_has_left_and_whose_statement_does_not_check_for_interrupts() {
+    for statement in [&unstoppable(2000), DEAF] {
+        let server = Server::shared();
+        let other = Peer::connect(&server);
+        let mut session = server.session(&[]);
+        let (process_id, _) = session.key();
+        session.query(statement);
+        other.until_active(process_id);
+        drop(session);
+        other.until(&format!("select not exists (select from pg_stat_activity where pid = {process_id})"));
+        assert_eq!(other.value(LOCKS_OF_OTHERS), "0");
+    }
+}

@@ -84,7 +84,11 @@ impl Alarm {
             }
             let Some(signals) = waiting.remove(&next).and_then(|signals| signals.upgrade()) else { continue };
             match due {
-                Due::Timer(_) => signals.interrupt(),
+                Due::Timer(_) => {
+                    signals.send(Signal::ALRM);
+                    let overdue = Instant::now() + signals.slice.until_overdue();
+                    waiting.insert((overdue, address, Due::Overdue(Signal::ALRM)), Arc::downgrade(&signals));
+                }
                 Due::Overdue(signal) => signals.press(signal),
                 Due::Condemned(signal) => {
                     if signals.condemn(signal) {

@@ -27,6 +27,10 @@ impl Signal {
     pub(crate) const USR1: Self = Self(10);
     /// Exit (the checkpointer); a worker has started or ended (the autovacuum launcher).
     pub(crate) const USR2: Self = Self(12);
+    /// The client has left. `PostgreSQL` has no handler for it, and carries on with what the client has sent.
+    pub(crate) const PIPE: Self = Self(13);
+    /// A timer is due, which the host looks at itself.
+    pub(crate) const ALRM: Self = Self(14);
     /// End the session (`die`).
     pub(crate) const TERM: Self = Self(15);
     /// Wake up from a latch's wait; there is nothing else to do.
@@ -107,8 +111,8 @@ impl Signals {
         self.interrupt();
     }
 
-    /// Sends `signal`, which cancels a statement or ends the session, and sees to it that it is heard: after
-    /// [`Slice::until_overdue`] the backend also checks for interrupts where it allocates memory, after
+    /// Sends `signal`, which cancels a statement, ends the session or says that its client has left, and sees to it that
+    /// it is heard: after [`Slice::until_overdue`] the backend also checks for interrupts where it allocates memory, after
     /// [`Slice::until_condemned`] it ends at a safepoint.
     pub(crate) fn send_until_heard(self: &Arc<Self>, signal: Signal) {
         self.send(signal);
@@ -158,19 +162,23 @@ impl Signals {
     }
 
     /// Whether the backend has not heard a signal for so long that it has to check for interrupts where it allocates
-    /// memory.
+    /// memory. If its client has left, it finds that it has to end.
     pub(crate) fn is_overdue(&self) -> bool {
-        self.has(&self.overdue)
+        let overdue = self.pending_of(&self.overdue);
+        if overdue & (1 << Signal::PIPE.0) != 0 {
+            self.send(Signal::TERM);
+        }
+        overdue != 0
     }
 
     /// Whether the backend has not heard a signal for so long that it has to end at a safepoint.
     pub(super) fn is_condemned(&self) -> bool {
-        self.has(&self.condemning)
+        self.pending_of(&self.condemning) != 0
     }
 
-    /// Whether one of `marks` is still pending: a mark stays after its signal was heard, until it is sent again.
-    fn has(&self, marks: &AtomicU32) -> bool {
-        marks.load(Ordering::SeqCst) & self.pending.load(Ordering::SeqCst) != 0
+    /// Those of `marks` that are still pending: a mark stays after its signal was heard, until it is sent again.
+    fn pending_of(&self, marks: &AtomicU32) -> u32 {
+        marks.load(Ordering::SeqCst) & self.pending.load(Ordering::SeqCst)
     }
 
     /// The backend does not go on beyond the safepoint where it is.

@@ -78,8 +78,10 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     while store.as_context().data().signals.any() {
         let arrived = store.as_context().data().signals.take();
         for signal in arrived {
-            // SIGURG only ends a wait, which it has done; SIGINT has no query to cancel in an idle session.
-            if signal == Signal::URG || (signal == Signal::INT && store.as_context().data().is_idle) {
+            // SIGURG only ends a wait, which it has done; SIGINT has no query to cancel in an idle session; the timers are
+            // run below; and PostgreSQL carries on when its client has left.
+            let is_idle = store.as_context().data().is_idle;
+            if matches!(signal, Signal::URG | Signal::ALRM | Signal::PIPE) || (signal == Signal::INT && is_idle) {
                 continue;
             }
             if let Some(raise) = store.as_context().data().exports()?.raise.clone() {

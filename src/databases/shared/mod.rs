@@ -254,9 +254,9 @@ impl Postmaster {
         let interrupt = move |interrupt| match interrupt {
             Interrupt::Cancel => signals.send_until_heard(Signal::INT),
             Interrupt::Terminate => signals.send_until_heard(Signal::TERM),
-            // What its client has sent is still carried out, as in PostgreSQL: the session ends when it reads the end
-            // of its input.
-            Interrupt::ClientGone => {}
+            // What its client has sent is still carried out, as in PostgreSQL, as long as it checks for interrupts: the
+            // session ends when it reads the end of its input.
+            Interrupt::ClientGone => signals.send_until_heard(Signal::PIPE),
         };
         // Without a key until PostgreSQL has made one.
         let registration = Arc::new(Mutex::new(Some(start.control.register(process_id, &[], interrupt.clone()))));
