@@ -20,6 +20,9 @@ use pglite_port::{
 
 use super::{PATIENCE, cache, wire};
 
+/// How many bytes of the backend may wait for their reader, as in a frame connection's window.
+const WINDOW: usize = 256 << 10;
+
 #[derive(Default)]
 struct State {
     to_backend: VecDeque<u8>,
@@ -50,11 +53,17 @@ impl Client for Pipe {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.0.lock().expect("no panic").gone {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        self.change(|state| state.from_backend.extend(bytes));
-        Ok(bytes.len())
+        self.change(|state| {
+            let room = WINDOW.saturating_sub(state.from_backend.len()).min(bytes.len());
+            if state.gone {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            if room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            state.from_backend.extend(&bytes[..room]);
+            Ok(room)
+        })
     }
 
     fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
@@ -65,7 +74,7 @@ impl Client for Pipe {
             }
             let ready = match interest {
                 Interest::Read => state.gone || !state.to_backend.is_empty(),
-                Interest::Write => true,
+                Interest::Write => state.gone || state.from_backend.len() < WINDOW,
                 Interest::Nothing => false,
             };
             if ready {
@@ -165,12 +174,12 @@ impl Local {
 
     /// Waits for the next `ReadyForQuery` or the end; returns all messages up to it.
     pub fn until_ready(&mut self) -> Vec<wire::Message> {
-        wire::Message::all(self.wait_for(|state| state.gone || is_ready(&state.from_backend)))
+        wire::Message::all(self.wait_for(is_ready))
     }
 
     /// Waits until the backend has begun its answer, which stays unread.
     pub fn wait_for_answer(&mut self) {
-        let bytes = self.wait_for(|state| state.gone || !state.from_backend.is_empty());
+        let bytes = self.wait_for(|_| true);
         self.pipe.change(|state| state.from_backend.splice(..0, bytes).count());
     }
 
@@ -213,15 +222,24 @@ impl Local {
         self.ended.recv_timeout(PATIENCE).expect("it ends")
     }
 
-    fn wait_for(&self, condition: impl Fn(&State) -> bool) -> Vec<u8> {
-        let state = self.pipe.0.0.lock().expect("no panic");
-        let (mut state, waited) =
-            self.pipe.0.1.wait_timeout_while(state, PATIENCE, |state| !condition(state)).expect("no panic");
-        let bytes = std::mem::take(&mut state.from_backend);
-        // The backend's end uses the lock, also when the test has failed.
-        drop(state);
-        assert!(!waited.timed_out(), "the backend does not answer");
-        bytes
+    /// What the backend sends until that is enough, or until it is gone.
+    fn wait_for(&self, is_enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        loop {
+            let state = self.pipe.0.0.lock().expect("no panic");
+            let has_nothing = |state: &mut State| state.from_backend.is_empty() && !state.gone;
+            let (mut state, waited) = self.pipe.0.1.wait_timeout_while(state, PATIENCE, has_nothing).expect("no panic");
+            let more = std::mem::take(&mut state.from_backend);
+            let is_gone = state.gone;
+            // The backend's end uses the lock, also when the test has failed.
+            drop(state);
+            assert!(!waited.timed_out(), "the backend does not answer");
+            self.pipe.0.1.notify_all();
+            bytes.extend(more);
+            if is_gone || is_enough(&bytes) {
+                return bytes;
+            }
+        }
     }
 }
 
