@@ -63,7 +63,8 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 
 .PHONY: test-rust
 test-rust: toolchain $(PGLITE) $(DRIVERS) ## the Rust tests
-	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus
+	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus \
+	  javac=default-jdk-headless /usr/share/java/postgresql.jar=libpostgresql-jdbc-java
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) $(CARGO) test --locked --no-fail-fast
 	for cluster in directory template; do \

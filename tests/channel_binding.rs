@@ -6,7 +6,6 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    process::Command,
     sync::Arc,
     time::Instant,
 };
@@ -21,7 +20,7 @@ use rustls::{
 use sha2::{Digest, Sha256};
 use support::{
     PATIENCE,
-    authority::{Authority, port, psql, session},
+    authority::{Authority, psql, session},
     server::{Server, text},
     wire::{self, Message},
 };
@@ -124,34 +123,5 @@ fn a_proof_is_bound_to_the_certificate_and_nobody_can_hide_that_it_could_be() {
         while authenticate(&server, held.clone(), "SCRAM-SHA-256-PLUS", own()) != ["in"] {
             assert!(started.elapsed() < PATIENCE, "{mode}: the files were not read");
         }
-    }
-}
-
-/// What node-postgres says when it connects; `sslnegotiation` is `postgres` or `direct`.
-fn node_postgres(arguments: [&str; 6]) -> String {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/drivers/node_postgres.mjs");
-    let output = Command::new("node").arg(script).args(arguments).output().expect("node is installed");
-    text(&output).to_owned()
-}
-
-#[test]
-fn node_postgres_verifies_the_server_and_binds_its_password() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
-    fs::write(authority.path("password"), "secret\n").expect("a disk");
-    let file = authority.path("password");
-    let server = authority.serve(&["--auth", "scram-sha-256", "--password-file", &file]);
-    let port = port(&server);
-    let (own, strange) = (authority.path("ca.pem"), stranger.path("ca.pem"));
-    for negotiation in ["postgres", "direct"] {
-        let connect = |host, authority, password, is_bound| {
-            node_postgres([host, &port, authority, password, negotiation, is_bound])
-        };
-        assert_eq!(connect("localhost", &own, "secret", "false"), "1", "{negotiation}");
-        assert_eq!(connect("localhost", &own, "secret", "true"), "1", "{negotiation}");
-        assert_eq!(connect("localhost", &own, "wrong", "true"), "28P01", "{negotiation}");
-        // Node's name for it depends on what OpenSSL looks at first.
-        let refused = connect("localhost", &strange, "secret", "false");
-        assert!(refused.starts_with("CERT_") || refused.starts_with("UNABLE_TO_VERIFY"), "{refused}");
-        assert_eq!(connect("127.0.0.1", &own, "secret", "false"), "ERR_TLS_CERT_ALTNAME_INVALID");
     }
 }
