@@ -7,10 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use flate2::read::GzDecoder;
 use memmap2::Mmap;
 
 use super::{
+    archive::{Archived, ArchivedFile, read_archive},
     content::Content,
     errno::Errno,
     extent::{Extent, Source},
@@ -57,6 +57,9 @@ pub enum BundleError {
     /// An archive could not be unpacked.
     #[error("cannot unpack an extension's archive: {0}")]
     Archive(#[from] io::Error),
+    /// An archive is not compressed, or not with gzip.
+    #[error("it is not compressed with gzip")]
+    NotCompressed,
     /// A name in an archive is absolute, or leads out of its directory.
     #[error("refusing to unpack {0:?}, which leads out of the directory it belongs to")]
     Escape(String),
@@ -102,7 +105,8 @@ pub fn open_bundle(data: &Path, script: &Path) -> Result<Arc<FrozenTree>, Bundle
         let Some(extent) = extent else {
             return Err(BundleError::Range { name, start, end, available });
         };
-        place(&mut tree, &name, extent, permissions(&name))?;
+        let node = Node::new(Kind::File(Content::from_extent(extent)), permissions(&name));
+        place(&mut tree, &name, node)?;
     }
     Ok(tree.freeze())
 }
@@ -119,50 +123,53 @@ fn permissions(name: &str) -> u32 {
     }
 }
 
-/// Puts a file with the bytes of `extent` into the tree, and makes its parent directories.
-fn place(tree: &mut Tree, path: &str, extent: Extent, permissions: u32) -> Result<(), BundleError> {
+/// Puts a node into the tree, and makes its parent directories.
+fn place(tree: &mut Tree, path: &str, node: Node) -> Result<(), BundleError> {
     let failed = |errno| BundleError::Place { path: path.to_owned(), errno };
     let (directory, name) = path.rsplit_once('/').ok_or_else(|| failed(Errno::EINVAL))?;
     if matches!(name, "" | "." | "..") {
         return Err(failed(Errno::EINVAL));
     }
     let parent = make_directories(tree, directory.as_bytes()).map_err(failed)?;
-    let node = Node::new(Kind::File(Content::from_extent(extent)), permissions);
     tree.create(parent, name.as_bytes(), node).map_err(failed)?;
     Ok(())
 }
 
 /// Unpacks an extension's `.tar.gz` below the directory `below` of the guest (PGlite: `/pglite`), replacing files of
-/// the same names, and returns the paths of the files, in the archive's order. Names that begin with a dot are left
-/// out, as PGlite does (`extensionUtils.ts`).
+/// the same names, and returns the paths of the files, in the archive's order.
 ///
 /// # Errors
 /// [`BundleError`]; what was unpacked until then stays.
 pub fn unpack_extension(tree: &mut Tree, archive: impl Read, below: &str) -> Result<Vec<String>, BundleError> {
-    let mut archive = tar::Archive::new(GzDecoder::new(archive));
     let mut unpacked = Vec::new();
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if name.starts_with('/') || name.split('/').any(|part| part == "..") {
-            return Err(BundleError::Escape(name));
-        }
-        if name.starts_with('.') {
-            continue;
-        }
-        let path = format!("{below}/{}", name.trim_end_matches('/'));
+    for file in read_archive(archive)? {
+        let path = format!("{below}/{}", file.path);
         let failed = |errno| BundleError::Place { path: path.clone(), errno };
-        if entry.header().entry_type().is_dir() {
-            make_directories(tree, path.as_bytes()).map_err(failed)?;
-        } else if entry.header().entry_type().is_file() {
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes)?;
-            let executable = entry.header().mode()? & 0o111 != 0;
-            replace(tree, &path, bytes, if executable { 0o755 } else { 0o644 })?;
-            unpacked.push(path);
+        match file.content {
+            Archived::Directory => {
+                make_directories(tree, path.as_bytes()).map_err(failed)?;
+                continue;
+            }
+            content => {
+                remove(tree, &path).map_err(failed)?;
+                place(tree, &path, content.into_node())?;
+            }
         }
+        unpacked.push(path);
     }
     Ok(unpacked)
+}
+
+/// A tree with the files of an archive whose paths are wanted.
+///
+/// # Errors
+/// [`BundleError::Place`], if a name is there twice.
+pub fn tree_of(files: Vec<ArchivedFile>, is_wanted: impl Fn(&str) -> bool) -> Result<Arc<FrozenTree>, BundleError> {
+    let mut tree = Tree::new();
+    for file in files.into_iter().filter(|file| file.content != Archived::Directory && is_wanted(&file.path)) {
+        place(&mut tree, &format!("/{}", file.path), file.content.into_node())?;
+    }
+    Ok(tree.freeze())
 }
 
 /// Puts a file into the tree, replacing one of the same name, and makes its parent directories.
@@ -170,12 +177,8 @@ pub fn unpack_extension(tree: &mut Tree, archive: impl Read, below: &str) -> Res
 /// # Errors
 /// [`BundleError::Place`]
 pub fn put_file(tree: &mut Tree, path: &str, content: Vec<u8>) -> Result<(), BundleError> {
-    replace(tree, path, content, 0o644)
-}
-
-fn replace(tree: &mut Tree, path: &str, content: Vec<u8>, permissions: u32) -> Result<(), BundleError> {
     remove(tree, path).map_err(|errno| BundleError::Place { path: path.to_owned(), errno })?;
-    place(tree, path, Extent::owned(content), permissions)
+    place(tree, path, Node::new(Kind::File(Content::from_extent(Extent::owned(content))), 0o644))
 }
 
 /// Removes the file `path`, if there is one.

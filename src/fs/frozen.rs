@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    added::AddedFiles,
     directory::Directory,
     node::{Ino, Kind, Node},
 };
@@ -46,6 +47,8 @@ pub struct FrozenTree {
     pub(super) next: Ino,
     /// The sum of the lengths of all files.
     pub(super) len_of_files: u64,
+    /// The files that the program has added.
+    pub(super) added: Option<Arc<AddedFiles>>,
 }
 
 impl FrozenTree {
@@ -53,13 +56,47 @@ impl FrozenTree {
     #[must_use]
     pub fn empty() -> Arc<Self> {
         let root = Node::new(Kind::Directory(Directory::new(ROOT)), 0o777);
-        Arc::new(Self::new(InoMap::from_iter([(ROOT, Arc::new(root))]), Ino(ROOT.0 + 1)))
+        Arc::new(Self::new(InoMap::from_iter([(ROOT, Arc::new(root))]), Ino(ROOT.0 + 1), None))
     }
 
-    pub(super) fn new(nodes: InoMap<Arc<Node>>, next: Ino) -> Self {
+    pub(super) fn new(nodes: InoMap<Arc<Node>>, next: Ino, added: Option<Arc<AddedFiles>>) -> Self {
         // A damaged store may have any lengths.
         let len_of_files = nodes.values().fold(0, |sum: u64, node| sum.saturating_add(node.len()));
-        Self { nodes, next, len_of_files }
+        Self { nodes, next, len_of_files, added }
+    }
+
+    /// The path and the node of everything but directories.
+    #[must_use]
+    pub(super) fn files(&self) -> Vec<(String, Arc<Node>)> {
+        let (mut found, mut unseen) = (Vec::new(), vec![(String::new(), ROOT)]);
+        while let Some((path, ino)) = unseen.pop() {
+            let Some(node) = self.nodes.get(&ino) else { continue };
+            match &node.kind {
+                Kind::Directory(directory) => unseen.extend(
+                    directory
+                        .iter_from(0)
+                        .map(|(_, entry)| (format!("{path}/{}", String::from_utf8_lossy(&entry.name)), entry.ino)),
+                ),
+                _ => found.push((path, node.clone())),
+            }
+        }
+        found
+    }
+
+    /// The paths of everything but directories.
+    #[must_use]
+    pub fn paths(&self) -> Vec<String> {
+        self.files().into_iter().map(|(path, _)| path).collect()
+    }
+
+    /// What is in the regular file at `path`, if there is one.
+    #[must_use]
+    pub fn read(&self, path: &str) -> Option<Vec<u8>> {
+        let (_, node) = self.files().into_iter().find(|(found, _)| found == path)?;
+        let Kind::File(content) = &node.kind else { return None };
+        let mut bytes = vec![0; usize::try_from(content.len()).ok()?];
+        content.read_at(0, &mut bytes);
+        Some(bytes)
     }
 
     /// The number of inodes: files, directories, links and devices.

@@ -13,9 +13,12 @@
 //! * `pipe`, `descriptors`: what a process has open.
 //! * `files`: one process' view of a tree; the functions of POSIX.
 //! * `layout`: the directories and devices that every guest needs.
-//! * `bundle`: puts PGlite's files and extensions into a tree.
+//! * `archive`, `bundle`: put PGlite's files and extensions into a tree.
+//! * `added`: files that the program adds to every tree, and that are not stored with it.
 //! * `store`: a frozen tree on disk.
 
+mod added;
+mod archive;
 mod bundle;
 mod chunk;
 mod content;
@@ -39,7 +42,9 @@ mod store;
 mod tree;
 mod written;
 
-pub use bundle::{BundleError, open_bundle, put_file, unpack_extension};
+pub use added::AddedFiles;
+pub use archive::{Archived, ArchivedFile, read_archive};
+pub use bundle::{BundleError, open_bundle, put_file, tree_of, unpack_extension};
 pub(crate) use content::is_zero;
 pub use descriptors::{MAX_DESCRIPTORS, OpenFlags};
 pub use device::{Console, Device, Silent, Stream};

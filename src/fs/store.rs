@@ -101,8 +101,9 @@ enum StoredKind {
 }
 
 impl FrozenTree {
-    /// Writes the tree into `directory`, which is created if necessary. An existing tree is replaced; where it is
-    /// open, it stays usable. The index is removed first and written last: a directory with an index is complete.
+    /// Writes the tree without added files into `directory`, which is created if necessary. An existing tree is
+    /// replaced; where it is open, it stays usable. The index is removed first and written last: a directory with an
+    /// index is complete.
     ///
     /// The directory must not be written to or opened elsewhere meanwhile.
     ///
@@ -111,7 +112,7 @@ impl FrozenTree {
     pub fn write_to(&self, directory: &Path) -> Result<(), StoreError> {
         fs::create_dir_all(directory)?;
         let data = tempfile::NamedTempFile::new_in(directory)?;
-        let mut inodes: Vec<_> = self.nodes.iter().collect();
+        let mut inodes: Vec<_> = self.nodes.iter().filter(|(ino, _)| !ino.is_added()).collect();
         inodes.sort_unstable_by_key(|(ino, _)| **ino);
         let mut data_len = 0;
         let mut nodes = Vec::with_capacity(inodes.len());
@@ -125,7 +126,11 @@ impl FrozenTree {
                 }
                 Kind::Directory(directory) => StoredKind::Directory {
                     parent: directory.parent(),
-                    entries: directory.iter_from(0).map(|(_, entry)| (entry.name.to_vec(), entry.ino)).collect(),
+                    entries: directory
+                        .iter_from(0)
+                        .filter(|(_, entry)| !entry.ino.is_added())
+                        .map(|(_, entry)| (entry.name.to_vec(), entry.ino))
+                        .collect(),
                 },
                 Kind::Symlink(target) => StoredKind::Symlink(target.to_vec()),
                 Kind::Device(device) => StoredKind::Device(*device),
@@ -183,7 +188,7 @@ impl FrozenTree {
                 return Err(StoreError::Inconsistent("an inode number is used twice"));
             }
         }
-        let tree = Self::new(nodes, stored.next);
+        let tree = Self::new(nodes, stored.next, None);
         tree.check_names()?;
         tree.check_parents()?;
         Ok(tree)

@@ -3,6 +3,7 @@
 use std::{collections::hash_map, sync::Arc};
 
 use super::{
+    added::AddedFiles,
     directory::{Directory, Name},
     disposal::dispose,
     errno::Errno,
@@ -45,6 +46,8 @@ pub struct Tree {
     len_at_beginning: u64,
     /// What counts against the quota of the cluster.
     counted: Counted,
+    /// The files that the program has added.
+    pub(super) added: Option<Arc<AddedFiles>>,
     /// The directory whose files outlive the program, if there is one.
     pub(super) mount: Option<Mount>,
 }
@@ -68,6 +71,7 @@ impl Tree {
         let len_at_beginning = base.len_of_files;
         Self {
             next: base.next,
+            added: base.added.clone(),
             base,
             overlay: InoMap::default(),
             opens: InoMap::default(),
@@ -184,11 +188,16 @@ impl Tree {
     pub(super) fn insert(&mut self, parent: Ino, name: &[u8], node: Node) -> Result<Ino, Errno> {
         let ino = self.next;
         self.next.0 += 1;
+        self.insert_as(ino, parent, name, node)?;
+        Ok(ino)
+    }
+
+    /// Adds a node with the number `ino`, which no other node has.
+    pub(super) fn insert_as(&mut self, ino: Ino, parent: Ino, name: &[u8], node: Node) -> Result<(), Errno> {
         let slot = Slot::Changed(node);
         self.sizes = self.sizes.and(Sizes::of(&slot));
         self.overlay.insert(ino, slot);
-        self.change_directory(parent, |directory| directory.insert(name, ino))?;
-        Ok(ino)
+        self.change_directory(parent, |directory| directory.insert(name, ino))
     }
 
     /// Gives the node `ino` the further name `name` in `parent`.

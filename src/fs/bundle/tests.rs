@@ -116,11 +116,33 @@ fn an_archive_that_leads_out_of_its_directory_is_refused() {
 }
 
 #[test]
+fn links_to_names_beside_them_are_unpacked_and_others_lead_out() {
+    let link = |target: &str| {
+        let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        builder.append_link(&mut header, "share/a--1.0.sql", target).unwrap();
+        builder.into_inner().unwrap().finish().unwrap()
+    };
+    let files = read_archive(link("b.sql").as_slice()).unwrap();
+    assert_eq!(files, [ArchivedFile { path: "share/a--1.0.sql".into(), content: Archived::Link("b.sql".into()) }]);
+    let mut tree = Tree::new();
+    unpack_extension(&mut tree, link("b.sql").as_slice(), "/pglite").unwrap();
+    let share = make_directories(&mut tree, b"/pglite/share").unwrap();
+    let ino = tree.lookup(share, b"a--1.0.sql").unwrap().unwrap();
+    assert!(matches!(&tree.node(ino).unwrap().kind, Kind::Symlink(target) if &**target == b"b.sql"));
+    for target in ["../b.sql", "/etc/passwd", "c/b.sql"] {
+        assert!(matches!(read_archive(link(target).as_slice()), Err(BundleError::Escape(_))), "{target}");
+    }
+}
+
+#[test]
 fn a_damaged_archive_is_an_error() {
     let mut bytes = archive(&[("a", 0o644, b"x")]);
     bytes.truncate(bytes.len() / 2);
     assert!(matches!(unpack_extension(&mut Tree::new(), bytes.as_slice(), "/p"), Err(BundleError::Archive(_))));
     let mut noise = Vec::new();
     noise.write_all(b"not gzip at all").unwrap();
-    assert!(matches!(unpack_extension(&mut Tree::new(), noise.as_slice(), "/p"), Err(BundleError::Archive(_))));
+    assert!(matches!(unpack_extension(&mut Tree::new(), noise.as_slice(), "/p"), Err(BundleError::NotCompressed)));
 }

@@ -47,7 +47,7 @@ impl Tree {
             }
         }
         self.overlay = kept;
-        self.base = Arc::new(FrozenTree::new(nodes, self.next));
+        self.base = Arc::new(FrozenTree::new(nodes, self.next, self.added.clone()));
         let own = self.overlay.values().map(Sizes::of).fold(Sizes::default(), Sizes::and);
         self.sizes = Sizes { files: self.sizes.files, ..own };
         self.count();
@@ -94,6 +94,7 @@ impl Tree {
         let overlay = self.overlay.iter().map(|(ino, slot)| (*ino, slot.clone())).collect();
         let mut detached = Self::from_frozen(Arc::clone(&self.base));
         (detached.overlay, detached.next, detached.sizes) = (overlay, self.next, self.sizes);
+        detached.added.clone_from(&self.added);
         detached.count();
         detached
     }
