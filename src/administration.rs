@@ -77,7 +77,8 @@ pub trait Administration: Send + Sync + 'static {
     /// The clusters, by name, without those of single connections.
     fn clusters(&self) -> Vec<ClusterSummary>;
 
-    /// Reloads the configuration files of the clusters, as a `SIGHUP` to a postmaster does.
+    /// Reloads the configuration files of the clusters, as a `SIGHUP` to a postmaster does, and looks again for
+    /// extensions that are installed.
     fn reload(&self);
 }
 

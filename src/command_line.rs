@@ -202,6 +202,11 @@ pub(crate) struct EngineOptions {
     /// Data of ICU 76 for languages with their own collation: a directory or a package (`icudt76l.dat`)
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) icu_data: Option<PathBuf>,
+    /// Offer the extensions in this file to every cluster, besides those of PGlite and of the packages beside it: a
+    /// `.tar.gz` with `share/postgresql/extension/*` and `lib/postgresql/*.so`. Its libraries are trusted. Can be given
+    /// several times
+    #[arg(long = "extension", global = true, value_name = "FILE")]
+    pub(crate) extensions: Vec<PathBuf>,
     /// Let superusers load libraries from files that SQL has written (`LOAD`, `CREATE FUNCTION ... LANGUAGE C`); their
     /// code runs in the sandbox of WebAssembly, but may run for ever. Without this, only PGlite's libraries are loaded
     #[arg(long, global = true)]

@@ -54,6 +54,8 @@ pub struct Paths {
     pub cache: Option<PathBuf>,
     /// ICU's data for languages with a collation of their own, a directory or a package; without, there are none.
     pub icu_data: Option<PathBuf>,
+    /// Bundles of the user's own extensions, which are offered besides those that are installed.
+    pub extensions: Vec<PathBuf>,
 }
 
 /// How clusters are made.
@@ -108,7 +110,8 @@ impl Databases {
     /// When the artefact is missing or foreign, or the cache cannot be used; the message says what to do.
     pub fn open(paths: &Paths, mode: Mode, settings: Settings, log: LogSink) -> anyhow::Result<Self> {
         let (pglite, cache, icu) = (paths.pglite.as_deref(), paths.cache.as_deref(), paths.icu_data.as_deref());
-        let templates = Templates::open(pglite, cache, icu, settings.warm, settings.user_libraries, log.clone())?;
+        let (warm, user_libraries, extensions) = (settings.warm, settings.user_libraries, &paths.extensions);
+        let templates = Templates::open(pglite, cache, icu, warm, user_libraries, extensions, log.clone())?;
         let templates = Arc::new(templates);
         let (start, access) = (settings.start, settings.shared.access.clone());
         let limits = settings.limits.check()?;

@@ -20,6 +20,7 @@
 //!
 //! From sessions to the wasm:
 //! * [`template`]: `initdb`, building, snapshots, the store on disk, the pool of clones.
+//! * `extensions`: extensions beside PGlite and the user's own: found, checked, offered to clusters.
 //! * `backend`: one instance: made, booted, forked, serving a session; `program`: the wasm, compiled and linked.
 //! * [`guest`]: the Emscripten host: everything that the wasm can use; one file for each concern.
 //! * `cluster`: what the processes of one cluster share: turns, signals, memory.
@@ -52,6 +53,7 @@ mod cluster;
 pub mod connection;
 pub mod databases;
 pub mod engine;
+mod extensions;
 pub mod fs;
 #[cfg(test)]
 mod fuzz;

@@ -207,6 +207,7 @@ impl CommandLine {
             pglite: engine.pglite_dir.clone(),
             cache: engine.cache_dir.clone(),
             icu_data: engine.icu_data.clone(),
+            extensions: engine.extensions.clone(),
         };
         let on_failure = Some(stop.on_failure());
         let settings = Settings { user_libraries: engine.allow_user_libraries, on_failure, ..settings };
@@ -228,7 +229,7 @@ impl CommandLine {
 impl EngineOptions {
     fn open_templates(&self) -> anyhow::Result<Templates> {
         let (pglite, cache, icu) = (self.pglite_dir.as_deref(), self.cache_dir.as_deref(), self.icu_data.as_deref());
-        Templates::open(pglite, cache, icu, 0, self.allow_user_libraries, LogSink::to_own_log())
+        Templates::open(pglite, cache, icu, 0, self.allow_user_libraries, &self.extensions, LogSink::to_own_log())
     }
 
     /// PGlite's backend.

@@ -41,6 +41,8 @@ pub enum Kind {
     Program,
     /// The files of a new cluster.
     Cluster,
+    /// The files of an extension's bundle.
+    Extension,
     /// The result of a check that a file of PGlite's has the pinned hash.
     Checksum,
     /// A template.
@@ -56,6 +58,7 @@ impl Kind {
             _ if extension == "verified" => Some(Self::Checksum),
             _ if name.starts_with("pglite-") => Some(Self::Program),
             _ if name.starts_with("cluster-") => Some(Self::Cluster),
+            _ if name.starts_with("extension-") => Some(Self::Extension),
             _ => None,
         }
     }
@@ -67,6 +70,7 @@ impl Kind {
             Self::Code => "code",
             Self::Program => "program",
             Self::Cluster => "cluster",
+            Self::Extension => "extension",
             Self::Checksum => "checksum",
             Self::Template => "template",
         }

@@ -69,6 +69,11 @@ impl Footprint {
         Ok(Self(Mutex::new(Spans::of(backend)?)))
     }
 
+    /// The backend's files.
+    pub(crate) fn tree(&self) -> Arc<Mutex<Tree>> {
+        self.0.lock().tree.clone()
+    }
+
     /// Follows `backend` to where its memory and its files are now.
     ///
     /// # Errors

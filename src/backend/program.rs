@@ -1,6 +1,6 @@
 //! The programs that guests run, compiled and linked against the host functions: `PostgreSQL`'s backend and `initdb`.
 
-use std::{fs, sync::Arc};
+use std::{collections::HashSet, fs, sync::Arc};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,14 @@ impl Program {
 
     pub(crate) fn libraries(&self) -> &Arc<LibraryStore> {
         &self.libraries
+    }
+
+    /// The names that the side module `wasm` imports and neither this program nor anything in `others` defines.
+    ///
+    /// # Errors
+    /// When it is no side module.
+    pub(crate) fn unresolved(&self, wasm: &[u8], others: &HashSet<String>) -> anyhow::Result<Vec<String>> {
+        self.libraries.unresolved(wasm, self.backend.module(), &self.facts, others)
     }
 
     pub(crate) fn instantiate(&self, store: &mut Store<Guest>) -> anyhow::Result<Instance> {

@@ -112,8 +112,14 @@ impl Administration for Databases {
     }
 
     fn reload(&self) {
+        if let Err(error) = self.templates.extensions().look_again() {
+            tracing::error!("the same extensions are offered as before: {error:#}");
+        }
         // A cluster that is being started reads its configuration anyway.
-        self.clusters.running().iter().for_each(|postmaster| postmaster.reload());
+        for postmaster in self.clusters.running() {
+            postmaster.offer_extensions();
+            postmaster.reload();
+        }
         self.isolated.reload();
     }
 }

@@ -137,6 +137,10 @@ impl Isolated {
         let template = match found {
             Ok(template) => template,
             Err(TemplateError::Broken(error)) => return Err(error),
+            Err(ref error @ TemplateError::Lacks { ref missing, .. }) => {
+                let report = ErrorResponse::fatal(sqlstate::UNDEFINED_FILE, error.to_string());
+                return Ok(SessionEnd::Refused(report.with_hint(missing.advice())));
+            }
             Err(TemplateError::Unknown(name)) => {
                 let what = if start.template.is_some() { "template" } else { "database" };
                 let report =
@@ -213,7 +217,8 @@ impl Isolated {
         }
     }
 
-    /// Makes every session read the configuration files of its cluster again.
+    /// Makes every session read the configuration files of its cluster again, and gives its cluster the extensions that
+    /// are installed now.
     pub(crate) fn reload(&self) {
         if let Some(rules) = &self.access.rules {
             let text = rules.next();
@@ -222,8 +227,14 @@ impl Isolated {
                 Err(error) => tracing::error!("the rules before stay in use: {error:#}"),
             }
         }
+        let offer = self.templates.extensions().offer();
         let live: Vec<_> = self.live.lock().values().cloned().collect();
-        live.iter().for_each(|live| live.signals.send(Signal::HUP));
+        for Live { footprint, signals } in live {
+            if let Err(error) = footprint.tree().lock().add(&offer.files) {
+                tracing::error!("a connection does not get the extensions that are installed now: {error}");
+            }
+            signals.send(Signal::HUP);
+        }
     }
 
     /// The memory and the disk that the clusters of connections use, as their limits count them.

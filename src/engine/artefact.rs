@@ -10,10 +10,13 @@ use crate::{engine::cache::Cache, sources::hex_digest};
 
 mod extensions;
 mod libraries;
+mod packages;
 
 pub use extensions::EXTENSIONS;
 pub use libraries::LIBRARIES;
 pub(crate) use libraries::library;
+pub(crate) use packages::is_of_pglite;
+pub use packages::{PACKAGES, Package, PackageError};
 
 /// The version of the npm package `@electric-sql/pglite` whose files are hosted.
 pub const PGLITE_VERSION: &str = "0.5.16";

@@ -40,6 +40,7 @@ use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 use crate::{
     clock::Clock,
     cluster::{Region, Seat, Signals},
+    engine::artefact::Package,
     fs::Files,
     instrument::Facts,
     random::Entropy,
@@ -70,6 +71,8 @@ pub(crate) struct Guest {
     pub(crate) exports: Option<Exports>,
     /// Side modules.
     pub(crate) libraries: Libraries,
+    /// The package whose library it has just looked for and not found.
+    missing: Option<&'static Package>,
     /// Side modules of the whole program.
     pub(crate) library_store: Arc<LibraryStore>,
     /// The rewriter's facts about the main module.
@@ -150,6 +153,7 @@ impl Guest {
             files: setup.files,
             exports: None,
             libraries: Libraries::new(u32::try_from(setup.facts.table_elements.saturating_add(callbacks))?),
+            missing: None,
             library_store: setup.library_store,
             facts: setup.facts,
             client: ClientStream::default(),

@@ -44,6 +44,8 @@ pub mod sqlstate {
     pub const DUPLICATE_OBJECT: &str = "42710";
     /// `undefined_object`
     pub const UNDEFINED_OBJECT: &str = "42704";
+    /// `undefined_file`
+    pub const UNDEFINED_FILE: &str = "58P01";
     /// `io_error`
     pub const IO_ERROR: &str = "58030";
     /// `admin_shutdown`

@@ -25,11 +25,12 @@ fn names(stock: &Stock) -> Vec<String> {
 
 #[test]
 fn what_was_not_used_for_long_goes_and_what_is_not_the_programs_stays() {
-    let (_outer, stock) = stock(&[("a.cwasm", 29), ("cluster-1", 31), ("pglite-1", 400), ("mine.txt", 400)]);
-    assert_eq!(names(&stock), ["a.cwasm", "cluster-1", "pglite-1"]);
+    let (_outer, stock) =
+        stock(&[("a.cwasm", 29), ("cluster-1", 31), ("extension-1", 32), ("pglite-1", 400), ("mine.txt", 400)]);
+    assert_eq!(names(&stock), ["a.cwasm", "cluster-1", "extension-1", "pglite-1"]);
     let pruned = stock.prune(Limits { unused_for: UNUSED_FOR, size: None }).unwrap();
-    assert_eq!((pruned.entries, pruned.failures.len(), names(&stock)), (2, 0, vec!["a.cwasm".to_owned()]));
-    assert!(pruned.bytes >= 2_000_000 && (1_000_000..1_100_000).contains(&pruned.remaining), "{pruned:?}");
+    assert_eq!((pruned.entries, pruned.failures.len(), names(&stock)), (3, 0, vec!["a.cwasm".to_owned()]));
+    assert!(pruned.bytes >= 3_000_000 && (1_000_000..1_100_000).contains(&pruned.remaining), "{pruned:?}");
     assert!(stock.cache.path("mine.txt").exists());
 }
 

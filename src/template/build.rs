@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::{recipe::Recipe, snapshot::Snapshot};
 use crate::{
     backend::{BOOTSTRAP_USER, Backend, program::Program},
+    extensions::{Needed, Offer},
     fs::{Console, Files, FrozenTree, Tree},
     guest::Setup,
     log::{LineConsole, LogSink},
@@ -54,6 +55,9 @@ const WARM_UP: [&str; 4] = [
 const HAS_PLPGSQL: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p \
     JOIN pg_catalog.pg_language l ON l.oid = p.prolang WHERE l.lanname = 'plpgsql')";
 
+/// The extensions that were created in the database.
+const EXTENSIONS: &str = "SELECT extname FROM pg_catalog.pg_extension ORDER BY 1";
+
 /// Loads PL/pgSQL and what it uses.
 const WARM_UP_PLPGSQL: &str = "DO $$ DECLARE n int := 0; BEGIN FOR i IN 1..3 LOOP \
     BEGIN n := n / (i - 2); EXCEPTION WHEN division_by_zero THEN n := i; END; END LOOP; END $$";
@@ -61,6 +65,8 @@ const WARM_UP_PLPGSQL: &str = "DO $$ DECLARE n int := 0; BEGIN FOR i IN 1..3 LOO
 /// Makes templates.
 pub(super) struct Builder<'a> {
     pub(super) program: &'a Program,
+    /// What is installed.
+    pub(super) offer: &'a Offer,
     pub(super) log: &'a LogSink,
     /// Shows the current step.
     pub(super) progress: &'a ProgressBar,
@@ -88,13 +94,21 @@ impl Builder<'_> {
     }
 
     /// Boots a backend on the cluster in `files`, connected to `database`, runs the warm-up queries in it, and
-    /// captures it into `directory`.
+    /// captures it into `directory`. Returns what it needs of the extensions that are installed.
     ///
     /// # Errors
     /// When it does not start, or the directory cannot be written.
-    pub(super) fn capture(&self, files: &Arc<FrozenTree>, database: &str, directory: &Path) -> anyhow::Result<()> {
-        let tree = Arc::new(Mutex::new(Tree::from_frozen(files.clone())));
+    pub(super) fn capture(
+        &self,
+        files: &Arc<FrozenTree>,
+        database: &str,
+        directory: &Path,
+    ) -> anyhow::Result<Vec<Needed>> {
+        let tree = Arc::new(Mutex::new(Tree::from_frozen(files.with(&self.offer.files)?)));
         let mut backend = self.boot(&tree, database)?;
+        let extensions = backend.query(EXTENSIONS).context("pg_extension cannot be read")?;
+        let extensions: Vec<String> = extensions.into_iter().flatten().flatten().collect();
+        let needed = self.offer.needed(&extensions);
         let has_plpgsql = backend.is_true(HAS_PLPGSQL).context("pg_proc cannot be read")?;
         for sql in has_plpgsql.then_some(WARM_UP_PLPGSQL).into_iter().chain(WARM_UP) {
             match backend.execute(sql).map_err(anyhow::Error::downcast::<SqlError>) {
@@ -110,7 +124,8 @@ impl Builder<'_> {
         backend.execute("CHECKPOINT").context("no checkpoint can be made")?;
         Snapshot::capture(&mut backend, directory)?;
         drop(backend);
-        Snapshot::rehearse(self.program, directory, database)
+        Snapshot::rehearse(self.program, directory, &self.offer.files, database)?;
+        Ok(needed)
     }
 
     fn boot(&self, tree: &Arc<Mutex<Tree>>, database: &str) -> anyhow::Result<Backend> {

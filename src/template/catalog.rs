@@ -5,7 +5,11 @@
 //! database, from its files (a database started from them recovers as after a crash, so unlogged tables are empty
 //! then).
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use indicatif::ProgressBar;
@@ -27,6 +31,7 @@ use crate::{
         cache::{Cache, InUse, Lock},
         on_wasm_stack, spinner,
     },
+    extensions::{Extensions, Fit, MissingExtension, Offer},
     fs::{Console, FrozenTree, Tree, open_bundle},
     icu::IcuData,
     log::{LineConsole, LogSink},
@@ -42,6 +47,7 @@ pub struct Templates {
     program: Arc<Program>,
     artefact: Artefact,
     icu: IcuData,
+    extensions: Extensions,
     cache: Cache,
     shelf: Shelf,
     log: LogSink,
@@ -80,6 +86,14 @@ pub(crate) enum TemplateError {
     /// It was not prepared.
     #[error("there is no template {0:?}")]
     Unknown(String),
+    /// It needs an extension that is not installed.
+    #[error("the template {name:?} cannot be used: {missing}")]
+    Lacks {
+        /// Its name.
+        name: String,
+        /// The extension.
+        missing: MissingExtension,
+    },
     /// It cannot be built or opened.
     #[error(transparent)]
     Broken(#[from] anyhow::Error),
@@ -88,7 +102,8 @@ pub(crate) enum TemplateError {
 impl Templates {
     /// Opens the templates of the cache in `cache` (or the user's), for the PGlite files in `pglite` (or those found),
     /// with the ICU data in `icu` (if any) besides the generated data. `warm` clones of each template in use are kept
-    /// ready. `user_libraries`: SQL can load libraries that did not come with the program.
+    /// ready. `user_libraries`: SQL can load libraries that did not come with the program. `extensions`: the bundles of
+    /// the user's own extensions.
     ///
     /// # Errors
     /// When the artefact or ICU's data are missing or foreign, or the cache cannot be used; the message says what to
@@ -99,20 +114,27 @@ impl Templates {
         icu: Option<&Path>,
         warm: usize,
         user_libraries: bool,
+        extensions: &[PathBuf],
         log: LogSink,
     ) -> anyhow::Result<Self> {
         let icu = IcuData::open(icu)?;
         let cache = Cache::open(cache)?;
         let artefact = Artefact::find(pglite, &cache)?;
         let program = Arc::new(Program::load(&artefact, &cache, user_libraries)?);
+        let extensions = Extensions::open(&artefact, &program, &cache, extensions)?;
         let pool = Pool::new(program.clone(), warm)?;
         let shelf = Shelf::of(&cache)?;
         let (cluster, in_use) = Default::default();
-        Ok(Self { program, artefact, icu, cache, shelf, log, pool, cluster, in_use })
+        Ok(Self { program, artefact, icu, extensions, cache, shelf, log, pool, cluster, in_use })
     }
 
     pub(crate) fn program(&self) -> &Arc<Program> {
         &self.program
+    }
+
+    /// The extensions beyond those of PGlite.
+    pub(crate) fn extensions(&self) -> &Extensions {
+        &self.extensions
     }
 
     /// The clones that are kept ready.
@@ -149,7 +171,9 @@ impl Templates {
     pub(crate) fn find(&self, name: &str) -> Result<Arc<Template>, TemplateError> {
         let edition = self.shelf.edition(name);
         match self.in_use.lock().get(name) {
-            Some((opened, template)) if Some(*opened) == edition => return Ok(template.clone()),
+            Some((opened, template)) if Some(*opened) == edition && self.is_current(template) => {
+                return Ok(template.clone());
+            }
             None if edition.is_none() && name != DEFAULT => return Err(TemplateError::Unknown(name.to_owned())),
             _ => {}
         }
@@ -168,6 +192,11 @@ impl Templates {
                 result
             }
         }
+    }
+
+    /// Whether it has the extensions that are installed now.
+    fn is_current(&self, template: &Template) -> bool {
+        template.snapshot.files().has_added(&self.extensions.offer().files)
     }
 
     /// Closes the template `name`, which was removed. Its clones live on.
@@ -224,7 +253,12 @@ impl Templates {
             }
             Err(error) => return Err(unusable(name, error).into()),
         };
-        if label.program == self.key() {
+        let needed = self.shelf.needed(name).map_err(|error| unusable(name, error))?;
+        let fit = self.extensions.offer().fit(&needed);
+        let fit = fit.map_err(|missing| TemplateError::Lacks { name: name.to_owned(), missing })?;
+        if let Fit::Changed(extension) = fit {
+            tracing::info!("building the template {name:?} again, because the extension {extension:?} has changed");
+        } else if label.program == self.key() {
             match self.open_built(&label) {
                 Ok(template) => return Ok(template),
                 Err(error) => tracing::warn!("building the template {name:?} again, because {error:#}"),
@@ -244,7 +278,7 @@ impl Templates {
         let directory = self.shelf.path(&label.name);
         let in_use = self.shelf.hold(&label.name)?.with_context(|| format!("{} is gone", directory.display()))?;
         self.shelf.check_built(&label.name)?;
-        let snapshot = Snapshot::open(&self.program, &directory)?;
+        let snapshot = Snapshot::open(&self.program, &directory, &self.extensions.offer().files)?;
         let (name, database, limits) = (label.name.clone(), label.database.clone(), self.shelf.limits(&label.name)?);
         Ok(Template { name, database, limits, snapshot, _in_use: in_use })
     }
@@ -283,7 +317,8 @@ impl Templates {
     fn build(&self, lock: &Lock, name: &str, recipe: &Recipe, limits: Limits) -> anyhow::Result<Template> {
         let cluster = self.cluster()?;
         let progress = spinner(&format!("preparing the template {name}"));
-        let files = on_wasm_stack(|| self.builder(&progress).follow(recipe, &cluster))?;
+        let offer = self.extensions.offer();
+        let files = on_wasm_stack(|| self.builder(&offer, &progress).follow(recipe, &cluster))?;
         let built = files.and_then(|files| {
             let label = self.label(name, &recipe.database, None);
             self.build_from_files(lock, &label, Some(recipe), limits, &files, &progress)
@@ -313,20 +348,26 @@ impl Templates {
         progress: &ProgressBar,
     ) -> anyhow::Result<Template> {
         progress.set_message(format!("starting the template {}", label.name));
+        let offer = self.extensions.offer();
         self.shelf
             .publish(lock, label, recipe, limits, |directory| {
-                self.builder(progress).capture(files, &label.database, directory)
+                self.builder(&offer, progress).capture(files, &label.database, directory)
             })
             .with_context(|| format!("the template {:?} cannot be built", label.name))?;
         self.open_built(label)
     }
 
-    fn builder<'a>(&'a self, progress: &'a ProgressBar) -> Builder<'a> {
-        Builder { program: &self.program, log: &self.log, progress }
+    fn builder<'a>(&'a self, offer: &'a Offer, progress: &'a ProgressBar) -> Builder<'a> {
+        Builder { program: &self.program, offer, log: &self.log, progress }
+    }
+
+    /// The files of a new cluster, with the extensions that are installed.
+    pub(crate) fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
+        Ok(self.new_cluster()?.with(&self.extensions.offer().files)?)
     }
 
     /// The files of a new cluster, made once.
-    pub(crate) fn cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
+    fn new_cluster(&self) -> anyhow::Result<Arc<FrozenTree>> {
         let entry = format!("cluster-{}", &hex_digest(&[self.key().as_bytes()])[..32]);
         let directory = self.cache.path(&entry);
         let lock = self.cache.lock(&entry)?;

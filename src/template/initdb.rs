@@ -9,6 +9,7 @@ use wasmtime::{InstancePre, Ref, Store};
 use crate::{
     backend::{Backend, EXECUTABLE, program::Program},
     engine::artefact::{Artefact, EXTENSIONS},
+    extensions::PREFIX,
     fs::{At, Errno, Files, FrozenTree, OpenFlags, Silent, Tree, put_file, unpack_extension},
     guest::{Commands, Exports, Guest, LOCALES, LOCALES_FILE, Setup, call},
     icu::IcuData,
@@ -32,9 +33,6 @@ const ARGUMENTS: &[&str] = &[
 const ANY_ADDRESS: &str = "\
 # Whoever can connect to the program is let in; see --listen.\n\
 host    all             all             all                     trust\n";
-
-/// The directory in the guest's files that PostgreSQL is installed in.
-const PREFIX: &str = "/pglite";
 
 /// The configuration that `initdb` writes, and the settings in it that the command line of every cluster sets.
 const CONFIGURATION: &str = "/pglite/data/postgresql.conf";

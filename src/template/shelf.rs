@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{DEFAULT, recipe::Recipe, record, snapshot};
 use crate::{
     engine::cache::{Cache, InUse, Lock, SealError, Usage, size_on_disk},
+    extensions::Needed,
     quota::Limits,
     sources::hex_digest,
 };
@@ -25,6 +26,8 @@ const LABEL: &str = "label";
 const RECIPE: &str = "recipe";
 /// Only there if there are limits.
 const LIMITS: &str = "limits";
+/// Only there if extensions are needed that an installation may lack.
+const NEEDED: &str = "needed";
 
 /// What a template is, without its contents.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -195,7 +198,7 @@ impl Shelf {
         if path.exists() { record::read_with_copy(&path).map(Some) } else { Ok(None) }
     }
 
-    /// Puts the template of that label in place, whose contents `fill` writes.
+    /// Puts the template of that label in place, whose contents `fill` writes; it returns what the template needs.
     ///
     /// # Errors
     /// Those of `fill`, and when the directory cannot be written.
@@ -205,10 +208,13 @@ impl Shelf {
         label: &Label,
         recipe: Option<&Recipe>,
         limits: Limits,
-        fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+        fill: impl FnOnce(&Path) -> anyhow::Result<Vec<Needed>>,
     ) -> anyhow::Result<PathBuf> {
         self.directory.publish_directory(lock, |directory| {
-            fill(directory)?;
+            let needed = fill(directory)?;
+            if !needed.is_empty() {
+                record::write_with_copy(&directory.join(NEEDED), &needed)?;
+            }
             if limits != Limits::default() {
                 record::write_with_copy(&directory.join(LIMITS), &(limits.memory, limits.disk))?;
             }
@@ -230,6 +236,15 @@ impl Shelf {
         }
         let (memory, disk) = record::read_with_copy(&path)?;
         Ok(Limits { memory, disk })
+    }
+
+    /// The extensions beyond those of PGlite that the template `name` needs.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(super) fn needed(&self, name: &str) -> anyhow::Result<Vec<Needed>> {
+        let path = self.path(name).join(NEEDED);
+        if path.exists() { record::read_with_copy(&path) } else { Ok(Vec::new()) }
     }
 
     /// Keeps the template `name` from being removed for not being used; `None` when there is none.
@@ -301,7 +316,8 @@ mod tests {
         let lock = shelf.lock(name).unwrap();
         shelf
             .publish(&lock, &label, recipe, Limits::default(), |directory| {
-                Ok(fs::write(directory.join("x"), [1; 5000])?)
+                fs::write(directory.join("x"), [1; 5000])?;
+                Ok(Vec::new())
             })
             .unwrap();
     }

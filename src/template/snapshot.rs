@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::record;
 use crate::{
     backend::{Admission, Backend, Registers, footprint::PageMap, program::Program, timestamp},
-    fs::{Files, FrozenTree, ProcessState, Silent, Tree},
+    fs::{AddedFiles, Files, FrozenTree, ProcessState, Silent, Tree},
     guest::{Library, Setup},
     image::{Image, Layout, TouchedPages},
     protocol::messages::first_value,
@@ -97,23 +97,28 @@ impl Snapshot {
         record::write(&directory.join(STATE), &state)
     }
 
-    /// Opens a snapshot that [`Snapshot::capture`] has written: maps its files, and compiles only libraries that are
-    /// not in the cache.
+    /// Opens a snapshot that [`Snapshot::capture`] has written: maps its files, to which `added` are added, and
+    /// compiles only libraries that are not in the cache.
     ///
     /// # Errors
     /// When anything of it is missing or damaged.
-    pub(crate) fn open(program: &Program, directory: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(program: &Program, directory: &Path, added: &Arc<AddedFiles>) -> anyhow::Result<Self> {
         let first_pages = record::read(&directory.join(FIRST_PAGES)).unwrap_or_else(|error| {
             tracing::info!("clones will get their first pages one by one: {error:#}");
             TouchedPages::default()
         });
-        Self::open_with(program, directory, first_pages)
+        Self::open_with(program, directory, added, first_pages)
     }
 
-    fn open_with(program: &Program, directory: &Path, first_pages: TouchedPages) -> anyhow::Result<Self> {
+    fn open_with(
+        program: &Program,
+        directory: &Path,
+        added: &Arc<AddedFiles>,
+        first_pages: TouchedPages,
+    ) -> anyhow::Result<Self> {
         let state: State = record::read(&directory.join(STATE))?;
         let image = Image::open(&directory.join(MEMORY), state.memory.clone())?;
-        let files = Self::open_files(directory)?;
+        let files = Self::open_files(directory)?.with(added)?;
         let mut reader = Files::resume(tree(&files), &state.process, Box::new(Silent));
         let mut libraries = Vec::new();
         for (path, hash) in state.registers.libraries() {
@@ -131,8 +136,13 @@ impl Snapshot {
     ///
     /// # Errors
     /// When a clone cannot answer, or the directory cannot be written.
-    pub(super) fn rehearse(program: &Program, directory: &Path, database: &str) -> anyhow::Result<()> {
-        let snapshot = Self::open_with(program, directory, TouchedPages::default())?;
+    pub(super) fn rehearse(
+        program: &Program,
+        directory: &Path,
+        added: &Arc<AddedFiles>,
+        database: &str,
+    ) -> anyhow::Result<()> {
+        let snapshot = Self::open_with(program, directory, added, TouchedPages::default())?;
         let mut backend = snapshot.make(program)?;
         snapshot.make_distinct(&mut backend)?;
         if !backend.rehearse(database, snapshot.admission()).context("a first clone does not answer")? {

@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod cache;
+pub mod extension;
 pub mod fake;
 pub mod library;
 pub mod local;

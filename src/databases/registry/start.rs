@@ -100,6 +100,8 @@ impl Registry {
             }
         };
         cluster.limit(&postmaster);
+        // They may have changed while it started.
+        postmaster.offer_extensions();
         Ok(Arc::new(postmaster))
     }
 
@@ -120,6 +122,10 @@ fn no_template(error: TemplateError) -> ErrorResponse {
         TemplateError::Unknown(name) => {
             let message = format!("template \"{name}\" does not exist");
             ErrorResponse::error(sqlstate::INVALID_CATALOG_NAME, message).with_hint(PREPARE)
+        }
+        TemplateError::Lacks { ref missing, .. } => {
+            let report = ErrorResponse::error(sqlstate::UNDEFINED_FILE, error.to_string());
+            report.with_hint(missing.advice())
         }
         TemplateError::Broken(error) => error.into(),
     }

@@ -76,6 +76,7 @@ pub(crate) struct Postmaster {
     keeper: Arc<Keeper>,
     attached: Arc<Attached>,
     settings: SharedSettings,
+    files: Arc<Mutex<Tree>>,
     quota: Arc<Quota>,
     tally: Arc<Tally>,
     /// The database of the session that was let in last.
@@ -160,7 +161,9 @@ impl Postmaster {
     ) -> anyhow::Result<Self> {
         let (keeper, log) = (Arc::new(Keeper::default()), launch.log.clone());
         let (settings, tally) = (launch.settings.clone(), launch.tally.clone());
-        let quota = launch.files.lock().quota().clone();
+        let files = launch.files.clone();
+        files.lock().add(&templates.extensions().offer().files)?;
+        let quota = files.lock().quota().clone();
         let work = {
             let keeper = keeper.clone();
             move || keeper.keep_running(&launch, captured, on_failure.as_ref())
@@ -178,6 +181,7 @@ impl Postmaster {
             keeper,
             attached: Arc::default(),
             settings,
+            files,
             quota,
             tally,
             last_database: Mutex::new(DATABASE.to_owned()),
@@ -208,6 +212,14 @@ impl Postmaster {
         tree.mount(DATA_DIRECTORY.as_bytes(), opened.storage)
             .with_context(|| format!("the {data_directory} cannot be read"))?;
         Ok(tree)
+    }
+
+    /// Gives the cluster the extensions that are installed now, if it has others.
+    pub(crate) fn offer_extensions(&self) {
+        let offer = self.templates.extensions().offer();
+        if let Err(error) = self.files.lock().add(&offer.files) {
+            tracing::error!("a cluster does not get the extensions that are installed now: {error}");
+        }
     }
 
     /// What the cluster uses, and may.

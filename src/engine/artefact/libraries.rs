@@ -1,6 +1,6 @@
 //! The side modules in PGlite's files: those of the backend's own bundle and those of the extensions' bundles.
 
-use super::{PinnedFile, pinned};
+use super::{PinnedFile, packages, pinned};
 
 /// Every side module by its file's name in `lib/postgresql`. Only these are loaded, unless the program was started with
 /// `--allow-user-libraries`: SQL can write a file with any name and replace any file, but it cannot make another file
@@ -76,7 +76,7 @@ pub const LIBRARIES: [PinnedFile; 68] = [
     pinned("uuid-ossp.so", "4876e451edd4be36bc7bb32972bfbfb346cd711bf39b16b851afa67a1781b359"),
 ];
 
-/// The library whose file has this SHA-256.
+/// The library of PGlite or of a package whose file has this SHA-256.
 pub(crate) fn library(sha256: &str) -> Option<PinnedFile> {
-    LIBRARIES.into_iter().find(|library| library.sha256 == sha256)
+    LIBRARIES.into_iter().find(|library| library.sha256 == sha256).or_else(|| packages::library(sha256))
 }

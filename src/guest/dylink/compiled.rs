@@ -66,6 +66,8 @@ pub(crate) struct LibraryStore {
     linker: Linker<Guest>,
     /// Whether other libraries are loaded than those that came with the program.
     allows_others: bool,
+    /// The names of further libraries that count as those of the program, by the SHA-256 of their files.
+    trusted: Mutex<HashMap<String, String>>,
     libraries: Mutex<HashMap<String, Arc<Library>>>,
     /// The others, while a guest has them.
     others: Mutex<HashMap<String, Weak<Library>>>,
@@ -76,8 +78,13 @@ impl LibraryStore {
     /// A store that links against the host functions of `linker`. `allows_others`: it also has libraries that did not
     /// come with the program.
     pub(crate) fn new(compiler: Compiler, linker: Linker<Guest>, allows_others: bool) -> Self {
-        let (libraries, others, invokes) = Default::default();
-        Self { compiler, linker, allows_others, libraries, others, invokes }
+        let (trusted, libraries, others, invokes) = Default::default();
+        Self { compiler, linker, allows_others, trusted, libraries, others, invokes }
+    }
+
+    /// From now on the library whose file has the SHA-256 `hash` counts as one that came with the program.
+    pub(crate) fn trust(&self, name: &str, hash: &str) {
+        self.trusted.lock().insert(hash.to_owned(), name.to_owned());
     }
 
     /// The host functions.
@@ -108,11 +115,27 @@ impl LibraryStore {
     pub(crate) fn library(&self, wasm: &[u8]) -> anyhow::Result<Arc<Library>> {
         // What a file is, and not where it is, because SQL can write and rename files.
         let hash = hex_digest(&[wasm]);
-        match artefact::library(&hash) {
-            Some(file) => self.bundled(file.name, hash, wasm),
+        let trusted = || self.trusted.lock().get(&hash).cloned();
+        match artefact::library(&hash).map(|file| file.name.to_owned()).or_else(trusted) {
+            Some(name) => self.bundled(&name, hash, wasm),
             None if self.allows_others => self.other(hash, wasm),
             None => Err(NotBundled.into()),
         }
+    }
+
+    /// As [`LibraryStore::library`], and compiles what linking it to `main` takes besides.
+    ///
+    /// # Errors
+    /// As [`LibraryStore::library`].
+    pub(crate) fn library_to_link(&self, wasm: &[u8], main: &Module) -> anyhow::Result<Arc<Library>> {
+        let library = self.library(wasm)?;
+        for (import, export) in library.module.imports().zip(library.from_main(main)) {
+            let name = import.name();
+            if export.is_none() && library.is_bundled && name.starts_with("invoke_") {
+                self.invoke_module(name)?;
+            }
+        }
+        Ok(library)
     }
 
     fn bundled(&self, name: &str, hash: String, wasm: &[u8]) -> anyhow::Result<Arc<Library>> {
@@ -152,18 +175,11 @@ impl LibraryStore {
         name: &str,
         is_bundled: bool,
     ) -> anyhow::Result<Func> {
-        let wasm = || {
-            instrument::invoke_module(name)
-                .with_context(|| format!("the signature of {name} is not one of Emscripten's"))
-        };
         let known = self.invokes.lock().get(name).cloned();
         let module = match known {
             Some(module) => module,
-            None if is_bundled => {
-                let module = self.compiler.module(name, &sources::code_key(name), wasm)?;
-                self.invokes.lock().entry(name.to_owned()).or_insert(module).clone()
-            }
-            None => self.compiler.passing_module(&wasm()?)?,
+            None if is_bundled => self.invoke_module(name)?,
+            None => self.compiler.passing_module(&invoke_wasm(name)?)?,
         };
         let main = store.as_context().data().exports()?.instance;
         let imports = module
@@ -176,4 +192,17 @@ impl LibraryStore {
         let instance = Instance::new(&mut *store, &module, &imports)?;
         instance.get_func(store, name).with_context(|| format!("{name} was not made"))
     }
+
+    /// The module of the function `name`, compiled once.
+    fn invoke_module(&self, name: &str) -> anyhow::Result<Module> {
+        if let Some(module) = self.invokes.lock().get(name) {
+            return Ok(module.clone());
+        }
+        let module = self.compiler.module(name, &sources::code_key(name), || invoke_wasm(name))?;
+        Ok(self.invokes.lock().entry(name.to_owned()).or_insert(module).clone())
+    }
+}
+
+fn invoke_wasm(name: &str) -> anyhow::Result<Vec<u8>> {
+    instrument::invoke_module(name).with_context(|| format!("the signature of {name} is not one of Emscripten's"))
 }

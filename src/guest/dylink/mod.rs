@@ -14,12 +14,16 @@
 //! * `dylink_section`: the description in a library's file
 //! * `compiled`: the compiled libraries of the whole program
 //! * `link`: the definitions of a library's imports
+//! * `missing`: a hint for libraries that are not installed
 //! * `user`: what other libraries may be than those that came with the program
+//! * `check`: whether a library can be linked that is to come with the program
 //! * `restore`: restores the libraries of one guest in another
 
+mod check;
 mod compiled;
 mod dylink_section;
 mod link;
+mod missing;
 mod restore;
 #[cfg(test)]
 mod tests;
@@ -35,6 +39,7 @@ use crate::{instrument::SIDE_MODULE_START, protocol::error_response::sqlstate};
 use compiled::NotBundled;
 pub(crate) use compiled::{Library, LibraryStore};
 use link::{address, instantiate, reserve};
+pub(super) use missing::explain as explain_missing;
 pub(crate) use restore::restore;
 
 /// The module that defines a symbol.
@@ -211,8 +216,9 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
     let wasm =
         caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
     let store = caller.data().library_store.clone();
+    let main = caller.data().exports()?.instance.module(&*caller).clone();
     // Compiling takes seconds, and nobody else has to wait for it.
-    let library = waiting::without_turn(caller, |_| store.library(&wasm)).map_err(GuestEnd)??;
+    let library = waiting::without_turn(caller, |_| store.library_to_link(&wasm, &main)).map_err(GuestEnd)??;
     // The same file at another path. Otherwise copies of a library would take memory and slots of the table without
     // limit.
     if let Some(number) = caller.data().libraries.loaded.iter().position(|it| it.library.hash() == library.hash()) {

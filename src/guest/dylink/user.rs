@@ -22,7 +22,7 @@ const ALIGNMENT_MAX: u32 = 64 << 10;
 const TABLE_MAX: u32 = 64 << 10;
 
 /// What compilers for C use. Other features make the host allocate memory that is not the guest's.
-const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
+pub(super) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
     .union(WasmFeatures::SATURATING_FLOAT_TO_INT)
     .union(WasmFeatures::SIGN_EXTENSION)
     .union(WasmFeatures::REFERENCE_TYPES)

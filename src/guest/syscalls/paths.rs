@@ -1,11 +1,11 @@
 //! System calls that take a path.
 
-use wasmtime::Linker;
+use wasmtime::{Caller, Linker};
 
-use super::{SyscallResult, at, count, five, four, not_negative, one, structures, three, two};
+use super::{SyscallResult, answer, at, count, five, four, not_negative, one, structures, three, two};
 use crate::{
     fs::{Access, At, Errno, Files, Follow, NewTime, OpenFlags, Timestamp},
-    guest::{Guest, memory},
+    guest::{Guest, dylink, memory},
 };
 
 const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
@@ -21,7 +21,13 @@ const UTIME_OMIT: u32 = 0x3fff_fffe;
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     four(linker, "__syscall_openat", openat)?;
     four(linker, "__syscall_faccessat", faccessat)?;
-    two(linker, "__syscall_stat64", stat64)?;
+    linker.func_wrap("env", "__syscall_stat64", |mut caller: Caller<'_, Guest>, path: u32, buffer: u32| {
+        let status = answer(&mut caller, |memory, files| stat64(memory, files, path, buffer))?;
+        if status == -Errno::ENOENT.number() {
+            dylink::explain_missing(&mut caller, path)?;
+        }
+        Ok(status)
+    })?;
     two(linker, "__syscall_lstat64", lstat64)?;
     four(linker, "__syscall_newfstatat", newfstatat)?;
     three(linker, "__syscall_statfs64", statfs64)?;

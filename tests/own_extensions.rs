@@ -1,0 +1,268 @@
+//! Extensions of the user's own (`--extension`): offered in every cluster, or refused with what is wrong.
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use pglite_port::{
+    administration::{Administration, ClusterOrigin, NewCluster},
+    connection::Connections,
+    databases::{Databases, Paths, Settings},
+    log::LogSink,
+    session::Mode,
+};
+use support::{
+    cache,
+    extension::{archive, pglite},
+    library::{body, with_functions},
+    local::{Connect, Local},
+    peer::Peer,
+    program::Program,
+    server::Server,
+};
+use tempfile::TempDir;
+use wasm_encoder::{
+    CodeSection, CustomSection, EntityType, ExportKind, ExportSection, FunctionSection, GlobalType, ImportSection,
+    Instruction, Module, TypeSection, ValType,
+};
+
+/// The scripts of an extension with a function `NAME_answer` in its library.
+fn script(name: &str) -> Vec<u8> {
+    format!("create function {name}_answer() returns int language c as '$libdir/{name}'").into_bytes()
+}
+
+/// A library with that function, which returns `answer`.
+fn library(name: &str, answer: i32) -> Vec<u8> {
+    with_functions(&[(&format!("{name}_answer"), &[Instruction::I32Const(answer)])])
+}
+
+/// The bundle of an extension of which each file may be left out or be another.
+struct Files {
+    control: (String, Vec<u8>),
+    script: (String, Vec<u8>),
+    library: (String, Vec<u8>),
+}
+
+impl Files {
+    fn of(name: &str, answer: i32) -> Self {
+        Self {
+            control: (
+                format!("share/postgresql/extension/{name}.control"),
+                b"default_version = '1.0'\nrelocatable = true\n".to_vec(),
+            ),
+            script: (format!("share/postgresql/extension/{name}--1.0.sql"), script(name)),
+            library: (format!("lib/postgresql/{name}.so"), library(name, answer)),
+        }
+    }
+
+    fn archive(&self) -> Vec<u8> {
+        let files = [&self.control, &self.script, &self.library];
+        archive(&files.map(|(path, bytes)| (path.as_str(), bytes.as_slice())))
+    }
+}
+
+/// A directory with a bundle `own.tar.gz`.
+fn bundle(bytes: &[u8]) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("own.tar.gz");
+    fs::write(&path, bytes).expect("a file");
+    (directory, path)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("text")
+}
+
+fn open(extensions: &[&Path]) -> (Arc<Databases>, Arc<Connections>) {
+    let extensions = extensions.iter().map(|path| path.to_path_buf()).collect();
+    let paths = Paths { cache: Some(cache::shared()), extensions, ..Paths::default() };
+    let opened = Databases::open(&paths, Mode::Isolated, Settings::default(), LogSink::to_own_log());
+    let databases = Arc::new(opened.expect("databases"));
+    (databases.clone(), Arc::new(Connections::new(databases)))
+}
+
+#[test]
+fn it_is_offered_in_every_cluster_and_its_library_counts_as_one_of_the_programs() {
+    let (_directory, path) = bundle(&Files::of("own", 42).archive());
+    let (databases, connections) = open(&[&path]);
+    let data = tempfile::tempdir().expect("a directory");
+    let clusters = [
+        NewCluster::default(),
+        NewCluster { data_directory: Some(data.path().join("data")), ..NewCluster::default() },
+        NewCluster { origin: ClusterOrigin::Template("postgres".to_owned()), ..NewCluster::default() },
+    ];
+    let mut sessions = vec![Local::connect(&connections, Connect::default()).0];
+    for new in clusters {
+        let name = databases.create_cluster(new).expect("a cluster").name;
+        sessions.push(Local::connect_to(&connections, &name));
+    }
+    for session in &mut sessions {
+        let versions = "select default_version from pg_available_extensions where name = 'own'";
+        assert_eq!(session.values(versions), ["1.0"]);
+        session.values("create extension own; load 'own'");
+        assert_eq!(session.values("select own_answer()"), ["42"]);
+    }
+}
+
+#[test]
+fn serve_port_and_prepare_take_several() {
+    let (_one, one) = bundle(&Files::of("own_one", 1).archive());
+    let (_two, two) = bundle(&Files::of("own_two", 2).archive());
+    let sql = one.with_file_name("a.sql");
+    fs::write(&sql, "create extension own_one; create extension own_two").expect("a file");
+    let both = ["--extension", text(&one), "--extension", text(&two)];
+    Program::succeed(&[&["prepare", "own both", "--sql", text(&sql)], &both[..]].concat());
+    let server = Server::with(&[&["--mode", "shared", "--template", "own both"], &both[..]].concat());
+    let peer = Peer::connect(&server);
+    let extensions = "select string_agg(name, ' ' order by name) from pg_available_extensions where name like 'own%'";
+    assert_eq!(peer.value(extensions), "own_one own_two");
+    drop(server);
+    let stderr =
+        Program::fail(&["serve", "--listen", "127.0.0.1:0", "--template", "own both", "--extension", text(&one)]);
+    for part in ["the template \"own both\"", "needs the extension \"own_two\"", "--extension FILE", "own.tar.gz"] {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+    let mut port = Program::spawn(&["port", "--extension", "/nonexistent/own.tar.gz"]);
+    // Its parent lives.
+    let _stdin = port.take_stdin();
+    let (status, _, stderr) = port.output();
+    assert_eq!(status, Some(1), "{stderr}");
+    assert!(stderr.contains("/nonexistent/own.tar.gz") && stderr.contains("cannot be read"), "{stderr}");
+}
+
+#[test]
+fn a_template_is_built_again_when_its_extension_has_changed() {
+    let (_directory, path) = bundle(&Files::of("own_changed", 1).archive());
+    let connect = Connect { template: Some("own changed"), ..Connect::default() };
+    {
+        let (_, connections) = open(&[&path]);
+        let mut origin = Local::connect(&connections, Connect::default()).0;
+        origin.values("create extension own_changed; create table t as select own_changed_answer()");
+        origin.freeze("own changed");
+        assert_eq!(Local::connect(&connections, connect).0.values("select own_changed_answer()"), ["1"]);
+    }
+    fs::write(&path, Files::of("own_changed", 2).archive()).expect("a file");
+    let (databases, connections) = open(&[&path]);
+    let mut clone = Local::connect(&connections, connect).0;
+    assert_eq!(clone.values("select own_changed_answer(), * from t"), ["2", "1"]);
+    drop(clone);
+    fs::write(&path, Files::of("own_changed", 3).archive()).expect("a file");
+    databases.reload();
+    assert_eq!(Local::connect(&connections, connect).0.values("select own_changed_answer()"), ["3"]);
+    // One that is wrong leaves the one before.
+    fs::write(&path, "wrong").expect("a file");
+    databases.reload();
+    assert_eq!(Local::connect(&connections, connect).0.values("select own_changed_answer()"), ["3"]);
+}
+
+/// A side module that imports the function `no_such_function` and the address of `no_such_variable`, and what is there.
+fn unresolved() -> Vec<u8> {
+    let mut module = Module::new();
+    module.section(&CustomSection { name: "dylink.0".into(), data: (&[1_u8, 4, 0, 0, 0, 0][..]).into() });
+    let mut types = TypeSection::new();
+    types.ty().function([], []);
+    types.ty().function([ValType::I32], [ValType::I32]);
+    module.section(&types);
+    let mut imports = ImportSection::new();
+    let address = GlobalType { val_type: ValType::I32, mutable: true, shared: false };
+    imports.import("env", "palloc", EntityType::Function(1));
+    imports.import("env", "no_such_function", EntityType::Function(0));
+    imports.import("GOT.mem", "CurrentMemoryContext", address);
+    imports.import("GOT.mem", "no_such_variable", address);
+    imports.import("GOT.func", "pfree", address);
+    module.section(&imports);
+    let mut functions = FunctionSection::new();
+    functions.function(0);
+    let mut exports = ExportSection::new();
+    exports.export("f", ExportKind::Func, 2);
+    let mut code = CodeSection::new();
+    code.function(&body(&[]));
+    module.section(&functions).section(&exports).section(&code);
+    module.finish()
+}
+
+/// The bundle of an extension with this library.
+fn with_library(wasm: &[u8]) -> Vec<u8> {
+    let files = Files::of("own", 0);
+    Files { library: (files.library.0.clone(), wasm.to_vec()), ..files }.archive()
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let valid = Files::of("own", 0);
+    let control = (valid.control.0.as_str(), valid.control.1.as_slice());
+    let mut cut = valid.archive();
+    cut.truncate(cut.len() / 2);
+    let invalid = {
+        let mut wasm = library("own", 0);
+        let last = wasm.len() - 100;
+        wasm.truncate(last);
+        wasm
+    };
+    let mut of_age = Files::of("age", 0);
+    of_age.library.0 = "lib/postgresql/other.so".to_owned();
+    let mut like_citext = Files::of("own", 0);
+    like_citext.library.0 = "lib/postgresql/citext.so".to_owned();
+    let wrong: [(Vec<u8>, &[&str]); 14] = [
+        (b"PK\x03\x04".to_vec(), &["not compressed with gzip"]),
+        (Vec::new(), &["not compressed with gzip"]),
+        (cut, &["cannot unpack"]),
+        (archive(&[("../escape", b"x"), control]), &["\"../escape\"", "leads out"]),
+        (archive(&[("/etc/escape", b"x"), control]), &["\"/etc/escape\"", "leads out"]),
+        (archive(&[("lib/postgresql/own.so", &library("own", 0))]), &["no control file"]),
+        (
+            archive(&[("extension/own.control", b"")]),
+            &["no control file share/postgresql/extension/NAME.control", "extension/own.control is at another place"],
+        ),
+        (archive(&[control]), &["\"own\" has no script share/postgresql/extension/own--VERSION.sql"]),
+        (with_library(b"\x7fELF\x02\x01"), &["the library own.so", "it is not WebAssembly"]),
+        (with_library(&Module::new().finish()), &["the library own.so", "not an Emscripten side module"]),
+        (with_library(&invalid), &["the library own.so", "unexpected end"]),
+        (with_library(&unresolved()), &["own.so needs no_such_function, no_such_variable, which PGlite does not have"]),
+        (of_age.archive(), &["\"age\"", "the installed package pglite-age"]),
+        (like_citext.archive(), &["PGlite has \"citext\" itself"]),
+    ];
+    for (bytes, parts) in wrong {
+        let (_directory, path) = bundle(&bytes);
+        let stderr = Program::fail(&["serve", "--listen", "127.0.0.1:0", "--extension", text(&path)]);
+        let line = stderr.lines().find(|line| line.starts_with("pglite-port: ")).unwrap_or_else(|| panic!("{stderr}"));
+        for part in parts.iter().chain(&[text(&path), "cannot be used"]) {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+    let (_directory, path) = bundle(&valid.archive());
+    let twice = ["serve", "--listen", "127.0.0.1:0", "--extension", text(&path), "--extension", text(&path)];
+    assert!(Program::fail(&twice).contains("as well"));
+}
+
+#[test]
+fn a_bundle_of_the_packages_is_taken_as_well_where_that_is_not_installed() {
+    let pglite_only = tempfile::tempdir().expect("a directory");
+    for file in fs::read_dir(pglite()).expect("a directory") {
+        let file = file.expect("an entry");
+        std::os::unix::fs::symlink(file.path(), pglite_only.path().join(file.file_name())).expect("a link");
+    }
+    let package = pglite().join("../../pglite-pg_hashids/dist/pg_hashids.tar.gz");
+    let server = Server::with(&["--pglite-dir", text(pglite_only.path()), "--extension", text(&package)]);
+    let peer = Peer::connect(&server);
+    peer.run("create extension pg_hashids");
+    assert_eq!(peer.value("select id_encode(1001)"), "jNl");
+    assert_eq!(peer.value("select count(*) from pg_available_extensions where name = 'vector'"), "0");
+}
+
+#[test]
+fn names_in_an_archive_may_begin_with_the_current_directory() {
+    let files = Files::of("own_dotted", 7);
+    let [control, script, library] =
+        [&files.control, &files.script, &files.library].map(|(path, bytes)| (format!("./{path}"), bytes));
+    let files = [&control, &script, &library].map(|(path, bytes)| (path.as_str(), bytes.as_slice()));
+    let (_directory, path) = bundle(&archive(&files));
+    let (_, connections) = open(&[&path]);
+    let mut session = Local::connect(&connections, Connect::default()).0;
+    session.values("create extension own_dotted");
+    assert_eq!(session.values("select own_dotted_answer()"), ["7"]);
+}
