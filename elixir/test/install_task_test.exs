@@ -35,6 +35,23 @@ defmodule PgliteEx.InstallTaskTest do
     assert output =~ "PGlite's files are in #{library}"
   end
 
+  test "the bundles of packages beside PGlite come with it, or are left out",
+       %{library: library, program: program, tmp_dir: directory} do
+    [dist, beside] =
+      for name <- ["pglite", "pglite-x"], do: Path.join([directory, "n", name, "dist"])
+
+    Enum.each([dist, beside], &File.mkdir_p!/1)
+    File.write!(Path.join(dist, "pglite.wasm"), "")
+    File.write!(Path.join(beside, "x.tar.gz"), "x")
+    arguments = ["--program", program, "--pglite-dir", dist]
+    assert {_output, 0} = install(library, arguments)
+    bundle = Path.join(library, "_build/prod/lib/pglite_ex/priv/pglite/x.tar.gz")
+    assert File.read!(bundle) == "x"
+    assert {_output, 0} = install(library, ["--no-extensions", "--force" | arguments])
+    refute File.exists?(bundle)
+    assert File.exists?(Path.join(Path.dirname(bundle), "pglite.wasm"))
+  end
+
   defp install(library, arguments) do
     System.cmd("mix", ["pglite_ex.install" | arguments],
       cd: library,

@@ -185,12 +185,14 @@ if Code.ensure_loaded?(ExUnit.CaseTemplate) do
       directory = options.cache_dir || :filename.basedir(:user_cache, "pglite-port")
 
       # Those with which the template is found again.
+      extensions = for path <- options.extensions, do: {"extension", path}
+
       places =
         for {flag, path} <- [
               {"cache-dir", options.cache_dir},
               {"icu-data", options.icu_data},
               {"pglite-dir", options.pglite_dir},
-              {"executable", options.executable}
+              {"executable", options.executable} | extensions
             ],
             path != nil,
             do: " --#{flag} '#{String.replace(path, "'", ~S('\''))}'"

@@ -186,6 +186,12 @@ defmodule PgliteEx.OptionValue do
       else: refuse!(key, path, "a path as a string")
   end
 
+  def validate!(:extensions, paths) do
+    if is_list(paths) and Enum.all?(paths, &(is_binary(&1) and &1 != "")),
+      do: Enum.map(paths, &Path.expand/1),
+      else: refuse!(:extensions, paths, "a list of paths as strings")
+  end
+
   def validate!(:log_level, level) when level in @log_levels, do: level
 
   def validate!(:log_level, level),

@@ -81,6 +81,9 @@ defmodule PgliteEx.Options do
       `mix pglite_ex.install` put it; `target/release` and `target/debug` of the checkout around this
       library; the directories of `PATH`.
     * `:pglite_dir` – the directory of PGlite's files.
+    * `:extensions` – bundles of extensions of your own: paths of `.tar.gz` files with
+      `share/postgresql/extension/*` and `lib/postgresql/*.so`, which every cluster offers besides those of
+      PGlite and of the packages beside it. Their libraries are trusted. Default: none.
     * `:cache_dir` – where compiled code and templates are kept.
     * `:icu_data` – ICU's data for languages with a collation of their own: a directory, or a
       package such as `icudt76l.dat`.
@@ -120,6 +123,7 @@ defmodule PgliteEx.Options do
             settings: [],
             executable: nil,
             pglite_dir: nil,
+            extensions: [],
             cache_dir: nil,
             icu_data: nil,
             log_level: nil
@@ -156,6 +160,7 @@ defmodule PgliteEx.Options do
           settings: [{atom, String.t() | number | boolean}],
           executable: nil | Path.t(),
           pglite_dir: nil | Path.t(),
+          extensions: [Path.t()],
           cache_dir: nil | Path.t(),
           icu_data: nil | Path.t(),
           log_level: nil | :error | :warn | :info | :debug | :trace

@@ -257,9 +257,10 @@ defmodule PgliteEx.Program do
     ]
 
     settings = for {name, value} <- options.settings, do: {"--set", "#{name}=#{value}"}
+    extensions = for path <- options.extensions, do: {"--extension", path}
 
     words =
-      for {flag, value} <- flags ++ settings,
+      for {flag, value} <- flags ++ settings ++ extensions,
           value != nil,
           word <- [flag, to_string(value)],
           do: word

@@ -35,7 +35,15 @@ defmodule PgliteEx.Workshop do
   defp keep(options, name, frozen, work) do
     workshop_options =
       options
-      |> Map.take([:executable, :pglite_dir, :cache_dir, :icu_data, :username, :log_level])
+      |> Map.take([
+        :executable,
+        :pglite_dir,
+        :extensions,
+        :cache_dir,
+        :icu_data,
+        :username,
+        :log_level
+      ])
       |> Keyword.new()
       |> Keyword.put(:database, name)
       |> Keyword.merge(authentication(options))

@@ -59,6 +59,14 @@ defmodule PgliteEx.ProgramTest do
       assert {~c"PGLITE_PORT_LOG", ~c"debug"} in settings[:env]
     end
 
+    test "name every extension of the user's own" do
+      arguments = settings(extensions: ["/opt/a.tar.gz", "/opt/b.tar.gz"])[:args]
+      assert ["--extension", "/opt/a.tar.gz"] = after_word(arguments, "--extension")
+      assert Enum.count(arguments, &(&1 == "--extension")) == 2
+      assert "/opt/b.tar.gz" in arguments
+      assert_raise ArgumentError, ~r/a list of paths/, fn -> settings(extensions: "/opt/a") end
+    end
+
     test "name the template of a shared cluster; the database of an isolated one names its own" do
       shared = settings(template: "shop", database: "app")
       assert ["--template", "shop"] = after_word(shared[:args], "--template")

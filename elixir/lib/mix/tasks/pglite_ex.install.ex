@@ -9,10 +9,13 @@ defmodule Mix.Tasks.PgliteEx.Install do
   `npm` for PGlite's files, which come from the package that `pglite/package-lock.json` pins by
   hash. What is there already is left alone.
 
+  The extensions in packages beside PGlite (pgvector, Apache AGE, pgmq, …) come with it.
+
   ## Options
 
     * `--program PATH` – takes this program instead of building one
     * `--pglite-dir PATH` – takes PGlite's files from this directory instead of installing them
+    * `--no-extensions` – leaves out the extensions in packages beside PGlite
     * `--force` – replaces what is there
   """
 
@@ -20,8 +23,10 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
   alias PgliteEx.Executable
 
-  @switches [program: :string, pglite_dir: :string, force: :boolean]
+  @switches [program: :string, pglite_dir: :string, extensions: :boolean, force: :boolean]
   @pglite_package "node_modules/@electric-sql/pglite/dist"
+  # Relative to that.
+  @bundles "../../pglite-*/dist/*.tar.gz"
 
   @impl Mix.Task
   def run(arguments) do
@@ -80,23 +85,31 @@ defmodule Mix.Tasks.PgliteEx.Install do
     if Executable.installed_pglite_dir() && not Keyword.get(options, :force, false) do
       say("#{target} is there; --force replaces it")
     else
-      copy_pglite(options[:pglite_dir] || install_package(target), target)
+      extensions? = Keyword.get(options, :extensions, true)
+
+      copy_pglite(
+        options[:pglite_dir] || install_package(target, extensions?),
+        target,
+        extensions?
+      )
     end
   end
 
-  defp install_package(target) do
+  defp install_package(target, extensions?) do
     checkout = Executable.checkout() || Mix.raise(no_package_lock(target))
     directory = Path.join(checkout, "pglite")
     say("Installing PGlite's files with npm ci")
 
-    case run_command(tool!("npm", "Node.js"), ["ci"], directory) do
+    command = if extensions?, do: ["ci"], else: ["ci", "--omit=optional"]
+
+    case run_command(tool!("npm", "Node.js"), command, directory) do
       :ok -> Path.join(directory, @pglite_package)
       {:failed, status} -> Mix.raise("npm ci in #{directory} failed with status #{status}")
     end
   end
 
   # Copied whole and renamed, so that a task that is killed leaves nothing half done.
-  defp copy_pglite(source, target) do
+  defp copy_pglite(source, target, extensions?) do
     unless File.regular?(Path.join(source, "pglite.wasm")) do
       Mix.raise("#{source} holds no pglite.wasm; --pglite-dir takes the dist directory of PGlite")
     end
@@ -104,6 +117,9 @@ defmodule Mix.Tasks.PgliteEx.Install do
     File.mkdir_p!(Path.dirname(target))
     beside = "#{target}.#{System.pid()}"
     File.cp_r!(source, beside)
+    # The program finds the bundles of other packages among PGlite's files.
+    bundles = if extensions?, do: Path.wildcard(Path.join(source, @bundles)), else: []
+    for bundle <- bundles, do: File.cp!(bundle, Path.join(beside, Path.basename(bundle)))
     File.rm_rf!(target)
     File.rename!(beside, target)
     say("PGlite's files are in #{target}")

@@ -35,6 +35,8 @@ defmodule Mix.Tasks.PgliteEx.Server do
     * `--template NAME` – what connections of `--mode isolated` clone, or a shared cluster begins as
     * `--cache-dir DIRECTORY`, `--icu-data PATH`, `--pglite-dir DIRECTORY`, `--executable PATH` – as in
       `PgliteEx.Options`; templates are found with the same cache and ICU data with which they were made
+    * `--extension FILE` – offers an extension of your own, see `extensions:` in `PgliteEx.Options`; can be given
+      several times
     * `--max-connections N`, `--warm N`
     * `--trust-everyone-who-can-connect` – listens also on a `--host` that other machines can reach. With a
       password, the options of the server in the application's configuration have `auth:` and `password:`
@@ -63,6 +65,7 @@ defmodule Mix.Tasks.PgliteEx.Server do
     cache_dir: :string,
     icu_data: :string,
     pglite_dir: :string,
+    extension: [:string, :keep],
     executable: :string,
     max_connections: :integer,
     trust_everyone_who_can_connect: :boolean,
@@ -106,7 +109,9 @@ defmodule Mix.Tasks.PgliteEx.Server do
         option -> option
       end)
 
-    options = Keyword.merge(configured || [], listen ++ options)
+    {extensions, options} = Keyword.pop_values(options, :extension)
+    extensions = if extensions == [], do: [], else: [extensions: extensions]
+    options = Keyword.merge(configured || [], listen ++ extensions ++ options)
 
     cond do
       memory? -> Keyword.delete(options, :data)
