@@ -5,8 +5,9 @@ use std::fs;
 
 pub use crate::{backend::footprint::PrivateBytes, template::Summary};
 use crate::{
-    protocol::error_response::ErrorResponse,
+    protocol::error_response::{ErrorResponse, sqlstate},
     session::{Choice, Outcome},
+    template::Tools,
 };
 pub use cluster::{ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster, UnknownLifetime};
 pub use figure::{Figure, Metric, MetricType, Unit};
@@ -76,6 +77,15 @@ pub trait Administration: Send + Sync + 'static {
 
     /// The clusters, by name, without those of single connections.
     fn clusters(&self) -> Vec<ClusterSummary>;
+
+    /// What PostgreSQL's client programs are run with.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn tools(&self) -> Result<Tools, ErrorResponse> {
+        let message = "PostgreSQL's client programs cannot be run here";
+        Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message))
+    }
 
     /// Reloads the configuration files of the clusters, as a `SIGHUP` to a postmaster does, and looks again for
     /// extensions that are installed.

@@ -40,7 +40,8 @@ use directory::Directory;
 use origin::{Content, Entry, Origin};
 pub use restore::restore;
 use server::Server;
-use target::{STANDARD, Target, directory_of};
+use target::STANDARD;
+pub(crate) use target::{Target, directory_of};
 
 /// The file that says where the WAL of a backup begins, and the file with its symbolic links
 /// (`src/include/access/xlog.h`).

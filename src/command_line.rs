@@ -2,9 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use pglite_port::{databases::Settings, pruning, serve, session::Mode};
 
+use super::dumps::RunOptions;
 use super::options::{
     AccessOptions, ClusterLimits, LimitOptions, MetricsOptions, SharedOptions, TestOptions, TlsOptions, interval,
     permissions, seconds,
@@ -119,6 +120,26 @@ pub(crate) enum Command {
         #[arg(long)]
         no_verify_checksums: bool,
     },
+    /// Dump a database with PostgreSQL's `pg_dump`, which need not be installed
+    ///
+    /// The dump goes to stdout, or into `--file FILE`, which appears when it is complete. `--data DIRECTORY` starts the
+    /// cluster in that directory for the dump. All other options are `pg_dump`'s, and follow those of this program:
+    /// `pglite-port dump -- --help` lists them. Custom and tar dumps are restored by PostgreSQL's `pg_restore`, plain
+    /// ones by `run`.
+    #[command(disable_help_flag = true)]
+    Dump {
+        /// Print this help
+        #[arg(long, action = ArgAction::HelpLong)]
+        help: Option<bool>,
+        /// The server's URL or the database, and the options of `pg_dump`, in any order
+        #[arg(value_name = "URL|--data DIRECTORY|OPTION", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run an SQL file, such as a plain dump
+    ///
+    /// The file is read while it runs. `COPY ... FROM stdin` with its rows and the commands of psql that `pg_dump` writes
+    /// are understood, other commands of psql are not. The first error stops it, with its line.
+    Run(RunOptions),
     /// Print the facts that the rewriter finds in `pglite.wasm`, one on each line, to compare versions with diff
     Evidence {
         /// The file, of any version of PGlite [default: the supported one, found as by the other commands]

@@ -9,6 +9,9 @@
 //! * [`metrics`]: an HTTP endpoint for Prometheus.
 //! * [`port`]: stdin and stdout: `frame`, `router`, `requests`, `relay` (a `Client`), `outbox`; detects the parent's
 //!   end.
+//! * [`dump`]: dumps of databases by PostgreSQL's `pg_dump`, which runs as a guest.
+//! * [`script`]: SQL files, such as plain dumps, run in a session.
+//! * [`dial`]: sessions for the program's own commands: at a URL, or in a cluster of the program.
 //! * [`serve`]: a TCP or unix-socket listener, `socket` (the other `Client`), detection of clients that hang up.
 //! * [`backup`]: backups of a cluster, over SQL or out of its directory, and restoring them.
 //! * [`connection`]: one client from its first byte to its last; counts and ends connections.
@@ -52,6 +55,8 @@ pub mod clock;
 mod cluster;
 pub mod connection;
 pub mod databases;
+pub mod dial;
+pub mod dump;
 pub mod engine;
 mod extensions;
 pub mod fs;
@@ -69,6 +74,7 @@ pub mod protocol;
 pub mod pruning;
 pub mod quota;
 mod random;
+pub mod script;
 pub mod serve;
 pub mod session;
 mod sources;

@@ -42,6 +42,7 @@ use stop::Stop;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 mod command_line;
+mod dumps;
 mod list;
 mod options;
 mod start;
@@ -71,7 +72,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    start_log(&log.0);
+    let is_short = matches!(command_line.command, Command::Dump { .. } | Command::Run(_));
+    start_log(&log.0, if is_short { LevelFilter::WARN } else { LevelFilter::INFO });
     allow_open_files();
     match run(&command_line, &log.0) {
         Ok(status) => status,
@@ -170,6 +172,8 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             let summary = backup::restore(file, directory, !no_verify_checksums)?;
             tracing::info!("restored {}: {}", directory.display(), list::backup(summary));
         }
+        Command::Dump { arguments, .. } => return dumps::dump(command_line, arguments),
+        Command::Run(options) => return dumps::run(command_line, options, log),
         Command::Evidence { file } => {
             let wasm = match file {
                 Some(file) => fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?,
@@ -194,7 +198,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
 impl CommandLine {
     /// Opens the clusters, which can be watched as `metrics` says; `None` if `stop` or `parent_gone` has a message
     /// before that. If a cluster cannot be kept running, `stop` is told.
-    fn open_databases(
+    pub(crate) fn open_databases(
         &self,
         settings: Settings,
         metrics: &MetricsOptions,
@@ -227,7 +231,7 @@ impl CommandLine {
 }
 
 impl EngineOptions {
-    fn open_templates(&self) -> anyhow::Result<Templates> {
+    pub(crate) fn open_templates(&self) -> anyhow::Result<Templates> {
         let (pglite, cache, icu) = (self.pglite_dir.as_deref(), self.cache_dir.as_deref(), self.icu_data.as_deref());
         Templates::open(pglite, cache, icu, 0, self.allow_user_libraries, &self.extensions, LogSink::to_own_log())
     }
@@ -270,12 +274,9 @@ fn print_url(url: &str) {
 }
 
 /// Starts the program's log on stderr, which includes panics.
-fn start_log(log: &OwnLog) {
+fn start_log(log: &OwnLog, level: LevelFilter) {
     // Reports on stderr which part of the variable cannot be parsed.
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .with_env_var(LOG_VARIABLE)
-        .from_env_lossy();
+    let filter = EnvFilter::builder().with_default_directive(level.into()).with_env_var(LOG_VARIABLE).from_env_lossy();
     let log = log.clone();
     tracing_subscriber::fmt()
         .with_writer(move || log.clone())

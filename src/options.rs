@@ -78,7 +78,7 @@ impl ClusterLimits {
 }
 
 /// What can be watched.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct MetricsOptions {
     /// Answer HTTP requests of Prometheus here, for /metrics, and for /healthz and /readyz; the answers contain names
     /// of clusters, and no data

@@ -1,4 +1,5 @@
-//! The programs that guests run, compiled and linked against the host functions: `PostgreSQL`'s backend and `initdb`.
+//! The programs that guests run, compiled and linked against the host functions: `PostgreSQL`'s backend, `initdb` and
+//! `pg_dump`.
 
 use std::{collections::HashSet, fs, sync::Arc};
 
@@ -9,7 +10,7 @@ use wasmtime::{Engine, Instance, InstancePre, Module, Store};
 use crate::{
     engine::{
         Compiler,
-        artefact::{Artefact, INITDB_WASM, PGLITE_WASM},
+        artefact::{Artefact, INITDB_WASM, PG_DUMP_WASM, PGLITE_WASM},
         cache::{Cache, InUse, Lock},
     },
     guest::{self, Guest, LibraryStore},
@@ -109,6 +110,16 @@ impl Program {
         let module: Module =
             self.compiler.module("initdb", &key, || Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?))?;
         self.libraries.linker().instantiate_pre(&module).map_err(anyhow::Error::from).context("initdb cannot be linked")
+    }
+
+    /// The compiled `pg_dump`, which imports its memory.
+    ///
+    /// # Errors
+    /// As [`Program::load`].
+    pub(crate) fn pg_dump(&self, artefact: &Artefact) -> anyhow::Result<Module> {
+        let key = sources::code_key(PG_DUMP_WASM.sha256);
+        let wasm = || Ok(instrument::instrument_importing(&artefact.read_tool(PG_DUMP_WASM)?)?);
+        self.compiler.module("pg_dump", &key, wasm)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Where an archive is written to: a file, which appears when it is complete; or something else that can be written
-//! to.
+//! Where an archive or a dump is written to: a file, which appears when it is complete; or something else that can be
+//! written to.
 
 use std::{
     ffi::OsString,
@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 pub(super) const STANDARD: &str = "-";
 
 /// A file that is being written.
-pub(super) struct Target {
+pub(crate) struct Target {
     file: File,
     name: String,
     /// The path that it has until it is complete, and its final one; nothing if it is no regular file.
@@ -29,8 +29,8 @@ impl Target {
     /// [`Target::finish`].
     ///
     /// # Errors
-    /// When it cannot be written, or another backup is being written there.
-    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+    /// When it cannot be written, or something else is being written there.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let name = path.display().to_string();
         let cannot_write = || format!("{name} cannot be written");
         let path = match fs::metadata(path) {
@@ -49,9 +49,19 @@ impl Target {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&partial);
         let file = file.with_context(cannot_write)?;
         let is_free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
-        ensure!(is_free, "another backup is being written to {name}");
+        ensure!(is_free, "something else is being written to {name}: another backup or dump");
         file.set_len(0).with_context(cannot_write)?;
         Ok(Self { file, name, paths: Some((partial, path)) })
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether it is a regular file, which appears when it is complete.
+    pub(crate) fn is_regular(&self) -> bool {
+        self.paths.is_some()
     }
 
     /// Calls `write` with the file, through gzip if its name says so.
@@ -74,7 +84,7 @@ impl Target {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn finish(mut self) -> anyhow::Result<()> {
+    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
         let Some((partial, path)) = &self.paths else { return Ok(()) };
         let finish = || {
             self.file.sync_all()?;
@@ -88,7 +98,7 @@ impl Target {
 }
 
 /// The directory that a file is in.
-pub(super) fn directory_of(file: &Path) -> &Path {
+pub(crate) fn directory_of(file: &Path) -> &Path {
     file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

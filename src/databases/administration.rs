@@ -11,9 +11,14 @@ use crate::{
     protocol::error_response::{ErrorResponse, sqlstate},
     quota::{self, Usage},
     session::{Choice, Mode, Outcome},
+    template::Tools,
 };
 
 impl Administration for Databases {
+    fn tools(&self) -> Result<Tools, ErrorResponse> {
+        Ok(self.templates.tools())
+    }
+
     fn figures(&self) -> Vec<Figure> {
         let ready = (self.templates.pool().ready() + self.clusters.warm().ready()) as u64;
         let running = self.clusters.running();

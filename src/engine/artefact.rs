@@ -11,12 +11,14 @@ use crate::{engine::cache::Cache, sources::hex_digest};
 mod extensions;
 mod libraries;
 mod packages;
+mod tools;
 
 pub use extensions::EXTENSIONS;
 pub use libraries::LIBRARIES;
 pub(crate) use libraries::library;
 pub(crate) use packages::is_of_pglite;
 pub use packages::{PACKAGES, Package, PackageError};
+pub use tools::{PG_DUMP_WASM, TOOLS_VERSION};
 
 /// The version of the npm package `@electric-sql/pglite` whose files are hosted.
 pub const PGLITE_VERSION: &str = "0.5.16";
@@ -73,6 +75,18 @@ pub enum ArtefactError {
     )]
     Missing {
         /// The places that were searched.
+        places: Vec<PathBuf>,
+    },
+    /// A client program of PostgreSQL is in no place.
+    #[error(
+        "{name} was not found: neither {}; run `npm ci` in pglite/, or put that file of the npm package \
+         @electric-sql/pglite-tools {TOOLS_VERSION} beside PGlite's files",
+        places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(" nor ")
+    )]
+    MissingTool {
+        /// The file.
+        name: &'static str,
+        /// The paths that were tried.
         places: Vec<PathBuf>,
     },
     /// A file cannot be read.

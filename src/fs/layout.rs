@@ -45,6 +45,18 @@ pub(super) fn lay_out(tree: &mut Tree) -> Result<(), Errno> {
     Ok(())
 }
 
+impl Tree {
+    /// A tree that has what every guest expects, and nothing else.
+    ///
+    /// # Errors
+    /// None in an empty tree.
+    pub fn bare() -> Result<Self, Errno> {
+        let mut tree = Self::new();
+        lay_out(&mut tree)?;
+        Ok(tree)
+    }
+}
+
 /// Makes the directory `path` and its parents, with permissions 0777 (Emscripten's `FS.mkdirTree`), and returns its
 /// inode number. Existing directories stay unchanged.
 ///

@@ -98,7 +98,10 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 }
 
 /// Sets the guest's `errno`.
-fn set_errno(caller: &mut Caller<'_, Guest>, errno: Errno) -> wasmtime::Result<()> {
+///
+/// # Errors
+/// When the guest traps.
+pub(crate) fn set_errno(caller: &mut Caller<'_, Guest>, errno: Errno) -> wasmtime::Result<()> {
     let instance = caller.data().exports()?.instance;
     let location = instance.get_typed_func::<(), u32>(&mut *caller, "__errno_location")?;
     let address = location.call(&mut *caller, ())?;

@@ -11,9 +11,10 @@ pub(crate) struct Exports {
     pub(crate) memory: Memory,
     pub(crate) table: Table,
     pub(crate) malloc: TypedFunc<u32, u32>,
-    pub(crate) memalign: TypedFunc<(u32, u32), u32>,
+    /// Only in the backend and in `initdb`; `pg_dump` maps no files.
+    pub(crate) memalign: Option<TypedFunc<(u32, u32), u32>>,
     pub(crate) timeout: TypedFunc<(u32, f64), ()>,
-    /// Only in the backend; `initdb` raises no signals.
+    /// Only in the backend; the other programs raise no signals.
     pub(crate) raise: Option<TypedFunc<i32, i32>>,
 }
 
@@ -26,7 +27,7 @@ impl Exports {
                 .get_table(&mut *store, "__indirect_function_table")
                 .context("the module exports no table")?,
             malloc: instance.get_typed_func(&mut *store, "malloc")?,
-            memalign: instance.get_typed_func(&mut *store, "emscripten_builtin_memalign")?,
+            memalign: instance.get_typed_func(&mut *store, "emscripten_builtin_memalign").ok(),
             timeout: instance.get_typed_func(&mut *store, "_emscripten_timeout")?,
             raise: instance.get_typed_func(&mut *store, "raise").ok(),
         })

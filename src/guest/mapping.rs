@@ -6,7 +6,7 @@
 //! mappings by itself; the host only clears their memory.
 
 use rustix::param::page_size;
-use wasmtime::{Caller, Linker};
+use wasmtime::{Caller, Linker, bail};
 
 use super::{Guest, memory};
 use crate::{
@@ -50,7 +50,9 @@ fn map(
         Ok(prepared) => prepared,
         Err(errno) => return Ok(-errno.number()),
     };
-    let allocate = caller.data().exports()?.memalign.clone();
+    let Some(allocate) = caller.data().exports()?.memalign.clone() else {
+        bail!("the guest maps a file, and has no memalign")
+    };
     mapping.address = allocate.call(&mut caller, (PAGE, size))?;
     if mapping.address == 0 {
         return Ok(-Errno::ENOMEM.number());

@@ -49,7 +49,7 @@ use crate::{
 
 pub(crate) use authentication::AUTHENTICATION_OK;
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
-pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE};
+pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE, set_errno};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
 pub(crate) use entropy::seed_prng;
 pub(crate) use growth::Growth;
@@ -57,6 +57,7 @@ pub(crate) use instance::Exports;
 pub(crate) use interrupts::deliver;
 pub(crate) use net::encode_socket_address;
 pub(crate) use stack::NativeStack;
+pub(crate) use time::write_local_time;
 pub(crate) use timers::Timers;
 pub(crate) use waiting::wait;
 
@@ -212,7 +213,7 @@ fn table_function<P: WasmParams, R: WasmResults>(
     }
 }
 
-/// All host functions of `pglite.wasm` and `initdb.wasm`.
+/// All host functions of `pglite.wasm` and `initdb.wasm`, and those of `pg_dump.wasm` that are not its own.
 ///
 /// # Errors
 /// When two files define the same import.

@@ -125,6 +125,14 @@ fn milliseconds(time: i64) -> f64 {
     (time.div_euclid(1_000_000) * 1000) as f64
 }
 
+/// Writes the `struct tm` at `address` for `time`, in seconds since 1970. What is out of range is not written.
+///
+/// # Errors
+/// When it is outside of the memory.
+pub(crate) fn write_local_time(memory: &mut [u8], time: i64, address: u32) -> wasmtime::Result<()> {
+    write_tm(memory, time, address, true).map(|_| ())
+}
+
 /// `gmtime` and `localtime`: 0, or 1 when the time is out of range (the C library then reports `EOVERFLOW`).
 fn write_tm(memory: &mut [u8], time: i64, address: u32, local: bool) -> wasmtime::Result<i32> {
     let Ok(timestamp) = Timestamp::from_second(time) else { return Ok(1) };

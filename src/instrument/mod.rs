@@ -204,6 +204,18 @@ pub fn instrument_plain(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     longjmp::lower_longjmp(wasm)
 }
 
+/// The same for a module that imports its memory and its table, which it then exports as well: `pg_dump.wasm`.
+///
+/// # Errors
+/// As those of [`instrument_plain`].
+pub fn instrument_importing(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+    let exports = vec![
+        ("memory".to_owned(), ExportKind::Memory, 0),
+        ("__indirect_function_table".to_owned(), ExportKind::Table, 0),
+    ];
+    longjmp::lower_longjmp(&Rewrite { exports, ..Rewrite::default() }.apply(&Module::parse(wasm)?)?)
+}
+
 /// Prepares a side module (the `.so` of an extension or of PL/pgSQL) for being loaded, and for clones whose memory
 /// already contains it.
 ///

@@ -12,19 +12,23 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
-pub(crate) const ABOVE: [&str; 17] = [
+pub(crate) const ABOVE: [&str; 21] = [
     "administration",
     "backup",
     "capacity",
     "command_line",
     "connection",
     "databases",
+    "dial",
+    "dump",
+    "dumps",
     "lib",
     "list",
     "main",
     "metrics",
     "port",
     "pruning",
+    "script",
     "serve",
     "session",
     "start",

@@ -22,6 +22,7 @@ use super::{
     recipe::Recipe,
     shelf::{Edition, Label, Shelf},
     snapshot::Snapshot,
+    tools::Tools,
 };
 use crate::{
     backend::{Backend, program::Program},
@@ -135,6 +136,12 @@ impl Templates {
     /// The extensions beyond those of PGlite.
     pub(crate) fn extensions(&self) -> &Extensions {
         &self.extensions
+    }
+
+    /// What PostgreSQL's client programs are run with.
+    #[must_use]
+    pub fn tools(&self) -> Tools {
+        Tools { program: self.program.clone(), artefact: self.artefact.clone() }
     }
 
     /// The clones that are kept ready.

@@ -8,6 +8,7 @@
 //! * `record`: small values in files
 //! * `catalog`: the templates of one program, and those in use
 //! * `pool`: clones that are kept ready
+//! * `tools`: what PostgreSQL's client programs are run with
 
 mod build;
 mod catalog;
@@ -17,6 +18,7 @@ mod recipe;
 mod record;
 mod shelf;
 mod snapshot;
+mod tools;
 
 pub use catalog::Templates;
 pub(crate) use catalog::{DEFAULT, Template, TemplateError};
@@ -24,3 +26,4 @@ pub(crate) use recipe::quote_identifier;
 pub use recipe::{Recipe, Script};
 pub(crate) use shelf::Remakeable;
 pub use shelf::{Shelf, Summary};
+pub use tools::Tools;

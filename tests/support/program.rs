@@ -41,8 +41,9 @@ impl Program {
         let cache = ["--cache-dir", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache")];
         let cache: &[&str] = if arguments.contains(&cache[0]) { &[] } else { &cache };
         let mut child = command
-            .args(arguments)
+            // First, because `dump` takes what is behind it for options of pg_dump.
             .args(cache)
+            .args(arguments)
             .env("PGLITE_PORT_LOG", "info")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,0 +1,323 @@
+//! Sessions for the program's own commands: at a URL, or in a cluster of the program itself.
+//!
+//! * `mod`: the server, and a stream of bytes to a new session of it
+//! * `address`: where it is, by a URL, options and the environment
+//! * `password`: the password, if none was given
+
+mod address;
+mod password;
+
+use std::{
+    io::{self, Write},
+    net::{Shutdown, TcpStream, ToSocketAddrs},
+    os::unix::net::UnixStream,
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use postgres_protocol::message::frontend;
+use rustix::net::{RecvFlags, recv};
+use tokio::runtime::{self, Runtime};
+use tokio_postgres::{
+    Client, Config, Connection, NoTls,
+    config::{Host, SslMode},
+    tls::NoTlsStream,
+};
+
+use crate::{
+    connection::{Connections, Opening},
+    log::LogSink,
+    quota::Limits,
+    serve::socket::SocketClient,
+    session::Mode,
+};
+
+pub use address::{Address, AskForPassword};
+
+/// The directory that is named in messages for a cluster of the program itself.
+const OWN_DIRECTORY: &str = "/pglite";
+
+/// The port of a server whose address names none.
+const PORT: u16 = 5432;
+
+/// A server, and as whom to connect to which of its databases.
+pub struct Server {
+    config: Config,
+    way: Way,
+}
+
+/// How a session is reached.
+enum Way {
+    /// By the addresses in the configuration.
+    Network,
+    /// By a session that the program opens for itself.
+    Own(Box<dyn Fn() -> io::Result<UnixStream> + Send + Sync>),
+}
+
+/// A stream of bytes to a new session.
+#[derive(Debug)]
+pub(crate) struct Line {
+    stream: Stream,
+    /// The host as the address names it, and as the operating system has found it.
+    pub(crate) host: String,
+    pub(crate) address: Option<std::net::SocketAddr>,
+    pub(crate) port: u16,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Server {
+    /// The server at that address. If it asks for a password and there is none, the user is asked on the terminal.
+    ///
+    /// # Errors
+    /// When the address is not one of a server, nobody serves there, or it needs encryption.
+    pub fn at(address: &Address) -> anyhow::Result<Self> {
+        let config = address.resolve()?;
+        if config.get_ssl_mode() == SslMode::Require {
+            bail!(
+                "sslmode=require asks for an encrypted connection, which this command cannot make: connect to the \
+                 server's unix socket, or through a tunnel, with sslmode=disable"
+            );
+        }
+        let mut server = Self { config, way: Way::Network };
+        server.config.ssl_mode(SslMode::Disable);
+        server.find_password(address.ask)?;
+        Ok(server)
+    }
+
+    /// The cluster `cluster`, or the default one, of the program that has these connections.
+    pub fn of(connections: Arc<Connections>, cluster: Option<String>, log: LogSink) -> Self {
+        let mut config = Config::new();
+        config.user("postgres").dbname("postgres");
+        let open = move || open_session(&connections, cluster.clone(), log.clone());
+        Self { config, way: Way::Own(Box::new(open)) }
+    }
+
+    /// The same with another database and user.
+    #[must_use]
+    pub fn with(mut self, database: Option<&str>, user: Option<&str>) -> Self {
+        if let Some(database) = database {
+            self.config.dbname(database);
+        }
+        if let Some(user) = user {
+            self.config.user(user);
+        }
+        self
+    }
+
+    /// As whom to connect to which database, and with which options.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Asks for the password if the server does and none is known.
+    fn find_password(&mut self, ask: AskForPassword) -> anyhow::Result<()> {
+        if self.config.get_password().is_some() && ask != AskForPassword::Always {
+            return Ok(());
+        }
+        let user = self.config.get_user().unwrap_or_default().to_owned();
+        let found = match ask {
+            AskForPassword::Always => Some(password::ask(&user)?),
+            AskForPassword::IfNeeded if self.asks_for_password()? => password::ask(&user).ok(),
+            AskForPassword::Never | AskForPassword::IfNeeded => None,
+        };
+        found.map(|password| self.config.password(password));
+        Ok(())
+    }
+
+    /// Whether a new session begins with a question for a password.
+    fn asks_for_password(&self) -> anyhow::Result<bool> {
+        let line = self.dial()?;
+        let user = self.config.get_user().unwrap_or_default();
+        let database = self.config.get_dbname().unwrap_or(user);
+        let options = self.config.get_options().map(|options| ("options", options));
+        let mut startup = bytes::BytesMut::new();
+        let parameters = [("user", user), ("database", database)].into_iter().chain(options);
+        frontend::startup_message(parameters, &mut startup)?;
+        line.send(&startup)?;
+        // The kind of the message, its length, and the kind of authentication. A server that ends before has refused the
+        // session, for which the next one gets the error.
+        let mut first = [0; 9];
+        let mut known = 0;
+        while known < first.len() {
+            match line.receive(&mut first[known..], true) {
+                Ok(Some(more @ 1..)) => known += more,
+                _ => return Ok(false),
+            }
+        }
+        Ok(first[0] == b'R' && first[5..] != [0; 4])
+    }
+
+    /// Opens a session: its startup packet is the next thing to send.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub(crate) fn dial(&self) -> anyhow::Result<Line> {
+        match &self.way {
+            Way::Network => self.dial_network(),
+            Way::Own(open) => {
+                let stream = Stream::Unix(open().context("no session can be opened in the cluster")?);
+                Ok(Line { stream, host: OWN_DIRECTORY.to_owned(), address: None, port: PORT })
+            }
+        }
+    }
+
+    /// Tries the addresses in their order.
+    fn dial_network(&self) -> anyhow::Result<Line> {
+        let (hosts, addresses, ports) = (self.config.get_hosts(), self.config.get_hostaddrs(), self.config.get_ports());
+        let port = |index: usize| match ports {
+            [] => PORT,
+            [port] => *port,
+            ports => ports.get(index).copied().unwrap_or(PORT),
+        };
+        let mut last = None;
+        for index in 0..hosts.len().max(addresses.len()) {
+            let (host, port) = (hosts.get(index), port(index));
+            let dialled = match (host, addresses.get(index)) {
+                (Some(Host::Unix(directory)), _) => {
+                    let path = directory.join(format!(".s.PGSQL.{port}"));
+                    let host = directory.to_string_lossy().into_owned();
+                    let stream = UnixStream::connect(&path)
+                        .with_context(|| format!("no server answers at the socket {}", path.display()));
+                    stream.map(|stream| Line { stream: Stream::Unix(stream), host, address: None, port })
+                }
+                (host, address) => {
+                    let host = match (host, address) {
+                        (Some(Host::Tcp(host)), _) => host.clone(),
+                        (_, Some(address)) => address.to_string(),
+                        _ => continue,
+                    };
+                    let target = address.map_or_else(|| host.clone(), ToString::to_string);
+                    self.dial_tcp(&target, port).map(|stream| {
+                        let address = stream.peer_addr().ok();
+                        Line { stream: Stream::Tcp(stream), host, address, port }
+                    })
+                }
+            };
+            match dialled {
+                Ok(line) => return Ok(line),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("the address names no host")?)
+    }
+
+    fn dial_tcp(&self, host: &str, port: u16) -> anyhow::Result<TcpStream> {
+        let mut last = None;
+        let found = (host, port).to_socket_addrs().with_context(|| format!("the host {host} cannot be found"))?;
+        for address in found {
+            let connected = match self.config.get_connect_timeout() {
+                Some(timeout) => TcpStream::connect_timeout(&address, *timeout),
+                None => TcpStream::connect(address),
+            };
+            match connected {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Err(error) => last = Some((address, error)),
+            }
+        }
+        let (address, error) = last.with_context(|| format!("the host {host} has no address"))?;
+        Err(error).with_context(|| format!("no server answers at {address}"))
+    }
+
+    /// A session of the driver, and what runs it.
+    ///
+    /// # Errors
+    /// When the server refuses it.
+    pub(crate) fn session(&self, application: &str) -> anyhow::Result<DriverSession> {
+        let runtime =
+            runtime::Builder::new_current_thread().enable_all().build().context("no connection can be made")?;
+        let mut config = self.config.clone();
+        config.application_name(self.config.get_application_name().unwrap_or(application));
+        let line = self.dial()?;
+        let entered = runtime.enter();
+        let (client, link) = match line.stream {
+            Stream::Tcp(stream) => {
+                stream.set_nonblocking(true)?;
+                let stream = tokio::net::TcpStream::from_std(stream)?;
+                let (client, connection) = runtime.block_on(config.connect_raw(stream, NoTls))?;
+                (client, Link::Tcp(connection))
+            }
+            Stream::Unix(stream) => {
+                stream.set_nonblocking(true)?;
+                let stream = tokio::net::UnixStream::from_std(stream)?;
+                let (client, connection) = runtime.block_on(config.connect_raw(stream, NoTls))?;
+                (client, Link::Unix(connection))
+            }
+        };
+        drop(entered);
+        Ok(DriverSession { runtime, client, link })
+    }
+}
+
+/// A session of the driver.
+pub(crate) struct DriverSession {
+    pub(crate) runtime: Runtime,
+    pub(crate) client: Client,
+    pub(crate) link: Link,
+}
+
+/// What carries a session's messages, and has to be polled.
+pub(crate) enum Link {
+    Tcp(Connection<tokio::net::TcpStream, NoTlsStream>),
+    Unix(Connection<tokio::net::UnixStream, NoTlsStream>),
+}
+
+impl Line {
+    /// Reads what has arrived; `None` if nothing has and `waits` is false. 0 is the end.
+    pub(crate) fn receive(&self, buffer: &mut [u8], waits: bool) -> io::Result<Option<usize>> {
+        let flags = if waits { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
+        loop {
+            let received = match &self.stream {
+                Stream::Tcp(stream) => recv(stream, &mut *buffer, flags),
+                Stream::Unix(stream) => recv(stream, &mut *buffer, flags),
+            };
+            match received {
+                Ok((_, received)) => return Ok(Some(received)),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if !waits => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends all of `bytes`.
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        match &self.stream {
+            Stream::Tcp(stream) => (&mut &*stream).write_all(bytes),
+            Stream::Unix(stream) => (&mut &*stream).write_all(bytes),
+        }
+    }
+
+    /// Ends the session and every wait for it, from any thread.
+    pub(crate) fn hang_up(&self) {
+        // It has ended already if this fails.
+        let _ = match &self.stream {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+/// Opens a session of the cluster `cluster`, or of the default one, for the program itself, which need not
+/// authenticate; the other end of its socket.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn open_session(
+    connections: &Arc<Connections>,
+    cluster: Option<String>,
+    log: LogSink,
+) -> io::Result<UnixStream> {
+    let (here, there) = UnixStream::pair()?;
+    let (mode, template, limits) = (Mode::Shared, None, Limits::default());
+    let opening = Opening { id: 0, mode, cluster, template, limits, is_trusted: true, log };
+    connections.start(SocketClient::unix(there)?, opening, |_, _| {})?;
+    Ok(here)
+}

@@ -1,0 +1,233 @@
+//! The commands `dump` and `run`: the session that they need, what a terminal shows, and how they end.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use clap::{ArgAction, Args};
+use crossbeam_channel::never;
+use indicatif::{ProgressBar, ProgressStyle};
+use pglite_port::{
+    connection::Connections,
+    databases::{DataDirectory, Settings, SharedSettings},
+    dial::{Address, AskForPassword, Server},
+    dump::{self, HangUp},
+    log::{LogSink, OwnLog},
+    script::{self, Choices, Told},
+    session::Mode,
+    template::Tools,
+};
+use signal_hook::consts::signal::{SIGINT, SIGTERM};
+
+use super::{command_line::CommandLine, options::MetricsOptions, stop::Stop};
+
+/// The file by which a data directory is recognised.
+const PG_VERSION: &str = "PG_VERSION";
+
+/// How much of a file is read at once.
+const PIECE: usize = 1 << 20;
+
+/// Where the server is, as `psql` takes it.
+#[derive(Args)]
+pub(crate) struct AddressOptions {
+    /// The server's URL, or a connection string [default: the options and variables of psql, such as PGHOST]
+    #[arg(value_name = "URL")]
+    url: Option<String>,
+    /// Start the cluster in this directory for the time of the command, instead of connecting to a server
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "url")]
+    data: Option<PathBuf>,
+    /// The host of the server, or the directory of its unix socket
+    #[arg(long, value_name = "HOST", conflicts_with = "data")]
+    host: Option<String>,
+    /// The port of the server
+    #[arg(short, long, value_name = "PORT", conflicts_with = "data")]
+    port: Option<String>,
+    /// The user
+    #[arg(short = 'U', long, value_name = "ROLE")]
+    username: Option<String>,
+    /// The database, or what can be given as URL
+    #[arg(short, long, value_name = "DATABASE", conflicts_with = "url")]
+    dbname: Option<String>,
+    /// Never ask for a password; it is in the URL, in PGPASSWORD or in ~/.pgpass
+    #[arg(short = 'w', long, action = ArgAction::SetTrue, conflicts_with = "password")]
+    no_password: bool,
+    /// Ask for the password before connecting
+    #[arg(short = 'W', long, action = ArgAction::SetTrue)]
+    password: bool,
+}
+
+impl AddressOptions {
+    fn address(&self) -> Address {
+        let ask = match (self.no_password, self.password) {
+            (true, _) => AskForPassword::Never,
+            (_, true) => AskForPassword::Always,
+            _ => AskForPassword::IfNeeded,
+        };
+        let database = self.url.clone().or_else(|| self.dbname.clone());
+        let (host, port, user) = (self.host.clone(), self.port.clone(), self.username.clone());
+        Address { database, host, port, user, ask }
+    }
+}
+
+/// How a file is run.
+#[derive(Args)]
+pub(crate) struct RunOptions {
+    /// The SQL file; `-` is stdin
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    address: AddressOptions,
+    /// Run all statements in one transaction: all of them take effect, or none
+    #[arg(short = '1', long)]
+    single_transaction: bool,
+    /// What to do when a statement fails: stop, or report it and run the following ones
+    #[arg(long, value_name = "stop|continue", default_value = "stop", value_parser = ["stop", "continue"])]
+    on_error: String,
+    /// Print the rows that statements return, their values separated by |
+    #[arg(long)]
+    rows: bool,
+    /// Do not report notices
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Carries `dump` out.
+pub(crate) fn dump(command_line: &CommandLine, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    let options = dump::Options::read(arguments)?;
+    if options.only_tells {
+        let tools = command_line.engine.open_templates()?.tools();
+        return dump_with(&tools, None, &options, |_| {});
+    }
+    if let Some(data) = &options.data {
+        let is_cluster = data.join(PG_VERSION).is_file();
+        ensure!(is_cluster, "{} is no data directory: it has no file {PG_VERSION}", data.display());
+    }
+    let Some(opened) = Opened::new(command_line, options.data.as_deref(), &options.address)? else {
+        return Ok(ExitCode::FAILURE);
+    };
+    let (stop, connections) = (opened.stop, opened.connections.clone());
+    let dumped = dump_with(&opened.tools, Some(Arc::new(opened.server)), &options, |hang_up| {
+        on_stop(stop, move || hang_up.hang_up());
+    });
+    if let Some(connections) = connections {
+        connections.shut_down();
+    }
+    dumped
+}
+
+fn dump_with(
+    tools: &Tools,
+    server: Option<Arc<Server>>,
+    options: &dump::Options,
+    on_begin: impl FnOnce(HangUp),
+) -> anyhow::Result<ExitCode> {
+    Ok(ExitCode::from(dump::dump(tools, server, options, true, on_begin)?.status))
+}
+
+/// Carries `run` out.
+pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog) -> anyhow::Result<ExitCode> {
+    let RunOptions { file, address, single_transaction, on_error, rows, quiet } = options;
+    let name = file.display().to_string();
+    let (input, progress) = open(file).with_context(|| format!("{name} cannot be read"))?;
+    let Some(opened) = Opened::new(command_line, address.data.as_deref(), &address.address())? else {
+        return Ok(ExitCode::FAILURE);
+    };
+    if let Some(connections) = opened.connections.clone() {
+        on_stop(opened.stop, move || connections.terminate_all());
+    }
+    let choices =
+        Choices { in_one_transaction: *single_transaction, continues: on_error == "continue", tells_rows: *rows };
+    let (log, quiet, shown) = (log.clone(), *quiet, progress.clone());
+    let tell = move |told: Told<'_>| match told {
+        Told::Notice(_) if quiet => {}
+        Told::Notice(text) | Told::Error(text) => shown.suspend(|| log.line(text)),
+        // Without stdout the rows cannot be told.
+        Told::Row(row) => shown.suspend(|| drop(writeln!(io::stdout(), "{row}"))),
+    };
+    let ran = script::run(&opened.server, input, &name, choices, Arc::new(tell));
+    progress.finish_and_clear();
+    if let Some(connections) = opened.connections {
+        connections.shut_down();
+    }
+    let failed = ran?.failed;
+    ensure!(failed == 0, "{failed} statements of {name} have failed");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens a file, and shows on a terminal how far it was read.
+fn open(file: &Path) -> io::Result<(Box<dyn BufRead>, ProgressBar)> {
+    if file.as_os_str() == "-" {
+        return Ok((Box::new(BufReader::with_capacity(PIECE, io::stdin())), ProgressBar::hidden()));
+    }
+    let file = File::open(file)?;
+    let metadata = file.metadata()?;
+    ensure_no_directory(&metadata)?;
+    let progress = if io::stderr().is_terminal() { bar(metadata.len()) } else { ProgressBar::hidden() };
+    let input: Box<dyn Read> = Box::new(progress.wrap_read(file));
+    Ok((Box::new(BufReader::with_capacity(PIECE, input)), progress))
+}
+
+fn ensure_no_directory(metadata: &std::fs::Metadata) -> io::Result<()> {
+    if metadata.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
+}
+
+fn bar(len: u64) -> ProgressBar {
+    let bar = ProgressBar::new(len).with_message("running");
+    if let Ok(style) =
+        ProgressStyle::with_template("{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}")
+    {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// What a command has opened.
+struct Opened {
+    server: Server,
+    tools: Tools,
+    /// The connections of a cluster that was started for the command.
+    connections: Option<Arc<Connections>>,
+    stop: Stop,
+}
+
+impl Opened {
+    /// Starts the cluster in `data`, or finds the server at `address`. `None` if the command is to stop.
+    fn new(command_line: &CommandLine, data: Option<&Path>, address: &Address) -> anyhow::Result<Option<Self>> {
+        let stop = Stop::on(&[SIGINT, SIGTERM])?;
+        let Some(data) = data else {
+            let tools = command_line.engine.open_templates()?.tools();
+            return Ok(Some(Self { server: Server::at(address)?, tools, connections: None, stop }));
+        };
+        ensure!(command_line.mode == Mode::Shared, "--data is for mode shared");
+        let shared =
+            SharedSettings { data_directory: Some(DataDirectory::Host(data.to_owned())), ..SharedSettings::default() };
+        let settings = Settings { shared, ..Settings::default() };
+        let databases = command_line.open_databases(settings, &MetricsOptions::default(), &stop, &never())?;
+        let Some(databases) = databases else { return Ok(None) };
+        let tools = databases.templates().tools();
+        let connections = Arc::new(Connections::new(databases));
+        let server = Server::of(connections.clone(), None, LogSink::to_own_log());
+        let server = server.with(address.database.as_deref(), address.user.as_deref());
+        Ok(Some(Self { server, tools, connections: Some(connections), stop }))
+    }
+}
+
+/// Calls `end` at a request to stop.
+fn on_stop(stop: Stop, end: impl Fn() + Send + 'static) {
+    let wait = move || {
+        for () in stop.asked() {
+            end();
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("stop".to_owned()).spawn(wait) {
+        tracing::warn!(%error, "signals are not handled: no thread can be started");
+    }
+}

@@ -1,0 +1,368 @@
+//! Dumps by `pg_dump` as a guest, and what becomes of them when they are run.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Read,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use flate2::read::GzDecoder;
+use postgres::Client;
+use rustix::process::Signal;
+use support::{
+    PATIENCE,
+    port::Port,
+    program::Program,
+    server::{Server, rows},
+};
+use tempfile::TempDir;
+
+/// A schema with every kind of object that `pg_dump` knows and PGlite has.
+const EVERYTHING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dump/everything.sql");
+
+/// Without it, each dump has a key of its own.
+const KEY: &str = "--restrict-key=key";
+
+/// A directory for a test, and paths in it.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("text").to_owned()
+    }
+
+    /// The names of what is there.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("a directory");
+        let mut names: Vec<_> = entries.map(|it| it.expect("an entry").file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// A plain dump on stdout.
+fn dumped(arguments: &[&str]) -> String {
+    let (status, stdout, stderr) = Program::spawn(&[&["dump", KEY], arguments].concat()).output();
+    assert_eq!(status, Some(0), "{arguments:?}: {stderr}");
+    stdout
+}
+
+/// The part of a dump behind the comment that begins an object or its rows, up to the next one.
+fn part<'a>(dump: &'a str, name: &str) -> &'a str {
+    let begin = dump.find(name).unwrap_or_else(|| panic!("no {name}"));
+    let rest = &dump[begin..];
+    &rest[..rest[1..].find("\n--\n").map_or(rest.len(), |end| end + 1)]
+}
+
+/// A table with rows, and rows that need care in every format.
+fn with_rows(server: &Server) -> Client {
+    let mut client = server.connect();
+    rows(
+        &mut client,
+        "create table t as select a, repeat('x', a % 100) || E'\\t\\n\\\\.' as b from generate_series(1, 2000) a",
+    );
+    rows(&mut client, "select lo_from_bytea(77, 'large')");
+    client
+}
+
+#[test]
+fn every_kind_of_object_is_in_a_dump_and_the_same_in_that_of_where_it_was_run() {
+    let (origin, copy, place) = (Server::shared(), Server::shared(), Place::new());
+    Program::succeed(&["run", EVERYTHING, &origin.url]);
+    let first = dumped(&[&origin.url]);
+    for kind in [
+        "ACCESS METHOD",
+        "ACL",
+        "AGGREGATE",
+        "BLOBS",
+        "CAST",
+        "CHECK CONSTRAINT",
+        "COLLATION",
+        "COMMENT",
+        "CONSTRAINT",
+        "CONVERSION",
+        "DEFAULT",
+        "DEFAULT ACL",
+        "DOMAIN",
+        "EVENT TRIGGER",
+        "EXTENSION",
+        "FK CONSTRAINT",
+        "FOREIGN DATA WRAPPER",
+        "FOREIGN TABLE",
+        "FUNCTION",
+        "INDEX",
+        "INDEX ATTACH",
+        "MATERIALIZED VIEW",
+        "MATERIALIZED VIEW DATA",
+        "OPERATOR",
+        "OPERATOR CLASS",
+        "OPERATOR FAMILY",
+        "POLICY",
+        "PROCEDURE",
+        "PUBLICATION",
+        "PUBLICATION TABLE",
+        "PUBLICATION TABLES IN SCHEMA",
+        "ROW SECURITY",
+        "RULE",
+        "SCHEMA",
+        "SEQUENCE",
+        "SEQUENCE OWNED BY",
+        "SEQUENCE SET",
+        "SERVER",
+        "STATISTICS",
+        "TABLE",
+        "TABLE ATTACH",
+        "TABLE DATA",
+        "TEXT SEARCH CONFIGURATION",
+        "TEXT SEARCH DICTIONARY",
+        "TEXT SEARCH PARSER",
+        "TEXT SEARCH TEMPLATE",
+        "TRANSFORM",
+        "TRIGGER",
+        "TYPE",
+        "USER MAPPING",
+        "VIEW",
+    ] {
+        assert!(first.contains(&format!("; Type: {kind}; ")), "no {kind}");
+    }
+    rows(&mut copy.connect(), "create role dump_owner; create role dump_reader");
+    fs::write(place.path("dump.sql"), &first).unwrap();
+    Program::succeed(&["run", &place.text("dump.sql"), &copy.url]);
+    let second = dumped(&[&copy.url]);
+    let differing = first.lines().zip(second.lines()).find(|(one, two)| one != two);
+    assert_eq!((differing, first.len()), (None, second.len()));
+    // Row by row, of what is no text in the dump.
+    for query in [
+        "select id, name, email::text, feels, tags operator(shop.->) 'n', upper_name, name_length, md5(raw) from shop.customer order by id",
+        "select * from shop.kinds",
+        "select loid, pageno, md5(data) from pg_largeobject order by 1, 2",
+        "select tableoid::regclass, * from shop.event order by at",
+        "select nextval('shop.order_number'), shop.classify(1), shop.quoted(), shop.add_tax(100)",
+    ] {
+        assert_eq!(rows(&mut origin.connect(), query), rows(&mut copy.connect(), query), "{query}");
+    }
+}
+
+#[test]
+fn the_formats_of_pg_dump_have_the_same_rows_in_a_file_and_on_stdout() {
+    let (server, place) = (Server::shared(), Place::new());
+    let _client = with_rows(&server);
+    let plain = dumped(&[&server.url]);
+    let copied = part(&plain, "COPY public.t ");
+    let expected = copied.split_once('\n').expect("rows").1.split_once("\n\\.\n").expect("an end").0.to_owned() + "\n";
+    assert_eq!(expected.lines().count(), 2000);
+
+    Program::succeed(&["dump", &server.url, KEY, "-f", &place.text("plain.sql")]);
+    assert_eq!(fs::read_to_string(place.path("plain.sql")).unwrap(), plain);
+
+    Program::succeed(&["dump", "-Ft", &server.url, "--file", &place.text("dump.tar")]);
+    let mut tar = tar::Archive::new(File::open(place.path("dump.tar")).unwrap());
+    let entries = tar.entries().expect("an archive").map(|entry| {
+        let mut entry = entry.expect("an entry");
+        let (name, mut content) = (entry.path().expect("a path").display().to_string(), String::new());
+        let read = entry.read_to_string(&mut content);
+        (name, read.map(|_| content).unwrap_or_default())
+    });
+    let entries: BTreeMap<String, String> = entries.collect();
+    assert!(entries["restore.sql"].contains("CREATE TABLE public.t"));
+    assert!(entries.values().any(|content| content.strip_suffix("\\.\n\n\n") == Some(&expected)), "no rows");
+
+    Program::succeed(&["dump", &format!("--file={}", place.text("directory")), "--format=directory", &server.url]);
+    let files = fs::read_dir(place.path("directory")).unwrap().map(|entry| entry.unwrap().path());
+    let mut rows_found = 0;
+    for file in files.filter(|path| path.extension().is_some_and(|extension| extension == "gz")) {
+        let mut content = String::new();
+        GzDecoder::new(File::open(&file).unwrap()).read_to_string(&mut content).expect("text");
+        rows_found += usize::from(content.strip_suffix("\\.\n\n\n") == Some(&expected));
+        assert!(rows_found > 0 || content == "large" || content.len() < 2, "{}: {content:.20}", file.display());
+    }
+    assert_eq!(rows_found, 1);
+
+    Program::succeed(&["dump", "-Fc", &server.url, "-f", &place.text("dump.custom")]);
+    let custom = fs::read(place.path("dump.custom")).unwrap();
+    let mut program = Program::spawn(&["dump", "-Fc", &server.url]);
+    let mut streamed = Vec::new();
+    program.take_stdout().read_to_end(&mut streamed).unwrap();
+    assert!(program.wait().0.success());
+    // Magic, version, sizes of numbers and offsets, format.
+    assert_eq!((&custom[..5], &custom[..11]), (&b"PGDMP"[..], &streamed[..11]));
+    assert!(custom.len() > 2000 && streamed.len() > 2000, "{} and {}", custom.len(), streamed.len());
+    assert_eq!(place.names(), ["directory", "dump.custom", "dump.tar", "plain.sql"]);
+}
+
+#[test]
+fn a_dump_that_fails_leaves_what_was_there_and_ends_with_the_status_and_the_words_of_pg_dump() {
+    let (server, place) = (Server::shared(), Place::new());
+    let _client = with_rows(&server);
+    fs::write(place.path("dump"), "before").unwrap();
+    let nothing = ["dump", &server.url, "-f", &place.text("dump"), "-t", "nothing"];
+    assert!(Program::fail(&nothing).contains("no matching tables were found"));
+    let wrong = format!("{}/missing", server.url.rsplit_once('/').expect("a path").0);
+    assert!(
+        Program::fail(&["dump", &wrong, "-f", &place.text("dump")]).contains("database \"missing\" does not exist")
+    );
+    assert!(Program::fail(&["dump", &server.url, "--no-such-option"]).contains("no-such-option"));
+    let directory = place.text("directory");
+    assert!(Program::fail(&["dump", "-Fd", &server.url, "-f", &directory, "-t", "x"]).contains("no matching tables"));
+    assert_eq!(place.names(), ["dump"]);
+    assert_eq!(fs::read_to_string(place.path("dump")).unwrap(), "before");
+}
+
+#[test]
+fn a_dump_that_is_stopped_leaves_nothing_that_looks_whole() {
+    let (server, place) = (Server::shared(), Place::new());
+    let mut client = with_rows(&server);
+    for format in ["-Fc", "-Fd"] {
+        let mut transaction = client.transaction().expect("a transaction");
+        transaction.batch_execute("lock table t in access exclusive mode").expect("a lock");
+        let mut program = Program::spawn(&["dump", format, &server.url, "-f", &place.text("dump")]);
+        wait_for_locks(&server, "1");
+        program.signal(Signal::TERM);
+        let (status, _) = program.wait();
+        assert_eq!(status.code(), Some(1), "{format}");
+        assert_eq!(place.names(), [""; 0], "{format}");
+        // As in PostgreSQL, the session notices that its client is gone when it has the lock.
+        transaction.rollback().expect("an end");
+        wait_for_locks(&server, "0");
+    }
+}
+
+/// Waits until so many locks are waited for.
+fn wait_for_locks(server: &Server, count: &str) {
+    let (mut client, deadline) = (server.connect(), Instant::now() + PATIENCE);
+    while rows(&mut client, "select count(*) from pg_locks where not granted") != [count] {
+        assert!(Instant::now() < deadline, "not {count} locks are waited for");
+        // The server sends no event when a session begins to wait.
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn the_cluster_in_a_directory_is_dumped_unless_somebody_has_it_open() {
+    let place = Place::new();
+    let server = Server::in_directory(&place.path("data"));
+    let _client = with_rows(&server);
+    let (data, url) = (place.text("data"), server.url.clone());
+    let owner = server.program.id().to_string();
+    let said = Program::fail(&["dump", "--data", &data]);
+    assert!(said.contains(&data) && said.contains(&owner), "{said}");
+    let running = dumped(&[&url]);
+    server.stop();
+    assert_eq!(dumped(&["--data", &data]), running);
+    // It was shut down, and is opened again without a recovery.
+    assert_eq!(dumped(&["-d", "postgres", "-U", "postgres", &format!("--data={data}")]), running);
+
+    let said = Program::fail(&["dump", "--data", &place.text("nowhere")]);
+    assert!(said.contains("nowhere is no data directory"), "{said}");
+    assert!(!place.path("nowhere").exists());
+}
+
+#[test]
+fn a_password_is_that_of_the_url_or_the_environment() {
+    let place = Place::new();
+    fs::write(place.path("password"), "se'cret\\").unwrap();
+    let server = Server::with(&["--auth", "scram-sha-256", "--password-file", &place.text("password")]);
+    let said = Program::fail(&["dump", "--no-password", &server.url]);
+    assert!(said.contains("no password supplied"), "{said}");
+    let with_password = server.url.replace("postgres@", "postgres:se'cret%5C@");
+    assert!(dumped(&[&with_password]).contains("PostgreSQL database dump complete"));
+    let wrong = server.url.replace("postgres@", "postgres:wrong@");
+    assert!(Program::fail(&["dump", &wrong]).contains("password authentication failed"));
+    fs::write(place.path("one.sql"), "select 1;").unwrap();
+    Program::succeed(&["run", &place.text("one.sql"), &with_password]);
+    assert!(Program::fail(&["run", &place.text("one.sql"), &wrong]).contains("password authentication failed"));
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    let place = Place::new();
+    let nobody = "postgres://postgres@127.0.0.1:1/postgres";
+    assert!(Program::fail(&["dump", nobody, "-j", "2"]).contains("--jobs=2"));
+    assert!(Program::fail(&["dump", nobody, "-Fd"]).contains("--file DIRECTORY"));
+    assert!(Program::fail(&["dump", nobody]).contains("no server answers at 127.0.0.1:1"));
+    let encrypted = format!("{nobody}?sslmode=require");
+    assert!(Program::fail(&["dump", &encrypted]).contains("sslmode=disable"));
+    fs::create_dir(place.path("full")).unwrap();
+    fs::write(place.path("full/file"), "").unwrap();
+    let server = Server::shared();
+    let said = Program::fail(&["dump", &server.url, "-Fd", "-f", &place.text("full")]);
+    assert!(said.contains("full is not empty"), "{said}");
+}
+
+#[test]
+fn pg_dump_tells_about_itself() {
+    let version = Program::spawn(&["dump", "--version"]).output();
+    assert_eq!((version.0, version.1.as_str()), (Some(0), "pg_dump (PostgreSQL) 18.3\n"));
+    let help = Program::spawn(&["dump", "--", "--help"]).output().1;
+    assert!(help.contains("--exclude-table-data"), "{help}");
+}
+
+#[test]
+fn a_filter_is_a_file_of_the_host() {
+    let (server, place) = (Server::shared(), Place::new());
+    let mut client = with_rows(&server);
+    rows(&mut client, "create table other ()");
+    fs::write(place.path("filter"), "exclude table t\n").unwrap();
+    let dump = dumped(&[&server.url, "--filter", &place.text("filter")]);
+    assert!(dump.contains("public.other") && !dump.contains("public.t "), "{dump}");
+}
+
+#[test]
+fn the_tables_of_pgbench_are_the_same_where_their_dump_was_run() {
+    let (origin, copy, place) = (Server::shared(), Server::shared(), Place::new());
+    let made = std::process::Command::new("pgbench").args(["-i", "-q", &origin.url]).output().expect("pgbench");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Program::succeed(&["dump", &origin.url, "-f", &place.text("dump.sql")]);
+    Program::succeed(&["run", &place.text("dump.sql"), &copy.url, "--single-transaction"]);
+    let digest = "select count(*), md5(string_agg(a::text, ';' order by aid)) from pgbench_accounts a";
+    let found = rows(&mut origin.connect(), digest);
+    assert!(found[0].starts_with("100000|"));
+    assert_eq!(rows(&mut copy.connect(), digest), found);
+}
+
+#[test]
+fn a_parent_has_databases_dumped_and_files_run() {
+    let place = Place::new();
+    let mut port = Port::spawn(&["--mode", "shared"]);
+    let request = |verb: &str, more: &str| {
+        format!("{verb}\0path\0{}\0database\0postgres\0{more}\0", place.text("dump.sql")).into_bytes()
+    };
+    fs::write(place.path("dump.sql"), "create table t as select 1 as a;\nselect 2;").unwrap();
+    let mut asked = |verb: &str, more: &str| {
+        port.send_frame(pglite_port::port::frame::Kind::Request, 1, &request(verb, more));
+        loop {
+            let frame = port.next();
+            if frame.kind != pglite_port::port::frame::Kind::Log {
+                return frame.reply();
+            }
+        }
+    };
+    let (word, options) = asked("run", "single_transaction\0true\0");
+    assert_eq!((word.as_str(), options.get("statements")), ("ok", Some("2")));
+    let (word, options) = asked("run", "single_transaction\0true\0");
+    let message = options.get("message").unwrap_or_default();
+    assert_eq!((word.as_str(), options.get("code")), ("error", Some("58030")));
+    assert!(message.contains("dump.sql:1: ERROR: relation \"t\" already exists (42P07)"), "{message}");
+    let (word, options) = asked("dump", "options\0--inserts\n--no-owner\0");
+    assert_eq!(word, "ok", "{options:?}");
+    let dump = fs::read_to_string(place.path("dump.sql")).unwrap();
+    assert_eq!(options.get("bytes"), Some(dump.len().to_string().as_str()));
+    assert!(dump.contains("INSERT INTO public.t VALUES (1);") && !dump.contains("OWNER TO"), "{dump}");
+    let (word, options) = asked("dump", "options\0--table=nothing\0");
+    assert_eq!(word, "error");
+    assert!(options.get("message").unwrap_or_default().contains("no matching tables were found"), "{options:?}");
+    assert_eq!(fs::read_to_string(place.path("dump.sql")).unwrap(), dump);
+}

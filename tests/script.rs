@@ -1,0 +1,140 @@
+//! SQL files that are run in a session.
+
+mod support;
+
+use std::{fs, io::Write, path::PathBuf};
+
+use support::{
+    program::Program,
+    server::{Server, rows},
+};
+
+/// A file with that content.
+struct Script {
+    directory: tempfile::TempDir,
+}
+
+impl Script {
+    fn new(content: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("file.sql"), content).expect("a file");
+        Self { directory }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("file.sql")
+    }
+
+    fn text(&self) -> String {
+        self.path().to_str().expect("text").to_owned()
+    }
+}
+
+/// Two tables, and between them an error in the second line of a statement.
+const WITH_ERROR: &str = "create table a ();\n\nselect 1,\n  missing;\ncreate table b ();\n";
+
+const TABLES: &str = "select relname from pg_class where relnamespace = 'public'::regnamespace order by 1";
+
+#[test]
+fn the_first_error_stops_a_file_and_is_reported_with_its_place() {
+    let (server, script) = (Server::shared(), Script::new(WITH_ERROR));
+    let said = Program::fail(&["run", &script.text(), &server.url]);
+    assert!(said.contains("file.sql:4: ERROR: column \"missing\" does not exist (42703)"), "{said}");
+    assert_eq!(rows(&mut server.connect(), TABLES), ["a"]);
+}
+
+#[test]
+fn after_an_error_the_others_run_if_that_is_asked_for() {
+    let (server, script) = (Server::shared(), Script::new(WITH_ERROR));
+    let said = Program::fail(&["run", "--on-error", "continue", &script.text(), &server.url]);
+    assert!(said.contains("file.sql:4: ERROR") && said.contains("1 statements of"), "{said}");
+    assert_eq!(rows(&mut server.connect(), TABLES), ["a", "b"]);
+}
+
+#[test]
+fn one_transaction_has_all_or_nothing() {
+    let (server, script) = (Server::shared(), Script::new(WITH_ERROR));
+    Program::fail(&["run", "--single-transaction", &script.text(), &server.url]);
+    assert_eq!(rows(&mut server.connect(), TABLES), [""; 0]);
+    fs::write(script.path(), WITH_ERROR.replace("missing", "2")).unwrap();
+    Program::succeed(&["run", "-1", &script.text(), &server.url]);
+    assert_eq!(rows(&mut server.connect(), TABLES), ["a", "b"]);
+}
+
+#[test]
+fn rows_behind_a_copy_are_copied_and_wrong_ones_are_an_error_with_their_context() {
+    let content = "create table t (a int, b text);\ncopy t from stdin;\n1\tone\n2\t\\N\n\\.\nselect 1;\n\
+        COPY t (b) FROM stdin WITH (format csv);\n\"two\nlines\"\n\\.\n";
+    let (server, script) = (Server::shared(), Script::new(content));
+    Program::succeed(&["run", &script.text(), &server.url]);
+    let expected = ["1|one", "2|NULL", "NULL|two\nlines"];
+    assert_eq!(rows(&mut server.connect(), "select * from t"), expected);
+
+    fs::write(script.path(), "select 1;\ncopy t from stdin;\n1\tone\nx\ttwo\n\\.\ncreate table after ();\n").unwrap();
+    let said = Program::fail(&["run", &script.text(), &server.url, "--on-error=continue"]);
+    assert!(said.contains("file.sql:2: ERROR: invalid input syntax for type integer: \"x\""), "{said}");
+    assert!(said.contains("CONTEXT: COPY t, line 2, column a: \"x\""), "{said}");
+    assert_eq!(rows(&mut server.connect(), TABLES), ["after", "t"]);
+    fs::write(script.path(), "copy missing from stdin;\n1\tone\n\\.\ncreate table later ();\n").unwrap();
+    let said = Program::fail(&["run", &script.text(), &server.url, "--on-error=continue"]);
+    assert!(said.contains("file.sql:1: ERROR: relation \"missing\" does not exist"), "{said}");
+    assert_eq!(rows(&mut server.connect(), TABLES), ["after", "later", "t"]);
+}
+
+#[test]
+fn commands_of_psql_that_pg_dump_does_not_write_are_refused() {
+    let (server, script) = (Server::shared(), Script::new(""));
+    for (content, said) in [
+        ("select 1;\n\\connect other\n", "file.sql:2: \\connect would go on in another database"),
+        ("\\set a 1\n", "file.sql:1: \\set is a command of psql"),
+        ("\\restrict a\n\\unrestrict b\n", "file.sql:2: \\unrestrict has another key"),
+        ("\\restrict a\n\\! ls\n", "file.sql:2: \\! is a command of psql"),
+    ] {
+        fs::write(script.path(), content).unwrap();
+        let found = Program::fail(&["run", &script.text(), &server.url]);
+        assert!(found.contains(said), "{content:?}: {found}");
+    }
+}
+
+#[test]
+fn a_file_comes_from_stdin_as_well_and_notices_are_shown_unless_they_are_not_wanted() {
+    let server = Server::shared();
+    for (more, is_shown) in [(&[][..], true), (&["--quiet"], false)] {
+        let mut program = Program::spawn(&[&["run", "-", &server.url], more].concat());
+        let mut stdin = program.take_stdin();
+        stdin.write_all(b"do $$begin raise notice 'seen'; end$$").unwrap();
+        drop(stdin);
+        let (status, _, stderr) = program.output();
+        assert_eq!((status, stderr.contains("-:1: NOTICE: seen")), (Some(0), is_shown), "{stderr}");
+    }
+}
+
+#[test]
+fn rows_are_printed_if_that_is_asked_for() {
+    let (server, script) =
+        (Server::shared(), Script::new("select 1, null, 'a';\nselect from pg_class where false;\nshow port"));
+    let (status, stdout, stderr) = Program::spawn(&["run", "--rows", &script.text(), &server.url]).output();
+    assert_eq!((status, stdout.as_str()), (Some(0), "1||a\n5432\n"), "{stderr}");
+    assert_eq!(Program::spawn(&["run", &script.text(), &server.url]).output().1, "");
+}
+
+#[test]
+fn a_file_is_run_in_the_cluster_of_a_directory() {
+    let script = Script::new("create table t as select 7 as a;");
+    let data = script.directory.path().join("data");
+    let text = data.to_str().expect("text");
+    Program::succeed(&["run", &script.text(), "--data", text]);
+    let server = Server::in_directory(&data);
+    assert_eq!(rows(&mut server.connect(), "select a from t"), ["7"]);
+    let said = Program::fail(&["run", &script.text(), "--data", text]);
+    assert!(said.contains(&server.program.id().to_string()), "{said}");
+}
+
+#[test]
+fn a_file_that_is_not_there_or_not_text_is_named() {
+    let (server, script) = (Server::shared(), Script::new(""));
+    assert!(Program::fail(&["run", "/nowhere.sql", &server.url]).contains("/nowhere.sql cannot be read"));
+    fs::write(script.path(), b"select 1;\nselect '\xff';\n").unwrap();
+    let said = Program::fail(&["run", &script.text(), &server.url]);
+    assert!(said.contains("file.sql:2: the statement is not UTF-8"), "{said}");
+}
