@@ -51,6 +51,7 @@ defmodule PgliteEx do
   alias PgliteEx.{
     Backup,
     Branch,
+    Dump,
     Error,
     Limits,
     Listener,
@@ -331,6 +332,43 @@ defmodule PgliteEx do
   """
   @spec restore(Path.t(), Path.t(), executable: nil | Path.t()) :: :ok | {:error, Error.t()}
   defdelegate restore(file, directory, options \\ []), to: Backup
+
+  @doc """
+  Dumps a database of the shared cluster of a running server, or of a branch, into the file `path`, with
+  PostgreSQL's own `pg_dump`, which runs in the program of the server.
+
+  The file appears when it is complete. The result has the number of `:bytes` that were written.
+
+  Options: `:options`, a list of those of `pg_dump`, such as `["--schema-only", "--format=custom"]`; without
+  a format the dump is an SQL file, which `load/3` and `psql` run. `:database` and `:username`, for the session
+  that the program makes for it, by default those of the server. `:timeout` in milliseconds, default
+  `:infinity`.
+
+      {:ok, %{bytes: _}} = PgliteEx.dump(MyApp.Postgres, "/backups/my_app.sql")
+
+  A server in `:isolated` mode has nothing to dump; the error has the code `"0A000"`. A message of `pg_dump` is
+  an error with the code `"58030"`.
+  """
+  @spec dump(server | Branch.t(), Path.t(), keyword) ::
+          {:ok, %{bytes: non_neg_integer}} | {:error, Error.t()}
+  defdelegate dump(server, path, options \\ []), to: Dump
+
+  @doc """
+  Runs the SQL file `path`, such as a dump of `dump/3`, in the shared cluster of a running server or in a
+  branch.
+
+  The file is read while it runs, so that its size does not matter. `COPY ... FROM stdin` with its rows is
+  understood, and the commands of `psql` that `pg_dump` writes. The first statement that fails ends it; the
+  error's message has the line. The result has the number of `:statements`.
+
+  Options: `:transaction`, whether all statements are one transaction, default `true`; `:database`, `:username`
+  and `:timeout` as for `dump/3`.
+
+      {:ok, %{statements: _}} = PgliteEx.load(MyApp.Postgres, "/backups/my_app.sql")
+  """
+  @spec load(server | Branch.t(), Path.t(), keyword) ::
+          {:ok, %{statements: non_neg_integer}} | {:error, Error.t()}
+  defdelegate load(server, path, options \\ []), to: Dump
 
   @doc """
   Makes a branch: a cluster of its own in the program of the server, which begins with what is in another one.

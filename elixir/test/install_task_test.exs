@@ -33,6 +33,11 @@ defmodule PgliteEx.InstallTaskTest do
     File.write!(Path.join(dist, "pglite.wasm"), "")
     assert {output, 0} = install(library, ["--pglite-dir", dist])
     assert output =~ "PGlite's files are in #{library}"
+
+    for name <- ["pg_dump", "psql"] do
+      assert File.stat!(Path.join([library, "priv", "bin", name])).mode |> Bitwise.band(0o111) !=
+               0
+    end
   end
 
   test "the bundles of packages beside PGlite come with it, or are left out",

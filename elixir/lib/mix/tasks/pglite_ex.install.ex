@@ -11,6 +11,12 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
   The extensions in packages beside PGlite (pgvector, Apache AGE, pgmq, …) come with it.
 
+  It also puts scripts named `pg_dump` and `psql` into `priv/bin`, which do with `pglite-port` what
+  `mix ecto.dump` and `mix ecto.load` call these for. `mix pglite_ex.server NAME --and ecto.dump` finds
+  them by itself; elsewhere put that directory into the `PATH`:
+
+      PATH="$PWD/deps/pglite_ex/priv/bin:$PATH" mix ecto.dump
+
   ## Options
 
     * `--program PATH` – takes this program instead of building one
@@ -21,12 +27,14 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
   use Mix.Task
 
-  alias PgliteEx.Executable
+  alias PgliteEx.{Executable, Launchers}
 
   @switches [program: :string, pglite_dir: :string, extensions: :boolean, force: :boolean]
   @pglite_package "node_modules/@electric-sql/pglite/dist"
   # Relative to that.
   @bundles "../../pglite-*/dist/*.tar.gz"
+  # PostgreSQL's client programs are in a package beside PGlite's.
+  @tools_beside "../../pglite-tools/dist/pg_dump.wasm"
 
   @impl Mix.Task
   def run(arguments) do
@@ -34,6 +42,8 @@ defmodule Mix.Tasks.PgliteEx.Install do
     if rest != [], do: Mix.raise("mix pglite_ex.install does not take #{Enum.join(rest, " ")}")
     install_program(options)
     install_pglite(options)
+    Launchers.install!(Launchers.directory())
+    say("pg_dump and psql are in #{Launchers.directory()}")
   end
 
   @doc false
@@ -120,6 +130,8 @@ defmodule Mix.Tasks.PgliteEx.Install do
     # The program finds the bundles of other packages among PGlite's files.
     bundles = if extensions?, do: Path.wildcard(Path.join(source, @bundles)), else: []
     for bundle <- bundles, do: File.cp!(bundle, Path.join(beside, Path.basename(bundle)))
+    tool = Path.join(source, @tools_beside)
+    if File.regular?(tool), do: File.cp!(tool, Path.join(beside, Path.basename(tool)))
     File.rm_rf!(target)
     File.rename!(beside, target)
     say("PGlite's files are in #{target}")

@@ -46,7 +46,7 @@ defmodule Mix.Tasks.PgliteEx.Server do
 
   use Mix.Task
 
-  alias PgliteEx.{Error, Options, TaskServer}
+  alias PgliteEx.{Error, Launchers, Options, TaskServer}
 
   # As of `pglite-port serve`.
   @default_port 5433
@@ -87,7 +87,12 @@ defmodule Mix.Tasks.PgliteEx.Server do
     _ = Application.ensure_all_started(:telemetry)
     options = server_options(options, configured(rest))
 
-    if tasks == [], do: run_in_foreground(options), else: run_beside(options, tasks)
+    if tasks == [] do
+      run_in_foreground(options)
+    else
+      Launchers.add_to_path()
+      run_beside(options, tasks)
+    end
   end
 
   @doc false

@@ -1,0 +1,124 @@
+defmodule PgliteEx.Launchers do
+  @moduledoc false
+  # Shell scripts named `pg_dump` and `psql`, for programs that call these: `mix ecto.dump` and
+  # `mix ecto.load`. They run `pglite-port`, so that no PostgreSQL has to be installed.
+
+  alias PgliteEx.Executable
+
+  # From priv/bin the program is one directory up; a checkout names it with PGLITE_PORT.
+  @find_program """
+  here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P)
+  program=${PGLITE_PORT:-$here/../pglite-port}
+  if [ -z "${PGLITE_DIR:-}" ] && [ -f "$here/../pglite/pglite.wasm" ]; then
+    export PGLITE_DIR="$here/../pglite"
+  fi
+  [ -x "$program" ] || program=pglite-port
+  """
+
+  @pg_dump """
+  #!/bin/sh
+  # PostgreSQL's pg_dump, which pglite-port runs. `mix pglite_ex.install` has put this file here.
+  set -eu
+  #{@find_program}exec "$program" dump -- "$@"
+  """
+
+  @psql """
+  #!/bin/sh
+  # Runs an SQL file as psql does, with pglite-port. `mix pglite_ex.install` has put this file here.
+  set -eu
+  #{@find_program}file=
+  command=
+  on_error=continue
+  left=$#
+  # Options are taken from the front; those that pglite-port knows go to the end.
+  while [ "$left" -gt 0 ]; do
+    argument=$1
+    value=
+    shift
+    left=$((left - 1))
+    case $argument in
+      -c | --command | -f | --file | -v | --set | --variable | -h | --host | -p | --port | -U | --username | -d | --dbname)
+        if [ "$left" -eq 0 ]; then
+          echo "psql of pglite-port: option $argument needs a value" >&2
+          exit 2
+        fi
+        value=$1
+        shift
+        left=$((left - 1))
+        ;;
+      --*=*)
+        value=${argument#*=}
+        argument=${argument%%=*}
+        ;;
+      -[cfvhpUd]?*)
+        value=${argument#-?}
+        argument=${argument%"$value"}
+        ;;
+    esac
+    case $argument in
+      -f | --file) file=$value ;;
+      -c | --command) command=$value ;;
+      -v | --set | --variable)
+        case $value in
+          ON_ERROR_STOP=1 | ON_ERROR_STOP=on | ON_ERROR_STOP=true | ON_ERROR_STOP) on_error=stop ;;
+          ON_ERROR_STOP=*) on_error=continue ;;
+          *)
+            echo "psql of pglite-port: the variable $value is not supported" >&2
+            exit 2
+            ;;
+        esac
+        ;;
+      -h | --host) set -- "$@" "--host=$value" ;;
+      -p | --port) set -- "$@" "--port=$value" ;;
+      -U | --username) set -- "$@" "--username=$value" ;;
+      -d | --dbname) set -- "$@" "--dbname=$value" ;;
+      -X | --no-psqlrc) ;;
+      -*) set -- "$@" "$argument" ;;
+      *) set -- "$@" "--dbname=$argument" ;;
+    esac
+  done
+  if [ -n "$command" ]; then
+    printf '%s' "$command" | "$program" run --rows "$@" -- -
+    exit
+  fi
+  if [ -z "$file" ]; then
+    echo "psql of pglite-port: it runs --file FILE or --command SQL; PostgreSQL's own psql does the rest" >&2
+    exit 2
+  fi
+  exec "$program" run "$@" "--on-error=$on_error" -- "$file"
+  """
+
+  @scripts [{"pg_dump", @pg_dump}, {"psql", @psql}]
+
+  @doc "Puts the scripts into `directory`, which is made."
+  @spec install!(Path.t()) :: :ok
+  def install!(directory) do
+    File.mkdir_p!(directory)
+
+    for {name, script} <- @scripts do
+      path = Path.join(directory, name)
+      beside = "#{path}.#{System.pid()}"
+      File.write!(beside, script)
+      File.chmod!(beside, 0o755)
+      # Renamed, so that a task that is killed leaves no half script.
+      File.rename!(beside, path)
+    end
+
+    :ok
+  end
+
+  @doc "Lets this VM find them before others, if `mix pglite_ex.install` has put them there."
+  @spec add_to_path() :: :ok
+  def add_to_path do
+    path = System.get_env("PATH", "")
+
+    if File.dir?(directory()) and directory() not in String.split(path, ":"),
+      do: System.put_env("PATH", "#{directory()}:#{path}")
+
+    :ok
+  end
+
+  @doc "Where `mix pglite_ex.install` puts them."
+  @spec directory() :: Path.t()
+  def directory, do: Path.join(Path.dirname(Executable.installed_path()), "bin")
+end
