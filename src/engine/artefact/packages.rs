@@ -162,7 +162,7 @@ impl Artefact {
             Ok(()) => Ok(Some(path)),
             Err(ArtefactError::Foreign { path, found, .. }) => Err(PackageError::Foreign { path, package, found }),
             Err(ArtefactError::Unreadable { path, source }) => Err(PackageError::Unreadable { path, source }),
-            Err(ArtefactError::Missing { .. }) => Ok(None),
+            Err(ArtefactError::Missing { .. } | ArtefactError::MissingTool { .. }) => Ok(None),
         }
     }
 }
