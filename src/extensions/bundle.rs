@@ -22,8 +22,9 @@ use crate::{
 
 /// Where control files and scripts are.
 const SCRIPTS: &str = "/share/postgresql/extension/";
-/// Where all files but libraries are.
-const SHARE: &str = "share/postgresql/";
+/// Where all files but libraries are, and those of them that no SQL reads.
+const SHARE: &str = "share/";
+const DOCUMENTATION: &str = "share/doc/";
 /// Where libraries are.
 const LIBRARIES: &str = "/lib/postgresql/";
 
@@ -125,7 +126,8 @@ impl Bundle {
 /// The files of an archive.
 fn unpack(archive: &[u8]) -> anyhow::Result<Arc<FrozenTree>> {
     let files = read_archive(archive)?;
-    let is_wanted = |path: &str| path.starts_with(SHARE) || path.starts_with(&LIBRARIES[1..]);
+    let is_shared = |path: &str| path.starts_with(SHARE) && !path.starts_with(DOCUMENTATION);
+    let is_wanted = |path: &str| is_shared(path) || path.starts_with(&LIBRARIES[1..]);
     let has_control = files.iter().any(|file| control_name(&format!("/{}", file.path)).is_some());
     let elsewhere = files.iter().find(|file| has_extension(&file.path, "control"));
     let elsewhere = elsewhere.map(|file| format!(" ({} is at another place)", file.path)).unwrap_or_default();

@@ -22,7 +22,8 @@
 //! `module` (reads a module), `initial_memory` (memory contents), `target` and `targets` (the table), `evidence` (finds
 //! functions), `bodies`, `builtins`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the
 //! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
-//! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `longjmp` and `invoke` (exceptions
+//! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `own_imports` (what a side module
+//! imports from itself), `longjmp` and `invoke` (exceptions
 //! instead of host calls), `facts` (the resulting facts).
 
 mod bodies;
@@ -37,6 +38,7 @@ mod invoke;
 mod longjmp;
 mod module;
 mod outline;
+mod own_imports;
 mod processes;
 mod real_time;
 mod rewrite;
@@ -219,12 +221,14 @@ pub fn instrument_importing(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
 /// Prepares a side module (the `.so` of an extension or of PL/pgSQL) for being loaded, and for clones whose memory
 /// already contains it.
 ///
-/// Its data segments are left out, because the loader writes them. Nothing runs when it is instantiated.
+/// Its data segments are left out, because the loader writes them. Nothing runs when it is instantiated. Functions that
+/// it imports and defines itself are no longer imported.
 ///
 /// # Errors
 /// If the bytes are not a module, or it uses data segments for anything but writing them when it is instantiated.
 pub fn instrument_side_module(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
-    let module = Module::parse(wasm)?;
+    let resolved = own_imports::resolve(wasm)?;
+    let module = Module::parse(resolved.as_deref().unwrap_or(wasm))?;
     module.refuse_passive_data()?;
     let start = module.start.map(|start| (SIDE_MODULE_START.to_owned(), ExportKind::Func, start));
     let exports = hidden_globals(&module).into_iter().chain(start).collect();
