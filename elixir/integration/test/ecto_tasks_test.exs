@@ -61,9 +61,35 @@ defmodule Integration.EctoTasksTest do
     PgliteEx.stop(server)
   end
 
+  test "the structure is dumped and loaded without an installed PostgreSQL", %{tmp_dir: directory} do
+    path = System.get_env("PATH")
+    on_exit(fn -> System.put_env("PATH", path) end)
+    bin = Path.join(directory, "bin")
+    PgliteEx.Launchers.install!(bin)
+    System.put_env("PATH", "#{bin}:#{path}")
+    [first, second] = for name <- ["first", "second"], do: Path.join(directory, name)
+    structure = Path.join(directory, "structure.sql")
+
+    configure = &Application.put_env(:integration, NamedPostgres, data: &1, database: "kept")
+    configure.(first)
+    run_beside(["ecto.migrate"])
+    run_beside([{"ecto.dump", ["--dump-path", structure]}])
+    assert File.read!(structure) =~ "CREATE TABLE public.accounts"
+
+    configure.(second)
+    run_beside([{"ecto.load", ["--dump-path", structure, "--force", "--quiet"]}])
+    {:ok, server} = PgliteEx.start_link(name: NamedPostgres, data: second, database: "kept")
+    {:ok, repo} = NamedRepo.start_link()
+    assert %{rows: [[3]]} = NamedRepo.query!("select count(*) from schema_migrations")
+    assert %{rows: [[0]]} = NamedRepo.query!("select count(*) from accounts")
+    Supervisor.stop(repo)
+    PgliteEx.stop(server)
+  end
+
   defp run_beside(tasks) do
-    for task <- tasks, do: Mix.Task.reenable(task)
-    arguments = Enum.flat_map(tasks, &(["--and", &1] ++ @repo ++ options(&1)))
+    tasks = for task <- tasks, do: if(is_binary(task), do: {task, options(task)}, else: task)
+    for {task, _options} <- tasks, do: Mix.Task.reenable(task)
+    arguments = Enum.flat_map(tasks, fn {task, options} -> ["--and", task] ++ @repo ++ options end)
     Mix.Task.rerun("pglite_ex.server", ["Integration.NamedPostgres" | arguments])
   end
 

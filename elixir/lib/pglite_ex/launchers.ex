@@ -78,8 +78,9 @@ defmodule PgliteEx.Launchers do
     esac
   done
   if [ -n "$command" ]; then
-    printf '%s' "$command" | "$program" run --rows "$@" -- -
-    exit
+    exec "$program" run --rows "$@" -- - <<SQL
+  $command
+  SQL
   fi
   if [ -z "$file" ]; then
     echo "psql of pglite-port: it runs --file FILE or --command SQL; PostgreSQL's own psql does the rest" >&2
