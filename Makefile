@@ -28,7 +28,7 @@ FOR_SHORT_TURNS := sessions_bank sessions_isolation sessions_locks sessions_shar
 # Tests of damaged input and the number of their inputs in `make fuzz`; in the suite each runs for a second.
 FUZZ := a_damaged_stream_of_frames=10000000 damaged_packets_before_a_session=10000000 a_damaged_stream_of_messages=10000000 \
 	damaged_rules=10000000 a_damaged_index=10000000 a_damaged_record=10000000 a_damaged_side_module=1000000 \
-	any_module_stays_valid=1000000
+	any_module_stays_valid=1000000 a_damaged_file_has_the_same_pieces=1000000
 
 # Tests do not use the user's cache, and share one, because compiling PostgreSQL takes seconds.
 TEST_CACHE := $(CURDIR)/target/cache

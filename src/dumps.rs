@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, IsTerminal, Read, Write},
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{self, ExitCode},
     sync::Arc,
     thread,
     time::Duration,
@@ -139,9 +139,15 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog
     let Some(opened) = Opened::new(command_line, address.data.as_deref(), &address.address())? else {
         return Ok(ExitCode::FAILURE);
     };
-    if let Some(connections) = opened.connections.clone() {
-        on_stop(opened.stop, move || connections.terminate_all());
-    }
+    let (connections, stopped) = (opened.connections.clone(), progress.clone());
+    on_stop(opened.stop, move || match &connections {
+        Some(connections) => connections.terminate_all(),
+        // The server notices, and rolls back what is not committed.
+        None => {
+            stopped.finish_and_clear();
+            process::exit(1);
+        }
+    });
     let choices =
         Choices { in_one_transaction: *single_transaction, continues: on_error == "continue", tells_rows: *rows };
     let (log, quiet, shown) = (log.clone(), *quiet, progress.clone());

@@ -361,6 +361,9 @@ fn a_parent_has_databases_dumped_and_files_run() {
     let dump = fs::read_to_string(place.path("dump.sql")).unwrap();
     assert_eq!(options.get("bytes"), Some(dump.len().to_string().as_str()));
     assert!(dump.contains("INSERT INTO public.t VALUES (1);") && !dump.contains("OWNER TO"), "{dump}");
+    let (word, options) = asked("dump", "options\0--filter=-\0");
+    assert_eq!(word, "error");
+    assert!(options.get("message").unwrap_or_default().contains("name a file"), "{options:?}");
     let (word, options) = asked("dump", "options\0--table=nothing\0");
     assert_eq!(word, "error");
     assert!(options.get("message").unwrap_or_default().contains("no matching tables were found"), "{options:?}");

@@ -47,6 +47,9 @@ const WITH_VALUE: [(&str, Option<char>); 29] = [
 /// As [`WITH_VALUE`].
 const USERNAME: (&str, Option<char>) = ("username", Some('U'));
 
+/// The name of a filter that is stdin.
+const STDIN: &str = "-";
+
 /// The directory of the guest with the files of `--filter`.
 const FILTERS: &str = "/filters";
 
@@ -165,6 +168,12 @@ impl Options {
         }
     }
 
+    /// Whether stdin says what to dump.
+    #[must_use]
+    pub fn reads_stdin(&self) -> bool {
+        self.filters.iter().any(|filter| filter == STDIN)
+    }
+
     /// The arguments for the guest, and the files that they name.
     ///
     /// # Errors
@@ -172,7 +181,7 @@ impl Options {
     pub(super) fn for_guest(&self) -> anyhow::Result<(Vec<String>, Vec<(String, Vec<u8>)>)> {
         let (mut arguments, mut files) = (self.arguments.clone(), Vec::new());
         for (number, path) in self.filters.iter().enumerate() {
-            let content = if path == "-" {
+            let content = if path == STDIN {
                 let mut content = Vec::new();
                 io::stdin().read_to_end(&mut content).map(|_| content)
             } else {

@@ -16,6 +16,7 @@ use super::wire::Wire;
 use crate::{
     fs::{At, Errno, Files, OpenFlags},
     guest::{Exports, Guest, Setup, call, memory, set_errno, write_local_time},
+    instrument::IMPORTING_DATA,
     template::Tools,
 };
 
@@ -24,8 +25,6 @@ pub(super) const EXECUTABLE: &str = "/bin/pg_dump";
 
 /// The size of its stack. It grows down from here to address 0, so that a stack that is too small ends the guest.
 const STACK: u32 = 8 << 20;
-/// The room for its data, which are above the stack.
-const DATA: u32 = 1 << 20;
 /// The first slot of its functions in the table, as in Emscripten: slot 0 is the null pointer.
 const FIRST_SLOT: u32 = 1;
 
@@ -129,7 +128,7 @@ fn lay_out(store: &mut Store<Guest>, linker: &mut Linker<Guest>, module: &Module
         ("env", "__stack_pointer", Mutability::Var, STACK),
         ("env", "__memory_base", Mutability::Const, STACK),
         ("env", "__table_base", Mutability::Const, FIRST_SLOT),
-        ("GOT.mem", "__heap_base", Mutability::Var, STACK + DATA),
+        ("GOT.mem", "__heap_base", Mutability::Var, STACK + IMPORTING_DATA),
     ] {
         let ty = GlobalType::new(ValType::I32, mutability);
         let global = Global::new(&mut *store, ty, Val::I32(value.cast_signed()))?;

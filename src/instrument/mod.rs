@@ -52,7 +52,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use wasm_encoder::ExportKind;
-use wasmparser::{BinaryReaderError, ExternalKind};
+use wasmparser::{BinaryReaderError, Dylink0Subsection, ExternalKind, KnownCustom, Parser, Payload};
 
 use changes::Surroundings;
 use evidence::Found;
@@ -206,16 +206,39 @@ pub fn instrument_plain(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     longjmp::lower_longjmp(wasm)
 }
 
+/// The room in bytes for the data of a module that imports its memory, from its memory base on.
+pub const IMPORTING_DATA: u32 = 1 << 20;
+
 /// The same for a module that imports its memory and its table, which it then exports as well: `pg_dump.wasm`.
 ///
 /// # Errors
-/// As those of [`instrument_plain`].
+/// As those of [`instrument_plain`]; if its data need more room than [`IMPORTING_DATA`].
 pub fn instrument_importing(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+    let data = static_memory(wasm)?;
+    if data > IMPORTING_DATA {
+        return Err(InstrumentError::Unsupported(format!("its data need {data} bytes, more than {IMPORTING_DATA}")));
+    }
     let exports = vec![
         ("memory".to_owned(), ExportKind::Memory, 0),
         ("__indirect_function_table".to_owned(), ExportKind::Table, 0),
     ];
     longjmp::lower_longjmp(&Rewrite { exports, ..Rewrite::default() }.apply(&Module::parse(wasm)?)?)
+}
+
+/// The bytes of memory that an Emscripten module needs for its data, by its section `dylink.0`.
+fn static_memory(wasm: &[u8]) -> Result<u32, InstrumentError> {
+    for payload in Parser::new(0).parse_all(wasm) {
+        if let Payload::CustomSection(section) = payload?
+            && let KnownCustom::Dylink0(subsections) = section.as_known()
+        {
+            for subsection in subsections {
+                if let Dylink0Subsection::MemInfo(info) = subsection? {
+                    return Ok(info.memory_size);
+                }
+            }
+        }
+    }
+    Err(InstrumentError::Unsupported("it does not say how much memory its data need (dylink.0)".to_owned()))
 }
 
 /// Prepares a side module (the `.so` of an extension or of PL/pgSQL) for being loaded, and for clones whose memory

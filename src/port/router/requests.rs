@@ -2,8 +2,7 @@
 
 use std::{
     ffi::CStr,
-    fs::File,
-    io::{self, BufReader},
+    io,
     os::unix::net::UnixStream,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
@@ -13,7 +12,6 @@ use std::{
     time::SystemTime,
 };
 
-use anyhow::{Context, ensure};
 use jiff::Timestamp;
 
 use super::{Router, violation};
@@ -24,15 +22,14 @@ use crate::{
     },
     backup::{self, Summary},
     clock::ClockSetting,
-    dial::{self, Server},
-    dump::{self, Dumped},
+    dial,
     port::frame::{Frame, Kind, Options},
     protocol::error_response::{ErrorResponse, sqlstate},
     quota::{Limits, Size},
-    script::{self, Choices},
     session::{Choice, Control, Outcome, PendingTask, Task, panic_text},
-    template::Tools,
 };
+
+mod transfers;
 
 /// The function of a verb. It gets the request's id and options, and replies with [`Router::reply`], at once or later.
 type Verb = fn(&Arc<Router>, u32, &Options);
@@ -53,8 +50,8 @@ const VERBS: [(&str, Verb); 16] = [
     ("seed", seed),
     ("reload", reload),
     ("backup", back_up),
-    ("dump", dump_database),
-    ("run", run_file),
+    ("dump", transfers::dump_database),
+    ("run", transfers::run_file),
 ];
 
 /// The options of a reply, or the error.
@@ -351,58 +348,6 @@ fn back_up(router: &Arc<Router>, id: u32, options: &Options) {
             }
             Err(error) => Err(ErrorResponse::error(sqlstate::IO_ERROR, format!("{error:#}"))),
         }
-    });
-}
-
-/// `dump`: dumps the database `database` of the cluster `cluster`, or the default one, into the file `path`, with the
-/// options of `pg_dump` in the lines of `options`. The session for it is that of the user `user`; the default of both
-/// is `postgres`. The reply has the `bytes` that were written.
-fn dump_database(router: &Arc<Router>, id: u32, options: &Options) {
-    let lines = options.get("options").unwrap_or_default().lines();
-    let arguments: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
-    transfer(router, id, options, move |tools, server, path| {
-        let mut chosen = dump::Options::read(&arguments)?;
-        chosen.file = Some(path);
-        let Dumped { status, bytes, messages } = dump::dump(tools, Some(Arc::new(server)), &chosen, false, |_| {})?;
-        ensure!(status == 0, "{messages}");
-        Ok(Options::new().with("bytes", bytes))
-    });
-}
-
-/// `run`: runs the SQL file `path` in the database `database` of the cluster `cluster`, or the default one, as the user
-/// `user`; the default of both is `postgres`. With `single_transaction` = `true` all statements are one transaction. The
-/// reply has the number of `statements`.
-fn run_file(router: &Arc<Router>, id: u32, options: &Options) {
-    let in_one_transaction = options.get("single_transaction") == Some("true");
-    transfer(router, id, options, move |_, server, path| {
-        let name = path.display().to_string();
-        let input = File::open(&path).with_context(|| format!("{name} cannot be read"))?;
-        let choices = Choices { in_one_transaction, ..Choices::default() };
-        let ran = script::run(&server, BufReader::new(input), &name, choices, Arc::new(|_| {}))?;
-        Ok(Options::new().with("statements", ran.statements))
-    });
-}
-
-/// Does `work` with the file `path` and the database that the options name, on a thread of its own.
-fn transfer(
-    router: &Arc<Router>,
-    id: u32,
-    options: &Options,
-    work: impl FnOnce(&Tools, Server, PathBuf) -> anyhow::Result<Options> + Send + 'static,
-) {
-    let path = match required(options, "path").and_then(|path| absolute("path", &path)) {
-        Ok(path) => path,
-        Err(report) => return router.reply(id, Err(report)),
-    };
-    let cluster = options.get("cluster").map(str::to_owned);
-    let text = |key| options.get(key).map(str::to_owned);
-    let (database, user) = (text("database"), text("user"));
-    router.reply_on_thread(id, move |router| {
-        let tools = router.administration.tools()?;
-        let server = Server::of(router.connections.clone(), cluster, router.log().of_connection(0));
-        let server = server.with(database.as_deref(), user.as_deref());
-        let done = work(&tools, server, path);
-        done.map_err(|error| ErrorResponse::error(sqlstate::IO_ERROR, format!("{error:#}")))
     });
 }
 

@@ -1,4 +1,7 @@
+use std::io::BufReader;
+
 use super::*;
+use crate::fuzz::{Corpus, Input, fuzz};
 
 /// The statements of a file that has nothing else, with their lines.
 fn statements(file: &str) -> Vec<(u64, String)> {
@@ -109,4 +112,47 @@ fn a_command_goes_to_the_end_of_its_line() {
     assert!(matches!(scanner.next().unwrap(), Some((2, Piece::Statement { .. }))));
     assert_eq!(scanner.next().unwrap(), Some((3, command(r"\unrestrict abc"))));
     assert_eq!(scanner.next().unwrap(), None);
+}
+
+/// All that is in a file: the line of each piece, its text without what was skipped, and its rows.
+fn scan(input: impl BufRead) -> Vec<(u64, Vec<u8>, Vec<u8>)> {
+    let (mut scanner, mut found) = (Scanner::new(input), Vec::new());
+    while let Some((line, piece)) = scanner.next().unwrap() {
+        let (text, copies_in) = match piece {
+            Piece::Statement { sql, copies_in } => (sql, copies_in),
+            Piece::Command(command) => (command.into_bytes(), false),
+        };
+        let mut rows = Vec::new();
+        while let Some(more) = if copies_in { scanner.rows().unwrap() } else { None } {
+            assert!(!more.is_empty() && more.len() <= 2 * PIECE);
+            rows.extend(more);
+        }
+        found.push((line, text, rows));
+    }
+    found
+}
+
+#[test]
+fn a_damaged_file_has_the_same_pieces_whether_it_is_read_at_once_or_byte_by_byte() {
+    let corpus = Corpus::made([
+        include_bytes!("../../../tests/dump/everything.sql").to_vec(),
+        b"copy t from stdin;\n1\t2\n\\.\nselect $a$ ; $a$, E'\\';', \"x;\"\"y\"; /* ; /* */ */ select 1;".to_vec(),
+        b"\\restrict k\ncreate function f() returns int begin atomic select case 1 when 2 then 3 end; end;\n".to_vec(),
+    ]);
+    fuzz!(corpus, |input: &Input| {
+        let found = scan(&input.bytes[..]);
+        assert_eq!(scan(BufReader::with_capacity(1, &input.bytes[..])), found);
+        let lines = input.bytes.split(|byte| *byte == b'\n').count() as u64;
+        let mut rest = &input.bytes[..];
+        for (line, text, rows) in found {
+            assert!((1..=lines).contains(&line));
+            // Statements and rows are in the file, in this order. A command may have other bytes for wrong ones.
+            let is_kept =
+                |part: &&Vec<u8>| !part.is_empty() && !part.windows(3).any(|bytes| bytes == "\u{fffd}".as_bytes());
+            for part in [text, rows].iter().filter(is_kept) {
+                let at = rest.windows(part.len()).position(|bytes| bytes == part.as_slice());
+                rest = &rest[at.expect("it is in the file") + part.len()..];
+            }
+        }
+    });
 }
