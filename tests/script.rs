@@ -2,9 +2,17 @@
 
 mod support;
 
-use std::{fs, io::Write, path::PathBuf};
+use std::{
+    fs,
+    io::Write,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
+use rustix::process::Signal;
 use support::{
+    PATIENCE,
     program::Program,
     server::{Server, rows},
 };
@@ -137,4 +145,20 @@ fn a_file_that_is_not_there_or_not_text_is_named() {
     fs::write(script.path(), b"select 1;\nselect '\xff';\n").unwrap();
     let said = Program::fail(&["run", &script.text(), &server.url]);
     assert!(said.contains("file.sql:2: the statement is not UTF-8"), "{said}");
+}
+
+#[test]
+fn a_signal_ends_a_file_and_what_it_has_not_committed_is_gone() {
+    let (server, script) = (Server::shared(), Script::new("create table a (); select pg_sleep(1000);"));
+    let mut program = Program::spawn(&["run", "--single-transaction", &script.text(), &server.url]);
+    let (mut client, deadline) = (server.connect(), Instant::now() + PATIENCE);
+    let sleeps = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
+    while rows(&mut client, sleeps) != ["1"] {
+        assert!(Instant::now() < deadline, "the file does not run");
+        // The server sends no event when a statement begins.
+        thread::sleep(Duration::from_millis(2));
+    }
+    program.signal(Signal::INT);
+    assert_eq!(program.wait().0.code(), Some(1));
+    assert_eq!(rows(&mut client, TABLES), [""; 0]);
 }
