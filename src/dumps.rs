@@ -140,13 +140,13 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog
         return Ok(ExitCode::FAILURE);
     };
     let (connections, stopped) = (opened.connections.clone(), progress.clone());
-    on_stop(opened.stop, move || match &connections {
-        Some(connections) => connections.terminate_all(),
-        // The server notices, and rolls back what is not committed.
-        None => {
-            stopped.finish_and_clear();
-            process::exit(1);
+    on_stop(opened.stop, move || {
+        if let Some(connections) = &connections {
+            return connections.terminate_all();
         }
+        stopped.finish_and_clear();
+        // The server notices, and rolls back what is not committed.
+        process::exit(1);
     });
     let choices =
         Choices { in_one_transaction: *single_transaction, continues: on_error == "continue", tells_rows: *rows };
