@@ -221,25 +221,3 @@ fn a_close_frame_ends_a_session_while_its_query_runs_and_is_answered_by_one() {
     port.end_input();
     assert_eq!(port.exit_status().0, Some(0));
 }
-
-#[test]
-fn an_isolated_session_that_is_ended_makes_no_checkpoint_of_what_ends_with_it() {
-    let mut port = Port::spawn(&["--mode", "isolated"]);
-    port.open(1);
-    port.data(1, &wire::startup(&[("user", "postgres"), ("options", "-c log_min_messages=notice")]));
-    let end = "do $$ begin raise notice 'begun'; end $$; select pg_terminate_backend(pg_backend_pid())";
-    port.data(1, &wire::query(end));
-    let (mut log, mut answer) = (Vec::new(), Vec::new());
-    loop {
-        let frame = port.next();
-        match frame.kind {
-            Kind::Log => log.extend(frame.payload),
-            Kind::Data => answer.extend(frame.payload),
-            Kind::Close => break,
-            _ => {}
-        }
-    }
-    assert_eq!(errors(&Message::all(answer)), ["57P01"]);
-    let log = String::from_utf8_lossy(&log).into_owned();
-    assert!(log.contains("begun") && !log.contains("shutting down"), "{log}");
-}

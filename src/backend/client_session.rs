@@ -119,11 +119,6 @@ impl Backend {
         if status != 0 {
             return Err(I32Exit(EXIT_ALIVE).into());
         }
-        // The cluster ends with the session: nobody needs its checkpoint, which might find no room, or a free place in
-        // shared memory.
-        let [before_shmem_exit, on_shmem_exit, _] = self.facts().exit_callbacks;
-        self.write_u32(before_shmem_exit, 0)?;
-        self.write_u32(on_shmem_exit, 0)?;
         self.call::<(), ()>("pgstat_bestart_initial", ())?;
         self.write_u32(self.facts().my_cancel_key, u32::from_le_bytes(*cancel_key))?;
         self.write_u32(self.facts().my_cancel_key_length, 4)?;

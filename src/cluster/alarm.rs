@@ -7,22 +7,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Signal, Signals};
 
 /// How long a condemned backend goes on until it is stopped again, if it did not end at the safepoint.
-const AGAIN: Duration = Duration::from_millis(20);
+pub(super) const AGAIN: Duration = Duration::from_millis(20);
 
 /// What happens at a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     /// The guest's timer of that number is due: the backend is interrupted, and its hooks find the timer.
     Timer(usize),
-    /// The backend has had [`Slice::until_overdue`](super::Slice::until_overdue) for a signal.
-    Overdue(Signal),
-    /// It has had [`Slice::until_condemned`](super::Slice::until_condemned).
-    Condemned(Signal),
+    /// The backend has had time to hear a signal.
+    Signal(Signal),
 }
 
 /// The deadlines of all backends.
@@ -54,11 +52,9 @@ pub(crate) fn withdraw(deadline: Instant, number: usize, signals: &Arc<Signals>)
     ALARM.waiting.lock().remove(&(deadline, Arc::as_ptr(signals).addr(), Due::Timer(number)));
 }
 
-/// Sees to it that the backend behind `signals` hears `signal`, which it was just sent.
-pub(super) fn watch(signals: &Arc<Signals>, signal: Signal) {
-    let now = Instant::now();
-    ALARM.set(now + signals.slice.until_overdue(), Due::Overdue(signal), signals);
-    ALARM.set(now + signals.slice.until_condemned(), Due::Condemned(signal), signals);
+/// Looks at `deadline` whether the backend behind `signals` has heard `signal`.
+pub(super) fn watch(signals: &Arc<Signals>, signal: Signal, deadline: Instant) {
+    ALARM.set(deadline, Due::Signal(signal), signals);
 }
 
 impl Alarm {
@@ -79,23 +75,25 @@ impl Alarm {
                 continue;
             };
             let (deadline, address, due) = next;
-            if !self.changed.wait_until(&mut waiting, deadline).timed_out() {
+            if Instant::now() < deadline {
+                self.changed.wait_until(&mut waiting, deadline);
                 continue;
             }
             let Some(signals) = waiting.remove(&next).and_then(|signals| signals.upgrade()) else { continue };
-            match due {
+            let now = Instant::now();
+            let (signal, again) = match due {
                 Due::Timer(_) => {
-                    signals.send(Signal::ALRM);
-                    let overdue = Instant::now() + signals.slice.until_overdue();
-                    waiting.insert((overdue, address, Due::Overdue(Signal::ALRM)), Arc::downgrade(&signals));
+                    let again = signals.begin_to_watch(Signal::ALRM, now);
+                    signals.interrupt();
+                    (Signal::ALRM, again)
                 }
-                Due::Overdue(signal) => signals.press(signal),
-                Due::Condemned(signal) => {
-                    if signals.condemn(signal) {
-                        waiting.insert((Instant::now() + AGAIN, address, due), Arc::downgrade(&signals));
-                    }
-                }
+                Due::Signal(signal) => (signal, signals.watch(signal, now)),
+            };
+            if let Some(again) = again {
+                waiting.insert((again, address, Due::Signal(signal)), Arc::downgrade(&signals));
             }
+            // The last reference may be this one, and what it refers to is dropped without the lock.
+            MutexGuard::unlocked(&mut waiting, || drop(signals));
         }
     }
 }
@@ -121,35 +119,45 @@ mod tests {
     #[test]
     fn a_signal_that_is_not_heard_is_overdue_and_then_condemns_until_it_is_heard() {
         let signals = Arc::<Signals>::default();
-        signals.send(Signal::TERM);
-        let now = Instant::now();
-        assert!(!signals.is_overdue() && !signals.is_condemned());
-        ALARM.set(now, Due::Overdue(Signal::TERM), &signals);
-        until_handled();
-        assert!(signals.is_overdue() && !signals.is_condemned());
-        ALARM.set(now, Due::Condemned(Signal::TERM), &signals);
-        until_handled();
-        assert!(signals.is_condemned());
-        assert_eq!(number(&signals), 1, "it is stopped again");
+        let slice = signals.slice;
+        let sent = Instant::now();
+        let overdue = signals.begin_to_watch(Signal::TERM, sent).unwrap();
+        assert!(!signals.is_overdue());
+        assert_eq!(signals.begin_to_watch(Signal::TERM, overdue), None, "it is watched already");
+        let condemned = signals.watch(Signal::TERM, overdue).unwrap();
+        assert_eq!((overdue, condemned), (sent + slice.until_overdue(), sent + slice.until_condemned()));
+        assert!(signals.is_overdue() && signals.condemned_since().is_none());
+        assert_eq!(signals.watch(Signal::TERM, condemned), Some(condemned + AGAIN), "it is stopped again");
+        assert_eq!(signals.condemned_since(), Some(sent));
         assert_eq!(signals.take().collect::<Vec<_>>(), [Signal::TERM]);
-        assert!(!signals.is_overdue() && !signals.is_condemned());
-        while number(&signals) > 0 {
-            thread::yield_now();
-        }
-        signals.send(Signal::TERM);
-        assert!(!signals.is_overdue() && !signals.is_condemned(), "another one has its time again");
+        assert!(!signals.is_overdue() && signals.condemned_since().is_none());
+
+        // Another one has its time again, though the deadline of the first one is still there.
+        let again = condemned;
+        assert_eq!(signals.begin_to_watch(Signal::TERM, again), None);
+        assert_eq!(signals.watch(Signal::TERM, condemned + AGAIN), Some(again + slice.until_overdue()));
+        assert!(!signals.is_overdue());
+        drop(signals.take());
+        assert_eq!(signals.watch(Signal::TERM, again + slice.until_overdue()), None);
+        assert!(signals.begin_to_watch(Signal::TERM, again).is_some());
     }
 
     #[test]
-    fn a_signal_that_was_heard_in_time_changes_nothing() {
+    fn a_timer_is_overdue_and_never_condemns() {
         let signals = Arc::<Signals>::default();
-        signals.send_until_heard(Signal::INT);
-        assert_eq!(number(&signals), 2);
-        assert_eq!(signals.take().collect::<Vec<_>>(), [Signal::INT]);
-        for due in [Due::Overdue(Signal::INT), Due::Condemned(Signal::INT)] {
-            ALARM.set(Instant::now(), due, &signals);
+        let sent = Instant::now();
+        signals.begin_to_watch(Signal::ALRM, sent);
+        signals.watch(Signal::ALRM, sent + 2 * signals.slice.until_condemned());
+        assert!(signals.is_overdue() && signals.condemned_since().is_none());
+    }
+
+    #[test]
+    fn many_signals_need_one_deadline() {
+        let signals = Arc::<Signals>::default();
+        for _ in 0..1000 {
+            signals.send_until_heard(Signal::INT);
+            drop(signals.take());
         }
-        until_handled();
-        assert!(!signals.is_overdue() && !signals.is_condemned());
+        assert!(number(&signals) <= 1);
     }
 }

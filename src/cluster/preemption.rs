@@ -5,13 +5,11 @@ use std::{
     ffi::c_void,
     io,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rustix::{
     mm::{MprotectFlags, mprotect},
     param::page_size,
@@ -66,8 +64,9 @@ pub(crate) struct Preemption {
     page: Range<usize>,
     /// The cluster that the process shares with others.
     shared: Option<Shared>,
-    /// The processor time of the thread when the process was first found condemned, in nanoseconds; 0 if it is not.
-    condemned_at: AtomicU64,
+    /// When the signal was sent for which the process was condemned last, and the processor time of the thread when that
+    /// was found, in nanoseconds.
+    condemned: Mutex<Option<(Instant, u64)>>,
 }
 
 /// A cluster that a process shares with others.
@@ -94,7 +93,7 @@ impl Preemption {
             let (seats, priority) = seat.shared();
             Shared { seats, priority, holds }
         });
-        Self { signals, page: page.addresses(), shared, condemned_at: AtomicU64::new(0) }
+        Self { signals, page: page.addresses(), shared, condemned: Mutex::default() }
     }
 
     /// Called on the process' own thread after a fault at `address`. At a safepoint it gives the other processes that
@@ -118,18 +117,15 @@ impl Preemption {
 
     /// What becomes of the process, whose thread has used `now` nanoseconds of processor time.
     fn judge(&self, now: u64) -> Verdict {
-        if !self.signals.is_condemned() {
-            self.condemned_at.store(0, Ordering::Relaxed);
-            return Verdict::GoesOn;
-        }
-        let since = match self.condemned_at.load(Ordering::Relaxed) {
-            0 => {
-                self.condemned_at.store(now, Ordering::Relaxed);
+        let Some(since) = self.signals.condemned_since() else { return Verdict::GoesOn };
+        let begun = match *self.condemned.lock() {
+            Some((signal, begun)) if signal == since => begun,
+            ref mut condemned => {
+                *condemned = Some((since, now));
                 now
             }
-            since => since,
         };
-        let used = Duration::from_nanos(now.saturating_sub(since));
+        let used = Duration::from_nanos(now.saturating_sub(begun));
         let others_need = self.shared.as_ref().is_some_and(|shared| shared.holds.anything());
         if others_need && used >= self.signals.slice.until_released() {
             Verdict::Crashes
@@ -142,7 +138,7 @@ impl Preemption {
 }
 
 /// The processor time that this thread has used, in nanoseconds.
-fn processor_time() -> u64 {
+pub(crate) fn processor_time() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     u64::try_from(Duration::try_from(time).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
@@ -194,12 +190,13 @@ mod tests {
                 signals: signals.clone(),
                 page: 0..1,
                 shared: Some(Shared { seats, priority: Priority::Client, holds }),
-                condemned_at: AtomicU64::new(0),
+                condemned: Mutex::default(),
             };
             let begun = 1_000_000;
             assert_eq!(preemption.judge(begun), Verdict::GoesOn);
-            signals.send(Signal::TERM);
-            signals.condemn(Signal::TERM);
+            let sent = Instant::now();
+            signals.begin_to_watch(Signal::TERM, sent);
+            signals.watch(Signal::TERM, sent + slice.until_condemned());
             assert_eq!(preemption.judge(begun), Verdict::GoesOn, "its time begins now");
             let then = begun + u64::try_from(at.as_nanos()).expect("it is short");
             assert_eq!(preemption.judge(then), verdict, "{counters:?} after {at:?}");

@@ -4,9 +4,12 @@
 //! calls the hook in `ProcessInterrupts`, and a waiting backend is woken. The handler then runs on the backend's own
 //! thread, where the guest is in a host function (`guest::interrupts`).
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
+    },
+    time::Instant,
 };
 
 use parking_lot::Mutex;
@@ -53,15 +56,33 @@ impl Signal {
 #[derive(Default)]
 pub(crate) struct Signals {
     pending: AtomicU32,
-    /// The signals, a subset of the pending ones, for which the backend has been given enough time.
-    overdue: AtomicU32,
-    /// Those for which it has been given so much time that it ends at a safepoint.
-    condemning: AtomicU32,
+    /// The signals that are watched until they are heard.
+    watched: Mutex<[Watched; 32]>,
     /// Whether it was ended at a safepoint.
     was_ended: AtomicBool,
     /// The length of its turns.
     pub(super) slice: Slice,
     target: Mutex<Target>,
+}
+
+/// A signal that has to be heard.
+#[derive(Clone, Copy, Default)]
+struct Watched {
+    /// Since when it is pending; `None` if it is not.
+    since: Option<Instant>,
+    /// For how long it was.
+    patience: Patience,
+    /// Whether the alarm has a deadline for it.
+    has_deadline: bool,
+}
+
+/// How long a signal has not been heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Patience {
+    #[default]
+    Fresh,
+    Overdue,
+    Condemned,
 }
 
 /// The ways to interrupt the backend.
@@ -102,21 +123,57 @@ impl Signals {
 
     /// Sends `signal`.
     pub(crate) fn send(&self, signal: Signal) {
-        let bit = 1 << signal.0;
-        if self.pending.load(Ordering::SeqCst) & bit == 0 {
-            self.overdue.fetch_and(!bit, Ordering::SeqCst);
-            self.condemning.fetch_and(!bit, Ordering::SeqCst);
-        }
-        self.pending.fetch_or(bit, Ordering::SeqCst);
+        self.pending.fetch_or(1 << signal.0, Ordering::SeqCst);
         self.interrupt();
     }
 
     /// Sends `signal`, which cancels a statement, ends the session or says that its client has left, and sees to it that
     /// it is heard: after [`Slice::until_overdue`] the backend also checks for interrupts where it allocates memory, after
-    /// [`Slice::until_condemned`] it ends at a safepoint.
+    /// [`Slice::until_condemned`] it ends at a safepoint. A timer only becomes overdue.
     pub(crate) fn send_until_heard(self: &Arc<Self>, signal: Signal) {
-        self.send(signal);
-        alarm::watch(self, signal);
+        if let Some(deadline) = self.begin_to_watch(signal, Instant::now()) {
+            alarm::watch(self, signal, deadline);
+        }
+        self.interrupt();
+    }
+
+    /// `signal` becomes pending at the time `now`. Returns the deadline that the alarm needs, if it has none yet.
+    pub(super) fn begin_to_watch(&self, signal: Signal, now: Instant) -> Option<Instant> {
+        let mut watched = self.watched.lock();
+        self.pending.fetch_or(1 << signal.0, Ordering::SeqCst);
+        let it = &mut watched[signal.0 as usize];
+        if it.since.is_none() {
+            (it.since, it.patience) = (Some(now), Patience::Fresh);
+        }
+        let needs_deadline = !std::mem::replace(&mut it.has_deadline, true);
+        needs_deadline.then(|| now + self.slice.until_overdue())
+    }
+
+    /// Called at the deadline for `signal`. If it was not heard in time, the backend is interrupted or stopped. Returns
+    /// the next deadline, unless the signal was heard.
+    pub(super) fn watch(&self, signal: Signal, now: Instant) -> Option<Instant> {
+        let (next, patience) = {
+            let mut watched = self.watched.lock();
+            let it = &mut watched[signal.0 as usize];
+            let Some(since) = it.since else {
+                it.has_deadline = false;
+                return None;
+            };
+            let (overdue, condemned) = (since + self.slice.until_overdue(), since + self.slice.until_condemned());
+            // The deadline may be that of an earlier signal, which was heard.
+            if now < overdue {
+                return Some(overdue);
+            }
+            it.patience =
+                if now < condemned || signal == Signal::ALRM { Patience::Overdue } else { Patience::Condemned };
+            (condemned.max(now + alarm::AGAIN), it.patience)
+        };
+        if patience == Patience::Condemned {
+            self.stop()
+        } else {
+            self.interrupt()
+        }
+        Some(next)
     }
 
     /// Makes the backend check for signals, due timers, and the end of its slice.
@@ -135,50 +192,22 @@ impl Signals {
         self.set_safepoints(false);
     }
 
-    /// Makes the backend check for interrupts also where it allocates memory, if it has not heard `signal` yet.
-    pub(super) fn press(&self, signal: Signal) {
-        if self.mark(&self.overdue, signal) {
-            self.interrupt();
-        }
-    }
-
-    /// Stops the backend at its next safepoint, where it may end ([`super::Preemption`]), if it has not heard `signal`
-    /// yet; returns whether that is so.
-    pub(super) fn condemn(&self, signal: Signal) -> bool {
-        let is_unheard = self.mark(&self.condemning, signal);
-        if is_unheard {
-            self.stop();
-        }
-        is_unheard
-    }
-
-    /// Adds `signal` to `marks` if it is pending; returns whether it is.
-    fn mark(&self, marks: &AtomicU32, signal: Signal) -> bool {
-        let is_pending = self.pending.load(Ordering::SeqCst) & (1 << signal.0) != 0;
-        if is_pending {
-            marks.fetch_or(1 << signal.0, Ordering::SeqCst);
-        }
-        is_pending
-    }
-
     /// Whether the backend has not heard a signal for so long that it has to check for interrupts where it allocates
-    /// memory. If its client has left, it finds that it has to end.
+    /// memory.
     pub(crate) fn is_overdue(&self) -> bool {
-        let overdue = self.pending_of(&self.overdue);
-        if overdue & (1 << Signal::PIPE.0) != 0 {
-            self.send(Signal::TERM);
-        }
-        overdue != 0
+        self.any() && self.watched.lock().iter().any(|it| it.since.is_some() && it.patience != Patience::Fresh)
     }
 
-    /// Whether the backend has not heard a signal for so long that it has to end at a safepoint.
-    pub(super) fn is_condemned(&self) -> bool {
-        self.pending_of(&self.condemning) != 0
+    /// Whether it has not heard for as long that its client has left.
+    pub(crate) fn has_lost_client(&self) -> bool {
+        let it = self.watched.lock()[Signal::PIPE.0 as usize];
+        it.since.is_some() && it.patience != Patience::Fresh
     }
 
-    /// Those of `marks` that are still pending: a mark stays after its signal was heard, until it is sent again.
-    fn pending_of(&self, marks: &AtomicU32) -> u32 {
-        marks.load(Ordering::SeqCst) & self.pending.load(Ordering::SeqCst)
+    /// Since when the backend has not heard a signal for which it has to end at a safepoint by now.
+    pub(super) fn condemned_since(&self) -> Option<Instant> {
+        let watched = self.watched.lock();
+        watched.iter().filter(|it| it.patience == Patience::Condemned).filter_map(|it| it.since).min()
     }
 
     /// The backend does not go on beyond the safepoint where it is.
@@ -238,8 +267,16 @@ impl Signals {
 
     /// Takes all pending signals, lowest number first.
     pub(crate) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
-        let pending = if self.any() { self.pending.swap(0, Ordering::SeqCst) } else { 0 };
+        let pending = if self.any() { self.take_pending() } else { 0 };
         (1..32).filter(move |number| pending & (1 << number) != 0).map(Signal)
+    }
+
+    fn take_pending(&self) -> u32 {
+        let mut watched = self.watched.lock();
+        for it in watched.iter_mut() {
+            (it.since, it.patience) = (None, Patience::Fresh);
+        }
+        self.pending.swap(0, Ordering::SeqCst)
     }
 
     /// Whether signals are pending.

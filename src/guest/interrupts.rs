@@ -7,7 +7,7 @@ use wasmtime::{AsContextMut, Caller, Linker};
 
 use crate::{
     client::{Interest, Readiness},
-    cluster::Signal,
+    cluster::{Signal, processor_time},
     fs::Errno,
     instrument::{HOOK_MODULE, Hook},
 };
@@ -51,7 +51,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     })?;
     linker.func_wrap(HOOK_MODULE, Hook::IsOverdue.name(), |mut caller: Caller<'_, Guest>| {
         let is_overdue = caller.data().signals.is_overdue() && !holds_interrupts_off(&mut caller)?;
-        Ok::<_, wasmtime::Error>(i32::from(is_overdue))
+        Ok::<_, wasmtime::Error>(i32::from(is_overdue && must_check(caller.data_mut())))
     })?;
     linker.func_wrap(HOOK_MODULE, Hook::Kill.name(), kill)?;
     linker.func_wrap(HOOK_MODULE, Hook::SemaphoreWait.name(), |mut caller: Caller<'_, Guest>, flag: u32| {
@@ -94,7 +94,26 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
     Ok(delivered)
 }
 
-/// Whether the process has a lightweight lock or is in a critical section.
+/// How much processor time a statement may take without a check for interrupts after its client has left.
+const ALONE: Duration = Duration::from_millis(500);
+
+/// Whether a backend that allocates memory and has not heard a signal for long has to check for interrupts. If its client
+/// has left, it has to after [`ALONE`], and is told to end; one that has only waited for its turn hears before that.
+fn must_check(guest: &mut Guest) -> bool {
+    if !guest.signals.has_lost_client() {
+        guest.alone_since = None;
+        return true;
+    }
+    let now = processor_time();
+    let since = *guest.alone_since.get_or_insert(now);
+    let must_end = Duration::from_nanos(now.saturating_sub(since)) >= ALONE;
+    if must_end {
+        guest.signals.send(Signal::TERM);
+    }
+    must_end
+}
+
+/// Whether the process has a lightweight lock, is in a critical section, or holds interrupts off for another reason.
 fn holds_interrupts_off(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
     let (memory, guest) = memory::of(caller)?;
     for counter in ["InterruptHoldoffCount", "CritSectionCount"] {
@@ -109,10 +128,11 @@ fn holds_interrupts_off(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool
 /// would handle interrupts, that is without lightweight locks and outside critical sections (`ProcessInterrupts` in
 /// `src/backend/tcop/postgres.c`).
 fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
-    deliver(caller)?;
+    // What a handler would set is looked at later, too, and a signal that waits is one that is not heard.
     if holds_interrupts_off(caller)? {
         return Ok(());
     }
+    deliver(caller)?;
     checkpoint::wait_if_due(caller)?;
     let Some(seat) = caller.data_mut().seat.as_mut().filter(|seat| seat.others_wait()) else { return Ok(()) };
     seat.end_turn();

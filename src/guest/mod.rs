@@ -105,6 +105,8 @@ pub(crate) struct Guest {
     pub(crate) anonymous: Vec<Region>,
     /// Whether it is between two messages, where there is no statement to cancel.
     pub(crate) is_idle: bool,
+    /// The processor time of its thread when its client was found to have left, in nanoseconds.
+    alone_since: Option<u64>,
     /// What its memory and its table have grown by.
     pub(crate) growth: Growth,
     /// The size of the linear memory in bytes, for other threads; 0 before the instance is complete.
@@ -171,6 +173,7 @@ impl Guest {
             before_fork: setup.before_fork,
             anonymous: Vec::new(),
             is_idle: false,
+            alone_since: None,
             growth,
             memory_size: Arc::default(),
         })
