@@ -8,7 +8,6 @@ use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt
 
 use super::{
     chunk::{CHUNK, Chunk},
-    disposal::dispose,
     extent::Extent,
 };
 
@@ -194,19 +193,13 @@ impl Content {
     /// Truncates the file to `len`, or extends it with a hole.
     pub fn set_len(&mut self, len: u64) {
         if len < self.len {
-            let cut = self.changed.split_off(&len.div_ceil(CHUNK_U64));
-            dispose(cut.len(), cut);
+            self.changed.split_off(&len.div_ceil(CHUNK_U64));
             if let Some(last) = self.changed.get_mut(&(len / CHUNK_U64)) {
                 unshared(last)[within_chunk(len)..].fill(0);
             }
             self.visible = self.visible.min(len);
         }
         self.len = len;
-    }
-
-    /// The number of chunks that were written since the last freeze.
-    pub(super) fn chunks(&self) -> usize {
-        self.changed.len()
     }
 
     /// Approximate number of bytes that only this file holds.

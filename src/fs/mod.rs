@@ -3,7 +3,6 @@
 //! # Layout, in reading order
 //!
 //! * `extent`, `chunk`, `content`: the bytes of files: immutable and shared below, changed chunks above.
-//! * `disposal`: frees large contents.
 //! * `shared`: the bytes of files that several processes have mapped.
 //! * `storage`, `host`, `written`: files that outlive the program, in a directory of the host, and their first sync.
 //! * `directory`, `device`, `node`: the kinds of inodes.
@@ -25,7 +24,6 @@ mod content;
 mod descriptors;
 mod device;
 mod directory;
-mod disposal;
 mod errno;
 mod extent;
 mod files;

@@ -5,7 +5,6 @@ use std::{collections::hash_map, sync::Arc};
 use super::{
     added::AddedFiles,
     directory::{Directory, Name},
-    disposal::dispose,
     errno::Errno,
     frozen::{FrozenTree, InoMap, ROOT},
     mount::Mount,
@@ -397,11 +396,6 @@ impl Tree {
         }
         if let Some(slot) = self.overlay.remove(&ino) {
             self.sizes = self.sizes.without(Sizes::of(&slot));
-            let chunks = match &slot {
-                Slot::Changed(Node { kind: Kind::File(content), .. }) => content.chunks(),
-                _ => 0,
-            };
-            dispose(chunks, slot);
         }
         if self.base.nodes.contains_key(&ino) {
             self.sizes = self.sizes.and(Sizes::of(&Slot::Gone));
