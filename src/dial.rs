@@ -2,9 +2,11 @@
 //!
 //! * `mod`: the server, and a stream of bytes to a new session of it
 //! * `address`: where it is, by a URL, options and the environment
+//! * `encryption`: what asks for an encrypted connection
 //! * `password`: the password, if none was given
 
 mod address;
+mod encryption;
 mod password;
 
 use std::{
@@ -14,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use postgres_protocol::message::frontend;
 use rustix::net::{RecvFlags, recv};
 use tokio::runtime::{self, Runtime};
@@ -76,14 +78,7 @@ impl Server {
     /// # Errors
     /// When the address is not one of a server, nobody serves there, or it needs encryption.
     pub fn at(address: &Address) -> anyhow::Result<Self> {
-        let config = address.resolve()?;
-        if config.get_ssl_mode() == SslMode::Require {
-            bail!(
-                "sslmode=require asks for an encrypted connection, which this command cannot make: connect to the \
-                 server's unix socket, or through a tunnel, with sslmode=disable"
-            );
-        }
-        let mut server = Self { config, way: Way::Network };
+        let mut server = Self { config: address.resolve()?, way: Way::Network };
         server.config.ssl_mode(SslMode::Disable);
         server.find_password(address.ask)?;
         Ok(server)

@@ -213,6 +213,7 @@ impl Opened {
             return Ok(Some(Self { server: Server::at(address)?, tools, connections: None, stop }));
         };
         ensure!(command_line.mode == Mode::Shared, "--data is for mode shared");
+        address.check_for_own_cluster()?;
         let shared =
             SharedSettings { data_directory: Some(DataDirectory::Host(data.to_owned())), ..SharedSettings::default() };
         let settings = Settings { shared, ..Settings::default() };

@@ -308,6 +308,12 @@ fn pg_dump_tells_about_itself() {
     assert_eq!((version.0, version.1.as_str()), (Some(0), "pg_dump (PostgreSQL) 18.3\n"));
     let help = Program::spawn(&["dump", "--", "--help"]).output().1;
     assert!(help.contains("--exclude-table-data"), "{help}");
+    // A file that is named all the same stays as it is.
+    let place = Place::new();
+    fs::write(place.path("dump.sql"), "a dump").unwrap();
+    let told = Program::spawn(&["dump", "--version", "--file", &place.text("dump.sql")]).output();
+    assert_eq!((told.0, told.1), (Some(0), version.1));
+    assert_eq!(fs::read_to_string(place.path("dump.sql")).unwrap(), "a dump");
 }
 
 #[test]
@@ -363,7 +369,21 @@ fn a_parent_has_databases_dumped_and_files_run() {
     assert!(dump.contains("INSERT INTO public.t VALUES (1);") && !dump.contains("OWNER TO"), "{dump}");
     let (word, options) = asked("dump", "options\0--filter=-\0");
     assert_eq!(word, "error");
-    assert!(options.get("message").unwrap_or_default().contains("name a file"), "{options:?}");
+    assert!(options.get("message").unwrap_or_default().contains("absolute path"), "{options:?}");
+    for (option, said) in [
+        ("--help", "--version"),
+        ("--dbname=other", "database and user"),
+        ("other", "database and user"),
+        ("-U\nme", "database and user"),
+        ("--data=/nowhere", "database and user"),
+        ("--filter=relative", "absolute path"),
+        ("--filter=/proc/self/environ", "absolute path"),
+        ("--filter=/", "regular file"),
+    ] {
+        let (word, options) = asked("dump", &format!("options\0{option}\0"));
+        assert_eq!(word, "error", "{option}");
+        assert!(options.get("message").unwrap_or_default().contains(said), "{option}: {options:?}");
+    }
     let (word, options) = asked("dump", "options\0--table=nothing\0");
     assert_eq!(word, "error");
     assert!(options.get("message").unwrap_or_default().contains("no matching tables were found"), "{options:?}");

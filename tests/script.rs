@@ -136,6 +136,8 @@ fn a_file_is_run_in_the_cluster_of_a_directory() {
     assert_eq!(rows(&mut server.connect(), "select a from t"), ["7"]);
     let said = Program::fail(&["run", &script.text(), "--data", text]);
     assert!(said.contains(&server.program.id().to_string()), "{said}");
+    let said = Program::fail(&["run", &script.text(), "--data", text, "--dbname", "postgres://u:secret@h/d"]);
+    assert!(said.contains("leave out one of them") && !said.contains("secret"), "{said}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{env, str::FromStr};
 use anyhow::{Context, ensure};
 use tokio_postgres::Config;
 
-use super::password;
+use super::{encryption, password};
 
 /// When the user is asked for a password.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +20,8 @@ pub enum AskForPassword {
 }
 
 /// The parts of an address that were given. What is missing comes from the environment (`PGHOST`, `PGPORT`, `PGUSER`,
-/// `PGDATABASE`, `PGPASSWORD`, `PGOPTIONS`, `PGCONNECT_TIMEOUT`).
+/// `PGDATABASE`, `PGPASSWORD`, `PGOPTIONS`, `PGCONNECT_TIMEOUT`). `PGSSLMODE`, `PGGSSENCMODE` and `PGCHANNELBINDING` may
+/// not ask for encryption.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
     /// A URL (`postgres://…`), a connection string (`host=… dbname=…`), or the name of a database. What it says precedes
@@ -37,6 +38,27 @@ pub struct Address {
 }
 
 impl Address {
+    /// Checks that a cluster which the program starts itself has such an address: it has databases and users only.
+    ///
+    /// # Errors
+    /// When the address is that of another server.
+    pub fn check_for_own_cluster(&self) -> anyhow::Result<()> {
+        let names_server = self.host.is_some() || self.port.is_some() || self.is_connection_string();
+        // What it is stays unsaid: a URL may have a password.
+        ensure!(
+            !names_server,
+            "--data starts the cluster in a directory, and a URL, --host or --port is the address of a server: leave \
+             out one of them, or name only a database"
+        );
+        Ok(())
+    }
+
+    /// Whether the database is a URL or a connection string.
+    fn is_connection_string(&self) -> bool {
+        let given = self.database.as_deref().unwrap_or_default();
+        given.starts_with("postgres://") || given.starts_with("postgresql://") || given.contains('=')
+    }
+
     /// The address in the driver's form.
     ///
     /// # Errors
@@ -47,15 +69,11 @@ impl Address {
 
     fn resolve_with(&self, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Config> {
         let given = self.database.as_deref().unwrap_or_default();
-        let is_address = given.starts_with("postgres://") || given.starts_with("postgresql://") || given.contains('=');
+        let address = if self.is_connection_string() { given } else { "" };
+        let address = encryption::take(address, &variable)?;
         let mut config = Config::new();
-        if is_address {
-            ensure!(
-                !given.contains("sslmode=verify"),
-                "sslmode=verify-ca and verify-full ask for an encrypted connection, which this command cannot make: \
-                 connect to the server's unix socket, or through a tunnel, with sslmode=disable"
-            );
-            config = Config::from_str(given).context("the address of the server cannot be understood")?;
+        if self.is_connection_string() {
+            config = Config::from_str(&address).context("the address of the server cannot be understood")?;
         } else if !given.is_empty() {
             config.dbname(given);
         }

@@ -3,10 +3,10 @@
 use std::{
     fs,
     io::{self, Read},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use crate::dial::{Address, AskForPassword};
 
@@ -103,6 +103,9 @@ impl Options {
             !options.is_directory || options.file.is_some(),
             "a dump in the directory format needs a directory: name it with --file DIRECTORY"
         );
+        if options.data.is_some() {
+            options.address.check_for_own_cluster()?;
+        }
         Ok(options)
     }
 
@@ -127,9 +130,8 @@ impl Options {
 
     /// An argument without a hyphen: `pg_dump` takes one, the database.
     fn set_database(&mut self, database: String) -> anyhow::Result<()> {
-        if let Some(first) = &self.address.database {
-            bail!("there are two databases to dump, {first} and {database}: one dump has one");
-        }
+        // Neither is named: a URL may have a password.
+        ensure!(self.address.database.is_none(), "two databases are named, and one dump has one: leave one out");
         self.address.database = Some(database);
         Ok(())
     }
@@ -168,10 +170,27 @@ impl Options {
         }
     }
 
-    /// Whether stdin says what to dump.
-    #[must_use]
-    pub fn reads_stdin(&self) -> bool {
-        self.filters.iter().any(|filter| filter == STDIN)
+    /// Checks options of a request, which says in fields of its own what to dump and whereto.
+    ///
+    /// # Errors
+    /// When an option says something of that, or would have the program wait for its user or read something else than
+    /// a regular file.
+    pub fn check_for_request(&self) -> anyhow::Result<()> {
+        ensure!(!self.only_tells, "the options --help and --version make no dump: leave them out");
+        ensure!(
+            self.data.is_none()
+                && Address { ask: AskForPassword::default(), ..self.address.clone() } == Address::default(),
+            "the options of pg_dump cannot say which server, database or user a request means: use the request's own \
+             options cluster, database and user"
+        );
+        for filter in &self.filters {
+            let is_named_well = Path::new(filter).is_absolute() && !is_of_system(Path::new(filter));
+            ensure!(is_named_well, "the filter {filter} is not the absolute path of a file: a request needs that");
+            let path = fs::canonicalize(filter).with_context(|| format!("the filter {filter} cannot be read"))?;
+            let is_regular = path.is_file() && !is_of_system(&path);
+            ensure!(is_regular, "the filter {filter} is not a regular file: a request needs that");
+        }
+        Ok(())
     }
 
     /// The arguments for the guest, and the files that they name.
@@ -193,6 +212,11 @@ impl Options {
         }
         Ok((arguments, files))
     }
+}
+
+/// Whether the kernel makes what is at `path`: devices and the state of processes.
+fn is_of_system(path: &Path) -> bool {
+    ["/dev", "/proc", "/sys"].iter().any(|directory| path.starts_with(directory))
 }
 
 /// The program's own option.
@@ -282,7 +306,12 @@ mod tests {
         assert!(read(&["-j1"]).unwrap().arguments.is_empty());
         assert!(message(&["--file"]).contains("--file"));
         assert!(message(&["-f"]).contains("-f"));
-        assert!(message(&["one", "--dbname", "two"]).contains("one and two"));
+        let twice = message(&["postgres://u:secret@h/one", "--dbname", "two"]);
+        assert!(twice.contains("two databases") && !twice.contains("secret"), "{twice}");
+        for address in [&["postgres://u:secret@h/one"][..], &["-d", "dbname=one"], &["-h", "h"], &["-p", "5"]] {
+            let both = message(&[&["--data", "dir"], address].concat());
+            assert!(both.contains("--data") && !both.contains("secret"), "{both}");
+        }
     }
 
     #[test]

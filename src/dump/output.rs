@@ -40,7 +40,8 @@ impl Output {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn open(options: &Options) -> anyhow::Result<Self> {
-        let Some(path) = &options.file else {
+        // What pg_dump tells about itself is no dump, and goes to stdout.
+        let Some(path) = options.file.as_ref().filter(|_| !options.only_tells) else {
             return Ok(Self { name: "stdout".to_owned(), kind: Kind::Stdout });
         };
         let name = path.display().to_string();

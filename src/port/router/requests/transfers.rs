@@ -21,10 +21,11 @@ pub(super) fn dump_database(router: &Arc<Router>, id: u32, options: &Options) {
     let lines = options.get("options").unwrap_or_default().lines();
     let mut arguments: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
     transfer(router, id, options, move |tools, server, path| {
-        // The last one counts.
-        arguments.push(format!("--file={}", path.display()));
-        let chosen = dump::Options::read(&arguments)?;
-        ensure!(!chosen.reads_stdin(), "the filter - would be stdin, which has the frames: name a file");
+        // In front of the others, for whom a `--` may end the options.
+        arguments.insert(0, format!("--file={}", path.display()));
+        let mut chosen = dump::Options::read(&arguments)?;
+        chosen.check_for_request()?;
+        chosen.file = Some(path);
         let Dumped { status, bytes, messages } = dump::dump(tools, Some(Arc::new(server)), &chosen, false, |_| {})?;
         ensure!(status == 0, "{messages}");
         Ok(Options::new().with("bytes", bytes))
