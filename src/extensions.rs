@@ -90,10 +90,13 @@ impl Extensions {
 fn look(artefact: &Artefact, program: &Program, cache: &Cache, own: &[PathBuf]) -> anyhow::Result<Vec<Bundle>> {
     let mut bundles: Vec<Bundle> = Vec::new();
     for package in &PACKAGES {
-        match artefact.bundle(package, cache) {
-            Ok(Some(path)) => bundles.push(Bundle::of_package(package, &path, program, cache)?),
-            Ok(None) => {}
-            Err(error) => tracing::warn!("the extension {} is not offered: {error}", package.extension),
+        let open = || -> anyhow::Result<Option<Bundle>> {
+            let Some(path) = artefact.bundle(package, cache)? else { return Ok(None) };
+            Ok(Some(Bundle::of_package(package, &path, program, cache)?))
+        };
+        match open() {
+            Ok(bundle) => bundles.extend(bundle),
+            Err(error) => tracing::warn!("the extension {} is not offered: {error:#}", package.extension),
         }
     }
     for path in own {

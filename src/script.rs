@@ -101,7 +101,11 @@ fn report(error: &anyhow::Error) -> Option<&DbError> {
 fn lines_before(sql: &[u8], error: &anyhow::Error) -> u64 {
     let Some(ErrorPosition::Original(position)) = report(error).and_then(DbError::position) else { return 0 };
     // Positions are numbers of characters, from 1 on.
-    let before = String::from_utf8_lossy(sql).chars().take(*position as usize - 1).filter(|it| *it == '\n').count();
+    let before = String::from_utf8_lossy(sql)
+        .chars()
+        .take((*position as usize).saturating_sub(1))
+        .filter(|it| *it == '\n')
+        .count();
     before as u64
 }
 

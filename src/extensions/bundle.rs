@@ -52,10 +52,10 @@ pub(super) struct Bundle {
 }
 
 impl Bundle {
-    /// The bundle of `package` in the file at `path`, whose hash was compared.
+    /// The bundle of `package` in the file at `path`.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When it cannot be read, or was replaced after its hash was compared.
     pub(super) fn of_package(
         package: &'static Package,
         path: &Path,
@@ -64,7 +64,11 @@ impl Bundle {
     ) -> anyhow::Result<Self> {
         let digest = package.bundle.sha256;
         let unpacked = Unpacked::open(cache, digest, &program.key(), || {
-            unpack(&fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?)
+            let archive = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+            // The comparison before may be one of another run of the program, and what is unpacked here stays.
+            let found = hex_digest(&[&archive]);
+            ensure!(found == digest, "the SHA-256 of {} is {found}, expected {digest}", path.display());
+            unpack(&archive)
         })?;
         let libraries = package.libraries.iter().map(|file| (file.name.to_owned(), file.sha256.to_owned())).collect();
         let extensions = vec![package.extension.to_owned()];
