@@ -15,7 +15,7 @@ defmodule Mix.Tasks.PgliteEx.Install do
   `mix ecto.dump` and `mix ecto.load` call these for. `mix pglite_ex.server NAME --and ecto.dump` finds
   them by itself; elsewhere put that directory into the `PATH`:
 
-      PATH="$PWD/deps/pglite_ex/priv/bin:$PATH" mix ecto.dump
+      PATH="$PWD/_build/dev/lib/pglite_ex/priv/bin:$PATH" mix ecto.dump
 
   ## Options
 
