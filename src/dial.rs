@@ -2,10 +2,12 @@
 //!
 //! * `mod`: the server, and a stream of bytes to a new session of it
 //! * `address`: where it is, by a URL, options and the environment
+//! * `cancel`: cancels what a session runs
 //! * `encryption`: what asks for an encrypted connection
 //! * `password`: the password, if none was given
 
 mod address;
+mod cancel;
 mod encryption;
 mod password;
 
@@ -35,6 +37,7 @@ use crate::{
 };
 
 pub use address::{Address, AskForPassword};
+pub use cancel::Cancel;
 
 /// The directory that is named in messages for a cluster of the program itself.
 const OWN_DIRECTORY: &str = "/pglite";
@@ -226,8 +229,7 @@ impl Server {
     /// # Errors
     /// When the server refuses it.
     pub(crate) fn session(&self, application: &str) -> anyhow::Result<DriverSession> {
-        let runtime =
-            runtime::Builder::new_current_thread().enable_all().build().context("no connection can be made")?;
+        let runtime = driver_runtime()?;
         let mut config = self.config.clone();
         config.application_name(self.config.get_application_name().unwrap_or(application));
         let line = self.dial()?;
@@ -249,6 +251,11 @@ impl Server {
         drop(entered);
         Ok(DriverSession { runtime, client, link })
     }
+}
+
+/// What the driver runs in.
+fn driver_runtime() -> anyhow::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build().context("no connection can be made")
 }
 
 /// A session of the driver.

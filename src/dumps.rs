@@ -12,12 +12,13 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::{ArgAction, Args};
-use crossbeam_channel::never;
+use crossbeam_channel::{bounded, never};
 use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 use pglite_port::{
     connection::Connections,
     databases::{DataDirectory, Settings, SharedSettings},
-    dial::{Address, AskForPassword, Server},
+    dial::{Address, AskForPassword, Cancel, Server},
     dump::{self, HangUp},
     log::{LogSink, OwnLog},
     script::{self, Choices, Told},
@@ -30,6 +31,9 @@ use super::{command_line::CommandLine, options::MetricsOptions, stop::Stop};
 
 /// The file by which a data directory is recognised.
 const PG_VERSION: &str = "PG_VERSION";
+
+/// How long the server has to take the request to cancel a statement.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How much of a file is read at once.
 const PIECE: usize = 1 << 20;
@@ -140,12 +144,17 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog
         return Ok(ExitCode::FAILURE);
     };
     let (connections, stopped) = (opened.connections.clone(), progress.clone());
+    let cancel = Arc::<Mutex<Option<Cancel>>>::default();
+    let begun = cancel.clone();
     on_stop(opened.stop, move || {
         if let Some(connections) = &connections {
             return connections.terminate_all();
         }
         stopped.finish_and_clear();
-        // The server notices, and rolls back what is not committed.
+        // A server that only loses its client may run a statement to its end, and commit it.
+        if let Some(cancel) = cancel.lock().take() {
+            cancel_within(CANCEL_PATIENCE, cancel);
+        }
         process::exit(1);
     });
     let choices =
@@ -157,7 +166,8 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog
         // Without stdout the rows cannot be told.
         Told::Row(row) => shown.suspend(|| drop(writeln!(io::stdout(), "{row}"))),
     };
-    let ran = script::run(&opened.server, input, &name, choices, Arc::new(tell));
+    let server = Arc::new(opened.server);
+    let ran = script::run(&server, input, &name, choices, Arc::new(tell), |cancel| *begun.lock() = Some(cancel));
     progress.finish_and_clear();
     if let Some(connections) = opened.connections {
         connections.shut_down();
@@ -224,6 +234,17 @@ impl Opened {
         let server = Server::of(connections.clone(), None, LogSink::to_own_log());
         let server = server.with(address.database.as_deref(), address.user.as_deref());
         Ok(Some(Self { server, tools, connections: Some(connections), stop }))
+    }
+}
+
+/// Has a statement cancelled, unless the server does not answer in time.
+fn cancel_within(time: Duration, cancel: Cancel) {
+    let (sender, cancelled) = bounded(1);
+    let ask = move || drop(sender.send(cancel.cancel()));
+    let started = thread::Builder::new().name("cancel".to_owned()).spawn(ask);
+    let done = started.map_err(anyhow::Error::from).and_then(|_| cancelled.recv_timeout(time)?);
+    if let Err(error) = done {
+        tracing::warn!("the statement that runs may go on in the server: {error:#}");
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
     task::Poll,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,7 +29,7 @@ use tokio_postgres::{
     tls::NoTlsStream,
 };
 
-use crate::dial::{DriverSession, Link, Server};
+use crate::dial::{Cancel, DriverSession, Link, Server};
 use scanner::{Piece, Scanner};
 
 /// What there is to tell the user.
@@ -121,14 +121,23 @@ fn write_report(formatter: &mut fmt::Formatter<'_>, report: &DbError) -> fmt::Re
 }
 
 /// Runs the SQL that `input` has in a session of `server`. `name` is that of the file, for messages. `tell` gets
-/// what there is to tell meanwhile.
+/// what there is to tell meanwhile, `on_begin` what cancels the statement that runs.
 ///
 /// The commands of `psql` that `pg_dump` writes are understood, others are refused.
 ///
 /// # Errors
-/// When the server cannot be reached or the file cannot be read; a [`ScriptError`] when a statement fails.
-pub fn run(server: &Server, input: impl BufRead, name: &str, choices: Choices, tell: Arc<Tell>) -> anyhow::Result<Ran> {
+/// When the server cannot be reached or the file cannot be read; a [`ScriptError`] when a statement fails or the file
+/// was cut off, as far as that can be seen.
+pub fn run(
+    server: &Arc<Server>,
+    input: impl BufRead,
+    name: &str,
+    choices: Choices,
+    tell: Arc<Tell>,
+    on_begin: impl FnOnce(Cancel),
+) -> anyhow::Result<Ran> {
     let DriverSession { runtime, client, link } = server.session(APPLICATION)?;
+    on_begin(Cancel::new(server.clone(), client.cancel_token()));
     let line = Arc::new(AtomicUsize::new(0));
     let notices = (name.to_owned(), line.clone(), tell.clone());
     match link {
@@ -196,6 +205,10 @@ impl<R: BufRead> Script<'_, R> {
             }
             ran.failed += 1;
             (self.tell)(Told::Error(&error.to_string()));
+        }
+        if self.key.is_some() {
+            let error = anyhow!(r"the file was cut off: the \unrestrict of its \restrict is missing");
+            return Err(ScriptError { file: self.name.to_owned(), line: self.input.line(), error }.into());
         }
         if choices.in_one_transaction {
             self.client.batch_execute("commit").await?;

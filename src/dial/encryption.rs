@@ -88,7 +88,7 @@ fn of_string(string: &str) -> Parts {
         if is_of_encryption(key) {
             parts.encryption.push((key.to_owned(), value.trim_matches('\'').to_owned()));
         } else {
-            parts.rest.push_str(&format!("{key}={value} "));
+            parts.rest.extend([key, "=", value, " "]);
         }
         left = behind[value_at + len..].trim_start();
     }

@@ -112,18 +112,24 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
+    /// The number of the line that was read last.
+    pub(super) fn line(&self) -> u64 {
+        self.number
+    }
+
     /// The next rows of a `COPY`; `None` when they have ended.
     ///
     /// # Errors
-    /// Those of the input.
+    /// Those of the input; [`io::ErrorKind::UnexpectedEof`] when the input ends before the rows do.
     pub(super) fn rows(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut rows = Vec::new();
         while rows.len() < PIECE && !self.rows_have_ended {
             self.line.clear();
             let mut row = Read::take(&mut self.input, PIECE as u64);
             if row.read_until(b'\n', &mut self.line)? == 0 {
-                self.rows_have_ended = true;
-                break;
+                self.at = 0;
+                let reason = r"it was cut off within the rows of a COPY: the line \. behind them is missing";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
             }
             let begins = self.begins_row;
             self.begins_row = self.line.ends_with(b"\n");

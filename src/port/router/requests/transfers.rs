@@ -41,7 +41,8 @@ pub(super) fn run_file(router: &Arc<Router>, id: u32, options: &Options) {
         let name = path.display().to_string();
         let input = File::open(&path).with_context(|| format!("{name} cannot be read"))?;
         let choices = Choices { in_one_transaction, ..Choices::default() };
-        let ran = script::run(&server, BufReader::new(input), &name, choices, Arc::new(|_| {}))?;
+        let (server, input) = (Arc::new(server), BufReader::new(input));
+        let ran = script::run(&server, input, &name, choices, Arc::new(|_| {}), |_| {})?;
         Ok(Options::new().with("statements", ran.statements))
     });
 }
