@@ -5,16 +5,22 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail, ensure};
 use flate2::{Compression, write::GzEncoder};
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    process::geteuid,
+};
 
 /// The name that means stdin or stdout.
 pub(super) const STANDARD: &str = "-";
+
+/// How often a partial file is opened that another process completes meanwhile.
+const ATTEMPTS: u32 = 100;
 
 /// A file that is being written.
 pub(crate) struct Target {
@@ -46,10 +52,7 @@ impl Target {
         let file_name = path.file_name().with_context(|| format!("{name} is no name of a file"))?;
         let partial: OsString = [".".as_ref(), file_name, ".partial".as_ref()].into_iter().collect();
         let partial = path.with_file_name(partial);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&partial);
-        let file = file.with_context(cannot_write)?;
-        let is_free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
-        ensure!(is_free, "something else is being written to {name}: another backup or dump");
+        let file = open_partial(&partial, &name)?;
         file.set_len(0).with_context(cannot_write)?;
         Ok(Self { file, name, paths: Some((partial, path)) })
     }
@@ -97,6 +100,33 @@ impl Target {
     }
 }
 
+/// Opens the partial file of what will be `name`, and locks it.
+fn open_partial(partial: &Path, name: &str) -> anyhow::Result<File> {
+    let cannot_open = || format!("{name} cannot be written: its partial file {} cannot be opened", partial.display());
+    // Others may write to the directory: no link of theirs is followed, and no pipe waited for.
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits())?;
+    for _ in 0..ATTEMPTS {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
+        let file = options.open(partial).with_context(cannot_open)?;
+        let opened = file.metadata().with_context(cannot_open)?;
+        let is_own = opened.is_file() && opened.uid() == geteuid().as_raw() && opened.nlink() <= 1;
+        ensure!(
+            is_own,
+            "{name} cannot be written: its partial file {} is not one that this program has left; remove it",
+            partial.display()
+        );
+        let is_free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        ensure!(is_free, "something else is being written to {name}: another backup or dump");
+        // Before it was locked here, another process may have completed it and given it its name.
+        let there = fs::symlink_metadata(partial);
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (opened.dev(), opened.ino())) {
+            return Ok(file);
+        }
+    }
+    bail!("{name} cannot be written: others write to it all the time")
+}
+
 /// The directory that a file is in.
 pub(crate) fn directory_of(file: &Path) -> &Path {
     file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -132,5 +162,42 @@ impl Write for Named<'_> {
     fn flush(&mut self) -> io::Result<()> {
         let mut file = self.file;
         self.named(file.flush())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_partial_file_that_others_have_put_there_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (partial, other) = (path(".dump.partial"), path("other"));
+        fs::write(&other, "other").unwrap();
+        let link = || symlink(&other, &partial);
+        let hard_link = || fs::hard_link(&other, &partial);
+        let pipe = || Ok(rustix::fs::mkfifoat(rustix::fs::CWD, &partial, 0o600.into())?);
+        for make in [&link as &dyn Fn() -> io::Result<()>, &hard_link, &pipe] {
+            make().unwrap();
+            assert!(Target::open(&path("dump")).is_err());
+            assert_eq!(fs::read(&other).unwrap(), b"other");
+            fs::remove_file(&partial).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_is_replaced_unless_somebody_writes_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("dump");
+        fs::write(directory.path().join(".dump.partial"), "a part of a dump").unwrap();
+        let target = Target::open(&path).unwrap();
+        let second = Target::open(&path).err().unwrap().to_string();
+        assert!(second.contains("another backup or dump"), "{second}");
+        (&mut target.file()).write_all(b"all").unwrap();
+        target.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"all");
     }
 }
