@@ -229,7 +229,8 @@ pub(crate) struct EngineOptions {
     #[arg(long = "extension", global = true, value_name = "FILE")]
     pub(crate) extensions: Vec<PathBuf>,
     /// Let superusers load libraries from files that SQL has written (`LOAD`, `CREATE FUNCTION ... LANGUAGE C`); their
-    /// code runs in the sandbox of WebAssembly, but may run for ever. Without this, only PGlite's libraries are loaded
+    /// code runs in the sandbox of WebAssembly, but may run for ever. Without this, only the
+    /// libraries of PGlite, of the packages beside it and of `--extension` are loaded
     #[arg(long, global = true)]
     pub(crate) allow_user_libraries: bool,
 }

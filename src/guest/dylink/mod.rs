@@ -108,8 +108,8 @@ pub(crate) struct LibrariesImage {
 struct GuestEnd(wasmtime::Error);
 
 /// The hint when a library is refused because of its origin.
-const ONLY_BUNDLED: &str = "Only the libraries of PGlite are loaded. For code that you trust, start pglite-port with \
-    --allow-user-libraries.";
+const ONLY_BUNDLED: &str = "Only the libraries of PGlite, of the packages beside it and of --extension are loaded. For \
+    other code that you trust, start pglite-port with --allow-user-libraries.";
 
 /// The maximum length of a chain of libraries each of which needs the next.
 const NEEDING_MAX: usize = 16;
