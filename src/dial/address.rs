@@ -3,7 +3,10 @@
 use std::{env, str::FromStr};
 
 use anyhow::{Context, ensure};
-use tokio_postgres::Config;
+use tokio_postgres::{
+    Config,
+    config::{ChannelBinding, SslMode},
+};
 
 use super::{encryption, password};
 
@@ -74,6 +77,10 @@ impl Address {
         let mut config = Config::new();
         if self.is_connection_string() {
             config = Config::from_str(&address).context("the address of the server cannot be understood")?;
+            let may_be_plain =
+                config.get_ssl_mode() != SslMode::Require && config.get_channel_binding() != ChannelBinding::Require;
+            // The driver also understands names of parameters that are written with percent signs.
+            ensure!(may_be_plain, "the address asks for an encrypted connection, which this command cannot make");
         } else if !given.is_empty() {
             config.dbname(given);
         }
@@ -181,6 +188,8 @@ mod tests {
             |address: &Address, variables: &[(&str, &str)]| format!("{:#}", resolve(address, variables).unwrap_err());
         assert!(message(&of("postgres://h:x/d"), &[]).contains("address of the server"));
         assert!(message(&of("postgres://h/d?sslmode=verify-full"), &[]).contains("sslmode=disable"));
+        assert!(message(&of("postgres://h/d?ssl%6Dode=require"), &[]).contains("encrypted connection"));
+        assert!(message(&of("password=postgres://x? sslmode=require"), &[]).contains("sslmode=disable"));
         assert!(message(&Address::default(), &[("PGPORT", "high")]).contains("\"high\""));
     }
 }

@@ -10,6 +10,9 @@ const MODES: [(&str, &str); 3] =
 /// The values with which a connection may go unencrypted.
 const OPTIONAL: [&str; 3] = ["disable", "allow", "prefer"];
 
+/// How URLs begin.
+const URLS: [&str; 2] = ["postgres://", "postgresql://"];
+
 /// The beginning of the names of all other parameters of encryption, such as `sslrootcert`.
 const PREFIX: &str = "ssl";
 
@@ -33,7 +36,7 @@ impl Parts {
 /// # Errors
 /// When it, or else the environment, asks for encryption.
 pub(super) fn take(address: &str, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<String> {
-    let parts = if address.contains("://") { of_url(address) } else { of_string(address) };
+    let parts = if URLS.iter().any(|url| address.starts_with(url)) { of_url(address) } else { of_string(address) };
     for (key, name) in MODES {
         let in_address = parts.mode(key).filter(|value| !value.is_empty());
         let Some((place, value)) = in_address.map(|value| (key, value)).or_else(|| Some((name, variable(name)?)))
