@@ -169,9 +169,9 @@ impl Signals {
             (condemned.max(now + alarm::AGAIN), it.patience)
         };
         if patience == Patience::Condemned {
-            self.stop()
+            self.stop();
         } else {
-            self.interrupt()
+            self.interrupt();
         }
         Some(next)
     }
