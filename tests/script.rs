@@ -166,6 +166,26 @@ fn a_signal_ends_a_file_and_what_it_has_not_committed_is_gone() {
 }
 
 #[test]
+fn a_signal_has_the_server_cancel_a_statement_that_it_would_commit() {
+    let (server, script) = (Server::shared(), Script::new("create table a as select pg_sleep(1000);"));
+    let mut program = Program::spawn(&["run", &script.text(), &server.url]);
+    let (mut client, deadline) = (server.connect(), Instant::now() + PATIENCE);
+    let sleeps = "select count(*) from pg_stat_activity where query like 'create table a as select pg_sleep%'";
+    for expected in ["1", "0"] {
+        while rows(&mut client, sleeps) != [expected] {
+            assert!(Instant::now() < deadline, "not {expected} statements run");
+            // The server sends no event when a statement begins or ends.
+            thread::sleep(Duration::from_millis(2));
+        }
+        if expected == "1" {
+            program.signal(Signal::INT);
+            assert_eq!(program.wait().0.code(), Some(1));
+        }
+    }
+    assert_eq!(rows(&mut client, TABLES), [""; 0]);
+}
+
+#[test]
 fn a_file_that_was_cut_off_is_an_error_with_its_place_and_no_transaction() {
     let server = Server::shared();
     for (content, said) in [
