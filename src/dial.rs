@@ -21,7 +21,10 @@ use std::{
 use anyhow::Context;
 use postgres_protocol::message::frontend;
 use rustix::net::{RecvFlags, recv};
-use tokio::runtime::{self, Runtime};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    runtime::{self, Runtime},
+};
 use tokio_postgres::{
     Client, Config, Connection, NoTls,
     config::{Host, SslMode},
@@ -233,23 +236,9 @@ impl Server {
         let mut config = self.config.clone();
         config.application_name(self.config.get_application_name().unwrap_or(application));
         let line = self.dial()?;
-        let entered = runtime.enter();
-        let (client, link) = match line.stream {
-            Stream::Tcp(stream) => {
-                stream.set_nonblocking(true)?;
-                let stream = tokio::net::TcpStream::from_std(stream)?;
-                let (client, connection) = runtime.block_on(config.connect_raw(stream, NoTls))?;
-                (client, Link::Tcp(connection))
-            }
-            Stream::Unix(stream) => {
-                stream.set_nonblocking(true)?;
-                let stream = tokio::net::UnixStream::from_std(stream)?;
-                let (client, connection) = runtime.block_on(config.connect_raw(stream, NoTls))?;
-                (client, Link::Unix(connection))
-            }
-        };
-        drop(entered);
-        Ok(DriverSession { runtime, client, link })
+        let (client, connection) =
+            runtime.block_on(async { anyhow::Ok(config.connect_raw(line.into_socket()?, NoTls).await?) })?;
+        Ok(DriverSession { runtime, client, connection })
     }
 }
 
@@ -262,16 +251,30 @@ fn driver_runtime() -> anyhow::Result<Runtime> {
 pub(crate) struct DriverSession {
     pub(crate) runtime: Runtime,
     pub(crate) client: Client,
-    pub(crate) link: Link,
+    /// What carries its messages, and has to be polled.
+    pub(crate) connection: Connection<Box<dyn Socket>, NoTlsStream>,
 }
 
-/// What carries a session's messages, and has to be polled.
-pub(crate) enum Link {
-    Tcp(Connection<tokio::net::TcpStream, NoTlsStream>),
-    Unix(Connection<tokio::net::UnixStream, NoTlsStream>),
-}
+/// A stream of bytes for the driver.
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 impl Line {
+    /// The stream for the driver, in whose runtime this is called.
+    fn into_socket(self) -> io::Result<Box<dyn Socket>> {
+        Ok(match self.stream {
+            Stream::Tcp(stream) => {
+                stream.set_nonblocking(true)?;
+                Box::new(tokio::net::TcpStream::from_std(stream)?)
+            }
+            Stream::Unix(stream) => {
+                stream.set_nonblocking(true)?;
+                Box::new(tokio::net::UnixStream::from_std(stream)?)
+            }
+        })
+    }
+
     /// Reads what has arrived; `None` if nothing has and `waits` is false. 0 is the end.
     pub(crate) fn receive(&self, buffer: &mut [u8], waits: bool) -> io::Result<Option<usize>> {
         let flags = if waits { RecvFlags::empty() } else { RecvFlags::DONTWAIT };

@@ -22,14 +22,13 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{
     AsyncMessage, Client, Connection, SimpleQueryMessage,
     error::{DbError, ErrorPosition},
     tls::NoTlsStream,
 };
 
-use crate::dial::{Cancel, DriverSession, Link, Server};
+use crate::dial::{Cancel, DriverSession, Server, Socket};
 use scanner::{Piece, Scanner};
 
 /// What there is to tell the user.
@@ -136,21 +135,18 @@ pub fn run(
     tell: Arc<Tell>,
     on_begin: impl FnOnce(Cancel),
 ) -> anyhow::Result<Ran> {
-    let DriverSession { runtime, client, link } = server.session(APPLICATION)?;
+    let DriverSession { runtime, client, connection } = server.session(APPLICATION)?;
     on_begin(Cancel::new(server.clone(), client.cancel_token()));
     let line = Arc::new(AtomicUsize::new(0));
     let notices = (name.to_owned(), line.clone(), tell.clone());
-    match link {
-        Link::Tcp(connection) => drop(runtime.spawn(carry(connection, notices))),
-        Link::Unix(connection) => drop(runtime.spawn(carry(connection, notices))),
-    }
+    drop(runtime.spawn(carry(connection, notices)));
     let mut script = Script { client: &client, input: Scanner::new(input), name, line, key: None, tell };
     runtime.block_on(script.run(choices))
 }
 
 /// Carries the messages of a session, and logs what the server reports meanwhile.
-async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
-    mut connection: Connection<S, NoTlsStream>,
+async fn carry(
+    mut connection: Connection<Box<dyn Socket>, NoTlsStream>,
     (name, line, tell): (String, Arc<AtomicUsize>, Arc<Tell>),
 ) {
     poll_fn(|context| {

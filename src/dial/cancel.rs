@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio_postgres::{CancelToken, NoTls};
 
-use super::{Server, Stream, driver_runtime};
+use super::{Server, driver_runtime};
 
 /// Cancels the statements of one session, from any thread.
 pub struct Cancel {
@@ -25,20 +25,8 @@ impl Cancel {
     pub fn cancel(&self) -> anyhow::Result<()> {
         let runtime = driver_runtime()?;
         let line = self.server.dial()?;
-        let sent = runtime.block_on(async {
-            match line.stream {
-                Stream::Tcp(stream) => {
-                    stream.set_nonblocking(true)?;
-                    let stream = tokio::net::TcpStream::from_std(stream)?;
-                    anyhow::Ok(self.token.cancel_query_raw(stream, NoTls).await?)
-                }
-                Stream::Unix(stream) => {
-                    stream.set_nonblocking(true)?;
-                    let stream = tokio::net::UnixStream::from_std(stream)?;
-                    anyhow::Ok(self.token.cancel_query_raw(stream, NoTls).await?)
-                }
-            }
-        });
+        let sent =
+            runtime.block_on(async { anyhow::Ok(self.token.cancel_query_raw(line.into_socket()?, NoTls).await?) });
         sent.context("the statement cannot be cancelled")
     }
 }
