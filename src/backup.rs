@@ -38,10 +38,11 @@ use crate::{
 use archive::Archive;
 use directory::Directory;
 use origin::{Content, Entry, Origin};
+pub use progress::bar;
 pub use restore::restore;
 use server::Server;
 use target::STANDARD;
-pub(crate) use target::{Target, directory_of};
+pub(crate) use target::{Target, directory_of, partial_of};
 
 /// The file that says where the WAL of a backup begins, and the file with its symbolic links
 /// (`src/include/access/xlog.h`).

@@ -41,7 +41,7 @@ mod warm;
 pub use access::{Access, Authentication, Password, Rules};
 pub use isolated::Start;
 pub(crate) use shared::data_directory;
-pub use shared::{DataDirectory, OnFailure, SharedSettings};
+pub use shared::{DataDirectory, OnFailure, PG_VERSION, SharedSettings};
 pub use simulation::Leave;
 use simulation::Simulation;
 

@@ -13,11 +13,12 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{ArgAction, Args};
 use crossbeam_channel::{bounded, never};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use parking_lot::Mutex;
 use pglite_port::{
+    backup::bar,
     connection::Connections,
-    databases::{DataDirectory, Settings, SharedSettings},
+    databases::{DataDirectory, PG_VERSION, Settings, SharedSettings},
     dial::{Address, AskForPassword, Cancel, Server},
     dump::{self, HangUp},
     log::{LogSink, OwnLog},
@@ -28,9 +29,6 @@ use pglite_port::{
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
 use super::{command_line::CommandLine, options::MetricsOptions, stop::Stop};
-
-/// The file by which a data directory is recognised.
-const PG_VERSION: &str = "PG_VERSION";
 
 /// How long the server has to take the request to cancel a statement.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
@@ -185,24 +183,13 @@ fn open(file: &Path) -> io::Result<(Box<dyn BufRead>, ProgressBar)> {
     let file = File::open(file)?;
     let metadata = file.metadata()?;
     ensure_no_directory(&metadata)?;
-    let progress = if io::stderr().is_terminal() { bar(metadata.len()) } else { ProgressBar::hidden() };
+    let progress = if io::stderr().is_terminal() { bar("running", metadata.len()) } else { ProgressBar::hidden() };
     let input: Box<dyn Read> = Box::new(progress.wrap_read(file));
     Ok((Box::new(BufReader::with_capacity(PIECE, input)), progress))
 }
 
 fn ensure_no_directory(metadata: &std::fs::Metadata) -> io::Result<()> {
     if metadata.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
-}
-
-fn bar(len: u64) -> ProgressBar {
-    let bar = ProgressBar::new(len).with_message("running");
-    if let Ok(style) =
-        ProgressStyle::with_template("{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}")
-    {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar
 }
 
 /// What a command has opened.

@@ -49,9 +49,7 @@ impl Target {
             Err(_) => path.to_owned(),
         };
         // A fixed name: what a killed backup has left is replaced by the next one.
-        let file_name = path.file_name().with_context(|| format!("{name} is no name of a file"))?;
-        let partial: OsString = [".".as_ref(), file_name, ".partial".as_ref()].into_iter().collect();
-        let partial = path.with_file_name(partial);
+        let partial = partial_of(&path).with_context(|| format!("{name} is no name of a file"))?;
         let file = open_partial(&partial, &name)?;
         file.set_len(0).with_context(cannot_write)?;
         Ok(Self { file, name, paths: Some((partial, path)) })
@@ -125,6 +123,12 @@ fn open_partial(partial: &Path, name: &str) -> anyhow::Result<File> {
         }
     }
     bail!("{name} cannot be written: others write to it all the time")
+}
+
+/// The path of what will be `path` until it is complete; `None` if that ends without a name.
+pub(crate) fn partial_of(path: &Path) -> Option<PathBuf> {
+    let partial: OsString = [".".as_ref(), path.file_name()?, ".partial".as_ref()].into_iter().collect();
+    Some(path.with_file_name(partial))
 }
 
 /// The directory that a file is in.

@@ -2,7 +2,6 @@
 
 use std::{
     env,
-    ffi::OsString,
     fs::{self, File, Permissions},
     io::{self, IsTerminal, Write},
     os::unix::fs::PermissionsExt,
@@ -17,7 +16,7 @@ use super::{
     storage::{DIRECTORY, DUMP, Dump, DumpStorage},
 };
 use crate::{
-    backup::{Target, directory_of},
+    backup::{Target, directory_of, partial_of},
     fs::HostDirectory,
 };
 
@@ -141,9 +140,7 @@ impl PartialDirectory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("{name} is no directory that can be used")),
         }
-        let file_name = path.file_name().with_context(|| format!("{name} is no name of a directory"))?;
-        let partial: OsString = [".".as_ref(), file_name, ".partial".as_ref()].into_iter().collect();
-        let partial = path.with_file_name(partial);
+        let partial = partial_of(path).with_context(|| format!("{name} is no name of a directory"))?;
         let cannot_be_made = || format!("{} cannot be made", partial.display());
         if let Ok(left) = HostDirectory::open(&partial) {
             ensure!(left.try_lock()?, "another dump is being written to {name}");

@@ -26,7 +26,7 @@ use crate::{
 pub(crate) const UNFINISHED: &[u8] = b"pglite-port.unfinished";
 
 /// The file by which a directory is recognised as a cluster. It is the last file that is made in a new cluster.
-pub(crate) const PG_VERSION: &str = "PG_VERSION";
+pub const PG_VERSION: &str = "PG_VERSION";
 
 /// The cluster's configuration.
 const CONFIGURATION: &[u8] = b"postgresql.conf";

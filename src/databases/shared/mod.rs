@@ -62,7 +62,7 @@ pub(crate) use attached::Attachment;
 use branches::Branched;
 pub(crate) use capture::capture;
 use children::run_in_turn;
-pub use data_directory::DataDirectory;
+pub use data_directory::{DataDirectory, PG_VERSION};
 use keeper::Keeper;
 pub use keeper::OnFailure;
 use server::{Event, Launch, Running};
