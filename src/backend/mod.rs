@@ -44,7 +44,7 @@ use crate::{
     cluster::{Crashed, Holds, Preemption, SafepointPage, Seat, Signals},
     fs::Files,
     guest::{
-        BackendCommands, CALLBACKS, ClientStream, Exports, Guest, Library, Setup, call, checkpoint, environment,
+        BackendCommands, CALLBACKS, ClientStream, Exports, Guest, HOLDS, Library, Setup, call, checkpoint, environment,
         memory, restore_libraries,
     },
     image::Image,
@@ -144,7 +144,7 @@ impl Backend {
         let safepoints = SafepointPage::open(&self.store, self.exports()?.memory)
             .context("the safepoints' page cannot be mapped")?;
         let mut holds = [std::ptr::null(); 2];
-        for (pointer, name) in holds.iter_mut().zip(["InterruptHoldoffCount", "CritSectionCount"]) {
+        for (pointer, name) in holds.iter_mut().zip(HOLDS) {
             let address = self.facts().address(name)?;
             *pointer = memory::word(&self.store, self.exports()?.memory, address).context(name)?.cast_const();
         }

@@ -1,11 +1,11 @@
 //! Turns: exactly one session of a cluster runs wasm at a time.
 //!
 //! The guest's code has no atomic operations, so only one process may run it at a time. Turns change where `PostgreSQL`
-//! itself lets other processes run: while a session waits for its client or for a
-//! latch, while it sleeps, or where it would handle interrupts. Sessions have their turns in the order of their
-//! requests. A session that waits longer than a slice interrupts the holder, whose hook in `ProcessInterrupts` then
-//! hands over. If it does not check for interrupts for [`Slice::grace`], it hands over at a safepoint (`preemption`), as a
-//! process that loses the processor. No clock is read while no session waits for its turn.
+//! itself lets other processes run: while a session waits for its client or for a latch, while it sleeps, or where it
+//! would handle interrupts. Sessions have their turns in the order of their requests. A session that waits longer than a
+//! slice interrupts the holder, whose hook in `ProcessInterrupts` then hands over. If it does not check for interrupts for
+//! [`Slice::grace`], it hands over at a safepoint (`preemption`), as a process that loses the processor. No clock is read
+//! while no session waits for its turn.
 
 use std::{
     collections::VecDeque,

@@ -143,8 +143,7 @@ pub(crate) fn processor_time() -> u64 {
     u64::try_from(Duration::try_from(time).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The counters of a process that are not 0 while it has a lightweight lock or is in a critical section
-/// (`InterruptHoldoffCount` and `CritSectionCount`, `src/backend/utils/init/globals.c`).
+/// The counters of a process that are not 0 while it has what others may need (`guest::HOLDS`).
 pub(crate) struct Holds([*const i32; 2]);
 
 // SAFETY: the pointers are used only on the thread of the process (`Preemption::handle`).

@@ -19,6 +19,10 @@ use super::{Guest, checkpoint, memory, timers, waiting};
 /// `commit_delay`.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(50);
 
+/// The counters that are not 0 while a process has a lightweight lock, is in a critical section, or holds interrupts off
+/// for another reason (`src/backend/utils/init/globals.c`).
+pub(crate) const HOLDS: [&str; 2] = ["InterruptHoldoffCount", "CritSectionCount"];
+
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap(
         HOOK_MODULE,
@@ -116,7 +120,7 @@ fn must_check(guest: &mut Guest) -> bool {
 /// Whether the process has a lightweight lock, is in a critical section, or holds interrupts off for another reason.
 fn holds_interrupts_off(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<bool> {
     let (memory, guest) = memory::of(caller)?;
-    for counter in ["InterruptHoldoffCount", "CritSectionCount"] {
+    for counter in HOLDS {
         if memory::read_u32(memory, guest.facts.address(counter)?)? != 0 {
             return Ok(true);
         }

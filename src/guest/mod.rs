@@ -54,7 +54,7 @@ pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restor
 pub(crate) use entropy::seed_prng;
 pub(crate) use growth::Growth;
 pub(crate) use instance::Exports;
-pub(crate) use interrupts::deliver;
+pub(crate) use interrupts::{HOLDS, deliver};
 pub(crate) use net::encode_socket_address;
 pub(crate) use stack::NativeStack;
 pub(crate) use time::write_local_time;
