@@ -1,6 +1,7 @@
 //! A cluster whose every connection is a session of its own, and what a postmaster does for it.
 //!
-//! * `mod`: the sessions of the cluster
+//! * `mod`: the cluster, from its start to its end
+//! * `session`: a client's session of it
 //! * `attached`: the connections that have a session or wait for one
 //! * `branches`: what branches of it begin with
 //! * `capture`: a cluster from which others start without a boot
@@ -23,12 +24,12 @@ mod keeper;
 mod own_session;
 mod process;
 mod server;
+mod session;
 mod settings;
 mod system_identifier;
 mod tidy;
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -39,19 +40,15 @@ use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
 use crate::{
-    backend::{Backend, DATA_DIRECTORY, Fork, Login, SessionExit},
-    client::Client,
-    cluster::{Crashed, Priority, Signal},
+    backend::{Backend, DATA_DIRECTORY, Fork},
+    cluster::{Crashed, Priority},
     engine::{THREAD_STACK, on_wasm_stack, spinner},
     fs::{FrozenTree, Tree},
-    guest::{ClientStream, Setup},
+    guest::Setup,
     log::{LineConsole, LogSink},
-    protocol::{
-        boundary::TransactionStatus,
-        error_response::{ErrorResponse, sqlstate},
-    },
-    quota::{Limits, Quota},
-    session::{Control, Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
+    protocol::error_response::{ErrorResponse, sqlstate},
+    quota::Quota,
+    session::{Control, cancel::Interrupt},
     tally::Tally,
     template::Templates,
 };
@@ -240,142 +237,9 @@ impl Postmaster {
         self.attached.enter(control)
     }
 
-    /// Serves the client of a connection that is attached, as a session of the cluster.
-    ///
-    /// # Errors
-    /// When the session cannot be made.
-    pub(crate) fn serve(
-        self: &Arc<Self>,
-        start: &SessionStart<'_>,
-        client: Box<dyn Client>,
-    ) -> anyhow::Result<SessionEnd> {
-        match self.keeper.running_for(start.control) {
-            Ok(running) => self.serve_in(&running, start, client),
-            Err(report) => Ok(SessionEnd::Refused(report)),
-        }
-    }
-
-    fn serve_in(
-        self: &Arc<Self>,
-        running: &Arc<Running>,
-        start: &SessionStart<'_>,
-        client: Box<dyn Client>,
-    ) -> anyhow::Result<SessionEnd> {
-        let seat = running.seats.join(Priority::Client);
-        let (process_id, signals) = (seat.process_id(), seat.signals().clone());
-        let interrupt = move |interrupt| match interrupt {
-            Interrupt::Cancel => signals.send_until_heard(Signal::INT),
-            Interrupt::Terminate => signals.send_until_heard(Signal::TERM),
-            // What its client has sent is still carried out, as in PostgreSQL, as long as it checks for interrupts: the
-            // session ends when it reads the end of its input.
-            Interrupt::ClientGone => signals.send_until_heard(Signal::PIPE),
-        };
-        // Without a key until PostgreSQL has made one.
-        let registration = Arc::new(Mutex::new(Some(start.control.register(process_id, &[], interrupt.clone()))));
-        let announce = {
-            let (registration, control) = (registration.clone(), start.control.clone());
-            move |secret: &[u8]| {
-                let mut registration = registration.lock();
-                drop(registration.take());
-                *registration = Some(control.register(process_id, secret, interrupt));
-            }
-        };
-        let endpoints = client.endpoints();
-        let admitted = start.control.clone();
-        let client = ClientStream::new(client, start.packet).trusted(start.is_trusted);
-        let client = client.on_key(announce).on_admitted(move || admitted.settle());
-        let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
-        let transaction = start.transaction.clone();
-        transaction.on_first({
-            let (postmaster, database) = (postmaster.clone(), database.clone());
-            move || *postmaster.last_database.lock() = database
-        });
-        start.control.handle_tasks_with(move |task| {
-            if let Some(task) = postmaster.simulation.perform(task) {
-                postmaster.perform(&database, &transaction, task);
-            }
-            None
-        });
-        let login = Login { database: &start.startup.database, user: &start.startup.user, endpoints };
-        let (console, program) = (LineConsole::of_session(start.log.clone()), self.templates.program());
-        let setup = |files| Setup { seat: Some(seat), ..self.simulation.of_session(Setup::backend(program, files)) };
-        self.tally.enter(&start.transaction.activity());
-        let begun = Instant::now();
-        let backend = running.fork().start(program, console, setup)?;
-        self.tally.starts.observe(begun.elapsed());
-        let ended = Self::run(running, backend, client, login);
-        drop(registration.lock().take());
-        match ended {
-            Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
-            Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
-            Ok(SessionExit::Unheard) => Ok(SessionEnd::Refused(ErrorResponse::terminated())),
-            Err(error) if error.is::<Crashed>() => Ok(SessionEnd::Refused(crash_report())),
-            Err(error) => {
-                self.tally.traps.add(1);
-                Ok(SessionEnd::Trapped(error))
-            }
-        }
-    }
-
     /// Whether it takes sessions at the moment.
     pub(crate) fn is_running(&self) -> bool {
         self.keeper.current().is_some()
-    }
-
-    /// Runs one session on this thread until it ends; if it traps or panics, its cluster ends.
-    fn run(
-        running: &Running,
-        mut backend: Backend,
-        client: ClientStream,
-        login: Login<'_>,
-    ) -> anyhow::Result<SessionExit> {
-        let ran =
-            catch_unwind(AssertUnwindSafe(|| run_in_turn(&mut backend, |backend| backend.serve_forked(client, login))));
-        if !matches!(&ran, Ok(Ok(_))) && !matches!(&ran, Ok(Err(error)) if error.is::<Crashed>()) {
-            tracing::error!("a session has crashed, its cluster is started again");
-            running.tell(Event::Crashed);
-        }
-        ran.unwrap_or_else(|panic| resume_unwind(panic))
-    }
-
-    /// Does a task of a session in `database`, on a thread of its own, because it takes time.
-    fn perform(self: &Arc<Self>, database: &str, transaction: &TransactionStatus, pending: PendingTask) {
-        let (postmaster, database, transaction) = (self.clone(), database.to_owned(), transaction.clone());
-        let work = move || {
-            let outcome = match &pending.task {
-                Task::Freeze { name, key, limits } => {
-                    postmaster.freeze(&database, &transaction, name, key.as_deref(), *limits)
-                }
-                Task::Reset => {
-                    let message =
-                        "a shared database has no template to be put back to; reset is for isolated connections";
-                    Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, message))
-                }
-                Task::Choose(choice) => postmaster.simulation.choose(*choice),
-            };
-            pending.finish(outcome);
-        };
-        // A task that no thread can be had for reports that itself when it is dropped.
-        if let Err(error) = thread::Builder::new().name("request".into()).stack_size(THREAD_STACK).spawn(work) {
-            tracing::error!("a request cannot be handled: {error}");
-        }
-    }
-
-    /// Makes a template from the cluster as it is now; its clones serve connections to `database`.
-    /// Transactions that are open are not part of it.
-    fn freeze(
-        &self,
-        database: &str,
-        transaction: &TransactionStatus,
-        name: &str,
-        key: Option<&str>,
-        limits: Limits,
-    ) -> Outcome {
-        if transaction.is_open() {
-            return Err(ErrorResponse::freeze_in_transaction());
-        }
-        let files = self.branch()?;
-        Ok(self.templates.freeze(name, database, key, limits, &files)?)
     }
 
     /// Has the cluster's checkpointer make a checkpoint, and waits for it.
