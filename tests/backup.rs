@@ -11,7 +11,7 @@ use std::{
         ffi::OsStrExt,
         fs::{PermissionsExt, symlink},
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, AtomicI64, Ordering},
     thread::{self, ScopedJoinHandle},
@@ -21,40 +21,23 @@ use pglite_port::port::frame::{Kind, Options};
 use postgres::NoTls;
 use rustix::process::Signal;
 use support::{
+    place::Place,
     port::Port,
     program::Program,
     server::{Server, rows},
 };
-use tempfile::TempDir;
 
-/// A directory for a test, and paths in it.
-struct Place(TempDir);
+/// Restores an archive into a new directory, and starts a server there.
+fn restored(place: &Place, archive: &str, directory: &str) -> Server {
+    Program::succeed(&["restore", &place.text(archive), &place.text(directory)]);
+    Server::in_directory(&place.path(directory))
+}
 
-impl Place {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a directory"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().expect("text").to_owned()
-    }
-
-    /// Restores an archive into a new directory, and starts a server there.
-    fn restored(&self, archive: &str, directory: &str) -> Server {
-        Program::succeed(&["restore", &self.text(archive), &self.text(directory)]);
-        Server::in_directory(&self.path(directory))
-    }
-
-    /// What is said to an archive that cannot be restored, after which there is no directory.
-    fn refused(&self, archive: &str) -> String {
-        let said = Program::fail(&["restore", &self.text(archive), &self.text("refused")]);
-        assert!(!self.path("refused").exists(), "something was left");
-        said
-    }
+/// What is said to an archive that cannot be restored, after which there is no directory.
+fn refused(place: &Place, archive: &str) -> String {
+    let said = Program::fail(&["restore", &place.text(archive), &place.text("refused")]);
+    assert!(!place.path("refused").exists(), "something was left");
+    said
 }
 
 /// The files of an archive by their names.
@@ -123,7 +106,7 @@ fn a_backup_that_is_made_while_sessions_write_has_all_that_was_committed_before_
         before
     });
 
-    let restored = place.restored("backup.tar.gz", "restored");
+    let restored = restored(&place, "backup.tar.gz", "restored");
     let mut client = restored.connect();
     let seen = rows(&mut client, "select writer, count(*), max(a) from t group by writer order by writer");
     for ((writer, seen), before) in seen.iter().enumerate().zip(before) {
@@ -152,7 +135,7 @@ fn a_cluster_in_memory_is_backed_up_too_without_what_a_crash_would_lose() {
     assert!(!files.contains_key(&unlogged) && files.contains_key(&format!("{unlogged}_init")), "{unlogged}");
     assert!(!files.contains_key(&temporary), "{temporary}");
 
-    let restored = place.restored("backup.tar", "restored");
+    let restored = restored(&place, "backup.tar", "restored");
     let mut client = restored.connect();
     assert_eq!(rows(&mut client, "select count(*) from t"), ["1000"]);
     assert_eq!(rows(&mut client, "select count(*) from unlogged"), ["0"]);
@@ -175,7 +158,7 @@ fn tablespaces_are_in_the_backup_and_one_outside_of_the_data_directory_is_refuse
 
     for (archive, directory) in [("running.tar", "one"), ("stopped.tar", "two")] {
         // Twice, because a backup of a running cluster has its links from recovery at first.
-        let server = place.restored(archive, directory);
+        let server = restored(&place, archive, directory);
         assert_eq!(rows(&mut server.connect(), "select count(*) from t"), ["1000"]);
         server.stop();
         let server = Server::in_directory(&place.path(directory));
@@ -200,12 +183,12 @@ fn a_directory_that_is_stopped_is_backed_up_as_it_is_and_one_in_use_is_not() {
     server.kill();
 
     Program::succeed(&["backup", &place.text("data"), &place.text("backup.tar")]);
-    let restored = place.restored("backup.tar", "restored");
+    let restored = restored(&place, "backup.tar", "restored");
     assert_eq!(rows(&mut restored.connect(), "select count(*) from t"), ["1000"]);
 
     let said = Program::fail(&["backup", &place.text("elsewhere"), &place.text("backup.tar")]);
     assert!(said.contains("No such file"), "{said}");
-    let said = Program::fail(&["backup", place.0.path().to_str().expect("text"), &place.text("backup.tar")]);
+    let said = Program::fail(&["backup", place.directory().to_str().expect("text"), &place.text("backup.tar")]);
     assert!(said.contains("it is no cluster"), "{said}");
     assert!(files(&place.path("backup.tar")).contains_key("PG_VERSION"), "the backup before is still there");
 }
@@ -223,7 +206,7 @@ fn an_archive_that_was_changed_is_refused_and_nothing_is_left() {
         let mut files = whole.clone();
         change(&mut files);
         write_archive(&place.path("changed.tar"), &files);
-        place.refused("changed.tar")
+        refused(&place, "changed.tar")
     };
 
     let flip = |files: &mut BTreeMap<String, Vec<u8>>, name: &str, at: usize| {
@@ -258,15 +241,15 @@ fn an_archive_that_was_changed_is_refused_and_nothing_is_left() {
 
     let archive = fs::read(place.path("backup.tar")).expect("an archive");
     fs::write(place.path("short.tar"), &archive[..archive.len() / 2]).expect("it is written");
-    let said = place.refused("short.tar");
+    let said = refused(&place, "short.tar");
     assert!(said.contains("damaged or not complete"), "{said}");
     // At the end of a file, where the format alone does not show it.
     let manifest = archive.windows(15).rposition(|bytes| bytes == b"backup_manifest").expect("a manifest");
     fs::write(place.path("cut.tar"), &archive[..manifest]).expect("it is written");
-    let said = place.refused("cut.tar");
+    let said = refused(&place, "cut.tar");
     assert!(said.contains("damaged or not complete"), "{said}");
     fs::write(place.path("longer.tar"), [&archive[..], b"more"].concat()).expect("it is written");
-    let said = place.refused("longer.tar");
+    let said = refused(&place, "longer.tar");
     assert!(said.contains("damaged or not complete"), "{said}");
     Program::succeed(&["backup", &server.url, &place.text("backup.tar.gz")]);
     let mut compressed = fs::read(place.path("backup.tar.gz")).expect("an archive");
@@ -274,13 +257,13 @@ fn an_archive_that_was_changed_is_refused_and_nothing_is_left() {
     let checksum = compressed.len() - 8;
     compressed[checksum] ^= 1;
     fs::write(place.path("changed.tar.gz"), &compressed).expect("it is written");
-    let said = place.refused("changed.tar.gz");
+    let said = refused(&place, "changed.tar.gz");
     assert!(said.contains("damaged or not complete"), "{said}");
     fs::write(place.path("cut.tar.gz"), &compressed[..checksum]).expect("it is written");
-    let said = place.refused("cut.tar.gz");
+    let said = refused(&place, "cut.tar.gz");
     assert!(said.contains("damaged or not complete"), "{said}");
     fs::write(place.path("text.tar"), "no archive").expect("it is written");
-    let said = place.refused("text.tar");
+    let said = refused(&place, "text.tar");
     assert!(said.contains("it is no tar archive") || said.contains("no PG_VERSION"), "{said}");
 
     let mut link = tar::Builder::new(File::create(place.path("link.tar")).expect("a file"));
@@ -289,7 +272,7 @@ fn an_archive_that_was_changed_is_refused_and_nothing_is_left() {
     header.set_size(0);
     link.append_link(&mut header, "pg_tblspc", "/etc").expect("it is written");
     link.finish().expect("it is written");
-    let said = place.refused("link.tar");
+    let said = refused(&place, "link.tar");
     assert!(said.contains("leads out of it"), "{said}");
 
     // A directory that was there stays, empty.
@@ -316,9 +299,9 @@ fn a_damaged_page_is_found_by_the_backup() {
     let said = Program::fail(&["backup", &server.url, &place.text("backup.tar")]);
     assert!(said.contains(&format!("1 pages have a wrong checksum: {table} page 2")), "{said}");
     assert!(said.contains("--no-verify-checksums"), "{said}");
-    assert_eq!(fs::read_dir(place.0.path()).expect("a directory").count(), 1, "nothing was left");
+    assert_eq!(fs::read_dir(place.directory()).expect("a directory").count(), 1, "nothing was left");
     Program::succeed(&["backup", "--no-verify-checksums", &server.url, &place.text("backup.tar")]);
-    let said = place.refused("backup.tar");
+    let said = refused(&place, "backup.tar");
     assert!(said.contains("--no-verify-checksums"), "{said}");
     Program::succeed(&["restore", "--no-verify-checksums", &place.text("backup.tar"), &place.text("restored")]);
     assert_eq!(rows(&mut client, "select count(*) from pg_replication_slots"), ["0"], "its session has ended");
@@ -342,7 +325,7 @@ fn a_restore_that_was_killed_is_no_cluster_until_it_is_done_again() {
 
     let said = Program::fail(&["serve", "--listen", "127.0.0.1:0", "--data", &place.text("data")]);
     assert!(said.contains("run pglite-port restore FILE DIRECTORY again"), "{said}");
-    let restored = place.restored("backup.tar", "data");
+    let restored = restored(&place, "backup.tar", "data");
     assert_eq!(rows(&mut restored.connect(), "select count(*) from t"), ["1000"]);
 }
 
@@ -378,7 +361,7 @@ fn what_a_role_has_set_changes_no_backup() {
          alter role postgres set default_transaction_read_only = on; alter role postgres set statement_timeout = 1",
     );
     Program::succeed(&["backup", &server.url, &place.text("backup.tar")]);
-    let server = place.restored("backup.tar", "data");
+    let server = restored(&place, "backup.tar", "data");
     let mut client = server.config().options("-c role=none -c statement_timeout=0").connect(NoTls).expect("a session");
     assert_eq!(rows(&mut client, "select count(*) from public.t"), ["1000"]);
 }
@@ -419,7 +402,7 @@ fn a_file_that_is_no_regular_one_is_not_replaced_and_a_link_is_followed() {
     let said = Program::fail(&["backup", &server.url, &place.text("backup.tar")]);
     assert!(said.contains("has a name that is not UTF-8"), "{said}");
     let left = |name: &str| name.contains(".partial");
-    let names = fs::read_dir(place.0.path()).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    let names = fs::read_dir(place.directory()).expect("a directory").map(|entry| entry.expect("an entry").file_name());
     assert!(!names.into_iter().any(|name| left(&name.to_string_lossy())), "something was left");
 }
 
@@ -468,7 +451,7 @@ fn the_parent_of_a_port_asks_for_a_backup() {
     // The manifest is not one of the files.
     assert_eq!(options.get("files").expect("a number"), (files - 1).to_string());
     assert!(options.get("pages").is_some_and(|pages| pages != "0"), "{options:?}");
-    place.restored("backup.tar", "restored");
+    restored(&place, "backup.tar", "restored");
 
     for (wrong, said) in [
         (&[("path", "")][..], "the option path is missing"),

@@ -6,7 +6,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::Read,
-    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -16,42 +15,16 @@ use postgres::Client;
 use rustix::process::Signal;
 use support::{
     PATIENCE,
+    place::Place,
     port::Port,
     program::Program,
     server::{Server, rows},
 };
-use tempfile::TempDir;
-
 /// A schema with every kind of object that `pg_dump` knows and PGlite has.
 const EVERYTHING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dump/everything.sql");
 
 /// Without it, each dump has a key of its own.
 const KEY: &str = "--restrict-key=key";
-
-/// A directory for a test, and paths in it.
-struct Place(TempDir);
-
-impl Place {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a directory"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().expect("text").to_owned()
-    }
-
-    /// The names of what is there.
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.0.path()).expect("a directory");
-        let mut names: Vec<_> = entries.map(|it| it.expect("an entry").file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
 
 /// A plain dump on stdout.
 fn dumped(arguments: &[&str]) -> String {

@@ -12,6 +12,7 @@ pub mod library;
 pub mod local;
 pub mod panics;
 pub mod peer;
+pub mod place;
 pub mod port;
 pub mod power;
 pub mod process;
