@@ -1,3 +1,4 @@
+# It is long because it has what users call, with its documentation; what it does is in the modules that it names.
 defmodule PgliteEx do
   @moduledoc """
   PostgreSQL inside an OTP supervision tree.

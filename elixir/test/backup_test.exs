@@ -6,12 +6,7 @@ defmodule PgliteEx.BackupTest do
 
   @moduletag :tmp_dir
 
-  defp values(server, sql) do
-    {client, _key} = WireClient.start_session!(server, database: "app", user: "someone")
-    {:ok, rows} = WireClient.query(client, sql)
-    :gen_tcp.close(client)
-    rows
-  end
+  defp values(server, sql), do: WireClient.rows!(server, sql, database: "app", user: "someone")
 
   describe "a backup" do
     @describetag :backup

@@ -6,12 +6,7 @@ defmodule PgliteEx.DataDirectoryTest do
 
   @moduletag :tmp_dir
 
-  defp values(server, sql) do
-    {client, _key} = WireClient.start_session!(server)
-    {:ok, rows} = WireClient.query(client, sql)
-    :gen_tcp.close(client)
-    rows
-  end
+  defp values(server, sql), do: WireClient.rows!(server, sql)
 
   test "what was committed is there when the supervisor has started the program again",
        %{tmp_dir: directory} do

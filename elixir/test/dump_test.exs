@@ -6,12 +6,7 @@ defmodule PgliteEx.DumpTest do
 
   @moduletag :tmp_dir
 
-  defp values(server, sql) do
-    {client, _key} = WireClient.start_session!(server, database: "app", user: "someone")
-    {:ok, rows} = WireClient.query(client, sql)
-    :gen_tcp.close(client)
-    rows
-  end
+  defp values(server, sql), do: WireClient.rows!(server, sql, database: "app", user: "someone")
 
   test "a dump is run in another server, with all that was committed", %{tmp_dir: directory} do
     path = Path.join(directory, "app.sql")

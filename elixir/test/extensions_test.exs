@@ -8,12 +8,7 @@ defmodule PgliteEx.ExtensionsTest do
 
   @directory "share/postgresql/extension/"
 
-  defp values(server, sql) do
-    {client, _key} = WireClient.start_session!(server)
-    {:ok, rows} = WireClient.query(client, sql)
-    :gen_tcp.close(client)
-    rows
-  end
+  defp values(server, sql), do: WireClient.rows!(server, sql)
 
   defp bundle!(directory, files) do
     path = Path.join(directory, "own.tar.gz")

@@ -94,6 +94,14 @@ defmodule PgliteEx.WireClient do
     end
   end
 
+  @doc "The rows of a query in a session of its own, with these startup parameters."
+  def rows!(server, sql, parameters \\ []) do
+    {client, _key} = start_session!(server, parameters)
+    {:ok, rows} = query(client, sql)
+    :gen_tcp.close(client)
+    rows
+  end
+
   @doc "All messages until the session waits for input, or until it says that it ends."
   def receive_answer(socket, timeout \\ 30_000, messages \\ []) do
     with {:ok, message} <- receive_message(socket, timeout) do
