@@ -114,8 +114,12 @@ pub(crate) fn dump(command_line: &CommandLine, arguments: &[String]) -> anyhow::
     let Some(opened) = Opened::new(command_line, options.data.as_deref(), &options.address)? else {
         return Ok(ExitCode::FAILURE);
     };
+    let tools = match opened.tools {
+        Some(tools) => tools,
+        None => command_line.engine.open_templates()?.tools(),
+    };
     let (stop, connections) = (opened.stop, opened.connections.clone());
-    let dumped = dump_with(&opened.tools, Some(Arc::new(opened.server)), &options, |hang_up| {
+    let dumped = dump_with(&tools, Some(Arc::new(opened.server)), &options, |hang_up| {
         on_stop(stop, move || hang_up.hang_up());
     });
     if let Some(connections) = connections {
@@ -195,7 +199,8 @@ fn ensure_no_directory(metadata: &std::fs::Metadata) -> io::Result<()> {
 /// What a command has opened.
 struct Opened {
     server: Server,
-    tools: Tools,
+    /// The tools of a cluster that was started for the command.
+    tools: Option<Tools>,
     /// The connections of a cluster that was started for the command.
     connections: Option<Arc<Connections>>,
     stop: Stop,
@@ -206,8 +211,7 @@ impl Opened {
     fn new(command_line: &CommandLine, data: Option<&Path>, address: &Address) -> anyhow::Result<Option<Self>> {
         let stop = Stop::on(&[SIGINT, SIGTERM])?;
         let Some(data) = data else {
-            let tools = command_line.engine.open_templates()?.tools();
-            return Ok(Some(Self { server: Server::at(address)?, tools, connections: None, stop }));
+            return Ok(Some(Self { server: Server::at(address)?, tools: None, connections: None, stop }));
         };
         ensure!(command_line.mode == Mode::Shared, "--data is for mode shared");
         address.check_for_own_cluster()?;
@@ -216,7 +220,7 @@ impl Opened {
         let settings = Settings { shared, ..Settings::default() };
         let databases = command_line.open_databases(settings, &MetricsOptions::default(), &stop, &never())?;
         let Some(databases) = databases else { return Ok(None) };
-        let tools = databases.templates().tools();
+        let tools = Some(databases.templates().tools());
         let connections = Arc::new(Connections::new(databases));
         let server = Server::of(connections.clone(), None, LogSink::to_own_log());
         let server = server.with(address.database.as_deref(), address.user.as_deref());

@@ -205,3 +205,10 @@ fn a_file_that_was_cut_off_is_an_error_with_its_place_and_no_transaction() {
         (vec!["a".to_owned(), "b".to_owned()], vec![])
     );
 }
+
+#[test]
+fn a_file_is_run_at_a_url_without_pglites_files() {
+    let (server, script) = (Server::shared(), Script::new("create table a ();"));
+    Program::succeed(&["--pglite-dir", "/nowhere", "run", &script.text(), &server.url]);
+    assert_eq!(rows(&mut server.connect(), TABLES), ["a"]);
+}
