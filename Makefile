@@ -127,6 +127,13 @@ bench: build ## the figures of README.md, as one table (needs a quiet machine an
 	.ci/require mix=elixir
 	cd elixir && PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(PGLITE_DIST)" MIX_ENV=test mix run bench/socket_server.exs
 
+.PHONY: hex
+hex: ## the package for Hex, with the checksums of the archives that are in target/dist
+	.ci/require mix=elixir
+	@ls target/dist/*.tar.gz.sha256 > /dev/null 2>&1 || { echo "there are no archives in target/dist: run make dist first" >&2; exit 1; }
+	cat target/dist/*.tar.gz.sha256 > elixir/archives.sha256
+	cd elixir && mix hex.build --output ../target/dist/pglite_ex.tar
+
 .PHONY: toolchain
 toolchain:
 	@command -v $(firstword $(CARGO)) > /dev/null || { echo "cargo is missing: install Rust, see https://rustup.rs" >&2; exit 1; }

@@ -14,12 +14,12 @@ defmodule PgliteEx.MixProject do
       # The binary is looked for after the modules, because the task that does it is one of them.
       compilers: Mix.compilers() ++ [:pglite_port],
       deps: [],
-      # Called when they are loaded.
-      xref: [exclude: [:telemetry, Telemetry.Metrics | ecto()]],
+      # Called when they are loaded; Mix tasks load inets themselves.
+      xref: [exclude: [:telemetry, Telemetry.Metrics, :httpc, :inets | ecto()]],
       name: "PgliteEx",
       description: "PostgreSQL inside an OTP supervision tree: no Docker, no Node, no server",
       source_url: @source,
-      package: [licenses: ["Apache-2.0"], links: %{"Source" => @source}],
+      package: [licenses: ["Apache-2.0"], links: %{"Source" => @source}, files: files()],
       docs: docs()
     ]
   end
@@ -38,6 +38,13 @@ defmodule PgliteEx.MixProject do
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]
   defp elixirc_paths(_env), do: ["lib"]
+
+  # The program is not among them: see Mix.Tasks.Compile.PglitePort. `make hex` writes the list of the
+  # archives' checksums, without which there is no package.
+  defp files do
+    ["lib", "guides", "mix.exs", ".formatter.exs", "archives.sha256"] ++
+      ["README.md", "CHANGELOG.md", "LICENSE"]
+  end
 
   defp docs do
     [

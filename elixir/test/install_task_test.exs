@@ -52,7 +52,7 @@ defmodule PgliteEx.InstallTaskTest do
     assert {_output, 0} = install(library, arguments)
     bundle = Path.join(library, "_build/prod/lib/pglite_ex/priv/pglite/x.tar.gz")
     assert File.read!(bundle) == "x"
-    assert {_output, 0} = install(library, ["--no-extensions", "--force" | arguments])
+    assert {_output, 0} = install(library, ["--no-extensions" | arguments])
     refute File.exists?(bundle)
     assert File.exists?(Path.join(Path.dirname(bundle), "pglite.wasm"))
   end

@@ -91,14 +91,14 @@ pub enum ArtefactError {
     },
     /// A file cannot be read.
     #[error(
-        "{} cannot be read: {source}; install PGlite {PGLITE_VERSION} again with `npm ci` in pglite/",
+        "{} cannot be read: {error}; install PGlite {PGLITE_VERSION} again with `npm ci` in pglite/",
         path.display()
     )]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The operating system's error.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file has a different hash.
     #[error(
@@ -155,7 +155,7 @@ impl Artefact {
     /// When it cannot be read, or has changed since it was found.
     pub fn read(&self, file: PinnedFile) -> Result<Vec<u8>, ArtefactError> {
         let path = self.path(file);
-        let content = fs::read(&path).map_err(|source| ArtefactError::Unreadable { path: path.clone(), source })?;
+        let content = fs::read(&path).map_err(|error| ArtefactError::Unreadable { path: path.clone(), error })?;
         check_hash(&path, file, &content)?;
         Ok(content)
     }
@@ -180,7 +180,7 @@ fn default_places() -> Vec<PathBuf> {
 }
 
 fn verify(path: &Path, file: PinnedFile, cache: &Cache) -> Result<(), ArtefactError> {
-    let unreadable = |source| ArtefactError::Unreadable { path: path.to_path_buf(), source };
+    let unreadable = |error| ArtefactError::Unreadable { path: path.to_path_buf(), error };
     let metadata = fs::metadata(path).map_err(unreadable)?;
     let stamp = format!(
         "{} {} {} {}.{} {}.{}",

@@ -90,7 +90,8 @@ defmodule PgliteEx.Executable do
       code: :executable_not_found,
       message: """
       there is no executable file #{Enum.map_join(places, ", nor ", & &1)}.
-      Run `mix pglite_ex.install`, or give the path of pglite-port as the option \
+      Run `mix pglite_ex.install`, or name an archive with the program in PGLITE_EX_ARCHIVE \
+      (`mix help compile.pglite_port`), or give the path of pglite-port as the option \
       executable: or in the environment variable PGLITE_PORT.\
       """
     }

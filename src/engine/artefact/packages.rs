@@ -121,12 +121,12 @@ impl Package {
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
     /// It cannot be read.
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("{} cannot be read: {error}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The operating system's error.
-        source: io::Error,
+        error: io::Error,
     },
     /// It has a different hash.
     #[error(
@@ -161,7 +161,7 @@ impl Artefact {
         match verify(&path, package.bundle, cache) {
             Ok(()) => Ok(Some(path)),
             Err(ArtefactError::Foreign { path, found, .. }) => Err(PackageError::Foreign { path, package, found }),
-            Err(ArtefactError::Unreadable { path, source }) => Err(PackageError::Unreadable { path, source }),
+            Err(ArtefactError::Unreadable { path, error }) => Err(PackageError::Unreadable { path, error }),
             Err(ArtefactError::Missing { .. } | ArtefactError::MissingTool { .. }) => Ok(None),
         }
     }

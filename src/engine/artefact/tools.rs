@@ -25,7 +25,7 @@ impl Artefact {
         let Some(path) = places.iter().find(|path| path.is_file()) else {
             return Err(ArtefactError::MissingTool { name: file.name, places });
         };
-        let content = fs::read(path).map_err(|source| ArtefactError::Unreadable { path: path.clone(), source })?;
+        let content = fs::read(path).map_err(|error| ArtefactError::Unreadable { path: path.clone(), error })?;
         check_hash(path, file, &content)?;
         Ok(content)
     }

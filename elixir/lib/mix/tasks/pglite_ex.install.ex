@@ -5,11 +5,13 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
       mix pglite_ex.install
 
-  It needs a checkout of the project around the library, a Rust toolchain for the program and
-  `npm` for PGlite's files, which come from the package that `pglite/package-lock.json` pins by
-  hash. What is there already is left alone.
+  From an archive (`--archive`, or one that `PGLITE_EX_ARCHIVE` or the configuration names, see
+  `Mix.Tasks.Compile.PglitePort`) it needs nothing else. Otherwise it needs a checkout of the project
+  around the library, a Rust toolchain for the program and `npm` for PGlite's files, which come from
+  the package that `pglite/package-lock.json` pins by hash.
 
-  The extensions in packages beside PGlite (pgvector, Apache AGE, pgmq, …) come with it.
+  The extensions in packages beside PGlite (pgvector, Apache AGE, pgmq, …) come with it. What is
+  there from an earlier time is replaced.
 
   It also puts scripts named `pg_dump` and `psql` into `priv/bin`, which do with `pglite-port` what
   `mix ecto.dump` and `mix ecto.load` call these for. `mix pglite_ex.server NAME --and ecto.dump` finds
@@ -19,17 +21,24 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
   ## Options
 
+    * `--archive PLACE` – takes everything from this archive, a path or a URL
+    * `--sha256 HEX` – the SHA-256 that the archive must have
     * `--program PATH` – takes this program instead of building one
     * `--pglite-dir PATH` – takes PGlite's files from this directory instead of installing them
     * `--no-extensions` – leaves out the extensions in packages beside PGlite
-    * `--force` – replaces what is there
   """
 
   use Mix.Task
 
-  alias PgliteEx.{Executable, Launchers}
+  alias PgliteEx.{Archive, Executable, Launchers}
 
-  @switches [program: :string, pglite_dir: :string, extensions: :boolean, force: :boolean]
+  @switches [
+    archive: :string,
+    sha256: :string,
+    program: :string,
+    pglite_dir: :string,
+    extensions: :boolean
+  ]
   @pglite_package "node_modules/@electric-sql/pglite/dist"
   # Relative to that.
   @bundles "../../pglite-*/dist/*.tar.gz"
@@ -40,10 +49,49 @@ defmodule Mix.Tasks.PgliteEx.Install do
   def run(arguments) do
     {options, rest} = OptionParser.parse!(arguments, strict: @switches)
     if rest != [], do: Mix.raise("mix pglite_ex.install does not take #{Enum.join(rest, " ")}")
-    install_program(options)
-    install_pglite(options)
+
+    case archive(options) do
+      nil ->
+        install_program(options)
+        install_pglite(options)
+        Archive.forget()
+
+      archive ->
+        install_archive(archive)
+    end
+
     Launchers.install!(Launchers.directory())
     say("pg_dump and psql are in #{Launchers.directory()}")
+  end
+
+  defp archive(options) do
+    parts = Keyword.take(options, [:program, :pglite_dir, :extensions])
+
+    case options[:archive] do
+      # Who says where a part comes from does not mean the archive that is configured.
+      nil ->
+        if parts == [], do: Archive.named()
+
+      _place when parts != [] ->
+        Mix.raise("--archive holds everything: leave out #{switches(parts)}")
+
+      place ->
+        {Archive.fill_in(place), options[:sha256]}
+    end
+  end
+
+  defp switches(options) do
+    Enum.map_join(options, " and ", fn
+      {:extensions, false} -> "--no-extensions"
+      {name, _value} -> "--" <> String.replace("#{name}", "_", "-")
+    end)
+  end
+
+  defp install_archive(archive) do
+    case Archive.install(archive) do
+      {:ok, version} -> say("#{version} is in #{Executable.installed_path()}")
+      {:error, sentence} -> Mix.raise(sentence)
+    end
   end
 
   @doc false
@@ -73,41 +121,38 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
   defp install_program(options) do
     target = Executable.installed_path()
+    source = Executable.checkout()
 
     cond do
-      File.exists?(target) and not Keyword.get(options, :force, false) ->
-        say("#{target} is there; --force replaces it")
-
       options[:program] ->
         copy_program(options[:program])
 
-      true ->
-        source = Executable.checkout() || Mix.raise(no_source(target))
-
+      source ->
         with {:error, _} <- build(source, tool!("cargo", "the Rust toolchain")),
              do: Mix.raise("pglite-port could not be built; cargo said why above")
+
+      File.exists?(target) ->
+        say("#{target} is there, and stays")
+
+      true ->
+        Mix.raise(no_source(target))
     end
   end
 
   defp install_pglite(options) do
     target = Executable.pglite_path()
+    extensions? = Keyword.get(options, :extensions, true)
 
-    if Executable.installed_pglite_dir() && not Keyword.get(options, :force, false) do
-      say("#{target} is there; --force replaces it")
-    else
-      extensions? = Keyword.get(options, :extensions, true)
-
-      copy_pglite(
-        options[:pglite_dir] || install_package(target, extensions?),
-        target,
-        extensions?
-      )
+    cond do
+      options[:pglite_dir] -> copy_pglite(options[:pglite_dir], target, extensions?)
+      Executable.checkout() -> copy_pglite(install_package(extensions?), target, extensions?)
+      Executable.installed_pglite_dir() -> say("#{target} is there, and stays")
+      true -> Mix.raise(no_package_lock(target))
     end
   end
 
-  defp install_package(target, extensions?) do
-    checkout = Executable.checkout() || Mix.raise(no_package_lock(target))
-    directory = Path.join(checkout, "pglite")
+  defp install_package(extensions?) do
+    directory = Path.join(Executable.checkout(), "pglite")
     say("Installing PGlite's files with npm ci")
 
     command = if extensions?, do: ["ci"], else: ["ci", "--omit=optional"]
@@ -149,7 +194,8 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
   defp no_source(target) do
     "pglite-port cannot be built for #{target}: #{Executable.checkout_path()} is no checkout of " <>
-      "the project. Name a program that is built already with --program PATH."
+      "the project. Name an archive with --archive, or a program that is built already with " <>
+      "--program PATH."
   end
 
   defp no_package_lock(target) do

@@ -1,0 +1,187 @@
+defmodule PgliteEx.ElixirAloneTest do
+  @moduledoc "A machine with Elixir, and with neither Rust nor Node.js nor PostgreSQL: the program comes from an archive."
+  use ExUnit.Case, async: true
+
+  alias PgliteEx.FileServer
+
+  @moduletag :tmp_dir
+  @moduletag timeout: 300_000
+
+  @others ~w(cargo rustc rustup node npm npx postgres psql pg_dump)
+
+  setup %{tmp_dir: directory} do
+    library = Path.join(directory, "library/elixir")
+    File.mkdir_p!(Path.join(library, "priv"))
+    for name <- ["lib", "mix.exs", "README.md"], do: File.cp_r!(name, Path.join(library, name))
+    tools = tools!(Path.join(directory, "tools"))
+    %{library: library, tools: tools, project: project!(directory, library)}
+  end
+
+  # The PATH of this machine without those.
+  defp tools!(directory) do
+    File.mkdir_p!(directory)
+
+    for place <- System.get_env("PATH") |> String.split(":") |> Enum.reverse(),
+        {:ok, names} <- [File.ls(place)],
+        name <- names -- @others do
+      link = Path.join(directory, name)
+      File.rm(link)
+      File.ln_s!(Path.join(place, name), link)
+    end
+
+    directory
+  end
+
+  # What `mix new` makes, with the dependency.
+  defp project!(directory, library) do
+    project = Path.join(directory, "my_app")
+    File.mkdir_p!(Path.join(project, "lib"))
+
+    File.write!(Path.join(project, "mix.exs"), """
+    defmodule MyApp.MixProject do
+      use Mix.Project
+      def project, do: [app: :my_app, version: "0.1.0", deps: [{:pglite_ex, path: #{inspect(library)}}]]
+      def application, do: [extra_applications: [:logger]]
+    end
+    """)
+
+    project
+  end
+
+  # `make dist`'s, but for the program, which is a script that runs the one under test: packing that takes long.
+  defp archive!(directory) do
+    root = Path.join(directory, "contents/pglite-port-0.1.0-here")
+    dist = System.fetch_env!("PGLITE_DIR")
+    File.mkdir_p!(Path.join(root, "pglite"))
+    packages = Path.join(dist, "../..")
+
+    for file <-
+          Path.wildcard(Path.join(dist, "*.{wasm,data,tar.gz}")) ++
+            [Path.join(dist, "pglite.js")] ++
+            Path.wildcard(Path.join(packages, "pglite-pgvector/dist/*.tar.gz")) ++
+            Path.wildcard(Path.join(packages, "pglite-tools/dist/pg_dump.wasm")),
+        do: File.cp!(file, Path.join([root, "pglite", Path.basename(file)]))
+
+    program = Path.join(root, "pglite-port")
+    File.write!(program, "#!/bin/sh\nexec '#{System.fetch_env!("PGLITE_PORT")}' \"$@\"\n")
+    File.chmod!(program, 0o755)
+    path = Path.join(directory, "pglite-port-0.1.0-here.tar.gz")
+    name = to_charlist(Path.basename(root))
+    :ok = :erl_tar.create(to_charlist(path), [{name, to_charlist(root)}], [:compressed])
+    File.write!(path <> ".sha256", sha256(path) <> "  #{Path.basename(path)}\n")
+    path
+  end
+
+  defp sha256(path),
+    do: :crypto.hash(:sha256, File.read!(path)) |> Base.encode16(case: :lower)
+
+  defp run(context, command, arguments, environment) do
+    System.cmd(command, arguments,
+      cd: context.project,
+      stderr_to_stdout: true,
+      env:
+        [
+          {"PATH", context.tools},
+          {"PWD", context.project},
+          {"MIX_ENV", "dev"},
+          {"PGLITE_PORT", nil},
+          {"PGLITE_DIR", nil}
+        ] ++ environment
+    )
+  end
+
+  test "a project has a database with vectors, a dump of it, and runs the dump", context do
+    archive = archive!(context.tmp_dir)
+    # As in the package for Hex, which brings the list of the archives' checksums.
+    File.rename!(archive <> ".sha256", Path.join(context.library, "archives.sha256"))
+    # Nothing says where a program is.
+    assert {output, 0} = run(context, "mix", ["compile"], [])
+    assert output =~ "name an archive with the program in PGLITE_EX_ARCHIVE"
+
+    # A path is relative to where Mix was started.
+    relative = "../" <> Path.basename(archive)
+    assert {output, 0} = run(context, "mix", ["compile"], [{"PGLITE_EX_ARCHIVE", relative}])
+    assert output =~ "Unpacking pglite-port from #{archive}"
+    assert output =~ ~r"pglite-port 0.1.0.* is in .*/priv/pglite-port"
+
+    # It is there now, and unpacked no more.
+    assert {"", 0} = run(context, "mix", ["compile"], [{"PGLITE_EX_ARCHIVE", relative}])
+
+    script = """
+    {:ok, server} = PgliteEx.start_link(database: "my_app")
+    url = PgliteEx.url(server)
+    bin = Path.join(:code.priv_dir(:pglite_ex), "bin")
+    run = fn tool, arguments ->
+      {output, 0} = System.cmd(Path.join(bin, tool), arguments, stderr_to_stdout: true)
+      IO.puts(output)
+    end
+    run.("psql", [url, "-c", "create extension vector; create table items (v vector(2)); insert into items values ('[1,2]')"])
+    run.("pg_dump", [url, "--file", "structure.sql"])
+    run.("psql", [url, "-c", "drop table items; drop extension vector"])
+    run.("psql", ["-X", "-v", "ON_ERROR_STOP=1", "-f", "structure.sql", url])
+    run.("psql", [url, "-c", "select v <-> '[4,6]' as distance from items"])
+    """
+
+    File.write!(Path.join(context.project, "vectors.exs"), script)
+    assert {output, 0} = run(context, "mix", ["run", "vectors.exs"], [])
+    assert output =~ ~r/^5$/m
+    dump = File.read!(Path.join(context.project, "structure.sql"))
+    assert dump =~ "CREATE TABLE public.items"
+  end
+
+  test "what is wrong with an archive fails the compilation, with one sentence", context do
+    archive = Path.join(context.tmp_dir, "a.tar.gz")
+    File.write!(archive, "damaged")
+    wrong = String.duplicate("0", 64)
+    environment = [{"PGLITE_EX_ARCHIVE", archive}, {"PGLITE_EX_ARCHIVE_SHA256", wrong}]
+    assert {output, 1} = run(context, "mix", ["compile"], environment)
+    assert output =~ "PgliteEx has no program: #{archive} is not the archive that was expected"
+    refute output =~ "** (MatchError)"
+  end
+
+  test "an archive comes from a web server whose certificate is trusted", context do
+    %{server_config: server} =
+      :public_key.pkix_test_data(%{
+        server_chain: %{
+          root: [key: key()],
+          intermediates: [],
+          peer: [
+            key: key(),
+            extensions: [{:Extension, {2, 5, 29, 17}, false, [dNSName: 'localhost']}]
+          ]
+        },
+        client_chain: %{root: [key: key()], intermediates: [], peer: [key: key()]}
+      })
+
+    archive = archive!(context.tmp_dir)
+    name = Path.basename(archive)
+    bytes = File.read!(archive)
+    answers = %{("/" <> name) => bytes, "/#{name}.sha256" => sha256(archive)}
+    url = FileServer.start!(answers, tls: Keyword.take(server, [:cert, :key, :cacerts]))
+    plain = FileServer.start!(%{"/x" => 200})
+    downgrade = FileServer.start!(%{"/x.sha256" => {:redirect, plain <> "/x"}}, tls: server)
+    trusted = authority!(context.tmp_dir, server[:cacerts])
+
+    install = fn url, environment ->
+      run(context, "mix", ["pglite_ex.install", "--archive", url], environment)
+    end
+
+    assert {output, 1} = install.("#{url}/#{name}", [])
+    assert output =~ "#{url}/#{name}.sha256 cannot be reached: TLS: "
+
+    assert {output, 1} = install.("#{downgrade}/x", [{"SSL_CERT_FILE", trusted}])
+    assert output =~ "leads to #{plain}/x, which is not encrypted"
+
+    assert {output, 0} = install.("#{url}/#{name}", [{"SSL_CERT_FILE", trusted}])
+    assert output =~ ~r"pglite-port 0.1.0.* is in "
+  end
+
+  defp key, do: {:namedCurve, :secp256r1}
+
+  defp authority!(directory, certificates) do
+    path = Path.join(directory, "authority.pem")
+    entries = for certificate <- certificates, do: {:Certificate, certificate, :not_encrypted}
+    File.write!(path, :public_key.pem_encode(entries))
+    path
+  end
+end
