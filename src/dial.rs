@@ -5,30 +5,33 @@
 //! * `cancel`: cancels what a session runs
 //! * `encryption`: what asks for an encrypted connection
 //! * `password`: the password, if none was given
+//! * `session`: a session by the simple protocol
 
 mod address;
 mod cancel;
 mod encryption;
 mod password;
+mod session;
 
 use std::{
     io::{self, Write},
     net::{Shutdown, TcpStream, ToSocketAddrs},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     sync::Arc,
 };
 
 use anyhow::Context;
 use postgres_protocol::message::frontend;
-use rustix::net::{RecvFlags, recv};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    runtime::{self, Runtime},
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::{RecvFlags, SendFlags, recv, send},
 };
 use tokio_postgres::{
-    Client, Config, Connection, NoTls,
+    Config,
     config::{Host, SslMode},
-    tls::NoTlsStream,
 };
 
 use crate::{
@@ -41,6 +44,8 @@ use crate::{
 
 pub use address::{Address, AskForPassword};
 pub use cancel::Cancel;
+pub use password::show_typing;
+pub(crate) use session::{Report, Session};
 
 /// The directory that is named in messages for a cluster of the program itself.
 const OWN_DIRECTORY: &str = "/pglite";
@@ -227,63 +232,21 @@ impl Server {
         Err(error).with_context(|| format!("no server answers at {address}"))
     }
 
-    /// A session of the driver, and what runs it.
+    /// Begins a session, with that name in `pg_stat_activity` unless the address has another.
     ///
     /// # Errors
-    /// When the server refuses it.
-    pub(crate) fn session(&self, application: &str) -> anyhow::Result<DriverSession> {
-        let runtime = driver_runtime()?;
-        let mut config = self.config.clone();
-        config.application_name(self.config.get_application_name().unwrap_or(application));
-        let line = self.dial()?;
-        let (client, connection) =
-            runtime.block_on(async { anyhow::Ok(config.connect_raw(line.into_socket()?, NoTls).await?) })?;
-        Ok(DriverSession { runtime, client, connection })
+    /// When nobody answers, or the server refuses the session.
+    pub(crate) fn session(&self, application: &str) -> anyhow::Result<Session> {
+        Session::begin(self, application)
     }
 }
-
-/// What the driver runs in.
-fn driver_runtime() -> anyhow::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().build().context("no connection can be made")
-}
-
-/// A session of the driver.
-pub(crate) struct DriverSession {
-    pub(crate) runtime: Runtime,
-    pub(crate) client: Client,
-    /// What carries its messages, and has to be polled.
-    pub(crate) connection: Connection<Box<dyn Socket>, NoTlsStream>,
-}
-
-/// A stream of bytes for the driver.
-pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 impl Line {
-    /// The stream for the driver, in whose runtime this is called.
-    fn into_socket(self) -> io::Result<Box<dyn Socket>> {
-        Ok(match self.stream {
-            Stream::Tcp(stream) => {
-                stream.set_nonblocking(true)?;
-                Box::new(tokio::net::TcpStream::from_std(stream)?)
-            }
-            Stream::Unix(stream) => {
-                stream.set_nonblocking(true)?;
-                Box::new(tokio::net::UnixStream::from_std(stream)?)
-            }
-        })
-    }
-
     /// Reads what has arrived; `None` if nothing has and `waits` is false. 0 is the end.
     pub(crate) fn receive(&self, buffer: &mut [u8], waits: bool) -> io::Result<Option<usize>> {
         let flags = if waits { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
         loop {
-            let received = match &self.stream {
-                Stream::Tcp(stream) => recv(stream, &mut *buffer, flags),
-                Stream::Unix(stream) => recv(stream, &mut *buffer, flags),
-            };
-            match received {
+            match recv(self, &mut *buffer, flags) {
                 Ok((_, received)) => return Ok(Some(received)),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) if !waits => return Ok(None),
@@ -300,6 +263,27 @@ impl Line {
         }
     }
 
+    /// Sends the beginning of `bytes`, as much as goes without waiting, and returns its length.
+    fn send_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+    }
+
+    /// Waits until there is room to send, or something to receive; which of them.
+    fn wait(&self) -> io::Result<(bool, bool)> {
+        let mut fds = [PollFd::new(self, PollFlags::IN | PollFlags::OUT)];
+        loop {
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => {}
+                polled => {
+                    polled?;
+                    let events = fds[0].revents();
+                    // An end or an error is found by receiving.
+                    return Ok((events.contains(PollFlags::OUT), events != PollFlags::OUT));
+                }
+            }
+        }
+    }
+
     /// Ends the session and every wait for it, from any thread.
     pub(crate) fn hang_up(&self) {
         // It has ended already if this fails.
@@ -307,6 +291,15 @@ impl Line {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
         };
+    }
+}
+
+impl AsFd for Line {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+        }
     }
 }
 

@@ -57,8 +57,8 @@ pub fn dump(
     is_shown: bool,
     on_begin: impl FnOnce(HangUp),
 ) -> anyhow::Result<Dumped> {
-    let output = Output::open(options)?;
     let wire = Arc::new(Wire::new(server)?);
+    let output = Output::open(options)?;
     on_begin(wire.hang_up());
     let terminal = Terminal::new(&output, wire.clone(), is_shown)?;
     let (mut arguments, filters) = options.for_guest()?;

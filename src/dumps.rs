@@ -5,7 +5,10 @@ use std::{
     io::{self, BufRead, BufReader, IsTerminal, Read, Write},
     path::{Path, PathBuf},
     process::{self, ExitCode},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -19,19 +22,22 @@ use pglite_port::{
     backup::bar,
     connection::Connections,
     databases::{DataDirectory, PG_VERSION, Settings, SharedSettings},
-    dial::{Address, AskForPassword, Cancel, Server},
+    dial::{Address, AskForPassword, Cancel, Server, show_typing},
     dump::{self, HangUp},
     log::{LogSink, OwnLog},
-    script::{self, Choices, Told},
+    script::{self, Choices, ScriptError, Told},
     session::Mode,
     template::Tools,
 };
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
-use super::{command_line::CommandLine, options::MetricsOptions, stop::Stop};
+use super::{command_line::CommandLine, options::MetricsOptions, start::unless_stopped, stop::Stop};
 
 /// How long the server has to take the request to cancel a statement.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The exit status when statements of a file have failed, as of `psql` (`EXIT_USER` in `src/bin/psql/settings.h`).
+const STATEMENTS_FAILED: u8 = 3;
 
 /// How much of a file is read at once.
 const PIECE: usize = 1 << 20;
@@ -118,10 +124,15 @@ pub(crate) fn dump(command_line: &CommandLine, arguments: &[String]) -> anyhow::
         Some(tools) => tools,
         None => command_line.engine.open_templates()?.tools(),
     };
-    let (stop, connections) = (opened.stop, opened.connections.clone());
-    let dumped = dump_with(&tools, Some(Arc::new(opened.server)), &options, |hang_up| {
-        on_stop(stop, move || hang_up.hang_up());
+    let (connections, hang_up) = (opened.connections.clone(), Arc::<Mutex<Option<HangUp>>>::default());
+    let begun = hang_up.clone();
+    on_stop(opened.stop, move || match &*begun.lock() {
+        Some(hang_up) => hang_up.hang_up(),
+        // Nothing is written before the server has answered.
+        None => process::exit(1),
     });
+    let server = Some(Arc::new(opened.server));
+    let dumped = dump_with(&tools, server, &options, |begun| *hang_up.lock() = Some(begun));
     if let Some(connections) = connections {
         connections.shut_down();
     }
@@ -137,8 +148,8 @@ fn dump_with(
     Ok(ExitCode::from(dump::dump(tools, server, options, true, on_begin)?.status))
 }
 
-/// Carries `run` out.
-pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog) -> anyhow::Result<ExitCode> {
+/// Carries `run` out. If statements fail, the exit status is [`STATEMENTS_FAILED`].
+pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, own_log: &OwnLog) -> anyhow::Result<ExitCode> {
     let RunOptions { file, address, single_transaction, on_error, rows, quiet } = options;
     let name = file.display().to_string();
     let (input, progress) = open(file).with_context(|| format!("{name} cannot be read"))?;
@@ -147,8 +158,10 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog
     };
     let (connections, stopped) = (opened.connections.clone(), progress.clone());
     let cancel = Arc::<Mutex<Option<Cancel>>>::default();
-    let begun = cancel.clone();
+    let (begun, is_stopped) = (cancel.clone(), Arc::<AtomicBool>::default());
+    let stop = is_stopped.clone();
     on_stop(opened.stop, move || {
+        stop.store(true, Ordering::Relaxed);
         if let Some(connections) = &connections {
             return connections.terminate_all();
         }
@@ -161,7 +174,7 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog
     });
     let choices =
         Choices { in_one_transaction: *single_transaction, continues: on_error == "continue", tells_rows: *rows };
-    let (log, quiet, shown) = (log.clone(), *quiet, progress.clone());
+    let (log, quiet, shown) = (own_log.clone(), *quiet, progress.clone());
     let tell = move |told: Told<'_>| match told {
         Told::Notice(_) if quiet => {}
         Told::Notice(text) | Told::Error(text) => shown.suspend(|| log.line(text)),
@@ -174,9 +187,19 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, log: &OwnLog
     if let Some(connections) = opened.connections {
         connections.shut_down();
     }
-    let failed = ran?.failed;
-    ensure!(failed == 0, "{failed} statements of {name} have failed");
-    Ok(ExitCode::SUCCESS)
+    if is_stopped.load(Ordering::Relaxed) {
+        // A statement that was cancelled for it has not failed by itself.
+        return Ok(ExitCode::FAILURE);
+    }
+    let said = match ran {
+        Ok(ran) if ran.failed == 0 => return Ok(ExitCode::SUCCESS),
+        Ok(ran) => format!("{} statements of {name} have failed", ran.failed),
+        // Where the others run all the same, an error is one that has ended them.
+        Err(error) if !choices.continues && error.is::<ScriptError>() => format!("{error:#}"),
+        Err(error) => return Err(error),
+    };
+    own_log.line(&said);
+    Ok(ExitCode::from(STATEMENTS_FAILED))
 }
 
 /// Opens a file, and shows on a terminal how far it was read.
@@ -211,7 +234,13 @@ impl Opened {
     fn new(command_line: &CommandLine, data: Option<&Path>, address: &Address) -> anyhow::Result<Option<Self>> {
         let stop = Stop::on(&[SIGINT, SIGTERM])?;
         let Some(data) = data else {
-            return Ok(Some(Self { server: Server::at(address)?, tools: None, connections: None, stop }));
+            let address = address.clone();
+            let Some(server) = unless_stopped(stop.asked(), &never(), move || Server::at(&address))? else {
+                // It may have stopped while the user was asked for a password.
+                show_typing();
+                return Ok(None);
+            };
+            return Ok(Some(Self { server, tools: None, connections: None, stop }));
         };
         ensure!(command_line.mode == Mode::Shared, "--data is for mode shared");
         address.check_for_own_cluster()?;

@@ -218,6 +218,11 @@ impl CommandLine {
         let mode = self.mode;
         let open = move || Databases::open(&paths, mode, settings, LogSink::to_own_log());
         let opened = start::unless_stopped(stop.asked(), parent_gone, open)?.map(Arc::new);
+        if opened.is_none() {
+            tracing::warn!(
+                "the program ends before it has started: a cluster in a directory recovers at its next start"
+            );
+        }
         if let Some(databases) = &opened {
             if let Some(endpoint) = endpoint {
                 endpoint.watch(databases.clone());

@@ -7,28 +7,13 @@
 
 mod scanner;
 
-use std::{
-    fmt,
-    future::poll_fn,
-    io::BufRead,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::Poll,
-};
+use std::{fmt, io::BufRead, sync::Arc};
 
 use anyhow::{Context, anyhow, bail};
-use bytes::Bytes;
-use futures_util::{SinkExt, TryStreamExt};
-use tokio_postgres::{
-    AsyncMessage, Client, Connection, SimpleQueryMessage,
-    error::{DbError, ErrorPosition},
-    tls::NoTlsStream,
-};
+use postgres_protocol::message::backend::{DataRowBody, Message};
+use tokio_postgres::fallible_iterator::FallibleIterator;
 
-use crate::dial::{Cancel, DriverSession, Server, Socket};
+use crate::dial::{Cancel, Report, Server, Session};
 use scanner::{Piece, Scanner};
 
 /// What there is to tell the user.
@@ -82,41 +67,18 @@ pub struct ScriptError {
 impl fmt::Display for ScriptError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}:{}: ", self.file, self.line)?;
-        match report(&self.error) {
-            Some(report) => write_report(formatter, report),
-            None => write!(formatter, "{:#}", self.error),
-        }
+        write!(formatter, "{:#}", self.error)
     }
 }
 
 impl std::error::Error for ScriptError {}
 
-/// The report of the server in an error.
-fn report(error: &anyhow::Error) -> Option<&DbError> {
-    error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error)
-}
-
 /// How many lines behind the beginning of a statement the server has found an error.
 fn lines_before(sql: &[u8], error: &anyhow::Error) -> u64 {
-    let Some(ErrorPosition::Original(position)) = report(error).and_then(DbError::position) else { return 0 };
+    let Some(position) = error.downcast_ref::<Report>().and_then(|report| report.position) else { return 0 };
     // Positions are numbers of characters, from 1 on.
-    let before = String::from_utf8_lossy(sql)
-        .chars()
-        .take((*position as usize).saturating_sub(1))
-        .filter(|it| *it == '\n')
-        .count();
+    let before = String::from_utf8_lossy(sql).chars().take(position.saturating_sub(1)).filter(|it| *it == '\n').count();
     before as u64
-}
-
-/// Writes a report of the server with all that helps to understand it.
-fn write_report(formatter: &mut fmt::Formatter<'_>, report: &DbError) -> fmt::Result {
-    write!(formatter, "{}: {} ({})", report.severity(), report.message(), report.code().code())?;
-    for (name, text) in [("DETAIL", report.detail()), ("HINT", report.hint()), ("CONTEXT", report.where_())] {
-        if let Some(text) = text {
-            write!(formatter, "\n{name}: {text}")?;
-        }
-    }
-    Ok(())
 }
 
 /// Runs the SQL that `input` has in a session of `server`. `name` is that of the file, for messages. `tell` gets
@@ -135,68 +97,44 @@ pub fn run(
     tell: Arc<Tell>,
     on_begin: impl FnOnce(Cancel),
 ) -> anyhow::Result<Ran> {
-    let DriverSession { runtime, client, connection } = server.session(APPLICATION)?;
-    on_begin(Cancel::new(server.clone(), client.cancel_token()));
-    let line = Arc::new(AtomicUsize::new(0));
-    let notices = (name.to_owned(), line.clone(), tell.clone());
-    drop(runtime.spawn(carry(connection, notices)));
-    let mut script = Script { client: &client, input: Scanner::new(input), name, line, key: None, tell };
-    runtime.block_on(script.run(choices))
-}
-
-/// Carries the messages of a session, and logs what the server reports meanwhile.
-async fn carry(
-    mut connection: Connection<Box<dyn Socket>, NoTlsStream>,
-    (name, line, tell): (String, Arc<AtomicUsize>, Arc<Tell>),
-) {
-    poll_fn(|context| {
-        loop {
-            match connection.poll_message(context) {
-                Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) => {
-                    let (line, message) = (line.load(Ordering::Relaxed), notice.message());
-                    tell(Told::Notice(&format!("{name}:{line}: {}: {message}", notice.severity())));
-                }
-                Poll::Ready(Some(Ok(_))) => {}
-                // The statement that runs gets the error.
-                Poll::Ready(None | Some(Err(_))) => return Poll::Ready(()),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    })
-    .await;
+    let session = server.session(APPLICATION)?;
+    on_begin(session.cancel(server));
+    Script { session, input: Scanner::new(input), name, line: 0, key: None, tells_rows: choices.tells_rows, tell }
+        .run(choices)
 }
 
 /// A file that is being run.
 struct Script<'a, R> {
-    client: &'a Client,
+    session: Session,
     input: Scanner<R>,
     name: &'a str,
     /// The line of the statement that runs, for notices.
-    line: Arc<AtomicUsize>,
+    line: u64,
     /// The key of `\restrict`.
     key: Option<String>,
+    tells_rows: bool,
     tell: Arc<Tell>,
 }
 
 impl<R: BufRead> Script<'_, R> {
-    async fn run(&mut self, choices: Choices) -> anyhow::Result<Ran> {
+    fn run(&mut self, choices: Choices) -> anyhow::Result<Ran> {
         let mut ran = Ran::default();
         if choices.in_one_transaction {
-            self.client.batch_execute("begin").await?;
+            self.execute("begin", false)?;
         }
         while let Some((line, piece)) = self.input.next().with_context(|| format!("{} cannot be read", self.name))? {
-            self.line.store(usize::try_from(line)?, Ordering::Relaxed);
+            self.line = line;
             let result = match piece {
                 Piece::Command(command) => self.command(&command).map_err(|error| (line, error)),
                 Piece::Statement { sql, copies_in } => {
                     ran.statements += 1;
-                    let executed = self.execute(&sql, copies_in, choices.tells_rows).await;
+                    let executed = self.statement(&sql, copies_in);
                     executed.map_err(|error| (line + lines_before(&sql, &error), error))
                 }
             };
             let Err((line, error)) = result else { continue };
             let error = ScriptError { file: self.name.to_owned(), line, error };
-            if !choices.continues || self.client.is_closed() {
+            if !choices.continues || self.session.has_ended() {
                 return Err(error.into());
             }
             ran.failed += 1;
@@ -207,7 +145,7 @@ impl<R: BufRead> Script<'_, R> {
             return Err(ScriptError { file: self.name.to_owned(), line: self.input.line(), error }.into());
         }
         if choices.in_one_transaction {
-            self.client.batch_execute("commit").await?;
+            self.execute("commit", false)?;
         }
         Ok(ran)
     }
@@ -228,46 +166,67 @@ impl<R: BufRead> Script<'_, R> {
         Ok(())
     }
 
-    async fn execute(&mut self, sql: &[u8], copies_in: bool, tells_rows: bool) -> anyhow::Result<()> {
-        let sql = std::str::from_utf8(sql);
-        let Ok(sql) = sql else {
+    fn statement(&mut self, sql: &[u8], copies_in: bool) -> anyhow::Result<()> {
+        let Ok(sql) = std::str::from_utf8(sql) else {
             // The rows of a COPY that cannot be run are skipped.
             self.skip_rows(copies_in)?;
             bail!("the statement is not UTF-8: dump with --encoding=UTF8, or convert the file (iconv)");
         };
-        if !copies_in && !tells_rows {
-            return Ok(self.client.batch_execute(sql).await?);
-        }
-        if !copies_in {
-            return self.tell_rows(sql).await;
-        }
-        let sink = match self.client.copy_in::<_, Bytes>(sql).await {
-            Ok(sink) => sink,
-            Err(error) => {
-                self.skip_rows(true)?;
-                return Err(error.into());
-            }
-        };
-        let mut sink = pin!(sink);
-        while let Some(rows) = self.input.rows().with_context(|| format!("{} cannot be read", self.name))? {
-            // The error of the server is in the result of the end.
-            if sink.send(rows.into()).await.is_err() {
-                self.skip_rows(true)?;
-                break;
-            }
-        }
-        sink.as_mut().finish().await?;
-        Ok(())
+        self.execute(sql, copies_in)
     }
 
-    async fn tell_rows(&self, sql: &str) -> anyhow::Result<()> {
-        let mut messages = pin!(self.client.simple_query_raw(sql).await?);
-        while let Some(message) = messages.try_next().await? {
-            if let SimpleQueryMessage::Row(row) = message {
-                let values: Vec<&str> = (0..row.len()).map(|at| row.get(at).unwrap_or_default()).collect();
-                (self.tell)(Told::Row(&values.join("|")));
+    /// Runs a statement, with the rows behind it if it `copies_in`.
+    fn execute(&mut self, sql: &str, copies_in: bool) -> anyhow::Result<()> {
+        self.session.query(sql)?;
+        let (mut rows_follow, mut failed) = (copies_in, Ok(()));
+        loop {
+            match self.session.next() {
+                Ok(Message::ReadyForQuery(_)) => break,
+                // What the server says before it ends the session is the reason.
+                Err(error) => return failed.and(Err(error)),
+                Ok(Message::ErrorResponse(body)) => failed = failed.and(Err(Report::of(body.fields())?.into())),
+                Ok(Message::NoticeResponse(body)) => {
+                    let Report { severity, message, .. } = Report::of(body.fields())?;
+                    (self.tell)(Told::Notice(&format!("{}:{}: {severity}: {message}", self.name, self.line)));
+                }
+                Ok(Message::DataRow(row)) if self.tells_rows => self.tell_row(&row)?,
+                Ok(Message::CopyData(row)) if self.tells_rows => {
+                    (self.tell)(Told::Row(String::from_utf8_lossy(row.data()).trim_end_matches('\n')));
+                }
+                Ok(Message::CopyInResponse(_)) if rows_follow => {
+                    rows_follow = false;
+                    failed = failed.and(self.copy());
+                }
+                Ok(Message::CopyInResponse(_)) => {
+                    self.session.end_copy(Some("there are no rows behind the statement"))?;
+                }
+                Ok(_) => {}
             }
         }
+        self.skip_rows(rows_follow)?;
+        failed
+    }
+
+    /// Sends the rows behind a `COPY`. When they cannot be read, the statement fails.
+    fn copy(&mut self) -> anyhow::Result<()> {
+        loop {
+            match self.input.rows() {
+                Ok(Some(rows)) => self.session.copy_data(&rows)?,
+                Ok(None) => return self.session.end_copy(None),
+                Err(error) => {
+                    self.session.end_copy(Some("the rows cannot be read"))?;
+                    return Err(error).with_context(|| format!("{} cannot be read", self.name));
+                }
+            }
+        }
+    }
+
+    fn tell_row(&self, row: &DataRowBody) -> anyhow::Result<()> {
+        let value = |range: Option<std::ops::Range<usize>>| {
+            Ok(String::from_utf8_lossy(range.map_or(&[], |range| &row.buffer()[range])).into_owned())
+        };
+        let values: Vec<String> = row.ranges().map(value).collect()?;
+        (self.tell)(Told::Row(&values.join("|")));
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The start of `port` and `serve`, which a request to stop the program and the end of its parent interrupt.
+//! The start of a command, which a request to stop the program and the end of its parent interrupt.
 
 use std::thread;
 
@@ -27,12 +27,11 @@ pub(crate) fn unless_stopped<T: Send + 'static>(
         .name("start".to_owned())
         .stack_size(STACK)
         .spawn(work)
-        .context("no thread can be started to open the clusters")?;
+        .context("no thread can be started to open a cluster or a connection")?;
     select! {
         recv(opened) -> opened => return opened.context("the start has panicked; the log says where")?.map(Some),
         recv(stop) -> _ => {}
         recv(parent_gone) -> _ => {}
     }
-    tracing::warn!("the program ends before it has started: a cluster in a directory recovers at its next start");
     Ok(None)
 }

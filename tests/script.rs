@@ -38,6 +38,11 @@ impl Script {
     }
 }
 
+/// Runs a file of which a statement fails, and returns what was reported.
+fn fail(arguments: &[&str]) -> String {
+    Program::fail_with(3, arguments)
+}
+
 /// Two tables, and between them an error in the second line of a statement.
 const WITH_ERROR: &str = "create table a ();\n\nselect 1,\n  missing;\ncreate table b ();\n";
 
@@ -46,7 +51,7 @@ const TABLES: &str = "select relname from pg_class where relnamespace = 'public'
 #[test]
 fn the_first_error_stops_a_file_and_is_reported_with_its_place() {
     let (server, script) = (Server::shared(), Script::new(WITH_ERROR));
-    let said = Program::fail(&["run", &script.text(), &server.url]);
+    let said = fail(&["run", &script.text(), &server.url]);
     assert!(said.contains("file.sql:4: ERROR: column \"missing\" does not exist (42703)"), "{said}");
     assert_eq!(rows(&mut server.connect(), TABLES), ["a"]);
 }
@@ -54,7 +59,7 @@ fn the_first_error_stops_a_file_and_is_reported_with_its_place() {
 #[test]
 fn after_an_error_the_others_run_if_that_is_asked_for() {
     let (server, script) = (Server::shared(), Script::new(WITH_ERROR));
-    let said = Program::fail(&["run", "--on-error", "continue", &script.text(), &server.url]);
+    let said = fail(&["run", "--on-error", "continue", &script.text(), &server.url]);
     assert!(said.contains("file.sql:4: ERROR") && said.contains("1 statements of"), "{said}");
     assert_eq!(rows(&mut server.connect(), TABLES), ["a", "b"]);
 }
@@ -62,7 +67,7 @@ fn after_an_error_the_others_run_if_that_is_asked_for() {
 #[test]
 fn one_transaction_has_all_or_nothing() {
     let (server, script) = (Server::shared(), Script::new(WITH_ERROR));
-    Program::fail(&["run", "--single-transaction", &script.text(), &server.url]);
+    fail(&["run", "--single-transaction", &script.text(), &server.url]);
     assert_eq!(rows(&mut server.connect(), TABLES), [""; 0]);
     fs::write(script.path(), WITH_ERROR.replace("missing", "2")).unwrap();
     Program::succeed(&["run", "-1", &script.text(), &server.url]);
@@ -79,14 +84,36 @@ fn rows_behind_a_copy_are_copied_and_wrong_ones_are_an_error_with_their_context(
     assert_eq!(rows(&mut server.connect(), "select * from t"), expected);
 
     fs::write(script.path(), "select 1;\ncopy t from stdin;\n1\tone\nx\ttwo\n\\.\ncreate table after ();\n").unwrap();
-    let said = Program::fail(&["run", &script.text(), &server.url, "--on-error=continue"]);
+    let said = fail(&["run", &script.text(), &server.url, "--on-error=continue"]);
     assert!(said.contains("file.sql:2: ERROR: invalid input syntax for type integer: \"x\""), "{said}");
     assert!(said.contains("CONTEXT: COPY t, line 2, column a: \"x\""), "{said}");
     assert_eq!(rows(&mut server.connect(), TABLES), ["after", "t"]);
-    fs::write(script.path(), "copy missing from stdin;\n1\tone\n\\.\ncreate table later ();\n").unwrap();
-    let said = Program::fail(&["run", &script.text(), &server.url, "--on-error=continue"]);
+    // What follows a COPY that is refused has its own answers, and its own rows.
+    let content =
+        "copy missing from stdin;\n1\tone\n\\.\ncreate table later ();\ncopy t from stdin;\n7\tx\n\\.\nselect 1/0;";
+    fs::write(script.path(), content).unwrap();
+    let said = fail(&["run", &script.text(), &server.url, "--on-error=continue"]);
     assert!(said.contains("file.sql:1: ERROR: relation \"missing\" does not exist"), "{said}");
+    assert!(said.contains("file.sql:8: ERROR: division by zero") && said.contains("2 statements of"), "{said}");
     assert_eq!(rows(&mut server.connect(), TABLES), ["after", "later", "t"]);
+    assert_eq!(rows(&mut server.connect(), "select count(*) from t where a = 7"), ["1"]);
+}
+
+#[test]
+fn a_server_that_has_much_to_say_about_rows_takes_them_all() {
+    // 1,000 notices of a kilobyte each fill the buffers between server and client many times, as do the rows.
+    let mut content = "create table t (a text); create function f() returns trigger language plpgsql as \
+        $$begin raise notice '%', repeat('x', 1000); return new; end$$; \
+        create trigger t before insert on t for each row execute function f();\ncopy t from stdin;\n"
+        .to_owned();
+    for _ in 0..1000 {
+        content += &"y".repeat(1000);
+        content += "\n";
+    }
+    let (server, script) = (Server::shared(), Script::new(&(content + "\\.\n")));
+    let (status, _, stderr) = Program::spawn(&["run", &script.text(), &server.url]).output();
+    assert_eq!((status, stderr.matches(": NOTICE: xxx").count()), (Some(0), 1000));
+    assert_eq!(rows(&mut server.connect(), "select count(*) from t"), ["1000"]);
 }
 
 #[test]
@@ -99,7 +126,7 @@ fn commands_of_psql_that_pg_dump_does_not_write_are_refused() {
         ("\\restrict a\n\\! ls\n", "file.sql:2: \\! is a command of psql"),
     ] {
         fs::write(script.path(), content).unwrap();
-        let found = Program::fail(&["run", &script.text(), &server.url]);
+        let found = fail(&["run", &script.text(), &server.url]);
         assert!(found.contains(said), "{content:?}: {found}");
     }
 }
@@ -119,10 +146,14 @@ fn a_file_comes_from_stdin_as_well_and_notices_are_shown_unless_they_are_not_wan
 
 #[test]
 fn rows_are_printed_if_that_is_asked_for() {
-    let (server, script) =
-        (Server::shared(), Script::new("select 1, null, 'a';\nselect from pg_class where false;\nshow port"));
+    let (server, script) = (
+        Server::shared(),
+        Script::new(
+            "select 1, null, 'a';\nselect from pg_class where false;\ncopy (values (1, 2)) to stdout;\nshow port",
+        ),
+    );
     let (status, stdout, stderr) = Program::spawn(&["run", "--rows", &script.text(), &server.url]).output();
-    assert_eq!((status, stdout.as_str()), (Some(0), "1||a\n5432\n"), "{stderr}");
+    assert_eq!((status, stdout.as_str()), (Some(0), "1||a\n1\t2\n5432\n"), "{stderr}");
     assert_eq!(Program::spawn(&["run", &script.text(), &server.url]).output().1, "");
 }
 
@@ -145,7 +176,7 @@ fn a_file_that_is_not_there_or_not_text_is_named() {
     let (server, script) = (Server::shared(), Script::new(""));
     assert!(Program::fail(&["run", "/nowhere.sql", &server.url]).contains("/nowhere.sql cannot be read"));
     fs::write(script.path(), b"select 1;\nselect '\xff';\n").unwrap();
-    let said = Program::fail(&["run", &script.text(), &server.url]);
+    let said = fail(&["run", &script.text(), &server.url]);
     assert!(said.contains("file.sql:2: the statement is not UTF-8"), "{said}");
 }
 
@@ -188,14 +219,15 @@ fn a_signal_has_the_server_cancel_a_statement_that_it_would_commit() {
 #[test]
 fn a_file_that_was_cut_off_is_an_error_with_its_place_and_no_transaction() {
     let server = Server::shared();
-    for (content, said) in [
-        ("create table a (a int);\ncopy a from stdin;\n1\n", "file.sql:2: "),
-        ("\\restrict key\ncreate table b ();\n", "file.sql:2: the file was cut off: the \\unrestrict"),
+    // The rows that are missing are an error of their statement, after which there is nothing more to run.
+    for (content, said, status) in [
+        ("create table a (a int);\ncopy a from stdin;\n1\n", "file.sql:2: ", 3),
+        ("\\restrict key\ncreate table b ();\n", "file.sql:2: the file was cut off: the \\unrestrict", 1),
     ] {
         let script = Script::new(content);
-        let found = Program::fail(&["run", "-1", &script.text(), &server.url]);
+        let found = fail(&["run", "-1", &script.text(), &server.url]);
         assert!(found.contains(said) && found.contains("cut off"), "{found}");
-        let found = Program::fail(&["run", "--on-error=continue", &script.text(), &server.url]);
+        let found = Program::fail_with(status, &["run", "--on-error=continue", &script.text(), &server.url]);
         assert!(found.contains(said) && found.contains("cut off"), "{found}");
     }
     // Without one transaction, what was complete is there.

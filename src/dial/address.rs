@@ -2,7 +2,7 @@
 
 use std::{env, str::FromStr};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use tokio_postgres::{
     Config,
     config::{ChannelBinding, SslMode},
@@ -22,17 +22,17 @@ pub enum AskForPassword {
     Always,
 }
 
-/// The parts of an address that were given. What is missing comes from the environment (`PGHOST`, `PGPORT`, `PGUSER`,
-/// `PGDATABASE`, `PGPASSWORD`, `PGOPTIONS`, `PGCONNECT_TIMEOUT`). `PGSSLMODE`, `PGGSSENCMODE` and `PGCHANNELBINDING` may
+/// The parts of an address that were given. What is missing comes from the environment (`PGHOST`, `PGHOSTADDR`, `PGPORT`,
+/// `PGUSER`, `PGDATABASE`, `PGPASSWORD`, `PGOPTIONS`, `PGCONNECT_TIMEOUT`). `PGSSLMODE`, `PGGSSENCMODE` and `PGCHANNELBINDING` may
 /// not ask for encryption.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
     /// A URL (`postgres://…`), a connection string (`host=… dbname=…`), or the name of a database. What it says precedes
     /// the other parts.
     pub database: Option<String>,
-    /// The host's name, or the directory of a unix socket.
+    /// The host's name, or the directory of a unix socket; several with commas between them are tried in their order.
     pub host: Option<String>,
-    /// The port.
+    /// The port, or that of each host, with commas between them.
     pub port: Option<String>,
     /// The user.
     pub user: Option<String>,
@@ -85,13 +85,27 @@ impl Address {
             config.dbname(given);
         }
         let or_variable = |part: &Option<String>, name| part.clone().or_else(|| variable(name));
+        if let Some(service) = variable("PGSERVICE").filter(|_| !self.is_connection_string()) {
+            bail!("PGSERVICE={service} names an entry of a service file, which this command does not read: give a URL");
+        }
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            config.host(or_variable(&self.host, "PGHOST").as_deref().unwrap_or("localhost"));
+            // Several are tried in their order.
+            let (hosts, addresses) = (or_variable(&self.host, "PGHOST"), variable("PGHOSTADDR"));
+            for address in addresses.iter().flat_map(|addresses| addresses.split(',')) {
+                let parsed = address.parse().with_context(|| format!("PGHOSTADDR: {address:?} is no IP address"))?;
+                config.hostaddr(parsed);
+            }
+            let default = addresses.is_none().then(|| "localhost".to_owned());
+            for host in hosts.or(default).iter().flat_map(|hosts| hosts.split(',')) {
+                config.host(host);
+            }
         }
         if config.get_ports().is_empty()
-            && let Some(port) = or_variable(&self.port, "PGPORT")
+            && let Some(ports) = or_variable(&self.port, "PGPORT")
         {
-            config.port(port.parse().with_context(|| format!("{port:?} is not the number of a port"))?);
+            for port in ports.split(',') {
+                config.port(port.parse().with_context(|| format!("{port:?} is not the number of a port"))?);
+            }
         }
         if config.get_user().is_none() {
             let user = or_variable(&self.user, "PGUSER").or_else(|| variable("USER"));
@@ -165,6 +179,14 @@ mod tests {
     }
 
     #[test]
+    fn several_hosts_have_their_ports() {
+        let variables = [("PGHOST", "one,/run/two"), ("PGPORT", "1,2"), ("PGHOSTADDR", "127.0.0.1,::1")];
+        let config = resolve(&Address::default(), &variables).unwrap();
+        assert_eq!(config.get_hosts(), [Host::Tcp("one".to_owned()), Host::Unix("/run/two".into())]);
+        assert_eq!((config.get_ports(), config.get_hostaddrs().len()), (&[1, 2][..], 2));
+    }
+
+    #[test]
     fn the_name_of_a_database_is_no_address() {
         let config = resolve(&of("shop"), &[("PGHOST", "/run/postgresql")]).unwrap();
         assert_eq!((config.get_dbname(), config.get_user()), (Some("shop"), Some("postgres")));
@@ -191,5 +213,7 @@ mod tests {
         assert!(message(&of("postgres://h/d?ssl%6Dode=require"), &[]).contains("encrypted connection"));
         assert!(message(&of("password=postgres://x? sslmode=require"), &[]).contains("sslmode=disable"));
         assert!(message(&Address::default(), &[("PGPORT", "high")]).contains("\"high\""));
+        assert!(message(&Address::default(), &[("PGSERVICE", "shop")]).contains("PGSERVICE=shop"));
+        assert!(message(&Address::default(), &[("PGHOSTADDR", "shop")]).contains("\"shop\" is no IP address"));
     }
 }

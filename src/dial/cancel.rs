@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio_postgres::{CancelToken, NoTls};
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
 
-use super::{Server, driver_runtime};
+use super::Server;
 
 /// Cancels the statements of one session, from any thread.
 pub struct Cancel {
     server: Arc<Server>,
-    token: CancelToken,
+    /// The number of the session's process, and its key.
+    key: (i32, i32),
 }
 
 impl Cancel {
-    pub(crate) fn new(server: Arc<Server>, token: CancelToken) -> Self {
-        Self { server, token }
+    pub(super) fn new(server: Arc<Server>, key: (i32, i32)) -> Self {
+        Self { server, key }
     }
 
     /// Asks the server to cancel what the session runs now. It does not tell whether there was something.
@@ -23,10 +25,12 @@ impl Cancel {
     /// # Errors
     /// When the server cannot be reached.
     pub fn cancel(&self) -> anyhow::Result<()> {
-        let runtime = driver_runtime()?;
+        let mut request = BytesMut::new();
+        frontend::cancel_request(self.key.0, self.key.1, &mut request);
         let line = self.server.dial()?;
-        let sent =
-            runtime.block_on(async { anyhow::Ok(self.token.cancel_query_raw(line.into_socket()?, NoTls).await?) });
-        sent.context("the statement cannot be cancelled")
+        line.send(&request).context("the statement cannot be cancelled")?;
+        // The server closes the connection when it has read the request.
+        line.receive(&mut [0], true)?;
+        Ok(())
     }
 }

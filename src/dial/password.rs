@@ -2,12 +2,13 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
 };
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio_postgres::{Config, config::Host};
 
@@ -69,26 +70,35 @@ pub(super) fn ask(user: &str) -> anyhow::Result<String> {
     Ok(line.trim_end_matches(['\n', '\r']).to_owned())
 }
 
-/// While this lives, a terminal does not show what is typed.
-struct Hidden<'a> {
-    terminal: &'a File,
-    before: Termios,
-}
+/// The terminal that does not show what is typed, and its settings before.
+static HIDDEN: Mutex<Option<(File, Termios)>> = Mutex::new(None);
 
-impl<'a> Hidden<'a> {
-    fn begin(terminal: &'a File) -> io::Result<Self> {
+/// While this lives, a terminal does not show what is typed.
+struct Hidden;
+
+impl Hidden {
+    fn begin(terminal: &File) -> anyhow::Result<Self> {
         let before = tcgetattr(terminal)?;
         let mut hidden = before.clone();
         hidden.local_modes.remove(LocalModes::ECHO);
+        let handle = terminal.try_clone()?;
+        *HIDDEN.lock() = Some((handle, before));
         tcsetattr(terminal, OptionalActions::Flush, &hidden)?;
-        Ok(Self { terminal, before })
+        Ok(Self)
     }
 }
 
-impl Drop for Hidden<'_> {
+impl Drop for Hidden {
     fn drop(&mut self) {
+        show_typing();
+    }
+}
+
+/// Lets the terminal show again what is typed, if a program ends while it asks for a password.
+pub fn show_typing() {
+    if let Some((terminal, before)) = HIDDEN.lock().take() {
         // The terminal is gone if this fails.
-        let _ = tcsetattr(self.terminal, OptionalActions::Flush, &self.before);
+        let _ = tcsetattr(terminal, OptionalActions::Flush, &before);
     }
 }
 

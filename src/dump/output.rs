@@ -142,14 +142,25 @@ impl PartialDirectory {
         }
         let partial = partial_of(path).with_context(|| format!("{name} is no name of a directory"))?;
         let cannot_be_made = || format!("{} cannot be made", partial.display());
-        if let Ok(left) = HostDirectory::open(&partial) {
-            ensure!(left.try_lock()?, "another dump is being written to {name}");
-            // A dump that was killed has left it.
-            fs::remove_dir_all(&partial).with_context(cannot_be_made)?;
+        let lock = loop {
+            match fs::create_dir(&partial) {
+                // A dump that was killed has left it, or one that runs writes there.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.with_context(cannot_be_made)?,
+            }
+            let opened = HostDirectory::open(&partial).with_context(cannot_be_made)?;
+            ensure!(opened.try_lock()?, "another dump is being written to {name}");
+            // Another dump may have ended in between, and its directory has another name or none.
+            if opened.is_at(&partial) {
+                break opened;
+            }
+        };
+        for left in fs::read_dir(&partial).with_context(cannot_be_made)? {
+            let left = left?;
+            let is_directory = left.file_type()?.is_dir();
+            let removed = if is_directory { fs::remove_dir_all(left.path()) } else { fs::remove_file(left.path()) };
+            removed.with_context(cannot_be_made)?;
         }
-        fs::create_dir(&partial).with_context(cannot_be_made)?;
-        let lock = HostDirectory::open(&partial).with_context(cannot_be_made)?;
-        ensure!(lock.try_lock()?, "another dump is being written to {name}");
         Ok(Self { partial, path: path.to_owned(), _lock: lock, is_finished: false })
     }
 

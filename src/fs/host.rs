@@ -120,6 +120,12 @@ impl HostDirectory {
         Ok(Self { root, reserve: Arc::new(reserve) })
     }
 
+    /// Whether it is the directory that is at `path` now.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let (Ok(own), Ok(there)) = (rustix::fs::fstat(&self.root), rustix::fs::stat(path)) else { return false };
+        (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
+    }
+
     /// Locks the directory for as long as this value lives, against other programs and against other values for the
     /// same directory in this program. Returns whether it was free. The lock is not a file, so it does not remain when
     /// the program is killed.

@@ -66,8 +66,13 @@ impl Program {
 
     /// Runs it with these arguments until it ends with an error; what it wrote to stderr.
     pub fn fail(arguments: &[&str]) -> String {
+        Self::fail_with(1, arguments)
+    }
+
+    /// Runs it, and returns its stderr when it has ended with that exit status and nothing on stdout.
+    pub fn fail_with(expected: i32, arguments: &[&str]) -> String {
         let (status, stdout, stderr) = Self::spawn(arguments).output();
-        assert_eq!((status, stdout.as_str()), (Some(1), ""), "{arguments:?}: {stderr}");
+        assert_eq!((status, stdout.as_str()), (Some(expected), ""), "{arguments:?}: {stderr}");
         stderr
     }
 

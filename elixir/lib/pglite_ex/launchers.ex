@@ -7,7 +7,7 @@ defmodule PgliteEx.Launchers do
 
   # From priv/bin the program is one directory up; a checkout names it with PGLITE_PORT.
   @find_program """
-  here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P)
+  here=$(dirname -- "$(readlink -f -- "$0")")
   program=${PGLITE_PORT:-$here/../pglite-port}
   if [ -z "${PGLITE_DIR:-}" ] && [ -f "$here/../pglite/pglite.wasm" ]; then
     export PGLITE_DIR="$here/../pglite"
@@ -26,7 +26,12 @@ defmodule PgliteEx.Launchers do
   #!/bin/sh
   # Runs an SQL file as psql does, with pglite-port. `mix pglite_ex.install` has put this file here.
   set -eu
+  fail() {
+    echo "psql of pglite-port: $1" >&2
+    exit 2
+  }
   #{@find_program}file=
+  database=
   command=
   on_error=continue
   left=$#
@@ -38,10 +43,7 @@ defmodule PgliteEx.Launchers do
     left=$((left - 1))
     case $argument in
       -c | --command | -f | --file | -v | --set | --variable | -h | --host | -p | --port | -U | --username | -d | --dbname)
-        if [ "$left" -eq 0 ]; then
-          echo "psql of pglite-port: option $argument needs a value" >&2
-          exit 2
-        fi
+        [ "$left" -gt 0 ] || fail "option $argument needs a value"
         value=$1
         shift
         left=$((left - 1))
@@ -56,16 +58,19 @@ defmodule PgliteEx.Launchers do
         ;;
     esac
     case $argument in
-      -f | --file) file=$value ;;
-      -c | --command) command=$value ;;
+      -f | --file)
+        [ -z "$file" ] || fail "one --file can be given"
+        file=$value
+        ;;
+      -c | --command)
+        [ -z "$command" ] || fail "one --command can be given, with several statements in it"
+        command=$value
+        ;;
       -v | --set | --variable)
         case $value in
           ON_ERROR_STOP=1 | ON_ERROR_STOP=on | ON_ERROR_STOP=true | ON_ERROR_STOP) on_error=stop ;;
           ON_ERROR_STOP=*) on_error=continue ;;
-          *)
-            echo "psql of pglite-port: the variable $value is not supported" >&2
-            exit 2
-            ;;
+          *) fail "the variable $value is not supported" ;;
         esac
         ;;
       -h | --host) set -- "$@" "--host=$value" ;;
@@ -74,19 +79,34 @@ defmodule PgliteEx.Launchers do
       -d | --dbname) set -- "$@" "--dbname=$value" ;;
       -X | --no-psqlrc) ;;
       -*) set -- "$@" "$argument" ;;
-      *) set -- "$@" "--dbname=$argument" ;;
+      *)
+        # The first is the database, the second the user.
+        if [ -z "$database" ]; then
+          database=$argument
+          set -- "$@" "--dbname=$argument"
+        else
+          set -- "$@" "--username=$argument"
+        fi
+        ;;
     esac
   done
+  if [ -n "$command" ] && [ -n "$file" ]; then
+    fail "--command and --file cannot be given both: run one after the other"
+  fi
+  status=0
   if [ -n "$command" ]; then
-    exec "$program" run --rows "$@" -- - <<SQL
+    "$program" run --rows "$@" -- - <<SQL || status=$?
   $command
   SQL
+    # psql ends with 1 when a --command fails, and with 3 when a --file does and ON_ERROR_STOP is set.
+    [ "$status" -ne 3 ] || status=1
+  elif [ -n "$file" ]; then
+    "$program" run "$@" "--on-error=$on_error" -- "$file" || status=$?
+    [ "$status" -ne 3 ] || [ "$on_error" = stop ] || status=0
+  else
+    fail "it runs --file FILE or --command SQL; PostgreSQL's own psql does the rest"
   fi
-  if [ -z "$file" ]; then
-    echo "psql of pglite-port: it runs --file FILE or --command SQL; PostgreSQL's own psql does the rest" >&2
-    exit 2
-  fi
-  exec "$program" run "$@" "--on-error=$on_error" -- "$file"
+  exit "$status"
   """
 
   @scripts [{"pg_dump", @pg_dump}, {"psql", @psql}]
