@@ -59,6 +59,7 @@ defmodule PgliteEx.MixProject do
         "guides/observing.md",
         "guides/branches.livemd",
         "guides/limits.md",
+        "guides/which_database.md",
         "CHANGELOG.md"
       ],
       groups_for_extras: [Guides: ~r{guides/}],
