@@ -9,6 +9,9 @@ SHELL := /bin/bash
 LISTEN ?= 127.0.0.1:5433
 MODE ?= shared
 
+# What `make dist` makes archives for.
+TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+
 # How long `make soak` has clients do everything, in seconds.
 SOAK_SECONDS ?= 3600
 
@@ -48,6 +51,14 @@ run: build ## install what is missing, prepare the cluster, serve it and print i
 build: toolchain $(PGLITE) ## the optimised program, and the PGlite files that it hosts
 	$(CARGO) build --release --locked
 	.ci/split-debug-info $(RELEASE)
+
+.PHONY: dist
+dist: toolchain $(PGLITE) ## an archive of the program for each architecture in target/dist (TARGETS="x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu")
+	.ci/dist $(TARGETS)
+
+.PHONY: dist-check
+dist-check: toolchain $(PGLITE) ## make the archives again in a clone elsewhere, and compare them byte for byte
+	.ci/dist-check $(TARGETS)
 
 .PHONY: test
 test: lint test-rust test-elixir ## everything: formatting, lints, documentation, tests of both languages

@@ -145,6 +145,26 @@ pub(crate) enum Command {
         /// The file, of any version of PGlite [default: the supported one, found as by the other commands]
         file: Option<PathBuf>,
     },
+    /// Tell whether a server takes clients: exit with status 0 if it does, 1 if it refuses them, 2 if nothing answers
+    ///
+    /// A server that asks for a password takes clients. One that starts or recovers refuses them.
+    Ready {
+        /// The server's URL, or a connection string
+        url: String,
+        /// How long the server may take to answer
+        #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
+        timeout: Duration,
+    },
+    /// Compile PostgreSQL and its libraries for the machines of a triple, into a new directory, for `code/` beside a program
+    #[command(hide = true)]
+    Compile {
+        /// The architecture and system, such as `aarch64-unknown-linux-gnu`
+        #[arg(value_name = "TRIPLE")]
+        target: String,
+        /// The directory
+        #[arg(value_name = "DIRECTORY")]
+        into: PathBuf,
+    },
     /// Show the metrics of a running program in a terminal
     ///
     /// Sessions and rates of each cluster, the busiest first. q quits. Without a terminal, they are printed once.
@@ -213,8 +233,8 @@ pub(crate) struct CloneOptions {
 /// The places of the engine's files.
 #[derive(Args)]
 pub(crate) struct EngineOptions {
-    /// Directory with the files of the PGlite package (its `dist`) [default: found in
-    /// `pglite/node_modules` or `priv`]
+    /// Directory with the files of the PGlite package (its `dist`) [default: found in `pglite` beside the program, `priv`
+    /// or `pglite/node_modules`]
     #[arg(long, global = true, value_name = "DIRECTORY", env = "PGLITE_DIR")]
     pub(crate) pglite_dir: Option<PathBuf>,
     /// Directory for compiled code and prepared clusters [default: $XDG_CACHE_HOME/pglite-port]

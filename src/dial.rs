@@ -5,12 +5,14 @@
 //! * `cancel`: cancels what a session runs
 //! * `encryption`: what asks for an encrypted connection
 //! * `password`: the password, if none was given
+//! * `ready`: whether a server takes clients
 //! * `session`: a session by the simple protocol
 
 mod address;
 mod cancel;
 mod encryption;
 mod password;
+mod ready;
 mod session;
 
 use std::{
@@ -45,6 +47,7 @@ use crate::{
 pub use address::{Address, AskForPassword};
 pub use cancel::Cancel;
 pub use password::show_typing;
+pub use ready::Readiness;
 pub(crate) use session::{Report, Session};
 
 /// The directory that is named in messages for a cluster of the program itself.
@@ -138,12 +141,8 @@ impl Server {
     /// Whether a new session begins with a question for a password.
     fn asks_for_password(&self) -> anyhow::Result<bool> {
         let line = self.dial()?;
-        let user = self.config.get_user().unwrap_or_default();
-        let database = self.config.get_dbname().unwrap_or(user);
-        let options = self.config.get_options().map(|options| ("options", options));
         let mut startup = bytes::BytesMut::new();
-        let parameters = [("user", user), ("database", database)].into_iter().chain(options);
-        frontend::startup_message(parameters, &mut startup)?;
+        frontend::startup_message(self.startup_parameters(), &mut startup)?;
         line.send(&startup)?;
         // The kind of the message, its length, and the kind of authentication. A server that ends before has refused the
         // session, for which the next one gets the error.
@@ -156,6 +155,14 @@ impl Server {
             }
         }
         Ok(first[0] == b'R' && first[5..] != [0; 4])
+    }
+
+    /// What the startup packet of a session says.
+    fn startup_parameters(&self) -> impl Iterator<Item = (&str, &str)> {
+        let user = self.config.get_user().unwrap_or_default();
+        let database = self.config.get_dbname().unwrap_or(user);
+        let options = self.config.get_options().map(|options| ("options", options));
+        [("user", user), ("database", database)].into_iter().chain(options)
     }
 
     /// Opens a session: its startup packet is the next thing to send.

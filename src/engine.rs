@@ -1,4 +1,4 @@
-//! Wasmtime's configuration, and compiled code in the cache.
+//! Wasmtime's configuration, and compiled code in the cache and beside the program.
 
 use std::{
     fs,
@@ -22,6 +22,11 @@ use crate::{
 
 pub mod artefact;
 pub mod cache;
+mod precompiled;
+mod verified;
+
+use precompiled::Precompiled;
+pub(crate) use precompiled::Precompiler;
 
 /// The machine code in its entry of the cache.
 const CODE: &str = "code";
@@ -54,6 +59,7 @@ pub(crate) fn on_wasm_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Res
 pub struct Compiler {
     engine: Engine,
     cache: Cache,
+    precompiled: Option<Precompiled>,
     /// The entries of the loaded modules, which are in use as long as the program runs.
     in_use: Arc<Mutex<Vec<InUse>>>,
 }
@@ -65,7 +71,7 @@ impl Compiler {
     /// When Wasmtime does not support this machine.
     pub fn new(cache: Cache) -> anyhow::Result<Self> {
         let engine = Engine::new(&configuration()).map_err(anyhow::Error::from)?;
-        Ok(Self { engine, cache, in_use: Arc::default() })
+        Ok(Self { engine, cache, precompiled: Precompiled::beside_program(), in_use: Arc::default() })
     }
 
     /// The engine itself.
@@ -82,7 +88,8 @@ impl Compiler {
         format!("{:016x}", std::hash::Hasher::finish(&hasher))
     }
 
-    /// Loads a compiled wasm module from the cache, or compiles the module that `wasm` returns and stores the result.
+    /// Loads a compiled wasm module from the cache or from beside the program, or compiles the module that `wasm` returns
+    /// and stores the result in the cache.
     ///
     /// `name` is for messages; `key` must identify everything that decides the result of `wasm`. Loading takes
     /// milliseconds. Compiling the backend takes seconds, during which a terminal on stderr shows a spinner. If the cache
@@ -97,7 +104,7 @@ impl Compiler {
         wasm: impl FnOnce() -> anyhow::Result<Vec<u8>>,
     ) -> anyhow::Result<Module> {
         let entry = format!("{name}-{}.cwasm", &hex_digest(&[key.as_bytes(), self.fingerprint().as_bytes()])[..32]);
-        if let Some(module) = self.load(&entry) {
+        if let Some(module) = self.load(&entry).or_else(|| self.load_precompiled(name, key)) {
             return Ok(module);
         }
         let lock = self.cache.lock(&entry);
@@ -131,6 +138,12 @@ impl Compiler {
             self.in_use.lock().extend(self.cache.hold(&entry)?);
         }
         Ok(module)
+    }
+
+    /// The module beside the program, unless there is none or it cannot be used, which is logged.
+    fn load_precompiled(&self, name: &str, key: &str) -> Option<Module> {
+        let loaded = self.precompiled.as_ref()?.module(&self.engine, &self.cache, name, key);
+        loaded.inspect_err(|error| tracing::info!("{name} is compiled here: {error}")).ok()
     }
 
     /// Compiles a module that the cache does not keep.

@@ -19,6 +19,7 @@
 //! * [`administration`]: administration of the program: figures, templates, configuration.
 //! * [`session`]: what the rooms above share: `Sessions`, tasks, cancel keys, control of a session from outside.
 //! * `capacity`: what the system allows the process; refuses clients, sessions and clusters before that is used up.
+//! * [`precompile`]: compiles what the program runs in advance, for its archives.
 //! * [`pruning`]: lists the cache and removes what has not been used for long.
 //!
 //! From sessions to the wasm:
@@ -70,6 +71,7 @@ pub mod log;
 pub mod metrics;
 pub mod port;
 mod postgres;
+pub mod precompile;
 pub mod protocol;
 pub mod pruning;
 pub mod quota;

@@ -1,7 +1,7 @@
 //! The program `pglite-port`: runs what the command line asks for.
 //!
 //! Exit status: 0 after an orderly end, 1 after an error (in the command line, the environment or a request), 2 after
-//! a malformed frame, 3 if the shared cluster has crashed and does not start again.
+//! a malformed frame, 3 if the shared cluster has crashed and does not start again. `ready` has its own (`ready.rs`).
 
 use std::{
     backtrace::Backtrace,
@@ -29,6 +29,7 @@ use pglite_port::{
     instrument::instrument,
     log::{LogSink, OwnLog},
     port::{self, Ending, ParentWatch},
+    precompile,
     pruning::{self, Limits, Pruned, Stock},
     serve::{self, Listener},
     template::{Recipe, Script, Shelf, Templates},
@@ -45,6 +46,7 @@ mod command_line;
 mod dumps;
 mod list;
 mod options;
+mod ready;
 mod start;
 mod stop;
 mod top;
@@ -72,7 +74,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let is_short = matches!(command_line.command, Command::Dump { .. } | Command::Run(_));
+    let is_short = matches!(command_line.command, Command::Dump { .. } | Command::Run(_) | Command::Ready { .. });
     start_log(&log.0, if is_short { LevelFilter::WARN } else { LevelFilter::INFO });
     allow_open_files();
     match run(&command_line, &log.0) {
@@ -173,6 +175,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             tracing::info!("restored {}: {}", directory.display(), list::backup(summary));
         }
         Command::Dump { arguments, .. } => return dumps::dump(command_line, arguments),
+        Command::Ready { url, timeout } => return Ok(ready::ready(url, *timeout)),
         Command::Run(options) => return dumps::run(command_line, options, log),
         Command::Evidence { file } => {
             let wasm = match file {
@@ -180,6 +183,11 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
                 None => command_line.engine.read_backend()?,
             };
             list::print_evidence(&instrument(&wasm)?).context("the evidence cannot be written")?;
+        }
+        Command::Compile { target, into } => {
+            let EngineOptions { pglite_dir, cache_dir, .. } = &command_line.engine;
+            let size = precompile::precompile(pglite_dir.as_deref(), cache_dir.as_deref(), target, into)?;
+            tracing::info!("compiled for {target} into {}: {}", into.display(), list::size(size));
         }
         Command::Templates { remove: None } => {
             list::print_templates(&command_line.engine.open_shelf()?.list()?).context("the list cannot be written")?;

@@ -19,6 +19,11 @@ use crate::{
     sources,
 };
 
+/// The names of the programs in the cache and in messages.
+pub(crate) const PGLITE: &str = "pglite";
+pub(crate) const INITDB: &str = "initdb";
+pub(crate) const PG_DUMP: &str = "pg_dump";
+
 /// `PostgreSQL`'s backend, ready to be instantiated any number of times.
 pub(crate) struct Program {
     backend: InstancePre<Guest>,
@@ -53,7 +58,7 @@ impl Program {
         let parts: Parts =
             postcard::from_bytes(&parts).with_context(|| format!("{} is damaged; remove it", directory.display()))?;
         let pristine = Image::open(&directory.join("image"), parts.image)?;
-        let module = compiler.module("pglite", &key, || Ok(fs::read(directory.join("code.wasm"))?))?;
+        let module = compiler.module(PGLITE, &key, || Ok(fs::read(directory.join("code.wasm"))?))?;
         let linker = guest::linker(compiler.engine())?;
         let backend =
             linker.instantiate_pre(&module).map_err(anyhow::Error::from).context("PostgreSQL cannot be linked")?;
@@ -107,8 +112,7 @@ impl Program {
     /// As [`Program::load`].
     pub(crate) fn initdb(&self, artefact: &Artefact) -> anyhow::Result<InstancePre<Guest>> {
         let key = sources::code_key(INITDB_WASM.sha256);
-        let module: Module =
-            self.compiler.module("initdb", &key, || Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?))?;
+        let module = self.compiler.module(INITDB, &key, || initdb_wasm(artefact))?;
         self.libraries.linker().instantiate_pre(&module).map_err(anyhow::Error::from).context("initdb cannot be linked")
     }
 
@@ -118,9 +122,24 @@ impl Program {
     /// As [`Program::load`].
     pub(crate) fn pg_dump(&self, artefact: &Artefact) -> anyhow::Result<Module> {
         let key = sources::code_key(PG_DUMP_WASM.sha256);
-        let wasm = || Ok(instrument::instrument_importing(&artefact.read_tool(PG_DUMP_WASM)?)?);
-        self.compiler.module("pg_dump", &key, wasm)
+        self.compiler.module(PG_DUMP, &key, || pg_dump_wasm(artefact))
     }
+}
+
+/// `initdb` as it is compiled.
+///
+/// # Errors
+/// When it cannot be read or is refused by the rewriter.
+pub(crate) fn initdb_wasm(artefact: &Artefact) -> anyhow::Result<Vec<u8>> {
+    Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?)
+}
+
+/// `pg_dump` as it is compiled.
+///
+/// # Errors
+/// As [`initdb_wasm`].
+pub(crate) fn pg_dump_wasm(artefact: &Artefact) -> anyhow::Result<Vec<u8>> {
+    Ok(instrument::instrument_importing(&artefact.read_tool(PG_DUMP_WASM)?)?)
 }
 
 /// The entry `name` with the parts of the backend, made if need be.

@@ -2,10 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
+use super::verified::{self, VerifyError};
 use crate::{engine::cache::Cache, sources::hex_digest};
 
 mod extensions;
@@ -117,8 +117,8 @@ pub enum ArtefactError {
 }
 
 impl Artefact {
-    /// Finds the files in `directory`, or if that is `None` beside the executable, in `priv/` above it, or in
-    /// `pglite/node_modules` of the source tree, and checks their hashes.
+    /// Finds the files in `directory`, or if that is `None` in `pglite/` beside the executable, beside it, in `priv/`
+    /// above it, or in `pglite/node_modules` of the source tree, and checks their hashes.
     ///
     /// A file whose hash was checked before is not read again if its inode, size and times are the same; `cache`
     /// stores these.
@@ -164,8 +164,9 @@ impl Artefact {
 fn default_places() -> Vec<PathBuf> {
     let mut places = Vec::new();
     if let Ok(executable) = std::env::current_exe() {
-        // `priv/pglite-port` with the files beside it, or `<root>/target/<profile>/pglite-port`.
-        places.extend(executable.parent().map(Path::to_path_buf));
+        // `pglite-port` with `pglite/` beside it, as in an archive of the program; `priv/pglite-port` with the files
+        // beside it; or `<root>/target/<profile>/pglite-port`.
+        places.extend(executable.parent().into_iter().flat_map(|beside| [beside.join("pglite"), beside.to_path_buf()]));
         places.extend(executable.ancestors().skip(1).take(4).map(|above| above.join("priv")));
         places.extend(
             executable
@@ -180,29 +181,11 @@ fn default_places() -> Vec<PathBuf> {
 }
 
 fn verify(path: &Path, file: PinnedFile, cache: &Cache) -> Result<(), ArtefactError> {
-    let unreadable = |error| ArtefactError::Unreadable { path: path.to_path_buf(), error };
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    let stamp = format!(
-        "{} {} {} {}.{} {}.{}",
-        metadata.dev(),
-        metadata.ino(),
-        metadata.size(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-        metadata.ctime(),
-        metadata.ctime_nsec()
-    );
-    let stamp_file = format!("{}.verified", file.sha256);
-    // Held for a moment, to update its time of use.
-    let _in_use = cache.hold(&stamp_file);
-    if fs::read_to_string(cache.path(&stamp_file)).is_ok_and(|known| known == stamp) {
-        return Ok(());
-    }
-    check_hash(path, file, &fs::read(path).map_err(unreadable)?)?;
-    if let Err(error) = cache.publish_file(&stamp_file, stamp.as_bytes()) {
-        tracing::warn!("the hash of {} will be computed again at the next start: {error:#}", path.display());
-    }
-    Ok(())
+    let path_of = || path.to_path_buf();
+    verified::verify(path, file.sha256, cache).map_err(|error| match error {
+        VerifyError::Unreadable(error) => ArtefactError::Unreadable { path: path_of(), error },
+        VerifyError::Foreign(found) => ArtefactError::Foreign { path: path_of(), expected: file.sha256, found },
+    })
 }
 
 fn check_hash(path: &Path, file: PinnedFile, content: &[u8]) -> Result<(), ArtefactError> {
@@ -216,11 +199,6 @@ fn check_hash(path: &Path, file: PinnedFile, content: &[u8]) -> Result<(), Artef
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs::File,
-        time::{Duration, SystemTime},
-    };
-
     use super::*;
 
     fn cache(outer: &tempfile::TempDir) -> Cache {
@@ -242,26 +220,5 @@ mod tests {
         assert!(error.contains("pglite.wasm"), "{error}");
         assert!(error.contains(PGLITE_WASM.sha256), "{error}");
         assert!(error.contains(&hex_digest(&[b"not wasm"])), "{error}");
-    }
-
-    #[test]
-    fn a_file_that_was_checked_is_checked_again_when_it_changes() {
-        let outer = tempfile::tempdir().unwrap();
-        let file =
-            PinnedFile { name: "abc", sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" };
-        let path = outer.path().join(file.name);
-        let cache = cache(&outer);
-        fs::write(&path, "abc").unwrap();
-        verify(&path, file, &cache).unwrap();
-        verify(&path, file, &cache).unwrap();
-        // As long as before, but later.
-        fs::write(&path, "abd").unwrap();
-        File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_modified(SystemTime::now() + Duration::from_hours(1))
-            .unwrap();
-        assert!(matches!(verify(&path, file, &cache), Err(ArtefactError::Foreign { .. })));
     }
 }

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
-pub(crate) const ABOVE: [&str; 21] = [
+pub(crate) const ABOVE: [&str; 23] = [
     "administration",
     "backup",
     "capacity",
@@ -27,7 +27,9 @@ pub(crate) const ABOVE: [&str; 21] = [
     "main",
     "metrics",
     "port",
+    "precompile",
     "pruning",
+    "ready",
     "script",
     "serve",
     "session",

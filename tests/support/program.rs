@@ -29,6 +29,13 @@ impl Program {
         Self::run(Command::new(PROGRAM), arguments)
     }
 
+    /// Runs the copy of it at `path` with these arguments; it finds PGlite's files by itself.
+    pub fn spawn_copy(path: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(path);
+        command.env_remove("PGLITE_DIR").current_dir("/");
+        Self::run(command, arguments)
+    }
+
     /// Runs it with these arguments in the control group whose processes are in the file `processes`.
     pub fn spawn_within(processes: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new("sh");
