@@ -21,6 +21,7 @@ RELEASE := target/release/pglite-port
 # npm writes this file last.
 PGLITE := pglite/node_modules/.package-lock.json
 DRIVERS := tests/drivers/node_modules/.package-lock.json
+POSTGIS := tests/postgis/node_modules/.package-lock.json
 PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 
 # Tests of shared clusters that are run for every kind of cluster, and those that are also run with turns of 200 µs.
@@ -73,7 +74,7 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 	cd elixir && mix format --check-formatted
 
 .PHONY: test-rust
-test-rust: toolchain $(PGLITE) $(DRIVERS) ## the Rust tests
+test-rust: toolchain $(PGLITE) $(DRIVERS) $(POSTGIS) ## the Rust tests
 	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus \
 	  javac=default-jdk-headless /usr/share/java/postgresql.jar=libpostgresql-jdbc-java
 	mkdir -p $(TEST_CACHE)
@@ -158,4 +159,9 @@ $(PGLITE): pglite/package-lock.json pglite/package.json
 $(DRIVERS): tests/drivers/package-lock.json tests/drivers/package.json
 	.ci/require npm=npm
 	npm ci --prefix tests/drivers
+	touch $@
+
+$(POSTGIS): tests/postgis/package-lock.json tests/postgis/package.json
+	.ci/require npm=npm
+	npm ci --prefix tests/postgis
 	touch $@

@@ -96,7 +96,7 @@ fn look(artefact: &Artefact, program: &Program, cache: &Cache, own: &[PathBuf]) 
         };
         match open() {
             Ok(bundle) => bundles.extend(bundle),
-            Err(error) => tracing::warn!("the extension {} is not offered: {error:#}", package.extension),
+            Err(error) => tracing::warn!("the package {} is not offered: {error:#}", package.name),
         }
     }
     for path in own {

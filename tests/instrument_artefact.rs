@@ -472,6 +472,16 @@ fn addresses_are_those_of_the_variables_named() {
     assert!(memory[word(facts.encoding_names + 8 * 6) as usize..].starts_with(b"UTF8\0"));
     assert_eq!(word(facts.encoding_names + 8 * 6 + 4), 6);
     assert_eq!(word(facts.encoding_functions + 28 * 6 + 24), 4);
+    // The vtables of C++'s type information: no offset, type information that points to the name, and eight functions.
+    for name in ["17__class_type_info", "20__si_class_type_info", "21__vmi_class_type_info"] {
+        let vtable = facts.address(&format!("_ZTVN10__cxxabiv1{name}E")).unwrap();
+        let text = format!("N10__cxxabiv1{name}E\0");
+        assert_eq!(word(vtable), 0, "{name}");
+        assert!(memory[word(word(vtable + 4) + 4) as usize..].starts_with(text.as_bytes()), "{name}");
+        for slot in (8..40).step_by(4).map(|place| word(vtable + place)) {
+            assert!(slot > 0 && u64::from(slot) < facts.table_elements, "{name}: {slot}");
+        }
+    }
     let errno_location = Code::read(&backend().code).exported_body("__errno_location");
     assert!(
         matches!(errno_location[..], [Operator::I32Const { value }, Operator::End] if value.cast_unsigned() == facts.errno),

@@ -5,7 +5,6 @@ mod support;
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,7 +13,7 @@ use pglite_port::{
     administration::{Administration, ClusterOrigin, NewCluster},
     connection::Connections,
     databases::{Databases, Paths, Settings},
-    engine::artefact::{Artefact, EXTENSIONS, PACKAGES, PINNED_FILES, Package},
+    engine::artefact::{Artefact, PACKAGES, Package},
     engine::cache::Cache,
     fs::{Archived, read_archive},
     log::LogSink,
@@ -30,7 +29,6 @@ use support::{
     server::Server,
     session::errors,
 };
-use tempfile::TempDir;
 
 /// A use of every package but of the one that has to be loaded when the server starts.
 const USES: &[Use] = &[
@@ -186,30 +184,41 @@ fn clones_of_a_template_with_extensions_have_their_libraries_loaded_and_their_in
     }
 }
 
+/// The packages that are installed with PGlite.
+fn usual() -> impl Iterator<Item = &'static Package> {
+    PACKAGES.iter().filter(|package| package.is_usual)
+}
+
 #[test]
 fn every_package_has_a_use_and_is_pinned_by_npm_with_the_same_version() {
     let created = USES.iter().chain([&PRELOADED]).map(|used| used.load.trim_start_matches("create extension "));
     let used: BTreeSet<&str> = created.map(|rest| rest.split(';').next().unwrap_or(rest)).collect();
-    assert_eq!(used, PACKAGES.iter().map(|package| package.extension).collect());
-    let pinned = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("pglite/package.json")).expect("text");
-    for Package { name, version, .. } in &PACKAGES {
+    assert_eq!(used, usual().flat_map(|package| package.extensions).copied().collect());
+    let read = |path| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("text");
+    let (with_pglite, alone) = (read("pglite/package.json"), read("tests/postgis/package.json"));
+    for Package { name, version, is_usual, .. } in &PACKAGES {
+        let pinned = if *is_usual { &with_pglite } else { &alone };
         assert!(pinned.contains(&format!("\"@electric-sql/{name}\": \"{version}\"")), "{name} {version}");
     }
     let optional =
-        pinned.split_once("\"optionalDependencies\": {").and_then(|(_, rest)| rest.split_once('}')).expect("some").0;
-    let lines = optional.lines().filter(|line| line.contains("/pglite-"));
-    assert_eq!(lines.count(), PACKAGES.len(), "every package of an extension is in the table");
+        with_pglite.split_once("\"optionalDependencies\": {").and_then(|(_, rest)| rest.split_once('}')).expect("some");
+    let lines = optional.0.lines().filter(|line| line.contains("/pglite-"));
+    assert_eq!(lines.count(), usual().count(), "every package of an extension is in the table");
 }
 
 #[test]
 fn the_pinned_libraries_are_those_of_the_bundles() {
     let cache = Cache::open(Some(&cache::shared())).expect("a cache");
-    let artefact = Artefact::find(Some(&extension::pglite()), &cache).expect("PGlite");
+    let (pglite, with_postgis) = (extension::pglite(), extension::with_postgis());
     for package in &PACKAGES {
+        let place = if package.is_usual { &pglite } else { with_postgis.path() };
+        let artefact = Artefact::find(Some(place), &cache).expect("PGlite");
         let path = artefact.bundle(package, &cache).expect("it can be read").expect("it is installed");
         let files = read_archive(fs::File::open(path).expect("a file")).expect("an archive");
-        let control = format!("share/postgresql/extension/{}.control", package.extension);
-        assert!(files.iter().any(|file| file.path == control), "{control}");
+        for extension in package.extensions {
+            let control = format!("share/postgresql/extension/{extension}.control");
+            assert!(files.iter().any(|file| file.path == control), "{control}");
+        }
         let library = |file: &pglite_port::fs::ArchivedFile| match &file.content {
             Archived::File { bytes, .. } => {
                 let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -221,15 +230,6 @@ fn the_pinned_libraries_are_those_of_the_bundles() {
         let pinned = package.libraries.iter().map(|file| (file.name.to_owned(), file.sha256.to_owned()));
         assert_eq!(found, pinned.collect::<Vec<_>>(), "{}", package.name);
     }
-}
-
-/// A directory with PGlite's files and without packages.
-fn without_packages() -> TempDir {
-    let directory = tempfile::tempdir().expect("a directory");
-    for file in PINNED_FILES.iter().chain(&EXTENSIONS) {
-        symlink(extension::pglite().join(file.name), directory.path().join(file.name)).expect("a link");
-    }
-    directory
 }
 
 /// The bundle of the package with this extension.
@@ -259,7 +259,7 @@ const AVAILABLE: &str = "select count(*) from pg_available_extensions where name
 
 #[test]
 fn a_package_that_is_installed_later_is_there_after_a_reload_in_every_cluster_that_runs() {
-    let pglite = without_packages();
+    let pglite = extension::without_packages();
     let (databases, connections) = open(pglite.path());
     let directory = tempfile::tempdir().expect("a directory");
     let named = |name: &str| NewCluster { name: Some(name.to_owned()), ..NewCluster::default() };
@@ -302,7 +302,7 @@ fn a_package_that_is_installed_later_is_there_after_a_reload_in_every_cluster_th
 
 #[test]
 fn a_durable_cluster_has_what_was_installed_since_it_was_made_and_names_what_is_missing() {
-    let pglite = without_packages();
+    let pglite = extension::without_packages();
     let data = tempfile::tempdir().expect("a directory");
     let arguments =
         ["--pglite-dir", pglite.path().to_str().expect("text"), "--data", data.path().to_str().expect("text")];
@@ -332,7 +332,7 @@ fn a_durable_cluster_has_what_was_installed_since_it_was_made_and_names_what_is_
 
 #[test]
 fn a_library_to_preload_that_is_missing_is_named() {
-    let pglite = without_packages();
+    let pglite = extension::without_packages();
     let mut program = Program::spawn(
         &[&["serve", "--listen", "127.0.0.1:0", "--pglite-dir", pglite.path().to_str().expect("text")], &PRELOAD[..]]
             .concat(),
@@ -345,7 +345,7 @@ fn a_library_to_preload_that_is_missing_is_named() {
 
 #[test]
 fn a_template_that_needs_a_package_is_refused_without_it_and_the_package_is_named() {
-    let pglite = without_packages();
+    let pglite = extension::without_packages();
     install("vector", pglite.path());
     let connect = Connect { template: Some("with vector"), ..Connect::default() };
     {
@@ -375,14 +375,16 @@ fn a_template_that_needs_a_package_is_refused_without_it_and_the_package_is_name
 
 #[test]
 fn a_bundle_with_other_contents_is_named_and_not_offered() {
-    let pglite = without_packages();
+    let pglite = extension::without_packages();
     install("pg_hashids", pglite.path());
     let name = bundle("vector").1;
     fs::write(pglite.path().join(name), "something else").expect("a file");
     let server = Server::with(&["--mode", "shared", "--pglite-dir", pglite.path().to_str().expect("text")]);
     assert_eq!(Peer::connect(&server).value(AVAILABLE), "1");
     let log = server.stop().join("\n");
-    for part in ["the extension vector is not offered", name, "@electric-sql/pglite-pgvector 0.0.15", "--extension"] {
+    for part in
+        ["the package pglite-pgvector is not offered", name, "@electric-sql/pglite-pgvector 0.0.15", "--extension"]
+    {
         assert!(log.contains(part), "{part}: {log}");
     }
 }

@@ -16,8 +16,8 @@ mod tools;
 pub use extensions::EXTENSIONS;
 pub use libraries::LIBRARIES;
 pub(crate) use libraries::library;
-pub(crate) use packages::is_of_pglite;
 pub use packages::{PACKAGES, Package, PackageError};
+pub(crate) use packages::{first_library, is_of_pglite};
 pub use tools::{PG_DUMP_WASM, TOOLS_VERSION};
 
 /// The version of the npm package `@electric-sql/pglite` whose files are hosted.

@@ -71,7 +71,7 @@ impl Bundle {
             unpack(&archive)
         })?;
         let libraries = package.libraries.iter().map(|file| (file.name.to_owned(), file.sha256.to_owned())).collect();
-        let extensions = vec![package.extension.to_owned()];
+        let extensions = package.extensions.iter().map(|&name| name.to_owned()).collect();
         Ok(Self { origin: Origin::Package(package), digest: digest.to_owned(), extensions, libraries, unpacked })
     }
 

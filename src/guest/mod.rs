@@ -11,12 +11,14 @@ mod channel_binding;
 pub(crate) mod checkpoint;
 mod commands;
 mod conversion;
+mod cxx;
 mod dylink;
 mod entropy;
 mod growth;
 mod heap;
 mod instance;
 mod interrupts;
+mod libc;
 mod locale;
 mod mapping;
 pub(crate) mod memory;
@@ -237,8 +239,10 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         channel_binding::add_to_linker,
         callbacks::add_to_linker,
         conversion::add_to_linker,
+        cxx::add_to_linker,
         dylink::add_to_linker,
         interrupts::add_to_linker,
+        libc::add_to_linker,
         locale::add_to_linker,
         mapping::add_to_linker,
         net::add_to_linker,
@@ -269,6 +273,9 @@ pub(crate) fn environment() -> Vec<(&'static str, String)> {
         ("PGTZ", "UTC"),
         ("PGCLIENTENCODING", "UTF8"),
         ("ICU_DATA", "/pglite/icu"),
+        // Where the bundle of PostGIS has the data of PROJ. PGlite's JavaScript sets nothing, so that what needs them
+        // fails there.
+        ("PROJ_DATA", "/pglite/share/proj"),
     ]
     .map(|(name, value)| (name, value.to_owned()))
     .into()

@@ -34,6 +34,16 @@ pub(super) fn error_with_hint(
     raise(store, &Report { level: ERROR, sqlstate, message, detail: None, hint })
 }
 
+/// As [`error`], with a detail.
+pub(super) fn error_with_detail(
+    store: &mut impl AsContextMut<Data = Guest>,
+    sqlstate: &str,
+    message: &str,
+    detail: Option<&str>,
+) -> wasmtime::Error {
+    raise(store, &Report { level: ERROR, sqlstate, message, detail, hint: None })
+}
+
 /// As [`error`], with an error that ends the session: the returned error is the guest's exit.
 pub(crate) fn fatal(
     store: &mut impl AsContextMut<Data = Guest>,

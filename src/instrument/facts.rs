@@ -16,7 +16,7 @@ use super::processes::{
     self, CheckpointerShmem, ChildKind, PostmasterSignals, is_postmaster_environment, where_to_send_output,
 };
 use super::start::{Preload, is_regular_backend, preloads};
-use super::{HAS_CHECKPOINTER, InstrumentError};
+use super::{HAS_CHECKPOINTER, InstrumentError, type_infos};
 
 /// Size of a page of WebAssembly memory, in bytes.
 const WASM_PAGE: u64 = 65_536;
@@ -56,7 +56,7 @@ pub struct Facts {
     pub stack_pointer: u32,
     /// Export names of all its mutable globals, [`HAS_CHECKPOINTER`] included: a snapshot must save all of them.
     pub mutable_globals: Vec<String>,
-    /// Addresses of exported variables, by their names in C.
+    /// Addresses of exported variables, by their names in C, and of the vtables of C++'s type information.
     pub data_symbols: BTreeMap<String, u32>,
     /// The first table slot of every exported function that has one, by its name.
     pub table_slots: BTreeMap<String, u32>,
@@ -120,7 +120,8 @@ impl Facts {
         let exported = module.mutable_globals().into_iter().map(|global| global.name);
         let kill = found.read(module, "kill", |target, body| Kill::read(target, body, found.process_id))?;
         let load_libraries = found.function("load_libraries")?;
-        let data_symbols = module.data_symbols();
+        let mut data_symbols = module.data_symbols();
+        data_symbols.extend(type_infos::vtables(memory)?);
         let is_under_postmaster = data_symbols.get("IsUnderPostmaster").copied();
         let is_under_postmaster = is_under_postmaster.ok_or_else(|| lacking("exported IsUnderPostmaster"))?;
         let current_context = data_symbols.get("CurrentMemoryContext").copied();

@@ -24,7 +24,7 @@
 //! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
 //! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `own_imports` (what a side module
 //! imports from itself), `longjmp` and `invoke` (exceptions
-//! instead of host calls), `facts` (the resulting facts).
+//! instead of host calls), `type_infos` (of C++), `facts` (the resulting facts).
 
 mod bodies;
 mod builtins;
@@ -47,6 +47,7 @@ mod semaphores;
 mod start;
 mod target;
 mod targets;
+mod type_infos;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -68,6 +69,7 @@ pub use invoke::invoke_module;
 pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
 pub use safepoints::SAFEPOINT_PAGE;
 pub use start::Preload;
+pub(crate) use type_infos::{CLASS, MULTIPLE, SINGLE};
 
 /// Name of an exported mutable `i32` global. If it is not zero, another process of the cluster makes the checkpoints.
 pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";

@@ -122,8 +122,8 @@ impl Snapshot {
         let mut reader = Files::resume(tree(&files), &state.process, Box::new(Silent));
         let mut libraries = Vec::new();
         for (path, hash) in state.registers.libraries() {
-            let wasm = reader.read_file(path.as_bytes()).with_context(|| path.to_owned())?;
-            let library = program.libraries().library(&wasm).with_context(|| path.to_owned())?;
+            let read = || Ok(reader.read_file(path.as_bytes())?);
+            let library = program.libraries().captured(path, read).with_context(|| path.to_owned())?;
             ensure!(library.hash() == hash, "{path} is not the library that was loaded");
             libraries.push(library);
         }

@@ -1,8 +1,13 @@
 //! Extensions in use, and bundles of extensions that tests make.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 use flate2::{Compression, write::GzEncoder};
+use pglite_port::engine::artefact::{EXTENSIONS, PINNED_FILES};
+use tempfile::TempDir;
 
 use super::{session::errors, wire::Message};
 
@@ -47,6 +52,25 @@ pub fn try_one(used: &Use, mut run: impl FnMut(&str) -> Vec<Message>) {
 pub fn pglite() -> PathBuf {
     let npm = Path::new(env!("CARGO_MANIFEST_DIR")).join("pglite/node_modules/@electric-sql/pglite/dist");
     std::env::var_os("PGLITE_DIR").map_or(npm, PathBuf::from)
+}
+
+/// A directory with PGlite's files and without packages.
+pub fn without_packages() -> TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    for file in PINNED_FILES.iter().chain(&EXTENSIONS) {
+        symlink(pglite().join(file.name), directory.path().join(file.name)).expect("a link");
+    }
+    directory
+}
+
+/// A directory with PGlite's files and the bundle of PostGIS, which is installed for the tests only.
+pub fn with_postgis() -> TempDir {
+    let directory = without_packages();
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/postgis/node_modules/@electric-sql");
+    let bundle = installed.join("pglite-postgis/dist/postgis.tar.gz");
+    assert!(bundle.exists(), "{} is not there: run `npm ci` in tests/postgis", bundle.display());
+    symlink(bundle, directory.path().join("postgis.tar.gz")).expect("a link");
+    directory
 }
 
 /// A `.tar.gz` with these files.

@@ -7,7 +7,10 @@ use wasmparser::{Parser, Payload, Validator};
 use wasmtime::Module;
 
 use super::{compiled::LibraryStore, dylink_section::Description, link::main_name, user::FEATURES};
-use crate::instrument::{self, Facts};
+use crate::{
+    guest::{cxx, libc},
+    instrument::{self, Facts},
+};
 
 impl LibraryStore {
     /// The names that the side module `wasm` defines.
@@ -44,6 +47,8 @@ impl LibraryStore {
                 || description.weak.contains(name)
                 || ["__memory_base", "__table_base"].contains(&name)
                 || (!space.starts_with("GOT.") && of_host.contains(name))
+                || cxx::SYMBOLS.contains(name)
+                || (!space.starts_with("GOT.") && is_for_libraries(name))
                 || (name.starts_with("invoke_") && instrument::invoke_module(name).is_some())
         };
         let mut unresolved = Vec::new();
@@ -58,4 +63,9 @@ impl LibraryStore {
         }
         Ok(unresolved)
     }
+}
+
+/// Whether the host has this function for libraries, besides those for the program.
+fn is_for_libraries(name: &str) -> bool {
+    cxx::FUNCTIONS.contains(&name) || libc::FUNCTIONS.contains(&name)
 }

@@ -138,7 +138,7 @@ impl LibraryStore {
         Ok(library)
     }
 
-    fn bundled(&self, name: &str, hash: String, wasm: &[u8]) -> anyhow::Result<Arc<Library>> {
+    pub(super) fn bundled(&self, name: &str, hash: String, wasm: &[u8]) -> anyhow::Result<Arc<Library>> {
         if let Some(library) = self.libraries.lock().get(&hash) {
             return Ok(library.clone());
         }

@@ -9,9 +9,9 @@ use super::{Library, Loaded, Owner, Placement, dylink_section::Symbol};
 use crate::guest::{Guest, report};
 
 /// Names that side modules import, with the names of the same functions in the main module's C library (Emscripten,
-/// `src/lib/libcore.js`).
-const ALIASES: [(&str, &str); 2] =
-    [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get")];
+/// `src/lib/libcore.js`; without threads `fgetc` does what `getc` does).
+const ALIASES: [(&str, &str); 3] =
+    [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get"), ("fgetc", "getc")];
 
 /// Links `library` at `place`; its data must be in memory already. It becomes the last of the loaded libraries;
 /// returns its number.

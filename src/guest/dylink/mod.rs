@@ -14,6 +14,7 @@
 //! * `dylink_section`: the description in a library's file
 //! * `compiled`: the compiled libraries of the whole program
 //! * `link`: the definitions of a library's imports
+//! * `runtime`: the runtime of C++, loaded when a library needs it
 //! * `missing`: a hint for libraries that are not installed
 //! * `user`: what other libraries may be than those that came with the program
 //! * `check`: whether a library can be linked that is to come with the program
@@ -25,6 +26,7 @@ mod dylink_section;
 mod link;
 mod missing;
 mod restore;
+mod runtime;
 #[cfg(test)]
 mod tests;
 mod user;
@@ -35,7 +37,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use wasmtime::{Caller, Instance, Linker};
 
 use super::{Guest, memory, report, waiting};
-use crate::{instrument::SIDE_MODULE_START, protocol::error_response::sqlstate};
+use crate::{engine::artefact, instrument::SIDE_MODULE_START, protocol::error_response::sqlstate};
 use compiled::NotBundled;
 pub(crate) use compiled::{Library, LibraryStore};
 use link::{address, instantiate, reserve};
@@ -225,16 +227,26 @@ fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>)
         return Ok(number);
     }
     needing.push(path.clone());
-    for needed in &library.description().needed {
+    let beside = |name: &str| path.rsplit_once('/').map_or_else(|| name.to_owned(), |(at, _)| format!("{at}/{name}"));
+    let first = artefact::first_library(library.hash()).map(beside);
+    for needed in library.description().needed.iter().chain(&first) {
         // Libraries may need each other.
         if !needing.contains(needed) {
             find_or_load(caller, needed, needing).with_context(|| format!("{needed}, which it needs"))?;
         }
     }
     needing.pop();
+    if runtime::is_needed(caller, &library)? {
+        runtime::load(caller)?;
+    }
     if let Some(name) = undefined(caller, &library)? {
         bail!("undefined symbol: {name}");
     }
+    add(caller, library, path)
+}
+
+/// Gives `library`, whose file is at `path`, a place in memory and in the table, links and initializes it.
+fn add(caller: &mut Caller<'_, Guest>, library: Arc<Library>, path: String) -> anyhow::Result<usize> {
     let layout = library.description();
     let exports = caller.data().exports()?;
     let instance = exports.instance;

@@ -1,0 +1,205 @@
+//! PostGIS: geometry, geography, indexes and coordinate systems in every kind of cluster, and errors of its C++.
+
+mod support;
+
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use pglite_port::{
+    connection::Connections,
+    databases::{Databases, Paths, Settings},
+    log::LogSink,
+    session::Mode,
+};
+use support::{
+    cache, extension,
+    local::{Connect, Local},
+    peer::Peer,
+    server::{Server, text},
+};
+use tempfile::TempDir;
+
+/// Queries and what they return. Lengths, areas and coordinates are those that PROJ 9.7 computes natively (pyproj).
+const QUERIES: [(&str, &str); 17] = [
+    ("st_area('POLYGON((0 0,0 2,2 2,2 0,0 0),(0.5 0.5,0.5 1,1 1,1 0.5,0.5 0.5))'::geometry)", "3.75"),
+    (
+        "st_astext(st_intersection('POLYGON((0 0,0 2,2 2,2 0,0 0))', 'POLYGON((1 1,1 3,3 3,3 1,1 1))'::geometry))",
+        "POLYGON((2 2,2 1,1 1,1 2,2 2))",
+    ),
+    ("st_area(st_union('POLYGON((0 0,0 2,2 2,2 0,0 0))'::geometry, 'POLYGON((1 1,1 3,3 3,3 1,1 1))'::geometry))", "7"),
+    ("st_isvalidreason('POLYGON((0 0,1 1,1 0,0 1,0 0))')", "Self-intersection[0.5 0.5]"),
+    ("round(st_area(st_buffer('POINT(0 0)'::geometry, 1, 64))::numeric, 3)", "3.141"),
+    (
+        "st_astext(st_voronoipolygons('MULTIPOINT(0 0,1 0)'), 1)",
+        "GEOMETRYCOLLECTION(POLYGON((-1 -1,-1 1,0.5 1,0.5 -1,-1 -1)),POLYGON((2 1,2 -1,0.5 -1,0.5 1,2 1)))",
+    ),
+    ("st_asgeojson('SRID=4326;POINT(13.4 52.5)'::geometry)", "{\"type\":\"Point\",\"coordinates\":[13.4,52.5]}"),
+    ("st_astext(st_geomfromgeojson('{\"type\":\"LineString\",\"coordinates\":[[1,2],[3,4]]}'))", "LINESTRING(1 2,3 4)"),
+    ("st_astext(st_geomfromkml('<Point><coordinates>1,2</coordinates></Point>'))", "POINT(1 2)"),
+    ("st_relate('POINT(1 1)', 'POLYGON((0 0,0 2,2 2,2 0,0 0))'::geometry)", "0FFFFF212"),
+    ("st_astext(st_transform('SRID=4326;POINT(13.4 52.5)'::geometry, 3857), 3)", "POINT(1491681.177 6891041.724)"),
+    ("st_astext(st_transform('SRID=4326;POINT(13.4 52.5)'::geometry, 25832), 3)", "POINT(798609.521 5825756.242)"),
+    (
+        "st_astext(st_transform(st_transform('SRID=4326;POINT(13.4 52.5)'::geometry, 25832), 4326), 9)",
+        "POINT(13.4 52.5)",
+    ),
+    ("round(st_distance('POINT(13.4 52.5)'::geography, 'POINT(2.35 48.85)'::geography)::numeric, 4)", "879035.3878"),
+    ("round(st_area('POLYGON((0 0,0 1,1 1,1 0,0 0))'::geography)::numeric, 2)", "12308778361.47"),
+    ("st_dwithin('POINT(0 0)'::geography, 'POINT(0 1)'::geography, 110574)", "f"),
+    ("st_dwithin('POINT(0 0)'::geography, 'POINT(0 1)'::geography, 110575)", "t"),
+];
+
+/// Compares all of [`QUERIES`], each of which `value` runs.
+fn try_all(mut value: impl FnMut(&str) -> String) {
+    for (query, expected) in QUERIES {
+        assert_eq!(value(&format!("select {query}")), expected, "{query}");
+    }
+}
+
+/// Points in a grid of 1000 by 100, and two indexes.
+const POINTS: &str = "create table points as \
+    select n, st_setsrid(st_makepoint(n % 1000 / 100.0, n / 1000 / 100.0), 4326) g from generate_series(0, 99999) n; \
+    create index by_geometry on points using gist (g); \
+    create index by_geography on points using gist ((g::geography)); analyze points";
+
+/// 201 by 51 of the points, those on the border included.
+const IN_BOX: &str = "select count(*) from points where st_intersects(g, st_makeenvelope(1, 0.25, 3, 0.75, 4326))";
+const IN_CIRCLE: &str =
+    "select count(*) from points where st_intersects(g, st_buffer('SRID=4326;POINT(5 0.5)'::geometry, 0.3))";
+const NEAR: &str = "select count(*) from points where st_dwithin(g::geography, 'POINT(5 0.5)'::geography, 20000)";
+const NEAREST: &str = "select n from points order by g <-> 'SRID=4326;POINT(7.001 0.301)'::geometry limit 1";
+
+/// A polygon that crosses itself, which GEOS finds out in the middle of its work.
+const INVALID: &str = "select st_intersection('POLYGON((0 0,1 1,1 0,0 1,0 0))'::geometry, \
+    'POLYGON((0.5 0,1 2,1 0,0 1,0.5 0))'::geometry)";
+
+/// PGlite's files with PostGIS, whose libraries are compiled. That takes minutes where the processor has much to do, and
+/// other waits of the tests would end before.
+fn with_postgis() -> TempDir {
+    static COMPILED: OnceLock<()> = OnceLock::new();
+    let pglite = extension::with_postgis();
+    COMPILED.get_or_init(|| {
+        let server = server(pglite.path(), &["--mode", "shared"]);
+        let all = "create extension postgis_topology cascade; create extension postgis_raster";
+        assert_eq!(text(&server.psql(&["-c", all])), "");
+    });
+    pglite
+}
+
+fn server(pglite: &Path, arguments: &[&str]) -> Server {
+    Server::with(&[&["--pglite-dir", pglite.to_str().expect("text")], arguments].concat())
+}
+
+/// Queries 100,000 points with the indexes and without them.
+fn compare_with_scans(peer: &Peer) {
+    for (query, index) in
+        [(IN_BOX, "by_geometry"), (IN_CIRCLE, "by_geometry"), (NEAR, "by_geography"), (NEAREST, "by_geometry")]
+    {
+        peer.send(&format!("explain (costs off) {query}"));
+        let plan = peer.rows().join("\n");
+        assert!(plan.contains(&format!("Index Scan on {index}")) || plan.contains(&format!("using {index}")), "{plan}");
+        let found = peer.value(query);
+        peer.run("set enable_indexscan = off; set enable_bitmapscan = off");
+        peer.send(&format!("explain (costs off) {query}"));
+        let plan = peer.rows().join("\n");
+        assert!(plan.contains("Seq Scan on points"), "{plan}");
+        assert_eq!(peer.value(query), found, "{query}");
+        peer.run("reset enable_indexscan; reset enable_bitmapscan");
+    }
+    assert_eq!(peer.value(IN_BOX), (201 * 51).to_string());
+    assert_eq!(peer.value(NEAREST), "30700");
+}
+
+#[test]
+fn a_shared_cluster_has_it_with_its_indexes_and_an_error_in_its_code_ends_no_session() {
+    let pglite = with_postgis();
+    let server = server(pglite.path(), &["--mode", "shared"]);
+    let [peer, other] = [(); 2].map(|()| Peer::connect(&server));
+    peer.run("create extension postgis");
+    peer.run(POINTS);
+    for session in [&peer, &other] {
+        try_all(|query| session.value(query));
+        compare_with_scans(session);
+    }
+    other.run("begin; declare c cursor for select n from points order by n");
+    peer.send(INVALID);
+    let failure = peer.answer().expect_err("it is invalid");
+    assert_eq!(failure.sqlstate(), "XX000");
+    assert!(failure.field('M').starts_with("TopologyException: side location conflict at "), "{failure:?}");
+    assert!(failure.field('D').contains("geos::util::TopologyException"), "{failure:?}");
+    assert_eq!(peer.fail("select st_transform('POINT(1 1)'::geometry, 'EPSG:4326', 'nonsense')"), "XX000");
+    assert_eq!(peer.fail("select st_aspng(null::geometry)"), "42883");
+    try_all(|query| peer.value(query));
+    assert_eq!(other.value("fetch c"), "0", "the other session is as it was");
+}
+
+#[test]
+fn a_cluster_in_a_directory_has_it_after_a_restart_and_says_when_it_is_missing() {
+    let (pglite, data) = (with_postgis(), tempfile::tempdir().expect("a directory"));
+    let data = ["--data", data.path().to_str().expect("text")];
+    let running = server(pglite.path(), &data);
+    let peer = Peer::connect(&running);
+    peer.run("create extension postgis");
+    peer.run(POINTS);
+    assert_eq!(peer.fail(INVALID), "XX000");
+    drop(peer);
+    running.kill();
+    let running = server(pglite.path(), &data);
+    let peer = Peer::connect(&running);
+    compare_with_scans(&peer);
+    try_all(|query| peer.value(query));
+    drop(peer);
+    running.stop();
+    let without = extension::without_packages();
+    let running = server(without.path(), &data);
+    let peer = Peer::connect(&running);
+    peer.send(IN_BOX);
+    let failure = peer.answer().expect_err("it is not installed");
+    assert_eq!(failure.sqlstate(), "58P01");
+    assert!(failure.field('H').contains("npm install --no-save @electric-sql/pglite-postgis@0.2.8"), "{failure:?}");
+}
+
+#[test]
+fn clones_of_a_template_have_it_loaded() {
+    let pglite = with_postgis();
+    let pglite = Some(pglite.path().to_owned());
+    let paths = Paths { cache: Some(cache::shared()), pglite, ..Paths::default() };
+    let opened = Databases::open(&paths, Mode::Isolated, Settings::default(), LogSink::to_own_log());
+    let connections = Arc::new(Connections::new(Arc::new(opened.expect("databases"))));
+    let mut origin = Local::connect(&connections, Connect::default()).0;
+    origin.values("create extension postgis");
+    origin.values(POINTS);
+    try_all(|query| origin.values(query).concat());
+    origin.freeze("with postgis");
+    for _ in 0..2 {
+        let connect = Connect { template: Some("with postgis"), ..Connect::default() };
+        let mut clone = Local::connect(&connections, connect).0;
+        assert_eq!(clone.values(IN_BOX), [(201 * 51).to_string()]);
+        assert_eq!(support::session::errors(&clone.query(INVALID)), ["XX000"]);
+        try_all(|query| clone.values(query).concat());
+    }
+}
+
+#[test]
+fn its_other_extensions_do_what_they_are_for() {
+    let pglite = with_postgis();
+    let server = server(pglite.path(), &["--mode", "shared"]);
+    let peer = Peer::connect(&server);
+    peer.run("create extension postgis_topology cascade");
+    peer.run("select topology.createtopology('city', 4326); select topology.st_addisonode('city', 0, 'SRID=4326;POINT(1 2)')");
+    assert_eq!(peer.value("select st_astext(geom) from city.node"), "POINT(1 2)");
+    peer.run("create extension postgis_raster");
+    let raster = "st_addband(st_makeemptyraster(10, 10, 13, 52, 0.1, -0.1, 0, 0, 4326), '8BUI'::text, 2, 0)";
+    assert_eq!(peer.value(&format!("select (st_summarystats({raster})).sum")), "200");
+    assert_eq!(peer.value(&format!("select st_value(st_mapalgebra({raster}, 1, null, '[rast] * 21'), 3, 3)")), "42");
+    assert_eq!(peer.value(&format!("select st_area(geom), val from st_dumpaspolygons({raster})")), "1|2");
+    assert_eq!(peer.value(&format!("select st_srid(st_transform({raster}, 3857))")), "3857");
+    peer.run("create extension postgis_tiger_geocoder cascade");
+    let address = "select pprint_addy(normalize_address('1 Devonshire Place, Boston, MA 02109'))";
+    assert_eq!(peer.value(address), "1 Devonshire Pl, Boston, MA 02109");
+    // A session that has used none of them before, whose first library is one that needs another.
+    let other = Peer::connect(&server);
+    assert_eq!(other.value("select topology.getnodebypoint('city', 'SRID=4326;POINT(1 2)'::geometry, 0) is null"), "f");
+}
