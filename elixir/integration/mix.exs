@@ -21,7 +21,7 @@ defmodule Integration.MixProject do
       {:pglite_ex, path: ".."},
       {:postgrex, "~> 0.19"},
       {:ecto_sql, "~> 3.12"},
-      {:telemetry_metrics, "~> 1.0"},
+      {:telemetry_metrics, "~> 1.1"},
       {:jason, "~> 1.4"}
     ] ++ phoenix() ++ unpackaged()
   end

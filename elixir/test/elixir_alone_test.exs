@@ -2,34 +2,15 @@ defmodule PgliteEx.ElixirAloneTest do
   @moduledoc "A machine with Elixir, and with neither Rust nor Node.js nor PostgreSQL: the program comes from an archive."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.FileServer
+  alias PgliteEx.{ElixirAlone, FileServer}
 
   @moduletag :tmp_dir
   @moduletag timeout: 300_000
 
-  @others ~w(cargo rustc rustup node npm npx postgres psql pg_dump)
-
   setup %{tmp_dir: directory} do
-    library = Path.join(directory, "library/elixir")
-    File.mkdir_p!(Path.join(library, "priv"))
-    for name <- ["lib", "mix.exs", "README.md"], do: File.cp_r!(name, Path.join(library, name))
-    tools = tools!(Path.join(directory, "tools"))
+    library = ElixirAlone.library!(Path.join(directory, "library/elixir"))
+    tools = ElixirAlone.tools!(Path.join(directory, "tools"))
     %{library: library, tools: tools, project: project!(directory, library)}
-  end
-
-  # The PATH of this machine without those.
-  defp tools!(directory) do
-    File.mkdir_p!(directory)
-
-    for place <- System.get_env("PATH") |> String.split(":") |> Enum.reverse(),
-        {:ok, names} <- [File.ls(place)],
-        name <- names -- @others do
-      link = Path.join(directory, name)
-      File.rm(link)
-      File.ln_s!(Path.join(place, name), link)
-    end
-
-    directory
   end
 
   # What `mix new` makes, with the dependency.
@@ -48,33 +29,6 @@ defmodule PgliteEx.ElixirAloneTest do
     project
   end
 
-  # `make dist`'s, but for the program, which is a script that runs the one under test: packing that takes long.
-  defp archive!(directory) do
-    root = Path.join(directory, "contents/pglite-port-0.1.0-here")
-    dist = System.fetch_env!("PGLITE_DIR")
-    File.mkdir_p!(Path.join(root, "pglite"))
-    packages = Path.join(dist, "../..")
-
-    for file <-
-          Path.wildcard(Path.join(dist, "*.{wasm,data,tar.gz}")) ++
-            [Path.join(dist, "pglite.js")] ++
-            Path.wildcard(Path.join(packages, "pglite-pgvector/dist/*.tar.gz")) ++
-            Path.wildcard(Path.join(packages, "pglite-tools/dist/pg_dump.wasm")),
-        do: File.cp!(file, Path.join([root, "pglite", Path.basename(file)]))
-
-    program = Path.join(root, "pglite-port")
-    File.write!(program, "#!/bin/sh\nexec '#{System.fetch_env!("PGLITE_PORT")}' \"$@\"\n")
-    File.chmod!(program, 0o755)
-    path = Path.join(directory, "pglite-port-0.1.0-here.tar.gz")
-    name = to_charlist(Path.basename(root))
-    :ok = :erl_tar.create(to_charlist(path), [{name, to_charlist(root)}], [:compressed])
-    File.write!(path <> ".sha256", sha256(path) <> "  #{Path.basename(path)}\n")
-    path
-  end
-
-  defp sha256(path),
-    do: :crypto.hash(:sha256, File.read!(path)) |> Base.encode16(case: :lower)
-
   defp run(context, command, arguments, environment) do
     System.cmd(command, arguments,
       cd: context.project,
@@ -91,7 +45,7 @@ defmodule PgliteEx.ElixirAloneTest do
   end
 
   test "a project has a database with vectors, a dump of it, and runs the dump", context do
-    archive = archive!(context.tmp_dir)
+    archive = ElixirAlone.archive!(context.tmp_dir)
     # As in the package for Hex, which brings the list of the archives' checksums.
     File.rename!(archive <> ".sha256", Path.join(context.library, "archives.sha256"))
     # Nothing says where a program is.
@@ -153,10 +107,10 @@ defmodule PgliteEx.ElixirAloneTest do
         client_chain: %{root: [key: key()], intermediates: [], peer: [key: key()]}
       })
 
-    archive = archive!(context.tmp_dir)
+    archive = ElixirAlone.archive!(context.tmp_dir)
     name = Path.basename(archive)
     bytes = File.read!(archive)
-    answers = %{("/" <> name) => bytes, "/#{name}.sha256" => sha256(archive)}
+    answers = %{("/" <> name) => bytes, "/#{name}.sha256" => ElixirAlone.sha256(archive)}
     url = FileServer.start!(answers, tls: Keyword.take(server, [:cert, :key, :cacerts]))
     plain = FileServer.start!(%{"/x" => 200})
     downgrade = FileServer.start!(%{"/x.sha256" => {:redirect, plain <> "/x"}}, tls: server)

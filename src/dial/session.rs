@@ -64,15 +64,9 @@ impl Session {
         let mut session = Self { line, received: BytesMut::new(), has_ended: false, key: (0, 0) };
         let user = config.get_user().unwrap_or_default();
         let application = config.get_application_name().unwrap_or(application);
-        let parameters = [
-            ("user", user),
-            ("database", config.get_dbname().unwrap_or(user)),
-            ("application_name", application),
-            ("client_encoding", "UTF8"),
-        ];
-        let options = config.get_options().map(|options| ("options", options));
+        let own = [("application_name", application), ("client_encoding", "UTF8")];
         let mut startup = BytesMut::new();
-        frontend::startup_message(parameters.into_iter().chain(options), &mut startup)?;
+        frontend::startup_message(server.startup_parameters().chain(own), &mut startup)?;
         session.send(&startup)?;
         session.authenticate(user, config.get_password())?;
         loop {

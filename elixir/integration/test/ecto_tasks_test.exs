@@ -89,7 +89,10 @@ defmodule Integration.EctoTasksTest do
   defp run_beside(tasks) do
     tasks = for task <- tasks, do: if(is_binary(task), do: {task, options(task)}, else: task)
     for {task, _options} <- tasks, do: Mix.Task.reenable(task)
-    arguments = Enum.flat_map(tasks, fn {task, options} -> ["--and", task] ++ @repo ++ options end)
+
+    arguments =
+      Enum.flat_map(tasks, fn {task, options} -> ["--and", task] ++ @repo ++ options end)
+
     Mix.Task.rerun("pglite_ex.server", ["Integration.NamedPostgres" | arguments])
   end
 

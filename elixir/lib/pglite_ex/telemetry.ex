@@ -133,7 +133,7 @@ defmodule PgliteEx.Telemetry do
   def metrics do
     unless Code.ensure_loaded?(Telemetry.Metrics) do
       raise "PgliteEx.Telemetry.metrics/0 needs the package telemetry_metrics: " <>
-              ~s(add {:telemetry_metrics, "~> 1.0"} to the dependencies)
+              ~s(add {:telemetry_metrics, "~> 1.1"} to the dependencies)
     end
 
     durations() ++ failures() ++ bytes()
