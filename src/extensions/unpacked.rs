@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     engine::cache::{Cache, InUse},
     fs::FrozenTree,
-    sources::hex_digest,
+    sources::{contents_key, hex_digest},
 };
 
 /// The files of a bundle.
@@ -15,7 +15,7 @@ pub(super) struct Unpacked {
 }
 
 impl Unpacked {
-    /// The files in the cache of the bundle with the SHA-256 `digest`, as the program with that key checks them, or
+    /// The files in the cache of the bundle with the SHA-256 `digest`, as this program with the code of that key checks them, or
     /// those that `unpack` returns. If the cache cannot be written, they are in memory for this run of the program.
     ///
     /// # Errors
@@ -26,7 +26,7 @@ impl Unpacked {
         program: &str,
         unpack: impl FnOnce() -> anyhow::Result<Arc<FrozenTree>>,
     ) -> anyhow::Result<Self> {
-        let entry = format!("extension-{}", &hex_digest(&[digest.as_bytes(), program.as_bytes()])[..32]);
+        let entry = format!("extension-{}", &hex_digest(&[digest.as_bytes(), contents_key(program).as_bytes()])[..32]);
         if let Some(unpacked) = Self::find(cache, &entry) {
             return Ok(unpacked);
         }

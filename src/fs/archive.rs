@@ -16,6 +16,10 @@ use super::{
     node::{Kind, Node},
 };
 
+/// The most that an archive may unpack to, in bytes: a file of a megabyte can stand for a thousand, all in memory. The
+/// largest known one, of `PostGIS`, has a fifth.
+const LIMIT: u64 = 512 << 20;
+
 /// The first bytes of a file that gzip has compressed.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
@@ -59,8 +63,7 @@ impl Archived {
 }
 
 /// What is in a `.tar.gz`, in its order. A leading `./` is left out; other names that begin with a dot are left out as
-/// a whole, as PGlite does (`extensionUtils.ts`), and so is what is neither a file, a directory nor a link to a name
-/// beside it.
+/// a whole, as PGlite does (`extensionUtils.ts`).
 ///
 /// # Errors
 /// [`BundleError::NotCompressed`], [`BundleError::Archive`] if it is damaged, [`BundleError::Escape`] if a name leads
@@ -71,7 +74,7 @@ pub fn read_archive(mut archive: impl Read) -> Result<Vec<ArchivedFile>, BundleE
     if head != GZIP {
         return Err(BundleError::NotCompressed);
     }
-    let mut archive = tar::Archive::new(GzDecoder::new(head.chain(archive)));
+    let mut archive = tar::Archive::new(Limited { inner: GzDecoder::new(head.chain(archive)), left: LIMIT });
     let mut files = Vec::new();
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -97,10 +100,30 @@ pub fn read_archive(mut archive: impl Read) -> Result<Vec<ArchivedFile>, BundleE
                 return Err(BundleError::Escape(format!("{path} -> {target}")));
             }
             Archived::Link(target)
-        } else {
+        } else if kind.is_pax_global_extensions() {
             continue;
+        } else {
+            return Err(BundleError::Kind { name, kind: format!("{kind:?}") });
         };
         files.push(ArchivedFile { path: path.to_owned(), content });
     }
     Ok(files)
+}
+
+/// Reads so many bytes, and fails at the next one.
+struct Limited<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        let left = self.left.checked_sub(len as u64);
+        self.left = left.ok_or_else(|| {
+            let message = format!("it unpacks to more than {} MiB", LIMIT >> 20);
+            io::Error::new(io::ErrorKind::FileTooLarge, message)
+        })?;
+        Ok(len)
+    }
 }

@@ -60,6 +60,14 @@ pub enum BundleError {
     /// An archive is not compressed, or not with gzip.
     #[error("it is not compressed with gzip")]
     NotCompressed,
+    /// An archive has something other than files, directories and symbolic links.
+    #[error("{name} is of the kind {kind}: files, directories and symbolic links can be unpacked")]
+    Kind {
+        /// Its name.
+        name: String,
+        /// What it is.
+        kind: String,
+    },
     /// A name in an archive is absolute, or leads out of its directory.
     #[error("refusing to unpack {0:?}, which leads out of the directory it belongs to")]
     Escape(String),

@@ -108,6 +108,31 @@ fn an_extension_is_unpacked_below_its_directory_and_replaces_older_files() {
 }
 
 #[test]
+fn an_archive_with_anything_else_than_files_is_refused() {
+    for kind in [tar::EntryType::Link, tar::EntryType::Char, tar::EntryType::Fifo] {
+        let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        builder.append_link(&mut header, "share/a", "share/b").unwrap();
+        let error = read_archive(builder.into_inner().unwrap().finish().unwrap().as_slice());
+        assert!(matches!(error, Err(BundleError::Kind { ref name, .. }) if name == "share/a"), "{kind:?}: {error:?}");
+    }
+}
+
+#[test]
+fn a_small_archive_of_much_is_refused_before_it_fills_the_memory() {
+    let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::best()));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1 << 40);
+    builder.append_data(&mut header, "share/a", std::io::repeat(0).take(600 << 20)).unwrap();
+    let archive = builder.into_inner().unwrap().finish().unwrap();
+    assert!(archive.len() < 1 << 20, "{}", archive.len());
+    let error = read_archive(archive.as_slice()).unwrap_err().to_string();
+    assert!(error.contains("it unpacks to more than 512 MiB"), "{error}");
+}
+
+#[test]
 fn an_archive_that_leads_out_of_its_directory_is_refused() {
     for name in ["../evil", "a/../../evil", "/etc/evil"] {
         let error = unpack_extension(&mut Tree::new(), archive(&[(name, 0o644, b"x")]).as_slice(), "/pglite");
