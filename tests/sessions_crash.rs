@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use pglite_port::port::frame::Kind;
 use support::{
+    library,
     peer::{LOCKS_OF_OTHERS, Peer},
     port::Port,
     server::Server,
@@ -49,6 +50,24 @@ fn after_a_crash_all_sessions_end_and_the_cluster_has_what_was_committed() {
     assert_eq!(after.value(LOCKS_OF_OTHERS), "0");
     after.run("insert into t values (5000, 'now'); checkpoint");
     assert_eq!(Peer::of(&server, "postgres", "other").value("select current_database()"), "other");
+}
+
+#[test]
+fn a_session_that_keeps_a_lock_of_the_cluster_for_ever_ends_with_a_recovery() {
+    // With short slices the half minute that it has is a second.
+    let server = Server::with(&["--mode", "shared", "--slice", "200", "--allow-user-libraries"]);
+    let (keeps, other) = (Peer::connect(&server), Peer::connect(&server));
+    keeps.run("create table t as select generate_series(1, 1000) a");
+    keeps.run(&library::export(&library::that_keeps_a_lock(), "/tmp/keeps.so"));
+    keeps.run("create function keep() returns int language c as '/tmp/keeps.so', 'keep'");
+    keeps.send("select keep()");
+    other.until_active(keeps.process_id);
+    // It does not hear this, and to end it alone would leave the lock locked.
+    assert_eq!(other.value(&format!("select pg_terminate_backend({})", keeps.process_id)), "t");
+    other.send("select pg_sleep(3600)");
+    other.assert_ended("57P02");
+    keeps.assert_ended("57P01");
+    assert_eq!(Peer::connect(&server).value("select count(*) from t"), "1000");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::{Backend, Registers, client_session::SessionExit};
 use crate::{
     backend::{footprint::PageMap, program::Program},
     client::{Endpoints, NoClient},
-    cluster::{Region, SharedMemory, main_segment},
+    cluster::{KeepsLocks, Region, SharedMemory, main_segment},
     fs::{Files, ProcessState, Silent, Tree},
     guest::{ClientStream, Guest, Library, Setup, call},
     image::Image,
@@ -164,6 +164,7 @@ impl Backend {
         match ended {
             Ok(()) => Ok(SessionExit::Client),
             Err(_) if self.guest().signals.was_ended() => self.exit_unheard(),
+            Err(_) if self.guest().signals.keeps_locks() => Err(KeepsLocks.into()),
             Err(error) => SessionExit::by_exit(error, 0),
         }
     }

@@ -17,7 +17,7 @@ mod signals;
 mod slice;
 
 pub(crate) use baton::{Baton, Priority};
-pub(crate) use preemption::{Holds, Preemption, SafepointPage, processor_time};
+pub(crate) use preemption::{Holds, KeepsLocks, Preemption, SafepointPage, processor_time};
 pub(crate) use seat::{Crashed, Seat, Seats};
 pub(crate) use shared_memory::{MainSegment, Region, SharedMemory, clear_mapping, main_segment, map_zeros_over};
 pub(crate) use signals::{Signal, Signals};

@@ -69,6 +69,15 @@ pub(crate) struct Preemption {
     condemned: Mutex<Option<(Instant, u64)>>,
 }
 
+/// A session was told to end and did not, and it has what other sessions need. Ending it alone would leave that taken
+/// for ever, so its cluster recovers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a session that was told to end, or whose statement was cancelled, went on without checking for interrupts, and kept \
+     a lock that other sessions need"
+)]
+pub(crate) struct KeepsLocks;
+
 /// A cluster that a process shares with others.
 struct Shared {
     seats: Arc<Seats>,
@@ -110,7 +119,10 @@ impl Preemption {
                 self.signals.end();
                 return false;
             }
-            Verdict::Crashes => return false,
+            Verdict::Crashes => {
+                self.signals.end_with_locks();
+                return false;
+            }
         }
         self.shared.as_ref().is_none_or(|shared| shared.seats.yield_turn(&self.signals, shared.priority).is_ok())
     }

@@ -60,6 +60,8 @@ pub(crate) struct Signals {
     watched: Mutex<[Watched; 32]>,
     /// Whether it was ended at a safepoint.
     was_ended: AtomicBool,
+    /// Whether it was ended there with what others need.
+    keeps_locks: AtomicBool,
     /// The length of its turns.
     pub(super) slice: Slice,
     target: Mutex<Target>,
@@ -213,6 +215,16 @@ impl Signals {
     /// The backend does not go on beyond the safepoint where it is.
     pub(super) fn end(&self) {
         self.was_ended.store(true, Ordering::SeqCst);
+    }
+
+    /// The same for one that has what others need, so that its cluster has to end.
+    pub(super) fn end_with_locks(&self) {
+        self.keeps_locks.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the backend was ended at a safepoint with what others need.
+    pub(crate) fn keeps_locks(&self) -> bool {
+        self.keeps_locks.load(Ordering::SeqCst)
     }
 
     /// Whether the backend was ended at a safepoint.

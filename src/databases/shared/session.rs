@@ -18,7 +18,7 @@ use super::{
 use crate::{
     backend::{Backend, Login, SessionExit},
     client::Client,
-    cluster::{Crashed, Priority, Signal},
+    cluster::{Crashed, KeepsLocks, Priority, Signal},
     engine::THREAD_STACK,
     guest::{ClientStream, Setup},
     log::LineConsole,
@@ -100,6 +100,10 @@ impl Postmaster {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
             Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
             Ok(SessionExit::Unheard) => Ok(SessionEnd::Refused(ErrorResponse::terminated())),
+            Err(error) if error.is::<KeepsLocks>() => {
+                tracing::error!("{error}: the cluster recovers");
+                Ok(SessionEnd::Refused(ErrorResponse::terminated()))
+            }
             Err(error) if error.is::<Crashed>() => Ok(SessionEnd::Refused(crash_report())),
             Err(error) => {
                 self.tally.traps.add(1);
