@@ -46,8 +46,8 @@ pub(crate) enum Command {
     },
     /// Listen on a socket for psql and all other clients, and print the URL when they can connect
     Serve {
-        /// Where to listen: HOST:PORT (all addresses of the host; port 0 for any free port) or unix:PATH (in a
-        /// directory, `.s.PGSQL.5432`)
+        /// Where to listen: HOST:PORT (all addresses of the host; port 0 for any free port), unix:PATH (in a directory,
+        /// `.s.PGSQL.5432`), or `systemd` for the sockets of the socket unit by which the program was started
         #[arg(long, value_name = "ADDRESS", default_value = serve::DEFAULT_LISTEN)]
         listen: String,
         /// The permissions of a unix socket's file, such as 0660; who can write it can connect [default: those that the

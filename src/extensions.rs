@@ -92,7 +92,7 @@ fn look(artefact: &Artefact, program: &Program, cache: &Cache, own: &[PathBuf]) 
     for package in &PACKAGES {
         let open = || -> anyhow::Result<Option<Bundle>> {
             let Some(path) = artefact.bundle(package, cache)? else { return Ok(None) };
-            Ok(Some(Bundle::of_package(package, &path, program, cache)?))
+            Ok(Some(Bundle::of_package(package, &path, cache)?))
         };
         match open() {
             Ok(bundle) => bundles.extend(bundle),

@@ -31,6 +31,9 @@ use crate::{
 /// Bytes in a page of WebAssembly memory.
 const WASM_PAGE: u64 = 1 << 16;
 
+/// What the extents of an image in a file are aligned to: the pages of a machine that opens it later may be as large.
+const UNIT: usize = 1 << 16;
+
 /// Runs of zeros of at least this many bytes are left out of an image. Every gap costs one more mapping for each
 /// instance; smaller runs cost only address space, because they are holes in the file.
 const GAP: usize = 1 << 20;
@@ -86,7 +89,7 @@ impl Image {
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<Layout> {
         let layout = Layout {
             wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE),
-            extents: extents_in(bytes, iter::once(0..bytes.len() as u64)),
+            extents: extents_in(bytes, iter::once(0..bytes.len() as u64), UNIT),
         };
         let write = || {
             let file = File::create(path)?;
@@ -110,7 +113,7 @@ impl Image {
             let (start, end) = (part.start, part.end);
             used.iter().map(move |used| used.start.max(start)..used.end.min(end)).filter(|used| used.start < used.end)
         };
-        let extents = parts.iter().flat_map(|part| extents_in(bytes, used_in(part))).collect();
+        let extents = parts.iter().flat_map(|part| extents_in(bytes, used_in(part), page_size())).collect();
         let layout = Layout { wasm_pages: (bytes.len() as u64).div_ceil(WASM_PAGE), extents };
         layout.check()?;
         let file = File::from(memfd_create("pglite-port", MemfdFlags::CLOEXEC).context("no memory for an image")?);
@@ -222,9 +225,8 @@ impl TouchedPages {
     }
 }
 
-/// The pages of `parts` of `bytes` that are not zero; those with few others between them are joined.
-fn extents_in(bytes: &[u8], parts: impl IntoIterator<Item = Range<u64>>) -> Vec<Range<u64>> {
-    let page = page_size();
+/// The pages of `page` bytes of `parts` of `bytes` that are not zero; those with few others between them are joined.
+fn extents_in(bytes: &[u8], parts: impl IntoIterator<Item = Range<u64>>, page: usize) -> Vec<Range<u64>> {
     let place = |address: u64| usize::try_from(address).map_or(bytes.len(), |address| address.min(bytes.len()));
     let mut extents: Vec<Range<usize>> = Vec::new();
     for part in parts {
@@ -330,6 +332,15 @@ mod tests {
         let (mut store, memory) = new_memory();
         image.map_over(&mut store, memory).unwrap();
         assert!(memory.data(&store) == bytes);
+    }
+
+    #[test]
+    fn the_extents_of_an_image_in_a_file_are_whole_pages_of_every_machine() {
+        let (bytes, _) = contents();
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Image::write(&directory.path().join("image"), &bytes).unwrap();
+        let unit = 64 << 10;
+        assert_eq!(layout.extents, [0..10 * unit, 3 << 20..4 << 20]);
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Stock {
     /// # Errors
     /// When the cache cannot be read.
     pub fn entries(&self) -> anyhow::Result<Vec<Entry>> {
-        let program = Templates::program_in(&self.cache)?;
+        let program = Templates::program_part();
         let mut entries = Vec::new();
         for usage in self.cache.entries()? {
             if let Some(kind) = Kind::of(&usage.name) {

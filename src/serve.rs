@@ -24,6 +24,7 @@ mod accept;
 mod encryption;
 mod end_point;
 mod hangups;
+mod inherited;
 mod listener;
 pub(crate) mod socket;
 mod tcp_table;

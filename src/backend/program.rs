@@ -67,14 +67,11 @@ impl Program {
         Ok(Self { backend, pristine, facts, libraries, compiler, _in_use: in_use })
     }
 
-    /// Everything that decides how a memory of this program looks: the artefact, the rewriter, the engine.
-    pub(crate) fn key(&self) -> String {
-        Self::key_with(&self.compiler)
-    }
-
-    /// As [`Program::key`], without loading anything.
-    pub(crate) fn key_with(compiler: &Compiler) -> String {
-        format!("{}-{}", sources::code_key(PGLITE_WASM.sha256), compiler.fingerprint())
+    /// Everything that decides how a memory of this program looks: the artefact, the rewriter, Wasmtime's version and
+    /// configuration. The processor does not, because no machine code is in a memory: a cache that was filled on one
+    /// machine, such as that in an image of a container, has its clusters and templates on another one.
+    pub(crate) fn key() -> String {
+        sources::code_key(PGLITE_WASM.sha256)
     }
 
     pub(crate) fn engine(&self) -> &Engine {

@@ -31,7 +31,11 @@ use crate::{
 };
 
 /// From this size on, new pages of zeros take less time than writing zeros.
-const LARGE: u32 = 1 << 20;
+pub(crate) const LARGE: u32 = 1 << 20;
+
+/// The main segment is made of whole units of this size, because the pages of a machine may be as large. It is that of
+/// WebAssembly's pages.
+pub(crate) const UNIT: u32 = 1 << 16;
 
 /// The unit of `st_blocks` (`inode(7)`).
 const BLOCK: u64 = 512;
@@ -189,8 +193,8 @@ fn next(file: &File, from: SeekFrom) -> anyhow::Result<Option<u64>> {
     }
 }
 
-/// Clears `length` bytes of `memory` at `address`, which is inside of it. If they are to be shared, whole pages become
-/// a region, which is returned.
+/// Clears `length` bytes of `memory` at `address`, which is inside of it. The first `shared` bytes from there on, whole
+/// pages, become a region, which is returned; those of them behind the others keep their contents.
 ///
 /// # Errors
 /// When the system has no memory, or allows no more mappings.
@@ -199,15 +203,19 @@ pub(crate) fn clear_mapping(
     memory: Memory,
     address: u32,
     length: u32,
-    is_shared: bool,
+    shared: u32,
 ) -> anyhow::Result<Option<Region>> {
-    let page = u32::try_from(page_size())?;
-    let whole = if address.is_multiple_of(page) { length - length % page } else { 0 };
+    let whole = whole_pages(address, length);
     let (mut region, mut mapped) = (None, 0);
-    if is_shared && whole > 0 {
-        let shared = Region::zeroed(&(address..address + whole))?;
+    if shared > 0 {
+        let shared = Region::zeroed(&(address..address.checked_add(shared).context("a mapping is too long")?))?;
+        let behind = address as usize + length as usize..address as usize + shared.length;
+        if let Some(kept) = memory.data(&*store).get(behind) {
+            shared.file.write_all_at(kept, length.into()).context("shared memory cannot be written")?;
+        }
         shared.map_over(store, memory)?;
-        (region, mapped) = (Some(shared), whole);
+        mapped = length.min(u32::try_from(shared.length)?);
+        region = Some(shared);
     } else if whole >= LARGE {
         map_zeros_over(store, memory, address, whole as usize)?;
         mapped = whole;
@@ -215,6 +223,14 @@ pub(crate) fn clear_mapping(
     let rest = (address + mapped) as usize..address as usize + length as usize;
     memory.data_mut(store).get_mut(rest).context("a mapping is outside of linear memory")?.fill(0);
     Ok(region)
+}
+
+/// How many of `length` bytes from `address` on are whole pages of this machine, if a page begins there.
+pub(crate) fn whole_pages(address: u32, length: u32) -> u32 {
+    let is_whole = (address as usize).is_multiple_of(page_size());
+    // A page is no larger than what is left.
+    let rest = u32::try_from(length as usize % page_size()).unwrap_or(length);
+    if is_whole { length - rest } else { 0 }
 }
 
 /// Replaces a mapped part of `memory` with private pages of zeros.
@@ -255,7 +271,9 @@ pub(crate) fn main_segment(memory: &[u8], mappings: Vec<Region>) -> anyhow::Resu
         let header = memory.get(region.address as usize..)?;
         let word = |offset: usize| Some(u32::from_le_bytes(*header.get(offset..)?.first_chunk()?));
         let (size, used) = (word(TOTAL_SIZE)?, word(FREE_OFFSET)?);
-        (word(0)? == MAGIC && size as usize == region.length && used <= size).then_some(used)
+        let length = u32::try_from(region.length).ok()?;
+        let is_size = size.checked_next_multiple_of(UNIT).is_some_and(|whole| (size..=whole).contains(&length));
+        (word(0)? == MAGIC && is_size && used <= size).then_some(used)
     };
     let segments = mappings.into_iter().filter_map(|region| Some((used(&region)?, region)));
     let main = segments.max_by_key(|(used, _)| *used);
@@ -287,25 +305,42 @@ mod tests {
         ] {
             for is_shared in [false, true] {
                 memory.data_mut(&mut store).fill(0xff);
-                let region = clear_mapping(&mut store, memory, address, length, is_shared).unwrap();
+                let whole = whole_pages(address, length);
+                let shared = if is_shared { whole } else { 0 };
+                let region = clear_mapping(&mut store, memory, address, length, shared).unwrap();
                 let (start, end) = (address as usize, (address + length) as usize);
                 let bytes = memory.data(&store);
                 let is_zero = |byte: &u8| *byte == 0;
                 assert!(bytes[start..end].iter().all(is_zero), "{address:#x} {length} {is_shared}");
                 assert!(!bytes[..start].iter().chain(&bytes[end..]).any(is_zero), "{address:#x} {length} {is_shared}");
-                let whole = if address.is_multiple_of(page) { length - length % page } else { 0 };
+                assert_eq!(whole, if address.is_multiple_of(page) { length - length % page } else { 0 });
                 let shared = region.map(|region| (region.address, region.length));
                 assert_eq!(shared, (is_shared && whole > 0).then_some((address, whole as usize)));
             }
         }
-        assert!(clear_mapping(&mut store, memory, end - page, 2 * page, false).is_err());
+        assert!(clear_mapping(&mut store, memory, end - page, 2 * page, 0).is_err());
+    }
+
+    #[test]
+    fn what_lies_behind_a_mapping_in_its_last_unit_is_kept_and_shared() {
+        let mut store = Store::new(&Engine::default(), ());
+        let memories = [(); 2].map(|()| Memory::new(&mut store, MemoryType::new(64, None)).unwrap());
+        memories[0].data_mut(&mut store).fill(0xff);
+        let length = SIZE - 8192;
+        let region = clear_mapping(&mut store, memories[0], SIZE, length, SIZE).unwrap().expect("it is shared");
+        SharedMemory::new(region, [], &Quota::unlimited()).map_over(&mut store, memories[1]).unwrap();
+        for memory in memories {
+            let bytes = &memory.data(&store)[SIZE as usize..2 * SIZE as usize];
+            let (cleared, kept) = bytes.split_at(length as usize);
+            assert!(cleared.iter().all(|byte| *byte == 0) && kept.iter().all(|byte| *byte == 0xff));
+        }
     }
 
     #[test]
     fn a_region_has_the_same_bytes_in_every_memory_that_it_is_mapped_over() {
         let mut store = Store::new(&Engine::default(), ());
         let memories = [(); 2].map(|()| Memory::new(&mut store, MemoryType::new(64, None)).unwrap());
-        let region = clear_mapping(&mut store, memories[0], SIZE, SIZE, true).unwrap().expect("it is shared");
+        let region = clear_mapping(&mut store, memories[0], SIZE, SIZE, SIZE).unwrap().expect("it is shared");
         memories[0].data_mut(&mut store)[SIZE as usize] = 7;
         SharedMemory::new(region, [], &Quota::unlimited()).map_over(&mut store, memories[1]).unwrap();
         assert_eq!(memories[1].data(&store)[SIZE as usize], 7);

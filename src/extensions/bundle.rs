@@ -56,14 +56,9 @@ impl Bundle {
     ///
     /// # Errors
     /// When it cannot be read, or was replaced after its hash was compared.
-    pub(super) fn of_package(
-        package: &'static Package,
-        path: &Path,
-        program: &Program,
-        cache: &Cache,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn of_package(package: &'static Package, path: &Path, cache: &Cache) -> anyhow::Result<Self> {
         let digest = package.bundle.sha256;
-        let unpacked = Unpacked::open(cache, digest, &program.key(), || {
+        let unpacked = Unpacked::open(cache, digest, &Program::key(), || {
             let archive = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
             // The comparison before may be one of another run of the program, and what is unpacked here stays.
             let found = hex_digest(&[&archive]);
@@ -82,7 +77,7 @@ impl Bundle {
     pub(super) fn of_file(path: &Path, program: &Program, cache: &Cache, others: &[Self]) -> anyhow::Result<Self> {
         let archive = fs::read(path).context("the file cannot be read")?;
         let digest = hex_digest(&[&archive]);
-        let unpacked = Unpacked::open(cache, &digest, &program.key(), || {
+        let unpacked = Unpacked::open(cache, &digest, &Program::key(), || {
             let tree = unpack(&archive)?;
             check(&tree, program)?;
             Ok(tree)

@@ -10,7 +10,7 @@ use wasmtime::{Caller, Linker, bail};
 
 use super::{Guest, memory};
 use crate::{
-    cluster::{Region, clear_mapping, map_zeros_over},
+    cluster::{LARGE, Region, UNIT, clear_mapping, map_zeros_over, whole_pages},
     fs::{Errno, Mapping},
     instrument::{HOOK_MODULE, Hook},
 };
@@ -19,6 +19,12 @@ const PROT_WRITE: u32 = 2;
 const MAP_PRIVATE: u32 = 2;
 /// The alignment of mappings: a page of WebAssembly's memory.
 const PAGE: u32 = 1 << 16;
+
+/// What lies between an anonymous mapping and the next chunk of `malloc`, at most: the C library's `struct map`, and the
+/// chunk's head.
+const BETWEEN: u32 = 64;
+/// How many chunks are tried until one follows a mapping: free ones elsewhere may come first.
+const ATTEMPTS: usize = 64;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap("env", "_mmap_js", map)?;
@@ -120,12 +126,39 @@ fn unmap(
 }
 
 /// Clears `length` bytes at `address`, which the C library has allocated for an anonymous mapping. If the guest is going
-/// to fork, its children may share the mapping.
+/// to fork, its children may share the mapping: the main segment.
 fn clear(mut caller: Caller<'_, Guest>, address: u32, length: u32) -> wasmtime::Result<()> {
     let memory = caller.data().memory()?;
     memory::read_bytes(memory.data(&caller), address, length)?;
-    let is_shared = caller.data().before_fork.is_some();
-    let region = clear_mapping(&mut caller, memory, address, length, is_shared);
+    let shared = match caller.data().before_fork {
+        Some(_) if length >= LARGE => shared_length(&mut caller, address, length)?,
+        Some(_) => whole_pages(address, length),
+        None => 0,
+    };
+    let region = clear_mapping(&mut caller, memory, address, length, shared);
     caller.data_mut().anonymous.extend(region.map_err(wasmtime::Error::from_anyhow)?);
     Ok(())
+}
+
+/// How many bytes from `address` on can be shared of a mapping of `length` bytes: whole units, so that it does not depend
+/// on the size of this machine's pages. PostgreSQL's main segment need not end with a unit, and what `malloc` allocates
+/// behind it would then be shared as well; so that memory is allocated here, and never freed.
+fn shared_length(caller: &mut Caller<'_, Guest>, address: u32, length: u32) -> wasmtime::Result<u32> {
+    let Some(whole) = length.checked_next_multiple_of(UNIT).filter(|_| address.is_multiple_of(UNIT)) else {
+        return Ok(whole_pages(address, length));
+    };
+    let (Some(end), Some(allocate)) = (address.checked_add(length), caller.data().exports()?.memalign.clone()) else {
+        return Ok(whole_pages(address, length));
+    };
+    if whole == length {
+        return Ok(whole);
+    }
+    for _ in 0..ATTEMPTS {
+        let chunk = allocate.call(&mut *caller, (16, UNIT))?;
+        if (end..=end + BETWEEN).contains(&chunk) {
+            return Ok(whole);
+        }
+    }
+    tracing::debug!(address, length, "no memory follows the main segment");
+    Ok(whole_pages(address, length))
 }

@@ -19,13 +19,19 @@ use rustix::{
     process::umask,
 };
 
-use super::tls::Tls;
+use super::{
+    inherited::{self, Inherited},
+    tls::Tls,
+};
 use crate::serve::socket::SocketClient;
 
 /// The prefix that libpq expects in the name of a socket in a directory; the port number follows.
 const SOCKET_PREFIX: &str = ".s.PGSQL.";
 /// The port number that libpq uses by default.
 const DEFAULT_PORT: &str = "5432";
+
+/// The address that stands for the sockets of systemd's.
+const SYSTEMD: &str = "systemd";
 
 /// The number of attempts to find a port that is free on all addresses of a name.
 const ATTEMPTS: usize = 20;
@@ -43,8 +49,8 @@ enum Socket {
 /// The file of a unix socket.
 struct SocketFile {
     path: PathBuf,
-    /// Device and inode, to recognise a file that was replaced.
-    identity: (u64, u64),
+    /// Device and inode, to recognise a file that was replaced; `None` if the file is systemd's.
+    identity: Option<(u64, u64)>,
 }
 
 /// A connection that was accepted.
@@ -65,7 +71,8 @@ impl Accepted {
 
 impl Listener {
     /// Listens on `HOST:PORT`, on all addresses of that host, or on `unix:PATH`. If the path is a directory, the
-    /// socket is `.s.PGSQL.5432` in it, where libpq looks. `socket_mode` are the permissions of its file; without, the
+    /// socket is `.s.PGSQL.5432` in it, where libpq looks. `systemd` stands for the sockets of a socket unit, with which
+    /// this process was started. `socket_mode` are the permissions of its file; without, the
     /// process' umask decides.
     ///
     /// # Errors
@@ -74,7 +81,31 @@ impl Listener {
         match listen.strip_prefix("unix:") {
             Some(path) => Self::bind_unix(Path::new(path), socket_mode),
             None if socket_mode.is_some() => bail!("--socket-mode is for --listen unix:PATH"),
+            None if listen == SYSTEMD => Self::inherit(),
             None => Self::bind_tcp(listen),
+        }
+    }
+
+    fn inherit() -> anyhow::Result<Self> {
+        let cannot = "a socket of systemd's cannot be used";
+        match inherited::take()? {
+            Inherited::Tcp(listeners) => {
+                let prepare = |listener: TcpListener| -> io::Result<_> {
+                    listener.set_nonblocking(true)?;
+                    let address = listener.local_addr()?;
+                    Ok((listener, address))
+                };
+                let listeners: io::Result<_> = listeners.into_iter().map(prepare).collect();
+                Ok(Self(Socket::Tcp(listeners.context(cannot)?)))
+            }
+            Inherited::Unix(listener) => {
+                listener.set_nonblocking(false).context(cannot)?;
+                let address = listener.local_addr().context(cannot)?;
+                let path =
+                    address.as_pathname().context("a socket of systemd's has no path: give ListenStream= one")?;
+                let file = SocketFile { path: path.to_owned(), identity: None };
+                Ok(Self(Socket::Unix(listener, file)))
+            }
         }
     }
 
@@ -114,7 +145,7 @@ impl Listener {
         })?;
         let identity =
             identity(&path).with_context(|| format!("the attributes of {} cannot be read", path.display()))?;
-        Ok(Self(Socket::Unix(listener, SocketFile { path, identity })))
+        Ok(Self(Socket::Unix(listener, SocketFile { path, identity: Some(identity) })))
     }
 
     /// Waits for a client.
@@ -169,7 +200,7 @@ impl Listener {
 impl SocketFile {
     /// Removes it, unless it was replaced or removed.
     fn remove(&self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+        if self.identity.is_some_and(|own| identity(&self.path).is_ok_and(|identity| identity == own))
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "the socket file was not removed");

@@ -27,7 +27,6 @@ use super::{
 use crate::{
     backend::{Backend, program::Program},
     engine::{
-        Compiler,
         artefact::{Artefact, PGLITE_DATA, PGLITE_JS},
         cache::{Cache, InUse, Lock},
         on_wasm_stack, spinner,
@@ -400,13 +399,12 @@ impl Templates {
 
     /// Identifies everything that a template depends on, besides its recipe or files.
     fn key(&self) -> String {
-        format!("{}-{}", hex_digest(&[self.icu.digest()]), sources::contents_key(&self.program.key()))
+        format!("{}-{}", hex_digest(&[self.icu.digest()]), sources::contents_key(&Program::key()))
     }
 
     /// The last part of the key with which this program's templates are labelled. It does not depend on the ICU data.
-    /// Loads nothing.
-    pub(crate) fn program_in(cache: &Cache) -> anyhow::Result<String> {
-        Ok(sources::contents_key(&Program::key_with(&Compiler::new(cache.clone())?)))
+    pub(crate) fn program_part() -> String {
+        sources::contents_key(&Program::key())
     }
 }
 

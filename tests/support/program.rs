@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    os::fd::OwnedFd,
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -43,7 +44,18 @@ impl Program {
         Self::run(command, arguments)
     }
 
-    fn run(mut command: Command, arguments: &[&str]) -> Self {
+    /// Runs it with these arguments as systemd does that has opened `socket` for it.
+    pub fn spawn_activated(socket: OwnedFd, arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec env LISTEN_FDS=1 LISTEN_PID=$$ \"$@\" 3<&0 < /dev/null", "sh", PROGRAM]);
+        Self::run_with(command, Stdio::from(socket), arguments)
+    }
+
+    fn run(command: Command, arguments: &[&str]) -> Self {
+        Self::run_with(command, Stdio::piped(), arguments)
+    }
+
+    fn run_with(mut command: Command, stdin: Stdio, arguments: &[&str]) -> Self {
         // One cache for all tests, so that only the first test compiles.
         let cache = ["--cache-dir", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache")];
         let cache: &[&str] = if arguments.contains(&cache[0]) { &[] } else { &cache };
@@ -52,7 +64,7 @@ impl Program {
             .args(cache)
             .args(arguments)
             .env("PGLITE_PORT_LOG", "info")
-            .stdin(Stdio::piped())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
