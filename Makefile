@@ -61,6 +61,20 @@ dist: toolchain $(PGLITE) ## an archive of the program for each architecture in 
 dist-check: toolchain $(PGLITE) ## make the archives again in a clone elsewhere, and compare them byte for byte
 	.ci/dist-check $(TARGETS)
 
+.PHONY: image
+image: ## a container's image of this machine's archive, with a warm cache, in target/dist
+	.ci/image "$$(ls -t target/dist/pglite-port-*-$$(uname -m)-unknown-linux-gnu.tar.gz | head -n 1)"
+
+.PHONY: test-arm64
+test-arm64: ## the arm64 archive under QEMU's emulator, also with pages of 16 and 64 KiB (some minutes)
+	.ci/dist-arm64-test
+	.ci/dist-arm64-test 16384
+	.ci/dist-arm64-test 65536
+
+.PHONY: packaging-check
+packaging-check: ## the units of systemd and the objects of Kubernetes in packaging/, checked offline
+	.ci/packaging-check
+
 .PHONY: test
 test: lint test-rust test-elixir ## everything: formatting, lints, documentation, tests of both languages
 
