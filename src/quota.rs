@@ -219,6 +219,11 @@ impl Held {
         &self.quota
     }
 
+    /// How many bytes are counted.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Whether there is room for `more` of them. If not, the log says so.
     pub(crate) fn has_room(&self, more: u64, need: Need) -> bool {
         self.quota.has_room(self.resource, more, need)

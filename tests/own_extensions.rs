@@ -18,11 +18,12 @@ use pglite_port::{
 use support::{
     cache,
     extension::{archive, pglite},
-    library::{body, with_functions},
+    library::{ADDRESS, BASES, NOTHING, NUMBER, THREE, body, with_functions, with_imports},
     local::{Connect, Local},
     peer::Peer,
     program::Program,
     server::Server,
+    session::errors,
 };
 use tempfile::TempDir;
 use wasm_encoder::{
@@ -265,4 +266,61 @@ fn names_in_an_archive_may_begin_with_the_current_directory() {
     let mut session = Local::connect(&connections, Connect::default()).0;
     session.values("create extension own_dotted");
     assert_eq!(session.values("select own_dotted_answer()"), ["7"]);
+}
+
+/// A library as a compiler makes it of C++: it throws a `std::bad_cast`, gives up, and calls a function of the C library
+/// that PGlite does not export.
+fn library_in_cxx() -> Vec<u8> {
+    let imports = [
+        ("env", "__cxa_allocate_exception", NUMBER),
+        ("env", "_ZNSt8bad_castC1Ev", NUMBER),
+        ("env", "__cxa_throw", THREE),
+        ("env", "abort", NOTHING),
+        ("env", "islower", NUMBER),
+        ("GOT.mem", "_ZTISt8bad_cast", ADDRESS),
+        ("GOT.func", "_ZNSt8bad_castD1Ev", ADDRESS),
+    ];
+    let throws = [
+        Instruction::I32Const(4),
+        Instruction::Call(0),
+        Instruction::LocalTee(0),
+        Instruction::Call(1),
+        Instruction::GlobalGet(BASES),
+        Instruction::GlobalGet(BASES + 1),
+        Instruction::Call(2),
+        Instruction::I32Const(0),
+    ];
+    let gives_up = [Instruction::Call(3), Instruction::I32Const(0)];
+    let answer = [Instruction::I32Const('a' as i32), Instruction::Call(4)];
+    with_imports(&imports, &[("own_throws", &throws), ("own_gives_up", &gives_up), ("own_answer", &answer)])
+}
+
+#[test]
+fn a_library_in_cxx_has_its_runtime_and_its_exceptions_are_sql_errors_also_in_clones() {
+    let files = Files::of("own", 0);
+    let script = ["throws", "gives_up", "answer"]
+        .map(|name| format!("create function own_{name}() returns int language c as '$libdir/own';"))
+        .concat();
+    let (script, library) = ((files.script.0, script.into_bytes()), (files.library.0, library_in_cxx()));
+    let (_directory, path) = bundle(&Files { control: files.control, script, library }.archive());
+    let (_, connections) = open(&[&path]);
+    let mut origin = Local::connect(&connections, Connect::default()).0;
+    origin.values("create extension own");
+    let check = |session: &mut Local| {
+        let answer = session.query("select own_throws()");
+        assert_eq!(errors(&answer), ["XX000"]);
+        let error = answer.iter().find(|message| message.kind == b'E').expect("an error").fields();
+        assert_eq!(
+            (error[&'M'].as_str(), error[&'D'].as_str()),
+            ("std::bad_cast", "It is a C++ exception of the class std::bad_cast.",)
+        );
+        assert_eq!(errors(&session.query("select own_gives_up()")), ["53200"]);
+        assert_eq!(session.values("select own_answer()"), ["1"]);
+    };
+    check(&mut origin);
+    origin.freeze("with a library in C++");
+    for _ in 0..2 {
+        let connect = Connect { template: Some("with a library in C++"), ..Connect::default() };
+        check(&mut Local::connect(&connections, connect).0);
+    }
 }

@@ -203,3 +203,41 @@ fn its_other_extensions_do_what_they_are_for() {
     let other = Peer::connect(&server);
     assert_eq!(other.value("select topology.getnodebypoint('city', 'SRID=4326;POINT(1 2)'::geometry, 0) is null"), "f");
 }
+
+/// Statements that each fail in GEOS and lose the more memory the more points a circle has; `count` of them.
+fn many_exceptions(count: u32, points: u32) -> String {
+    format!(
+        "do $$ declare circle geometry := st_buffer('POINT(0.5 0.5)'::geometry, 0.4, {points}); begin \
+         for i in 1..{count} loop \
+         begin perform st_intersection('POLYGON((0 0,1 1,1 0,0 1,0 0))'::geometry, st_collect(circle, st_scale(circle, 2, 1))); \
+         exception when internal_error then null; end; end loop; end $$"
+    )
+}
+
+#[test]
+fn memory_that_its_code_does_not_get_is_an_error_of_the_statement() {
+    let pglite = with_postgis();
+    let server = server(pglite.path(), &["--mode", "shared", "--cluster-memory-limit", "250MB"]);
+    let [peer, other] = [(); 2].map(|()| Peer::connect(&server));
+    peer.run("create extension postgis");
+    other.run("create temporary table t (a int)");
+    assert_eq!(peer.fail(&many_exceptions(100_000, 300)), "53200");
+    assert_eq!(peer.value("select 1"), "1");
+    assert_eq!(other.value("select count(*) from t"), "0", "the cluster has not been started again");
+}
+
+#[test]
+fn a_session_that_exceptions_have_cost_much_memory_ends_and_no_other_one_does() {
+    let pglite = with_postgis();
+    let server = server(pglite.path(), &["--mode", "shared"]);
+    let [peer, other] = [(); 2].map(|()| Peer::connect(&server));
+    peer.run("create extension postgis");
+    other.run("create temporary table t (a int)");
+    peer.send(&many_exceptions(100_000, 300));
+    let failure = peer.answer().expect_err("it ends");
+    assert!(failure.has_ended, "{failure:?}");
+    assert_eq!(failure.sqlstate(), "53200");
+    assert!(failure.field('M').contains("exceptions in C++: connect again"), "{failure:?}");
+    assert_eq!(other.value("select count(*) from t"), "0");
+    assert_eq!(Peer::connect(&server).fail(INVALID), "XX000");
+}

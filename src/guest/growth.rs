@@ -34,6 +34,11 @@ impl Growth {
         self.beginning = Some(size);
     }
 
+    /// What they have grown by, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.held.bytes()
+    }
+
     /// What is counted, and may be used.
     pub(super) fn quota(&self) -> &Arc<Quota> {
         self.held.quota()

@@ -111,6 +111,8 @@ pub(crate) struct Guest {
     alone_since: Option<u64>,
     /// What its memory and its table have grown by.
     pub(crate) growth: Growth,
+    /// What exceptions of C++ have cost it.
+    lost: cxx::Lost,
     /// The size of the linear memory in bytes, for other threads; 0 before the instance is complete.
     pub(crate) memory_size: Arc<AtomicUsize>,
     /// The start of the host's last call into it on the native stack.
@@ -177,6 +179,7 @@ impl Guest {
             is_idle: false,
             alone_since: None,
             growth,
+            lost: cxx::Lost::default(),
             memory_size: Arc::default(),
         })
     }

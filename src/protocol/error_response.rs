@@ -22,6 +22,8 @@ pub mod sqlstate {
     pub const INVALID_AUTHORIZATION_SPECIFICATION: &str = "28000";
     /// `insufficient_resources`
     pub const INSUFFICIENT_RESOURCES: &str = "53000";
+    /// `out_of_memory`
+    pub const OUT_OF_MEMORY: &str = "53200";
     /// A file cannot grow.
     pub const DISK_FULL: &str = "53100";
     /// `invalid_catalog_name`

@@ -3,14 +3,25 @@
 use wasm_encoder::{
     BlockType, CodeSection, ConstExpr, CustomSection, DataSection, ElementSection, Elements, Encode, EntityType,
     ExportKind, ExportSection, Function, FunctionSection, GlobalSection, GlobalType, HeapType, ImportSection,
-    Instruction, MemArg, MemorySection, MemoryType, Module, RefType, StartSection, TableSection, TableType,
-    TypeSection, ValType,
+    Instruction, MemArg, MemorySection, MemoryType, Module, RefType, StartSection, TableSection, TableType, TypeSection,
+    ValType,
 };
 
 use super::power::Dice;
 
 /// The index of the first function, after the two about the library.
 pub const FIRST: u32 = 2;
+
+/// Types of imported functions: from a number to a number, three numbers to nothing, nothing to nothing, two numbers to a
+/// number.
+pub const NUMBER: EntityType = EntityType::Function(1);
+pub const THREE: EntityType = EntityType::Function(2);
+pub const NOTHING: EntityType = EntityType::Function(3);
+pub const TWO: EntityType = EntityType::Function(4);
+/// The type of an imported address, which is the global after [`BASES`] and those before it.
+pub const ADDRESS: EntityType = EntityType::Global(GlobalType { val_type: ValType::I32, mutable: true, shared: false });
+/// The number of the globals of every library.
+pub const BASES: u32 = 2;
 
 /// A library with these functions, each by its name in SQL and what it does (`src/include/fmgr.h`).
 pub fn with_functions(functions: &[(&str, &[Instruction<'static>])]) -> Vec<u8> {
@@ -19,19 +30,10 @@ pub fn with_functions(functions: &[(&str, &[Instruction<'static>])]) -> Vec<u8> 
 
 /// A library whose function `keep` takes the lock `AddinShmemInitLock`, which is the one of number 21, and runs for ever.
 pub fn that_keeps_a_lock() -> Vec<u8> {
-    let locks = GlobalType { val_type: ValType::I32, mutable: true, shared: false };
-    let imports = [
-        // LWLock * and LWLockMode to bool.
-        ("env", "LWLockAcquire", EntityType::Function(2)),
-        ("GOT.mem", "MainLWLockArray", EntityType::Global(locks)),
-    ];
-    // Behind the two globals of every library.
-    let array = 2;
-    let load = Instruction::I32Load(MemArg { offset: 0, align: 2, memory_index: 0 });
     // LWLockPadded has 128 bytes (`src/include/storage/lwlock.h`), and LW_EXCLUSIVE is 0.
     let keep = [
-        Instruction::GlobalGet(array),
-        load,
+        Instruction::GlobalGet(BASES),
+        Instruction::I32Load(MemArg { offset: 0, align: 2, memory_index: 0 }),
         Instruction::I32Const(21 * 128),
         Instruction::I32Add,
         Instruction::I32Const(0),
@@ -42,44 +44,42 @@ pub fn that_keeps_a_lock() -> Vec<u8> {
         Instruction::End,
         Instruction::Unreachable,
     ];
+    let imports = [("env", "LWLockAcquire", TWO), ("GOT.mem", "MainLWLockArray", ADDRESS)];
     with_imports(&imports, &[("keep", &keep)])
 }
 
-/// As [`with_functions`], with these imports, whose functions come before those of the library and have two numbers and
-/// a result (type 2).
-fn with_imports(
-    more: &[(&'static str, &'static str, EntityType)],
-    functions: &[(&str, &[Instruction<'static>])],
-) -> Vec<u8> {
-    let imported = more.iter().filter(|(.., kind)| matches!(kind, EntityType::Function(_))).count();
-    let imported = u32::try_from(imported).expect("few");
+/// As [`with_functions`], with imports by space and name. Imported functions come before all others.
+pub fn with_imports(imported: &[(&str, &str, EntityType)], functions: &[(&str, &[Instruction<'static>])]) -> Vec<u8> {
     let mut module = Module::new();
     // Subsection 1 (memory information), 4 bytes: size 128, alignment 2^2, no table.
     module.section(&CustomSection { name: "dylink.0".into(), data: (&[1_u8, 5, 0x80, 0x01, 2, 0, 0][..]).into() });
     let mut types = TypeSection::new();
     types.ty().function([], [ValType::I32]);
     types.ty().function([ValType::I32], [ValType::I32]);
-    types.ty().function([ValType::I32, ValType::I32], [ValType::I32]);
+    types.ty().function([ValType::I32; 3], []);
+    types.ty().function([], []);
+    types.ty().function([ValType::I32; 2], [ValType::I32]);
     module.section(&types);
     let base = EntityType::Global(GlobalType { val_type: ValType::I32, mutable: false, shared: false });
     let mut imports = ImportSection::new();
     imports.import("env", "memory", memory(1)).import("env", "__indirect_function_table", table(1));
     imports.import("env", "__memory_base", base).import("env", "__table_base", base);
-    for (module, name, kind) in more {
-        imports.import(module, name, *kind);
+    let mut first = 0;
+    for (space, name, ty) in imported {
+        imports.import(space, name, *ty);
+        first += u32::from(matches!(ty, EntityType::Function(_)));
     }
     module.section(&imports);
     let mut defined = FunctionSection::new();
     defined.function(0).function(0);
     let mut exports = ExportSection::new();
-    exports.export("Pg_magic_func", ExportKind::Func, imported);
+    exports.export("Pg_magic_func", ExportKind::Func, first);
     let mut code = CodeSection::new();
     code.function(&body(&[Instruction::GlobalGet(0)]));
     code.function(&body(&[Instruction::GlobalGet(0), Instruction::I32Const(64), Instruction::I32Add]));
-    for (index, (name, instructions)) in (imported + FIRST..).zip(functions) {
+    for (index, (name, instructions)) in (first + FIRST..).zip(functions) {
         defined.function(1);
-        exports.export(name, ExportKind::Func, index);
-        exports.export(&format!("pg_finfo_{name}"), ExportKind::Func, imported + 1);
+        exports.export(name, ExportKind::Func, index).export(&format!("pg_finfo_{name}"), ExportKind::Func, first + 1);
         code.function(&body(instructions));
     }
     module.section(&defined).section(&exports).section(&code);

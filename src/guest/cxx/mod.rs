@@ -14,12 +14,15 @@
 //! * `data`: bytes, and the pointers in them
 //! * `module`: the side module
 //! * `thrown`: what happens to an exception
+//! * `lost`: the memory that exceptions cost a session
 
 mod classes;
 mod data;
+mod lost;
 mod module;
 mod thrown;
 
+pub(super) use lost::Lost;
 pub(super) use module::{SYMBOLS, wasm};
 pub(super) use thrown::{FUNCTIONS, add_to_linker};
 

@@ -33,15 +33,17 @@ pub(in crate::guest) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::R
         "env",
         "__cxa_throw",
         |mut caller: Caller<'_, Guest>, object: u32, info: u32, destructor: u32| -> wasmtime::Result<()> {
-            let Thrown { class, message } = Thrown::read(&mut caller, object, info)?;
+            let thrown = Thrown::read(&mut caller, object, info)?;
             // Nobody can catch it, so that this is the end of its life.
             destroy(&mut caller, object, destructor)?;
-            let detail = message.is_some().then(|| format!("It is a C++ exception of the class {class}."));
-            let message = message.unwrap_or_else(|| format!("a C++ exception of the type {class}"));
-            // As the errors that PostGIS raises itself for those of its libraries.
-            Err(report::error_with_detail(&mut caller, sqlstate::INTERNAL_ERROR, &message, detail.as_deref()))
+            Err(raise(&mut caller, thrown))
         },
     )?;
+    // What a library calls; PGlite's own code has a function of this name, which ends the guest.
+    linker.func_wrap("env", "abort", |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
+        let detail = "A library has called abort(), as code in C++ does when it gets no memory.";
+        Err(report::error_with_detail(&mut caller, sqlstate::OUT_OF_MEMORY, "out of memory", Some(detail)))
+    })?;
     linker.func_wrap("env", "_ZSt9terminatev", |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
         Err(report::error(&mut caller, sqlstate::INTERNAL_ERROR, "code in C++ has called std::terminate()"))
     })?;
@@ -53,6 +55,23 @@ pub(in crate::guest) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::R
     linker.func_wrap("env", "__cxa_thread_atexit", |_destructor: u32, _object: u32, _library: u32| 0_i32)?;
     linker.func_wrap("env", "_ZSt15get_new_handlerv", || 0_u32)?;
     Ok(())
+}
+
+/// Raises the SQL error for an exception. One of too many ends the session.
+fn raise(caller: &mut Caller<'_, Guest>, Thrown { class, message }: Thrown) -> wasmtime::Error {
+    let detail = message.is_some().then(|| format!("It is a C++ exception of the class {class}."));
+    let message = message.unwrap_or_else(|| format!("a C++ exception of the type {class}"));
+    let guest = caller.data_mut();
+    let too_much = guest.lost.count(guest.growth.bytes());
+    // A session that has its cluster alone would take that with it. It has a limit of memory, which is an error.
+    if let (Some((exceptions, bytes)), true) = (too_much, guest.seat.is_some()) {
+        let lost = bytes >> 20;
+        let end =
+            format!("this session has lost {lost} MiB of memory to {exceptions} exceptions in C++: connect again");
+        return report::fatal(caller, sqlstate::OUT_OF_MEMORY, &end, Some(&format!("The last one: {message}")));
+    }
+    // As the errors that PostGIS raises itself for those of its libraries.
+    report::error_with_detail(caller, sqlstate::INTERNAL_ERROR, &message, detail.as_deref())
 }
 
 /// An exception.
