@@ -8,6 +8,7 @@ use std::{
 };
 
 use pglite_port::{
+    administration::{Administration, ClusterOrigin, NewCluster},
     connection::Connections,
     databases::{Databases, Paths, Settings},
     log::LogSink,
@@ -18,6 +19,7 @@ use support::{
     local::{Connect, Local},
     peer::Peer,
     server::{Server, text},
+    session::errors,
 };
 use tempfile::TempDir;
 
@@ -162,23 +164,28 @@ fn a_cluster_in_a_directory_has_it_after_a_restart_and_says_when_it_is_missing()
 }
 
 #[test]
-fn clones_of_a_template_have_it_loaded() {
+fn clones_and_clusters_of_a_template_and_branches_have_it() {
     let pglite = with_postgis();
     let pglite = Some(pglite.path().to_owned());
     let paths = Paths { cache: Some(cache::shared()), pglite, ..Paths::default() };
     let opened = Databases::open(&paths, Mode::Isolated, Settings::default(), LogSink::to_own_log());
-    let connections = Arc::new(Connections::new(Arc::new(opened.expect("databases"))));
+    let databases = Arc::new(opened.expect("databases"));
+    let connections = Arc::new(Connections::new(databases.clone()));
     let mut origin = Local::connect(&connections, Connect::default()).0;
     origin.values("create extension postgis");
     origin.values(POINTS);
     try_all(|query| origin.values(query).concat());
     origin.freeze("with postgis");
-    for _ in 0..2 {
-        let connect = Connect { template: Some("with postgis"), ..Connect::default() };
-        let mut clone = Local::connect(&connections, connect).0;
-        assert_eq!(clone.values(IN_BOX), [(201 * 51).to_string()]);
-        assert_eq!(support::session::errors(&clone.query(INVALID)), ["XX000"]);
-        try_all(|query| clone.values(query).concat());
+    let connect = Connect { template: Some("with postgis"), ..Connect::default() };
+    let of = |origin| databases.create_cluster(NewCluster { origin, ..NewCluster::default() }).expect("a cluster").name;
+    let cluster = of(ClusterOrigin::Template("with postgis".to_owned()));
+    let branch = of(ClusterOrigin::Branch(cluster.clone()));
+    let clones = [(); 2].map(|()| Local::connect(&connections, connect).0);
+    let sessions = [&cluster, &cluster, &branch].map(|name| Local::connect_to(&connections, name));
+    for mut session in clones.into_iter().chain(sessions) {
+        assert_eq!(session.values(IN_BOX), [(201 * 51).to_string()]);
+        assert_eq!(errors(&session.query(INVALID)), ["XX000"]);
+        try_all(|query| session.values(query).concat());
     }
 }
 
