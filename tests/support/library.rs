@@ -3,8 +3,8 @@
 use wasm_encoder::{
     BlockType, CodeSection, ConstExpr, CustomSection, DataSection, ElementSection, Elements, Encode, EntityType,
     ExportKind, ExportSection, Function, FunctionSection, GlobalSection, GlobalType, HeapType, ImportSection,
-    Instruction, MemArg, MemorySection, MemoryType, Module, RefType, StartSection, TableSection, TableType, TypeSection,
-    ValType,
+    Instruction, MemArg, MemorySection, MemoryType, Module, RefType, StartSection, TableSection, TableType,
+    TypeSection, ValType,
 };
 
 use super::power::Dice;
