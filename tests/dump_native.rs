@@ -1,0 +1,90 @@
+//! Dumps of an installed PostgreSQL, which is another version with 64 bits, run here, and the way back.
+
+mod support;
+
+#[path = "../benches/support/native.rs"]
+mod native;
+
+use std::process::Command;
+
+use native::Native;
+use postgres::{Client, NoTls};
+use support::{
+    place::Place,
+    program::Program,
+    server::{Server, rows},
+};
+
+/// Rows of many types, with values at their limits, and large objects.
+const SQL: &str = r#"
+create extension hstore;
+create type mood as enum ('sad', 'it''s fine', 'ünïcode');
+create table everything (
+    id bigint primary key generated always as identity, n numeric, f4 real, f8 double precision, at timestamptz, d date,
+    span interval, b bytea, t text, words text[], nested int[][], j jsonb, h hstore, u uuid, net cidr, mac macaddr,
+    bits bit varying(9), range int4range, ranges datemultirange, at_point point, feels mood, search tsvector, money money);
+insert into everything (n, f4, f8, at, d, span, b, t, words, nested, j, h, u, net, mac, bits, range, ranges, at_point,
+        feels, search, money)
+    values ('NaN', '-Infinity', 1e-307, 'infinity', '4713-01-01 BC', '-1 year 2 mons -3 days 04:05:06.789', '\x00ff5c0a',
+            E'tab\t newline\n backslash\\ \\. quote'' €', array['a,b', null, '', 'NULL', E'\\'], '{{1,2},{3,4}}',
+            '{"a": [1, 2.50, null, "\u00e9"]}', 'a=>1, b=>NULL', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '10.1.0.0/16',
+            '08:00:2b:01:02:03', B'10101', '[1,)', '{[2020-01-01,2020-02-01)}', '(1.5,-2)', 'ünïcode', 'fat:2 cat:3A', 12.34),
+        (-123456789012345678901234567890.0123456789, 3.4e38, 0.1, '2026-11-27 12:00:00.123456+02', '5874897-12-31', null, '',
+            '', '{}', null, 'null', '', null, '::1/128', null, '', 'empty', '{}', null, 'sad', '', null);
+insert into everything (n, f8, t) select i / 7::numeric, sqrt(i), repeat(chr(32 + i % 90), i % 300)
+    from generate_series(1, 5000) i;
+create table parts (k int, v text) partition by range (k);
+create table parts_low partition of parts for values from (0) to (1000);
+create table parts_rest partition of parts default;
+insert into parts select i * 7 % 3000, md5(i::text) from generate_series(1, 3000) i;
+create index on parts (k, lower(v));
+create view sums as select k % 10 as digit, count(*) as many from parts group by 1;
+create materialized view kept as select * from sums with data;
+create function twice(int) returns int language plpgsql as $$begin return 2 * $1; end$$;
+create sequence numbers start 42 increment 3;
+select nextval('numbers'), nextval('numbers');
+select lo_from_bytea(77, decode(repeat('00ff', 5000), 'hex'));
+"#;
+
+/// What has to be the same everywhere.
+const QUERIES: [&str; 8] = [
+    "select md5(string_agg(e::text, '|' order by id)), count(*) from everything e",
+    "select tableoid::regclass, count(*), md5(string_agg(p::text, '|' order by k, v)) from parts p group by 1 order by 1",
+    "select md5(string_agg(k::text, '|' order by digit)) from kept k",
+    "select loid, pageno, md5(data) from pg_largeobject order by 1, 2",
+    "select last_value, is_called, twice(21) from numbers",
+    "select count(*), md5(string_agg(a::text, ';' order by aid)) from pgbench_accounts a",
+    "select indexdef from pg_indexes where schemaname = 'public' order by 1",
+    "select conname, pg_get_constraintdef(oid) from pg_constraint where connamespace = 'public'::regnamespace and contype <> 'n' \
+     order by 1",
+];
+
+fn answers(client: &mut Client) -> Vec<Vec<String>> {
+    QUERIES.iter().map(|query| rows(client, query)).collect()
+}
+
+#[test]
+fn a_dump_of_an_installed_postgresql_has_the_same_rows_here_and_back_there() {
+    let (native, server, place) = (Native::start(&[]), Server::shared(), Place::new());
+    let mut origin = native.config().connect(NoTls).expect("a session");
+    origin.batch_execute(SQL).expect("tables");
+    let made = Command::new("pgbench").args(["-i", "-q", &native.url]).output().expect("pgbench");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let expected = answers(&mut origin);
+    assert!(expected.iter().all(|rows| !rows.is_empty()), "{expected:?}");
+
+    let file = place.text("dump.sql");
+    Program::succeed(&["dump", &native.url, "--file", &file]);
+    Program::succeed(&["run", &file, &server.url, "--single-transaction"]);
+    assert_eq!(answers(&mut server.connect()), expected);
+
+    Program::succeed(&["dump", &server.url, "--file", &file]);
+    origin.batch_execute("create database copy").expect("a database");
+    let copy = native.url.replace("/postgres", "/copy");
+    // An older PostgreSQL does not know every setting that a newer one writes at the beginning.
+    let (status, _, said) = Program::spawn(&["run", &file, &copy, "--on-error=continue"]).output();
+    let errors: Vec<&str> = said.lines().filter(|line| line.contains(": ERROR: ")).collect();
+    assert!(errors.iter().all(|error| error.contains("unrecognized configuration parameter")), "{said}");
+    assert_eq!(status, Some(if errors.is_empty() { 0 } else { 3 }), "{said}");
+    assert_eq!(answers(&mut native.config().dbname("copy").connect(NoTls).expect("a session")), expected);
+}
