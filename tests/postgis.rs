@@ -190,6 +190,18 @@ fn clones_and_clusters_of_a_template_and_branches_have_it() {
 }
 
 #[test]
+fn a_cluster_that_has_loaded_it_when_it_started_has_it_in_every_session() {
+    let pglite = with_postgis();
+    let server = server(pglite.path(), &["--mode", "shared", "--set", "shared_preload_libraries=postgis-3"]);
+    let peer = Peer::connect(&server);
+    peer.run("create extension postgis");
+    for session in [peer, Peer::connect(&server)] {
+        try_all(|query| session.value(query));
+        assert_eq!(session.fail(INVALID), "XX000");
+    }
+}
+
+#[test]
 fn its_other_extensions_do_what_they_are_for() {
     let pglite = with_postgis();
     let server = server(pglite.path(), &["--mode", "shared"]);
