@@ -47,9 +47,14 @@ defmodule PgliteEx.ArchiveTest do
     assert ["pg_dump", "psql"] = directory |> Path.join("priv/bin") |> File.ls!() |> Enum.sort()
 
     # Another one replaces it, directories included.
-    archive = archive!(directory, "echo pglite-port 0.2.0", [{"pglite/pglite.wasm", "new"}])
+    archive = archive!(directory, "echo pglite-port 0.1.0", [{"pglite/pglite.wasm", "new"}])
     File.write!(Path.join(directory, "priv/pglite/old"), "")
-    assert {:ok, "pglite-port 0.2.0"} = install(archive, nil, directory)
+    # A run that was killed has left this.
+    left = Path.join(directory, "priv/.archive.123")
+    File.mkdir_p!(left)
+    File.touch!(left, System.os_time(:second) - 7200)
+    assert {:ok, "pglite-port 0.1.0"} = install(archive, nil, directory)
+    refute File.exists?(left)
     assert File.ls!(Path.join(directory, "priv/pglite")) == ["pglite.wasm"]
   end
 
@@ -150,10 +155,61 @@ defmodule PgliteEx.ArchiveTest do
     assert sentence =~ "http://localhost:1/a.tar.gz cannot be reached: connection refused"
   end
 
+  test "runs at the same time do not disturb each other", %{tmp_dir: directory} do
+    archive =
+      archive!(directory, "echo pglite-port 0.1.0", [{"pglite/pglite.wasm", "w"}, {"code/x", "x"}])
+
+    1..8
+    |> Task.async_stream(fn _ -> install(archive, nil, directory) end, max_concurrency: 8)
+    |> Enum.each(&assert {:ok, {:ok, "pglite-port 0.1.0"}} = &1)
+
+    assert priv(directory) == ["archive.sha256", "bin", "code", "pglite", "pglite-port"]
+  end
+
+  test "a SHA-256 that is given holds for the archive of any place, and may be one for each machine" do
+    # The configuration is the VM's; nothing else looks at these two.
+    on_exit(fn ->
+      for key <- [:archive, :archive_sha256], do: Application.delete_env(:pglite_ex, key)
+    end)
+
+    assert Archive.named() == nil
+    Application.put_env(:pglite_ex, :archive, "https://example.com/a-{version}.tar.gz")
+    assert Archive.named() == {"https://example.com/a-0.1.0.tar.gz", nil}
+    assert {_place, "given"} = Archive.named(sha256: "given")
+    assert Archive.named(archive: "/a", sha256: "given") == {"/a", "given"}
+    Application.put_env(:pglite_ex, :archive_sha256, "configured")
+    assert {_place, "configured"} = Archive.named()
+    assert {_place, "given"} = Archive.named(sha256: "given")
+    assert Archive.named(archive: "/a") == {"/a", nil}
+    machine = Archive.fill_in("https://{target}") |> String.replace("https://", "")
+    Application.put_env(:pglite_ex, :archive_sha256, %{machine => "its own"})
+    assert {_place, "its own"} = Archive.named()
+    Application.put_env(:pglite_ex, :archive_sha256, %{"another" => "x"})
+    assert {_place, "none for " <> ^machine} = Archive.named()
+  end
+
+  test "a directory may have any name", %{tmp_dir: directory} do
+    directory = Path.join(directory, "g[1]{x")
+    File.mkdir_p!(directory)
+    archive = archive!(directory, "echo pglite-port 0.1.0")
+    assert {:ok, "pglite-port 0.1.0"} = install(archive, nil, directory)
+  end
+
+  test "what is too long is not taken, and what is behind a name stays there", %{
+    tmp_dir: directory
+  } do
+    url = FileServer.start!(%{"/a" => String.duplicate("x", 5000), "/b?token=1" => "yes"})
+    path = Path.join(directory, "a")
+    assert {:error, sentence} = PgliteEx.Download.to_file(url <> "/a", path, limit: 4096)
+    assert sentence =~ "/a has more than 4096 bytes"
+    assert :ok = PgliteEx.Download.to_file(url <> "/b?token=1", path)
+    assert File.read!(path) == "yes"
+  end
+
   test "a server that falls silent is given up", %{tmp_dir: directory} do
     url = FileServer.start!(%{"/a" => :silence})
     path = Path.join(directory, "a")
-    assert {:error, sentence} = PgliteEx.Download.to_file(url <> "/a", path, 100)
-    assert sentence =~ "/a has sent nothing for"
+    assert {:error, sentence} = PgliteEx.Download.to_file(url <> "/a", path, patience: 100)
+    assert sentence =~ "/a has sent nothing for 0.1 seconds"
   end
 end

@@ -51,6 +51,14 @@ defmodule PgliteEx.LaunchersTest do
     query = "select current_database(), session_user"
     assert {"app|postgres\n", 0} = psql.(["-X", "-c", query, "app", "postgres"])
     assert {"app|postgres\n", 0} = psql.(["-dapp", "-Upostgres", "--command=#{query}"])
+    assert {"app|postgres\n", 0} = psql.(["-qtAc", query, "app", "postgres"])
+  end
+
+  test "a program that is not there is named", %{bin: bin} do
+    for name <- ["psql", "pg_dump"] do
+      assert {output, 2} = run(Path.join(bin, name), [], [{"PGLITE_PORT", "/nowhere"}])
+      assert output =~ "#{name} of pglite-port: there is no program /nowhere"
+    end
   end
 
   test "a script finds the program beside it, also by a link to it", context do

@@ -12,27 +12,49 @@ defmodule PgliteEx.Archive do
 
   @list Path.expand("../../archives.sha256", __DIR__)
   @version Mix.Project.config()[:version]
-  # In priv/: the SHA-256 of the archive that it was filled from, and where that was.
+  # In priv/: the version of this library when it was filled, the SHA-256 of the archive, and where that was.
   @record "archive.sha256"
 
   @typedoc "Where an archive is, a path or a URL, and its SHA-256 if that is configured."
   @type named :: {String.t(), nil | String.t()}
 
   @doc """
-  The archive that the environment names (`PGLITE_EX_ARCHIVE`, `PGLITE_EX_ARCHIVE_SHA256`), or else
-  the configuration (`config :pglite_ex, archive: …, archive_sha256: …`); `nil` if none is named.
+  The archive that the options name (`:archive`, `:sha256`), or else the environment
+  (`PGLITE_EX_ARCHIVE`, `PGLITE_EX_ARCHIVE_SHA256`), or else the configuration
+  (`config :pglite_ex, archive: …, archive_sha256: …`); `nil` if none is named. A SHA-256 of the options
+  or the environment is for the archive of any of them, one of the configuration for its own.
   """
-  @spec named() :: nil | named()
-  def named do
-    case System.get_env("PGLITE_EX_ARCHIVE", "") do
-      "" ->
-        with place when place != nil <- Application.get_env(:pglite_ex, :archive),
-             do: {fill_in(place), Application.get_env(:pglite_ex, :archive_sha256)}
+  @spec named(keyword()) :: nil | named()
+  def named(options \\ []) do
+    given = options[:sha256] || variable("PGLITE_EX_ARCHIVE_SHA256")
+
+    case options[:archive] || variable("PGLITE_EX_ARCHIVE") do
+      nil ->
+        with place when place not in [nil, ""] <- Application.get_env(:pglite_ex, :archive),
+             do: {fill_in(to_string(place)), given || configured_sha256()},
+             else: (_none -> nil)
 
       place ->
-        {fill_in(place), System.get_env("PGLITE_EX_ARCHIVE_SHA256")}
+        {fill_in(place), given}
     end
   end
+
+  defp variable(name) do
+    with "" <- System.get_env(name, ""), do: nil
+  end
+
+  # One for each machine, or one.
+  defp configured_sha256 do
+    case Application.get_env(:pglite_ex, :archive_sha256) do
+      %{} = of_machines ->
+        Map.get(of_machines, target(machine()), "none for #{target(machine())}")
+
+      one ->
+        one
+    end
+  end
+
+  defp machine, do: List.to_string(:erlang.system_info(:system_architecture))
 
   @doc """
   Fills in what an archive's name may leave open: `{version}` of this library and `{target}`, this
@@ -44,7 +66,7 @@ defmodule PgliteEx.Archive do
       "https://example.com/aarch64-apple-darwin"
   """
   @spec fill_in(String.t(), String.t()) :: String.t()
-  def fill_in(place, machine \\ List.to_string(:erlang.system_info(:system_architecture))) do
+  def fill_in(place, machine \\ machine()) do
     place =
       place
       |> String.replace("{version}", @version)
@@ -66,9 +88,9 @@ defmodule PgliteEx.Archive do
   @spec installed?(named()) :: boolean()
   def installed?({place, given}) do
     with {:ok, record} <- File.read(Path.join(priv(), @record)),
-         [sha256, ^place] <- record |> String.trim_trailing("\n") |> String.split("  ", parts: 2) do
+         [@version, sha256, ^place] <- String.split(record, "\n", trim: true) do
       case checksum_at_hand(place, given) do
-        {:ok, known} -> known == sha256
+        {:ok, known, _source} -> known == sha256
         :none -> true
         {:error, _why} -> false
       end
@@ -95,19 +117,37 @@ defmodule PgliteEx.Archive do
   """
   @spec install(named(), Path.t()) :: {:ok, String.t()} | {:error, String.t()}
   def install({place, given}, priv \\ priv()) do
-    beside = Path.join(priv, ".archive.#{System.pid()}")
+    # The numbers of processes repeat in containers.
+    beside = Path.join(priv, ".archive.#{System.pid()}.#{System.unique_integer([:positive])}")
+    remove_old(priv)
 
     try do
       with :ok <- make(beside),
-           {:ok, sha256} <- checksum(place, given, beside),
+           {:ok, sha256, source} <- checksum(place, given, beside),
            {:ok, file} <- fetch(place, beside),
-           :ok <- check(file, sha256, place),
+           :ok <- check(file, sha256, source, place),
            {:ok, root} <- unpack(file, beside, place),
            {:ok, version} <- try_program(root, place),
-           :ok <- move(root, priv, "#{sha256}  #{place}\n"),
+           :ok <- move(root, priv, beside, "#{@version}\n#{sha256}\n#{place}\n"),
            do: {:ok, version}
     after
       File.rm_rf(beside)
+    end
+  end
+
+  # A run that was killed has left it; one of the last hour may still go on.
+  defp remove_old(priv) do
+    for path <- Enum.map(ls(priv), &Path.join(priv, &1)),
+        String.starts_with?(Path.basename(path), ".archive."),
+        {:ok, %{mtime: time}} <- [File.stat(path, time: :posix)],
+        time < System.os_time(:second) - 3600,
+        do: File.rm_rf(path)
+  end
+
+  defp ls(directory) do
+    case File.ls(directory) do
+      {:ok, names} -> names
+      {:error, _none} -> []
     end
   end
 
@@ -128,9 +168,10 @@ defmodule PgliteEx.Archive do
       cond do
         String.starts_with?(place, "https://") ->
           file = Path.join(beside, "sha256")
+          url = with_suffix(place)
 
-          with :ok <- Download.to_file(place <> ".sha256", file),
-               do: file |> File.read!() |> parse(place <> ".sha256", place)
+          with :ok <- Download.to_file(url, file, limit: 4096),
+               do: file |> File.read!() |> parse(url, place)
 
         url?(place) ->
           {:error,
@@ -148,6 +189,12 @@ defmodule PgliteEx.Archive do
     end
   end
 
+  # What comes behind the name in a URL stays there.
+  defp with_suffix(url) do
+    uri = URI.parse(url)
+    URI.to_string(%{uri | path: (uri.path || "") <> ".sha256"})
+  end
+
   # Without a network.
   defp checksum_at_hand(place, given) do
     name = place |> URI.parse() |> Map.get(:path) |> Kernel.||("") |> Path.basename()
@@ -158,15 +205,26 @@ defmodule PgliteEx.Archive do
   end
 
   defp given(none) when none in [nil, ""], do: :none
-  defp given(text), do: parse(text, "the SHA-256 of the configuration", text)
+  defp given(text), do: parse(text, "the SHA-256 that is configured", text)
 
+  # Of the archives that belong to this package. Another one has to be vouched for.
   defp listed(name) do
-    with {:ok, list} <- File.read(@list),
-         line when line != nil <-
-           list |> String.split("\n") |> Enum.find(&String.ends_with?(&1, " " <> name)) do
-      parse(line, @list, name)
+    with {:ok, list} <- File.read(@list) do
+      sums =
+        for [sum, found] <- Regex.scan(~r/^(\S+) [ *](.+)$/m, list, capture: :all_but_first),
+            do: {found, sum}
+
+      case List.keyfind(sums, name, 0) do
+        {_name, sum} ->
+          parse(sum, @list, name)
+
+        nil ->
+          {:error,
+           "#{name} is none of the archives of this version (#{Enum.map_join(sums, ", ", &elem(&1, 0))}): " <>
+             "take one of them, or set PGLITE_EX_ARCHIVE_SHA256 to the SHA-256 that it must have"}
+      end
     else
-      _not_listed -> :none
+      {:error, _no_list} -> :none
     end
   end
 
@@ -178,33 +236,38 @@ defmodule PgliteEx.Archive do
   end
 
   # As sha256sum writes it: the name of the file comes after it.
-  defp parse(text, where, place) do
+  defp parse(text, source, place) do
     case Regex.run(~r/\A\s*([0-9a-fA-F]{64})(\s|\z)/, text) do
       [_all, sha256, _space] ->
-        {:ok, String.downcase(sha256)}
+        {:ok, String.downcase(sha256), source}
 
       nil ->
         {:error,
-         "#{where} is #{inspect(String.slice(text, 0, 80))}, which is no SHA-256 of " <>
+         "#{source} is #{inspect(String.slice(text, 0, 80))}, which is no SHA-256 of " <>
            "64 hexadecimal digits; nothing of #{place} was unpacked"}
     end
   end
 
+  # A file is copied, so that what is checked is what is unpacked.
   defp fetch(place, beside) do
+    file = Path.join(beside, "archive.tar.gz")
+
     cond do
       url?(place) ->
-        file = Path.join(beside, "archive.tar.gz")
         with :ok <- Download.to_file(place, file), do: {:ok, file}
 
       File.regular?(place) ->
-        {:ok, place}
+        case File.cp(place, file) do
+          :ok -> {:ok, file}
+          {:error, reason} -> {:error, "#{place} cannot be copied: #{:file.format_error(reason)}"}
+        end
 
       true ->
         {:error, "the archive #{place} is no file"}
     end
   end
 
-  defp check(file, expected, place) do
+  defp check(file, expected, source, place) do
     found =
       file
       |> File.stream!([], 1_048_576)
@@ -217,18 +280,18 @@ defmodule PgliteEx.Archive do
     else
       {:error,
        "#{place} is not the archive that was expected: its SHA-256 is #{found}, and should be " <>
-         "#{expected}; nothing was unpacked"}
+         "#{expected} (#{source}); nothing was unpacked"}
     end
   end
 
   defp unpack(file, beside, place) do
     into = Path.join(beside, "unpacked")
-    options = [:compressed, cwd: to_charlist(into)]
 
     with :ok <- File.mkdir_p(into),
-         :ok <- :erl_tar.extract(to_charlist(file), options),
-         [root] <- Path.wildcard(Path.join(into, "*/pglite-port")),
-         root = Path.dirname(root),
+         :ok <- :erl_tar.extract(to_charlist(file), [:compressed, cwd: to_charlist(into)]),
+         [name] <- ls(into),
+         root = Path.join(into, name),
+         true <- File.regular?(Path.join(root, "pglite-port")),
          true <- File.regular?(Path.join(root, "pglite/pglite.wasm")) do
       {:ok, root}
     else
@@ -247,35 +310,63 @@ defmodule PgliteEx.Archive do
     {output, status} =
       System.cmd(Path.join(root, "pglite-port"), ["--version"], stderr_to_stdout: true)
 
-    if status == 0,
-      do: {:ok, String.trim(output)},
-      else: cannot_run(place, "it ends with status #{status}: #{String.trim(output)}")
+    case {status, output |> String.trim() |> String.split()} do
+      {0, ["pglite-port", @version | _more]} ->
+        {:ok, String.trim(output)}
+
+      {0, _other} ->
+        {:error,
+         "the program in #{place} is #{inspect(String.trim(output))}, and this library needs " <>
+           "pglite-port #{@version}: take the archive of that version"}
+
+      {status, _output} ->
+        cannot_run(place, "it ends with status #{status}: #{String.trim(output)}")
+    end
   rescue
-    error in ErlangError -> cannot_run(place, inspect(error.original))
+    error in ErlangError -> cannot_run(place, why(error.original))
   end
+
+  defp why(:eacces), do: "nothing can be executed there (is it mounted noexec?)"
+  defp why(:enoent), do: "the C library that it is linked with (glibc) is not there"
+  defp why(reason), do: inspect(reason)
 
   defp cannot_run(place, why) do
     {:error,
-     "the program in #{place} does not run on this machine " <>
-       "(#{:erlang.system_info(:system_architecture)}): #{why}"}
+     "the program in #{place} does not run on this machine (#{target(machine())}): #{why}; take the " <>
+       "archive of this machine, or name another program with PGLITE_PORT"}
   end
 
-  # The program comes last, because what has one is taken to be complete.
-  defp move(root, priv, record) do
+  # What has a program and a record is taken to be complete, so the program comes last, and the
+  # record says until then that it is not.
+  defp move(root, priv, beside, record) do
     program = Path.basename(Executable.installed_path())
     rest = root |> File.ls!() |> List.delete(program)
+    File.write!(Path.join(priv, @record), "unfinished\n")
+    Launchers.install!(Path.join(priv, "bin"))
 
-    for name <- rest ++ [program] do
-      target = Path.join(priv, name)
-      # A program that runs is renamed over; a directory has to be away first.
-      if File.dir?(target), do: File.rm_rf!(target)
-      File.rename!(Path.join(root, name), target)
-    end
+    for name <- rest ++ [program],
+        do: replace!(Path.join(root, name), Path.join(priv, name), Path.join(beside, "old"), 10)
 
     File.write!(Path.join(priv, @record), record)
-    Launchers.install!(Path.join(priv, "bin"))
   rescue
     error in [File.Error, File.RenameError] ->
       {:error, "the archive cannot be moved into #{priv}: #{Exception.message(error)}"}
+  end
+
+  # What is there is moved away first, because a directory is not renamed over. Another run may put its
+  # own there meanwhile.
+  defp replace!(new, target, old, tries) do
+    _ = File.rename(target, "#{old}.#{Path.basename(target)}.#{tries}")
+
+    case File.rename(new, target) do
+      {:error, reason} when reason in [:eexist, :enotempty] and tries > 0 ->
+        replace!(new, target, old, tries - 1)
+
+      {:error, _reason} ->
+        File.rename!(new, target)
+
+      :ok ->
+        :ok
+    end
   end
 end

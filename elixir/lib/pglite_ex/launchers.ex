@@ -12,7 +12,11 @@ defmodule PgliteEx.Launchers do
   if [ -z "${PGLITE_DIR:-}" ] && [ -f "$here/../pglite/pglite.wasm" ]; then
     export PGLITE_DIR="$here/../pglite"
   fi
-  [ -x "$program" ] || program=pglite-port
+  [ -n "${PGLITE_PORT:-}" ] || [ -x "$program" ] || program=pglite-port
+  command -v "$program" > /dev/null || {
+    echo "$(basename -- "$0") of pglite-port: there is no program $program: run mix pglite_ex.install" >&2
+    exit 2
+  }
   """
 
   @pg_dump """
@@ -48,9 +52,16 @@ defmodule PgliteEx.Launchers do
         shift
         left=$((left - 1))
         ;;
-      --*=*)
+      --file=* | --command=* | --set=* | --variable=* | --host=* | --port=* | --username=* | --dbname=*)
         value=${argument#*=}
         argument=${argument%%=*}
+        ;;
+      -[AtqXwW]?*)
+        # Several letters, of which the last may have a value.
+        rest=${argument#-?}
+        set -- "-$rest" "$@"
+        left=$((left + 1))
+        argument=${argument%"$rest"}
         ;;
       -[cfvhpUd]?*)
         value=${argument#-?}
@@ -77,7 +88,8 @@ defmodule PgliteEx.Launchers do
       -p | --port) set -- "$@" "--port=$value" ;;
       -U | --username) set -- "$@" "--username=$value" ;;
       -d | --dbname) set -- "$@" "--dbname=$value" ;;
-      -X | --no-psqlrc) ;;
+      # Rows are unaligned, without a header, anyway.
+      -X | --no-psqlrc | -A | --no-align | -t | --tuples-only) ;;
       -*) set -- "$@" "$argument" ;;
       *)
         # The first is the database, the second the user.
@@ -118,7 +130,7 @@ defmodule PgliteEx.Launchers do
 
     for {name, script} <- @scripts do
       path = Path.join(directory, name)
-      beside = "#{path}.#{System.pid()}"
+      beside = "#{path}.#{System.pid()}.#{System.unique_integer([:positive])}"
       File.write!(beside, script)
       File.chmod!(beside, 0o755)
       # Renamed, so that a task that is killed leaves no half script.

@@ -29,13 +29,17 @@ defmodule Mix.Tasks.Compile.PglitePort do
   `{version}` becomes the version of this library, and `{target}` that of this machine, such as
   `aarch64-unknown-linux-gnu`.
 
-  Its SHA-256 is checked before anything is unpacked. It is taken from `PGLITE_EX_ARCHIVE_SHA256` or
-  `archive_sha256:` in the configuration, or from the list that came with this library's package, or
-  from the file with `.sha256` after its name in the same place. For a URL with `http:` the last one
+  A relative path is one from the directory in which Mix was started; a configuration had better
+  say `Path.expand("…", __DIR__)`. Its SHA-256 is checked before anything is unpacked. It is taken from
+  `PGLITE_EX_ARCHIVE_SHA256` or `archive_sha256:` in the configuration (one, or a map from targets to
+  one each), or from the list that came with this library's package, or from the file with `.sha256`
+  after its name in the same place. For a URL with `http:` the last one
   does not do. A server with `https:` is verified with the certificates of the operating system, or
   of the file that `SSL_CERT_FILE` names; `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are heeded.
 
-  When another archive is named, or its SHA-256 has changed, it is unpacked at the next compilation.
+  When another archive is named, or its SHA-256 has changed, it is unpacked at the next compilation of
+  this library. Mix compiles a dependency from Hex or git once for each `MIX_ENV`; after that,
+  `mix pglite_ex.install` unpacks the archive that is named now.
   An archive that is named and cannot be used fails the compilation.
   """
 

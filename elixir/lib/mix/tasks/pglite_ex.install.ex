@@ -67,16 +67,18 @@ defmodule Mix.Tasks.PgliteEx.Install do
   defp archive(options) do
     parts = Keyword.take(options, [:program, :pglite_dir, :extensions])
 
-    case options[:archive] do
+    cond do
       # Who says where a part comes from does not mean the archive that is configured.
-      nil ->
-        if parts == [], do: Archive.named()
+      parts != [] and (options[:archive] || options[:sha256]) ->
+        Mix.raise("an archive holds everything: leave out #{switches(parts)}")
 
-      _place when parts != [] ->
-        Mix.raise("--archive holds everything: leave out #{switches(parts)}")
+      parts != [] ->
+        nil
 
-      place ->
-        {Archive.fill_in(place), options[:sha256]}
+      true ->
+        archive = Archive.named(options)
+        if options[:sha256] && archive == nil, do: Mix.raise("--sha256 is for an --archive")
+        archive
     end
   end
 
