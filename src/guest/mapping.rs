@@ -10,7 +10,7 @@ use wasmtime::{Caller, Linker, bail};
 
 use super::{Guest, memory};
 use crate::{
-    cluster::{Region, UNIT, clear_mapping, map_zeros_over, whole_pages},
+    cluster::{LARGE, Region, UNIT, clear_mapping, map_zeros_over, whole_pages},
     fs::{Errno, Mapping},
     instrument::{HOOK_MODULE, Hook},
 };
@@ -126,12 +126,13 @@ fn unmap(
 }
 
 /// Clears `length` bytes at `address`, which the C library has allocated for an anonymous mapping. If the guest is going
-/// to fork, its children may share the mapping.
+/// to fork, its children may share the mapping: the main segment.
 fn clear(mut caller: Caller<'_, Guest>, address: u32, length: u32) -> wasmtime::Result<()> {
     let memory = caller.data().memory()?;
     memory::read_bytes(memory.data(&caller), address, length)?;
     let shared = match caller.data().before_fork {
-        Some(_) => shared_length(&mut caller, address, length)?,
+        Some(_) if length >= LARGE => shared_length(&mut caller, address, length)?,
+        Some(_) => whole_pages(address, length),
         None => 0,
     };
     let region = clear_mapping(&mut caller, memory, address, length, shared);
