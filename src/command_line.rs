@@ -60,8 +60,8 @@ pub(crate) enum Command {
         tls: TlsOptions,
         #[command(flatten)]
         metrics: MetricsOptions,
-        /// Listen on an address that other machines can reach although every client is let in as the role that it names,
-        /// also as the superuser
+        /// Listen on an address that other machines can reach although every client is let in as the role that it
+        /// names, also as the superuser
         #[arg(long)]
         trust_everyone_who_can_connect: bool,
         /// How long the program may take to stop after a signal: its sessions end, and the shared cluster is shut
@@ -137,8 +137,8 @@ pub(crate) enum Command {
     },
     /// Run an SQL file, such as a plain dump
     ///
-    /// The file is read while it runs. `COPY ... FROM stdin` with its rows and the commands of psql that `pg_dump` writes
-    /// are understood, other commands of psql are not. The first error stops it, with its line.
+    /// The file is read while it runs. `COPY ... FROM stdin` with its rows and the commands of psql that `pg_dump`
+    /// writes are understood, other commands of psql are not. The first error stops it, with its line.
     Run(RunOptions),
     /// Print the facts that the rewriter finds in `pglite.wasm`, one on each line, to compare versions with diff
     Evidence {
@@ -155,7 +155,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
         timeout: Duration,
     },
-    /// Compile PostgreSQL and its libraries for the machines of a triple, into a new directory, for `code/` beside a program
+    /// Compile PostgreSQL and its libraries for the machines of a triple, into a new directory, for `code/` beside a
+    /// program
     #[command(hide = true)]
     Compile {
         /// The architecture and system, such as `aarch64-unknown-linux-gnu`
@@ -233,8 +234,8 @@ pub(crate) struct CloneOptions {
 /// The places of the engine's files.
 #[derive(Args)]
 pub(crate) struct EngineOptions {
-    /// Directory with the files of the PGlite package (its `dist`) [default: found in `pglite` beside the program, `priv`
-    /// or `pglite/node_modules`]
+    /// Directory with the files of the PGlite package (its `dist`) [default: found in `pglite` beside the program,
+    /// `priv` or `pglite/node_modules`]
     #[arg(long, global = true, value_name = "DIRECTORY", env = "PGLITE_DIR")]
     pub(crate) pglite_dir: Option<PathBuf>,
     /// Directory for compiled code and prepared clusters [default: $XDG_CACHE_HOME/pglite-port]

@@ -275,9 +275,10 @@ impl Line {
         Ok(send(self, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
     }
 
-    /// Waits until there is room to send, or something to receive; which of them.
-    fn wait(&self) -> io::Result<(bool, bool)> {
-        let mut fds = [PollFd::new(self, PollFlags::IN | PollFlags::OUT)];
+    /// Waits until there is room to send, or, if it `receives`, something to receive; which of them.
+    fn wait(&self, receives: bool) -> io::Result<(bool, bool)> {
+        let wanted = if receives { PollFlags::IN | PollFlags::OUT } else { PollFlags::OUT };
+        let mut fds = [PollFd::new(self, wanted)];
         loop {
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => {}

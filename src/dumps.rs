@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::{ArgAction, Args};
-use crossbeam_channel::{bounded, never};
+use crossbeam_channel::{RecvTimeoutError, bounded, never};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 use pglite_port::{
@@ -32,6 +32,9 @@ use pglite_port::{
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
 use super::{command_line::CommandLine, options::MetricsOptions, start::unless_stopped, stop::Stop};
+
+/// How long a command has to end by itself after a request to stop.
+const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long the server has to take the request to cancel a statement.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
@@ -126,11 +129,12 @@ pub(crate) fn dump(command_line: &CommandLine, arguments: &[String]) -> anyhow::
     };
     let (connections, hang_up) = (opened.connections.clone(), Arc::<Mutex<Option<HangUp>>>::default());
     let begun = hang_up.clone();
-    on_stop(opened.stop, move || match &*begun.lock() {
+    let end = move || match &*begun.lock() {
         Some(hang_up) => hang_up.hang_up(),
         // Nothing is written before the server has answered.
         None => process::exit(1),
-    });
+    };
+    on_stop(opened.stop, opened.connections.clone(), end);
     let server = Some(Arc::new(opened.server));
     let dumped = dump_with(&tools, server, &options, |begun| *hang_up.lock() = Some(begun));
     if let Some(connections) = connections {
@@ -156,22 +160,27 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, own_log: &Ow
     let Some(opened) = Opened::new(command_line, address.data.as_deref(), &address.address())? else {
         return Ok(ExitCode::FAILURE);
     };
-    let (connections, stopped) = (opened.connections.clone(), progress.clone());
     let cancel = Arc::<Mutex<Option<Cancel>>>::default();
     let (begun, is_stopped) = (cancel.clone(), Arc::<AtomicBool>::default());
-    let stop = is_stopped.clone();
-    on_stop(opened.stop, move || {
+    let (stop, connections) = (is_stopped.clone(), opened.connections.clone());
+    let end = move || {
         stop.store(true, Ordering::Relaxed);
-        if let Some(connections) = &connections {
-            return connections.terminate_all();
+        match &connections {
+            Some(connections) => {
+                connections.terminate_all();
+                connections.shut_down();
+            }
+            // A server that only loses its client may run a statement to its end, and commit it.
+            None => {
+                if let Some(cancel) = cancel.lock().take() {
+                    cancel_within(CANCEL_PATIENCE, cancel);
+                }
+            }
         }
-        stopped.finish_and_clear();
-        // A server that only loses its client may run a statement to its end, and commit it.
-        if let Some(cancel) = cancel.lock().take() {
-            cancel_within(CANCEL_PATIENCE, cancel);
-        }
+        // The file may be one that nobody writes to, and the rows may go where nobody reads.
         process::exit(1);
-    });
+    };
+    on_stop(opened.stop, None, end);
     let choices =
         Choices { in_one_transaction: *single_transaction, continues: on_error == "continue", tells_rows: *rows };
     let (log, quiet, shown) = (own_log.clone(), *quiet, progress.clone());
@@ -179,6 +188,7 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, own_log: &Ow
         Told::Notice(_) if quiet => {}
         Told::Notice(text) | Told::Error(text) => shown.suspend(|| log.line(text)),
         // Without stdout the rows cannot be told.
+        Told::Row(row) if shown.is_hidden() => drop(writeln!(io::stdout(), "{row}")),
         Told::Row(row) => shown.suspend(|| drop(writeln!(io::stdout(), "{row}"))),
     };
     let server = Arc::new(opened.server);
@@ -193,6 +203,7 @@ pub(crate) fn run(command_line: &CommandLine, options: &RunOptions, own_log: &Ow
     }
     let said = match ran {
         Ok(ran) if ran.failed == 0 => return Ok(ExitCode::SUCCESS),
+        Ok(ran) if ran.failed == 1 => format!("a statement of {name} has failed"),
         Ok(ran) => format!("{} statements of {name} have failed", ran.failed),
         // Where the others run all the same, an error is one that has ended them.
         Err(error) if !choices.continues && error.is::<ScriptError>() => format!("{error:#}"),
@@ -268,12 +279,20 @@ fn cancel_within(time: Duration, cancel: Cancel) {
     }
 }
 
-/// Calls `end` at a request to stop.
-fn on_stop(stop: Stop, end: impl Fn() + Send + 'static) {
+/// Calls `end` at a request to stop. The program exits when it has not ended in time, or at a second request, because
+/// it waits for somebody to read what it writes; a cluster of its own is shut down before.
+fn on_stop(stop: Stop, connections: Option<Arc<Connections>>, end: impl FnOnce() + Send + 'static) {
     let wait = move || {
-        for () in stop.asked() {
-            end();
+        // An error says that the command has ended.
+        let Ok(()) = stop.asked().recv() else { return };
+        end();
+        if stop.asked().recv_timeout(END_PATIENCE) == Err(RecvTimeoutError::Disconnected) {
+            return;
         }
+        if let Some(connections) = connections {
+            connections.shut_down();
+        }
+        process::exit(1);
     };
     if let Err(error) = thread::Builder::new().name("stop".to_owned()).spawn(wait) {
         tracing::warn!(%error, "signals are not handled: no thread can be started");

@@ -177,13 +177,26 @@ impl<R: BufRead> Script<'_, R> {
 
     /// Runs a statement, with the rows behind it if it `copies_in`.
     fn execute(&mut self, sql: &str, copies_in: bool) -> anyhow::Result<()> {
+        self.converse(sql, copies_in).unwrap_or_else(|error| {
+            // What comes next may be an answer to this statement.
+            self.session.give_up();
+            Err(error)
+        })
+    }
+
+    /// As [`Script::execute`]; the inner error is that of the statement, and the outer one that of the conversation,
+    /// which cannot go on.
+    fn converse(&mut self, sql: &str, copies_in: bool) -> anyhow::Result<anyhow::Result<()>> {
         self.session.query(sql)?;
         let (mut rows_follow, mut failed) = (copies_in, Ok(()));
         loop {
             match self.session.next() {
                 Ok(Message::ReadyForQuery(_)) => break,
                 // What the server says before it ends the session is the reason.
-                Err(error) => return failed.and(Err(error)),
+                Err(error) => {
+                    failed?;
+                    return Err(error);
+                }
                 Ok(Message::ErrorResponse(body)) => failed = failed.and(Err(Report::of(body.fields())?.into())),
                 Ok(Message::NoticeResponse(body)) => {
                     let Report { severity, message, .. } = Report::of(body.fields())?;
@@ -204,7 +217,7 @@ impl<R: BufRead> Script<'_, R> {
             }
         }
         self.skip_rows(rows_follow)?;
-        failed
+        Ok(failed)
     }
 
     /// Sends the rows behind a `COPY`. When they cannot be read, the statement fails.

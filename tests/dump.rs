@@ -237,6 +237,25 @@ fn a_dump_that_is_stopped_leaves_nothing_that_looks_whole() {
     }
 }
 
+#[test]
+fn a_dump_that_nobody_reads_is_stopped_as_well() {
+    let (server, place) = (Server::shared(), Place::new());
+    let mut client = with_rows(&server);
+    rows(&mut client, "insert into t select a, repeat('y', 1000) from generate_series(1, 1000) a");
+    let data = place.path("data");
+    let of_directory = Server::in_directory(&data);
+    drop(with_rows(&of_directory));
+    of_directory.stop();
+    let data = place.text("data");
+    for arguments in [&["dump", &server.url][..], &["dump", "--data", &data, "-d", "postgres"]] {
+        let mut program = Program::spawn(arguments);
+        let mut stdout = program.take_stdout();
+        stdout.read_exact(&mut [0; 100]).expect("the beginning");
+        program.signal(Signal::TERM);
+        assert_eq!(program.wait().0.code(), Some(1), "{arguments:?}");
+    }
+}
+
 /// Waits until so many locks are waited for.
 fn wait_for_locks(server: &Server, count: &str) {
     let (mut client, deadline) = (server.connect(), Instant::now() + PATIENCE);

@@ -77,8 +77,8 @@ const NEAREST: &str = "select n from points order by g <-> 'SRID=4326;POINT(7.00
 const INVALID: &str = "select st_intersection('POLYGON((0 0,1 1,1 0,0 1,0 0))'::geometry, \
     'POLYGON((0.5 0,1 2,1 0,0 1,0.5 0))'::geometry)";
 
-/// PGlite's files with PostGIS, whose libraries are compiled. That takes minutes where the processor has much to do, and
-/// other waits of the tests would end before.
+/// PGlite's files with PostGIS, whose libraries are compiled. That takes minutes where the processor has much to do,
+/// and other waits of the tests would end before.
 fn with_postgis() -> TempDir {
     static COMPILED: OnceLock<()> = OnceLock::new();
     let pglite = extension::with_postgis();

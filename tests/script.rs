@@ -4,7 +4,8 @@ mod support;
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
+    net::TcpListener,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -60,7 +61,7 @@ fn the_first_error_stops_a_file_and_is_reported_with_its_place() {
 fn after_an_error_the_others_run_if_that_is_asked_for() {
     let (server, script) = (Server::shared(), Script::new(WITH_ERROR));
     let said = fail(&["run", "--on-error", "continue", &script.text(), &server.url]);
-    assert!(said.contains("file.sql:4: ERROR") && said.contains("1 statements of"), "{said}");
+    assert!(said.contains("file.sql:4: ERROR") && said.contains("a statement of"), "{said}");
     assert_eq!(rows(&mut server.connect(), TABLES), ["a", "b"]);
 }
 
@@ -214,6 +215,52 @@ fn a_signal_has_the_server_cancel_a_statement_that_it_would_commit() {
         }
     }
     assert_eq!(rows(&mut client, TABLES), [""; 0]);
+}
+
+#[test]
+fn a_signal_ends_it_while_nobody_reads_its_rows_or_writes_its_file() {
+    // The pipe takes a small part of the rows.
+    let (server, script) = (
+        Server::shared(),
+        Script::new("select repeat('x', 1000) from generate_series(1, 1000); select pg_sleep(1000);"),
+    );
+    let mut program = Program::spawn(&["run", "--rows", &script.text(), &server.url]);
+    let mut stdout = program.take_stdout();
+    stdout.read_exact(&mut [0]).expect("the first row");
+    program.signal(Signal::TERM);
+    assert_eq!(program.wait().0.code(), Some(1));
+
+    let data = script.directory.path().join("data");
+    let data = data.to_str().expect("text");
+    let mut program = Program::spawn(&["run", "--rows", "-", "--data", data]);
+    let (mut stdin, mut stdout) = (program.take_stdin(), program.take_stdout());
+    stdin.write_all(b"create table a (); select 7;\n").unwrap();
+    stdout.read_exact(&mut [0; 2]).expect("the row");
+    program.signal(Signal::TERM);
+    assert_eq!(program.wait().0.code(), Some(1));
+    drop(stdin);
+    // It was shut down.
+    assert_eq!(rows(&mut Server::in_directory(&script.directory.path().join("data")).connect(), TABLES), ["a"]);
+}
+
+#[test]
+fn what_is_no_message_ends_it_before_it_fills_the_memory() {
+    for said in [&b"R\x7f\xff\xff\xff"[..], b"HTTP/1.1 400 Bad Request\r\n\r\n"] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("postgres://postgres:secret@{}/postgres", listener.local_addr().unwrap());
+        let answer = move || {
+            let (mut session, _) = listener.accept().expect("a session");
+            let _ = session.read(&mut [0; 1024]);
+            let _ = session.write_all(said);
+            // Until the client leaves.
+            let _ = session.read(&mut [0; 1024]);
+        };
+        let server = thread::spawn(answer);
+        let script = Script::new("select 1");
+        let message = Program::fail(&["run", &script.text(), &url]);
+        assert!(message.contains("does not speak PostgreSQL's protocol"), "{message}");
+        server.join().expect("a server");
+    }
 }
 
 #[test]

@@ -22,13 +22,13 @@ pub enum AskForPassword {
     Always,
 }
 
-/// The parts of an address that were given. What is missing comes from the environment (`PGHOST`, `PGHOSTADDR`, `PGPORT`,
-/// `PGUSER`, `PGDATABASE`, `PGPASSWORD`, `PGOPTIONS`, `PGCONNECT_TIMEOUT`). `PGSSLMODE`, `PGGSSENCMODE` and `PGCHANNELBINDING` may
-/// not ask for encryption.
+/// The parts of an address that were given. What is missing comes from the environment (`PGHOST`, `PGHOSTADDR`,
+/// `PGPORT`, `PGUSER`, `PGDATABASE`, `PGPASSWORD`, `PGOPTIONS`, `PGCONNECT_TIMEOUT`). `PGSSLMODE`, `PGGSSENCMODE` and
+/// `PGCHANNELBINDING` may not ask for encryption.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
-    /// A URL (`postgres://…`), a connection string (`host=… dbname=…`), or the name of a database. What it says precedes
-    /// the other parts.
+    /// A URL (`postgres://…`), a connection string (`host=… dbname=…`), or the name of a database. What it says
+    /// precedes the other parts.
     pub database: Option<String>,
     /// The host's name, or the directory of a unix socket; several with commas between them are tried in their order.
     pub host: Option<String>,

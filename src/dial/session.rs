@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use bytes::BytesMut;
 use postgres_protocol::{
     authentication::{
@@ -25,6 +25,15 @@ use postgres_protocol::{
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::{Cancel, Line, Server};
+
+/// The kinds of messages that may be long (`VALID_LONG_MESSAGE_TYPE` in `src/interfaces/libpq/fe-protocol3.c`), how
+/// long they may be, and how long the others and those before the authentication may be.
+const LONG_KINDS: &[u8] = b"TDdVENA";
+const LONGEST: u32 = 1 << 30;
+const SHORT: u32 = 30_000;
+
+/// How much is received while the server takes nothing.
+const BUFFERED: usize = 64 << 20;
 
 /// How many bytes are received at once.
 const PIECE: usize = 1 << 16;
@@ -133,9 +142,15 @@ impl Session {
         Cancel::new(server.clone(), self.key)
     }
 
-    /// Whether the server has ended the session.
+    /// Whether the session has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.has_ended
+    }
+
+    /// Ends a session in which the server has said what cannot be understood.
+    pub(crate) fn give_up(&mut self) {
+        self.line.hang_up();
+        self.has_ended = true;
     }
 
     /// Sends statements.
@@ -177,6 +192,7 @@ impl Session {
     /// When the connection is lost, or what arrives is no message.
     pub(crate) fn next(&mut self) -> anyhow::Result<Message> {
         loop {
+            self.check_length()?;
             if let Some(message) =
                 Message::parse(&mut self.received).context("the server does not speak PostgreSQL's protocol")?
             {
@@ -186,6 +202,20 @@ impl Session {
                 bail!("the server has closed the connection");
             }
         }
+    }
+
+    /// Checks the length that the next message begins with, as libpq does (`pqParseInput3` in
+    /// `src/interfaces/libpq/fe-protocol3.c`): what is no message of PostgreSQL's would be taken for a long one.
+    fn check_length(&self) -> anyhow::Result<()> {
+        let Some(&[kind, ref len @ ..]) = self.received.first_chunk::<5>() else { return Ok(()) };
+        let limit = if self.key != (0, 0) && LONG_KINDS.contains(&kind) { LONGEST } else { SHORT };
+        let len = u32::from_be_bytes(*len);
+        ensure!(
+            len <= limit,
+            "the server does not speak PostgreSQL's protocol: it begins a message {:?} of {len} bytes",
+            char::from(kind)
+        );
+        Ok(())
     }
 
     /// Receives what is there, or waits for it; false at the end.
@@ -201,7 +231,8 @@ impl Session {
     /// Sends all of `bytes`, and receives meanwhile: a server that cannot send its notices takes no rows.
     fn send(&mut self, mut bytes: &[u8]) -> anyhow::Result<()> {
         while !bytes.is_empty() && !self.has_ended {
-            let (can_send, can_receive) = self.line.wait().context("the connection to the server is lost")?;
+            let has_room = self.received.len() < BUFFERED;
+            let (can_send, can_receive) = self.line.wait(has_room).context("the connection to the server is lost")?;
             if can_receive {
                 // What the server has said before it left is told first.
                 let _ = self.receive(false);

@@ -15,8 +15,9 @@ pub(super) struct Unpacked {
 }
 
 impl Unpacked {
-    /// The files in the cache of the bundle with the SHA-256 `digest`, as this program with the code of that key checks them, or
-    /// those that `unpack` returns. If the cache cannot be written, they are in memory for this run of the program.
+    /// The files in the cache of the bundle with the SHA-256 `digest`, as this program with the code of that key checks
+    /// them, or those that `unpack` returns. If the cache cannot be written, they are in memory for this run of the
+    /// program.
     ///
     /// # Errors
     /// Those of `unpack`.

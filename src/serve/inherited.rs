@@ -5,7 +5,7 @@ use std::{
     env,
     net::TcpListener,
     os::{
-        fd::{AsFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixListener,
     },
     process,
@@ -44,12 +44,15 @@ pub(super) fn take() -> anyhow::Result<Inherited> {
     let mut tcp = Vec::new();
     let mut unix = Vec::new();
     for number in FIRST..FIRST + count {
-        // SAFETY: the parent says that it has opened this descriptor for this process, and nothing else here uses it:
-        // what the program opens by itself has other numbers, and this function is called once.
-        let socket = unsafe { OwnedFd::from_raw_fd(number) };
-        let is_listener = sockopt::socket_acceptconn(&socket).unwrap_or(false)
-            && sockopt::socket_type(&socket) == Ok(SocketType::STREAM);
+        // SAFETY: it is only asked what it is, and closed by nobody meanwhile: what else may have this number is open for
+        // as long as the program runs.
+        let passed = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_listener = sockopt::socket_acceptconn(passed).unwrap_or(false)
+            && sockopt::socket_type(passed) == Ok(SocketType::STREAM);
         ensure!(is_listener, "descriptor {number}, which systemd has passed on, is no socket that listens");
+        // SAFETY: a socket that listens is not the program's own, which has opened none yet, so it is the one that the
+        // parent says to have opened for this process; this function is called once.
+        let socket = unsafe { OwnedFd::from_raw_fd(number) };
         fcntl_setfd(socket.as_fd(), FdFlags::CLOEXEC).context("a socket of systemd's cannot be used")?;
         match sockopt::socket_domain(&socket) {
             Ok(AddressFamily::INET | AddressFamily::INET6) => tcp.push(TcpListener::from(socket)),

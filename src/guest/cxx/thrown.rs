@@ -66,8 +66,9 @@ fn raise(caller: &mut Caller<'_, Guest>, Thrown { class, message }: Thrown) -> w
     // A session that has its cluster alone would take that with it. It has a limit of memory, which is an error.
     if let (Some((exceptions, bytes)), true) = (too_much, guest.seat.is_some()) {
         let lost = bytes >> 20;
-        let end =
-            format!("this session has lost {lost} MiB of memory to {exceptions} exceptions in C++: connect again");
+        let end = format!(
+            "this session has grown by {lost} MiB since the first of {exceptions} exceptions in C++: connect again"
+        );
         return report::fatal(caller, sqlstate::OUT_OF_MEMORY, &end, Some(&format!("The last one: {message}")));
     }
     // As the errors that PostGIS raises itself for those of its libraries.

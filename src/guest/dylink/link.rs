@@ -13,8 +13,8 @@ use crate::guest::{Guest, report};
 const ALIASES: [(&str, &str); 3] =
     [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get"), ("fgetc", "getc")];
 
-/// A function that is another one for libraries: where PostgreSQL gives up, its cluster recovers; a library that does is
-/// an error of the statement.
+/// A function that is another one for libraries: where PostgreSQL gives up, its cluster recovers; a library that does
+/// is an error of the statement.
 const ABORT: &str = "abort";
 
 /// Links `library` at `place`; its data must be in memory already. It becomes the last of the loaded libraries;
@@ -94,8 +94,8 @@ fn constant(store: &mut impl AsContextMut<Data = Guest>, ty: GlobalType, value: 
     Ok(Global::new(store, ty, Val::I32(value.cast_signed()))?)
 }
 
-/// The name under which the main module may export an import of a library; none for imports that the loader makes, and for what is
-/// another function for libraries.
+/// The name under which the main module may export an import of a library; none for imports that the loader makes, and
+/// for what is another function for libraries.
 pub(super) fn main_name<'a>(space: &str, name: &'a str) -> Option<&'a str> {
     if space.starts_with("GOT.") || ["__memory_base", "__table_base", ABORT].contains(&name) {
         return None;

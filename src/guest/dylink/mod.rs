@@ -36,7 +36,7 @@ use std::{collections::HashMap, sync::Arc};
 use anyhow::{Context, anyhow, bail, ensure};
 use wasmtime::{Caller, Instance, Linker};
 
-use super::{Guest, memory, report, waiting};
+use super::{Guest, cxx, memory, report, waiting};
 use crate::{engine::artefact, instrument::SIDE_MODULE_START, protocol::error_response::sqlstate};
 use compiled::NotBundled;
 pub(crate) use compiled::{Library, LibraryStore};
@@ -215,6 +215,7 @@ fn find_or_load(caller: &mut Caller<'_, Guest>, path: &str, needing: &mut Vec<St
 fn load(caller: &mut Caller<'_, Guest>, path: String, needing: &mut Vec<String>) -> anyhow::Result<usize> {
     // Every level takes native stack, of which a host function has little.
     ensure!(needing.len() < NEEDING_MAX, "it is needed at the end of a chain of {NEEDING_MAX} libraries");
+    ensure!(path != cxx::NAME, "a library cannot have this name");
     let wasm =
         caller.data_mut().files.read_file(path.as_bytes()).map_err(|errno| anyhow!("cannot be read: {errno}"))?;
     let store = caller.data().library_store.clone();

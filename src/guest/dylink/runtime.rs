@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use wasmtime::Caller;
 
-use super::{Library, LibraryStore, add};
+use super::{GuestEnd, Library, LibraryStore, add};
 use crate::{
-    guest::{Guest, cxx},
+    guest::{Guest, cxx, waiting},
     sources::hex_digest,
 };
 
@@ -26,7 +26,9 @@ pub(super) fn is_needed(caller: &mut Caller<'_, Guest>, library: &Library) -> an
 /// Loads the runtime, unless the guest has it.
 pub(super) fn load(caller: &mut Caller<'_, Guest>) -> anyhow::Result<()> {
     if caller.data().libraries.loaded.iter().all(|loaded| loaded.place.path != cxx::NAME) {
-        let library = caller.data().library_store.cxx_runtime()?;
+        let store = caller.data().library_store.clone();
+        // It may have to be compiled, or another program does it.
+        let library = waiting::without_turn(caller, |_| store.cxx_runtime()).map_err(GuestEnd)??;
         add(caller, library, cxx::NAME.to_owned())?;
     }
     Ok(())
