@@ -64,6 +64,31 @@ defmodule PgliteEx.ClientsTest do
       end
 
       @tag :cancel
+      test "a web page's request gets nothing and reaches nothing", %{server: server} do
+        # What a page can send as its body, or put into the head, is chosen by the page.
+        statement = WireClient.query_message("create table reached ()")
+        body = IO.iodata_to_binary([WireClient.startup_packet(), statement])
+        head = "Host: localhost\r\nContent-Length: #{byte_size(body)}\r\n\r\n"
+
+        for request <- [
+              "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+              "POST / HTTP/1.1\r\n" <> head <> body,
+              "POST / HTTP/1.1\r\n" <> head <> body <> String.duplicate("x", 50_000),
+              # The beginnings of a TLS ClientHello and of a WebSocket over HTTP/2.
+              <<0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3>> <> body,
+              "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" <> body
+            ] do
+          client = WireClient.connect!(server)
+          :ok = :gen_tcp.send(client, request)
+          # An end, orderly or, because not all was read, a reset.
+          assert {:error, reason} = :gen_tcp.recv(client, 0, 30_000)
+          assert reason in [:closed, :econnreset]
+        end
+
+        assert :ok = Servers.await_connections(server, 0)
+        assert [[nil]] = WireClient.rows!(server, "select to_regclass('reached')")
+      end
+
       test "a cancel request on a socket of its own cancels the query and makes no session",
            %{server: server} do
         {client, key} = WireClient.start_session!(server)

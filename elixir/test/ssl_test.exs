@@ -109,6 +109,21 @@ defmodule PgliteEx.SslTest do
     assert {:ok, "N"} = :gen_tcp.recv(gssenc, 1, 10_000)
   end
 
+  test "a web page's request gets nothing from a server with a certificate either", context do
+    server = Servers.start!(ssl: context.server)
+    socket = WireClient.connect!(server)
+    :ok = :gen_tcp.send(socket, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert {:error, reason} = :gen_tcp.recv(socket, 0, 10_000)
+    assert reason in [:closed, :econnreset]
+    # A page at an https address, with the protocols that a browser offers.
+    browser = context.client ++ [alpn_advertised_protocols: ["h2", "http/1.1"]]
+
+    assert {:error, {:tls_alert, {:no_application_protocol, _text}}} =
+             connect_directly(server, browser)
+
+    assert :ok = Servers.await_connections(server, 0)
+  end
+
   test "bytes that follow the request before its answer end the connection", context do
     server = Servers.start!(ssl: context.server)
     socket = WireClient.connect!(server)
