@@ -58,6 +58,9 @@ pub struct Tally {
     pub autovacuum_workers: Counter,
     /// Sessions whose wasm trapped.
     pub traps: Counter,
+    /// Sessions that were ended at a safepoint, because they did not check for interrupts after they were told to end,
+    /// cancelled, or left by their client.
+    pub unresponsive: Counter,
     /// How often the cluster has crashed and was started again.
     pub restarts: Counter,
 }

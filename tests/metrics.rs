@@ -26,7 +26,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 use support::{
-    PATIENCE, cache,
+    DEAF, PATIENCE, cache,
     local::{Connect, Local},
     peer::Peer,
     program::Program,
@@ -285,6 +285,47 @@ fn deadlocks_crashes_and_preemptions_are_counted() {
     assert_eq!(counted, [1.0, 1.0]);
     for (sample, value) in scrape.growing() {
         assert!(after.value(sample) >= value, "{sample} goes on growing after a crash");
+    }
+}
+
+#[test]
+fn sessions_that_were_ended_by_force_are_counted() {
+    let name = "pglite_port_unresponsive_sessions_total";
+    // With short slices the seconds that a session has to hear are less than one.
+    let (server, address) = watched(&["--slice", "200"]);
+    let [hears, deaf, other] = [(); 3].map(|()| Peer::connect(&server));
+    hears.send("select pg_advisory_lock(1), pg_sleep(3600)");
+    // It does not check for interrupts after it has the lock.
+    deaf.send(
+        "select pg_advisory_lock(2), length(translate(a, repeat('b', 1000000), ''))
+            from (select repeat('a', 1000000) as a offset 0)",
+    );
+    for (peer, count) in [(&hears, 0.0), (&deaf, 1.0)] {
+        other.until(&format!(
+            "select exists (select from pg_locks where locktype = 'advisory' and pid = {})",
+            peer.process_id
+        ));
+        other.run(&format!("select pg_terminate_backend({})", peer.process_id));
+        peer.assert_ended("57P01");
+        assert_eq!(Scrape::of(&address).of_default(name), count);
+    }
+}
+
+#[test]
+fn isolated_sessions_that_were_ended_by_force_are_counted() {
+    let (server, address) = watched(&["--mode", "isolated"]);
+    let counted = || Scrape::of(&address).value("pglite_port_unresponsive_sessions_total{mode=\"isolated\"}");
+    assert_eq!(counted(), 0.0);
+    for attempt in 1.. {
+        let mut deaf = server.session(&[]);
+        deaf.query(DEAF);
+        until(&address, |scrape| scrape.value("pg_stat_activity_count{mode=\"isolated\",state=\"active\"}") == 1.0);
+        drop(deaf);
+        server.wait_for_connections(0);
+        if counted() == 1.0 {
+            break;
+        }
+        assert!(attempt < 10, "it has always heard before it computed");
     }
 }
 

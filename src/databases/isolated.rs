@@ -201,7 +201,10 @@ impl Isolated {
         Ok(match backend.end_session(error) {
             Ok(SessionExit::Client) => SessionEnd::ClientGone,
             Ok(SessionExit::Fatal) => SessionEnd::Orderly,
-            Ok(SessionExit::Unheard) => SessionEnd::Refused(ErrorResponse::terminated()),
+            Ok(SessionExit::Unheard) => {
+                self.tally.unresponsive.add(1);
+                SessionEnd::Refused(ErrorResponse::terminated())
+            }
             Err(error) => {
                 self.tally.traps.add(1);
                 SessionEnd::Trapped(error)

@@ -100,6 +100,12 @@ static COUNTS: &[Count] = &[
         it.autovacuum_workers.get()
     }),
     count("pglite_port_traps_total", "Sessions whose wasm trapped.", |it| it.traps.get()),
+    count(
+        "pglite_port_unresponsive_sessions_total",
+        "Sessions that were ended by force, because they did not check for interrupts when they were to end or to cancel \
+         their statement.",
+        |it| it.unresponsive.get(),
+    ),
     count("pglite_port_restarts_total", "How often the cluster has crashed and was started again.", |it| {
         it.restarts.get()
     }),

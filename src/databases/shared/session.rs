@@ -99,8 +99,12 @@ impl Postmaster {
         match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
             Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
-            Ok(SessionExit::Unheard) => Ok(SessionEnd::Refused(ErrorResponse::terminated())),
+            Ok(SessionExit::Unheard) => {
+                self.tally.unresponsive.add(1);
+                Ok(SessionEnd::Refused(ErrorResponse::terminated()))
+            }
             Err(error) if error.is::<KeepsLocks>() => {
+                self.tally.unresponsive.add(1);
                 tracing::error!("{error}: the cluster recovers");
                 Ok(SessionEnd::Refused(ErrorResponse::terminated()))
             }
