@@ -18,7 +18,7 @@ use pglite_port::{
 use support::{
     cache,
     extension::{archive, pglite},
-    library::{ADDRESS, BASES, NOTHING, NUMBER, THREE, body, with_functions, with_imports},
+    library::{ADDRESS, BASES, NOTHING, NUMBER, THREE, body, memory, that_recurses, with_functions, with_imports},
     local::{Connect, Local},
     peer::Peer,
     program::Program,
@@ -110,6 +110,27 @@ fn it_is_offered_in_every_cluster_and_its_library_counts_as_one_of_the_programs(
 }
 
 #[test]
+fn a_function_of_it_that_calls_itself_without_a_loop_takes_turns_and_can_be_ended() {
+    let mut files = Files::of("own", 42);
+    let functions =
+        ["small", "large"].map(|name| format!("create function {name}() returns int language c as '$libdir/own';"));
+    files.script.1 = functions.concat().into_bytes();
+    files.library.1 = that_recurses();
+    let (_directory, path) = bundle(&files.archive());
+    // With short slices the seconds that a session has to hear are less than one.
+    let server = Server::with(&["--mode", "shared", "--slice", "200", "--extension", text(&path)]);
+    let [busy, other] = [(); 2].map(|()| Peer::connect(&server));
+    other.run("create extension own");
+    // It does not check for interrupts after it has the lock.
+    busy.send("select pg_advisory_lock(1), large()");
+    let lock = format!("select from pg_locks where locktype = 'advisory' and pid = {}", busy.process_id);
+    other.until(&format!("select exists ({lock})"));
+    assert_eq!(other.value("select small()"), "6765", "others have their turns");
+    other.run(&format!("select pg_terminate_backend({})", busy.process_id));
+    busy.assert_ended("57P01");
+}
+
+#[test]
 fn serve_port_and_prepare_take_several() {
     let (_one, one) = bundle(&Files::of("own_one", 1).archive());
     let (_two, two) = bundle(&Files::of("own_two", 2).archive());
@@ -170,7 +191,7 @@ fn unresolved() -> Vec<u8> {
     module.section(&types);
     let mut imports = ImportSection::new();
     let address = GlobalType { val_type: ValType::I32, mutable: true, shared: false };
-    imports.import("env", "palloc", EntityType::Function(1));
+    imports.import("env", "memory", memory(1)).import("env", "palloc", EntityType::Function(1));
     imports.import("env", "no_such_function", EntityType::Function(0));
     imports.import("GOT.mem", "CurrentMemoryContext", address);
     imports.import("GOT.mem", "no_such_variable", address);

@@ -39,7 +39,7 @@ fn library_with_constructor(needed: &str) -> Vec<u8> {
     let mut types = TypeSection::new();
     types.ty().function([], []);
     let mut imports = ImportSection::new();
-    imports.import("env", "defined_by_nobody", EntityType::Function(0));
+    imports.import("env", "memory", library::memory(1)).import("env", "defined_by_nobody", EntityType::Function(0));
     let mut functions = FunctionSection::new();
     functions.function(0);
     let mut exports = ExportSection::new();

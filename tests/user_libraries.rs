@@ -11,15 +11,18 @@ use pglite_port::{
     engine::artefact::LIBRARIES,
     fs::{Files, Silent, Tree, open_bundle, unpack_extension},
     instrument,
+    session::cancel::Interrupt,
 };
 use sha2::{Digest, Sha256};
 use support::{
     cache,
-    library::{body, export, hostile, memory, table, with_functions},
+    library::{FIRST, body, export, hostile, hostile_and_endless, memory, table, that_recurses, with_functions},
     local::{Connect, Local},
+    peer::Peer,
     power::{self, Dice},
     process,
-    wire::Message,
+    server::Server,
+    wire::{self, Message},
 };
 use wasm_encoder::{
     CodeSection, CustomSection, ExportKind, ExportSection, FunctionSection, ImportSection, Instruction, MemorySection,
@@ -204,6 +207,7 @@ fn with_leave_a_library_has_no_memory_and_no_table_but_those_of_its_guest() {
             "another memory",
         ),
         (module(&vec![Instruction::Nop; 100_000], |_, _| {}), "a function of more than"),
+        (module(&[], |_, _| {}), "it has no memory"),
         (
             module(&[], |imports, _| {
                 let element_type = RefType::EXTERNREF;
@@ -222,6 +226,42 @@ fn with_leave_a_library_has_no_memory_and_no_table_but_those_of_its_guest() {
     assert_eq!(session.values("SELECT 1"), ["1"]);
 }
 
+#[test]
+fn a_function_that_calls_itself_without_a_loop_takes_turns_and_can_be_ended() {
+    // With short slices the seconds that a session has to hear are less than one.
+    let server = Server::with(&["--mode", "shared", "--slice", "200", "--allow-user-libraries"]);
+    let other = Peer::connect(&server);
+    other.run(&export(&that_recurses(), "/tmp/recurses.so"));
+    for name in ["small", "large"] {
+        other.run(&format!("create function {name}() returns int language c as '/tmp/recurses.so'"));
+    }
+    assert_eq!(other.value("select small()"), "6765");
+    for end in ["pg_cancel_backend", "pg_terminate_backend"] {
+        let busy = Peer::connect(&server);
+        // It does not check for interrupts after it has the lock.
+        busy.send("select pg_advisory_lock(1), large()");
+        let locks = format!("from pg_locks where locktype = 'advisory' and pid = {}", busy.process_id);
+        other.until(&format!("select exists (select {locks})"));
+        assert_eq!(other.value("select small()"), "6765", "others have their turns");
+        assert!(busy.is_busy());
+        other.run(&format!("select {end}({})", busy.process_id));
+        busy.assert_ended("57P01");
+        assert_eq!(other.value(&format!("select count(*) {locks}")), "0");
+    }
+}
+
+#[test]
+fn a_function_that_calls_itself_for_ever_ends_at_the_end_of_the_stack() {
+    let server = Server::with(&["--mode", "shared", "--allow-user-libraries"]);
+    let peer = Peer::connect(&server);
+    let deeper: &[Instruction<'static>] = &[Instruction::LocalGet(0), Instruction::Call(FIRST)];
+    peer.run(&export(&with_functions(&[("deeper", deeper)]), "/tmp/deeper.so"));
+    peer.run("create function deeper() returns int language c as '/tmp/deeper.so'");
+    peer.send("select deeper()");
+    peer.assert_ended("XX000");
+    assert_eq!(Peer::connect(&server).value("select 1"), "1");
+}
+
 /// `PGLITE_PORT_SEED` repeats the modules, `PGLITE_PORT_MODULES` makes more of them.
 #[test]
 fn hostile_libraries_end_nothing_but_their_own_session() {
@@ -232,7 +272,12 @@ fn hostile_libraries_end_nothing_but_their_own_session() {
     let mut session = connect(&connections);
     let before = process::anonymous_memory(std::process::id());
     let (mut loaded, mut refused, mut ended) = (0, 0, 0);
-    for number in 0..power::number("PGLITE_PORT_MODULES", 150) {
+    let modules = power::number("PGLITE_PORT_MODULES", 150);
+    // Few are loaded, so that there may be none by chance.
+    for number in 0..10 * modules {
+        if number >= modules && loaded > 0 && refused > 0 && ended > 0 {
+            break;
+        }
         let wasm = hostile(&mut dice);
         let path = format!("/tmp/{number}.so");
         if errors_of(&session.query(&export(&wasm, &path))).next().is_some() {
@@ -258,13 +303,45 @@ fn hostile_libraries_end_nothing_but_their_own_session() {
     assert!(grown < 256 << 20, "{grown} bytes");
 }
 
+/// As above; each round has eight modules, and `PGLITE_PORT_MODULES` makes more rounds.
+#[test]
+fn hostile_libraries_that_run_for_ever_are_ended() {
+    let mut dice = Dice(power::seed() | 1);
+    let (databases, connections) = open(true);
+    let mut other = connect(&connections);
+    other.values("CREATE TABLE t AS SELECT 1 AS a");
+    let (rounds, tally) = (power::number("PGLITE_PORT_MODULES", 150) / 150, databases.watched().isolated);
+    let mut round = 0;
+    // By chance all modules of a round may be refused, or end.
+    while round < rounds || tally.unresponsive.get() == 0 {
+        round += 1;
+        assert!(round <= rounds + 10, "no session was ended by force");
+        let load = |number| {
+            let mut session = connect(&connections);
+            let path = format!("/tmp/{number}.so");
+            session.values(&export(&hostile_and_endless(&mut dice), &path));
+            session.send(&wire::query(&format!("LOAD '{path}'")));
+            session
+        };
+        let mut sessions: Vec<_> = (0..8).map(load).collect();
+        assert_eq!(other.values("SELECT a FROM t, generate_series(1, 1000000) ORDER BY 1 LIMIT 1"), ["1"], "{round}");
+        sessions.iter().for_each(|session| session.control.interrupt(Interrupt::Terminate));
+        for session in &mut sessions {
+            session.until_ready();
+            session.report();
+        }
+        println!("{} sessions were ended by force", tally.unresponsive.get());
+    }
+    assert_eq!(other.values("SELECT a FROM t"), ["1"]);
+}
+
 #[test]
 fn hostile_modules_are_rewritten_or_refused() {
     let mut dice = Dice(power::seed() | 1);
     let (mut rewritten, mut refused) = (0, 0);
-    for _ in 0..power::number("PGLITE_PORT_MODULES", 3000) {
-        let wasm = hostile(&mut dice);
-        match instrument::instrument_side_module(&wasm) {
+    for number in 0..power::number("PGLITE_PORT_MODULES", 3000) {
+        let wasm = if number % 2 == 0 { hostile(&mut dice) } else { hostile_and_endless(&mut dice) };
+        match instrument::instrument_foreign_side_module(&wasm) {
             // What was valid still is.
             Ok(code) if wasmparser::validate(&wasm).is_ok() => {
                 wasmparser::validate(&code).expect("it is valid");

@@ -63,6 +63,7 @@ impl Bulk {
     pub(super) fn function(self) -> Function {
         use Instruction::{Br, End, I32Add, I32Const, I32GtU, I32LtU, If, LocalGet, Loop, Unreachable};
         let mut body = Function::new([]);
+        let mut safepoints = 0;
         self.finish_if_small(&mut body);
         if self == Self::Copy {
             // From the end, because what is still to be copied may be where the destination begins. The end of the
@@ -70,7 +71,7 @@ impl Bulk {
             add(&mut body, &[LocalGet(DESTINATION), LocalGet(SOURCE), I32GtU, If(BlockType::Empty)]);
             add(&mut body, &[LocalGet(DESTINATION), LocalGet(LENGTH), I32Add, LocalGet(DESTINATION), I32LtU]);
             add(&mut body, &[If(BlockType::Empty), Unreachable, End, Loop(BlockType::Empty)]);
-            safepoints::add(&mut body, 0);
+            safepoints::add(&mut body, &mut safepoints);
             self.finish_if_small(&mut body);
             step(&mut body, LENGTH, -PIECE);
             for pointer in [DESTINATION, SOURCE] {
@@ -79,7 +80,7 @@ impl Bulk {
             add(&mut body, &[I32Const(PIECE), self.instruction(), Br(0), End, End]);
         }
         add(&mut body, &[Loop(BlockType::Empty)]);
-        safepoints::add(&mut body, 1);
+        safepoints::add(&mut body, &mut safepoints);
         self.finish_if_small(&mut body);
         add(&mut body, &[LocalGet(DESTINATION), LocalGet(SOURCE), I32Const(PIECE), self.instruction()]);
         step(&mut body, DESTINATION, PIECE);

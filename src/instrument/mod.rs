@@ -68,6 +68,7 @@ pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
 pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
 pub use safepoints::SAFEPOINT_PAGE;
+use safepoints::Safepoints;
 pub use start::Preload;
 pub(crate) use type_infos::{CLASS, MULTIPLE, SINGLE};
 
@@ -162,7 +163,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
         exports: hidden_globals(&module),
         without_data: true,
         own_memory: true,
-        safepoints: true,
+        safepoints: Safepoints::Loops,
         names: names(&module, &found),
         ..Rewrite::default()
     };
@@ -250,14 +251,31 @@ fn static_memory(wasm: &[u8]) -> Result<u32, InstrumentError> {
 /// it imports and defines itself are no longer imported.
 ///
 /// # Errors
-/// If the bytes are not a module, or it uses data segments for anything but writing them when it is instantiated.
+/// If the bytes are not a module, or it uses data segments for anything but writing them when it is instantiated; if it
+/// has no memory.
 pub fn instrument_side_module(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+    side_module(wasm, Safepoints::Loops)
+}
+
+/// As [`instrument_side_module`], for a side module that did not come with the program: it can also be stopped where a
+/// function begins, so that one that calls itself without a loop keeps the turn no longer than others.
+///
+/// # Errors
+/// As those of [`instrument_side_module`].
+pub fn instrument_foreign_side_module(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
+    side_module(wasm, Safepoints::LoopsAndEntries)
+}
+
+fn side_module(wasm: &[u8], safepoints: Safepoints) -> Result<Vec<u8>, InstrumentError> {
     let resolved = own_imports::resolve(wasm)?;
     let module = Module::parse(resolved.as_deref().unwrap_or(wasm))?;
     module.refuse_passive_data()?;
+    if module.memory.is_none() {
+        return Err(InstrumentError::Unsupported("it has no memory, which safepoints load from".to_owned()));
+    }
     let start = module.start.map(|start| (SIDE_MODULE_START.to_owned(), ExportKind::Func, start));
     let exports = hidden_globals(&module).into_iter().chain(start).collect();
-    let rewrite = Rewrite { exports, without_data: true, safepoints: true, ..Rewrite::default() };
+    let rewrite = Rewrite { exports, without_data: true, safepoints, ..Rewrite::default() };
     rewrite.apply(&module)
 }
 

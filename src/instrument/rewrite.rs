@@ -19,7 +19,7 @@ use super::changes::Edit;
 use super::hooks::{HOOK_MODULE, Hook};
 use super::module::Module;
 use super::outline::{Frame, Outline};
-use super::safepoints;
+use super::safepoints::{self, Safepoints};
 use super::{AUTHENTICATION, InstrumentError};
 
 /// The differences between a rewritten module and the original.
@@ -38,8 +38,8 @@ pub(super) struct Rewrite {
     /// Whether an imported memory becomes the module's own, and its table gets [`SPARE_TABLE_ELEMENTS`] more elements
     /// and a limit.
     pub(super) own_memory: bool,
-    /// Whether loops get safepoints, and large copies are made in pieces.
-    pub(super) safepoints: bool,
+    /// Where there are safepoints. If there are any, large copies are made in pieces.
+    pub(super) safepoints: Safepoints,
     /// Names of functions for backtraces, by the original's indices.
     pub(super) names: BTreeMap<u32, String>,
     /// What becomes the last function, [`AUTHENTICATION`].
@@ -75,7 +75,7 @@ impl Rewrite {
     /// Writes `module` with these changes.
     pub(super) fn apply(&self, module: &Module) -> Result<Vec<u8>, InstrumentError> {
         let added_functions = u32::try_from(self.hooks.len()).unwrap_or(u32::MAX);
-        let first_bulk = (self.safepoints && Bulk::is_in(module))
+        let first_bulk = (self.safepoints != Safepoints::None && Bulk::is_in(module))
             .then_some(module.function_count() + added_functions + u32::from(self.outline.is_some()));
         let mut writer = Writer {
             rewrite: self,
@@ -120,12 +120,15 @@ impl Reencode for Writer<'_> {
         let function = self.function;
         self.function += 1;
         let edits = self.rewrite.edits.get(&function);
-        if edits.is_none() && !self.rewrite.safepoints {
+        if edits.is_none() && self.rewrite.safepoints == Safepoints::None {
             return reencode::utils::parse_function_body(self, code, body);
         }
         let mut output = self.new_function_with_parsed_locals(&body)?;
         let mut edits = edits.into_iter().flatten().peekable();
         let (mut skipped_until, mut place) = (0, Place::default());
+        if self.rewrite.safepoints == Safepoints::LoopsAndEntries {
+            safepoints::add(&mut output, &mut place.safepoints);
+        }
         for (at, operator) in body.get_operators_reader()?.into_iter().enumerate() {
             while let Some(edit) = edits.next_if(|edit| edit.at.start == at) {
                 edit.with.iter().for_each(|instruction| {
@@ -146,8 +149,8 @@ impl Reencode for Writer<'_> {
 /// What is before an instruction in its function.
 #[derive(Default)]
 struct Place {
-    /// The number of loops.
-    loops: u64,
+    /// The number of safepoints.
+    safepoints: u64,
     /// The constant that was pushed just before.
     constant: Option<i32>,
 }
@@ -171,9 +174,8 @@ impl Writer<'_> {
             return Ok(());
         }
         output.instruction(&self.instruction(operator)?);
-        if is_loop && self.rewrite.safepoints {
-            safepoints::add(output, place.loops);
-            place.loops += 1;
+        if is_loop && self.rewrite.safepoints != Safepoints::None {
+            safepoints::add(output, &mut place.safepoints);
         }
         Ok(())
     }

@@ -20,8 +20,8 @@ use super::rewrite::Rewrite;
 use super::safepoints;
 use super::target::{Evidence, Signature, Target};
 use super::{
-    InstrumentError, PageLimits, SIDE_MODULE_START, bodies, instrument, instrument_plain, instrument_side_module,
-    side_module_globals,
+    InstrumentError, PageLimits, SIDE_MODULE_START, bodies, instrument, instrument_foreign_side_module,
+    instrument_plain, instrument_side_module, side_module_globals,
 };
 
 /// A module whose function 1 returns 7. Its exported function 2, `run`, passes function 1's result to the imported
@@ -233,27 +233,36 @@ fn a_memory_whose_last_page_is_not_the_one_of_the_safepoints_is_refused() {
     assert!(error.to_string().contains("the maximum of its memory is None pages, not 2 GiB"), "{error}");
 }
 
-#[test]
-fn every_loop_begins_with_a_safepoint_at_an_address_of_its_own() {
+/// The instructions before the safepoints of a function with one loop in another, and the addresses of these.
+fn safepoints_of(instrument: fn(&[u8]) -> Result<Vec<u8>, InstrumentError>) -> Vec<(usize, u64)> {
     let blocks = |first| [first, Instruction::Loop(BlockType::Empty), Instruction::Loop(BlockType::Empty)];
     let mut start: Vec<Instruction> = blocks(Instruction::Nop).into();
     start.extend([Instruction::End, Instruction::End]);
-    let wasm = instrument_side_module(&Sample { start: Some(start), passive: false }.encode()).unwrap();
+    let wasm = instrument(&Sample { start: Some(start), passive: false }.encode()).unwrap();
     let module = Module::parse(&wasm).unwrap();
-    let operators = module.operators(3).unwrap();
     let page = safepoints::SAFEPOINT_PAGE.cast_signed();
-    let addresses: Vec<u64> = operators
-        .windows(4)
-        .filter_map(|window| match *window {
-            [Operator::Loop { .. }, Operator::I32Const { value }, Operator::I32Load8U { memarg }, Operator::Drop]
-                if value == page =>
-            {
-                Some(memarg.offset)
-            }
-            _ => None,
-        })
-        .collect();
-    assert_eq!(addresses, [0, 1]);
+    let operators = module.operators(3).unwrap();
+    let safepoints = operators.windows(3).enumerate().filter_map(|(at, window)| match *window {
+        [Operator::I32Const { value }, Operator::I32Load8U { memarg }, Operator::Drop] if value == page => {
+            Some((at, memarg.offset))
+        }
+        _ => None,
+    });
+    let found: Vec<_> = safepoints.collect();
+    for &(at, _) in found.iter().filter(|(at, _)| *at > 0) {
+        assert!(matches!(operators[at - 1], Operator::Loop { .. }), "{at}");
+    }
+    found
+}
+
+#[test]
+fn every_loop_begins_with_a_safepoint_at_an_address_of_its_own() {
+    assert_eq!(safepoints_of(instrument_side_module), [(2, 0), (6, 1)]);
+}
+
+#[test]
+fn functions_of_libraries_that_did_not_come_with_the_program_begin_with_a_safepoint() {
+    assert_eq!(safepoints_of(instrument_foreign_side_module), [(0, 0), (5, 1), (9, 2)]);
 }
 
 #[test]

@@ -48,6 +48,31 @@ pub fn that_keeps_a_lock() -> Vec<u8> {
     with_imports(&imports, &[("keep", &keep)])
 }
 
+/// A library whose functions compute a number of Fibonacci as its definition says, without a loop: `small` the 20th, and
+/// `large` the 90th, which takes centuries.
+pub fn that_recurses() -> Vec<u8> {
+    let fibonacci = [
+        Instruction::LocalGet(0),
+        Instruction::I32Const(2),
+        Instruction::I32LtU,
+        Instruction::If(BlockType::Result(ValType::I32)),
+        Instruction::LocalGet(0),
+        Instruction::Else,
+        Instruction::LocalGet(0),
+        Instruction::I32Const(1),
+        Instruction::I32Sub,
+        Instruction::Call(FIRST),
+        Instruction::LocalGet(0),
+        Instruction::I32Const(2),
+        Instruction::I32Sub,
+        Instruction::Call(FIRST),
+        Instruction::I32Add,
+        Instruction::End,
+    ];
+    let of = |number| [Instruction::I32Const(number), Instruction::Call(FIRST)];
+    with_functions(&[("fibonacci", &fibonacci), ("small", &of(20)), ("large", &of(90))])
+}
+
 /// As [`with_functions`], with imports by space and name. Imported functions come before all others.
 pub fn with_imports(imported: &[(&str, &str, EntityType)], functions: &[(&str, &[Instruction<'static>])]) -> Vec<u8> {
     let mut module = Module::new();
@@ -121,9 +146,21 @@ pub fn export(bytes: &[u8], path: &str) -> String {
     format!("SELECT lo_from_bytea(1, '\\x{digits}'); SELECT lo_export(1, '{path}'); SELECT lo_unlink(1)")
 }
 
-/// A random side module, which may be wrong in any way. Its code does not write memory and has no endless loops: what
-/// these do to the session is not the host's.
+/// A random side module, which may be wrong in any way. Its code does not write memory: what that does to the session is
+/// not the host's. It ends by itself.
 pub fn hostile(dice: &mut Dice) -> Vec<u8> {
+    random(dice, 0)
+}
+
+/// As [`hostile`], but what it does may take for ever: it has endless loops, and functions that call each other more often
+/// than can be waited for.
+pub fn hostile_and_endless(dice: &mut Dice) -> Vec<u8> {
+    random(dice, 40)
+}
+
+/// A random side module. If `tower` is not 0, it has endless loops, and calls the first one of so many functions each of
+/// which calls the next one eight times.
+fn random(dice: &mut Dice, tower: u32) -> Vec<u8> {
     let mut module = Module::new();
     module.section(&CustomSection { name: "dylink.0".into(), data: dylink(dice).into() });
     let mut types = TypeSection::new();
@@ -144,7 +181,7 @@ pub fn hostile(dice: &mut Dice) -> Vec<u8> {
     module.section(&imports);
     let defined = 1 + u32::try_from(dice.below(4)).expect("a few");
     let mut functions = FunctionSection::new();
-    for _ in 0..defined {
+    for _ in 0..defined + tower {
         functions.function(0);
     }
     module.section(&functions);
@@ -182,8 +219,12 @@ pub fn hostile(dice: &mut Dice) -> Vec<u8> {
     let mut code = CodeSection::new();
     for _ in 0..defined {
         let pieces = dice.below(6);
-        let instructions: Vec<_> = (0..pieces).flat_map(|_| piece(dice, imported + defined)).collect();
+        let instructions: Vec<_> = (0..pieces).flat_map(|_| piece(dice, imported + defined, tower > 0)).collect();
         code.function(&body(&instructions));
+    }
+    for next in 1..=tower {
+        let calls = if next < tower { 8 } else { 0 };
+        code.function(&body(&vec![Instruction::Call(imported + defined + next); calls]));
     }
     module.section(&code);
     if one_in(dice, 6) {
@@ -259,10 +300,11 @@ fn import(dice: &mut Dice, imports: &mut ImportSection) -> u32 {
     0
 }
 
-/// Instructions that leave the stack as it is.
-fn piece(dice: &mut Dice, functions: u32) -> Vec<Instruction<'static>> {
+/// Instructions that leave the stack as it is. There are so many functions, and, if it may be endless, the first one of
+/// the tower.
+fn piece(dice: &mut Dice, functions: u32, may_be_endless: bool) -> Vec<Instruction<'static>> {
     let number = Instruction::I32Const(i32::try_from(size(dice)).unwrap_or(-1));
-    match dice.below(8) {
+    match dice.below(if may_be_endless { 14 } else { 8 }) {
         0 => vec![number, Instruction::MemoryGrow(0), Instruction::Drop],
         1 if one_in(dice, 6) => {
             vec![Instruction::RefNull(HeapType::FUNC), number, Instruction::TableGrow(0), Instruction::Drop]
@@ -276,6 +318,16 @@ fn piece(dice: &mut Dice, functions: u32) -> Vec<Instruction<'static>> {
         4 => vec![number, Instruction::I32Const(0), Instruction::I32DivU, Instruction::Drop],
         5 => vec![Instruction::Unreachable],
         6 => vec![number, Instruction::GlobalGet(u32::from(one_in(dice, 10))), Instruction::I32Add, Instruction::Drop],
+        8 | 9 => vec![Instruction::Loop(BlockType::Empty), Instruction::Br(0), Instruction::End],
+        10 => vec![
+            Instruction::Loop(BlockType::Empty),
+            number,
+            Instruction::MemoryGrow(0),
+            Instruction::Drop,
+            Instruction::Br(0),
+            Instruction::End,
+        ],
+        11.. => vec![Instruction::Call(functions)],
         _ => vec![Instruction::Block(BlockType::Empty), Instruction::Nop, Instruction::End],
     }
 }

@@ -20,7 +20,7 @@ impl LibraryStore {
     pub(crate) fn symbols(&self, wasm: &[u8]) -> anyhow::Result<Vec<String>> {
         let description = Description::parse(wasm)?;
         Validator::new_with_features(FEATURES).validate_all(wasm).context("it is no valid WebAssembly")?;
-        instrument::instrument_side_module(wasm).context("it cannot be rewritten")?;
+        instrument::instrument_foreign_side_module(wasm).context("it cannot be rewritten")?;
         Ok(description.symbols.into_keys().collect())
     }
 

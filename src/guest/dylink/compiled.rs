@@ -12,7 +12,7 @@ use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExpor
 use super::{super::Guest, dylink_section::Description, link::main_name, user};
 use crate::{
     engine::{Compiler, artefact},
-    instrument,
+    instrument::{self, InstrumentError},
     sources::{self, hex_digest},
 };
 
@@ -54,6 +54,9 @@ impl Library {
         })
     }
 }
+
+/// Prepares a side module for being compiled.
+type Instrument = fn(&[u8]) -> Result<Vec<u8>, InstrumentError>;
 
 /// The file is none of the libraries that came with the program.
 #[derive(Debug, thiserror::Error)]
@@ -115,9 +118,15 @@ impl LibraryStore {
     pub(crate) fn library(&self, wasm: &[u8]) -> anyhow::Result<Arc<Library>> {
         // What a file is, and not where it is, because SQL can write and rename files.
         let hash = hex_digest(&[wasm]);
-        let trusted = || self.trusted.lock().get(&hash).cloned();
-        match artefact::library(&hash).map(|file| file.name.to_owned()).or_else(trusted) {
-            Some(name) => self.bundled(&name, hash, wasm),
+        if let Some(file) = artefact::library(&hash) {
+            return self.bundled(file.name, hash, wasm);
+        }
+        let trusted = self.trusted.lock().get(&hash).cloned();
+        match trusted {
+            Some(name) => {
+                let key = sources::code_key(&format!("foreign {hash}"));
+                self.kept(&name, hash, &key, wasm, instrument::instrument_foreign_side_module)
+            }
             None if self.allows_others => self.other(hash, wasm),
             None => Err(NotBundled.into()),
         }
@@ -138,14 +147,28 @@ impl LibraryStore {
         Ok(library)
     }
 
+    /// A library that came with the program. Its functions have no safepoints but those of their loops, because its
+    /// speed counts and it is known.
     pub(super) fn bundled(&self, name: &str, hash: String, wasm: &[u8]) -> anyhow::Result<Arc<Library>> {
+        let key = sources::code_key(&hash);
+        self.kept(name, hash, &key, wasm, instrument::instrument_side_module)
+    }
+
+    /// A library that is kept in memory, and in the cache under `key`, as `instrument` makes it.
+    fn kept(
+        &self,
+        name: &str,
+        hash: String,
+        key: &str,
+        wasm: &[u8],
+        instrument: Instrument,
+    ) -> anyhow::Result<Arc<Library>> {
         if let Some(library) = self.libraries.lock().get(&hash) {
             return Ok(library.clone());
         }
         // Without the lock, so that other guests can load other libraries meanwhile.
         let description = Description::parse(wasm)?;
-        let module =
-            self.compiler.module(name, &sources::code_key(&hash), || Ok(instrument::instrument_side_module(wasm)?))?;
+        let module = self.compiler.module(name, key, || Ok(instrument(wasm)?))?;
         let library = Library { hash: hash.clone(), description, module, is_bundled: true, from_main: OnceLock::new() };
         Ok(self.libraries.lock().entry(hash).or_insert(Arc::new(library)).clone())
     }
@@ -157,7 +180,7 @@ impl LibraryStore {
             return Ok(library);
         }
         let description = user::describe(wasm)?;
-        let module = self.compiler.passing_module(&instrument::instrument_side_module(wasm)?)?;
+        let module = self.compiler.passing_module(&instrument::instrument_foreign_side_module(wasm)?)?;
         let library =
             Library { hash: hash.clone(), description, module, is_bundled: false, from_main: OnceLock::new() };
         let library = Arc::new(library);
