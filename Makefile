@@ -155,10 +155,7 @@ bench: build ## the figures of README.md, as one table (needs a quiet machine an
 
 .PHONY: hex
 hex: ## the package for Hex, with the checksums of the archives that are in target/dist
-	.ci/require mix=elixir
-	@ls target/dist/*.tar.gz.sha256 > /dev/null 2>&1 || { echo "there are no archives in target/dist: run make dist first" >&2; exit 1; }
-	cat target/dist/*.tar.gz.sha256 > elixir/archives.sha256
-	cd elixir && mix hex.build --output ../target/dist/pglite_ex.tar
+	.ci/hex
 
 .PHONY: toolchain
 toolchain:
