@@ -26,7 +26,6 @@ use std::{
 };
 
 use anyhow::Context;
-use postgres_protocol::message::frontend;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     net::{RecvFlags, SendFlags, recv, send},
@@ -140,29 +139,8 @@ impl Server {
 
     /// Whether a new session begins with a question for a password.
     fn asks_for_password(&self) -> anyhow::Result<bool> {
-        let line = self.dial()?;
-        let mut startup = bytes::BytesMut::new();
-        frontend::startup_message(self.startup_parameters(), &mut startup)?;
-        line.send(&startup)?;
-        // The kind of the message, its length, and the kind of authentication. A server that ends before has refused the
-        // session, for which the next one gets the error.
-        let mut first = [0; 9];
-        let mut known = 0;
-        while known < first.len() {
-            match line.receive(&mut first[known..], true) {
-                Ok(Some(more @ 1..)) => known += more,
-                _ => return Ok(false),
-            }
-        }
-        Ok(first[0] == b'R' && first[5..] != [0; 4])
-    }
-
-    /// What the startup packet of a session says.
-    fn startup_parameters(&self) -> impl Iterator<Item = (&str, &str)> {
-        let user = self.config.get_user().unwrap_or_default();
-        let database = self.config.get_dbname().unwrap_or(user);
-        let options = self.config.get_options().map(|options| ("options", options));
-        [("user", user), ("database", database)].into_iter().chain(options)
+        // A server that ends the session has refused it, for which the next one gets the error.
+        Ok(Session::open(self, &[])?.next().is_ok_and(|message| session::asks_for_password(&message)))
     }
 
     /// Opens a session: its startup packet is the next thing to send.

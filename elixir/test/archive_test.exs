@@ -2,7 +2,8 @@ defmodule PgliteEx.ArchiveTest do
   @moduledoc "The program out of an archive, where neither Rust nor Node.js is."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{Archive, FileServer}
+  alias PgliteEx.{Archive, ElixirAlone, FileServer}
+  import PgliteEx.ElixirAlone, only: [sha256: 1]
 
   doctest Archive
 
@@ -23,16 +24,10 @@ defmodule PgliteEx.ArchiveTest do
   end
 
   defp pack!(directory, root) do
-    path = Path.join(directory, "pglite-port-0.1.0.tar.gz")
-    name = to_charlist(Path.basename(root))
-    :ok = :erl_tar.create(to_charlist(path), [{name, to_charlist(root)}], [:compressed])
-    File.write!(path <> ".sha256", sha256(path) <> "  #{Path.basename(path)}\n")
+    path = ElixirAlone.pack!(root, Path.join(directory, "pglite-port-0.1.0.tar.gz"))
     File.rm_rf!(Path.dirname(root))
     path
   end
-
-  defp sha256(path),
-    do: :crypto.hash(:sha256, File.read!(path)) |> Base.encode16(case: :lower)
 
   defp install(place, sha256, directory),
     do: Archive.install({place, sha256}, Path.join(directory, "priv"))

@@ -2,7 +2,7 @@ defmodule PgliteEx.ElixirAloneTest do
   @moduledoc "A machine with Elixir, and with neither Rust nor Node.js nor PostgreSQL: the program comes from an archive."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{ElixirAlone, FileServer}
+  alias PgliteEx.{Authority, ElixirAlone, FileServer}
 
   @moduletag :tmp_dir
   @moduletag timeout: 300_000
@@ -94,19 +94,7 @@ defmodule PgliteEx.ElixirAloneTest do
   end
 
   test "an archive comes from a web server whose certificate is trusted", context do
-    %{server_config: server} =
-      :public_key.pkix_test_data(%{
-        server_chain: %{
-          root: [key: key()],
-          intermediates: [],
-          peer: [
-            key: key(),
-            extensions: [{:Extension, {2, 5, 29, 17}, false, [dNSName: 'localhost']}]
-          ]
-        },
-        client_chain: %{root: [key: key()], intermediates: [], peer: [key: key()]}
-      })
-
+    %{server_config: server} = Authority.make()
     archive = ElixirAlone.archive!(context.tmp_dir)
     name = Path.basename(archive)
     bytes = File.read!(archive)
@@ -129,8 +117,6 @@ defmodule PgliteEx.ElixirAloneTest do
     assert {output, 0} = install.("#{url}/#{name}", [{"SSL_CERT_FILE", trusted}])
     assert output =~ ~r"pglite-port 0.1.0.* is in "
   end
-
-  defp key, do: {:namedCurve, :secp256r1}
 
   defp authority!(directory, certificates) do
     path = Path.join(directory, "authority.pem")

@@ -2,14 +2,12 @@ defmodule PgliteEx.InstallTaskTest do
   @moduledoc "`mix pglite_ex.install` in a copy of the library, which has no checkout around it."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.BadProgram
+  alias PgliteEx.{BadProgram, ElixirAlone}
 
   @moduletag :tmp_dir
 
   setup %{tmp_dir: directory} do
-    library = Path.join(directory, "elixir")
-    File.mkdir_p!(Path.join(library, "priv"))
-    for name <- ["lib", "mix.exs", "README.md"], do: File.cp_r!(name, Path.join(library, name))
+    library = ElixirAlone.library!(Path.join(directory, "elixir"))
     %{library: library, program: BadProgram.write!(directory, "exit 0")}
   end
 

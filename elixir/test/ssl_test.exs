@@ -2,31 +2,14 @@ defmodule PgliteEx.SslTest do
   @moduledoc "Encrypted connections to a server's socket, with a certificate authority that is made here."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{Servers, Transport, WireClient}
+  alias PgliteEx.{Authority, Servers, Transport, WireClient}
 
   doctest Transport
 
   setup_all do
-    %{server_config: server, client_config: client} = authorities()
+    %{server_config: server, client_config: client} = Authority.make()
     %{server: server, client: client}
   end
-
-  defp authorities do
-    :public_key.pkix_test_data(%{
-      server_chain: %{
-        root: [key: key()],
-        intermediates: [],
-        peer: [key: key()] ++ named("localhost")
-      },
-      client_chain: %{root: [key: key()], intermediates: [], peer: [key: key()]}
-    })
-  end
-
-  defp key, do: {:namedCurve, :secp256r1}
-
-  # An extension with the name of the server (RFC 5280, id-ce-subjectAltName).
-  defp named(name),
-    do: [extensions: [{:Extension, {2, 5, 29, 17}, false, [dNSName: String.to_charlist(name)]}]]
 
   # A TLS client that has asked for encryption.
   defp connect(server, options) do
@@ -135,7 +118,7 @@ defmodule PgliteEx.SslTest do
   test "a client that does not trust the server, or asks for an old version, has no session",
        context do
     server = Servers.start!(ssl: [versions: [:"tlsv1.3"]] ++ context.server)
-    %{client_config: stranger} = authorities()
+    %{client_config: stranger} = Authority.make()
     assert {:error, {:tls_alert, _unknown_ca}} = connect(server, stranger)
 
     assert {:error, _alert_or_closed} =

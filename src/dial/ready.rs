@@ -3,19 +3,11 @@
 
 use std::{fmt, thread, time::Duration};
 
-use anyhow::{Context, bail, ensure};
-use bytes::BytesMut;
+use anyhow::bail;
 use crossbeam_channel::{RecvTimeoutError, bounded};
-use postgres_protocol::message::{
-    backend::{ErrorFields, Header, Message},
-    frontend,
-};
-use tokio_postgres::fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::{ErrorFields, Message};
 
-use super::{Line, Server};
-
-/// The longest message that is awaited, as in libpq (`fe-connect.c`, `PQconnectPoll`): what seems to be longer is none.
-const LONGEST: i32 = 30_000;
+use super::{Report, Server, Session, session::asks_for_password};
 
 /// What a server does with clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,33 +55,23 @@ impl Server {
     }
 
     fn ask(&self) -> anyhow::Result<Readiness> {
-        let line = self.dial()?;
-        let mut packet = BytesMut::new();
-        frontend::startup_message(self.startup_parameters(), &mut packet)?;
-        line.send(&packet)?;
-        let mut arrived = BytesMut::new();
+        let mut session = Session::open(self, &[])?;
         loop {
-            match next(&line, &mut arrived)? {
+            match session.next()? {
                 Message::AuthenticationOk
                 | Message::ParameterStatus(_)
                 | Message::BackendKeyData(_)
                 | Message::NoticeResponse(_) => {}
                 Message::ReadyForQuery(_) => break,
                 Message::ErrorResponse(error) => return refusal(error.fields()),
-                Message::AuthenticationCleartextPassword
-                | Message::AuthenticationMd5Password(_)
-                | Message::AuthenticationSasl(_)
-                | Message::AuthenticationGss
-                | Message::AuthenticationSspi => return Ok(Readiness::AsksForPassword),
+                message if asks_for_password(&message) => return Ok(Readiness::AsksForPassword),
                 _ => bail!("its answer is not one of PostgreSQL's"),
             }
         }
-        let mut query = BytesMut::new();
-        frontend::query("SELECT 1", &mut query)?;
-        line.send(&query)?;
+        session.query("SELECT 1")?;
         let mut has_row = false;
         loop {
-            match next(&line, &mut arrived)? {
+            match session.next()? {
                 Message::DataRow(_) => has_row = true,
                 Message::ReadyForQuery(_) if has_row => break,
                 Message::ErrorResponse(error) => return refusal(error.fields()),
@@ -97,39 +79,12 @@ impl Server {
                 _ => {}
             }
         }
-        let mut end = BytesMut::new();
-        frontend::terminate(&mut end);
-        // The session ends in any case.
-        let _ = line.send(&end);
+        session.terminate();
         Ok(Readiness::Ready)
     }
 }
 
-/// The next message of the server.
-fn next(line: &Line, arrived: &mut BytesMut) -> anyhow::Result<Message> {
-    let mut buffer = [0; 1024];
-    loop {
-        let length = Header::parse(arrived)?.map(Header::len);
-        ensure!(length.is_none_or(|length| length <= LONGEST), "its answer is not one of PostgreSQL's");
-        if let Some(message) = Message::parse(arrived).context("its answer is not one of PostgreSQL's")? {
-            return Ok(message);
-        }
-        match line.receive(&mut buffer, true)? {
-            Some(count @ 1..) => arrived.extend_from_slice(&buffer[..count]),
-            _ => bail!("it has closed the connection"),
-        }
-    }
-}
-
-fn refusal(mut fields: ErrorFields<'_>) -> anyhow::Result<Readiness> {
-    let (mut code, mut message) = (String::new(), String::new());
-    while let Some(field) = fields.next()? {
-        let value = String::from_utf8_lossy(field.value_bytes()).into_owned();
-        match field.type_() {
-            b'C' => code = value,
-            b'M' => message = value,
-            _ => {}
-        }
-    }
+fn refusal(fields: ErrorFields<'_>) -> anyhow::Result<Readiness> {
+    let Report { code, message, .. } = Report::of(fields)?;
     Ok(Readiness::Refuses { code, message })
 }

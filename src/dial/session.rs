@@ -32,6 +32,8 @@ const LONG_KINDS: &[u8] = b"TDdVENA";
 const LONGEST: u32 = 1 << 30;
 const SHORT: u32 = 30_000;
 
+const NO_MESSAGE: &str = "what answers does not speak PostgreSQL's protocol: its message is not one of PostgreSQL's";
+
 /// How much is received while the server takes nothing.
 const BUFFERED: usize = 64 << 20;
 
@@ -69,15 +71,10 @@ impl Session {
     /// When nobody answers, or the server refuses the session, with its [`Report`].
     pub(super) fn begin(server: &Server, application: &str) -> anyhow::Result<Self> {
         let config = &server.config;
-        let line = server.dial()?;
-        let mut session = Self { line, received: BytesMut::new(), has_ended: false, key: (0, 0) };
-        let user = config.get_user().unwrap_or_default();
         let application = config.get_application_name().unwrap_or(application);
         let own = [("application_name", application), ("client_encoding", "UTF8")];
-        let mut startup = BytesMut::new();
-        frontend::startup_message(server.startup_parameters().chain(own), &mut startup)?;
-        session.send(&startup)?;
-        session.authenticate(user, config.get_password())?;
+        let mut session = Self::open(server, &own)?;
+        session.authenticate(config.get_user().unwrap_or_default(), config.get_password())?;
         loop {
             match session.next()? {
                 Message::BackendKeyData(key) => session.key = (key.process_id(), key.secret_key()),
@@ -86,6 +83,24 @@ impl Session {
                 _ => {}
             }
         }
+    }
+
+    /// Opens a session of `server`, whose startup packet has these parameters besides its own. The next message is about
+    /// the authentication, or refuses the session.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub(super) fn open(server: &Server, more: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let config = &server.config;
+        let user = config.get_user().unwrap_or_default();
+        let parameters = [("user", user), ("database", config.get_dbname().unwrap_or(user))];
+        let options = config.get_options().map(|options| ("options", options));
+        let mut startup = BytesMut::new();
+        frontend::startup_message(parameters.into_iter().chain(options).chain(more.iter().copied()), &mut startup)?;
+        let line = server.dial()?;
+        let mut session = Self { line, received: BytesMut::new(), has_ended: false, key: (0, 0) };
+        session.send(&startup)?;
+        Ok(session)
     }
 
     fn authenticate(&mut self, user: &str, password: Option<&[u8]>) -> anyhow::Result<()> {
@@ -186,6 +201,14 @@ impl Session {
         self.send(&message)
     }
 
+    /// Says that there are no more statements.
+    pub(super) fn terminate(mut self) {
+        let mut message = BytesMut::new();
+        frontend::terminate(&mut message);
+        // The session ends in any case.
+        let _ = self.send(&message);
+    }
+
     /// Waits for the next message.
     ///
     /// # Errors
@@ -193,9 +216,7 @@ impl Session {
     pub(crate) fn next(&mut self) -> anyhow::Result<Message> {
         loop {
             self.check_length()?;
-            if let Some(message) =
-                Message::parse(&mut self.received).context("the server does not speak PostgreSQL's protocol")?
-            {
+            if let Some(message) = Message::parse(&mut self.received).context(NO_MESSAGE)? {
                 return Ok(message);
             }
             if self.has_ended || !self.receive(true).context("the connection to the server is lost")? {
@@ -210,11 +231,7 @@ impl Session {
         let Some(&[kind, ref len @ ..]) = self.received.first_chunk::<5>() else { return Ok(()) };
         let limit = if self.key != (0, 0) && LONG_KINDS.contains(&kind) { LONGEST } else { SHORT };
         let len = u32::from_be_bytes(*len);
-        ensure!(
-            len <= limit,
-            "the server does not speak PostgreSQL's protocol: it begins a message {:?} of {len} bytes",
-            char::from(kind)
-        );
+        ensure!(len <= limit, "{NO_MESSAGE}: it begins with {:?} and {len} bytes", char::from(kind));
         Ok(())
     }
 
@@ -247,6 +264,18 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether a server says with this message that a client has to show who it is.
+pub(super) fn asks_for_password(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::AuthenticationCleartextPassword
+            | Message::AuthenticationMd5Password(_)
+            | Message::AuthenticationSasl(_)
+            | Message::AuthenticationGss
+            | Message::AuthenticationSspi
+    )
 }
 
 impl Report {

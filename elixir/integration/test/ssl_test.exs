@@ -1,3 +1,5 @@
+Code.require_file("../../test/support/authority.ex", __DIR__)
+
 defmodule Integration.SslTest do
   @moduledoc "Postgrex over TLS, with a certificate authority that is made here: what libpq calls `verify-full`."
   use ExUnit.Case, async: true
@@ -5,24 +7,8 @@ defmodule Integration.SslTest do
   @moduletag :tmp_dir
 
   setup_all do
-    %{server_config: server, client_config: client} = authority()
+    %{server_config: server, client_config: client} = PgliteEx.Authority.make()
     %{server: server, authorities: client[:cacerts]}
-  end
-
-  # A certificate for `localhost`, and the authority that has signed it.
-  defp authority do
-    key = {:namedCurve, :secp256r1}
-    # An extension with the name of the server (RFC 5280, id-ce-subjectAltName).
-    name = [{:Extension, {2, 5, 29, 17}, false, [dNSName: ~c"localhost"]}]
-
-    :public_key.pkix_test_data(%{
-      server_chain: %{
-        root: [key: key],
-        intermediates: [],
-        peer: [key: key, extensions: name]
-      },
-      client_chain: %{root: [key: key], intermediates: [], peer: [key: key]}
-    })
   end
 
   # A server that only lets encrypted connections with a password in.
@@ -59,7 +45,7 @@ defmodule Integration.SslTest do
          context do
       Process.flag(:trap_exit, true)
       server = start_server!(unquote(mode), context)
-      %{client_config: stranger} = authority()
+      %{client_config: stranger} = PgliteEx.Authority.make()
       trusted = [verify: :verify_peer, cacerts: context.authorities]
 
       for {host, ssl, reason} <- [

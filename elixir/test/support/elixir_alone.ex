@@ -56,7 +56,12 @@ defmodule PgliteEx.ElixirAlone do
     program = Path.join(root, "pglite-port")
     File.write!(program, "#!/bin/sh\nexec '#{System.fetch_env!("PGLITE_PORT")}' \"$@\"\n")
     File.chmod!(program, 0o755)
-    path = Path.join(directory, "pglite-port-0.1.0-here.tar.gz")
+    pack!(root, Path.join(directory, "pglite-port-0.1.0-here.tar.gz"))
+  end
+
+  @doc "Packs a directory into the archive `path`, and writes its SHA-256 beside it."
+  @spec pack!(Path.t(), Path.t()) :: Path.t()
+  def pack!(root, path) do
     name = to_charlist(Path.basename(root))
     :ok = :erl_tar.create(to_charlist(path), [{name, to_charlist(root)}], [:compressed])
     File.write!(path <> ".sha256", sha256(path) <> "  #{Path.basename(path)}\n")

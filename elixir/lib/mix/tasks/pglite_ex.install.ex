@@ -54,13 +54,13 @@ defmodule Mix.Tasks.PgliteEx.Install do
       nil ->
         install_program(options)
         install_pglite(options)
+        Launchers.install!(Launchers.directory())
         Archive.forget()
 
       archive ->
         install_archive(archive)
     end
 
-    Launchers.install!(Launchers.directory())
     say("pg_dump and psql are in #{Launchers.directory()}")
   end
 
