@@ -135,10 +135,11 @@ impl Databases {
 
 impl Sessions for Databases {
     fn serve(&self, start: SessionStart<'_>, client: Box<dyn Client>) -> SessionEnd {
-        if start.startup.asks_for_replication() {
-            // The guest would let it in, and then has no walsender's wake-ups.
-            let message = "this server does not support replication connections";
-            return SessionEnd::Refused(ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
+        if start.startup.asks_for_replication() && start.cluster.is_none() && start.mode == Mode::Isolated {
+            let message = "a cluster of one connection has no replication connections";
+            let hint = "Connect to a cluster that takes several sessions: in mode shared, or with pglite.cluster.";
+            let report = ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message);
+            return SessionEnd::Refused(report.with_hint(hint));
         }
         if let Err(report) = capacity::check_for_session() {
             return SessionEnd::Refused(report);

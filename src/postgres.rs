@@ -503,3 +503,213 @@ pub(crate) mod database_statistics {
     pub(crate) const TEMPORARY_BYTES: u32 = 136;
     pub(crate) const DEADLOCKS: u32 = 144;
 }
+
+/// Numbers of system caches: `enum SysCacheIdentifier` (generated from `MAKE_SYSCACHE` in `src/include/catalog`).
+pub(crate) mod system_cache {
+    pub(crate) const PUBLICATION_NAMESPACE_MAP: i32 = 50;
+    pub(crate) const PUBLICATION_RELATION_MAP: i32 = 53;
+    pub(crate) const REPLICATION_ORIGIN: i32 = 58;
+    pub(crate) const TYPE: i32 = 82;
+}
+
+/// `struct StringInfoData` (`src/include/lib/stringinfo.h`).
+pub(crate) mod string_info {
+    /// Offset of `data`, a pointer.
+    pub(crate) const DATA: u32 = 0;
+    /// Offset of `len`, an `int`.
+    pub(crate) const LENGTH: u32 = 4;
+}
+
+/// `struct List` (`src/include/nodes/pg_list.h`), and the tags of lists of numbers (`src/include/nodes/nodetags.h`).
+pub(crate) mod list {
+    /// Offset of `length`, an `int`.
+    pub(crate) const LENGTH: u32 = 4;
+    /// Offset of `elements`, a pointer to cells of 4 bytes.
+    pub(crate) const ELEMENTS: u32 = 12;
+    /// `T_XidList`
+    pub(crate) const TAG_OF_TRANSACTIONS: u32 = 473;
+}
+
+/// `struct Bitmapset` (`src/include/nodes/bitmapset.h`).
+pub(crate) mod bitmapset {
+    /// Offset of `nwords`, an `int`.
+    pub(crate) const WORDS: u32 = 4;
+    /// Offset of the words, of 32 bits each.
+    pub(crate) const FIRST: u32 = 8;
+}
+
+/// `HeapTupleData` and `HeapTupleHeaderData` (`src/include/access/htup.h`, `htup_details.h`).
+pub(crate) mod heap_tuple {
+    /// Offset of `t_data`, a pointer to the header.
+    pub(crate) const HEADER: u32 = 16;
+    /// Offset of `t_hoff` in the header, a byte: where the columns begin.
+    pub(crate) const COLUMNS: u32 = 22;
+}
+
+/// `struct TupleDescData` (`src/include/access/tupdesc.h`).
+pub(crate) mod tuple_descriptor {
+    /// Offset of `natts`, an `int`.
+    pub(crate) const COLUMNS: u32 = 0;
+    /// Offset of the `CompactAttribute` of each column, and their size; the rows of `pg_attribute` follow.
+    pub(crate) const COMPACT: u32 = 20;
+    pub(crate) const COMPACT_SIZE: u32 = 16;
+}
+
+/// A row of `pg_attribute` (`src/include/catalog/pg_attribute.h`).
+pub(crate) mod attribute {
+    /// Offset of `attname`, of 64 bytes.
+    pub(crate) const NAME: u32 = 4;
+    /// Offset of `atttypid`.
+    pub(crate) const TYPE: u32 = 68;
+    /// Offset of `attlen`, an `int16`.
+    pub(crate) const LENGTH: u32 = 72;
+    /// Offset of `attnum`, an `int16`.
+    pub(crate) const NUMBER: u32 = 74;
+    /// Offset of `atttypmod`.
+    pub(crate) const MODIFIER: u32 = 76;
+    /// Offset of `attgenerated`, a character, and its value for columns that are stored.
+    pub(crate) const GENERATED: u32 = 90;
+    pub(crate) const STORED: u8 = b's';
+    /// Offset of `attisdropped`, a boolean.
+    pub(crate) const IS_DROPPED: u32 = 91;
+    /// The size of the part that every row has (`ATTRIBUTE_FIXED_PART_SIZE`).
+    pub(crate) const SIZE: u32 = 100;
+}
+
+/// `struct TupleTableSlot` (`src/include/executor/tuptable.h`).
+pub(crate) mod slot {
+    /// Offset of `tts_nvalid`, an `int16`.
+    pub(crate) const VALID: u32 = 6;
+    /// Offset of `tts_tupleDescriptor`, a pointer.
+    pub(crate) const DESCRIPTOR: u32 = 12;
+    /// Offset of `tts_values`, a pointer to words.
+    pub(crate) const VALUES: u32 = 16;
+    /// Offset of `tts_isnull`, a pointer to booleans.
+    pub(crate) const NULLS: u32 = 20;
+}
+
+/// `struct RelationData` (`src/include/utils/rel.h`).
+pub(crate) mod relation {
+    /// Offset of `rd_indexvalid`, a boolean.
+    pub(crate) const KNOWS_INDEXES: u32 = 27;
+    /// Offset of `rd_rel`, a pointer to a row of `pg_class`.
+    pub(crate) const CLASS: u32 = 48;
+    /// Offset of `rd_att`, a pointer to the descriptor of its columns.
+    pub(crate) const DESCRIPTOR: u32 = 52;
+    /// Offset of `rd_id`.
+    pub(crate) const ID: u32 = 56;
+    /// Offset of `rd_replidindex`, the index that is its replica identity, or 0.
+    pub(crate) const REPLICA_INDEX: u32 = 144;
+    /// Offset of `rd_index`, a pointer to a row of `pg_index`.
+    pub(crate) const INDEX: u32 = 192;
+}
+
+/// A row of `pg_class` (`src/include/catalog/pg_class.h`).
+pub(crate) mod class {
+    /// Offset of `relname`, of 64 bytes.
+    pub(crate) const NAME: u32 = 4;
+    /// Offset of `relnamespace`.
+    pub(crate) const NAMESPACE: u32 = 68;
+    /// Offset of `relhasindex`, a boolean.
+    pub(crate) const HAS_INDEX: u32 = 116;
+    /// Offset of `relpersistence`, a character, and its value for permanent relations.
+    pub(crate) const PERSISTENCE: u32 = 118;
+    pub(crate) const PERMANENT: u8 = b'p';
+    /// Offset of `relkind`, a character, and its values for tables.
+    pub(crate) const KIND: u32 = 119;
+    pub(crate) const TABLES: [u8; 2] = [b'r', b'p'];
+    /// Offset of `relreplident`, a character, and its value when all columns are the replica identity.
+    pub(crate) const REPLICA_IDENTITY: u32 = 130;
+    pub(crate) const FULL: u8 = b'f';
+    /// `FirstNormalObjectId` (`src/include/access/transam.h`)
+    pub(crate) const FIRST_OF_USERS: u32 = 16384;
+}
+
+/// A row of `pg_index` (`src/include/catalog/pg_index.h`).
+pub(crate) mod index {
+    /// Offset of `indnkeyatts`, an `int16`.
+    pub(crate) const KEYS: u32 = 10;
+    /// Offset of the values of `indkey`, of type `int16`.
+    pub(crate) const COLUMNS: u32 = 48;
+}
+
+/// A row of `pg_type` (`src/include/catalog/pg_type.h`).
+pub(crate) mod data_type {
+    /// Offset of `typname`, of 64 bytes.
+    pub(crate) const NAME: u32 = 4;
+    /// Offset of `typnamespace`.
+    pub(crate) const NAMESPACE: u32 = 68;
+    /// Offset of `typoutput`.
+    pub(crate) const OUTPUT: u32 = 104;
+    /// Offset of `typsend`.
+    pub(crate) const SEND: u32 = 112;
+}
+
+/// Values of a length that varies (`src/include/varatt.h`).
+pub(crate) mod varlena {
+    /// The first byte of one that is elsewhere (`VARATT_IS_1B_E`).
+    pub(crate) const IS_ELSEWHERE: u8 = 1;
+    /// The second byte of one that is in a TOAST table (`VARTAG_ONDISK`).
+    pub(crate) const ON_DISK: u8 = 18;
+    /// The size of a long header, whose upper 30 bits are the length with it.
+    pub(crate) const HEADER: u32 = 4;
+}
+
+/// `struct ArrayType` (`src/include/utils/array.h`).
+pub(crate) mod array {
+    /// Offset of the first of its dimensions, an `int`.
+    pub(crate) const DIMENSION: u32 = 16;
+    /// Offset of the elements of an array with one dimension and without nulls.
+    pub(crate) const ELEMENTS: u32 = 24;
+}
+
+/// `struct ReorderBufferTXN` (`src/include/replication/reorderbuffer.h`).
+pub(crate) mod decoded_transaction {
+    /// Offset of `xid`.
+    pub(crate) const ID: u32 = 4;
+    /// Offset of `gid`, a pointer to a string.
+    pub(crate) const GLOBAL_ID: u32 = 12;
+    /// Offset of `final_lsn`.
+    pub(crate) const FINAL_LSN: u32 = 24;
+    /// Offset of `end_lsn`.
+    pub(crate) const END_LSN: u32 = 32;
+    /// Offset of `xact_time`, when it was committed, prepared or aborted.
+    pub(crate) const TIME: u32 = 72;
+}
+
+/// `struct LogicalDecodingContext` (`src/include/replication/logical.h`).
+pub(crate) mod decoding {
+    /// Offset of `update_progress`, a pointer to a function.
+    pub(crate) const UPDATE_PROGRESS: u32 = 128;
+    /// Offset of `write_location`, an `XLogRecPtr`.
+    pub(crate) const WRITE_LOCATION: u32 = 152;
+    /// Offset of `write_xid`.
+    pub(crate) const WRITE_TRANSACTION: u32 = 160;
+}
+
+/// `struct Publication` (`src/include/catalog/pg_publication.h`), and columns of `pg_publication_rel`.
+pub(crate) mod publication {
+    /// Offset of `oid`.
+    pub(crate) const ID: u32 = 0;
+    /// Offset of `alltables`, a boolean.
+    pub(crate) const HAS_ALL_TABLES: u32 = 8;
+    /// `PUBLISH_GENCOLS_STORED`
+    pub(crate) const STORED_COLUMNS: u8 = b's';
+    /// The number of the column `prattrs` (`src/include/catalog/pg_publication_rel.h`).
+    pub(crate) const COLUMNS: i32 = 5;
+}
+
+/// A row of `pg_replication_origin` (`src/include/catalog/pg_replication_origin.h`).
+pub(crate) mod replication_origin {
+    /// Offset of `roname`, a `text`.
+    pub(crate) const NAME: u32 = 4;
+}
+
+/// `PG_CATALOG_NAMESPACE` (`src/include/catalog/pg_namespace.dat`)
+pub(crate) const CATALOG_NAMESPACE: u32 = 11;
+
+/// `OR_EXPR`, a `BoolExprType` (`src/include/nodes/primnodes.h`).
+pub(crate) const OR_EXPRESSION: i32 = 1;
+
+/// `MAX_RELSYNC_CALLBACKS` (`src/backend/utils/cache/inval.c`)
+pub(crate) const RELATION_SYNC_CALLBACKS_MAX: u32 = 10;

@@ -105,19 +105,24 @@ impl Connections {
         };
         self.sessions.close();
         for control in controls {
-            control.interrupt(Interrupt::Terminate);
+            control.interrupt(Interrupt::ShutDown);
         }
     }
 
-    /// Asks every session to end, waits until all have ended, and calls [`Sessions::shut_down`].
+    /// Asks every session to end, waits until all have ended but those that leave last, and calls
+    /// [`Sessions::shut_down`], with which these end.
     pub fn shut_down(&self) {
         self.terminate_all();
+        self.wait_while(|live| live.threads > live.controls.values().filter(|control| control.leaves_last()).count());
+        self.sessions.shut_down();
+        self.wait_while(|live| live.threads > 0);
+    }
+
+    fn wait_while(&self, waits: impl Fn(&Live) -> bool) {
         let mut live = self.live.lock();
-        while live.threads > 0 {
+        while waits(&live) {
             self.ended.wait(&mut live);
         }
-        drop(live);
-        self.sessions.shut_down();
     }
 
     /// [`Self::shut_down`], but waits no longer than `grace`. Each message that arrives in `news` meanwhile can only

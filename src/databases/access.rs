@@ -63,7 +63,12 @@ impl fmt::Display for Authentication {
 impl Authentication {
     /// The rules, in the format of `pg_hba.conf`, as PGlite can follow them.
     fn read(&self) -> anyhow::Result<String> {
-        let all = |method| Ok(format!("local all all {method}\nhost all all all {method}\n"));
+        // In the place of a database, "all" does not include replication.
+        let all = |method| {
+            let places = ["all", "replication"];
+            let lines = |database| format!("local {database} all {method}\nhost {database} all all {method}\n");
+            Ok(places.map(lines).concat())
+        };
         match self {
             Self::Trust => all("trust"),
             Self::ScramSha256 => all("scram-sha-256"),

@@ -180,7 +180,7 @@ impl Isolated {
             let signal = match interrupt {
                 Interrupt::Cancel => Signal::INT,
                 // The cluster ends with the connection, so its unfinished commands can be abandoned.
-                Interrupt::Terminate | Interrupt::ClientGone => Signal::TERM,
+                Interrupt::Terminate | Interrupt::ShutDown | Interrupt::ClientGone => Signal::TERM,
             };
             interrupted.send_until_heard(signal);
         });

@@ -23,6 +23,7 @@ mod locale;
 mod mapping;
 pub(crate) mod memory;
 mod net;
+mod pgoutput;
 mod process;
 pub(crate) mod report;
 mod stack;
@@ -111,6 +112,8 @@ pub(crate) struct Guest {
     alone_since: Option<u64>,
     /// What its memory and its table have grown by.
     pub(crate) growth: Growth,
+    /// The functions that messages of logical replication call.
+    publishing: Option<Arc<pgoutput::Calls>>,
     /// What exceptions of C++ have cost it.
     lost: cxx::Lost,
     /// The size of the linear memory in bytes, for other threads; 0 before the instance is complete.
@@ -179,6 +182,7 @@ impl Guest {
             is_idle: false,
             alone_since: None,
             growth,
+            publishing: None,
             lost: cxx::Lost::default(),
             memory_size: Arc::default(),
         })
@@ -249,6 +253,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         locale::add_to_linker,
         mapping::add_to_linker,
         net::add_to_linker,
+        pgoutput::add_to_linker,
         process::add_to_linker,
         stack::add_to_linker,
         statistics::add_to_linker,

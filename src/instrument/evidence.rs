@@ -8,10 +8,7 @@ use super::InstrumentError;
 use super::bodies::{Kill, stack_measure};
 use super::module::Module;
 use super::processes::PostmasterSignals;
-use super::{
-    target::{Evidence, Signature, Target},
-    targets::TARGETS,
-};
+use super::target::{Evidence, Signature, Target};
 use crate::postgres::database_statistics::{COUNTERS, PENDING, SHARED, STATISTICS};
 
 /// The indices of the table's functions, by name.
@@ -31,7 +28,7 @@ impl Found {
     pub(super) fn search(module: &Module, memory: &[u8]) -> Result<Self, InstrumentError> {
         let mut found = Self { functions: BTreeMap::new(), process_id: process_id(module)? };
         let mentions = Mentions::scan(module, memory)?;
-        for target in TARGETS {
+        for target in super::targets() {
             let candidates = found.candidates(module, &mentions, target)?;
             let [function] = candidates[..] else {
                 return Err(target.refusal(&describe(&candidates)));
@@ -61,6 +58,10 @@ impl Found {
     ) -> Result<T, InstrumentError> {
         let (function, target) = self.entry(name)?;
         reader(target, &module.operators(function)?)
+    }
+
+    fn functions(&self, names: &[&str]) -> Result<BTreeSet<u32>, InstrumentError> {
+        names.iter().map(|name| self.function(name)).collect()
     }
 
     fn entry(&self, name: &str) -> Result<(u32, &'static Target), InstrumentError> {
@@ -98,9 +99,14 @@ impl Found {
                 })
             }
             Evidence::CallsOnly(callees) => {
-                let callees = callees.iter().map(|name| self.function(name)).collect::<Result<BTreeSet<u32>, _>>()?;
+                let callees = self.functions(callees)?;
+                keep(of_signature(), |it| Ok(calls_only(&module.operators(it)?, &callees)))
+            }
+            Evidence::CallsOnlyWith { callees, constant } => {
+                let callees = self.functions(callees)?;
                 keep(of_signature(), |it| {
-                    Ok(calls(&module.operators(it)?).into_iter().collect::<BTreeSet<u32>>() == callees)
+                    let operators = module.operators(it)?;
+                    Ok(calls_only(&operators, &callees) && constants(&operators).contains(&constant.cast_unsigned()))
                 })
             }
             Evidence::KillItself => keep(small(module, of_signature()), |it| {
@@ -228,6 +234,11 @@ fn calls(operators: &[Operator]) -> Vec<u32> {
     operators.iter().filter_map(call).collect()
 }
 
+/// Whether a body calls all of these functions, and no others directly.
+fn calls_only(operators: &[Operator], callees: &BTreeSet<u32>) -> bool {
+    calls(operators).into_iter().collect::<BTreeSet<u32>>() == *callees
+}
+
 /// The constants in a body, among them the addresses of the variables that it uses.
 fn constants(operators: &[Operator]) -> BTreeSet<u32> {
     let constant = |operator: &Operator| match operator {
@@ -248,7 +259,7 @@ struct Mentions {
 impl Mentions {
     fn scan(module: &Module, memory: &[u8]) -> Result<Self, InstrumentError> {
         let mut bits: HashMap<&'static str, u128> = HashMap::new();
-        for target in TARGETS {
+        for target in super::targets() {
             if let Evidence::Mentions(strings) = target.evidence {
                 for string in strings {
                     let next = 1 << bits.len();
@@ -310,6 +321,9 @@ impl Target {
             }
             Evidence::Reads { caller, variables } => format!("that {caller} calls and that reads {variables:?}"),
             Evidence::CallsOnly(callees) => format!("that calls {callees:?} and no others"),
+            Evidence::CallsOnlyWith { callees, constant } => {
+                format!("that calls {callees:?} and no others, and has the number {constant}")
+            }
             Evidence::KillItself => "that raises a signal in its own process and fails for any other".to_owned(),
             Evidence::CalledByKill => "that kill calls".to_owned(),
             Evidence::SignalsPostmaster => "that sets a flag and sends SIGUSR1 to the postmaster".to_owned(),

@@ -15,6 +15,7 @@ use super::module::Module;
 use super::processes::{
     self, CheckpointerShmem, ChildKind, PostmasterSignals, is_postmaster_environment, where_to_send_output,
 };
+use super::publishing::Callbacks;
 use super::start::{Preload, is_regular_backend, preloads};
 use super::{HAS_CHECKPOINTER, InstrumentError, type_infos};
 
@@ -103,6 +104,8 @@ pub struct Facts {
     pub server_start: u32,
     /// Address of `PgReloadTime`, when the configuration was read.
     pub configuration_load: u32,
+    /// `relsync_callback_list`, the callbacks of plugins for logical decoding when publications change.
+    pub relation_sync_callbacks: Callbacks,
     /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6), the state of the heap.
     pub heap: u32,
 }
@@ -161,6 +164,7 @@ impl Facts {
             random_is_seeded: found.read(module, "drandom", first_variable)?,
             server_start: START_TIME.variable(module, memory)?,
             configuration_load: LOAD_TIME.variable(module, memory)?,
+            relation_sync_callbacks: Callbacks::of_relation_syncs(module)?,
             heap: found.read(module, "malloc", heap_state)?,
         })
     }

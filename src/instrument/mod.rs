@@ -40,6 +40,7 @@ mod module;
 mod outline;
 mod own_imports;
 mod processes;
+mod publishing;
 mod real_time;
 mod rewrite;
 mod safepoints;
@@ -67,6 +68,7 @@ pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
 pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
+pub use publishing::Callbacks;
 pub use safepoints::SAFEPOINT_PAGE;
 use safepoints::Safepoints;
 pub use start::Preload;
@@ -168,7 +170,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
         ..Rewrite::default()
     };
     rewrite.exports.push(("memory".to_owned(), ExportKind::Memory, 0));
-    for target in TARGETS {
+    for target in targets() {
         let function = found.function(target.name)?;
         for &change in target.changes {
             rewrite.edits.entry(function).or_default().extend(around.edits(&module, target, change)?);
@@ -292,6 +294,11 @@ pub fn side_module_globals(wasm: &[u8]) -> Result<Vec<String>, InstrumentError> 
 fn hidden_globals(module: &Module) -> Vec<(String, ExportKind, u32)> {
     let hidden = module.mutable_globals().into_iter().filter(|global| !global.is_exported);
     hidden.map(|global| (global.name, ExportKind::Global, global.index)).collect()
+}
+
+/// Every function that [`instrument`] searches for, each after those by which it is found.
+fn targets() -> impl Iterator<Item = &'static Target> {
+    TARGETS.iter().chain(publishing::TARGETS)
 }
 
 /// Names for backtraces: those in the module, those of exports, and those of the functions that were found.

@@ -48,6 +48,8 @@ pub(super) enum Evidence {
     Reads { caller: &'static str, variables: &'static [&'static str] },
     /// It calls these functions, targets above it in the table, and no others.
     CallsOnly(&'static [&'static str]),
+    /// The same, and its code has this number.
+    CallsOnlyWith { callees: &'static [&'static str], constant: i32 },
     /// It measures the stack with the same variables as [`Evidence::Exported`] `check_stack_depth`, above it in the
     /// table.
     MeasuresStack,

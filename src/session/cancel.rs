@@ -13,6 +13,9 @@ pub enum Interrupt {
     Cancel,
     /// End the session soon (`57P01`); PostgreSQL's SIGTERM.
     Terminate,
+    /// The program ends: as [`Interrupt::Terminate`], but a session that sends WAL to a subscriber goes on until its
+    /// cluster has written the last of it.
+    ShutDown,
     /// The client is known to be gone. Bytes that it sent before are still to be read, so a session that
     /// may change lasting data goes on to its end of input, as PostgreSQL does; one that cannot may stop
     /// at once.

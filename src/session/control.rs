@@ -29,6 +29,7 @@ struct Inner {
     too_late: bool,
     /// Whether the client was let in, or the connection has ended.
     is_settled: AtomicBool,
+    leaves_last: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -57,8 +58,8 @@ pub struct Registration {
 impl Control {
     pub(crate) fn new(cancels: CancelRegistry, waker: Waker, too_late: bool) -> Self {
         let state = State { terminate: too_late, ..State::default() };
-        let is_settled = AtomicBool::new(false);
-        Self(Arc::new(Inner { cancels, waker, too_late, is_settled, state: Mutex::new(state) }))
+        let (is_settled, leaves_last) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self(Arc::new(Inner { cancels, waker, too_late, is_settled, leaves_last, state: Mutex::new(state) }))
     }
 
     /// Registers the session that now runs on this connection, under the process id and the secret key
@@ -90,7 +91,7 @@ impl Control {
             let mut state = self.0.state.lock();
             match kind {
                 Interrupt::Cancel => {}
-                Interrupt::Terminate => state.terminate = true,
+                Interrupt::Terminate | Interrupt::ShutDown => state.terminate = true,
                 Interrupt::ClientGone => state.client_gone = true,
             }
             state.interrupter.clone()
@@ -144,6 +145,16 @@ impl Control {
     #[must_use]
     pub fn take_task(&self) -> Option<PendingTask> {
         self.0.state.lock().tasks.pop_front()
+    }
+
+    /// The session sends WAL to a subscriber: it ends when its cluster is shut down, after all others.
+    pub(crate) fn leave_last(&self) {
+        self.0.leaves_last.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the session ends after all others.
+    pub(crate) fn leaves_last(&self) -> bool {
+        self.0.leaves_last.load(Ordering::Relaxed)
     }
 
     /// The client has authenticated, or its connection has ended.

@@ -10,6 +10,7 @@ pub mod extension;
 pub mod fake;
 pub mod library;
 pub mod local;
+pub mod logical;
 pub mod panics;
 pub mod peer;
 pub mod place;

@@ -67,7 +67,7 @@ fn recover(server: &mut Server) -> anyhow::Result<()> {
                 ensure!(status == 0, "the startup process exited with status {status}");
                 return Ok(());
             }
-            Event::Signal | Event::CheckpointerWanted => {}
+            Event::Signal | Event::CheckpointerWanted | Event::SenderEnded => {}
             Event::Crashed | Event::ShutDown => bail!("the cluster ended while it started"),
         }
     }

@@ -4,7 +4,7 @@
 //! It is booted up to the point at which it forks. This file does the work of `ServerLoop` and `PostmasterStateMachine` (`PostgreSQL`,
 //! `src/backend/postmaster/postmaster.c`), except for accepting connections.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Mutex, RwLock};
@@ -40,6 +40,8 @@ pub(super) struct Launch {
 pub(super) struct Running {
     pub(super) seats: Arc<Seats>,
     fork: RwLock<Arc<Fork>>,
+    /// The process ids of the sessions that may send WAL to subscribers.
+    pub(super) senders: Mutex<BTreeSet<i32>>,
     events: Sender<Event>,
 }
 
@@ -53,7 +55,9 @@ pub(super) enum Event {
     CheckpointerWanted,
     /// A client's session has crashed.
     Crashed,
-    /// The cluster is to be shut down; its sessions have ended.
+    /// A session that could send WAL to a subscriber has ended.
+    SenderEnded,
+    /// The cluster is to be shut down; its sessions have ended, except for those that send WAL.
     ShutDown,
 }
 
@@ -173,6 +177,8 @@ pub(super) enum State {
     Stopping,
     /// The checkpointer writes the shutdown checkpoint.
     ShuttingDown,
+    /// The last of the WAL is sent.
+    Sending,
 }
 
 /// A postmaster at work.
@@ -203,7 +209,8 @@ impl Server {
         seat.signals().set_waker(Some(ring(|| Event::Signal)));
         seats.call_for_checkpointer(ring(|| Event::CheckpointerWanted));
         let files = fork.files();
-        let running = Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), events: sender });
+        let running =
+            Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), senders: Mutex::default(), events: sender });
         let program = launch.program.clone();
         let children = Children::new(running.clone(), program.clone(), launch.log.clone(), recent.clone());
         let console = LineConsole::new(launch.log.clone(), "postgres").remembering(recent);
@@ -237,7 +244,11 @@ impl Server {
                 Event::Ended { process_id, ended } => self.reap(process_id, ended)?,
                 Event::CheckpointerWanted => self.start_checkpointer()?,
                 Event::Crashed => Some(End::SessionCrashed),
-                Event::ShutDown => self.shut_down(),
+                Event::SenderEnded => {
+                    self.finish_sending();
+                    None
+                }
+                Event::ShutDown => self.shut_down()?,
             };
             if let Some(end) = end {
                 return Ok(end);
@@ -268,7 +279,11 @@ impl Server {
                 self.try_to_start(Role::AutovacuumWorker);
             }
             if asked[postmaster_signal::XLOG_IS_SHUT_DOWN] {
-                self.children.send(Signal::USR2, |role| role == Role::Checkpointer);
+                self.state = State::Sending;
+                for &process_id in &*self.running.senders.lock() {
+                    self.running.seats.send(process_id, Some(Signal::USR2));
+                }
+                self.finish_sending();
             }
         }
         Ok(None)
@@ -322,7 +337,7 @@ impl Server {
                 self.children.start(Role::WalWriter)?;
                 self.launch_autovacuum(false)?;
             }
-            (State::ShuttingDown, Role::Checkpointer) => return Ok(Some(End::ShutDown)),
+            (State::Sending, Role::Checkpointer) => return Ok(Some(End::ShutDown)),
             (_, Role::Checkpointer) => {
                 tracing::error!("the checkpointer has exited while the cluster was running");
                 return Ok(Some(End::Crashed));
@@ -363,18 +378,20 @@ impl Server {
         if self.lacks_launcher { LAUNCHER_PAUSE } else { Duration::MAX }
     }
 
-    fn shut_down(&mut self) -> Option<End> {
-        if self.is_in_memory || matches!(self.state, State::Starting) {
+    fn shut_down(&mut self) -> anyhow::Result<Option<End>> {
+        let has_senders = !self.running.senders.lock().is_empty();
+        if (self.is_in_memory && !has_senders) || matches!(self.state, State::Starting) {
             // No shutdown checkpoint is needed: its files are gone, or the next start recovers again.
-            return Some(End::Crashed);
+            return Ok(Some(End::Crashed));
         }
-        if matches!(self.state, State::Stopping | State::ShuttingDown) {
-            return None;
+        if !matches!(self.state, State::Running) {
+            return Ok(None);
         }
+        self.start_checkpointer()?;
         self.state = State::Stopping;
         self.children.send(Signal::TERM, |role| role != Role::Checkpointer);
         self.finish_stopping();
-        None
+        Ok(None)
     }
 
     /// Makes the checkpointer write the shutdown checkpoint once it is the only process left.
@@ -382,6 +399,13 @@ impl Server {
         if matches!(self.state, State::Stopping) && self.children.has_only(Role::Checkpointer) {
             self.state = State::ShuttingDown;
             self.children.send(Signal::INT, |role| role == Role::Checkpointer);
+        }
+    }
+
+    /// Ends the checkpointer when the last session that sends WAL has sent all of it.
+    fn finish_sending(&mut self) {
+        if matches!(self.state, State::Sending) && self.running.senders.lock().is_empty() {
+            self.children.send(Signal::USR2, |role| role == Role::Checkpointer);
         }
     }
 

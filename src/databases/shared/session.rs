@@ -30,6 +30,26 @@ use crate::{
     session::{Outcome, PendingTask, SessionEnd, SessionStart, Task, cancel::Interrupt},
 };
 
+/// Keeps a session on the list of those that may send WAL to a subscriber; dropping it takes the session off.
+struct Sender<'a> {
+    running: &'a Running,
+    process_id: i32,
+}
+
+impl<'a> Sender<'a> {
+    fn enter(running: &'a Running, process_id: i32) -> Self {
+        running.senders.lock().insert(process_id);
+        Self { running, process_id }
+    }
+}
+
+impl Drop for Sender<'_> {
+    fn drop(&mut self) {
+        self.running.senders.lock().remove(&self.process_id);
+        self.running.tell(Event::SenderEnded);
+    }
+}
+
 impl Postmaster {
     /// Serves the client of a connection that is attached, as a session of the cluster.
     ///
@@ -54,9 +74,17 @@ impl Postmaster {
     ) -> anyhow::Result<SessionEnd> {
         let seat = running.seats.join(Priority::Client);
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
+        // It may become one that sends WAL to a subscriber (`src/backend/replication/walsender.c`).
+        let is_sender = start.startup.asks_for_replication();
+        if is_sender {
+            start.control.leave_last();
+        }
+        let _sender = is_sender.then(|| Sender::enter(running, process_id));
         let interrupt = move |interrupt| match interrupt {
             Interrupt::Cancel => signals.send_until_heard(Signal::INT),
-            Interrupt::Terminate => signals.send_until_heard(Signal::TERM),
+            // The checkpointer tells it when the cluster is shut down.
+            Interrupt::ShutDown if is_sender => {}
+            Interrupt::Terminate | Interrupt::ShutDown => signals.send_until_heard(Signal::TERM),
             // What its client has sent is still carried out, as in PostgreSQL, as long as it checks for interrupts: the
             // session ends when it reads the end of its input.
             Interrupt::ClientGone => signals.send_until_heard(Signal::PIPE),
