@@ -21,6 +21,7 @@ pub mod program;
 pub mod server;
 pub mod session;
 pub mod trend;
+pub mod walsender;
 pub mod wire;
 
 use std::time::Duration;
