@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use pglite_port::{databases::Settings, pruning, serve, session::Mode};
 
 use super::dumps::RunOptions;
+use super::moves::MoveOptions;
 use super::options::{
     AccessOptions, ClusterLimits, LimitOptions, MetricsOptions, SharedOptions, TestOptions, TlsOptions, interval,
     permissions, seconds,
@@ -140,6 +141,12 @@ pub(crate) enum Command {
     /// The file is read while it runs. `COPY ... FROM stdin` with its rows and the commands of psql that `pg_dump`
     /// writes are understood, other commands of psql are not. The first error stops it, with its line.
     Run(RunOptions),
+    /// Move a database to another server while it is in use, by logical replication
+    ///
+    /// The target gets the schema and a subscription, which copies the rows and follows the changes. Then writes to the
+    /// source are stopped for a moment, and all tables are compared. Until then the move can be broken off (Ctrl-C): the
+    /// source is as it was, and the target is empty again. Afterwards the source can only be read.
+    Move(MoveOptions),
     /// Print the facts that the rewriter finds in `pglite.wasm`, one on each line, to compare versions with diff
     Evidence {
         /// The file, of any version of PGlite [default: the supported one, found as by the other commands]

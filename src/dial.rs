@@ -62,11 +62,12 @@ pub struct Server {
 }
 
 /// How a session is reached.
+#[derive(Clone)]
 enum Way {
     /// By the addresses in the configuration.
     Network,
     /// By a session that the program opens for itself.
-    Own(Box<dyn Fn() -> io::Result<UnixStream> + Send + Sync>),
+    Own(Arc<dyn Fn() -> io::Result<UnixStream> + Send + Sync>),
 }
 
 /// A stream of bytes to a new session.
@@ -102,7 +103,7 @@ impl Server {
         let mut config = Config::new();
         config.user("postgres").dbname("postgres");
         let open = move || open_session(&connections, cluster.clone(), log.clone());
-        Self { config, way: Way::Own(Box::new(open)) }
+        Self { config, way: Way::Own(Arc::new(open)) }
     }
 
     /// The same with another database and user.
@@ -115,6 +116,16 @@ impl Server {
             self.config.user(user);
         }
         self
+    }
+
+    /// The database.
+    pub(crate) fn database(&self) -> &str {
+        self.config.get_dbname().or(self.config.get_user()).unwrap_or_default()
+    }
+
+    /// Another database of the same server.
+    pub(crate) fn in_database(&self, database: &str) -> Self {
+        Self { config: self.config.clone(), way: self.way.clone() }.with(Some(database), None)
     }
 
     /// As whom to connect to which database, and with which options.

@@ -9,6 +9,7 @@
 //! * [`metrics`]: an HTTP endpoint for Prometheus.
 //! * [`port`]: stdin and stdout: `frame`, `router`, `requests`, `relay` (a `Client`), `outbox`; detects the parent's
 //!   end.
+//! * [`moving`]: moves a database to another server while it is in use.
 //! * [`dump`]: dumps of databases by PostgreSQL's `pg_dump`, which runs as a guest.
 //! * [`script`]: SQL files, such as plain dumps, run in a session.
 //! * [`dial`]: sessions for the program's own commands: at a URL, or in a cluster of the program.
@@ -69,6 +70,7 @@ mod image;
 pub mod instrument;
 pub mod log;
 pub mod metrics;
+pub mod moving;
 pub mod port;
 mod postgres;
 pub mod precompile;

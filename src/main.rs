@@ -45,6 +45,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 mod command_line;
 mod dumps;
 mod list;
+mod moves;
 mod options;
 mod ready;
 mod start;
@@ -177,6 +178,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
         Command::Dump { arguments, .. } => return dumps::dump(command_line, arguments),
         Command::Ready { url, timeout } => return Ok(ready::ready(url, *timeout)),
         Command::Run(options) => return dumps::run(command_line, options, log),
+        Command::Move(options) => return moves::run(command_line, options, log),
         Command::Evidence { file } => {
             let wasm = match file {
                 Some(file) => fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?,

@@ -29,6 +29,20 @@ pub(crate) mod latch {
     pub(crate) const OWNER: u32 = 12;
 }
 
+/// `struct WaitEventSet` and `WaitEvent` (`src/backend/storage/ipc/waiteventset.c`, `src/include/storage/waiteventset.h`).
+pub(crate) mod wait_event_set {
+    /// Offset of `nevents`, an `int`.
+    pub(crate) const COUNT: u32 = 4;
+    /// Offset of `events`, a pointer.
+    pub(crate) const EVENTS: u32 = 12;
+    /// Bytes of a `WaitEvent`, and the offset of its `events`.
+    pub(crate) const EVENT_SIZE: u32 = 16;
+    pub(crate) const EVENT_KINDS: u32 = 4;
+    /// `WL_SOCKET_READABLE` and `WL_SOCKET_WRITEABLE`
+    pub(crate) const READABLE: u32 = 1 << 1;
+    pub(crate) const WRITABLE: u32 = 1 << 2;
+}
+
 /// The stack.
 pub(crate) mod stack {
     /// `STACK_DEPTH_SLOP`: what is left beyond the limit for functions that do not check the depth

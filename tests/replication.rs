@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use postgres::Client;
 use support::{
     logical::Decoder,
     place::Place,
-    server::{Server, rows},
+    server::{Server, rows, wait_for_rows},
     session::{Session, errors},
     walsender::{Receiver, base_backup},
     wire::Message,
@@ -69,7 +71,7 @@ fn a_replication_connection_is_for_roles_with_replication_in_a_cluster_of_severa
     let role = |name| server.unready_session(&[("user", name), ("replication", "true")]);
     assert_eq!(refused(role("copier"))[0], "53300", "there is one already");
     drop(sender);
-    while !rows(&mut client, kind).is_empty() {}
+    wait_for_rows(&mut client, kind, &[] as &[&str]);
     let [state, message, _] = refused(role("plain"));
     assert_eq!((&state[..], &message[..]), ("42501", "permission denied to start WAL sender"));
     role("copier").until_ready();
@@ -92,6 +94,16 @@ fn commits_are_sent_at_once_and_nobody_waits_for_the_subscriber() {
         run(&mut client, &format!("insert into t values ({round}, 'v{round}')"));
         let expected = format!("I \"public\".\"t\" N (\"{round}\", \"v{round}\")");
         assert_eq!(changes(&mut receiver, &mut decoder, Some("N")), [expected]);
+    }
+    // An answer is read at once, also when there is nothing to send.
+    for _ in 0..5 {
+        let end = rows(&mut client, "select pg_logical_emit_message(true, '', '')").remove(0);
+        receiver.keep_up(&end);
+        let applied = format!("select count(*) from pg_stat_replication where replay_lsn > '{end}'");
+        let begun = Instant::now();
+        wait_for_rows(&mut client, &applied, &["1"]);
+        // The next thing to send comes after 15 seconds.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     }
     // What it has not read yet, more than the buffers on the way hold, keeps nobody waiting.
     run(&mut client, "insert into t select i, repeat('x', 1000) from generate_series(100, 20000) i");
@@ -116,7 +128,7 @@ fn the_wal_itself_is_sent_from_a_physical_slot() {
     }
     receiver.acknowledge();
     let flushed = "select count(*) from pg_stat_replication where flush_lsn is not null";
-    while rows(&mut client, flushed) != ["1"] {}
+    wait_for_rows(&mut client, flushed, &["1"]);
 }
 
 /// Stops a program after a commit, while a subscriber reads.

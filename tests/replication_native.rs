@@ -6,18 +6,12 @@ mod support;
 #[path = "../benches/support/native.rs"]
 mod native;
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-
 use native::Native;
 use postgres::{Client, NoTls};
 use support::{
-    PATIENCE,
     logical::Decoder,
     place::Place,
-    server::{Server, answer, rows},
+    server::{Server, answer, rows, wait_for_rows},
 };
 
 const SETTINGS: [&str; 3] = ["wal_level=logical", "max_prepared_transactions=5", "logical_decoding_work_mem=64kB"];
@@ -172,16 +166,6 @@ fn the_messages_for_the_same_changes_are_those_of_an_installed_postgresql() {
     }
 }
 
-/// Waits until `client` has the same rows as `expected` says.
-fn wait_for(client: &mut Client, sql: &str, expected: &[String]) {
-    let deadline = Instant::now() + PATIENCE;
-    while rows(client, sql) != expected {
-        assert!(Instant::now() < deadline, "{sql}: {:?} instead of {expected:?}", rows(client, sql));
-        // A subscriber has no event for what it has applied.
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn an_installed_postgresql_subscribes_and_has_every_row_also_after_a_restart() {
     const TABLE: &str = "create table notes (id int primary key, t text, n bigint)";
@@ -200,7 +184,7 @@ fn an_installed_postgresql_subscribes_and_has_every_row_also_after_a_restart() {
     run(&mut subscriber, &subscribe);
     run(&mut client, "update notes set t = t || '!' where id % 2 = 0; delete from notes where id % 7 = 0");
     run(&mut client, "insert into notes select i, repeat('long', 100), i from generate_series(1000, 5000) i");
-    wait_for(&mut subscriber, ALL, &rows(&mut client, ALL));
+    wait_for_rows(&mut subscriber, ALL, &rows(&mut client, ALL));
     // What is committed last is sent before the program ends.
     run(&mut client, "insert into notes values (9999, 'the last one', 1)");
     let last = rows(&mut client, ALL);
@@ -211,7 +195,7 @@ fn an_installed_postgresql_subscribes_and_has_every_row_also_after_a_restart() {
     origin = server(&["--data", &data, "--listen", &address]);
     let mut client = origin.connect();
     run(&mut client, "insert into notes values (10000, 'after the restart', 2)");
-    wait_for(&mut subscriber, ALL, &rows(&mut client, ALL));
+    wait_for_rows(&mut subscriber, ALL, &rows(&mut client, ALL));
     // The slot goes with the subscription.
     run(&mut subscriber, "drop subscription away");
     assert_eq!(answer(&mut client, "select count(*) from pg_replication_slots").expect("an answer"), ["0"]);

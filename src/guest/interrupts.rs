@@ -10,6 +10,7 @@ use crate::{
     cluster::{Signal, processor_time},
     fs::Errno,
     instrument::{HOOK_MODULE, Hook},
+    postgres::wait_event_set,
 };
 
 use super::{Guest, checkpoint, memory, timers, waiting};
@@ -40,15 +41,16 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     linker.func_wrap(
         HOOK_MODULE,
         Hook::WaitEventSetWait.name(),
-        |mut caller: Caller<'_, Guest>, timeout: i32, latch: u32| {
+        |mut caller: Caller<'_, Guest>, timeout: i32, latch: u32, set: u32| {
             let timeout = u64::try_from(timeout).ok().map(Duration::from_millis);
-            wait(&mut caller, timeout, latch)
+            let events = socket_events(memory::of(&mut caller)?.0, set)?;
+            wait(&mut caller, timeout, latch, events)
         },
     )?;
     linker.func_wrap(HOOK_MODULE, Hook::PgUsleep.name(), |mut caller: Caller<'_, Guest>, microseconds: i32| {
         match u64::try_from(microseconds).map(Duration::from_micros) {
             // It returns early when a signal handler has run, as nanosleep does.
-            Ok(time) if time >= SHORTEST_SLEEP => wait(&mut caller, Some(time), 0),
+            Ok(time) if time >= SHORTEST_SLEEP => wait(&mut caller, Some(time), 0, 0),
             Ok(time) if !time.is_zero() => waiting::wait_for_others(&mut caller),
             _ => Ok(()),
         }
@@ -146,11 +148,12 @@ fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
 }
 
 /// Waits as `poll` would in `WaitEventSetWait`, until the latch at `latch` (if any) is set, the timeout has passed, a
-/// signal has been handled, or the client's connection is ready for the operation that the last callback could not do.
+/// signal has been handled, or the client's connection is ready for one of `events`, if they are any: for the one that
+/// the last callback could not do, or else for reading.
 ///
 /// The `poll` of this build reports no events, so the latch is set in the last case as well: `PostgreSQL` then checks
 /// everything that it waits for, and a latch may be set without a reason (`src/include/storage/latch.h`).
-fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -> wasmtime::Result<()> {
+fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32, events: u32) -> wasmtime::Result<()> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     if timeout.is_some() {
         checkpoint::relieve(caller)?;
@@ -164,7 +167,13 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
             return Ok(());
         }
         let guest = caller.data();
-        let interest = guest.client.blocked_on().unwrap_or(Interest::Nothing);
+        let interest = match guest.client.blocked_on() {
+            _ if events == 0 => Interest::Nothing,
+            Some(interest) => interest,
+            // A walsender waits for what it may be told while it has nothing to send.
+            None if events & wait_event_set::READABLE != 0 => Interest::Read,
+            None => Interest::Nothing,
+        };
         let until = [deadline, guest.timers.next()].into_iter().flatten().min();
         match waiting::wait(caller, interest, until)? {
             Readiness::Ready => {
@@ -176,6 +185,18 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32) -
             Readiness::Woken | Readiness::TimedOut => {}
         }
     }
+}
+
+/// The events of the client's connection that a `WaitEventSet` is for.
+fn socket_events(memory: &[u8], set: u32) -> wasmtime::Result<u32> {
+    let count = memory::read_u32(memory, set.wrapping_add(wait_event_set::COUNT))?;
+    let first = memory::read_u32(memory, set.wrapping_add(wait_event_set::EVENTS))?;
+    let mut events = 0;
+    for at in 0..count {
+        let event = first.wrapping_add(at.wrapping_mul(wait_event_set::EVENT_SIZE));
+        events |= memory::read_u32(memory, event.wrapping_add(wait_event_set::EVENT_KINDS))?;
+    }
+    Ok(events & (wait_event_set::READABLE | wait_event_set::WRITABLE))
 }
 
 /// `kill`: returns 0, or the negated errno. A negative process id, in `PostgreSQL` the group of a child, is the

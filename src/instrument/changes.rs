@@ -98,6 +98,7 @@ impl Surroundings<'_> {
                     Instruction::LocalGet(1),
                     Instruction::LocalGet(0),
                     Instruction::I32Load(word(latch, 2)),
+                    Instruction::LocalGet(0),
                     self.call(Hook::WaitEventSetWait),
                 ];
                 Edit { at: at..at, with }

@@ -12,11 +12,12 @@ pub enum Hook {
     /// `init_process()`: the backend is about to take its slot in shared memory. Linear memory is in the state of a
     /// postmaster's memory before it forks.
     InitProcess,
-    /// `wait_event_set_wait(timeout_ms, latch)`: the backend waits for an event.
+    /// `wait_event_set_wait(timeout_ms, latch, set)`: the backend waits for an event.
     ///
     /// It is called where `WaitEventSetWait` called `poll()`: the latch was not set, and its `maybe_sleeping` is 1, so
     /// that setting it calls `kill(owner, SIGURG)`. `timeout_ms` is the caller's whole timeout (-1 for none, 0 to
-    /// return at once); `latch` is the address of a `struct Latch`, or 0. The host returns when the latch is set, when
+    /// return at once); `latch` is the address of a `struct Latch`, or 0; `set` that of the
+    /// `WaitEventSet`. The host returns when the latch is set, when
     /// `timeout_ms` have passed on the monotonic clock (if it returns earlier, it is called again with the same
     /// timeout), or when it has run a signal handler.
     WaitEventSetWait,
@@ -179,15 +180,14 @@ impl Hook {
             | Self::ToUpper
             | Self::ToLower
             | Self::OpenCollator => &[ValType::I32],
-            Self::WaitEventSetWait
-            | Self::Kill
+            Self::Kill
             | Self::ClearMapping
             | Self::TimeOfDay
             | Self::DatabaseStatistics
             | Self::ScramMechanisms
             | Self::ScramExchange
             | Self::ScramCompare => &[ValType::I32, ValType::I32],
-            Self::ImportRules => &[ValType::I32, ValType::I32, ValType::I32],
+            Self::WaitEventSetWait | Self::ImportRules => &[ValType::I32, ValType::I32, ValType::I32],
         }
     }
 

@@ -161,7 +161,7 @@ impl Callbacks {
                     Operator::I32GtS,
                 ] => count = Some(value.cast_unsigned()),
                 [Operator::I32Const { value: 3 }, Operator::I32Shl, Operator::I32Const { value }, Operator::I32Add] => {
-                    called.extend(count.take().map(|count| Self { count, list: value.cast_unsigned() }))
+                    called.extend(count.take().map(|count| Self { count, list: value.cast_unsigned() }));
                 }
                 _ => {}
             }

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
-pub(crate) const ABOVE: [&str; 23] = [
+pub(crate) const ABOVE: [&str; 25] = [
     "administration",
     "backup",
     "capacity",
@@ -26,6 +26,8 @@ pub(crate) const ABOVE: [&str; 23] = [
     "list",
     "main",
     "metrics",
+    "moves",
+    "moving",
     "port",
     "precompile",
     "pruning",

@@ -186,6 +186,22 @@ pub fn rows(client: &mut Client, sql: &str) -> Vec<String> {
     answer(client, sql).expect(sql)
 }
 
+/// Waits until a query has these rows, for what the server sends no event about.
+///
+/// # Panics
+/// When it has others for too long.
+pub fn wait_for_rows<T: AsRef<str>>(client: &mut Client, sql: &str, expected: &[T]) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = rows(client, sql);
+        if found.iter().map(String::as_str).eq(expected.iter().map(AsRef::as_ref)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{sql}: {found:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The rows of a simple query, its values joined with `|`, or the error.
 pub fn answer(client: &mut Client, sql: &str) -> Result<Vec<String>, postgres::Error> {
     let row = |message| match message {

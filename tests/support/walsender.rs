@@ -52,6 +52,21 @@ impl Receiver {
         }
     }
 
+    /// Receives until the server is beyond a position, as in `0/16B3748`, and answers.
+    ///
+    /// # Panics
+    /// When something other than its position comes.
+    pub fn keep_up(&mut self, position: &str) {
+        let (high, low) = position.split_once('/').expect("a position");
+        let [high, low] = [high, low].map(|half| u64::from_str_radix(half, 16).expect("a number"));
+        while self.position <= (high << 32 | low) {
+            let Message { kind, body } = self.session.next().expect("a message");
+            assert_eq!((kind, body[0]), (b'd', b'k'), "{body:?}");
+            self.position = u64::from_be_bytes(*body[1..].first_chunk().expect("a position"));
+        }
+        self.acknowledge();
+    }
+
     /// Says that everything up to now is written, flushed and applied.
     pub fn acknowledge(&mut self) {
         let position = self.position.to_be_bytes();

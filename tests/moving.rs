@@ -1,0 +1,232 @@
+//! Moving a database to an installed PostgreSQL while it is in use.
+
+mod support;
+
+#[path = "../benches/support/native.rs"]
+mod native;
+
+use std::{
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use native::Native;
+use postgres::{Client, NoTls};
+use support::{
+    program::Program,
+    server::{Server, answer, rows, wait_for_rows},
+};
+
+/// A schema with what a dump of it has to bring along.
+const SCHEMA: &str = r#"
+create schema "Other ""One";
+create type mood as enum ('sad', 'ünïcode');
+create table notes (id serial primary key, t text, m mood default 'sad', price money, f float8, j jsonb, at timestamptz,
+    big bigint generated always as (id * 10) stored);
+create table "Other ""One"."T" (k int, v text) partition by range (k);
+create table "Other ""One".low partition of "Other ""One"."T" for values from (0) to (100);
+alter table "Other ""One".low add primary key (k);
+create table empty_one (id int primary key);
+create table accounts (id int primary key, balance bigint not null);
+create table transfers (id bigserial primary key, of_account int references accounts, amount bigint not null);
+create view sums as select sum(balance) from accounts;
+create materialized view counted as select count(*) from notes;
+create sequence untouched start 42;
+create function twice(int) returns int language sql as 'select 2 * $1';
+insert into notes (t, price, f, j, at) select 'note ' || i, i, i / 3.0, '{"a": 1}', '2026-11-27' from generate_series(1, 500) i;
+insert into "Other ""One"."T" select i, 'v' || i from generate_series(1, 50) i;
+insert into accounts select i, 1000 from generate_series(1, 20) i;
+refresh materialized view counted;
+"#;
+
+/// What has to be the same on both sides.
+const QUERIES: [&str; 6] = [
+    "select count(*), md5(string_agg(n::text, '|' order by id)) from notes n",
+    "select count(*), md5(string_agg(t::text, '|' order by k)) from \"Other \"\"One\".\"T\" t",
+    "select sum(balance) + (select coalesce(sum(amount), 0) from transfers), count(*) from accounts",
+    "select count(*), sum(amount), max(id) from transfers",
+    "select * from counted",
+    "select twice(21), (select last_value from untouched), (select last_value from notes_id_seq)",
+];
+
+/// How many tables are copied.
+const COPIED: &str = "select count(*) from pg_subscription_rel where srsubstate = 'r'";
+
+fn answers(client: &mut Client) -> Vec<Vec<String>> {
+    QUERIES.iter().map(|query| rows(client, query)).collect()
+}
+
+fn server() -> Server {
+    let server = Server::with(&["--set", "wal_level=logical"]);
+    server.connect().batch_execute(SCHEMA).expect("the schema");
+    server
+}
+
+/// Runs `move`; its exit status, stdout and stderr.
+fn moved(server: &Server, to: &str, more: &[&str]) -> (Option<i32>, String, String) {
+    Program::spawn(&[&["move", &server.url, "--to", to], more].concat()).output()
+}
+
+/// Another database of a server, which need not exist.
+fn database(url: &str, name: &str) -> String {
+    format!("{}/{name}", url.rsplit_once('/').expect("a URL").0)
+}
+
+fn connect(url: &str) -> Client {
+    Client::connect(url, NoTls).expect("a session")
+}
+
+/// A client that moves money between accounts until it cannot write any more; the number of its transfers that were
+/// committed.
+fn transfer(url: String, of: i32, is_over: Arc<AtomicBool>) -> thread::JoinHandle<i64> {
+    thread::spawn(move || {
+        let mut client = connect(&url);
+        let mut committed = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let sql = format!(
+                "begin; update accounts set balance = balance - 1 where id = {of}; insert into transfers (of_account, amount) \
+                 values ({of}, 1); commit"
+            );
+            if client.batch_execute(&sql).is_err() {
+                return committed;
+            }
+            committed += 1;
+        }
+        committed
+    })
+}
+
+#[test]
+fn a_database_moves_while_it_is_written_to_and_no_row_is_lost_or_doubled() {
+    let (native, server) = (Native::start(&[]), server());
+    let target = database(&native.url, "moved");
+    let is_over = Arc::<AtomicBool>::default();
+    let writers: Vec<_> = (1..=4).map(|of| transfer(server.url.clone(), of, is_over.clone())).collect();
+    let (status, compared, said) = moved(&server, &target, &[]);
+    // The sessions of the source were ended, so that none of them goes on to write there.
+    let committed: i64 = writers.into_iter().map(|writer| writer.join().expect("a writer")).sum();
+    is_over.store(true, Ordering::Relaxed);
+    assert_eq!(status, Some(0), "{compared}{said}");
+    assert!(compared.lines().skip(1).all(|line| line.ends_with("yes")), "{compared}");
+    assert_eq!(compared.lines().count(), 6, "{compared}");
+    let (mut here, mut there) = (server.connect(), connect(&target));
+    assert_eq!(answers(&mut there), answers(&mut here));
+    assert!(committed > 0, "nothing was written meanwhile");
+    assert_eq!(rows(&mut there, "select count(*) from transfers"), [committed.to_string()]);
+    // The target goes on where the source was, and the source can be read only.
+    there.batch_execute("insert into notes (t) values ('new')").expect("the sequence was set");
+    let error = here.batch_execute("insert into notes (t) values ('too late')").expect_err("it is read-only");
+    assert_eq!(error.code().expect("an SQLSTATE").code(), "25006");
+    // Nothing of the move is left.
+    for (client, query) in [
+        (&mut here, "select (select count(*) from pg_replication_slots), (select count(*) from pg_publication)"),
+        (&mut there, "select (select count(*) from pg_subscription), (select count(*) from pg_publication)"),
+    ] {
+        assert_eq!(rows(client, query), ["0|0"]);
+    }
+}
+
+#[test]
+fn a_move_that_is_broken_off_leaves_both_sides_as_they_were() {
+    let (native, server) = (Native::start(&[]), server());
+    let mut there = connect(&native.url);
+    there.batch_execute("create schema kept; create extension pgcrypto").expect("they are there before");
+    // A lock that stays keeps the move from stopping the writes.
+    let mut open = server.connect();
+    open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
+    let mut program = Program::spawn(&["move", &server.url, "--to", &native.url]);
+    wait_for_rows(&mut there, COPIED, &["5"]);
+    program.signal(rustix::process::Signal::INT);
+    let said = program.wait_for_stderr();
+    assert!(said.last().is_some_and(|line| line.contains("the move was broken off")), "{said:?}");
+    open.batch_execute("commit").expect("the transaction was not disturbed");
+    let left = "select (select count(*) from pg_subscription), (select count(*) from pg_class where relnamespace = \
+                'public'::regnamespace), (select string_agg(nspname, ',' order by 1) from pg_namespace where nspname !~ \
+                '^pg_' and nspname <> 'information_schema'), (select count(*) from pg_extension), (select count(*) from \
+                pg_type where typname = 'mood')";
+    assert_eq!(rows(&mut there, left), ["0|0|kept,public|2|0"]);
+    let mut here = server.connect();
+    let left = "select (select count(*) from pg_replication_slots), (select count(*) from pg_publication)";
+    assert_eq!(rows(&mut here, left), ["0|0"]);
+    here.batch_execute("insert into accounts values (100, 0)").expect("it can be written to");
+    // The next one succeeds.
+    let (status, compared, said) = moved(&server, &native.url, &[]);
+    assert_eq!(status, Some(0), "{compared}{said}");
+    assert_eq!(rows(&mut connect(&native.url), "select count(*) from accounts"), ["21"]);
+}
+
+#[test]
+fn what_a_killed_move_has_left_is_removed_when_it_starts_over() {
+    let (native, server) = (Native::start(&[]), server());
+    let mut there = connect(&native.url);
+    let mut open = server.connect();
+    open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
+    let mut program = Program::spawn(&["move", &server.url, "--to", &native.url]);
+    wait_for_rows(&mut there, COPIED, &["5"]);
+    program.signal(rustix::process::Signal::KILL);
+    program.wait_for_stderr();
+    open.batch_execute("rollback").expect("it ends");
+    let (status, _, said) = moved(&server, &native.url, &[]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("--start-over"), "{said}");
+    let (status, compared, said) = moved(&server, &native.url, &["--start-over"]);
+    assert_eq!(status, Some(0), "{compared}{said}");
+    assert_eq!(answers(&mut connect(&native.url)), answers(&mut server.connect()));
+}
+
+#[test]
+fn what_cannot_be_moved_is_said_before_anything_is_changed() {
+    let (native, server) = (Native::start(&[]), server());
+    let refused = |server: &Server, to: &str, expected: &str| {
+        let (status, _, said) = moved(server, to, &[]);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(said.contains(expected), "{said}");
+    };
+    let mut here = server.connect();
+    let mut with = |sql: &str, expected: &str, undo: &str| {
+        here.batch_execute(sql).expect(sql);
+        refused(&server, &native.url, expected);
+        here.batch_execute(undo).expect(undo);
+    };
+    with("create table bare (i int)", "alter table public.bare replica identity full;", "drop table bare");
+    with("create unlogged table u (i int primary key)", "alter table public.u set logged;", "drop table u");
+    with("select lo_from_bytea(7, 'x')", "1 large objects", "select lo_unlink(7)");
+    with("create extension hstore; create extension vector", "no extension vector", "drop extension vector, hstore");
+    with(
+        "create role \"an owner\"; alter view sums owner to \"an owner\"",
+        "role \"an owner\"",
+        "alter view sums owner to postgres",
+    );
+    let mut there = connect(&native.url);
+    there.batch_execute("create table in_the_way ()").expect("a table");
+    refused(&server, &native.url, "public.in_the_way");
+    there.batch_execute("drop table in_the_way").expect("it is there");
+    refused(&Server::with(&["--mode", "shared"]), &native.url, "wal_level of the source is replica");
+    refused(&server, &Server::with(&["--mode", "shared"]).url, "an ordinary PostgreSQL");
+    assert_eq!(answer(&mut here, "select count(*) from pg_publication").expect("an answer"), ["0"]);
+    let nobody = database("postgresql://postgres@127.0.0.1:1/postgres", "postgres");
+    refused(&server, &nobody, "the target cannot be reached");
+}
+
+#[test]
+#[ignore = "moves a gigabyte: run by hand with the time on a quiet machine"]
+fn a_gigabyte_moves_while_pgbench_writes() {
+    let (native, server) = (Native::start(&[]), Server::with(&["--set", "wal_level=logical"]));
+    let target = database(&native.url, "moved");
+    let pgbench = |arguments: &[&str]| {
+        let mut command = Command::new("pgbench");
+        command.args(arguments).arg(&server.url);
+        command
+    };
+    assert!(pgbench(&["--initialize", "--scale=70", "--quiet"]).status().expect("pgbench is installed").success());
+    server.connect().batch_execute("alter table pgbench_history replica identity full").expect("the table");
+    let mut load = pgbench(&["--no-vacuum", "--client=4", "--time=600"]).spawn().expect("pgbench is installed");
+    let (status, compared, said) = moved(&server, &target, &[]);
+    let _ = load.wait();
+    println!("{compared}{said}");
+    assert_eq!(status, Some(0), "{said}");
+}
