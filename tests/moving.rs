@@ -195,7 +195,11 @@ fn what_cannot_be_moved_is_said_before_anything_is_changed() {
     with("create table bare (i int)", "alter table public.bare replica identity full;", "drop table bare");
     with("create unlogged table u (i int primary key)", "alter table public.u set logged;", "drop table u");
     with("select lo_from_bytea(7, 'x')", "1 large objects", "select lo_unlink(7)");
-    with("create extension hstore; create extension vector", "no extension vector", "drop extension vector, hstore");
+    with(
+        "create extension hstore; create extension pg_hashids",
+        "no extension pg_hashids",
+        "drop extension pg_hashids, hstore",
+    );
     with(
         "create role \"an owner\"; alter view sums owner to \"an owner\"",
         "role \"an owner\"",

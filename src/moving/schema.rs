@@ -40,12 +40,10 @@ begin
             where d.refclassid = 'pg_namespace'::regclass and d.refobjid = 'public'::regnamespace and d.deptype = 'n'
                 and not exists (select from pg_depend e where e.classid = d.classid and e.objid = d.objid and e.deptype = 'e')
     loop
-        -- Another one may have gone with it.
-        begin
-            execute format('drop %s if exists %s cascade',
-                case object.type when 'composite type' then 'type' else object.type end, object.identity);
-        exception when undefined_object or undefined_function or undefined_table then null;
-        end;
+        -- It may have gone with another one.
+        continue when object.identity is null;
+        execute format('drop %s if exists %s cascade',
+            case object.type when 'composite type' then 'type' else object.type end, object.identity);
     end loop;
 end
 $$";

@@ -185,7 +185,7 @@ impl Decoder {
             'I' | 'U' | 'D' => {
                 let mut text = self.relation(rest.u32());
                 while !rest.0.is_empty() {
-                    text += &format!(" {} {}", rest.character(), rest.row());
+                    text.extend([" ", &rest.character().to_string(), " ", &rest.row()]);
                 }
                 text
             }

@@ -49,7 +49,9 @@ const IN_MEMORY_SETTINGS: [&str; 7] = [
 ];
 
 /// Settings of a cluster in a directory.
-const DURABLE_SETTINGS: [&str; 3] = [
+const DURABLE_SETTINGS: [&str; 4] = [
+    // A subscriber that does not come back must not fill the disk.
+    "-cmax_slot_wal_keep_size=10GB",
     // How often a recovery that takes long is logged.
     "-clog_startup_progress_interval=1s",
     // The process that is about to sync WAL always lets the others have their turns before, so that their commits are
