@@ -1,9 +1,15 @@
 //! Administration of the program: its figures, templates, clusters and configuration. Clients are served by
 //! [`Sessions`](crate::session::Sessions).
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read, Write},
+};
 
-pub use crate::{backend::footprint::PrivateBytes, template::Summary};
+pub use crate::{
+    backend::footprint::PrivateBytes,
+    template::{Exported, Imported, Summary},
+};
 use crate::{
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Choice, Outcome},
@@ -48,6 +54,19 @@ pub trait Administration: Send + Sync + 'static {
     /// # Errors
     /// When there is none, or it cannot be removed.
     fn drop_template(&self, name: &str) -> Result<(), ErrorResponse>;
+
+    /// Writes the template `name` to `out`, from where [`Administration::import_template`] reads it.
+    ///
+    /// # Errors
+    /// `42704` when there is none, `58030` when it is damaged, or `out` cannot be written.
+    fn export_template(&self, name: &str, out: &mut dyn Write) -> Result<Exported, ErrorResponse>;
+
+    /// Puts the template that `input` has into its place.
+    ///
+    /// # Errors
+    /// `55000` when this program cannot use it, with what differs; `22023` when it is no template, `XX001` when it is
+    /// damaged, `58030` when it cannot be read or put into the cache.
+    fn import_template(&self, input: &mut dyn Read) -> Result<Imported, ErrorResponse>;
 
     /// Makes a cluster and starts it.
     ///

@@ -42,6 +42,7 @@ pub use progress::bar;
 pub use restore::restore;
 use server::Server;
 use target::STANDARD;
+pub use target::into_file;
 pub(crate) use target::{Target, directory_of, partial_of};
 
 /// The file that says where the WAL of a backup begins, and the file with its symbolic links

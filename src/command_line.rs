@@ -93,6 +93,24 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NAME")]
         remove: Option<String>,
     },
+    /// Write a template into one file, for other caches on this machine and on others
+    ///
+    /// `import` puts it into the cache there. The program there has to be of the same version, with the same PGlite and
+    /// the same extensions; the processor may be another one.
+    Export {
+        /// The template's name
+        name: String,
+        /// The file; an existing one is replaced when it is complete. `-` is stdout
+        file: PathBuf,
+    },
+    /// Put a template that `export` has written into the cache
+    ///
+    /// One of the same name is replaced; connections that have a clone of it keep the clone. The digests of all files
+    /// are verified.
+    Import {
+        /// The file; `-` is stdin
+        file: PathBuf,
+    },
     /// Back a cluster up into one file, also while it runs
     ///
     /// The file is a tar archive of the data directory, which `restore` and PGlite's `loadDataDir` take. The checksums

@@ -5,9 +5,10 @@
 
 use std::{
     backtrace::Backtrace,
-    fs,
-    io::{self, IsTerminal, Write},
+    fs::{self, File},
+    io::{self, IsTerminal, Read, Write},
     panic,
+    path::Path,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -32,7 +33,7 @@ use pglite_port::{
     precompile,
     pruning::{self, Limits, Pruned, Stock},
     serve::{self, Listener},
-    template::{Recipe, Script, Shelf, Templates},
+    template::{Imported, Recipe, Script, Shelf, Templates},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::{
@@ -167,6 +168,8 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             let removed = command_line.engine.open_shelf()?.remove(name)?;
             ensure!(removed, "there is no template {name:?}; run pglite-port templates for a list");
         }
+        Command::Export { name, file } => export(&command_line.engine.open_templates()?, name, file)?,
+        Command::Import { file } => import(&command_line.engine.open_templates()?, file)?,
         Command::Backup { from, file, no_verify_checksums } => {
             let summary = backup::back_up(from, file, !no_verify_checksums)?;
             tracing::info!("backed up to {}: {}", file.display(), list::backup(summary));
@@ -264,6 +267,28 @@ impl EngineOptions {
     fn open_shelf(&self) -> anyhow::Result<Shelf> {
         Shelf::open(self.cache_dir.as_deref())
     }
+}
+
+/// Writes the template `name` into `file`; `-` is stdout.
+fn export(templates: &Templates, name: &str, file: &Path) -> anyhow::Result<()> {
+    let exported = backup::into_file(file, |out| templates.export(name, out))?;
+    tracing::info!("exported {name:?} to {}: {}", file.display(), list::size(exported.bytes));
+    Ok(())
+}
+
+/// Puts the template in `file` into the cache; `-` is stdin.
+fn import(templates: &Templates, file: &Path) -> anyhow::Result<()> {
+    let mut input: Box<dyn Read> = match file {
+        file if file.as_os_str() == "-" => Box::new(io::stdin().lock()),
+        file => Box::new(File::open(file).with_context(|| format!("{} cannot be read", file.display()))?),
+    };
+    let imported = templates.import(&mut input).map_err(|error| {
+        let advice = error.advice().map(|advice| format!(". {advice}")).unwrap_or_default();
+        anyhow::anyhow!("{}: {:#}{advice}", file.display(), anyhow::Error::from(error))
+    });
+    let Imported { name, is_new, .. } = imported?;
+    tracing::info!("the template {name:?} {}", if is_new { "was imported" } else { "was there already" });
+    Ok(())
 }
 
 /// The limits of what is kept in the cache, by the options in days and MB.

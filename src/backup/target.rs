@@ -98,6 +98,26 @@ impl Target {
     }
 }
 
+/// Calls `write` with what will be the file `path`, which appears when that has succeeded; `-` is stdout.
+///
+/// # Errors
+/// Those of `write`, and when the file cannot be written.
+pub fn into_file<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    if path.as_os_str() == STANDARD {
+        let mut out = io::stdout().lock();
+        let written = write(&mut out)?;
+        out.flush().context("stdout cannot be written")?;
+        return Ok(written);
+    }
+    let target = Target::open(path)?;
+    let mut out = BufWriter::with_capacity(1 << 20, Named { file: &target.file, name: &target.name });
+    let written = write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    target.finish()?;
+    Ok(written)
+}
+
 /// Opens the partial file of what will be `name`, and locks it.
 fn open_partial(partial: &Path, name: &str) -> anyhow::Result<File> {
     let cannot_open = || format!("{name} cannot be written: its partial file {} cannot be opened", partial.display());

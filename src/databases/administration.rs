@@ -1,17 +1,21 @@
 //! What administers the clusters: figures, templates, the clusters themselves, reloading.
 
-use std::sync::atomic::Ordering;
+use std::{
+    io::{Read, Write},
+    sync::atomic::Ordering,
+};
 
 use super::Databases;
 use crate::{
     administration::{
-        Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, Watched, figure,
+        Administration, ClusterSummary, Exported, Figure, Imported, MadeCluster, NewCluster, PrivateBytes, Summary,
+        Watched, figure,
     },
     capacity,
     protocol::error_response::{ErrorResponse, sqlstate},
     quota::{self, Usage},
     session::{Choice, Mode, Outcome},
-    template::Tools,
+    template::{ParcelError, TemplateError, Tools},
 };
 
 impl Administration for Databases {
@@ -92,7 +96,32 @@ impl Administration for Databases {
             self.clusters.forget_template(name);
             return Ok(());
         }
-        Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
+        Err(no_template(name))
+    }
+
+    fn export_template(&self, name: &str, out: &mut dyn Write) -> Result<Exported, ErrorResponse> {
+        self.templates.export(name, out).map_err(|error| match error.downcast_ref::<TemplateError>() {
+            Some(TemplateError::Unknown(name)) => no_template(name),
+            Some(TemplateError::Lacks { missing, .. }) => {
+                let report = ErrorResponse::error(sqlstate::UNDEFINED_FILE, error.to_string());
+                report.with_hint(missing.advice())
+            }
+            _ => unusable(error),
+        })
+    }
+
+    fn import_template(&self, input: &mut dyn Read) -> Result<Imported, ErrorResponse> {
+        self.templates.import(input).map_err(|error| {
+            let code = match error {
+                ParcelError::Foreign => sqlstate::INVALID_PARAMETER_VALUE,
+                ParcelError::OtherFormat | ParcelError::Unfit { .. } => sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                ParcelError::Damaged(_) => sqlstate::DATA_CORRUPTED,
+                ParcelError::Unreadable(_) | ParcelError::Unwritable(_) => sqlstate::IO_ERROR,
+            };
+            let advice = error.advice();
+            let report = ErrorResponse::error(code, format!("{:#}", anyhow::Error::from(error)));
+            advice.into_iter().fold(report, ErrorResponse::with_hint)
+        })
     }
 
     fn create_cluster(&self, new: NewCluster) -> Result<MadeCluster, ErrorResponse> {
@@ -127,6 +156,10 @@ impl Administration for Databases {
         }
         self.isolated.reload();
     }
+}
+
+fn no_template(name: &str) -> ErrorResponse {
+    ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist"))
 }
 
 /// The directory of templates cannot be read or written.

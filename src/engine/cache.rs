@@ -30,7 +30,7 @@ pub use in_use::InUse;
 pub(crate) use in_use::age;
 pub(crate) use removal::size_on_disk;
 pub use removal::{Removed, Usage};
-pub(crate) use seal::SealError;
+pub(crate) use seal::{Digests, SealError};
 
 /// A directory of the user that was opened and checked.
 #[derive(Clone, Debug)]
@@ -122,6 +122,11 @@ impl Cache {
     /// [`SealError`]
     pub(crate) fn compare(&self, name: &str, is_wanted: impl Fn(&str) -> bool) -> Result<(), SealError> {
         seal::compare(&self.path(name), is_wanted)
+    }
+
+    /// The digests of the files of the entry `name`, a directory; `None` when there are none, or they are damaged.
+    pub(crate) fn digests(&self, name: &str) -> Option<Digests> {
+        Digests::of(&self.path(name))
     }
 
     /// Writes the file `name`: beside its final place first, then renamed.

@@ -12,6 +12,12 @@ use super::{
 
 /// The most bytes a file name can have.
 pub(super) const NAME_MAX: usize = 255;
+
+/// Whether a directory can have an entry of this name.
+pub(super) fn is_name(name: &[u8]) -> bool {
+    let is_special = matches!(name, b"" | b"." | b"..");
+    !is_special && name.len() <= NAME_MAX && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+}
 /// The most bytes a path can have, with the NUL that ends it.
 pub(super) const PATH_MAX: usize = 4096;
 /// The most symbolic links on the way to one node; the number is Emscripten's (`FS.lookupPath`).

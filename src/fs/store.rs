@@ -23,6 +23,7 @@ use super::{
     extent::{Extent, Source},
     frozen::{FrozenTree, InoMap, ROOT},
     node::{Attributes, Ino, Kind, Node},
+    path::is_name,
 };
 
 const INDEX: &str = "index";
@@ -274,6 +275,10 @@ fn restore(kind: StoredKind, source: &Arc<Source>) -> Result<Kind, StoreError> {
         StoredKind::Directory { parent, entries } => {
             let mut directory = Directory::new(parent);
             for (name, ino) in entries {
+                // A cluster in a directory of the host gets files of these names.
+                if !is_name(&name) {
+                    return Err(StoreError::Inconsistent("a name has what no name has"));
+                }
                 directory.insert(&name, ino);
             }
             Kind::Directory(directory)

@@ -58,6 +58,8 @@ pub mod sqlstate {
     pub const CANNOT_CONNECT_NOW: &str = "57P03";
     /// `internal_error`
     pub const INTERNAL_ERROR: &str = "XX000";
+    /// Stored data is damaged.
+    pub const DATA_CORRUPTED: &str = "XX001";
 }
 
 /// The severity.

@@ -246,7 +246,8 @@ impl Templates {
         Ok(copied.with_context(|| format!("the template {name:?} cannot be copied"))?)
     }
 
-    fn open_or_build(&self, name: &str, lock: &Lock) -> Result<Template, TemplateError> {
+    /// The template `name`, opened or built; the caller holds its lock.
+    pub(super) fn open_or_build(&self, name: &str, lock: &Lock) -> Result<Template, TemplateError> {
         let label = match self.shelf.label(name) {
             Ok(Some(label)) => label,
             Ok(None) if name == DEFAULT => {
@@ -398,8 +399,13 @@ impl Templates {
     }
 
     /// Identifies everything that a template depends on, besides its recipe or files.
-    fn key(&self) -> String {
-        format!("{}-{}", hex_digest(&[self.icu.digest()]), sources::contents_key(&Program::key()))
+    pub(super) fn key(&self) -> String {
+        format!("{}-{}", self.icu_digest(), sources::contents_key(&Program::key()))
+    }
+
+    /// The digest of ICU's data.
+    pub(super) fn icu_digest(&self) -> String {
+        hex_digest(&[self.icu.digest()])
     }
 
     /// The last part of the key with which this program's templates are labelled. It does not depend on the ICU data.

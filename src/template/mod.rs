@@ -6,6 +6,7 @@
 //! * `snapshot`: captures a backend, and starts others from the captured state
 //! * `shelf`: templates on disk
 //! * `record`: small values in files
+//! * `parcel`: a template as one file, `travel`: exporting and importing it
 //! * `catalog`: the templates of one program, and those in use
 //! * `pool`: clones that are kept ready
 //! * `tools`: what PostgreSQL's client programs are run with
@@ -13,17 +14,21 @@
 mod build;
 mod catalog;
 mod initdb;
+mod parcel;
 mod pool;
 mod recipe;
 mod record;
 mod shelf;
 mod snapshot;
 mod tools;
+mod travel;
 
 pub use catalog::Templates;
 pub(crate) use catalog::{DEFAULT, Template, TemplateError};
+pub use parcel::ParcelError;
 pub(crate) use recipe::quote_identifier;
 pub use recipe::{Recipe, Script};
 pub(crate) use shelf::Remakeable;
 pub use shelf::{Shelf, Summary};
 pub use tools::Tools;
+pub use travel::{Exported, Imported};

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DEFAULT, recipe::Recipe, record, snapshot};
 use crate::{
-    engine::cache::{Cache, InUse, Lock, SealError, Usage, size_on_disk},
+    engine::cache::{Cache, Digests, InUse, Lock, SealError, Usage, size_on_disk},
     extensions::Needed,
     quota::Limits,
     sources::hex_digest,
@@ -30,7 +30,7 @@ const LIMITS: &str = "limits";
 const NEEDED: &str = "needed";
 
 /// What a template is, without its contents.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Label {
     pub(super) name: String,
     /// The database in it.
@@ -56,6 +56,9 @@ pub struct Summary {
     pub made: SystemTime,
     /// Whether it was prepared from SQL, which is kept, and not frozen from a running database.
     pub has_recipe: bool,
+    /// The SHA-256 of what it is on disk: the same for an exported template and an imported one. Empty if that is
+    /// damaged.
+    pub digest: String,
 }
 
 /// Identifies one edition of a template among those that replace each other.
@@ -112,6 +115,7 @@ impl Shelf {
                 && let Ok(metadata) = fs::metadata(directory.join(LABEL))
             {
                 summaries.push(Summary {
+                    digest: self.digests(&label.name).map(|digests| digests.digest()).unwrap_or_default(),
                     name: label.name,
                     database: label.database,
                     key: label.key,
@@ -162,6 +166,11 @@ impl Shelf {
         fs::metadata(self.path(name).join(LABEL)).ok().map(|metadata| Edition::of(&metadata))
     }
 
+    /// The digests of the files of the template `name`; `None` when there is none, or they are damaged.
+    pub(super) fn digests(&self, name: &str) -> Option<Digests> {
+        self.directory.digests(&entry(name))
+    }
+
     /// Checks what was built of the template `name`.
     ///
     /// # Errors
@@ -194,8 +203,7 @@ impl Shelf {
 
     /// What the template `name` was prepared from; `None` when it was frozen.
     pub(super) fn recipe(&self, name: &str) -> anyhow::Result<Option<Recipe>> {
-        let path = self.path(name).join(RECIPE);
-        if path.exists() { record::read_with_copy(&path).map(Some) } else { Ok(None) }
+        recipe_in(&self.path(name))
     }
 
     /// Puts the template of that label in place, whose contents `fill` writes; it returns what the template needs.
@@ -225,17 +233,24 @@ impl Shelf {
         })
     }
 
+    /// Puts a template in place whose files `fill` writes, its label among them.
+    ///
+    /// # Errors
+    /// Those of `fill`, and when the directory cannot be written.
+    pub(super) fn publish_files(
+        &self,
+        lock: &Lock,
+        fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<PathBuf> {
+        self.directory.publish_directory(lock, fill)
+    }
+
     /// The limits of clusters that are copies of the template `name`.
     ///
     /// # Errors
     /// When they cannot be read.
     pub(super) fn limits(&self, name: &str) -> anyhow::Result<Limits> {
-        let path = self.path(name).join(LIMITS);
-        if !path.exists() {
-            return Ok(Limits::default());
-        }
-        let (memory, disk) = record::read_with_copy(&path)?;
-        Ok(Limits { memory, disk })
+        limits_in(&self.path(name))
     }
 
     /// The extensions beyond those of PGlite that the template `name` needs.
@@ -243,8 +258,7 @@ impl Shelf {
     /// # Errors
     /// When they cannot be read.
     pub(super) fn needed(&self, name: &str) -> anyhow::Result<Vec<Needed>> {
-        let path = self.path(name).join(NEEDED);
-        if path.exists() { record::read_with_copy(&path) } else { Ok(Vec::new()) }
+        needed_in(&self.path(name))
     }
 
     /// Keeps the template `name` from being removed for not being used; `None` when there is none.
@@ -295,8 +309,37 @@ fn parts(directory: &Path, names: &'static [&'static str]) -> Remakeable {
     }
 }
 
-fn read_label(directory: &Path) -> anyhow::Result<Label> {
+/// The label of the template in `directory`.
+pub(super) fn read_label(directory: &Path) -> anyhow::Result<Label> {
     record::read_with_copy(&directory.join(LABEL))
+}
+
+/// What the template in `directory` was prepared from; `None` when it was frozen.
+pub(super) fn recipe_in(directory: &Path) -> anyhow::Result<Option<Recipe>> {
+    let path = directory.join(RECIPE);
+    if path.exists() { record::read_with_copy(&path).map(Some) } else { Ok(None) }
+}
+
+/// The limits of clusters that are copies of the template in `directory`.
+pub(super) fn limits_in(directory: &Path) -> anyhow::Result<Limits> {
+    let path = directory.join(LIMITS);
+    if !path.exists() {
+        return Ok(Limits::default());
+    }
+    let (memory, disk) = record::read_with_copy(&path)?;
+    Ok(Limits { memory, disk })
+}
+
+/// The extensions beyond those of PGlite that the template in `directory` needs.
+pub(super) fn needed_in(directory: &Path) -> anyhow::Result<Vec<Needed>> {
+    let path = directory.join(NEEDED);
+    if path.exists() { record::read_with_copy(&path) } else { Ok(Vec::new()) }
+}
+
+/// Whether a template may have a file at `path` in its directory, besides its digests.
+pub(super) fn is_part(path: &str) -> bool {
+    let is_record = [LABEL, RECIPE, LIMITS, NEEDED].contains(&record::without_copy(path));
+    is_record || snapshot::PARTS.contains(&path)
 }
 
 #[cfg(test)]

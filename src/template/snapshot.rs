@@ -49,6 +49,9 @@ pub(super) const BUILT: [&str; 3] = [STATE, MEMORY, FIRST_PAGES];
 /// All of a snapshot.
 pub(super) const ALL: [&str; 4] = [STATE, MEMORY, FIRST_PAGES, FILES];
 
+/// The files of a snapshot, by their paths in its directory.
+pub(super) const PARTS: [&str; 5] = [STATE, MEMORY, FIRST_PAGES, "files/index", "files/data"];
+
 /// A captured backend.
 pub(crate) struct Snapshot {
     state: State,

@@ -1,9 +1,12 @@
 //! Sessions without PostgreSQL, for tests of the code around sessions.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 
 use pglite_port::{
-    administration::{Administration, ClusterSummary, Figure, MadeCluster, NewCluster, PrivateBytes, Summary, Watched},
+    administration::{
+        Administration, ClusterSummary, Exported, Figure, Imported, MadeCluster, NewCluster, PrivateBytes, Summary,
+        Watched,
+    },
     client::{Client, Interest, write_all},
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Choice, Outcome, SessionEnd, SessionStart, Sessions},
@@ -45,6 +48,14 @@ impl<F: Send + Sync + 'static> Administration for Fake<F> {
 
     fn drop_template(&self, name: &str) -> Result<(), ErrorResponse> {
         Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
+    }
+
+    fn export_template(&self, name: &str, _: &mut dyn Write) -> Result<Exported, ErrorResponse> {
+        Err(ErrorResponse::error(sqlstate::UNDEFINED_OBJECT, format!("template \"{name}\" does not exist")))
+    }
+
+    fn import_template(&self, _: &mut dyn Read) -> Result<Imported, ErrorResponse> {
+        Err(ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, "there are no templates"))
     }
 
     fn create_cluster(&self, _: NewCluster) -> Result<MadeCluster, ErrorResponse> {

@@ -20,6 +20,7 @@ defmodule PgliteEx.Error do
     * `:protocol_violation` – the program violated the frame protocol, or has another version of it;
     * `:prepare_failed` – the preparing function of a template failed, or a process linked to it;
     * `:after_start_failed` – the function of `after_start:` failed, or took too long;
+    * `:replication_failed` – a template did not get to another node;
     * `:restore_failed` – a backup was not restored;
     * `:timeout` – the program did not answer in time;
     * a POSIX code, such as `:eaddrinuse` – the system refused a socket, a file or a process.

@@ -17,6 +17,7 @@ defmodule PgliteEx.Template do
   alias PgliteEx.{
     Branch,
     Connection,
+    Delivery,
     Error,
     Fingerprint,
     Limits,
@@ -28,14 +29,15 @@ defmodule PgliteEx.Template do
 
   @typedoc """
   A template: its name, the database in it, the key it was prepared with, its size on disk in
-  bytes, and when it was made.
+  bytes, when it was made, and its digest, the same wherever the same template is.
   """
   @type t :: %{
           name: String.t(),
           database: String.t(),
           key: String.t(),
           size: non_neg_integer,
-          made_at: DateTime.t()
+          made_at: DateTime.t(),
+          digest: String.t()
         }
 
   # Freezing writes the cluster's image, a few dozen megabytes, to the disk.
@@ -117,20 +119,121 @@ defmodule PgliteEx.Template do
   # Every template's options begin with its name.
   defp group([{"name", name} | options]) do
     {own, others} = Enum.split_while(options, fn {key, _value} -> key != "name" end)
-    %{"database" => database, "key" => key, "size" => size, "made" => made} = Map.new(own)
+    %{"database" => database, "key" => key, "size" => size, "made" => made} = own = Map.new(own)
 
     template = %{
       name: name,
       database: database,
       key: key,
       size: String.to_integer(size),
-      made_at: made |> String.to_integer() |> DateTime.from_unix!(:microsecond)
+      made_at: made |> String.to_integer() |> DateTime.from_unix!(:microsecond),
+      digest: own["digest"]
     }
 
     [template | group(others)]
   end
 
   defp group([]), do: []
+
+  @doc """
+  Writes the template `name` into the file `path`, from which `import/3` reads it, on this machine or on another.
+
+  An existing file is replaced when the new one is complete. The result has its `:bytes`, about 70 million
+  that compress to a sixth, and the `:digest` of the template. `:timeout` in milliseconds, default `:infinity`.
+
+      {:ok, %{bytes: _, digest: _}} =
+        PgliteEx.Template.export(MyApp.TestPostgres, "my_app_test", "my_app_test.template")
+  """
+  @spec export(PgliteEx.server() | Branch.t(), String.t(), Path.t(), keyword) ::
+          {:ok, %{bytes: non_neg_integer, digest: String.t()}} | {:error, Error.t()}
+  def export(server, name, path, options \\ []) when is_binary(name) do
+    options = Keyword.validate!(options, timeout: :infinity)
+    request_options = [{"name", name}, {"path", Path.expand(path)}]
+
+    with {:ok, reply} <-
+           PgliteEx.request(server, "export_template", request_options, options[:timeout]) do
+      %{"bytes" => bytes, "digest" => digest} = Map.new(reply)
+      {:ok, %{bytes: String.to_integer(bytes), digest: digest}}
+    end
+  end
+
+  @doc """
+  Puts the template in the file `path` into the server's cache, under the name with which `export/4` has written it.
+
+  One of the same name is replaced; connections that have a clone of it keep that. If it is there already, nothing
+  is written, and the `:result` is `:reused` in place of `:imported`. A template that was prepared with a key has it
+  here as well, so that `prepare/4` with the same key and function finds it.
+
+  The program has to be of the same version as the one that has exported it, with the same ICU data, and with the same
+  extensions if the template has any. Otherwise the error has the code `"55000"` and says what differs. A file that is
+  damaged has the code `"XX001"`. The file need not be trusted more than SQL: what is in it can do what a database can.
+
+  `:timeout` in milliseconds, default `:infinity`.
+
+      {:ok, %{name: "my_app_test", result: :imported}} =
+        PgliteEx.Template.import(MyApp.TestPostgres, "my_app_test.template")
+  """
+  @spec import(PgliteEx.server() | Branch.t(), Path.t(), keyword) ::
+          {:ok,
+           %{
+             name: String.t(),
+             database: String.t(),
+             digest: String.t(),
+             result: :imported | :reused
+           }}
+          | {:error, Error.t()}
+  def import(server, path, options \\ []) do
+    options = Keyword.validate!(options, timeout: :infinity)
+    request_options = [{"path", Path.expand(path)}]
+
+    with {:ok, reply} <-
+           PgliteEx.request(server, "import_template", request_options, options[:timeout]) do
+      %{"name" => name, "database" => database, "digest" => digest, "new" => new} = Map.new(reply)
+      result = if new == "true", do: :imported, else: :reused
+      {:ok, %{name: name, database: database, digest: digest, result: result}}
+    end
+  end
+
+  @doc """
+  Sends the template `name` to the servers of other nodes, over Erlang's distribution.
+
+  A node that has it already is not sent it again. It goes to all others at the same time, compressed and in pieces of
+  which one is on its way to a node at any time, so that the nodes' other messages do not wait for it.
+
+  Options:
+
+    * `:server` – the name of the server on the other nodes; by default `server`, if that is a name;
+    * `:timeout` – for each node, in milliseconds, default `:infinity`.
+
+  The result says of each node whether the template was `:sent` or `:reused`. If one of the nodes did not get it, the
+  error has the code of the first that did not, and its message names all of them with their reasons; the others have
+  it.
+
+      {:ok, %{"tests@two": :sent, "tests@three": :reused}} =
+        PgliteEx.Template.replicate(MyApp.TestPostgres, "my_app_test", Node.list())
+
+  The guide "Tests on several machines" has more of it.
+  """
+  @spec replicate(PgliteEx.server(), String.t(), [node], keyword) ::
+          {:ok, %{node => :sent | :reused}} | {:error, Error.t()}
+  def replicate(server, name, nodes, options \\ []) when is_binary(name) and is_list(nodes) do
+    options = Keyword.validate!(options, server: server, timeout: :infinity)
+
+    if is_pid(options[:server]),
+      do: raise(ArgumentError, "a pid is of one node: name the server of the others with server:")
+
+    with {:ok, digest} <- digest(server, name),
+         do: Delivery.deliver(server, name, digest, nodes, options)
+  end
+
+  defp digest(server, name) do
+    with {:ok, templates} <- list(server) do
+      case Enum.find(templates, &(&1.name == name)) do
+        %{digest: digest} -> {:ok, digest}
+        nil -> {:error, %Error{code: "42704", message: "template \"#{name}\" does not exist"}}
+      end
+    end
+  end
 
   @doc "Removes a template; connections that have a clone of it keep that."
   @spec drop(PgliteEx.server(), String.t()) :: :ok | {:error, Error.t()}

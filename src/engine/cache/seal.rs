@@ -67,6 +67,23 @@ pub(super) fn write(directory: &Path) -> io::Result<()> {
     sync_directories(directory)
 }
 
+/// The digests of the files of an entry, by path, as in its seal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Digests(pub(crate) BTreeMap<String, String>);
+
+impl Digests {
+    /// Those of the entry in `directory`; `None` if there is no seal, or it is damaged.
+    pub(super) fn of(directory: &Path) -> Option<Self> {
+        read(directory).map(Self)
+    }
+
+    /// The SHA-256 of all of them: that of the whole entry.
+    pub(crate) fn digest(&self) -> String {
+        let line = |(path, digest): (&String, &String)| format!("{digest} {path}\n");
+        hex(&Sha256::digest(self.0.iter().map(line).collect::<String>()))
+    }
+}
+
 /// Compares those files of the entry in `directory` with its seal whose paths are wanted.
 ///
 /// # Errors

@@ -157,6 +157,12 @@ fn an_index_with_a_right_checksum_but_wrong_contents_is_refused() {
     refused.push((vec![directory(1, 1, &[("a", 2), ("b", 2)]), directory(2, 1, &[])], 3));
     refused.push((vec![directory(1, 1, &[("a", 2), ("b", 3)]), directory(2, 3, &[]), directory(3, 1, &[])], 4));
     refused.push((vec![directory(1, 1, &[("a", 1)])], 2));
+    // Names that a path would be made of.
+    let long = "x".repeat(256);
+    for name in ["", ".", "..", "a/b", "/", "a\0b", &long] {
+        let file = node(2, StoredKind::File { len: 0, start: 0, stored: 0 });
+        refused.push((vec![directory(1, 1, &[(name, 2)]), file], 3));
+    }
     for (number, (nodes, next)) in refused.into_iter().enumerate() {
         let error = open(nodes, next).expect_err(&format!("case {number} was accepted"));
         assert!(matches!(error, StoreError::Inconsistent(_)), "case {number}: {error}");

@@ -29,18 +29,21 @@ use crate::{
     session::{Choice, Control, Outcome, PendingTask, Task, panic_text},
 };
 
+mod parcels;
 mod transfers;
 
 /// The function of a verb. It gets the request's id and options, and replies with [`Router::reply`], at once or later.
 type Verb = fn(&Arc<Router>, u32, &Options);
 
 /// All verbs of request frames. A new verb is a row here.
-const VERBS: [(&str, Verb); 16] = [
+const VERBS: [(&str, Verb); 18] = [
     ("stats", stats),
     ("shutdown", shut_down),
     ("memory", memory),
     ("templates", templates),
     ("drop_template", drop_template),
+    ("export_template", parcels::export_template),
+    ("import_template", parcels::import_template),
     ("create_cluster", create_cluster),
     ("drop_cluster", drop_cluster),
     ("clusters", clusters),
@@ -182,14 +185,15 @@ fn reload(router: &Arc<Router>, id: u32, _: &Options) {
     });
 }
 
-/// `templates`: for each template `name`, `database`, `key`, `size` on disk in bytes, and when it was `made`, in
-/// microseconds since 1970.
+/// `templates`: for each template `name`, `database`, `key`, `size` on disk in bytes, when it was `made`, in
+/// microseconds since 1970, and its `digest`.
 fn templates(router: &Arc<Router>, id: u32, _: &Options) {
     router.reply_on_thread(id, |router| {
         let add = |options: Options, template: administration::Summary| {
             let made = microseconds(template.made);
             let options = options.with("name", template.name).with("database", template.database);
-            options.with("key", template.key.unwrap_or_default()).with("size", template.size).with("made", made)
+            let options = options.with("key", template.key.unwrap_or_default()).with("size", template.size);
+            options.with("made", made).with("digest", template.digest)
         };
         Ok(router.administration.templates()?.into_iter().fold(Options::new(), add))
     });
