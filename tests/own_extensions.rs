@@ -18,17 +18,19 @@ use pglite_port::{
 use support::{
     cache,
     extension::{archive, pglite},
-    library::{ADDRESS, BASES, NOTHING, NUMBER, THREE, body, memory, that_recurses, with_functions, with_imports},
+    library::{
+        ADDRESS, BASES, FOUR, NOTHING, NUMBER, THREE, body, memory, that_recurses, with_functions, with_imports,
+    },
     local::{Connect, Local},
     peer::Peer,
     program::Program,
-    server::Server,
+    server::{Server, rows},
     session::errors,
 };
 use tempfile::TempDir;
 use wasm_encoder::{
-    CodeSection, CustomSection, EntityType, ExportKind, ExportSection, FunctionSection, GlobalType, ImportSection,
-    Instruction, Module, TypeSection, ValType,
+    BlockType, CodeSection, CustomSection, EntityType, ExportKind, ExportSection, FunctionSection, GlobalType,
+    ImportSection, Instruction, Module, TypeSection, ValType,
 };
 
 /// The scripts of an extension with a function `NAME_answer` in its library.
@@ -289,8 +291,33 @@ fn names_in_an_archive_may_begin_with_the_current_directory() {
     assert_eq!(session.values("select own_dotted_answer()"), ["7"]);
 }
 
-/// A library as a compiler makes it of C++: it throws a `std::bad_cast`, gives up, and calls a function of the C library
-/// that PGlite does not export.
+#[test]
+fn a_library_that_gives_up_ends_its_session_and_no_other_unless_it_only_got_no_memory() {
+    let (_directory, path) = bundle_in_cxx();
+    let server = Server::with(&["--mode", "shared", "--cluster-memory-limit", "200MB", "--extension", text(&path)]);
+    let mut other = server.connect();
+    other.batch_execute("create extension own; create table t (a int)").expect("it is offered");
+    // What is answered, and whether the session goes on.
+    let refused = |sql: &str| {
+        let mut session = server.session(&[]);
+        session.query(sql);
+        let error = session.until(b'E').pop().expect("an error").fields();
+        let goes_on = session.next().is_some_and(|message| message.kind == b'Z');
+        (['S', 'C', 'M'].map(|field| error[&field].clone()), goes_on)
+    };
+    let said = |text: [&str; 3], goes_on: bool| (text.map(str::to_owned), goes_on);
+    assert_eq!(refused("select own_takes_all()"), said(["ERROR", "53200", "out of memory"], true));
+    let abort = "the library \"own\" has called abort()";
+    let assertion = "an assertion has failed in the library \"own\"";
+    let fatal = |message| said(["FATAL", "XX000", message], false);
+    assert_eq!(refused("insert into t values (1); select own_gives_up()"), fatal(abort));
+    assert_eq!(refused("begin; lock t; select own_asserts()"), fatal(assertion));
+    // It was in no crash, has no lock to wait for, and sees nothing of theirs.
+    assert_eq!(rows(&mut other, "begin; lock t; select count(*) from t"), ["0"]);
+}
+
+/// A library as a compiler makes it of C++: it throws a `std::bad_cast`, gives up at once, by an assertion, and because
+/// it gets no memory, and calls a function of the C library that PGlite does not export.
 fn library_in_cxx() -> Vec<u8> {
     let imports = [
         ("env", "__cxa_allocate_exception", NUMBER),
@@ -298,6 +325,8 @@ fn library_in_cxx() -> Vec<u8> {
         ("env", "__cxa_throw", THREE),
         ("env", "abort", NOTHING),
         ("env", "islower", NUMBER),
+        ("env", "malloc", NUMBER),
+        ("env", "__assert_fail", FOUR),
         ("GOT.mem", "_ZTISt8bad_cast", ADDRESS),
         ("GOT.func", "_ZNSt8bad_castD1Ev", ADDRESS),
     ];
@@ -312,18 +341,54 @@ fn library_in_cxx() -> Vec<u8> {
         Instruction::I32Const(0),
     ];
     let gives_up = [Instruction::Call(3), Instruction::I32Const(0)];
+    // As `operator new` does it: two gigabytes, and once more what is left of four.
+    let takes_all = [
+        Instruction::I32Const(i32::MAX),
+        Instruction::Call(5),
+        Instruction::Drop,
+        Instruction::I32Const(i32::MAX),
+        Instruction::Call(5),
+        Instruction::If(BlockType::Empty),
+        Instruction::Else,
+        Instruction::Call(3),
+        Instruction::End,
+        Instruction::I32Const(0),
+    ];
+    // The condition is the name of PostgreSQL's in the library's own description.
+    let asserts = [
+        Instruction::GlobalGet(0),
+        Instruction::I32Const(24),
+        Instruction::I32Add,
+        Instruction::I32Const(0),
+        Instruction::I32Const(7),
+        Instruction::I32Const(0),
+        Instruction::Call(6),
+        Instruction::I32Const(0),
+    ];
     let answer = [Instruction::I32Const('a' as i32), Instruction::Call(4)];
-    with_imports(&imports, &[("own_throws", &throws), ("own_gives_up", &gives_up), ("own_answer", &answer)])
+    let functions: [(&str, &[Instruction<'static>]); 5] = [
+        ("own_throws", &throws),
+        ("own_gives_up", &gives_up),
+        ("own_takes_all", &takes_all),
+        ("own_asserts", &asserts),
+        ("own_answer", &answer),
+    ];
+    with_imports(&imports, &functions)
+}
+
+/// A bundle with that library, and the SQL that makes its functions.
+fn bundle_in_cxx() -> (TempDir, PathBuf) {
+    let files = Files::of("own", 0);
+    let script = ["throws", "gives_up", "takes_all", "asserts", "answer"]
+        .map(|name| format!("create function own_{name}() returns int language c as '$libdir/own';"))
+        .concat();
+    let (script, library) = ((files.script.0, script.into_bytes()), (files.library.0, library_in_cxx()));
+    bundle(&Files { control: files.control, script, library }.archive())
 }
 
 #[test]
 fn a_library_in_cxx_has_its_runtime_and_its_exceptions_are_sql_errors_also_in_clones() {
-    let files = Files::of("own", 0);
-    let script = ["throws", "gives_up", "answer"]
-        .map(|name| format!("create function own_{name}() returns int language c as '$libdir/own';"))
-        .concat();
-    let (script, library) = ((files.script.0, script.into_bytes()), (files.library.0, library_in_cxx()));
-    let (_directory, path) = bundle(&Files { control: files.control, script, library }.archive());
+    let (_directory, path) = bundle_in_cxx();
     let (_, connections) = open(&[&path]);
     let mut origin = Local::connect(&connections, Connect::default()).0;
     origin.values("create extension own");
@@ -335,7 +400,19 @@ fn a_library_in_cxx_has_its_runtime_and_its_exceptions_are_sql_errors_also_in_cl
             (error[&'M'].as_str(), error[&'D'].as_str()),
             ("std::bad_cast", "It is a C++ exception of the class std::bad_cast.",)
         );
-        assert_eq!(errors(&session.query("select own_gives_up()")), ["53200"]);
+        let mut refused = |sql: &str| {
+            let answer = session.query(sql);
+            let error = answer.iter().find(|message| message.kind == b'E').expect("an error").fields();
+            ['S', 'C', 'M', 'D'].map(|field| error.get(&field).cloned().unwrap_or_default())
+        };
+        let gives_up = ["ERROR", "XX000", "the library \"own\" has called abort()", ""];
+        assert_eq!(refused("select own_gives_up()"), gives_up);
+        let no_memory = "The library \"own\" has called abort() when it got no memory.";
+        assert_eq!(refused("select own_takes_all()"), ["ERROR", "53200", "out of memory", no_memory]);
+        // That was another statement.
+        assert_eq!(refused("select own_gives_up()"), gives_up);
+        let assertion = ["ERROR", "XX000", "an assertion has failed in the library \"own\"", "PostgreSQL, in ? at ?:7"];
+        assert_eq!(refused("select own_asserts()"), assertion);
         assert_eq!(session.values("select own_answer()"), ["1"]);
     };
     check(&mut origin);

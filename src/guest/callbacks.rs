@@ -181,6 +181,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             })?;
             if let Ok(count @ 1..) = u64::try_from(count) {
                 caller.data().tally.received.add(count);
+                caller.data_mut().growth.set_refused(false);
                 entropy::follow_seed(&mut caller)?;
             }
             Ok(count)

@@ -22,11 +22,19 @@ pub(crate) struct Growth {
     is_unlimited: bool,
     /// What was counted last.
     last: u64,
+    /// Whether memory was refused since the client's last bytes, and none given since.
+    was_refused: bool,
 }
 
 impl Growth {
     pub(super) fn new(quota: &Arc<Quota>, is_unlimited: bool) -> Self {
-        Self { held: Held::new(quota.clone(), Resource::LinearMemory), beginning: None, is_unlimited, last: 0 }
+        Self {
+            held: Held::new(quota.clone(), Resource::LinearMemory),
+            beginning: None,
+            is_unlimited,
+            last: 0,
+            was_refused: false,
+        }
     }
 
     /// From now on it is counted. The memory has `size` bytes.
@@ -42,6 +50,16 @@ impl Growth {
     /// What is counted, and may be used.
     pub(super) fn quota(&self) -> &Arc<Quota> {
         self.held.quota()
+    }
+
+    /// Whether the guest has asked for memory and got none since its client's last bytes.
+    pub(super) fn was_refused(&self) -> bool {
+        self.was_refused
+    }
+
+    /// Memory for the guest was refused or given, or its client has begun something else.
+    pub(super) fn set_refused(&mut self, was_refused: bool) {
+        self.was_refused = was_refused;
     }
 
     /// Whether nothing is refused.

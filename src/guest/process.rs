@@ -35,6 +35,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             let memory = caller.data().memory()?;
             let current = memory.data_size(&caller) as u64;
             let requested = u64::from(requested);
+            caller.data_mut().growth.set_refused(true);
             if requested > u64::from(HEAP_MAX) {
                 return Ok(0);
             }
@@ -45,6 +46,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                 let size = requested.max(overgrown).next_multiple_of(PAGE).min(HEAP_MAX.into());
                 if memory.grow(&mut caller, (size.saturating_sub(current)).div_ceil(PAGE)).is_ok() {
                     caller.data().memory_size.store(memory.data_size(&caller), Ordering::Relaxed);
+                    caller.data_mut().growth.set_refused(false);
                     return Ok(1);
                 }
             }

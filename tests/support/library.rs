@@ -13,11 +13,12 @@ use super::power::Dice;
 pub const FIRST: u32 = 2;
 
 /// Types of imported functions: from a number to a number, three numbers to nothing, nothing to nothing, two numbers to a
-/// number.
+/// number, four numbers to nothing.
 pub const NUMBER: EntityType = EntityType::Function(1);
 pub const THREE: EntityType = EntityType::Function(2);
 pub const NOTHING: EntityType = EntityType::Function(3);
 pub const TWO: EntityType = EntityType::Function(4);
+pub const FOUR: EntityType = EntityType::Function(5);
 /// The type of an imported address, which is the global after [`BASES`] and those before it.
 pub const ADDRESS: EntityType = EntityType::Global(GlobalType { val_type: ValType::I32, mutable: true, shared: false });
 /// The number of the globals of every library.
@@ -84,6 +85,7 @@ pub fn with_imports(imported: &[(&str, &str, EntityType)], functions: &[(&str, &
     types.ty().function([ValType::I32; 3], []);
     types.ty().function([], []);
     types.ty().function([ValType::I32; 2], [ValType::I32]);
+    types.ty().function([ValType::I32; 4], []);
     module.section(&types);
     let base = EntityType::Global(GlobalType { val_type: ValType::I32, mutable: false, shared: false });
     let mut imports = ImportSection::new();

@@ -39,11 +39,6 @@ pub(in crate::guest) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::R
             Err(raise(&mut caller, thrown))
         },
     )?;
-    // What a library calls; PGlite's own code has a function of this name, which ends the guest.
-    linker.func_wrap("env", "abort", |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
-        let detail = "A library has called abort(), as code in C++ does when it gets no memory.";
-        Err(report::error_with_detail(&mut caller, sqlstate::OUT_OF_MEMORY, "out of memory", Some(detail)))
-    })?;
     linker.func_wrap("env", "_ZSt9terminatev", |mut caller: Caller<'_, Guest>| -> wasmtime::Result<()> {
         Err(report::error(&mut caller, sqlstate::INTERNAL_ERROR, "code in C++ has called std::terminate()"))
     })?;

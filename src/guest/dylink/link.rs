@@ -5,17 +5,17 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use wasmtime::{AsContextMut, Extern, ExternType, Func, Global, GlobalType, Instance, Ref, Val};
 
-use super::{Library, Loaded, Owner, Placement, dylink_section::Symbol};
+use super::{
+    Library, Loaded, Owner, Placement,
+    dylink_section::Symbol,
+    giving_up::{self, ABORT},
+};
 use crate::guest::{Guest, report};
 
 /// Names that side modules import, with the names of the same functions in the main module's C library (Emscripten,
 /// `src/lib/libcore.js`; without threads `fgetc` does what `getc` does).
 const ALIASES: [(&str, &str); 3] =
     [("setTempRet0", "_emscripten_tempret_set"), ("getTempRet0", "_emscripten_tempret_get"), ("fgetc", "getc")];
-
-/// A function that is another one for libraries: where PostgreSQL gives up, its cluster recovers; a library that does
-/// is an error of the statement.
-const ABORT: &str = "abort";
 
 /// Links `library` at `place`; its data must be in memory already. It becomes the last of the loaded libraries;
 /// returns its number.
@@ -53,9 +53,12 @@ pub(super) fn instantiate(
                 }
                 global.into()
             }
-            (_, ExternType::Func(ty)) => match function(store, space, name, library.is_bundled())? {
+            (_, ExternType::Func(ty)) => match giving_up::function(store, &ty, name, &place.path) {
                 Some(function) => function.into(),
-                None => report::undefined(&mut *store, ty, name).into(),
+                None => match function(store, space, name, library.is_bundled())? {
+                    Some(function) => function.into(),
+                    None => report::undefined(&mut *store, ty, name).into(),
+                },
             },
             _ => anyhow::bail!("undefined symbol: {name}"),
         });

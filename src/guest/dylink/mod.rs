@@ -17,12 +17,14 @@
 //! * `runtime`: the runtime of C++, loaded when a library needs it
 //! * `missing`: a hint for libraries that are not installed
 //! * `user`: what other libraries may be than those that came with the program
+//! * `giving_up`: `abort()` and assertions of a library
 //! * `check`: whether a library can be linked that is to come with the program
 //! * `restore`: restores the libraries of one guest in another
 
 mod check;
 mod compiled;
 mod dylink_section;
+mod giving_up;
 mod link;
 mod missing;
 mod restore;
