@@ -44,13 +44,15 @@ defmodule PgliteEx.ArchiveTest do
     # Another one replaces it, directories included.
     archive = archive!(directory, "echo pglite-port 0.1.0", [{"pglite/pglite.wasm", "new"}])
     File.write!(Path.join(directory, "priv/pglite/old"), "")
+    File.write!(Path.join(directory, "priv/pglite/by_hand.tar.gz"), "by hand")
     # A run that was killed has left this.
     left = Path.join(directory, "priv/.archive.123")
     File.mkdir_p!(left)
     File.touch!(left, System.os_time(:second) - 7200)
     assert {:ok, "pglite-port 0.1.0"} = install(archive, nil, directory)
     refute File.exists?(left)
-    assert File.ls!(Path.join(directory, "priv/pglite")) == ["pglite.wasm"]
+    files = directory |> Path.join("priv/pglite") |> File.ls!() |> Enum.sort()
+    assert files == [".installed", "by_hand.tar.gz", "pglite.wasm"]
   end
 
   test "what is not the archive that was expected is not unpacked", %{tmp_dir: directory} do

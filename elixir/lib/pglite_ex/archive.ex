@@ -8,7 +8,7 @@ defmodule PgliteEx.Archive do
   # this version), or of the file with `.sha256` after its name in the same place. The last one tells
   # of damage only, so it does not do for a place that anybody on the way can write to: `http:`.
 
-  alias PgliteEx.{Download, Executable, Launchers}
+  alias PgliteEx.{Download, Executable, Launchers, OwnBundles}
 
   @list Path.expand("../../archives.sha256", __DIR__)
   @version Mix.Project.config()[:version]
@@ -343,13 +343,15 @@ defmodule PgliteEx.Archive do
     rest = root |> File.ls!() |> List.delete(program)
     File.write!(Path.join(priv, @record), "unfinished\n")
     Launchers.install!(Path.join(priv, "bin"))
+    OwnBundles.note!(Path.join(root, "pglite"))
+    OwnBundles.keep!(Path.join(priv, "pglite"), Path.join(root, "pglite"))
 
     for name <- rest ++ [program],
         do: replace!(Path.join(root, name), Path.join(priv, name), Path.join(beside, "old"), 10)
 
     File.write!(Path.join(priv, @record), record)
   rescue
-    error in [File.Error, File.RenameError] ->
+    error in [File.Error, File.CopyError, File.RenameError] ->
       {:error, "the archive cannot be moved into #{priv}: #{Exception.message(error)}"}
   end
 

@@ -24,15 +24,52 @@ defmodule PgliteEx.ElixirAlone do
     directory
   end
 
-  @doc "Copies the library to a directory."
+  # Made with the package: see .ci/hex.
+  @list "archives.sha256"
+
+  @doc "Copies the library to a directory: the files of its package, without the list of archives."
   @spec library!(Path.t()) :: Path.t()
   def library!(directory) do
     File.mkdir_p!(Path.join(directory, "priv"))
 
-    for name <- ["lib", "mix.exs", "README.md"],
-        do: File.cp_r!(Path.join(@library, name), Path.join(directory, name))
+    for name <- Mix.Project.config()[:package][:files], name != @list do
+      true = File.exists?(Path.join(@library, name))
+      File.cp_r!(Path.join(@library, name), Path.join(directory, name))
+    end
 
     directory
+  end
+
+  @doc """
+  Makes the package for Hex, with the archive's checksum in its list, and unpacks it: its files, and the
+  metadata.
+  """
+  @spec package!(Path.t(), Path.t()) :: {Path.t(), keyword}
+  def package!(directory, archive) do
+    source = library!(Path.join(directory, "source"))
+    File.cp!(archive <> ".sha256", Path.join(source, @list))
+    package = Path.join(directory, "pglite_ex.tar")
+    environment = [{"MIX_ENV", "dev"}, {"HEX_HOME", Path.join(directory, "hex")}]
+
+    {_output, 0} =
+      System.cmd("mix", ["hex.build", "--output", package],
+        cd: source,
+        env: environment,
+        stderr_to_stdout: true
+      )
+
+    {:ok, parts} = :erl_tar.extract(to_charlist(package), [:memory])
+    parts = Map.new(parts)
+    unpacked = Path.join(directory, "deps/pglite_ex")
+    File.mkdir_p!(unpacked)
+
+    :ok =
+      :erl_tar.extract({:binary, parts['contents.tar.gz']}, [
+        :compressed,
+        cwd: to_charlist(unpacked)
+      ])
+
+    {unpacked, size: File.stat!(package).size, metadata: parts['metadata.config']}
   end
 
   @doc """

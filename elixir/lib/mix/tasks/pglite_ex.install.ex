@@ -11,7 +11,8 @@ defmodule Mix.Tasks.PgliteEx.Install do
   the package that `pglite/package-lock.json` pins by hash.
 
   The extensions in packages beside PGlite (pgvector, Apache AGE, pgmq, …) come with it. What is
-  there from an earlier time is replaced.
+  there from an earlier time is replaced. What you have added stays: packages beside PGlite's in the checkout, such as
+  that of PostGIS, and bundles of extensions (`*.tar.gz`) in `priv/pglite`.
 
   It also puts scripts named `pg_dump` and `psql` into `priv/bin`, which do with `pglite-port` what
   `mix ecto.dump` and `mix ecto.load` call these for. `mix pglite_ex.server NAME --and ecto.dump` finds
@@ -30,7 +31,7 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
   use Mix.Task
 
-  alias PgliteEx.{Archive, Executable, Launchers}
+  alias PgliteEx.{Archive, Executable, Launchers, OwnBundles}
 
   @switches [
     archive: :string,
@@ -159,9 +160,41 @@ defmodule Mix.Tasks.PgliteEx.Install do
 
     command = if extensions?, do: ["ci"], else: ["ci", "--omit=optional"]
 
-    case run_command(tool!("npm", "Node.js"), command, directory) do
+    npm = tool!("npm", "Node.js")
+
+    case keeping_packages(directory, fn -> run_command(npm, command, directory) end) do
       :ok -> Path.join(directory, @pglite_package)
       {:failed, status} -> Mix.raise("npm ci in #{directory} failed with status #{status}")
+    end
+  end
+
+  # `npm ci` removes what its lock does not name: packages that the user has installed besides, such as PostGIS.
+  defp keeping_packages(directory, fun) do
+    packages = Path.join(directory, "node_modules/@electric-sql")
+    aside = Path.join(directory, ".kept.#{System.pid()}")
+    lock = File.read!(Path.join(directory, "package-lock.json"))
+
+    {:ok, there} = with {:error, _none} <- File.ls(packages), do: {:ok, []}
+
+    names =
+      for "pglite-" <> _rest = name <- there,
+          not String.contains?(lock, ~s("node_modules/@electric-sql/#{name}")),
+          do: name
+
+    move = fn from, to ->
+      File.mkdir_p!(to)
+      for name <- names, do: File.rename!(Path.join(from, name), Path.join(to, name))
+    end
+
+    if names != [], do: move.(packages, aside)
+
+    try do
+      fun.()
+    after
+      if names != [] do
+        move.(aside, packages)
+        File.rmdir!(aside)
+      end
     end
   end
 
@@ -179,6 +212,8 @@ defmodule Mix.Tasks.PgliteEx.Install do
     for bundle <- bundles, do: File.cp!(bundle, Path.join(beside, Path.basename(bundle)))
     tool = Path.join(source, @tools_beside)
     if File.regular?(tool), do: File.cp!(tool, Path.join(beside, Path.basename(tool)))
+    OwnBundles.note!(beside)
+    OwnBundles.keep!(target, beside)
     File.rm_rf!(target)
     File.rename!(beside, target)
     say("PGlite's files are in #{target}")
