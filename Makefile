@@ -31,7 +31,7 @@ FOR_SHORT_TURNS := sessions_bank sessions_isolation sessions_locks sessions_pree
 
 # Tests of damaged input and the number of their inputs in `make fuzz`; in the suite each runs for a second.
 FUZZ := a_damaged_stream_of_frames=10000000 damaged_packets_before_a_session=10000000 a_damaged_stream_of_messages=10000000 \
-	damaged_rules=10000000 a_damaged_index=10000000 a_damaged_record=10000000 a_damaged_side_module=1000000 \
+	damaged_rules=10000000 a_damaged_index=10000000 a_damaged_record=10000000 a_damaged_parcel=100000 a_damaged_side_module=1000000 \
 	any_module_stays_valid=1000000 a_damaged_file_has_the_same_pieces=1000000
 
 # Tests do not use the user's cache, and share one, because compiling PostgreSQL takes seconds.
@@ -89,6 +89,7 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 
 .PHONY: test-rust
 test-rust: toolchain $(PGLITE) $(DRIVERS) $(POSTGIS) ## the Rust tests
+	.ci/packages
 	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus \
 	  javac=default-jdk-headless /usr/share/java/postgresql.jar=libpostgresql-jdbc-java
 	mkdir -p $(TEST_CACHE)
@@ -103,6 +104,7 @@ test-rust: toolchain $(PGLITE) $(DRIVERS) $(POSTGIS) ## the Rust tests
 
 .PHONY: test-elixir
 test-elixir: toolchain $(PGLITE) ## the Elixir tests, and those with Postgrex and Ecto where Hex can be reached
+	.ci/packages
 	.ci/require mix=elixir psql=postgresql-client '/usr/lib/erlang/lib/p1_pgsql-*=erlang-p1-pgsql'
 	$(CARGO) build --locked
 	mkdir -p $(TEST_CACHE)

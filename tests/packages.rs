@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
 };
 
@@ -213,7 +214,8 @@ fn the_pinned_libraries_are_those_of_the_bundles() {
     for package in &PACKAGES {
         let place = if package.is_usual { &pglite } else { with_postgis.path() };
         let artefact = Artefact::find(Some(place), &cache).expect("PGlite");
-        let path = artefact.bundle(package, &cache).expect("it can be read").expect("it is installed");
+        let path = artefact.bundle(package, &cache).expect("it can be read");
+        let path = path.unwrap_or_else(|| panic!("{} is not installed: npm ci --prefix pglite", package.name));
         let files = read_archive(fs::File::open(path).expect("a file")).expect("an archive");
         for extension in package.extensions {
             let control = format!("share/postgresql/extension/{extension}.control");
@@ -407,4 +409,24 @@ fn other_sessions_go_on_while_a_library_is_compiled_when_it_is_first_used() {
     assert!(first.is_busy(), "the other session was answered meanwhile");
     first.rows();
     assert_eq!(other.value("select count(*) from ag_catalog.ag_graph"), "0");
+}
+
+#[test]
+fn packages_that_the_tests_lack_are_named_before_they_begin() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::copy(root.join("pglite/package.json"), directory.path().join("package.json")).expect("a copy");
+    let check = || {
+        let output = Command::new(root.join(".ci/packages")).arg(directory.path()).output().expect("bash");
+        (output.status.success(), String::from_utf8(output.stderr).expect("text"))
+    };
+    let (is_complete, said) = check();
+    assert!(!is_complete);
+    for package in usual() {
+        let name = format!("@electric-sql/{}", package.name);
+        assert!(said.contains(&name), "{said}");
+        fs::create_dir_all(directory.path().join("node_modules").join(name)).expect("a directory");
+    }
+    assert!(said.contains("without --omit=optional"), "{said}");
+    assert_eq!(check(), (true, String::new()));
 }
