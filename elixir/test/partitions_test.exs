@@ -131,7 +131,8 @@ defmodule PgliteEx.PartitionsTest do
     defmodule MyApp.MixProject do
       use Mix.Project
       def project do
-        [app: :my_app, version: "0.1.0", elixirc_paths: ["test/support"], deps: [{:pglite_ex, path: #{inspect(library)}}]]
+        deps = [{:pglite_ex, path: #{inspect(library)}}]
+        [app: :my_app, version: "0.1.0", elixirc_paths: ["test/support"], deps: deps]
       end
       def application, do: [extra_applications: [:logger]]
     end
