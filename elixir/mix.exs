@@ -54,6 +54,7 @@ defmodule PgliteEx.MixProject do
         "guides/ecto_in_five_minutes.md",
         "guides/phoenix.md",
         "guides/an_applications_own_database.md",
+        "guides/live_query.md",
         "guides/tests_without_a_sandbox.md",
         "guides/tests_on_several_machines.md",
         "guides/modes.md",

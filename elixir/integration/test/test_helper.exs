@@ -15,6 +15,12 @@ end
 
 Code.put_compiler_option(:ignore_module_conflict, true)
 
+# The decoder of a guide, which several tests read changes with.
+"live_query.md"
+|> Integration.Guide.files()
+|> Map.fetch!("lib/my_app/changes/message.ex")
+|> Code.compile_string("live_query.md")
+
 unless {:mode, "shared"} in excluded do
   {:ok, server} = PgliteEx.start_link(mode: :shared)
 

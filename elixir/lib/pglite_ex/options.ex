@@ -75,7 +75,8 @@ defmodule PgliteEx.Options do
       `/healthz` and `/readyz`. Port 0 asks the system for a free one, which the program logs. The answers contain the
       names of clusters, and no data. Default: none.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
-      list: `[work_mem: "16MB", jit: "off"]`.
+      list: `[work_mem: "16MB", jit: "off"]`. With `wal_level: "logical"`, subscribers can follow its changes, such as
+      `Postgrex.ReplicationConnection` with the options of `PgliteEx.connection_opts/2`; see the guide "A live query".
     * `:executable` – the path of `pglite-port`. Default: the environment variable `PGLITE_PORT`, or
       else the first of `priv/pglite-port` of this application, where `mix compile` and
       `mix pglite_ex.install` put it; `target/release` and `target/debug` of the checkout around this

@@ -1,0 +1,78 @@
+defmodule Integration.ReplicationTest do
+  @moduledoc "Replication connections to servers of every kind, and what they may do."
+  use ExUnit.Case, async: true
+
+  alias Integration.Subscriber
+
+  @moduletag mode: :shared
+
+  @create_slot "CREATE_REPLICATION_SLOT s LOGICAL pgoutput NOEXPORT_SNAPSHOT"
+  @start "START_REPLICATION SLOT s LOGICAL 0/0 (proto_version '1', publication_names 'p')"
+
+  defp start!(options \\ []) do
+    server = start_supervised!({PgliteEx, [settings: [wal_level: "logical"]] ++ options})
+    conn = start_supervised!({Postgrex, PgliteEx.connection_opts(server)})
+    query!(conn, "create table t (id int primary key, text text)")
+    query!(conn, "create publication p for table t")
+    {server, conn}
+  end
+
+  defp query!(conn, sql), do: Postgrex.query!(conn, sql, []).rows
+
+  defp subscribe!(options) do
+    {:ok, subscriber} = Subscriber.start_link(options)
+    Subscriber.query!(subscriber, @create_slot)
+    :ok = Subscriber.stream(subscriber, @start)
+    subscriber
+  end
+
+  test "a subscriber authenticates as every client does" do
+    {server, conn} = start!(auth: :scram_sha_256, password: "secret")
+    options = PgliteEx.connection_opts(server)
+    subscribe!(options)
+    query!(conn, "insert into t values (1, 'one')")
+    assert {_transaction, [{:insert, "t", ["1", "one"]}], _lsn} = Subscriber.next_transaction()
+
+    Process.flag(:trap_exit, true)
+
+    assert {:error, %Postgrex.Error{postgres: %{code: :invalid_password}}} =
+             Subscriber.start_link(Keyword.put(options, :password, "wrong"))
+
+    query!(conn, "create role plain login password 'secret'")
+
+    assert {:error, %Postgrex.Error{postgres: %{code: :insufficient_privilege}}} =
+             Subscriber.start_link(Keyword.put(options, :username, "plain"))
+  end
+
+  test "without wal_level a slot for changes is refused, with the setting's name" do
+    server = start_supervised!(PgliteEx)
+    {:ok, subscriber} = Subscriber.start_link(PgliteEx.connection_opts(server))
+    {:error, %Postgrex.Error{postgres: error}} = Subscriber.query(subscriber, @create_slot)
+    assert error.code == :object_not_in_prerequisite_state
+    assert error.message =~ "wal_level"
+  end
+
+  test "a server of clusters of one connection refuses replication, and says where it works" do
+    server = start_supervised!({PgliteEx, mode: :isolated})
+    Process.flag(:trap_exit, true)
+
+    assert {:error, %Postgrex.Error{postgres: error}} =
+             Subscriber.start_link(PgliteEx.connection_opts(server))
+
+    assert error.code == :feature_not_supported
+    assert error.hint =~ "mode shared"
+  end
+
+  test "a subscription of the cluster's own is refused" do
+    {_server, conn} = start!()
+
+    assert {:error, %Postgrex.Error{}} =
+             Postgrex.query(
+               conn,
+               "create subscription s connection 'host=127.0.0.1 port=1' publication p",
+               []
+             )
+
+    assert query!(conn, "select 1") == [[1]]
+  end
+end
