@@ -63,6 +63,41 @@ defmodule Integration.ReplicationTest do
     assert error.hint =~ "mode shared"
   end
 
+  test "a branch has its own slots, and none of its server's" do
+    {server, conn} = start!()
+    subscribe!(PgliteEx.connection_opts(server))
+    {:ok, branch} = PgliteEx.branch(server)
+    options = PgliteEx.connection_opts(branch)
+    branch_conn = start_supervised!({Postgrex, options}, id: :branch)
+    assert query!(branch_conn, "select slot_name from pg_replication_slots") == []
+
+    subscribe!(options)
+    query!(branch_conn, "insert into t values (1, 'in the branch')")
+    assert {_id, [{:insert, "t", ["1", "in the branch"]}], _lsn} = Subscriber.next_transaction()
+    query!(conn, "insert into t values (1, 'in the server')")
+    assert {_id, [{:insert, "t", ["1", "in the server"]}], _lsn} = Subscriber.next_transaction()
+  end
+
+  test "a subscriber that does not read keeps nobody waiting, and gets everything when it reads" do
+    {server, conn} = start!()
+    subscriber = subscribe!(PgliteEx.connection_opts(server))
+    :sys.suspend(subscriber)
+    # More than all buffers on the way hold.
+    text = String.duplicate("text", 250)
+    query!(conn, "insert into t select i, '#{text}' from generate_series(1, 20000) i")
+    query!(conn, "insert into t values (0, 'next')")
+    assert query!(conn, "select count(*) from t") == [[20_001]]
+    :sys.resume(subscriber)
+
+    {_transaction, inserts, _lsn} = Subscriber.next_transaction()
+    assert length(inserts) == 20_000
+
+    for {insert, number} <- Enum.with_index(inserts, 1),
+        do: assert(insert == {:insert, "t", ["#{number}", text]})
+
+    assert {_transaction, [{:insert, "t", ["0", "next"]}], _lsn} = Subscriber.next_transaction()
+  end
+
   test "a subscription of the cluster's own is refused" do
     {_server, conn} = start!()
 
