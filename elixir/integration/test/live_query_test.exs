@@ -218,6 +218,25 @@ defmodule Integration.LiveQueryTest do
     assert [insert: %{"text" => "then"}] = changes
   end
 
+  test "a second subscriber takes over when the first has gone" do
+    :ok = MyApp.Changes.subscribe("notes")
+    {:ok, second} = MyApp.Changes.start_link(name: nil)
+    query!("insert into notes (text) values ('of the first')")
+    assert_receive {:changes, @notes, [insert: %{"text" => "of the first"}]}, 10_000
+    assert {_module, %{step: :look}} = :sys.get_state(second) |> elem(1) |> Map.fetch!(:state)
+
+    :ok = Supervisor.terminate_child(MyApp.Supervisor, MyApp.Changes)
+    query!("insert into notes (text) values ('of the second')")
+    # What the first has not confirmed comes again.
+    assert await_text("of the second") in [1, 2]
+    refute_received :changes_missed
+  end
+
+  defp await_text(text, count \\ 1) do
+    assert_receive {:changes, @notes, [insert: %{"text" => received}]}, 30_000
+    if received == text, do: count, else: await_text(text, count + 1)
+  end
+
   @tag limit: "1MB"
   test "subscribers are told when the slot was too far behind" do
     :ok = Supervisor.terminate_child(MyApp.Supervisor, MyApp.Changes)
