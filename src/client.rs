@@ -16,6 +16,8 @@ pub enum Interest {
     Read,
     /// Write: ready when the window is open again or the client is gone.
     Write,
+    /// Both: ready when the connection is ready for one of them.
+    Either,
     /// Neither: only a wake-up or the deadline ends the wait.
     Nothing,
 }

@@ -26,7 +26,7 @@ use super::{command_line::CommandLine, start::unless_stopped, stop::Stop};
 /// What is moved, and where to.
 #[derive(Args)]
 pub(crate) struct MoveOptions {
-    /// The URL of the database, which this program serves with --set wal_level=logical; with a superuser's name
+    /// The URL of the database, which this program serves with `--set wal_level=logical`; with a superuser's name
     #[arg(value_name = "SOURCE")]
     source: String,
     /// The URL of a database on an ordinary PostgreSQL, version 14 or later. If there is no such database, it is created

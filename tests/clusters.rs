@@ -13,7 +13,7 @@ use pglite_port::{
         Administration, ClusterOrigin, ClusterSummary, DEFAULT_CLUSTER, Lifetime, MadeCluster, NewCluster,
     },
     connection::Connections,
-    databases::{Databases, Paths, Settings},
+    databases::{Databases, Paths, Settings, SharedSettings},
     log::LogSink,
     protocol::error_response::ErrorResponse,
     session::Mode,
@@ -98,6 +98,21 @@ fn a_cluster_of_a_template_has_its_database_and_nothing_of_other_clusters_of_it(
     assert_eq!(b.values("SELECT count(*) FROM t"), ["4"]);
     assert_eq!(other.values("SELECT count(*) FROM t"), ["3"]);
     assert_ne!(a.values("SELECT random()"), other.values("SELECT random()"));
+}
+
+#[test]
+fn a_cluster_whose_changes_are_followed_has_branches_and_they_have_no_slots() {
+    let further = vec![("wal_level".to_owned(), "logical".to_owned())];
+    let shared = SharedSettings { further, ..SharedSettings::default() };
+    let (databases, connections) = cache::administered(Settings { shared, ..Settings::default() });
+    create(&databases, "origin", ClusterOrigin::Empty);
+    let mut origin = Local::connect_to(&connections, "origin");
+    origin.values("SELECT pg_create_logical_replication_slot('s', 'pgoutput')");
+    origin.values("SELECT pg_create_physical_replication_slot('w', true)");
+    create(&databases, "branch", branch("origin"));
+    let mut branched = Local::connect_to(&connections, "branch");
+    assert_eq!(branched.values("SELECT count(*) FROM pg_replication_slots"), ["0"]);
+    assert_eq!(origin.values("SELECT count(*) FROM pg_replication_slots"), ["2"]);
 }
 
 #[test]

@@ -113,6 +113,21 @@ fn commits_are_sent_at_once_and_nobody_waits_for_the_subscriber() {
 }
 
 #[test]
+fn a_slot_is_free_as_soon_as_its_subscriber_is_gone() {
+    let server = Server::with(&LOGICAL);
+    let mut client = server.connect();
+    run(&mut client, "create table t (id int primary key); create publication p for table t");
+    let receiver = subscribe(&server);
+    let active = "select active from pg_replication_slots";
+    wait_for_rows(&mut client, active, &["t"]);
+    drop(receiver);
+    let begun = Instant::now();
+    wait_for_rows(&mut client, active, &["f"]);
+    // It would notice when it sends something, after half a minute.
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn the_wal_itself_is_sent_from_a_physical_slot() {
     let server = Server::shared();
     let mut client = server.connect();

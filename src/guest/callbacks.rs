@@ -26,7 +26,6 @@ pub(crate) struct ClientStream {
     client: Option<Box<dyn Client>>,
     /// Bytes that are read before those of the client: the startup packet.
     before: VecDeque<u8>,
-    blocked_on: Option<Interest>,
     on_key: Option<OnKey>,
     is_trusted: bool,
     /// Whether it has chosen channel binding.
@@ -101,11 +100,6 @@ impl ClientStream {
     /// The handle with which other threads end its waits.
     pub(crate) fn waker(&self) -> Option<Waker> {
         self.client.as_ref().map(|client| client.waker())
-    }
-
-    /// The operation that the last callback could not do at once.
-    pub(super) fn blocked_on(&self) -> Option<Interest> {
-        self.blocked_on
     }
 
     /// As [`Client::wait`]. Without a client only the deadline ends it, and without both it ends at once.
@@ -226,7 +220,6 @@ fn transfer(
 ) -> wasmtime::Result<i32> {
     let errno = loop {
         let (memory, guest) = memory::of(caller)?;
-        guest.client.blocked_on = None;
         match attempt(&mut guest.client, memory) {
             Ok(count) => return Ok(i32::try_from(count)?),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -245,7 +238,6 @@ fn transfer(
         }
     };
     let (memory, guest) = memory::of(caller)?;
-    guest.client.blocked_on = Some(interest);
     // Only an operation on a client fails, and only a backend, the module of the facts, has a client.
     memory::write_u32(memory, guest.facts.errno, errno.number().cast_unsigned())?;
     Ok(-1)

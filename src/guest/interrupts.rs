@@ -43,14 +43,14 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         Hook::WaitEventSetWait.name(),
         |mut caller: Caller<'_, Guest>, timeout: i32, latch: u32, set: u32| {
             let timeout = u64::try_from(timeout).ok().map(Duration::from_millis);
-            let events = socket_events(memory::of(&mut caller)?.0, set)?;
-            wait(&mut caller, timeout, latch, events)
+            let interest = interest_of(memory::of(&mut caller)?.0, set)?;
+            wait(&mut caller, timeout, latch, interest)
         },
     )?;
     linker.func_wrap(HOOK_MODULE, Hook::PgUsleep.name(), |mut caller: Caller<'_, Guest>, microseconds: i32| {
         match u64::try_from(microseconds).map(Duration::from_micros) {
             // It returns early when a signal handler has run, as nanosleep does.
-            Ok(time) if time >= SHORTEST_SLEEP => wait(&mut caller, Some(time), 0, 0),
+            Ok(time) if time >= SHORTEST_SLEEP => wait(&mut caller, Some(time), 0, Interest::Nothing),
             Ok(time) if !time.is_zero() => waiting::wait_for_others(&mut caller),
             _ => Ok(()),
         }
@@ -148,12 +148,16 @@ fn process_interrupts(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
 }
 
 /// Waits as `poll` would in `WaitEventSetWait`, until the latch at `latch` (if any) is set, the timeout has passed, a
-/// signal has been handled, or the client's connection is ready for one of `events`, if they are any: for the one that
-/// the last callback could not do, or else for reading.
+/// signal has been handled, or the client's connection is ready for what is of interest.
 ///
 /// The `poll` of this build reports no events, so the latch is set in the last case as well: `PostgreSQL` then checks
 /// everything that it waits for, and a latch may be set without a reason (`src/include/storage/latch.h`).
-fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32, events: u32) -> wasmtime::Result<()> {
+fn wait(
+    caller: &mut Caller<'_, Guest>,
+    timeout: Option<Duration>,
+    latch: u32,
+    interest: Interest,
+) -> wasmtime::Result<()> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     if timeout.is_some() {
         checkpoint::relieve(caller)?;
@@ -167,13 +171,6 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32, e
             return Ok(());
         }
         let guest = caller.data();
-        let interest = match guest.client.blocked_on() {
-            _ if events == 0 => Interest::Nothing,
-            Some(interest) => interest,
-            // A walsender waits for what it may be told while it has nothing to send.
-            None if events & wait_event_set::READABLE != 0 => Interest::Read,
-            None => Interest::Nothing,
-        };
         let until = [deadline, guest.timers.next()].into_iter().flatten().min();
         match waiting::wait(caller, interest, until)? {
             Readiness::Ready => {
@@ -187,8 +184,9 @@ fn wait(caller: &mut Caller<'_, Guest>, timeout: Option<Duration>, latch: u32, e
     }
 }
 
-/// The events of the client's connection that a `WaitEventSet` is for.
-fn socket_events(memory: &[u8], set: u32) -> wasmtime::Result<u32> {
+/// What a `WaitEventSet` waits for of the client's connection. A walsender waits for what its subscriber may tell it,
+/// and for room to write if it has something to send.
+fn interest_of(memory: &[u8], set: u32) -> wasmtime::Result<Interest> {
     let count = memory::read_u32(memory, set.wrapping_add(wait_event_set::COUNT))?;
     let first = memory::read_u32(memory, set.wrapping_add(wait_event_set::EVENTS))?;
     let mut events = 0;
@@ -196,7 +194,13 @@ fn socket_events(memory: &[u8], set: u32) -> wasmtime::Result<u32> {
         let event = first.wrapping_add(at.wrapping_mul(wait_event_set::EVENT_SIZE));
         events |= memory::read_u32(memory, event.wrapping_add(wait_event_set::EVENT_KINDS))?;
     }
-    Ok(events & (wait_event_set::READABLE | wait_event_set::WRITABLE))
+    let has = |kind| events & kind != 0;
+    Ok(match (has(wait_event_set::READABLE), has(wait_event_set::WRITABLE)) {
+        (true, true) => Interest::Either,
+        (true, false) => Interest::Read,
+        (false, true) => Interest::Write,
+        (false, false) => Interest::Nothing,
+    })
 }
 
 /// `kill`: returns 0, or the negated errno. A negative process id, in `PostgreSQL` the group of a child, is the

@@ -1,4 +1,4 @@
-//! Finds the functions of the table in [`super::targets`].
+//! Finds the functions of the table in [`super::targets()`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

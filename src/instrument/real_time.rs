@@ -1,7 +1,7 @@
 //! What goes by real time while a cluster's clock is set: everything that PostgreSQL waits for or limits to a rate.
 //!
 //! PostgreSQL takes the time of day for both what SQL shows (`now()`, the start of a statement, the time of a commit)
-//! and how long something lasts. The functions of the table in [`super::targets`] with
+//! and how long something lasts. The functions of the table in [`super::targets()`] with
 //! [`Change::RealTime`](super::target::Change::RealTime), and those here, do the latter. In all other functions, and
 //! in side modules, the time of day is that of the cluster's clock. `WaitLatch`, `EXPLAIN ANALYZE` and others take the
 //! monotonic clock, which nothing sets. PostgreSQL's own processes, among them autovacuum, are no sessions; their clock

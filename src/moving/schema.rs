@@ -30,7 +30,7 @@ const SCHEMAS: &str =
     "select nspname from pg_namespace where nspname !~ '^pg_' and nspname not in ('information_schema', 'public')";
 const EXTENSIONS: &str = "select extname from pg_extension";
 
-/// Drops what is in the schema `public` and belongs to no extension.
+/// Drops what is in the schema `public`, but no extension and nothing that belongs to one.
 const EMPTY_PUBLIC: &str = "do $$
 declare
     object record;
@@ -38,6 +38,7 @@ begin
     for object in
         select found.* from pg_depend d, pg_identify_object(d.classid, d.objid, 0) found
             where d.refclassid = 'pg_namespace'::regclass and d.refobjid = 'public'::regnamespace and d.deptype = 'n'
+                and d.classid <> 'pg_extension'::regclass
                 and not exists (select from pg_depend e where e.classid = d.classid and e.objid = d.objid and e.deptype = 'e')
     loop
         -- It may have gone with another one.

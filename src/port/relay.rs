@@ -206,6 +206,7 @@ impl Client for Relay {
             let ready = match interest {
                 Interest::Read => state.gone || !state.arrived.is_empty(),
                 Interest::Write => state.gone || state.may_send > 0,
+                Interest::Either => state.gone || !state.arrived.is_empty() || state.may_send > 0,
                 Interest::Nothing => false,
             };
             if ready {

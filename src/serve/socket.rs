@@ -238,7 +238,7 @@ impl Client for SocketClient {
         let wake_ups = self.0.wake_ups.as_fd();
         loop {
             // Bytes that are decrypted already are not in the socket any more.
-            if interest == Interest::Read && self.receive() == Some(true) {
+            if matches!(interest, Interest::Read | Interest::Either) && self.receive() == Some(true) {
                 return Readiness::Ready;
             }
             let wants_write = self.wants_write();
@@ -246,6 +246,7 @@ impl Client for SocketClient {
                 Interest::Read if wants_write => Some(PollFlags::IN | PollFlags::OUT),
                 Interest::Read => Some(PollFlags::IN),
                 Interest::Write => Some(PollFlags::OUT),
+                Interest::Either => Some(PollFlags::IN | PollFlags::OUT),
                 // Without flags `poll` would report the client's hang-up again and again.
                 Interest::Nothing => None,
             };

@@ -75,6 +75,7 @@ impl Client for Pipe {
             let ready = match interest {
                 Interest::Read => state.gone || !state.to_backend.is_empty(),
                 Interest::Write => state.gone || state.from_backend.len() < WINDOW,
+                Interest::Either => state.gone || !state.to_backend.is_empty() || state.from_backend.len() < WINDOW,
                 Interest::Nothing => false,
             };
             if ready {

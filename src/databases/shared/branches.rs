@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use anyhow::Context;
 
-use super::{Postmaster, capture, reported, server::Running};
+use super::{Postmaster, capture, reported, server::Running, tidy::without_slots};
 use crate::{
     backend::ClusterSnapshot,
     cluster::{Priority, Seats},
@@ -38,7 +38,7 @@ impl Postmaster {
     pub(crate) fn branch(&self) -> Result<Arc<FrozenTree>, ErrorResponse> {
         let running = self.keeper.running()?;
         let files = self.checkpoint(&running).and_then(|()| Self::frozen_files(&running));
-        files.map(|(files, _)| files).map_err(reported)
+        files.and_then(|(files, _)| without_slots(&files)).map_err(reported)
     }
 
     /// A snapshot of a cluster in memory that begins with what is committed in this one. If nothing has changed since
@@ -62,7 +62,7 @@ impl Postmaster {
             branched.turns = turns;
             return Ok(branched.snapshot.clone());
         }
-        let recovered = self.templates.recovered(&frozen)?;
+        let recovered = self.templates.recovered(&without_slots(&frozen).map_err(reported)?)?;
         let (settings, database) = (self.settings.of_branch(), self.last_database.lock().clone());
         let snapshot = capture(self.templates.program(), recovered, settings, &database, self.log.clone())?;
         *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone() });

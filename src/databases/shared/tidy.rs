@@ -1,9 +1,12 @@
 //! What is removed before a cluster starts: what a crash has left behind, and files that keep a cluster from starting.
 
+use std::sync::Arc;
+
 use anyhow::{Context, bail};
+use parking_lot::Mutex;
 
 use crate::{
-    fs::{At, Errno, Files, Follow, OpenFlags, S_IFDIR, joined},
+    fs::{At, Errno, Files, Follow, FrozenTree, OpenFlags, S_IFDIR, Silent, Tree, joined},
     postgres::relation_file,
 };
 
@@ -19,6 +22,8 @@ const TABLESPACES: &[u8] = b"/pglite/data/pg_tblspc";
 const AUTO_CONF: &[u8] = b"/pglite/data/postgresql.auto.conf";
 /// Files with which a server recovers from an archive, or follows another one.
 const SIGNAL_FILES: [&[u8]; 2] = [b"/pglite/data/recovery.signal", b"/pglite/data/standby.signal"];
+/// The directory of replication slots.
+const SLOTS: &[u8] = b"/pglite/data/pg_replslot";
 /// Suffix of files that are renamed so that `PostgreSQL` ignores them.
 const IGNORED: &[u8] = b".ignored";
 /// The directory of temporary files (`PG_TEMP_FILES_DIR`), and the beginning of the name of a tablespace's directory
@@ -103,6 +108,23 @@ fn remove_temporary(files: &mut Files, space: &[u8]) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// The same files without replication slots: their subscribers follow the cluster that the files are of. The same ones
+/// if there are no slots.
+///
+/// # Errors
+/// When they cannot be removed.
+pub(super) fn without_slots(frozen: &Arc<FrozenTree>) -> anyhow::Result<Arc<FrozenTree>> {
+    let tree = Arc::new(Mutex::new(Tree::from_frozen(frozen.clone())));
+    let mut files = Files::new(tree.clone(), Box::new(Silent))?;
+    if list(&mut files, SLOTS)?.is_empty() {
+        return Ok(frozen.clone());
+    }
+    empty(&mut files, SLOTS).context("replication slots cannot be removed from a copy of the cluster")?;
+    drop(files);
+    let files = tree.lock().freeze();
+    Ok(files)
 }
 
 fn empty(files: &mut Files, directory: &[u8]) -> Result<(), Errno> {

@@ -180,6 +180,8 @@ fn a_wait_ends_when_what_it_is_for_comes_from_another_thread() {
         (Interest::Write, window, Readiness::Ready),
         (Interest::Read, Relay::client_gone, Readiness::Ready),
         (Interest::Write, Relay::client_gone, Readiness::Ready),
+        (Interest::Either, data, Readiness::Ready),
+        (Interest::Either, window, Readiness::Ready),
         (Interest::Nothing, wake_up, Readiness::Woken),
     ] {
         let mut relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), None);
