@@ -316,7 +316,8 @@ defmodule Integration.ElectricTest do
     assert [["t", "t", "t", "t"]] =
              Subscriber.query!(
                subscriber,
-               "SELECT pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = '#{@publication}'"
+               "SELECT pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication " <>
+                 "WHERE pubname = '#{@publication}'"
              )
 
     Subscriber.query!(subscriber, @create_slot)

@@ -126,10 +126,12 @@ defmodule Integration.LiveQueryTest do
     assert_receive {:changes, @notes, [{:update, nil, %{"id" => "2", "text" => "two"}}]}, 10_000
 
     query!("update notes set id = 3 where id = 2")
-    assert_receive {:changes, @notes, [{:update, %{"id" => "2"}, %{"id" => "3"}}]}, 10_000
+    assert_receive {:changes, @notes, [{:update, old, %{"id" => "3", "text" => "two"}}]}, 10_000
+    assert old == %{"id" => "2"}
 
     query!("delete from notes where id = 3")
-    assert_receive {:changes, @notes, [delete: %{"id" => "3"}]}, 10_000
+    assert_receive {:changes, @notes, [delete: deleted]}, 10_000
+    assert deleted == %{"id" => "3"}
 
     query!("truncate others, notes")
     assert_receive {:changes, @notes, [:truncate]}, 10_000
@@ -291,9 +293,10 @@ defmodule Integration.LiveQueryTest do
           {:relation, kinds, {"public", "kinds"}, ["id", "mood", "long", "bytes"]},
           {:relation, whole, {"public", "whole"}, ["id", "text"]},
           {:insert, kinds, ["1", "glad", long, nil]},
-          {:update, kinds, nil, ["1", "glad", :unchanged, "\\x00ff"]},
-          {:update, kinds, ["1", nil, nil, nil], ["2", "glad", :unchanged, "\\x00ff"]},
-          {:delete, kinds, ["2", nil, nil, nil]},
+          {:update, kinds, nil, ["1", "glad", :unknown, "\\x00ff"]},
+          {:update, kinds, ["1", :unknown, :unknown, :unknown],
+           ["2", "glad", :unknown, "\\x00ff"]},
+          {:delete, kinds, ["2", :unknown, :unknown, :unknown]},
           {:insert, whole, ["1", "ünïcode"]},
           {:insert, whole, ["2", nil]},
           {:update, whole, ["2", nil], ["2", ""]},
