@@ -29,13 +29,13 @@ pub(crate) struct MoveOptions {
     /// The URL of the database, which this program serves with `--set wal_level=logical`; with a superuser's name
     #[arg(value_name = "SOURCE")]
     source: String,
-    /// The URL of a database on an ordinary PostgreSQL, version 14 or later. If there is no such database, it is created
+    /// The URL of a database on an ordinary PostgreSQL, version 14 or later, which is created: it must not be there yet
     #[arg(long, value_name = "URL")]
     to: String,
     /// How the target's server connects to the source, if it is not by the same URL
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "PGLITE_PORT_SOURCE_FOR_TARGET", hide_env_values = true)]
     source_for_target: Option<String>,
-    /// Remove what an earlier move has left in the target that was cut off
+    /// Drop the target's database if an earlier move has left it unfinished
     #[arg(long, action = ArgAction::SetTrue)]
     start_over: bool,
 }
@@ -85,7 +85,8 @@ pub(crate) fn run(command_line: &CommandLine, options: &MoveOptions, log: &OwnLo
     }
     log.line(
         "The database has moved, and everything is there. Let your application connect to the target. The source can be \
-         read and not written to; to go back to it: alter database ... reset default_transaction_read_only",
+         read and not written to; to go back to it: set default_transaction_read_only = off; alter database ... reset \
+         default_transaction_read_only",
     );
     Ok(ExitCode::SUCCESS)
 }

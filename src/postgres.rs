@@ -535,7 +535,7 @@ pub(crate) mod string_info {
 }
 
 /// `struct List` (`src/include/nodes/pg_list.h`), and the tags of lists of numbers (`src/include/nodes/nodetags.h`).
-pub(crate) mod list {
+pub(crate) mod pg_list {
     /// Offset of `length`, an `int`.
     pub(crate) const LENGTH: u32 = 4;
     /// Offset of `elements`, a pointer to cells of 4 bytes.

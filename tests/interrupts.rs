@@ -30,7 +30,7 @@ fn interruptible() -> (Port, Receiver<Interrupt>) {
         let (terminated, waker): (Arc<AtomicBool>, _) = (Arc::default(), client.waker());
         let (flag, interrupts): (_, Sender<Interrupt>) = (terminated.clone(), sender.clone());
         let _registration = request.control.register(42, &request.startup.user, move |interrupt| {
-            flag.fetch_or(interrupt == Interrupt::Terminate, Ordering::SeqCst);
+            flag.fetch_or(matches!(interrupt, Interrupt::Terminate | Interrupt::ShutDown), Ordering::SeqCst);
             waker.wake();
             // The test may not be interested any more.
             let _ = interrupts.send(interrupt);

@@ -53,8 +53,13 @@ const QUERIES: [&str; 6] = [
     "select twice(21), (select last_value from untouched), (select last_value from notes_id_seq)",
 ];
 
-/// How many tables are copied.
-const COPIED: &str = "select count(*) from pg_subscription_rel where srsubstate = 'r'";
+/// Waits until the tables are copied to a database that the move creates.
+fn wait_until_copied(server: &str, target: &str) {
+    let subscriptions = "select count(*) from pg_subscription";
+    wait_for_rows(&mut connect(server), subscriptions, &["1"]);
+    let copied = "select count(*) from pg_subscription_rel where srsubstate = 'r'";
+    wait_for_rows(&mut connect(target), copied, &["5"]);
+}
 
 fn answers(client: &mut Client) -> Vec<Vec<String>> {
     QUERIES.iter().map(|query| rows(client, query)).collect()
@@ -133,49 +138,79 @@ fn a_database_moves_while_it_is_written_to_and_no_row_is_lost_or_doubled() {
 #[test]
 fn a_move_that_is_broken_off_leaves_both_sides_as_they_were() {
     let (native, server) = (Native::start(&[]), server());
-    let mut there = connect(&native.url);
-    there.batch_execute("create schema kept; create extension pgcrypto").expect("they are there before");
+    let target = database(&native.url, "moved");
     // A lock that stays keeps the move from stopping the writes.
     let mut open = server.connect();
     open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
-    let mut program = Program::spawn(&["move", &server.url, "--to", &native.url]);
-    wait_for_rows(&mut there, COPIED, &["5"]);
+    let mut program = Program::spawn(&["move", &server.url, "--to", &target]);
+    wait_until_copied(&native.url, &target);
     program.signal(rustix::process::Signal::INT);
     let said = program.wait_for_stderr();
     assert!(said.last().is_some_and(|line| line.contains("the move was broken off")), "{said:?}");
     open.batch_execute("commit").expect("the transaction was not disturbed");
-    let left = "select (select count(*) from pg_subscription), (select count(*) from pg_class where relnamespace = \
-                'public'::regnamespace), (select string_agg(nspname, ',' order by nspname) from pg_namespace where nspname !~ \
-                '^pg_' and nspname <> 'information_schema'), (select count(*) from pg_extension), (select count(*) from \
-                pg_type where typname = 'mood')";
-    assert_eq!(rows(&mut there, left), ["0|0|kept,public|2|0"]);
+    let databases = "select string_agg(datname, ',' order by datname) from pg_database";
+    let mut there = connect(&native.url);
+    assert_eq!(rows(&mut there, databases), ["postgres,template0,template1"]);
+    assert_eq!(rows(&mut there, "select count(*) from pg_subscription"), ["0"]);
     let mut here = server.connect();
     let left = "select (select count(*) from pg_replication_slots), (select count(*) from pg_publication)";
     assert_eq!(rows(&mut here, left), ["0|0"]);
     here.batch_execute("insert into accounts values (100, 0)").expect("it can be written to");
     // The next one succeeds.
-    let (status, compared, said) = moved(&server, &native.url, &[]);
+    let (status, compared, said) = moved(&server, &target, &[]);
     assert_eq!(status, Some(0), "{compared}{said}");
-    assert_eq!(rows(&mut connect(&native.url), "select count(*) from accounts"), ["21"]);
+    assert_eq!(rows(&mut connect(&target), "select count(*) from accounts"), ["21"]);
 }
 
 #[test]
-fn what_a_killed_move_has_left_is_removed_when_it_starts_over() {
+fn what_a_killed_move_has_left_is_dropped_when_it_starts_over() {
     let (native, server) = (Native::start(&[]), server());
-    let mut there = connect(&native.url);
+    let target = database(&native.url, "moved");
     let mut open = server.connect();
     open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
-    let mut program = Program::spawn(&["move", &server.url, "--to", &native.url]);
-    wait_for_rows(&mut there, COPIED, &["5"]);
+    let mut program = Program::spawn(&["move", &server.url, "--to", &target]);
+    wait_until_copied(&native.url, &target);
+    let (status, _, said) = moved(&server, &database(&native.url, "other"), &[]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("another move of this database is under way"), "{said}");
     program.signal(rustix::process::Signal::KILL);
     program.wait_for_stderr();
     open.batch_execute("rollback").expect("it ends");
-    let (status, _, said) = moved(&server, &native.url, &[]);
+    connect(&target).batch_execute("alter subscription pglite_port_move disable").expect("a subscription");
+    wait_for_rows(&mut server.connect(), "select active from pg_replication_slots", &["f"]);
+    let (status, _, said) = moved(&server, &target, &[]);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("--start-over"), "{said}");
-    let (status, compared, said) = moved(&server, &native.url, &["--start-over"]);
+    let (status, compared, said) = moved(&server, &target, &["--start-over"]);
     assert_eq!(status, Some(0), "{compared}{said}");
-    assert_eq!(answers(&mut connect(&native.url)), answers(&mut server.connect()));
+    assert_eq!(answers(&mut connect(&target)), answers(&mut server.connect()));
+    // What is complete is not dropped.
+    let mut back = server.connect();
+    let writable =
+        "set default_transaction_read_only = off; alter database postgres reset default_transaction_read_only";
+    writable.split("; ").for_each(|sql| back.batch_execute(sql).expect(sql));
+    server.connect().batch_execute("insert into accounts values (100, 0)").expect("it can be written to again");
+    let (status, _, said) = moved(&server, &target, &["--start-over"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("has a database \"moved\" already"), "{said}");
+}
+
+#[test]
+fn a_schema_that_is_changed_meanwhile_ends_the_move_and_the_source_can_be_written_to() {
+    let (native, server) = (Native::start(&[]), server());
+    let target = database(&native.url, "moved");
+    let mut open = server.connect();
+    open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
+    let mut program = Program::spawn(&["move", &server.url, "--to", &target]);
+    wait_until_copied(&native.url, &target);
+    let mut here = server.connect();
+    here.batch_execute("create or replace function twice(int) returns int language sql as 'select $1 + $1'")
+        .expect("it");
+    open.batch_execute("commit").expect("it ends");
+    let said = program.wait_for_stderr();
+    assert!(said.last().is_some_and(|line| line.contains("has been changed since the move began")), "{said:?}");
+    server.connect().batch_execute("insert into accounts values (100, 0)").expect("it can be written to");
+    assert_eq!(rows(&mut connect(&native.url), "select count(*) from pg_database"), ["3"]);
 }
 
 #[test]
@@ -187,11 +222,17 @@ fn what_cannot_be_moved_is_said_before_anything_is_changed() {
         assert!(said.contains(expected), "{said}");
     };
     let mut here = server.connect();
+    let target = database(&native.url, "moved");
     let mut with = |sql: &str, expected: &str, undo: &str| {
         here.batch_execute(sql).expect(sql);
-        refused(&server, &native.url, expected);
+        refused(&server, &target, expected);
         here.batch_execute(undo).expect(undo);
     };
+    with(
+        "create table d (i int primary key deferrable)",
+        "alter table public.d replica identity full;",
+        "drop table d",
+    );
     with("create table bare (i int)", "alter table public.bare replica identity full;", "drop table bare");
     with("create unlogged table u (i int primary key)", "alter table public.u set logged;", "drop table u");
     with("select lo_from_bytea(7, 'x')", "1 large objects", "select lo_unlink(7)");
@@ -205,15 +246,14 @@ fn what_cannot_be_moved_is_said_before_anything_is_changed() {
         "role \"an owner\"",
         "alter view sums owner to postgres",
     );
-    let mut there = connect(&native.url);
-    there.batch_execute("create table in_the_way ()").expect("a table");
-    refused(&server, &native.url, "public.in_the_way");
-    there.batch_execute("drop table in_the_way").expect("it is there");
+    refused(&server, &native.url, "has a database \"postgres\" already");
     refused(&Server::with(&["--mode", "shared"]), &native.url, "wal_level of the source is replica");
-    refused(&server, &Server::with(&["--mode", "shared"]).url, "an ordinary PostgreSQL");
+    refused(&server, &database(&Server::with(&["--mode", "shared"]).url, "x"), "an ordinary PostgreSQL");
     assert_eq!(answer(&mut here, "select count(*) from pg_publication").expect("an answer"), ["0"]);
     let nobody = database("postgresql://postgres@127.0.0.1:1/postgres", "postgres");
     refused(&server, &nobody, "the target: no server answers");
+    let databases = "select string_agg(datname, ',' order by datname) from pg_database";
+    assert_eq!(rows(&mut connect(&native.url), databases), ["postgres,template0,template1"]);
 }
 
 #[test]

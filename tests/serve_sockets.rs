@@ -82,7 +82,7 @@ fn behave(request: &SessionStart<'_>, client: &mut dyn Client) -> SessionEnd {
     let waker = client.waker();
     let (sender, terminated) = channel();
     let _registration = request.control.register(1, b"key", move |interrupt| {
-        if interrupt == Interrupt::Terminate {
+        if matches!(interrupt, Interrupt::Terminate | Interrupt::ShutDown) {
             // The session may have ended meanwhile.
             let _ = sender.send(());
         }

@@ -12,20 +12,48 @@ pub(super) const OF_USERS: &str = "pg_class c join pg_namespace n on n.oid = c.r
     where n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and not exists
         (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')";
 
-/// Checks both sides, and returns the tables that are to be copied, as SQL names them.
+/// The tables that are to be copied, as SQL names them.
+///
+/// # Errors
+/// When the source cannot be asked.
+pub(super) fn tables(source: &mut Sql) -> anyhow::Result<Vec<String>> {
+    source.column(&format!(
+        "select format('%I.%I', n.nspname, c.relname) from {OF_USERS} and c.relkind = 'r' and c.relpersistence = 'p'
+            order by 1"
+    ))
+}
+
+/// What the definitions of everything in the schema are, to notice that they have been changed.
+///
+/// # Errors
+/// When the source cannot be asked.
+pub(super) fn definitions(source: &mut Sql) -> anyhow::Result<String> {
+    let of_users = format!("select c.oid from {OF_USERS}");
+    // A row of a catalog is another one when it has been changed.
+    let changed = ["pg_proc", "pg_attrdef", "pg_constraint", "pg_trigger", "pg_policy", "pg_namespace", "pg_extension"]
+        .map(|catalog| format!("select '{catalog}', oid::text || ' ' || xmin from {catalog} where oid >= 16384"));
+    source.value(&format!(
+        "select md5(string_agg(d::text, ',' order by d::text)) from (
+            select 'class', (c.oid, c.relname, n.nspname, c.relkind, c.relreplident, c.relowner, c.relacl)::text from {OF_USERS}
+            union all select 'column', (attrelid, attnum, attname, atttypid, atttypmod, attnotnull, attisdropped)::text
+                from pg_attribute where attrelid in ({of_users})
+            union all select 'rule', oid::text || ' ' || xmin from pg_rewrite where ev_class in ({of_users})
+            union all select 'type', oid::text || ' ' || xmin from pg_type where oid >= 16384 and typtype in ('d', 'e', 'r')
+            union all select 'label', oid::text || ' ' || xmin from pg_enum where oid >= 16384
+            union all select 'large object', oid::text from pg_largeobject_metadata
+            union all {}
+        ) d",
+        changed.join(" union all ")
+    ))
+}
+
+/// Checks the source.
 ///
 /// # Errors
 /// What is not as it has to be, and what to do about it.
-pub(super) fn check(source: &mut Sql, target: &mut Sql) -> anyhow::Result<Vec<String>> {
-    check_source(source)?;
-    check_target(source, target)?;
-    let tables = format!(
-        "select format('%I.%I', n.nspname, c.relname) from {OF_USERS} and c.relkind = 'r' and c.relpersistence = 'p' order by 1"
-    );
-    source.column(&tables)
-}
-
-fn check_source(source: &mut Sql) -> anyhow::Result<()> {
+pub(super) fn check_source(source: &mut Sql) -> anyhow::Result<()> {
+    let others = source.value("select pg_try_advisory_lock(hashtext('pglite-port move'))")?;
+    ensure!(others == "t", "another move of this database is under way");
     let level = source.value("show wal_level")?;
     ensure!(
         level == "logical",
@@ -38,11 +66,16 @@ fn check_source(source: &mut Sql) -> anyhow::Result<()> {
         source,
         &format!(
             "select format('%I.%I', n.nspname, c.relname) from {OF_USERS} and c.relkind = 'r' and c.relpersistence = 'p'
-                and (c.relreplident = 'n' or c.relreplident = 'd' and not exists
-                    (select from pg_index i where i.indrelid = c.oid and i.indisprimary))"
+                and not case c.relreplident
+                    when 'f' then true
+                    when 'd' then exists (select from pg_index i
+                        where i.indrelid = c.oid and i.indisprimary and i.indimmediate and i.indisvalid)
+                    when 'i' then exists (select from pg_index i
+                        where i.indrelid = c.oid and i.indisreplident and i.indimmediate and i.indisvalid)
+                    else false end"
         ),
         |table| format!("alter table {table} replica identity full;"),
-        "the rows of these tables cannot be told apart, because they have no primary key; run on the source:",
+        "the rows of these tables cannot be told apart, because they have no primary key, or one that is deferrable; run on the source:",
     )?;
     refuse_any(
         source,
@@ -61,7 +94,11 @@ fn check_source(source: &mut Sql) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_target(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
+/// Checks the target, which is empty.
+///
+/// # Errors
+/// What is not as it has to be, and what to do about it.
+pub(super) fn check_target(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
     let version: u32 = target.value("show server_version_num")?.parse().context("the version of the target")?;
     ensure!(
         version >= OLDEST_TARGET,
@@ -73,11 +110,6 @@ fn check_target(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
         current_setting('max_worker_processes')::int)",
     )?;
     ensure!(workers != "0", "the target starts no workers for subscriptions: it has to be an ordinary PostgreSQL");
-    let [from, to] = [&mut *source, &mut *target].map(|side| {
-        side.value("select pg_encoding_to_char(encoding) from pg_database where datname = current_database()")
-    });
-    let (from, to) = (from?, to?);
-    ensure!(from == to, "the source has the encoding {from}, and the target {to}: create the target with {from}");
     let may_subscribe = target.value(
         "select rolsuper or coalesce((select pg_has_role(oid, 'member') from pg_roles
             where rolname = 'pg_create_subscription'), false) from pg_roles where rolname = current_user",
@@ -87,22 +119,17 @@ fn check_target(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
         "the role of the target may not create subscriptions: it has to be a superuser, or from version 16 on a member of \
          pg_create_subscription"
     );
-    refuse_any(
-        target,
-        &format!("select format('%I.%I', n.nspname, c.relname) from {OF_USERS} limit 10"),
-        str::to_owned,
-        "the target is not empty (what a move has left that was cut off is removed with --start-over):",
-    )?;
     let extensions = source.column("select extname from pg_extension where extname <> 'plpgsql'")?;
     let available = target.column("select name from pg_available_extensions")?;
     let missing: Vec<String> = extensions.into_iter().filter(|name| !available.contains(name)).collect();
     ensure!(missing.is_empty(), "the target has no extension {}: install it there", missing.join(", "));
-    let roles = source.column(
-        "select distinct rolname from pg_shdepend d join pg_roles r on r.oid = d.refobjid
-            where d.refclassid = 'pg_authid'::regclass and rolname !~ '^pg_' and rolname <> 'postgres'
+    let roles = source.column(&format!(
+        "select distinct pg_get_userbyid(c.relowner) from {OF_USERS}
+         union select rolname from pg_shdepend d join pg_roles r on r.oid = d.refobjid
+            where d.refclassid = 'pg_authid'::regclass and rolname !~ '^pg_'
                 and d.dbid = (select oid from pg_database where datname = current_database())
-            order by 1",
-    )?;
+         order by 1"
+    ))?;
     for role in roles {
         let exists = target.value(&format!("select count(*) from pg_roles where rolname = {}", literal(&role)))?;
         if exists == "0" {

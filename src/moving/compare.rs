@@ -55,9 +55,10 @@ pub(super) fn compare(
     server: &Arc<Server>,
     tables: &[String],
 ) -> anyhow::Result<Vec<Compared>> {
+    let refreshed = refresh_views(&mut source, server);
     let mut compared = Vec::with_capacity(tables.len());
     for table in tables {
-        // Columns that are computed are the same if the others are.
+        // In the order of the source, in which dropped columns leave gaps.
         let columns = source.value(&format!(
             "select coalesce(string_agg(quote_ident(attname), ', ' order by attnum), '') from pg_attribute
                 where attrelid = {}::regclass and attnum > 0 and not attisdropped",
@@ -73,13 +74,16 @@ pub(super) fn compare(
         let is_same = here == there;
         compared.push(Compared { table: table.clone(), rows: here.0, rows_in_target: there.0, is_same });
     }
+    refreshed.map(|()| compared)
+}
+
+/// Fills the materialized views of the target, in the order in which they were made.
+fn refresh_views(source: &mut Sql, server: &Arc<Server>) -> anyhow::Result<()> {
     let views = "select format('refresh materialized view %I.%I', n.nspname, c.relname)
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind = 'm' and c.relispopulated order by c.oid";
-    let refreshes = source.column(views)?;
-    drop(target);
     let mut target = Sql::begin(server)?;
-    for refresh in refreshes {
+    for refresh in source.column(views)? {
         target.run(&refresh)?;
     }
-    Ok(compared)
+    Ok(())
 }

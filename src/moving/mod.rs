@@ -2,7 +2,7 @@
 //!
 //! * `mod`: the move from its checks to its end, and what is undone if it is broken off
 //! * `checks`: what has to be so before anything is changed
-//! * `schema`: the schema in the target, and how the target becomes empty again
+//! * `schema`: the database in the target, which is created, and dropped again if the move is broken off
 //! * `switch`: stops the writes when nearly nothing is left to apply
 //! * `compare`: whether both have the same rows
 //! * `sql`: a session, and texts in SQL
@@ -30,6 +30,7 @@ use anyhow::{Context, bail};
 
 use crate::{dial::Server, template::Tools};
 pub use compare::Compared;
+use compare::Snapshot;
 use schema::Target;
 use sql::{Sql, literal};
 
@@ -50,7 +51,7 @@ pub struct Move {
     pub target: Arc<Server>,
     /// How the target's server connects to the source: a connection string or a URL.
     pub source_for_target: String,
-    /// Whether what an earlier move has left in the target is removed.
+    /// Whether the database is dropped that an earlier move has left unfinished.
     pub starts_over: bool,
 }
 
@@ -90,38 +91,74 @@ pub enum Progress {
 #[error("the move was broken off: the source is as it was before")]
 pub struct BrokenOff;
 
+/// The database has moved, and something that had still to be done has failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the database has moved and the target is in use, but {0}")]
+pub struct Unfinished(&'static str);
+
 /// Told how far it has come.
 type Tell<'a> = &'a dyn Fn(&Progress);
+
+/// What a move has changed in the source.
+#[derive(Default)]
+struct Changed {
+    has_publication: bool,
+    is_read_only: bool,
+}
 
 impl Move {
     /// Moves the database. `tell` is told how far it has come; `is_broken_off` ends it before the switch. Returns how the
     /// tables compare, as they were in the moment of the switch.
     ///
     /// # Errors
-    /// When something is not as it has to be, a server cannot be reached, or a statement fails; [`BrokenOff`]. Before
-    /// the switch, the source is then as it was and the target empty, if they can be reached.
+    /// When something is not as it has to be, a server cannot be reached, or a statement fails; [`BrokenOff`]. The source
+    /// is then as it was, and the target's database is dropped, if they can be reached. [`Unfinished`] after the switch.
     pub fn run(&self, tools: &Tools, tell: Tell<'_>, is_broken_off: &AtomicBool) -> anyhow::Result<Vec<Compared>> {
         let mut source = Sql::begin(&self.source).context("the source cannot be reached")?;
-        let mut target = Target::open(&self.target, self.starts_over)?;
-        let tables = checks::check(&mut source, &mut target.sql)?;
-        tell(&Progress::Checked { tables: tables.len() });
-        let replicated = self.replicate(&mut source, &mut target, tools, &tables, tell, is_broken_off);
-        let switched =
-            replicated.and_then(|()| switch::switch(self, &mut source, &mut target.sql, &tables, tell, is_broken_off));
-        match switched {
-            Ok(at_the_switch) => {
-                source.run(&format!("drop publication if exists {NAME}"))?;
-                compare::compare(at_the_switch, &self.target, &tables)
-            }
+        checks::check_source(&mut source)?;
+        switch::check_slot(&mut source)?;
+        let encoding = source.value("show server_encoding")?;
+        let mut target = Target::create(&self.target, &encoding, self.starts_over).context("the target")?;
+        let mut changed = Changed::default();
+        let switched = self.move_to(&mut source, &mut target, tools, tell, is_broken_off, &mut changed);
+        let (snapshot, tables) = match switched {
+            Ok(switched) => switched,
             Err(error) => {
                 // The sessions may be in a transaction, or lost.
                 drop(source);
-                if let Err(failure) = self.undo(target) {
+                if let Err(failure) = self.undo(target, &changed) {
                     tracing::error!("the move cannot be undone completely: {failure:#}");
                 }
-                Err(error)
+                return Err(error);
             }
-        }
+        };
+        let finished = target.finish(&self.target);
+        let dropped = source.run(&format!("drop publication if exists {NAME}"));
+        let compared = compare::compare(snapshot, &self.target, &tables);
+        finished.context(Unfinished("the comment on its database cannot be removed"))?;
+        dropped.context(Unfinished("the publication of the source cannot be dropped"))?;
+        compared.context(Unfinished("the tables cannot be compared, or a materialized view not be refreshed"))
+    }
+
+    /// Everything up to the switch.
+    fn move_to(
+        &self,
+        source: &mut Sql,
+        target: &mut Target,
+        tools: &Tools,
+        tell: Tell<'_>,
+        is_broken_off: &AtomicBool,
+        changed: &mut Changed,
+    ) -> anyhow::Result<(Snapshot, Vec<String>)> {
+        checks::check_target(source, &mut target.sql)?;
+        let (tables, definitions) = (checks::tables(source)?, checks::definitions(source)?);
+        tell(&Progress::Checked { tables: tables.len() });
+        target.copy_schema(tools, &self.source, &self.target)?;
+        tell(&Progress::SchemaCopied);
+        self.replicate(source, target, &tables, tell, is_broken_off, changed)?;
+        let snapshot =
+            switch::switch(self, source, &mut target.sql, &tables, &definitions, tell, is_broken_off, changed)?;
+        Ok((snapshot, tables))
     }
 
     /// Makes publication and subscription, and waits until the target has nearly everything.
@@ -129,17 +166,16 @@ impl Move {
         &self,
         source: &mut Sql,
         target: &mut Target,
-        tools: &Tools,
         tables: &[String],
         tell: Tell<'_>,
         is_broken_off: &AtomicBool,
+        changed: &mut Changed,
     ) -> anyhow::Result<()> {
-        target.copy_schema(tools, &self.source, &self.target)?;
-        tell(&Progress::SchemaCopied);
         switch::drop_slot(source)?;
         source.run(&format!("drop publication if exists {NAME}"))?;
         let list =
             if tables.is_empty() { String::new() } else { format!(" for table only {}", tables.join(", only ")) };
+        changed.has_publication = true;
         source.run(&format!("create publication {NAME}{list}"))?;
         let address = literal(&self.source_for_target);
         let subscribe =
@@ -165,17 +201,24 @@ impl Move {
                     return Ok(());
                 }
             }
+            switch::check_progress(source, &mut target.sql)?;
             pause(is_broken_off)?;
         }
     }
 
-    /// Removes the publication, the subscription with its slot, and what was made in the target.
-    fn undo(&self, target: Target) -> anyhow::Result<()> {
-        let emptied = target.undo(&self.target);
+    /// Drops the target's database with its subscription, and the publication and the slot of the source, which can be
+    /// written to again.
+    fn undo(&self, target: Target, changed: &Changed) -> anyhow::Result<()> {
+        let dropped = target.undo(&self.target);
         let mut source = Sql::begin(&self.source)?;
-        source.run(&format!("drop publication if exists {NAME}"))?;
-        switch::drop_slot(&mut source)?;
-        emptied
+        if changed.is_read_only {
+            switch::allow_writes(&mut source)?;
+        }
+        if changed.has_publication {
+            source.run(&format!("drop publication if exists {NAME}"))?;
+            switch::drop_slot(&mut source)?;
+        }
+        dropped
     }
 }
 

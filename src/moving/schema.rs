@@ -1,4 +1,4 @@
-//! The schema in the target, and how the target becomes empty again.
+//! The database in the target: created, given the schema of the source, and dropped again if the move is broken off.
 
 use std::{
     fs::File,
@@ -6,86 +6,69 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use super::{
     NAME,
     sql::{Sql, literal},
 };
 use crate::{
-    dial::{Report, Server},
+    dial::Server,
     dump::{self, Options},
     script::{self, Choices},
     template::{Tools, quote_identifier},
 };
 
-/// SQLSTATE of a database that does not exist (`ERRCODE_UNDEFINED_DATABASE`).
-const NO_SUCH_DATABASE: &str = "3D000";
-
 /// The database that every server has.
 const MAINTENANCE: &str = "postgres";
 
-/// Schemas that are not a server's own, but for `public`.
-const SCHEMAS: &str =
-    "select nspname from pg_namespace where nspname !~ '^pg_' and nspname not in ('information_schema', 'public')";
-const EXTENSIONS: &str = "select extname from pg_extension";
-
-/// Drops what is in the schema `public`, but no extension and nothing that belongs to one.
-const EMPTY_PUBLIC: &str = "do $$
-declare
-    object record;
-begin
-    for object in
-        select found.* from pg_depend d, pg_identify_object(d.classid, d.objid, 0) found
-            where d.refclassid = 'pg_namespace'::regclass and d.refobjid = 'public'::regnamespace and d.deptype = 'n'
-                and d.classid <> 'pg_extension'::regclass
-                and not exists (select from pg_depend e where e.classid = d.classid and e.objid = d.objid and e.deptype = 'e')
-    loop
-        -- It may have gone with another one.
-        continue when object.identity is null;
-        execute format('drop %s if exists %s cascade',
-            case object.type when 'composite type' then 'type' else object.type end, object.identity);
-    end loop;
-end
-$$";
+/// The comment on a database whose move is not complete.
+const UNFINISHED: &str = "pglite-port move: not complete";
 
 /// The setting in dumps that servers before version 17 do not know.
 const NEW_SETTING: &[u8] = b"SET transaction_timeout = 0;\n";
 const KNOWS_NEW_SETTING: u32 = 170_000;
 
-/// The target, and what it was before.
+/// The target: a database that is created for the move, so that undoing it is dropping the database.
 pub(super) struct Target {
     pub(super) sql: Sql,
-    /// Its database, if it was created for the move.
-    created: Option<String>,
-    schemas: Vec<String>,
-    extensions: Vec<String>,
 }
 
 impl Target {
-    /// Opens the target, whose database is created if it is not there. `starts_over`: what an earlier move has left in
-    /// it is removed.
+    /// Creates the database of the target with that encoding. `starts_over`: one that an earlier move has left unfinished
+    /// is dropped before.
     ///
     /// # Errors
-    /// When the server cannot be reached, or does not create the database.
-    pub(super) fn open(server: &Arc<Server>, starts_over: bool) -> anyhow::Result<Self> {
-        let (mut sql, created) = match Sql::begin(server) {
-            Err(error) if error.downcast_ref::<Report>().is_some_and(|report| report.code == NO_SUCH_DATABASE) => {
-                let name = server.database().to_owned();
-                let create = format!("create database {} template template0 encoding 'UTF8'", quote_identifier(&name)?);
-                Sql::begin(&server.in_database(MAINTENANCE))?
-                    .run(&create)
-                    .context("the target's database is missing")?;
-                (Sql::begin(server)?, Some(name))
+    /// When the server cannot be reached, there is a database of that name, or it cannot be created.
+    pub(super) fn create(server: &Arc<Server>, encoding: &str, starts_over: bool) -> anyhow::Result<Self> {
+        let name = server.database();
+        let quoted = quote_identifier(name)?;
+        let mut maintenance = Sql::begin(&server.in_database(MAINTENANCE))?;
+        let comments = maintenance.column(&format!(
+            "select coalesce(shobj_description(oid, 'pg_database'), '') from pg_database where datname = {}",
+            literal(name)
+        ))?;
+        match comments.first().map(|comment| comment == UNFINISHED) {
+            None => {}
+            Some(true) if starts_over => drop_database(server, &mut maintenance)?,
+            Some(true) => {
+                bail!("the target's database {quoted} is what an earlier move has left: add --start-over to drop it")
             }
-            opened => (opened.context("the target cannot be reached")?, None),
-        };
-        if starts_over && has_subscription(&mut sql)? {
-            drop_subscription(&mut sql)?;
-            empty(&mut sql, &[], &["plpgsql".to_owned()])?;
+            Some(false) => bail!(
+                "the target has a database {quoted} already: name one that is not there yet, which the move creates, or drop it"
+            ),
         }
-        let (schemas, extensions) = (sql.column(SCHEMAS)?, sql.column(EXTENSIONS)?);
-        Ok(Self { sql, created, schemas, extensions })
+        maintenance.run(&format!("create database {quoted} template template0 encoding {}", literal(encoding)))?;
+        maintenance.run(&format!("comment on database {quoted} is {}", literal(UNFINISHED)))?;
+        Ok(Self { sql: Sql::begin(server)? })
+    }
+
+    /// The database is complete.
+    ///
+    /// # Errors
+    /// When the mark cannot be removed.
+    pub(super) fn finish(&mut self, server: &Arc<Server>) -> anyhow::Result<()> {
+        self.sql.run(&format!("comment on database {} is null", quote_identifier(server.database())?))
     }
 
     /// Copies the schema of `source`, as one transaction.
@@ -121,52 +104,29 @@ impl Target {
         Ok(())
     }
 
-    /// Makes the target what it was.
+    /// Drops the database.
     ///
     /// # Errors
-    /// When it cannot be reached.
+    /// When the server cannot be reached.
     pub(super) fn undo(self, server: &Arc<Server>) -> anyhow::Result<()> {
-        let Self { sql, created, schemas, extensions } = self;
         // It may be in a transaction, or lost.
-        drop(sql);
-        let mut sql = Sql::begin(server)?;
-        drop_subscription(&mut sql)?;
-        if let Some(name) = created {
-            drop(sql);
-            let drop_database = format!("drop database if exists {} with (force)", quote_identifier(&name)?);
-            return Sql::begin(&server.in_database(MAINTENANCE))?.run(&drop_database);
-        }
-        empty(&mut sql, &schemas, &extensions)
+        drop(self);
+        drop_database(server, &mut Sql::begin(&server.in_database(MAINTENANCE))?)
     }
 }
 
-fn has_subscription(target: &mut Sql) -> anyhow::Result<bool> {
-    let count = target.value(&format!(
-        "select count(*) from pg_subscription s join pg_database d on d.oid = s.subdbid
-            where d.datname = current_database() and s.subname = {}",
-        literal(NAME)
-    ))?;
-    Ok(count != "0")
-}
-
-/// Drops the subscription. Its slot is left to the source, which may not be there.
-fn drop_subscription(target: &mut Sql) -> anyhow::Result<()> {
-    if has_subscription(target)? {
+/// Drops the database of a move that is not complete, with its subscription. The slot is left to the source, which may
+/// not be there.
+fn drop_database(server: &Arc<Server>, maintenance: &mut Sql) -> anyhow::Result<()> {
+    let mut sql = Sql::begin(server)?;
+    let subscription = "select count(*) from pg_subscription s join pg_database d on d.oid = s.subdbid
+        where d.datname = current_database() and s.subname = ";
+    if sql.value(&format!("{subscription}{}", literal(NAME)))? != "0" {
         for statement in ["disable", "set (slot_name = none)"] {
-            target.run(&format!("alter subscription {NAME} {statement}"))?;
+            sql.run(&format!("alter subscription {NAME} {statement}"))?;
         }
-        target.run(&format!("drop subscription {NAME}"))?;
+        sql.run(&format!("drop subscription {NAME}"))?;
     }
-    Ok(())
-}
-
-/// Drops everything but these schemas and extensions.
-fn empty(target: &mut Sql, schemas: &[String], extensions: &[String]) -> anyhow::Result<()> {
-    target.run(EMPTY_PUBLIC)?;
-    for (kind, query, kept) in [("schema", SCHEMAS, schemas), ("extension", EXTENSIONS, extensions)] {
-        for name in target.column(query)?.iter().filter(|name| !kept.contains(name)) {
-            target.run(&format!("drop {kind} if exists {} cascade", quote_identifier(name)?))?;
-        }
-    }
-    Ok(())
+    drop(sql);
+    maintenance.run(&format!("drop database {} with (force)", quote_identifier(server.database())?))
 }

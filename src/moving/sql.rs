@@ -12,7 +12,8 @@ const APPLICATION: &str = "pglite-port move";
 /// With these, values have the same text on every server, and nothing ends a session that waits.
 const SETTINGS: &str = "set search_path = pg_catalog; set extra_float_digits = 1; set datestyle = 'ISO, YMD';
     set intervalstyle = postgres; set timezone = 'UTC'; set bytea_output = hex; set lc_monetary = 'C';
-    set xmlbinary = base64; set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
+    set xmlbinary = base64; set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0;
+    set idle_session_timeout = 0;
     set default_transaction_read_only = off";
 
 /// A session.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 
 use super::{
-    Move, NAME, PAUSE, Progress, Tell, checks,
+    Changed, Move, NAME, PAUSE, Progress, Tell, checks,
     compare::Snapshot,
     pause,
     sql::{Sql, literal},
@@ -27,7 +27,7 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the target may take for what is left when the writes are stopped.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sets the sequences of the target to what those of the source are at.
 fn set_sequences(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
@@ -43,13 +43,11 @@ fn set_sequences(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What describes the columns of all tables, to notice that they have been changed.
-fn columns() -> String {
+/// The sessions that send to the subscription. Their names are those that its connection string gives them.
+fn senders() -> String {
     format!(
-        "select md5(string_agg(format('%I.%I.%I %s', n.nspname, c.relname, a.attname, format_type(a.atttypid, a.atttypmod)),
-                ',' order by n.nspname, c.relname, a.attnum))
-            from {} and c.relkind = 'r' and a.attnum > 0 and not a.attisdropped",
-        checks::OF_USERS.replacen("pg_class c", "pg_class c join pg_attribute a on a.attrelid = c.oid", 1)
+        "pg_stat_replication r join pg_replication_slots s on s.active_pid = r.pid and s.slot_name = {}",
+        literal(NAME)
     )
 }
 
@@ -59,12 +57,52 @@ fn columns() -> String {
 /// When the source cannot be asked.
 pub(super) fn lag(source: &mut Sql) -> anyhow::Result<u64> {
     let bytes = source.column(&format!(
-        "select pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::bigint from pg_stat_replication
-            where application_name = {} and replay_lsn is not null",
-        literal(NAME)
+        "select pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn)::bigint from {} where r.replay_lsn is not null",
+        senders()
     ))?;
     // The subscription's worker may just be starting again.
     Ok(bytes.first().and_then(|bytes| bytes.parse::<i64>().ok()).map_or(u64::MAX, |bytes| bytes.max(0).unsigned_abs()))
+}
+
+/// Notices that the target does not get on.
+///
+/// # Errors
+/// When its slot is lost, or its workers fail.
+pub(super) fn check_progress(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
+    let status = source.column(&format!(
+        "select coalesce(wal_status, '') from pg_replication_slots where slot_name = {}",
+        literal(NAME)
+    ))?;
+    ensure!(
+        status.first().is_none_or(|status| status != "lost"),
+        "the source has written more WAL than max_slot_wal_keep_size allows before the target had it: start the source \
+         with a larger one"
+    );
+    if target.value("select current_setting('server_version_num')::int >= 150000")? == "t" {
+        let errors = target.value(
+            "select coalesce(sum(apply_error_count + sync_error_count), 0) from pg_stat_subscription_stats
+                where subname = 'pglite_port_move'",
+        )?;
+        ensure!(errors == "0", "the subscription of the target fails: the log of the target's server says why");
+    }
+    Ok(())
+}
+
+/// Checks that the slot of the subscription is free.
+///
+/// # Errors
+/// When somebody uses it.
+pub(super) fn check_slot(source: &mut Sql) -> anyhow::Result<()> {
+    let active = source
+        .value(&format!("select count(*) from pg_replication_slots where active and slot_name = {}", literal(NAME)))?;
+    // What a killed move has left is active as long as its target is there.
+    ensure!(
+        active == "0",
+        "the slot {NAME} of the source is in use, by another move or by the target of one that was killed: on that \
+         target, drop the database (alter subscription {NAME} disable; alter subscription {NAME} set (slot_name = none); \
+         drop subscription {NAME})"
+    );
+    Ok(())
 }
 
 /// Drops the slot that a move has left whose target was lost.
@@ -85,53 +123,73 @@ pub(super) fn drop_slot(source: &mut Sql) -> anyhow::Result<()> {
     source.run(&format!("select pg_drop_replication_slot(slot_name) {slot}"))
 }
 
-/// Switches: stops the writes to the source, waits until the target has everything, sets its sequences, ends the
-/// replication, and leaves the source to readers. Returns the rows of the source at that moment.
+/// Switches: stops the writes to the source, waits until the target has everything, leaves the source to readers and
+/// ends its other sessions, sets the target's sequences, and ends the replication. Returns the rows of the source at
+/// that moment. What comes before the end of the replication can be undone.
 ///
 /// # Errors
-/// When the locks are not got, the target does not follow, or somebody has broken the move off. Then the source goes
-/// on as before.
+/// When the locks are not got, the target does not follow, the schema was changed, or somebody has broken the move off.
+#[expect(clippy::too_many_arguments, reason = "they are what a move has")]
 pub(super) fn switch(
     moving: &Move,
     source: &mut Sql,
     target: &mut Sql,
     tables: &[String],
+    definitions: &str,
     tell: Tell<'_>,
     is_broken_off: &AtomicBool,
+    changed: &mut Changed,
 ) -> anyhow::Result<Snapshot> {
-    let [before, after] = [&mut *source, &mut *target].map(|side| side.value(&columns()));
-    ensure!(before? == after?, "the tables of the source have been changed since the move began: begin again");
     let mut locks = Sql::begin(&moving.source)?;
     let begun = lock(&mut locks, tables, is_broken_off)?;
     tell(&Progress::WritesStopped);
     // A commit of its own, so that there is something behind everything that was written before.
     let end = source.value("select pg_logical_emit_message(true, 'pglite-port move', '')")?;
-    let applied = format!(
-        "select count(*) from pg_stat_replication where application_name = {} and replay_lsn > {}",
-        literal(NAME),
-        literal(&end)
-    );
+    let applied = format!("select count(*) from {} where r.replay_lsn > {}", senders(), literal(&end));
     while source.value(&applied)? == "0" {
         ensure!(begun.elapsed() < PATIENCE, "the target has not applied the last changes within {PATIENCE:?}");
+        check_progress(source, target)?;
         pause(is_broken_off)?;
     }
-    let [before, after] = [&mut *source, &mut *target].map(|side| side.value(&columns()));
-    ensure!(before? == after?, "the tables of the source have been changed since the move began: begin again");
-    set_sequences(&mut locks, target)?;
-    // From here on the target is the database.
-    let snapshot = Snapshot::of(locks, &moving.target)?;
     let database = quote_identifier(&source.value("select current_database()")?)?;
+    changed.is_read_only = true;
     source.run(&format!("alter database {database} set default_transaction_read_only = on"))?;
-    if let Err(error) = target.run(&format!("drop subscription {NAME}")) {
-        source.run(&format!("alter database {database} reset default_transaction_read_only"))?;
-        return Err(error);
-    }
-    source.run(
-        "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()
-            and backend_type = 'client backend' and application_name <> 'pglite-port move'",
-    )?;
+    end_others(source)?;
+    ensure!(
+        checks::definitions(source)? == definitions,
+        "the schema of the source has been changed since the move began: begin again"
+    );
+    set_sequences(&mut locks, target)?;
+    let snapshot = Snapshot::of(locks, &moving.target)?;
+    // From here on the target is the database.
+    target.run(&format!("drop subscription {NAME}"))?;
     tell(&Progress::Switched { stopped: begun.elapsed() });
     Ok(snapshot)
+}
+
+/// Ends the other sessions of the source's database, which could write, and waits until they are gone. Their clients may
+/// connect again, and can read.
+fn end_others(source: &mut Sql) -> anyhow::Result<()> {
+    let others = "from pg_stat_activity where datname = current_database() and backend_type = 'client backend'
+        and application_name <> 'pglite-port move' and backend_start < now()";
+    let since = source.value("select now()")?;
+    let others = others.replace("now()", &literal(&since));
+    source.run(&format!("select pg_terminate_backend(pid) {others}"))?;
+    let begun = Instant::now();
+    while source.value(&format!("select count(*) {others}"))? != "0" {
+        ensure!(begun.elapsed() < PATIENCE, "sessions of the source do not end within {PATIENCE:?}");
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Makes the source writable again.
+///
+/// # Errors
+/// When it cannot be asked.
+pub(super) fn allow_writes(source: &mut Sql) -> anyhow::Result<()> {
+    let database = quote_identifier(&source.value("select current_database()")?)?;
+    source.run(&format!("alter database {database} reset default_transaction_read_only"))
 }
 
 /// Begins a transaction with locks of all tables, with which nobody else can write; returns since when.

@@ -76,14 +76,12 @@ impl Postmaster {
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
         // It may become one that sends WAL to a subscriber (`src/backend/replication/walsender.c`).
         let is_sender = start.startup.asks_for_replication();
-        if is_sender {
-            start.control.leave_last();
-        }
         let _sender = is_sender.then(|| Sender::enter(running, process_id));
+        let interrupted = start.control.clone();
         let interrupt = move |interrupt| match interrupt {
             Interrupt::Cancel => signals.send_until_heard(Signal::INT),
             // The checkpointer tells it when the cluster is shut down.
-            Interrupt::ShutDown if is_sender => {}
+            Interrupt::ShutDown if interrupted.leaves_last() => {}
             Interrupt::Terminate | Interrupt::ShutDown => signals.send_until_heard(Signal::TERM),
             // What its client has sent is still carried out, as in PostgreSQL, as long as it checks for interrupts: the
             // session ends when it reads the end of its input.
@@ -102,7 +100,12 @@ impl Postmaster {
         let endpoints = client.endpoints();
         let admitted = start.control.clone();
         let client = ClientStream::new(client, start.packet).trusted(start.is_trusted);
-        let client = client.on_key(announce).on_admitted(move || admitted.settle());
+        let client = client.on_key(announce).on_admitted(move || {
+            if is_sender {
+                admitted.leave_last();
+            }
+            admitted.settle();
+        });
         let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
         let transaction = start.transaction.clone();
         transaction.on_first({

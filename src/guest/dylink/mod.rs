@@ -115,6 +115,9 @@ struct GuestEnd(wasmtime::Error);
 const ONLY_BUNDLED: &str = "Only the libraries of PGlite, of the packages beside it and of --extension are loaded. For \
     other code that you trust, start pglite-port with --allow-user-libraries.";
 
+/// PostgreSQL's client for replication, whose counterpart in the main module the linker has left out.
+const RECEIVER: &str = "/libpqwalreceiver.so";
+
 /// The maximum length of a chain of libraries each of which needs the next.
 const NEEDING_MAX: usize = 16;
 
@@ -135,6 +138,12 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             Ok(()) => Ok(1),
             Err(error) => match error.downcast() {
                 Ok(GuestEnd(error)) => Err(error),
+                Err(_) if name.ends_with(RECEIVER) => Err(report::error_with_hint(
+                    &mut caller,
+                    sqlstate::FEATURE_NOT_SUPPORTED,
+                    "a cluster of this program cannot subscribe to another server",
+                    Some("It can publish: create the subscription on the other server."),
+                )),
                 // dlerror() has no hint.
                 Err(error) if error.is::<NotBundled>() => Err(report::error_with_hint(
                     &mut caller,

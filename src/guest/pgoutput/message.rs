@@ -9,12 +9,13 @@ use crate::{
     postgres::string_info,
 };
 
-/// A text up to this many bytes is copied by the host if it is ASCII, which is the same in all encodings.
+/// Up to this many bytes are copied by the host; of texts those that are ASCII, which is the same in all encodings.
 const SHORT: usize = 4096;
 
 /// The functions of the guest that a message about a row calls, looked up once.
 pub(in crate::guest) struct Calls {
     pub(super) enlarge: TypedFunc<(u32, u32), ()>,
+    append: TypedFunc<(u32, u32, u32), ()>,
     pub(super) send_text: TypedFunc<(u32, u32, u32), ()>,
     pub(super) search_cache: TypedFunc<(i32, u32), u32>,
     pub(super) release_cache: TypedFunc<u32, ()>,
@@ -26,6 +27,7 @@ impl Calls {
     fn find(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::Result<Self> {
         Ok(Self {
             enlarge: find(store, "enlargeStringInfo")?,
+            append: find(store, "appendBinaryStringInfo")?,
             send_text: find(store, "pq_sendtext")?,
             search_cache: find(store, "SearchSysCache1")?,
             release_cache: find(store, "ReleaseSysCache")?,
@@ -90,8 +92,13 @@ impl<'a, 'b> Message<'a, 'b> {
     /// Bytes of the guest's memory, as they are.
     pub(super) fn bytes(&mut self, address: u32, length: u32) -> wasmtime::Result<()> {
         let memory = self.caller.data().memory()?;
-        self.pending.extend_from_slice(memory::read_bytes(memory.data(&*self.caller), address, length)?);
-        Ok(())
+        let bytes = memory::read_bytes(memory.data(&*self.caller), address, length)?;
+        if bytes.len() <= SHORT {
+            self.pending.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.flush()?;
+        self.calls.append.call(&mut *self.caller, (self.buffer, address, length))
     }
 
     /// The C string at `address` in the client's encoding, and its final NUL (`pq_sendstring`).

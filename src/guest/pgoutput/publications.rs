@@ -11,7 +11,7 @@ use crate::{
     guest::{Guest, call, memory, report, table_function},
     instrument::Callbacks,
     postgres::{
-        OR_EXPRESSION, RELATION_SYNC_CALLBACKS_MAX, array, class, decoding, list, publication, replication_origin,
+        OR_EXPRESSION, RELATION_SYNC_CALLBACKS_MAX, array, class, decoding, pg_list, publication, replication_origin,
         system_cache,
     },
     protocol::error_response::sqlstate,
@@ -66,7 +66,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> Result {
     linker.func_wrap("env", "lappend_xid", |mut caller: Caller<'_, Guest>, list: u32, xid: u32| -> Result<u32> {
         let list: u32 = call::export(&mut caller, "lappend_oid", (list, xid))?;
         // A new list has the tag of another type of numbers.
-        memory::write_u32(memory::of(&mut caller)?.0, list, list::TAG_OF_TRANSACTIONS)?;
+        memory::write_u32(memory::of(&mut caller)?.0, list, pg_list::TAG_OF_TRANSACTIONS)?;
         Ok(list)
     })?;
     linker.func_wrap(
@@ -84,8 +84,8 @@ fn numbers(memory: &[u8], list: u32) -> Result<Vec<u32>> {
     if list == 0 {
         return Ok(Vec::new());
     }
-    let count = memory::read_u32(memory, list.wrapping_add(list::LENGTH))?;
-    let elements = memory::read_u32(memory, list.wrapping_add(list::ELEMENTS))?;
+    let count = memory::read_u32(memory, list.wrapping_add(pg_list::LENGTH))?;
+    let elements = memory::read_u32(memory, list.wrapping_add(pg_list::ELEMENTS))?;
     (0..count).map(|at| Ok(memory::read_u32(memory, elements.wrapping_add(4 * at))?)).collect()
 }
 
