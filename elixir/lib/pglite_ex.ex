@@ -56,6 +56,7 @@ defmodule PgliteEx do
     Error,
     Limits,
     Listener,
+    Move,
     Options,
     Parts,
     Password,
@@ -370,6 +371,57 @@ defmodule PgliteEx do
   @spec load(server | Branch.t(), Path.t(), keyword) ::
           {:ok, %{statements: non_neg_integer}} | {:error, Error.t()}
   defdelegate load(server, path, options \\ []), to: Dump
+
+  @doc """
+  Moves a database of a `:shared` server, or of a branch, to an ordinary PostgreSQL, version 14 or later, while it is in
+  use, by logical replication. The guide "Moving out" has all steps of it.
+
+  The server has `settings: [wal_level: "logical"]` and an address that the target's server can reach. `url` is
+  `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; the database there is made if it is not there, and must be empty
+  otherwise. Returns when all tables are compared, as they were in the moment of the switch: their names as SQL has
+  them, the numbers of their `:rows` and of the `:rows_in_target`, and whether they are the `:same?`, by digests of all
+  rows. A table that is not is in the result too.
+
+  Options:
+
+    * `:database` – which one is moved; default: that of the server
+    * `:on_progress` – a function that is called in the calling process with `{:progress, line}` for each line that the
+      program says, the last one of a failure too, and with `{:switched, line}` at the switch: from then on the target
+      takes writes, the source only reads, and the sessions of the source are ended. The application connects to the
+      target then, and does not wait for the result. If the function fails, the move is broken off
+    * `:source_for_target` – the URL by which the target's server connects to the source, if it is not the server's. It
+      has to be given if the server has a password
+    * `:start_over` – whether what an earlier move has left in the target that was cut off is removed; default `false`
+    * `:timeout` – in milliseconds, default `:infinity`. A move that takes longer is broken off, unless it has switched
+
+  Before the switch, an error, and the end of the calling process or of the VM, leave the source as it was, and the
+  target empty. The error has the code `:move_failed` and the program's message; `:timeout`; `:invalid_options` for a
+  password without `:source_for_target`; or `"0A000"` for a server in `:isolated` mode.
+
+  The passwords of the server and in `url` are not in the list of processes. That of `:source_for_target` is, and the
+  target has it until the switch.
+
+      {:ok, tables} = PgliteEx.move(MyApp.Postgres, "postgresql://postgres@db.example.com/my_app")
+      true = Enum.all?(tables, & &1.same?)
+  """
+  @spec move(server | Branch.t(), String.t(),
+          database: nil | String.t(),
+          on_progress: nil | ({:progress | :switched, String.t()} -> term),
+          source_for_target: nil | String.t(),
+          start_over: boolean,
+          timeout: timeout
+        ) ::
+          {:ok,
+           [
+             %{
+               table: String.t(),
+               rows: non_neg_integer,
+               rows_in_target: non_neg_integer,
+               same?: boolean
+             }
+           ]}
+          | {:error, Error.t()}
+  defdelegate move(server, url, options \\ []), to: Move
 
   @doc """
   Makes a branch: a cluster of its own in the program of the server, which begins with what is in another one.

@@ -12,6 +12,7 @@ defmodule PgliteEx.DocumentationTest do
     assert Enum.sort(documented) == [
              Mix.Tasks.Compile.PglitePort,
              Mix.Tasks.PgliteEx.Install,
+             Mix.Tasks.PgliteEx.Move,
              Mix.Tasks.PgliteEx.Server,
              PgliteEx,
              PgliteEx.Branch,

@@ -22,6 +22,7 @@ defmodule PgliteEx.Error do
     * `:after_start_failed` – the function of `after_start:` failed, or took too long;
     * `:replication_failed` – a template did not get to another node;
     * `:restore_failed` – a backup was not restored;
+    * `:move_failed` – a database was not moved to another server;
     * `:timeout` – the program did not answer in time;
     * a POSIX code, such as `:eaddrinuse` – the system refused a socket, a file or a process.
   """

@@ -85,7 +85,10 @@ defmodule PgliteEx.Password do
 
     File.mkdir!(directory)
     File.chmod!(directory, 0o700)
-    File.write!(Path.join(directory, @file_name), [password, ?\n])
+    path = Path.join(directory, @file_name)
+    File.write!(path, [password, ?\n])
+    # A file of passwords for several servers is not used if others can read it, wherever it is.
+    File.chmod!(path, 0o600)
     directory
   end
 
