@@ -55,6 +55,7 @@ defmodule PgliteEx.MixProject do
         "guides/phoenix.md",
         "guides/an_applications_own_database.md",
         "guides/live_query.md",
+        "guides/moving_out.md",
         "guides/tests_without_a_sandbox.md",
         "guides/tests_on_several_machines.md",
         "guides/modes.md",

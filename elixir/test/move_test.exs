@@ -185,7 +185,7 @@ defmodule PgliteEx.MoveTest do
       target: target
     } do
       assert {:error, %Error{code: :timeout, message: message}} =
-               PgliteEx.move(source, to, timeout: 2_000)
+               PgliteEx.move(source, to, timeout: 4_000)
 
       assert message =~ "the move was broken off"
       assert_undone(source, target)
@@ -209,6 +209,30 @@ defmodule PgliteEx.MoveTest do
     end
   end
 
+  # Lets nobody into the target without this password any more.
+  defp want_password!(target, password) do
+    session = WireClient.start_session_with!(target)
+    loaded = "select pg_conf_load_time()"
+    {:ok, before} = WireClient.query(session, loaded)
+
+    {:ok, [["t"]]} =
+      WireClient.query(session, """
+      alter role postgres password '#{password}';
+      do $$ begin
+        execute format('copy (select %L) to %L', 'host all all 127.0.0.1/32 scram-sha-256', current_setting('hba_file'));
+      end $$;
+      select pg_reload_conf()
+      """)
+
+    # The server has read it before it tells its sessions.
+    await_other(session, loaded, before)
+    :gen_tcp.close(session)
+  end
+
+  defp await_other(session, sql, before) do
+    if WireClient.query(session, sql) == {:ok, before}, do: await_other(session, sql, before)
+  end
+
   @tag :tmp_dir
   test "passwords are not in the list of processes, and a role made for it subscribes", %{
     target: target,
@@ -224,6 +248,7 @@ defmodule PgliteEx.MoveTest do
     """)
 
     {:ok, _} = PgliteEx.load(source, path)
+    want_password!(target, "the target")
     to = url(target, "moved", "postgres:the%20target")
     assert {:error, %Error{code: :invalid_options, message: message}} = PgliteEx.move(source, to)
     assert message =~ "source_for_target:"
@@ -236,10 +261,52 @@ defmodule PgliteEx.MoveTest do
     assert_received {:lines, lines}
     assert Enum.any?(lines, &(&1 =~ url(target, "moved")))
 
-    refute Enum.any?(
-             lines,
-             &(&1 =~ "source\\secret" or &1 =~ "the%20target" or &1 =~ "the target")
-           )
+    refute Enum.any?(lines, &(&1 =~ ~r/source(\\|%5C)secret|the( |%20)target/))
+    # The target's password may also be in the environment.
+    on_exit(fn -> System.delete_env("PGPASSWORD") end)
+    to = url(target, "moved")
+
+    for {password, refusal} <- [
+          {"the target", "the target is not empty"},
+          {"wrong", "password authentication failed"}
+        ] do
+      System.put_env("PGPASSWORD", password)
+      result = PgliteEx.move(source, to, source_for_target: mover)
+      assert {:error, %Error{code: :move_failed, message: message}} = result
+      assert message =~ refusal
+    end
+  end
+
+  test "the guide's function points the repo to the target at the switch", %{target: target} do
+    guide = File.read!(Path.join(__DIR__, "../guides/moving_out.md"))
+
+    [code] =
+      Regex.run(~r/```elixir\n(# lib\/my_app\/moving.ex\n.*?)```/s, guide, capture: :all_but_first)
+
+    [{moving, _binary}] = Code.compile_string(code)
+    on_exit(fn -> Application.delete_env(:my_app, :moved_to) end)
+    source!(@logical ++ [name: MyApp.Postgres])
+    # As that of a repo, its start asks where the database is.
+    start = {Agent, :start_link, [Application, :get_env, [:my_app, :moved_to]]}
+    repo = %{id: MyApp.Repo, start: start}
+    children = [strategy: :rest_for_one, name: MyApp.Supervisor]
+
+    start_supervised!(%{
+      id: :app,
+      start: {Supervisor, :start_link, [[repo], children]},
+      type: :supervisor
+    })
+
+    pointed_to = fn ->
+      [{MyApp.Repo, pid, _type, _modules}] = Supervisor.which_children(MyApp.Supervisor)
+      Agent.get(pid, & &1)
+    end
+
+    assert {:error, _error} = moving.run(url(target, "moved"), timeout: 0)
+    assert pointed_to.() == nil
+    assert {:ok, tables} = moving.run(url(target, "moved"))
+    assert Enum.all?(tables, & &1.same?)
+    assert pointed_to.() == url(target, "moved")
   end
 
   test "the task prints the progress, and the tables", %{target: target} do

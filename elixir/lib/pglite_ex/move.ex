@@ -12,16 +12,18 @@ defmodule PgliteEx.Move do
 
   # Has the directory with the file of the passwords while the program is being started.
   @password_variable "PGLITE_EX_PASSWORD"
-  # Waits for the program, and stops it when nobody waits for it any more. It ends with the program's status.
+  # Waits for the program, and stops it when nobody waits for it any more. It ends with the program's status, and
+  # says nothing itself.
   @shell """
   exec 4<&0
   "$0" "$@" </dev/null 2>&1 4<&- &
   program=$!
-  { read -r _ || :; kill -TERM $program; } <&4 >/dev/null 2>&1 &
+  exec 2>/dev/null
+  { read -r _ || :; kill -TERM $program; } <&4 >/dev/null &
   watch=$!
   wait $program
   status=$?
-  kill $watch 2>/dev/null
+  kill $watch
   exit $status
   """
   # How long a move that was told to stop may take to undo what it has begun, in milliseconds.
