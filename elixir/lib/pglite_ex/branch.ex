@@ -13,9 +13,9 @@ defmodule PgliteEx.Branch do
 
   A handle, as `PgliteEx.branch/2` returns it, can be used where a server is expected, in
   `PgliteEx.connection_opts/2`, `PgliteEx.url/2`, `PgliteEx.address/1`, `PgliteEx.open/2` (and with its
-  connections in `PgliteEx.freeze/3`), `PgliteEx.stats/1`, `PgliteEx.backup/3`, `PgliteEx.repo_config/4`,
-  `PgliteEx.branch/2` itself, as the server of a `PgliteEx.Gate`, and in `PgliteEx.Clock` and
-  `PgliteEx.Random`. `PgliteEx.request/4`,
+  connections in `PgliteEx.freeze/3`), `PgliteEx.stats/1`, `PgliteEx.backup/3`, `PgliteEx.move/3`,
+  `PgliteEx.repo_config/4`, `PgliteEx.branch/2` itself, as the server of a `PgliteEx.Gate`, and in
+  `PgliteEx.Clock` and `PgliteEx.Random`. `PgliteEx.request/4`,
   `PgliteEx.await_ready/2`, and the functions of `PgliteEx.Template` are about the program of its server.
 
   ## How clients reach it
