@@ -163,6 +163,24 @@ fn a_move_that_is_broken_off_leaves_both_sides_as_they_were() {
 }
 
 #[test]
+fn a_move_that_waits_for_an_open_transaction_can_be_broken_off() {
+    let (native, server) = (Native::start(&[]), server());
+    let mut open = server.connect();
+    open.batch_execute("begin; insert into accounts values (99, 0)").expect("an open transaction");
+    let mut program = Program::spawn(&["move", &server.url, "--to", &database(&native.url, "moved")]);
+    let mut here = server.connect();
+    // The slot begins when the transaction has ended.
+    wait_for_rows(&mut here, "select active from pg_replication_slots", &["t"]);
+    program.signal(rustix::process::Signal::INT);
+    let said = program.wait_for_stderr();
+    assert!(said.last().is_some_and(|line| line.contains("the move was broken off")), "{said:?}");
+    let left = "select (select count(*) from pg_replication_slots), (select count(*) from pg_publication)";
+    assert_eq!(rows(&mut here, left), ["0|0"]);
+    open.batch_execute("commit").expect("the transaction was not disturbed");
+    assert_eq!(rows(&mut connect(&native.url), "select count(*) from pg_database"), ["3"]);
+}
+
+#[test]
 fn what_a_killed_move_has_left_is_dropped_when_it_starts_over() {
     let (native, server) = (Native::start(&[]), server());
     let target = database(&native.url, "moved");

@@ -377,8 +377,8 @@ defmodule PgliteEx do
   use, by logical replication. The guide "Moving out" has all steps of it.
 
   The server has `settings: [wal_level: "logical"]` and an address that the target's server can reach. `url` is
-  `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; the database there is made if it is not there, and must be empty
-  otherwise. Returns when all tables are compared, as they were in the moment of the switch: their names as SQL has
+  `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; the database there is created, and must not be there
+  before. Returns when all tables are compared, as they were in the moment of the switch: their names as SQL has
   them, the numbers of their `:rows` and of the `:rows_in_target`, and whether they are the `:same?`, by digests of all
   rows. A table that is not is in the result too.
 
@@ -391,15 +391,14 @@ defmodule PgliteEx do
       target then, and does not wait for the result. If the function fails, the move is broken off
     * `:source_for_target` – the URL by which the target's server connects to the source, if it is not the server's. It
       has to be given if the server has a password
-    * `:start_over` – whether what an earlier move has left in the target that was cut off is removed; default `false`
+    * `:start_over` – whether the target's database is dropped if an earlier move has left it unfinished; default `false`
     * `:timeout` – in milliseconds, default `:infinity`. A move that takes longer is broken off, unless it has switched
 
   Before the switch, an error, and the end of the calling process or of the VM, leave the source as it was, and the
-  target empty. The error has the code `:move_failed` and the program's message; `:timeout`; `:invalid_options` for a
+  target without the database. The error has the code `:move_failed` and the program's message; `:timeout`; `:invalid_options` for a
   password without `:source_for_target`; or `"0A000"` for a server in `:isolated` mode.
 
-  The passwords of the server and in `url` are not in the list of processes. That of `:source_for_target` is, and the
-  target has it until the switch.
+  No password is in the list of processes. The target has that of `:source_for_target` until the switch.
 
       {:ok, tables} = PgliteEx.move(MyApp.Postgres, "postgresql://postgres@db.example.com/my_app")
       true = Enum.all?(tables, & &1.same?)

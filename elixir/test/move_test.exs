@@ -128,17 +128,20 @@ defmodule PgliteEx.MoveTest do
     assert {:error, %Error{message: message}} = PgliteEx.move(bare, to)
 
     assert message =~
-             "no primary key; run on the source:\n  alter table public.bare replica identity full;"
+             "or one that is deferrable; run on the source:\n  alter table public.bare replica identity full;"
   end
 
   describe "a move that is broken off leaves both sides as they were" do
-    # It would never end by itself: the target may not read the rows of the source, and tries again and again.
+    # It would never end by itself: replication begins when the transactions of the source have ended.
     setup %{target: target} do
       source = source!()
-      query(PgliteEx.connection_opts(source), "create role mover login replication")
-      {_address, port} = PgliteEx.address(source)
-      mover = "postgresql://mover@127.0.0.1:#{port}/app"
-      %{source: source, to: url(target, "moved"), options: [source_for_target: mover]}
+      open = WireClient.start_session_with!(PgliteEx.connection_opts(source))
+
+      {:ok, _rows} =
+        WireClient.query(open, "begin; insert into notes (text) values ('not committed')")
+
+      on_exit(fn -> :gen_tcp.close(open) end)
+      %{source: source, to: url(target, "moved"), options: []}
     end
 
     defp assert_undone(source, target) do
@@ -149,9 +152,11 @@ defmodule PgliteEx.MoveTest do
       query(PgliteEx.connection_opts(source), "insert into notes (text) values ('as before')")
     end
 
-    defp await_subscription(target) do
-      if query(target, "select count(*) from pg_subscription") == [["0"]],
-        do: await_subscription(target)
+    defp await_slot(source) do
+      if query(PgliteEx.connection_opts(source), "select count(*) from pg_replication_slots") == [
+           ["0"]
+         ],
+         do: await_slot(source)
     end
 
     # The process id of the program that moves to this URL.
@@ -168,7 +173,7 @@ defmodule PgliteEx.MoveTest do
     test "because the process has ended that has called it", context do
       %{source: source, to: to, target: target} = context
       caller = spawn(fn -> PgliteEx.move(source, to, context.options) end)
-      await_subscription(target)
+      await_slot(source)
 
       program = program(to)
       Process.exit(caller, :kill)
@@ -263,7 +268,7 @@ defmodule PgliteEx.MoveTest do
     to = url(target, "moved")
 
     for {password, refusal} <- [
-          {"the target", "the target is not empty"},
+          {"the target", "has a database \"moved\" already"},
           {"wrong", "password authentication failed"}
         ] do
       System.put_env("PGPASSWORD", password)

@@ -28,7 +28,11 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::{dial::Server, template::Tools};
+use crate::{
+    dial::{Report, Server},
+    protocol::error_response::sqlstate,
+    template::Tools,
+};
 pub use compare::Compared;
 use compare::Snapshot;
 use schema::Target;
@@ -39,6 +43,9 @@ const NAME: &str = "pglite_port_move";
 
 /// How often the progress is looked at.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long one attempt to subscribe waits for transactions of the source.
+const SUBSCRIBE_TIMEOUT: &str = "3s";
 
 /// The writes are stopped when so many bytes of WAL are left to apply: a fraction of a second.
 const NEARLY_THERE: u64 = 1 << 20;
@@ -177,13 +184,7 @@ impl Move {
             if tables.is_empty() { String::new() } else { format!(" for table only {}", tables.join(", only ")) };
         changed.has_publication = true;
         source.run(&format!("create publication {NAME}{list}"))?;
-        let address = literal(&self.source_for_target);
-        let subscribe =
-            format!("create subscription {NAME} connection {address} publication {NAME} with (streaming = on)");
-        target.sql.run(&subscribe).context(
-            "the target cannot subscribe to the source. It connects to the source itself; if it needs another address \
-             than this command, give it with --source-for-target",
-        )?;
+        self.subscribe(source, &mut target.sql, is_broken_off)?;
         let mut has_statistics = false;
         loop {
             let states = target.sql.column("select srsubstate from pg_catalog.pg_subscription_rel")?;
@@ -204,6 +205,26 @@ impl Move {
             switch::check_progress(source, &mut target.sql)?;
             pause(is_broken_off)?;
         }
+    }
+
+    /// Makes the subscription. Its slot begins when all transactions have ended that are open in the source, so that this
+    /// may take long.
+    fn subscribe(&self, source: &mut Sql, target: &mut Sql, is_broken_off: &AtomicBool) -> anyhow::Result<()> {
+        let address = literal(&self.source_for_target);
+        let subscribe =
+            format!("create subscription {NAME} connection {address} publication {NAME} with (streaming = on)");
+        target.run(&format!("set statement_timeout = '{SUBSCRIBE_TIMEOUT}'"))?;
+        while let Err(error) = target.run(&subscribe) {
+            if error.downcast_ref::<Report>().is_none_or(|report| report.code != sqlstate::QUERY_CANCELED) {
+                return Err(error).context(
+                    "the target cannot subscribe to the source. It connects to the source itself; if it needs another \
+                     address than this command, give it with --source-for-target",
+                );
+            }
+            pause(is_broken_off)?;
+            switch::drop_slot(source)?;
+        }
+        target.run("set statement_timeout = 0")
     }
 
     /// Drops the target's database with its subscription, and the publication and the slot of the source, which can be

@@ -105,19 +105,17 @@ pub(super) fn check_slot(source: &mut Sql) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Drops the slot that a move has left whose target was lost.
+/// Drops the slot of the subscription, which was free when the move began.
 ///
 /// # Errors
-/// When it cannot be dropped, or a subscription still uses it.
+/// When it cannot be dropped.
 pub(super) fn drop_slot(source: &mut Sql) -> anyhow::Result<()> {
     let slot = format!("from pg_replication_slots where slot_name = {}", literal(NAME));
+    // The session that makes it may wait for a transaction, and does not notice that its client has gone.
+    source.run(&format!("select pg_terminate_backend(active_pid) {slot} and active"))?;
     let begun = Instant::now();
-    // Its session may just be ending.
     while source.value(&format!("select count(*) {slot} and active"))? != "0" {
-        ensure!(
-            begun.elapsed() < SLOT_PATIENCE,
-            "another move of the source is under way: its slot {NAME} is in use (pg_replication_slots)"
-        );
+        ensure!(begun.elapsed() < SLOT_PATIENCE, "the slot {NAME} of the source is in use (pg_replication_slots)");
         thread::sleep(PAUSE);
     }
     source.run(&format!("select pg_drop_replication_slot(slot_name) {slot}"))

@@ -87,7 +87,6 @@ defmodule PgliteEx.Move do
 
   defp arguments(options) do
     places = [
-      {"--source-for-target", options[:source_for_target]},
       {"--pglite-dir", options[:pglite_dir] || Executable.installed_pglite_dir()},
       {"--cache-dir", options[:cache_dir]},
       {"--icu-data", options[:icu_data]}
@@ -97,7 +96,7 @@ defmodule PgliteEx.Move do
     if options[:start_over], do: ["--start-over" | words], else: words
   end
 
-  # The target stores how it connects to the source, password included, and the program has it in its arguments.
+  # The target stores how it connects to the source, password included.
   defp check_way_back(password, source_for_target)
        when password == nil or source_for_target != nil,
        do: :ok
@@ -105,8 +104,7 @@ defmodule PgliteEx.Move do
   defp check_way_back(_password, nil) do
     message =
       "the source asks for a password, and the target's server connects to it by itself: give a URL for that as " <>
-        "source_for_target:, best of a role that is made for the move, because its password can be seen in the list " <>
-        "of processes"
+        "source_for_target:, best of a role that is made for the move, because the target keeps it until the switch"
 
     {:error, %Error{code: :invalid_options, message: message}}
   end
@@ -170,7 +168,7 @@ defmodule PgliteEx.Move do
       :use_stdio,
       :hide,
       line: 65_536,
-      env: environment(directory),
+      env: way_back(options[:source_for_target]) ++ environment(directory),
       args: ["-c", open_password <> @shell, executable | arguments]
     ]
 
@@ -185,6 +183,10 @@ defmodule PgliteEx.Move do
       port -> follow(port, options)
     end
   end
+
+  # Not in the arguments, which everybody can see: it may have a password.
+  defp way_back(nil), do: []
+  defp way_back(url), do: [{~c"PGLITE_PORT_SOURCE_FOR_TARGET", to_charlist(url)}]
 
   # The level of its log without what is no error.
   defp environment(nil), do: [{~c"PGLITE_PORT_LOG", ~c"error"}]

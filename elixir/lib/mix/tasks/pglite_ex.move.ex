@@ -15,9 +15,9 @@ defmodule Mix.Tasks.PgliteEx.Move do
 
   ## Options
 
-    * `--to URL` – the target. Its database is made if it is not there, and must be empty otherwise
+    * `--to URL` – the target. Its database is created, and must not be there before
     * `--source-for-target URL` – how the target's server connects to the source, if it is not by the same URL
-    * `--start-over` – removes what an earlier move has left in the target that was cut off
+    * `--start-over` – drops the target's database if an earlier move has left it unfinished
     * `--executable PATH`, `--pglite-dir DIRECTORY`, `--cache-dir DIRECTORY` – as in `PgliteEx.Options`
 
   A password that should not be in the history of a shell, or in the list of processes, may be in
