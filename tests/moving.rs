@@ -85,6 +85,17 @@ fn connect(url: &str) -> Client {
     Client::connect(url, NoTls).expect("a session")
 }
 
+/// Starts a move that copies the tables and cannot stop the writes, because a session has a lock of one; the session, the
+/// program, and the URL of the target.
+fn held_up(native: &Native, server: &Server) -> (Client, Program, String) {
+    let target = database(&native.url, "moved");
+    let mut open = server.connect();
+    open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
+    let program = Program::spawn(&["move", &server.url, "--to", &target]);
+    wait_until_copied(&native.url, &target);
+    (open, program, target)
+}
+
 /// A client that moves money between accounts until it cannot write any more; the number of its transfers that were
 /// committed.
 fn transfer(url: String, of: i32, is_over: Arc<AtomicBool>) -> thread::JoinHandle<i64> {
@@ -138,12 +149,7 @@ fn a_database_moves_while_it_is_written_to_and_no_row_is_lost_or_doubled() {
 #[test]
 fn a_move_that_is_broken_off_leaves_both_sides_as_they_were() {
     let (native, server) = (Native::start(&[]), server());
-    let target = database(&native.url, "moved");
-    // A lock that stays keeps the move from stopping the writes.
-    let mut open = server.connect();
-    open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
-    let mut program = Program::spawn(&["move", &server.url, "--to", &target]);
-    wait_until_copied(&native.url, &target);
+    let (mut open, mut program, target) = held_up(&native, &server);
     program.signal(rustix::process::Signal::INT);
     let said = program.wait_for_stderr();
     assert!(said.last().is_some_and(|line| line.contains("the move was broken off")), "{said:?}");
@@ -183,11 +189,7 @@ fn a_move_that_waits_for_an_open_transaction_can_be_broken_off() {
 #[test]
 fn what_a_killed_move_has_left_is_dropped_when_it_starts_over() {
     let (native, server) = (Native::start(&[]), server());
-    let target = database(&native.url, "moved");
-    let mut open = server.connect();
-    open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
-    let mut program = Program::spawn(&["move", &server.url, "--to", &target]);
-    wait_until_copied(&native.url, &target);
+    let (mut open, mut program, target) = held_up(&native, &server);
     let (status, _, said) = moved(&server, &database(&native.url, "other"), &[]);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("another move of this database is under way"), "{said}");
@@ -216,11 +218,7 @@ fn what_a_killed_move_has_left_is_dropped_when_it_starts_over() {
 #[test]
 fn a_schema_that_is_changed_meanwhile_ends_the_move_and_the_source_can_be_written_to() {
     let (native, server) = (Native::start(&[]), server());
-    let target = database(&native.url, "moved");
-    let mut open = server.connect();
-    open.batch_execute("begin; lock table accounts in row exclusive mode").expect("an open transaction");
-    let mut program = Program::spawn(&["move", &server.url, "--to", &target]);
-    wait_until_copied(&native.url, &target);
+    let (mut open, mut program, _) = held_up(&native, &server);
     let mut here = server.connect();
     here.batch_execute("create or replace function twice(int) returns int language sql as 'select $1 + $1'")
         .expect("it");

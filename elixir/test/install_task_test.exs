@@ -40,12 +40,7 @@ defmodule PgliteEx.InstallTaskTest do
 
   test "the bundles of packages beside PGlite come with it, or are left out",
        %{library: library, program: program, tmp_dir: directory} do
-    [dist, beside] =
-      for name <- ["pglite", "pglite-x"], do: Path.join([directory, "n", name, "dist"])
-
-    Enum.each([dist, beside], &File.mkdir_p!/1)
-    File.write!(Path.join(dist, "pglite.wasm"), "")
-    File.write!(Path.join(beside, "x.tar.gz"), "x")
+    [dist, beside] = with_a_package_beside!(directory)
     arguments = ["--program", program, "--pglite-dir", dist]
     assert {_output, 0} = install(library, arguments)
     bundle = Path.join(library, "_build/prod/lib/pglite_ex/priv/pglite/x.tar.gz")
@@ -57,12 +52,7 @@ defmodule PgliteEx.InstallTaskTest do
 
   test "bundles that were put among PGlite's files stay, and those that came with them do not",
        %{library: library, program: program, tmp_dir: directory} do
-    [dist, beside] =
-      for name <- ["pglite", "pglite-x"], do: Path.join([directory, "n", name, "dist"])
-
-    Enum.each([dist, beside], &File.mkdir_p!/1)
-    File.write!(Path.join(dist, "pglite.wasm"), "")
-    File.write!(Path.join(beside, "x.tar.gz"), "x")
+    [dist, beside] = with_a_package_beside!(directory)
     arguments = ["--program", program, "--pglite-dir", dist]
     assert {_output, 0} = install(library, arguments)
     pglite = Path.join(library, "_build/prod/lib/pglite_ex/priv/pglite")
@@ -129,6 +119,17 @@ defmodule PgliteEx.InstallTaskTest do
              "node_modules",
              "package-lock.json"
            ]
+  end
+
+  # PGlite's files, and those of a package with a bundle beside them.
+  defp with_a_package_beside!(directory) do
+    [dist, beside] =
+      for name <- ["pglite", "pglite-x"], do: Path.join([directory, "n", name, "dist"])
+
+    Enum.each([dist, beside], &File.mkdir_p!/1)
+    File.write!(Path.join(dist, "pglite.wasm"), "")
+    File.write!(Path.join(beside, "x.tar.gz"), "x")
+    [dist, beside]
   end
 
   defp install(library, arguments, environment \\ %{}) do

@@ -71,14 +71,6 @@ defmodule Integration.DebeziumTest do
     subscriber
   end
 
-  # A session ends when it has noticed that its client has gone.
-  defp await_inactive(conn, deadline \\ System.monotonic_time(:millisecond) + 30_000) do
-    if query!(conn, "select active from pg_replication_slots") != [[false]] do
-      assert System.monotonic_time(:millisecond) < deadline, "the slot is still in use"
-      await_inactive(conn, deadline)
-    end
-  end
-
   defp await_confirmed(conn, lsn, deadline \\ System.monotonic_time(:millisecond) + 30_000) do
     {:ok, text} = ReplicationConnection.encode_lsn(lsn)
 
@@ -232,7 +224,7 @@ defmodule Integration.DebeziumTest do
     Process.unlink(subscriber)
     Process.exit(subscriber, :kill)
     query!(owner, "insert into orders (item) values ('meanwhile')")
-    await_inactive(owner)
+    Subscriber.await_inactive(owner)
 
     assert [[false, _xmin]] =
              query!(

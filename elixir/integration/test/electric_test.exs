@@ -97,14 +97,6 @@ defmodule Integration.ElectricTest do
     end)
   end
 
-  # A session ends when it has noticed that its client has gone.
-  defp await_inactive(conn, deadline \\ System.monotonic_time(:millisecond) + 30_000) do
-    if query!(conn, "select active from pg_replication_slots") != [[false]] do
-      assert System.monotonic_time(:millisecond) < deadline, "the slot is still in use"
-      await_inactive(conn, deadline)
-    end
-  end
-
   test "the first start makes publication and slot, and streams the changes of tables that are added later",
        %{server: server, conn: conn} do
     start_new!(server)
@@ -242,7 +234,7 @@ defmodule Integration.ElectricTest do
       assert message == name <> " already exists"
     end
 
-    await_inactive(conn)
+    Subscriber.await_inactive(conn)
 
     assert [[confirmed]] =
              Subscriber.query!(

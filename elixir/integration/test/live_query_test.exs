@@ -16,42 +16,11 @@ defmodule Integration.LiveQueryTest do
   @files Map.merge(files("an_applications_own_database.md"), files("live_query.md"))
   @notes {"public", "notes"}
 
-  @migration """
-  defmodule MyApp.CreateNotes do
-    use Ecto.Migration
-
-    def change do
-      create table(:notes) do
-        add :text, :text
-      end
-    end
-  end
-  """
-
   setup_all do
-    application =
-      Path.join(System.tmp_dir!(), "my_app-#{System.unique_integer([:positive])}/my_app")
-
-    migrations = Path.join(application, "priv/repo/migrations")
-    File.mkdir_p!(migrations)
-    File.write!(Path.join(migrations, "20260101000000_create_notes.exs"), @migration)
-
-    for {"priv/repo/migrations/" <> name, code} <- @files,
-        do: File.write!(Path.join(migrations, name), code)
-
-    ebin = Path.join(application, "ebin")
-    File.mkdir_p!(ebin)
-    Code.prepend_path(ebin)
-    :ok = :application.load({:application, :my_app, [vsn: ~c"1", modules: []]})
     # `test_helper.exs` has compiled the decoder, which other tests use at the same time.
     modules = for {"lib/" <> name, code} <- @files, name != "my_app/changes/message.ex", do: code
-    modules |> Enum.join("\n") |> Code.compile_string("live_query.md")
-
-    on_exit(fn ->
-      Application.unload(:my_app)
-      Code.delete_path(ebin)
-      File.rm_rf!(Path.dirname(application))
-    end)
+    migrations = for {"priv/repo/migrations/" <> name, code} <- @files, into: %{}, do: {name, code}
+    "live_query.md" |> Integration.Guide.load_application!(migrations, modules) |> on_exit()
   end
 
   setup %{tmp_dir: directory} = context do

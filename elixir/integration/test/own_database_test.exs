@@ -13,39 +13,10 @@ defmodule Integration.OwnDatabaseTest do
   @guide "an_applications_own_database.md"
   @files Integration.Guide.files(@guide)
 
-  @migration """
-  defmodule MyApp.CreateNotes do
-    use Ecto.Migration
-
-    def change do
-      create table(:notes) do
-        add :text, :text
-      end
-    end
-  end
-  """
-
   # An application of this name with its own `priv`, and the guide's modules and configuration.
   setup_all do
-    application =
-      Path.join(System.tmp_dir!(), "my_app-#{System.unique_integer([:positive])}/my_app")
-
-    migrations = Path.join(application, "priv/repo/migrations")
-    File.mkdir_p!(migrations)
-    File.write!(Path.join(migrations, "20260101000000_create_notes.exs"), @migration)
-    ebin = Path.join(application, "ebin")
-    File.mkdir_p!(ebin)
-    Code.prepend_path(ebin)
-    :ok = :application.load({:application, :my_app, [vsn: ~c"1", modules: []]})
-    # At once, because they call each other.
     modules = for {"lib/" <> _name, code} <- @files, do: code
-    modules |> Enum.join("\n") |> Code.compile_string(@guide)
-
-    on_exit(fn ->
-      Application.unload(:my_app)
-      Code.delete_path(ebin)
-      File.rm_rf!(Path.dirname(application))
-    end)
+    @guide |> Integration.Guide.load_application!(%{}, modules) |> on_exit()
   end
 
   defp configure(name, environment) do

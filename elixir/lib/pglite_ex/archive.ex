@@ -137,18 +137,11 @@ defmodule PgliteEx.Archive do
 
   # A run that was killed has left it; one of the last hour may still go on.
   defp remove_old(priv) do
-    for path <- Enum.map(ls(priv), &Path.join(priv, &1)),
+    for path <- Enum.map(OwnBundles.ls(priv), &Path.join(priv, &1)),
         String.starts_with?(Path.basename(path), ".archive."),
         {:ok, %{mtime: time}} <- [File.stat(path, time: :posix)],
         time < System.os_time(:second) - 3600,
         do: File.rm_rf(path)
-  end
-
-  defp ls(directory) do
-    case File.ls(directory) do
-      {:ok, names} -> names
-      {:error, _none} -> []
-    end
   end
 
   defp priv, do: Path.dirname(Executable.installed_path())
@@ -289,7 +282,7 @@ defmodule PgliteEx.Archive do
 
     with :ok <- File.mkdir_p(into),
          :ok <- :erl_tar.extract(to_charlist(file), [:compressed, cwd: to_charlist(into)]),
-         [name] <- ls(into),
+         [name] <- OwnBundles.ls(into),
          root = Path.join(into, name),
          true <- File.regular?(Path.join(root, "pglite-port")),
          true <- File.regular?(Path.join(root, "pglite/pglite.wasm")) do

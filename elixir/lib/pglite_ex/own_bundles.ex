@@ -30,8 +30,10 @@ defmodule PgliteEx.OwnBundles do
     :ok
   end
 
-  # Not by a pattern, because the names of directories may have anything in them.
-  defp ls(directory) do
+  # The names in a directory, if it is one. Not by a pattern, because the names of directories may have anything in them.
+  @doc false
+  @spec ls(Path.t()) :: [String.t()]
+  def ls(directory) do
     case File.ls(directory) do
       {:ok, names} -> names
       {:error, _none} -> []

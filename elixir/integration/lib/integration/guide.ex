@@ -14,6 +14,42 @@ defmodule Integration.Guide do
   @doc "The text of a guide."
   def text(guide), do: File.read!(Path.join(@guides, guide))
 
+  @migration """
+  defmodule MyApp.CreateNotes do
+    use Ecto.Migration
+
+    def change do
+      create table(:notes) do
+        add :text, :text
+      end
+    end
+  end
+  """
+
+  @doc """
+  Makes the application `my_app` in this VM, with a `priv` of its own, a migration with the table `notes` and `modules`,
+  whose errors name the file `guide`. Returns what removes it.
+  """
+  def load_application!(guide, migrations, modules) do
+    application =
+      Path.join(System.tmp_dir!(), "my_app-#{System.unique_integer([:positive])}/my_app")
+
+    migrations = Map.put(migrations, "20260101000000_create_notes.exs", @migration)
+    for {name, code} <- migrations, do: write!(application, "priv/repo/migrations/" <> name, code)
+    ebin = Path.join(application, "ebin")
+    File.mkdir_p!(ebin)
+    Code.prepend_path(ebin)
+    :ok = :application.load({:application, :my_app, [vsn: ~c"1", modules: []]})
+    # At once, because they call each other.
+    modules |> Enum.join("\n") |> Code.compile_string(guide)
+
+    fn ->
+      Application.unload(:my_app)
+      Code.delete_path(ebin)
+      File.rm_rf!(Path.dirname(application))
+    end
+  end
+
   @doc """
   Writes the project `my_app`, with the part of `mix.exs` that a guide has, into an empty directory.
 

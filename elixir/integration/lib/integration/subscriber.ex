@@ -35,6 +35,16 @@ defmodule Integration.Subscriber do
   @doc "Says that everything up to a position in the WAL is written, flushed and applied."
   def confirm(subscriber, lsn), do: ReplicationConnection.call(subscriber, {:confirm, lsn})
 
+  @doc "Waits until the slots of a server are not in use: a session ends when it has noticed that its client has gone."
+  def await_inactive(conn, deadline \\ System.monotonic_time(:millisecond) + 30_000) do
+    %{rows: rows} = Postgrex.query!(conn, "select active from pg_replication_slots", [])
+
+    if rows != [[false]] do
+      if System.monotonic_time(:millisecond) > deadline, do: raise("the slot is still in use")
+      await_inactive(conn, deadline)
+    end
+  end
+
   @impl true
   def init(test), do: {:ok, %{test: test, from: nil}}
 
