@@ -252,8 +252,16 @@ fn sql_cannot_change_the_rules_of_the_program() {
     while rows(&mut superuser(&server), "show work_mem") != ["7MB"] {}
     assert_eq!(refusal(&server, "postgres", "wrong", "postgres"), "28P01");
     assert_eq!(rows(&mut client, "show hba_file"), ["/pglite/pg_hba.conf"]);
-    let rules = rows(&mut client, "select auth_method from pg_hba_file_rules");
-    assert_eq!(rules, ["scram-sha-256", "scram-sha-256"]);
+    let rules = rows(&mut client, "select type, database, auth_method from pg_hba_file_rules");
+    assert_eq!(
+        rules,
+        [
+            "local|{all}|scram-sha-256",
+            "host|{all}|scram-sha-256",
+            "local|{replication}|scram-sha-256",
+            "host|{replication}|scram-sha-256"
+        ]
+    );
 }
 
 #[test]
