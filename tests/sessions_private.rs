@@ -130,18 +130,3 @@ fn no_session_starts_for_a_role_or_a_database_that_is_not_there_or_not_open() {
     assert_eq!(refused("outsider", "private"), "42501");
     Peer::of(&server, "postgres", "private").run("select 1");
 }
-
-#[test]
-fn a_replication_connection_is_refused_in_words() {
-    let server = Server::shared();
-    for value in ["true", "database"] {
-        let mut session = server.unready_session(&[("user", "postgres"), ("replication", value)]);
-        let messages = session.until_closed();
-        let [error] = &messages[..] else { panic!("{value}: {messages:?}") };
-        let fields = error.fields();
-        let [severity, sqlstate, message] = ['S', 'C', 'M'].map(|field| fields[&field].as_str());
-        let words = "this server does not support replication connections";
-        assert_eq!((error.kind, severity, sqlstate, message), (b'E', "FATAL", "0A000", words), "{value}");
-    }
-    assert_eq!(Peer::connect(&server).value("select 1"), "1");
-}
