@@ -32,12 +32,23 @@ defmodule PgliteEx.ElixirAlone do
   def library!(directory) do
     File.mkdir_p!(Path.join(directory, "priv"))
 
-    for name <- Mix.Project.config()[:package][:files], name != @list do
+    for name <- package_files(), name != @list do
       true = File.exists?(Path.join(@library, name))
       File.cp_r!(Path.join(@library, name), Path.join(directory, name))
     end
 
     directory
+  end
+
+  # Those in its `mix.exs`, also when tests of another project run.
+  defp package_files do
+    config =
+      if Mix.Project.config()[:app] == :pglite_ex,
+        do: Mix.Project.config(),
+        else:
+          Mix.Project.in_project(:pglite_ex, @library, fn _project -> Mix.Project.config() end)
+
+    config[:package][:files]
   end
 
   @doc """
