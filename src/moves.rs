@@ -17,7 +17,7 @@ use indicatif::{HumanBytes, ProgressBar};
 use pglite_port::{
     dial::{Address, Server, show_typing},
     log::OwnLog,
-    moving::{Compared, Move, Progress},
+    moving::{Compared, Move, Progress, Watch},
 };
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
@@ -74,7 +74,7 @@ pub(crate) fn run(command_line: &CommandLine, options: &MoveOptions, log: &OwnLo
     };
     thread::Builder::new().name("stop".to_owned()).spawn(wait).context("no thread can be started")?;
     let shown = Shown::new(log.clone());
-    let moved = moving.run(&tools, &|progress| shown.show(progress), &is_broken_off);
+    let moved = moving.run(&tools, &Watch { tell: &|progress| shown.show(progress), is_broken_off: &is_broken_off });
     shown.bar.finish_and_clear();
     let compared = moved?;
     print(&compared).context("stdout cannot be written")?;

@@ -1,26 +1,31 @@
 //! What has to be so before a move changes anything.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 
-use super::sql::{Sql, literal};
+use super::{
+    schema::Target,
+    sql::{Sql, literal},
+};
 
 /// The oldest version that a target may have: its subscriptions take transactions that still run.
 const OLDEST_TARGET: u32 = 140_000;
 
 /// Relations of users that belong to no extension, as `c` in the schema `n`.
-pub(super) const OF_USERS: &str = "pg_class c join pg_namespace n on n.oid = c.relnamespace
+const OF_USERS: &str = "pg_class c join pg_namespace n on n.oid = c.relnamespace
     where n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and not exists
         (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')";
+
+/// A query for the names of the relations of users for which `condition` is true, as SQL has them.
+pub(super) fn names(condition: &str) -> String {
+    format!("select format('%I.%I', n.nspname, c.relname) from {OF_USERS} and {condition} order by 1")
+}
 
 /// The tables that are to be copied, as SQL names them.
 ///
 /// # Errors
 /// When the source cannot be asked.
 pub(super) fn tables(source: &mut Sql) -> anyhow::Result<Vec<String>> {
-    source.column(&format!(
-        "select format('%I.%I', n.nspname, c.relname) from {OF_USERS} and c.relkind = 'r' and c.relpersistence = 'p'
-            order by 1"
-    ))
+    source.column(&names("c.relkind = 'r' and c.relpersistence = 'p'"))
 }
 
 /// What the definitions of everything in the schema are, to notice that they have been changed.
@@ -64,24 +69,22 @@ pub(super) fn check_source(source: &mut Sql) -> anyhow::Result<()> {
     ensure!(is_superuser == "t", "the source is moved by a superuser: name one in its URL");
     refuse_any(
         source,
-        &format!(
-            "select format('%I.%I', n.nspname, c.relname) from {OF_USERS} and c.relkind = 'r' and c.relpersistence = 'p'
+        &names(
+            "c.relkind = 'r' and c.relpersistence = 'p'
                 and not case c.relreplident
                     when 'f' then true
                     when 'd' then exists (select from pg_index i
                         where i.indrelid = c.oid and i.indisprimary and i.indimmediate and i.indisvalid)
                     when 'i' then exists (select from pg_index i
                         where i.indrelid = c.oid and i.indisreplident and i.indimmediate and i.indisvalid)
-                    else false end"
+                    else false end",
         ),
         |table| format!("alter table {table} replica identity full;"),
         "the rows of these tables cannot be told apart, because they have no primary key, or one that is deferrable; run on the source:",
     )?;
     refuse_any(
         source,
-        &format!(
-            "select format('%I.%I', n.nspname, c.relname) from {OF_USERS} and c.relkind = 'r' and c.relpersistence = 'u'"
-        ),
+        &names("c.relkind = 'r' and c.relpersistence = 'u'"),
         |table| format!("alter table {table} set logged;"),
         "these tables are unlogged, so that their changes are not replicated; run on the source, or drop them:",
     )?;
@@ -98,10 +101,9 @@ pub(super) fn check_source(source: &mut Sql) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// What is not as it has to be, and what to do about it.
-pub(super) fn check_target(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
-    let version: u32 = target.value("show server_version_num")?.parse().context("the version of the target")?;
+pub(super) fn check_target(source: &mut Sql, Target { sql: target, version }: &mut Target) -> anyhow::Result<()> {
     ensure!(
-        version >= OLDEST_TARGET,
+        *version >= OLDEST_TARGET,
         "the target is PostgreSQL {}: it has to be version 14 or later",
         target.value("show server_version")?
     );

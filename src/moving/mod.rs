@@ -103,8 +103,31 @@ pub struct BrokenOff;
 #[error("the database has moved and the target is in use, but {0}")]
 pub struct Unfinished(&'static str);
 
-/// Told how far it has come.
-type Tell<'a> = &'a dyn Fn(&Progress);
+/// Who looks on: is told how far the move has come, and may break it off.
+pub struct Watch<'a> {
+    /// Told how far it has come.
+    pub tell: &'a dyn Fn(&Progress),
+    /// Ends it before the switch.
+    pub is_broken_off: &'a AtomicBool,
+}
+
+impl Watch<'_> {
+    fn tell(&self, progress: &Progress) {
+        (self.tell)(progress);
+    }
+
+    /// Waits a moment.
+    ///
+    /// # Errors
+    /// [`BrokenOff`]
+    fn pause(&self) -> anyhow::Result<()> {
+        if self.is_broken_off.load(Ordering::Relaxed) {
+            bail!(BrokenOff);
+        }
+        thread::sleep(PAUSE);
+        Ok(())
+    }
+}
 
 /// What a move has changed in the source.
 #[derive(Default)]
@@ -114,20 +137,19 @@ struct Changed {
 }
 
 impl Move {
-    /// Moves the database. `tell` is told how far it has come; `is_broken_off` ends it before the switch. Returns how the
-    /// tables compare, as they were in the moment of the switch.
+    /// Moves the database. Returns how the tables compare, as they were in the moment of the switch.
     ///
     /// # Errors
     /// When something is not as it has to be, a server cannot be reached, or a statement fails; [`BrokenOff`]. The source
     /// is then as it was, and the target's database is dropped, if they can be reached. [`Unfinished`] after the switch.
-    pub fn run(&self, tools: &Tools, tell: Tell<'_>, is_broken_off: &AtomicBool) -> anyhow::Result<Vec<Compared>> {
+    pub fn run(&self, tools: &Tools, watch: &Watch<'_>) -> anyhow::Result<Vec<Compared>> {
         let mut source = Sql::begin(&self.source).context("the source cannot be reached")?;
         checks::check_source(&mut source)?;
         switch::check_slot(&mut source)?;
         let encoding = source.value("show server_encoding")?;
         let mut target = Target::create(&self.target, &encoding, self.starts_over).context("the target")?;
         let mut changed = Changed::default();
-        let switched = self.move_to(&mut source, &mut target, tools, tell, is_broken_off, &mut changed);
+        let switched = self.move_to(&mut source, &mut target, tools, watch, &mut changed);
         let (snapshot, tables) = match switched {
             Ok(switched) => switched,
             Err(error) => {
@@ -153,18 +175,16 @@ impl Move {
         source: &mut Sql,
         target: &mut Target,
         tools: &Tools,
-        tell: Tell<'_>,
-        is_broken_off: &AtomicBool,
+        watch: &Watch<'_>,
         changed: &mut Changed,
     ) -> anyhow::Result<(Snapshot, Vec<String>)> {
-        checks::check_target(source, &mut target.sql)?;
+        checks::check_target(source, target)?;
         let (tables, definitions) = (checks::tables(source)?, checks::definitions(source)?);
-        tell(&Progress::Checked { tables: tables.len() });
+        watch.tell(&Progress::Checked { tables: tables.len() });
         target.copy_schema(tools, &self.source, &self.target)?;
-        tell(&Progress::SchemaCopied);
-        self.replicate(source, target, &tables, tell, is_broken_off, changed)?;
-        let snapshot =
-            switch::switch(self, source, &mut target.sql, &tables, &definitions, tell, is_broken_off, changed)?;
+        watch.tell(&Progress::SchemaCopied);
+        self.replicate(source, target, &tables, watch, changed)?;
+        let snapshot = switch::switch(self, source, target, &tables, &definitions, watch, changed)?;
         Ok((snapshot, tables))
     }
 
@@ -174,8 +194,7 @@ impl Move {
         source: &mut Sql,
         target: &mut Target,
         tables: &[String],
-        tell: Tell<'_>,
-        is_broken_off: &AtomicBool,
+        watch: &Watch<'_>,
         changed: &mut Changed,
     ) -> anyhow::Result<()> {
         switch::drop_slot(source)?;
@@ -184,32 +203,32 @@ impl Move {
             if tables.is_empty() { String::new() } else { format!(" for table only {}", tables.join(", only ")) };
         changed.has_publication = true;
         source.run(&format!("create publication {NAME}{list}"))?;
-        self.subscribe(source, &mut target.sql, is_broken_off)?;
+        self.subscribe(source, &mut target.sql, watch)?;
         let mut has_statistics = false;
         loop {
             let states = target.sql.column("select srsubstate from pg_catalog.pg_subscription_rel")?;
             let done = states.iter().filter(|state| *state == "r").count();
             if done < states.len() {
-                tell(&Progress::Copying { done, tables: states.len() });
+                watch.tell(&Progress::Copying { done, tables: states.len() });
             } else if !has_statistics {
                 // What the planner has to know, while nobody waits for it.
                 target.sql.run("analyze")?;
                 has_statistics = true;
             } else {
                 let bytes = switch::lag(source)?;
-                tell(&Progress::CatchingUp { bytes });
+                watch.tell(&Progress::CatchingUp { bytes });
                 if bytes <= NEARLY_THERE {
                     return Ok(());
                 }
             }
-            switch::check_progress(source, &mut target.sql)?;
-            pause(is_broken_off)?;
+            switch::check_progress(source, target)?;
+            watch.pause()?;
         }
     }
 
     /// Makes the subscription. Its slot begins when all transactions have ended that are open in the source, so that this
     /// may take long.
-    fn subscribe(&self, source: &mut Sql, target: &mut Sql, is_broken_off: &AtomicBool) -> anyhow::Result<()> {
+    fn subscribe(&self, source: &mut Sql, target: &mut Sql, watch: &Watch<'_>) -> anyhow::Result<()> {
         let address = literal(&self.source_for_target);
         let subscribe =
             format!("create subscription {NAME} connection {address} publication {NAME} with (streaming = on)");
@@ -221,7 +240,7 @@ impl Move {
                      address than this command, give it with --source-for-target",
                 );
             }
-            pause(is_broken_off)?;
+            watch.pause()?;
             switch::drop_slot(source)?;
         }
         target.run("set statement_timeout = 0")
@@ -241,16 +260,4 @@ impl Move {
         }
         dropped
     }
-}
-
-/// Waits a moment.
-///
-/// # Errors
-/// [`BrokenOff`]
-fn pause(is_broken_off: &AtomicBool) -> anyhow::Result<()> {
-    if is_broken_off.load(Ordering::Relaxed) {
-        bail!(BrokenOff);
-    }
-    thread::sleep(PAUSE);
-    Ok(())
 }

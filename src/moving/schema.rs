@@ -1,10 +1,6 @@
 //! The database in the target: created, given the schema of the source, and dropped again if the move is broken off.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    sync::Arc,
-};
+use std::{fs, sync::Arc};
 
 use anyhow::{Context, bail, ensure};
 
@@ -32,6 +28,8 @@ const KNOWS_NEW_SETTING: u32 = 170_000;
 /// The target: a database that is created for the move, so that undoing it is dropping the database.
 pub(super) struct Target {
     pub(super) sql: Sql,
+    /// The version of its server (`server_version_num`).
+    pub(super) version: u32,
 }
 
 impl Target {
@@ -60,7 +58,8 @@ impl Target {
         }
         maintenance.run(&format!("create database {quoted} template template0 encoding {}", literal(encoding)))?;
         maintenance.run(&format!("comment on database {quoted} is {}", literal(UNFINISHED)))?;
-        Ok(Self { sql: Sql::begin(server)? })
+        let version = maintenance.value("show server_version_num")?.parse().context("its version")?;
+        Ok(Self { sql: Sql::begin(server)?, version })
     }
 
     /// The database is complete.
@@ -75,12 +74,7 @@ impl Target {
     ///
     /// # Errors
     /// When it cannot be dumped, or a statement fails: the target may be older than what the schema uses.
-    pub(super) fn copy_schema(
-        &mut self,
-        tools: &Tools,
-        source: &Arc<Server>,
-        target: &Arc<Server>,
-    ) -> anyhow::Result<()> {
+    pub(super) fn copy_schema(&self, tools: &Tools, source: &Arc<Server>, target: &Arc<Server>) -> anyhow::Result<()> {
         let directory = tempfile::tempdir().context("there is no temporary directory for the schema")?;
         let file = directory.path().join("schema.sql");
         let choices = ["--schema-only", "--no-publications", "--no-subscriptions", "--no-tablespaces", "--file"];
@@ -88,18 +82,14 @@ impl Target {
             choices.into_iter().map(str::to_owned).chain([file.to_string_lossy().into_owned()]).collect();
         let dumped = dump::dump(tools, Some(source.clone()), &Options::read(&arguments)?, false, |_| {})?;
         ensure!(dumped.status == 0, "the schema of the source cannot be dumped: {}", dumped.messages);
-        let version: u32 = self.sql.value("show server_version_num")?.parse()?;
-        let mut input: Box<dyn BufRead> = Box::new(BufReader::new(File::open(&file)?));
-        if version < KNOWS_NEW_SETTING {
-            let mut text = Vec::new();
-            input.read_to_end(&mut text)?;
-            if let Some(at) = text.windows(NEW_SETTING.len()).position(|line| line == NEW_SETTING) {
-                text.drain(at..at + NEW_SETTING.len());
-            }
-            input = Box::new(std::io::Cursor::new(text));
+        let mut text = fs::read(&file).context("the dump of the schema cannot be read")?;
+        if self.version < KNOWS_NEW_SETTING
+            && let Some(at) = text.windows(NEW_SETTING.len()).position(|line| line == NEW_SETTING)
+        {
+            text.drain(at..at + NEW_SETTING.len());
         }
         let choices = Choices { in_one_transaction: true, ..Choices::default() };
-        script::run(target, input, "the schema", choices, Arc::new(|_| {}), |_| {})
+        script::run(target, &text[..], "the schema", choices, Arc::new(|_| {}), |_| {})
             .context("the target does not take the schema of the source")?;
         Ok(())
     }

@@ -7,7 +7,7 @@ use tokio_postgres::fallible_iterator::FallibleIterator;
 use crate::dial::{Report, Server, Session};
 
 /// The name that the sessions have in `pg_stat_activity`.
-const APPLICATION: &str = "pglite-port move";
+pub(super) const APPLICATION: &str = "pglite-port move";
 
 /// With these, values have the same text on every server, and nothing ends a session that waits.
 const SETTINGS: &str = "set search_path = pg_catalog; set extra_float_digits = 1; set datestyle = 'ISO, YMD';

@@ -1,7 +1,6 @@
 //! The switch: the writes to the source are stopped, and the target gets the rest.
 
 use std::{
-    sync::atomic::AtomicBool,
     thread,
     time::{Duration, Instant},
 };
@@ -9,31 +8,30 @@ use std::{
 use anyhow::{Context, bail, ensure};
 
 use super::{
-    Changed, Move, NAME, PAUSE, Progress, Tell, checks,
+    Changed, Move, NAME, PAUSE, Progress, Watch, checks,
     compare::Snapshot,
-    pause,
-    sql::{Sql, literal},
+    schema::Target,
+    sql::{APPLICATION, Sql, literal},
 };
-use crate::template::quote_identifier;
+use crate::{dial::Report, protocol::error_response::sqlstate, template::quote_identifier};
 
 /// How long one attempt may wait for the locks: as long as it waits, nobody gets further locks.
 const LOCK_TIMEOUT: &str = "500ms";
 /// How many attempts there are.
 const LOCK_ATTEMPTS: usize = 40;
-/// SQLSTATE of a lock that was not got in time (`ERRCODE_LOCK_NOT_AVAILABLE`).
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// How long a slot may still be in use when its subscription is gone.
 const SLOT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The first version that counts the errors of subscriptions.
+const COUNTS_ERRORS: u32 = 150_000;
 
 /// How long the target may take for what is left when the writes are stopped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sets the sequences of the target to what those of the source are at.
 fn set_sequences(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
-    let sequences =
-        format!("select format('%I.%I', n.nspname, c.relname) from {} and c.relkind = 'S'", checks::OF_USERS);
-    for sequence in source.column(&sequences)? {
+    for sequence in source.column(&checks::names("c.relkind = 'S'"))? {
         let name = literal(&sequence);
         let set = source.value(&format!(
             "select format('select setval(%L, %s, %L)', {name}, last_value, is_called) from {sequence}"
@@ -68,7 +66,7 @@ pub(super) fn lag(source: &mut Sql) -> anyhow::Result<u64> {
 ///
 /// # Errors
 /// When its slot is lost, or its workers fail.
-pub(super) fn check_progress(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
+pub(super) fn check_progress(source: &mut Sql, target: &mut Target) -> anyhow::Result<()> {
     let status = source.column(&format!(
         "select coalesce(wal_status, '') from pg_replication_slots where slot_name = {}",
         literal(NAME)
@@ -78,11 +76,12 @@ pub(super) fn check_progress(source: &mut Sql, target: &mut Sql) -> anyhow::Resu
         "the source has written more WAL than max_slot_wal_keep_size allows before the target had it: start the source \
          with a larger one"
     );
-    if target.value("select current_setting('server_version_num')::int >= 150000")? == "t" {
-        let errors = target.value(
+    if target.version >= COUNTS_ERRORS {
+        let errors = target.sql.value(&format!(
             "select coalesce(sum(apply_error_count + sync_error_count), 0) from pg_stat_subscription_stats
-                where subname = 'pglite_port_move'",
-        )?;
+                where subname = {}",
+            literal(NAME)
+        ))?;
         ensure!(errors == "0", "the subscription of the target fails: the log of the target's server says why");
     }
     Ok(())
@@ -127,27 +126,25 @@ pub(super) fn drop_slot(source: &mut Sql) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the locks are not got, the target does not follow, the schema was changed, or somebody has broken the move off.
-#[expect(clippy::too_many_arguments, reason = "they are what a move has")]
 pub(super) fn switch(
     moving: &Move,
     source: &mut Sql,
-    target: &mut Sql,
+    target: &mut Target,
     tables: &[String],
     definitions: &str,
-    tell: Tell<'_>,
-    is_broken_off: &AtomicBool,
+    watch: &Watch<'_>,
     changed: &mut Changed,
 ) -> anyhow::Result<Snapshot> {
     let mut locks = Sql::begin(&moving.source)?;
-    let begun = lock(&mut locks, tables, is_broken_off)?;
-    tell(&Progress::WritesStopped);
+    let begun = lock(&mut locks, tables, watch)?;
+    watch.tell(&Progress::WritesStopped);
     // A commit of its own, so that there is something behind everything that was written before.
-    let end = source.value("select pg_logical_emit_message(true, 'pglite-port move', '')")?;
+    let end = source.value(&format!("select pg_logical_emit_message(true, {}, '')", literal(APPLICATION)))?;
     let applied = format!("select count(*) from {} where r.replay_lsn > {}", senders(), literal(&end));
     while source.value(&applied)? == "0" {
         ensure!(begun.elapsed() < PATIENCE, "the target has not applied the last changes within {PATIENCE:?}");
         check_progress(source, target)?;
-        pause(is_broken_off)?;
+        watch.pause()?;
     }
     let database = quote_identifier(&source.value("select current_database()")?)?;
     changed.is_read_only = true;
@@ -157,21 +154,23 @@ pub(super) fn switch(
         checks::definitions(source)? == definitions,
         "the schema of the source has been changed since the move began: begin again"
     );
-    set_sequences(&mut locks, target)?;
+    set_sequences(&mut locks, &mut target.sql)?;
     let snapshot = Snapshot::of(locks, &moving.target)?;
     // From here on the target is the database.
-    target.run(&format!("drop subscription {NAME}"))?;
-    tell(&Progress::Switched { stopped: begun.elapsed() });
+    target.sql.run(&format!("drop subscription {NAME}"))?;
+    watch.tell(&Progress::Switched { stopped: begun.elapsed() });
     Ok(snapshot)
 }
 
 /// Ends the other sessions of the source's database, which could write, and waits until they are gone. Their clients may
 /// connect again, and can read.
 fn end_others(source: &mut Sql) -> anyhow::Result<()> {
-    let others = "from pg_stat_activity where datname = current_database() and backend_type = 'client backend'
-        and application_name <> 'pglite-port move' and backend_start < now()";
-    let since = source.value("select now()")?;
-    let others = others.replace("now()", &literal(&since));
+    let others = format!(
+        "from pg_stat_activity where datname = current_database() and backend_type = 'client backend'
+            and application_name <> {} and backend_start < {}",
+        literal(APPLICATION),
+        literal(&source.value("select now()")?)
+    );
     source.run(&format!("select pg_terminate_backend(pid) {others}"))?;
     let begun = Instant::now();
     while source.value(&format!("select count(*) {others}"))? != "0" {
@@ -191,7 +190,7 @@ pub(super) fn allow_writes(source: &mut Sql) -> anyhow::Result<()> {
 }
 
 /// Begins a transaction with locks of all tables, with which nobody else can write; returns since when.
-fn lock(locks: &mut Sql, tables: &[String], is_broken_off: &AtomicBool) -> anyhow::Result<Instant> {
+fn lock(locks: &mut Sql, tables: &[String], watch: &Watch<'_>) -> anyhow::Result<Instant> {
     let list = tables.join(", ");
     for _ in 0..LOCK_ATTEMPTS {
         locks.run(&format!("begin isolation level repeatable read; set local lock_timeout = '{LOCK_TIMEOUT}'"))?;
@@ -204,11 +203,11 @@ fn lock(locks: &mut Sql, tables: &[String], is_broken_off: &AtomicBool) -> anyho
             return Ok(begun);
         };
         locks.run("rollback")?;
-        let report = error.downcast_ref::<crate::dial::Report>();
-        if report.is_none_or(|report| report.code != LOCK_NOT_AVAILABLE) {
+        let report = error.downcast_ref::<Report>();
+        if report.is_none_or(|report| report.code != sqlstate::LOCK_NOT_AVAILABLE) {
             return Err(error).context("the tables of the source cannot be locked");
         }
-        pause(is_broken_off)?;
+        watch.pause()?;
     }
     bail!(
         "the tables of the source cannot be locked, because a transaction that writes to them stays open: \

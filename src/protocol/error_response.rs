@@ -52,6 +52,8 @@ pub mod sqlstate {
     pub const IO_ERROR: &str = "58030";
     /// `admin_shutdown`
     pub const ADMIN_SHUTDOWN: &str = "57P01";
+    /// `lock_not_available`
+    pub const LOCK_NOT_AVAILABLE: &str = "55P03";
     /// `crash_shutdown`
     pub const CRASH_SHUTDOWN: &str = "57P02";
     /// `cannot_connect_now`

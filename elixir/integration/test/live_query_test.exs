@@ -1,9 +1,13 @@
+Code.require_file("../../test/support/operating_system.ex", __DIR__)
+
 defmodule Integration.LiveQueryTest do
   @moduledoc "The code of the guide \"A live query\", in the application of \"An application's own database\"."
   # It starts an application, and each test another one.
   use ExUnit.Case, async: false
 
   import Integration.Guide, only: [files: 1]
+
+  alias PgliteEx.OperatingSystem
 
   @moduletag mode: :shared
   @moduletag :tmp_dir
@@ -19,7 +23,10 @@ defmodule Integration.LiveQueryTest do
   setup_all do
     # `test_helper.exs` has compiled the decoder, which other tests use at the same time.
     modules = for {"lib/" <> name, code} <- @files, name != "my_app/changes/message.ex", do: code
-    migrations = for {"priv/repo/migrations/" <> name, code} <- @files, into: %{}, do: {name, code}
+
+    migrations =
+      for {"priv/repo/migrations/" <> name, code} <- @files, into: %{}, do: {name, code}
+
     "live_query.md" |> Integration.Guide.load_application!(migrations, modules) |> on_exit()
   end
 
@@ -44,11 +51,7 @@ defmodule Integration.LiveQueryTest do
   end
 
   defp kill_program do
-    wasm_port = PgliteEx.Server.child(MyApp.Postgres, PgliteEx.WasmPort)
-    {:ok, %{"pid" => os_pid}} = PgliteEx.WasmPort.hello(wasm_port)
-    monitor = Process.monitor(wasm_port)
-    {_output, 0} = System.cmd("kill", ["-KILL", os_pid])
-    assert_receive {:DOWN, ^monitor, :process, ^wasm_port, _reason}, 10_000
+    OperatingSystem.kill_program!(MyApp.Postgres)
     :ok = PgliteEx.await_ready(MyApp.Postgres, 60_000)
   end
 

@@ -1,7 +1,11 @@
+Code.require_file("../../test/support/operating_system.ex", __DIR__)
+
 defmodule Integration.OwnDatabaseTest do
   @moduledoc "The code of the guide \"An application's own database\", as it stands there."
   # It starts an application.
   use ExUnit.Case, async: false
+
+  alias PgliteEx.OperatingSystem
 
   @moduletag mode: :shared
   @moduletag :tmp_dir
@@ -32,11 +36,7 @@ defmodule Integration.OwnDatabaseTest do
   end
 
   defp kill_program do
-    wasm_port = PgliteEx.Server.child(MyApp.Postgres, PgliteEx.WasmPort)
-    {:ok, %{"pid" => os_pid}} = PgliteEx.WasmPort.hello(wasm_port)
-    monitor = Process.monitor(wasm_port)
-    {_output, 0} = System.cmd("kill", ["-KILL", os_pid])
-    assert_receive {:DOWN, ^monitor, :process, ^wasm_port, _reason}, 10_000
+    OperatingSystem.kill_program!(MyApp.Postgres)
     :ok = PgliteEx.await_ready(MyApp.Postgres, 60_000)
   end
 

@@ -40,22 +40,25 @@ const RESTARTS_SEQUENCES: u8 = 2;
 type Result = wasmtime::Result<()>;
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> Result {
-    linker.func_wrap(
-        "env",
-        "logicalrep_write_insert",
-        |mut caller: Caller<'_, Guest>,
-         out: u32,
-         xid: u32,
-         relation: u32,
-         new: u32,
-         is_binary: u32,
-         set: u32,
-         generated: u32|
-         -> Result {
-            let published = Published { set, generated };
-            Change::new(&mut caller, out, kind::INSERT, xid, relation, is_binary, published)?.write(0, new)
-        },
-    )?;
+    for (name, kind) in [("logicalrep_write_insert", kind::INSERT), ("logicalrep_write_delete", kind::DELETE)] {
+        linker.func_wrap(
+            "env",
+            name,
+            move |mut caller: Caller<'_, Guest>,
+                  out: u32,
+                  xid: u32,
+                  relation: u32,
+                  row: u32,
+                  is_binary: u32,
+                  set: u32,
+                  generated: u32|
+                  -> Result {
+                let (old, new) = if kind == kind::INSERT { (0, row) } else { (row, 0) };
+                let published = Published { set, generated };
+                Change::new(&mut caller, out, kind, xid, relation, is_binary, published)?.write(old, new)
+            },
+        )?;
+    }
     linker.func_wrap(
         "env",
         "logicalrep_write_update",
@@ -71,22 +74,6 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> Result {
          -> Result {
             let published = Published { set, generated };
             Change::new(&mut caller, out, kind::UPDATE, xid, relation, is_binary, published)?.write(old, new)
-        },
-    )?;
-    linker.func_wrap(
-        "env",
-        "logicalrep_write_delete",
-        |mut caller: Caller<'_, Guest>,
-         out: u32,
-         xid: u32,
-         relation: u32,
-         old: u32,
-         is_binary: u32,
-         set: u32,
-         generated: u32|
-         -> Result {
-            let published = Published { set, generated };
-            Change::new(&mut caller, out, kind::DELETE, xid, relation, is_binary, published)?.write(old, 0)
         },
     )?;
     linker.func_wrap(

@@ -86,20 +86,17 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> Result {
             message.finish()
         },
     )?;
-    linker.func_wrap(
-        "env",
-        "logicalrep_write_commit",
-        |mut caller: Caller<'_, Guest>, out: u32, txn: u32, lsn: Lsn| -> Result {
-            commit(&mut caller, kind::COMMIT, out, txn, lsn)
-        },
-    )?;
-    linker.func_wrap(
-        "env",
-        "logicalrep_write_stream_commit",
-        |mut caller: Caller<'_, Guest>, out: u32, txn: u32, lsn: Lsn| -> Result {
-            commit(&mut caller, kind::STREAM_COMMIT, out, txn, lsn)
-        },
-    )?;
+    for (name, kind) in
+        [("logicalrep_write_commit", kind::COMMIT), ("logicalrep_write_stream_commit", kind::STREAM_COMMIT)]
+    {
+        linker.func_wrap(
+            "env",
+            name,
+            move |mut caller: Caller<'_, Guest>, out: u32, txn: u32, lsn: Lsn| -> Result {
+                commit(&mut caller, kind, out, txn, lsn)
+            },
+        )?;
+    }
     add_prepared(linker)?;
     linker.func_wrap(
         "env",
@@ -165,14 +162,7 @@ fn add_prepared(linker: &mut Linker<Guest>) -> Result {
         "env",
         "logicalrep_write_begin_prepare",
         |mut caller: Caller<'_, Guest>, out: u32, txn: u32| -> Result {
-            let txn = Transaction::read(&mut caller, txn)?;
-            let mut message = Message::new(&mut caller, out, kind::BEGIN_PREPARE, 0)?;
-            message.u64(txn.final_lsn);
-            message.u64(txn.end_lsn);
-            message.u64(txn.time);
-            message.u32(txn.id);
-            message.string(txn.global_id)?;
-            message.finish()
+            prepared(&mut caller, kind::BEGIN_PREPARE, out, txn, |txn| [txn.final_lsn, txn.end_lsn, txn.time])
         },
     )?;
     for (name, kind) in [
@@ -184,15 +174,7 @@ fn add_prepared(linker: &mut Linker<Guest>) -> Result {
             "env",
             name,
             move |mut caller: Caller<'_, Guest>, out: u32, txn: u32, lsn: Lsn| -> Result {
-                let txn = Transaction::read(&mut caller, txn)?;
-                let mut message = Message::new(&mut caller, out, kind, 0)?;
-                message.byte(NO_FLAGS);
-                message.u64(lsn);
-                message.u64(txn.end_lsn);
-                message.u64(txn.time);
-                message.u32(txn.id);
-                message.string(txn.global_id)?;
-                message.finish()
+                prepared(&mut caller, kind, out, txn, |txn| [lsn, txn.end_lsn, txn.time])
             },
         )?;
     }
@@ -200,19 +182,32 @@ fn add_prepared(linker: &mut Linker<Guest>) -> Result {
         "env",
         "logicalrep_write_rollback_prepared",
         |mut caller: Caller<'_, Guest>, out: u32, txn: u32, prepared_lsn: Lsn, prepared_at: u64| -> Result {
-            let txn = Transaction::read(&mut caller, txn)?;
-            let mut message = Message::new(&mut caller, out, kind::ROLLBACK_PREPARED, 0)?;
-            message.byte(NO_FLAGS);
-            message.u64(prepared_lsn);
-            message.u64(txn.end_lsn);
-            message.u64(prepared_at);
-            message.u64(txn.time);
-            message.u32(txn.id);
-            message.string(txn.global_id)?;
-            message.finish()
+            prepared(&mut caller, kind::ROLLBACK_PREPARED, out, txn, |txn| {
+                [prepared_lsn, txn.end_lsn, prepared_at, txn.time]
+            })
         },
     )?;
     Ok(())
+}
+
+/// A message about a prepared transaction, with these positions and times of it. All but the one that begins it have
+/// flags.
+fn prepared<const N: usize>(
+    caller: &mut Caller<'_, Guest>,
+    kind: u8,
+    out: u32,
+    txn: u32,
+    numbers: impl FnOnce(&Transaction) -> [u64; N],
+) -> Result {
+    let txn = Transaction::read(caller, txn)?;
+    let mut message = Message::new(caller, out, kind, 0)?;
+    if kind != kind::BEGIN_PREPARE {
+        message.byte(NO_FLAGS);
+    }
+    numbers(&txn).into_iter().for_each(|number| message.u64(number));
+    message.u32(txn.id);
+    message.string(txn.global_id)?;
+    message.finish()
 }
 
 /// The commit of a transaction that is sent at its end, or of one that was sent while it ran.
