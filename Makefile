@@ -16,7 +16,7 @@ TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
 SOAK_SECONDS ?= 3600
 
 CARGO ?= cargo
-BENCHES := $(filter-out report,$(patsubst benches/%.rs,%,$(wildcard benches/*.rs)))
+BENCHES := $(filter-out calls report,$(patsubst benches/%.rs,%,$(wildcard benches/*.rs)))
 RELEASE := target/release/pglite-port
 # npm writes this file last.
 PGLITE := pglite/node_modules/.package-lock.json
@@ -83,6 +83,7 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --features loom --lib --tests -- -D warnings
+	$(CARGO) clippy --locked --features record-calls --lib --bench calls -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	.ci/require mix=elixir
 	cd elixir && mix format --check-formatted
@@ -154,6 +155,10 @@ bench: build ## the figures of README.md, as one table (needs a quiet machine an
 	.ci/split-debug-info $(RELEASE)
 	.ci/require mix=elixir
 	cd elixir && PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(PGLITE_DIST)" MIX_ENV=test mix run bench/socket_server.exs
+
+.PHONY: calls
+calls: toolchain $(PGLITE) ## count the calls of PGlite's functions, and write those worth a copy to src/instrument/calls.txt (a minute)
+	$(CARGO) bench --locked --profile dev --features record-calls --bench calls
 
 .PHONY: hex
 hex: ## the package for Hex, with the checksums of the archives that are in target/dist

@@ -157,8 +157,9 @@ fn hold_parts(artefact: &Artefact, cache: &Cache, name: &str) -> anyhow::Result<
 
 fn write_parts(artefact: &Artefact, cache: &Cache, lock: &Lock) -> anyhow::Result<()> {
     let instrumented = instrument::instrument(&artefact.read(PGLITE_WASM)?)?;
+    let code = instrument::inline_calls(&instrumented.code, PGLITE_WASM.sha256)?;
     cache.publish_directory(lock, |directory| {
-        fs::write(directory.join("code.wasm"), &instrumented.code)?;
+        fs::write(directory.join("code.wasm"), &code)?;
         let image = Image::write(&directory.join("image"), &instrumented.memory)?;
         let parts = Parts { facts: instrumented.facts, image };
         Ok(fs::write(directory.join("parts"), postcard::to_allocvec(&parts)?)?)

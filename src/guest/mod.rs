@@ -7,6 +7,8 @@
 mod authentication;
 pub(crate) mod call;
 mod callbacks;
+#[cfg(feature = "record-calls")]
+pub mod calls;
 mod channel_binding;
 pub(crate) mod checkpoint;
 mod commands;
@@ -237,6 +239,8 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     // The guest's own `fd_*` functions, which share its descriptor table, replace those of wasmtime-wasi, as do its
     // clocks and random bytes.
     linker.allow_shadowing(true);
+    #[cfg(feature = "record-calls")]
+    calls::add_to_linker(&mut linker)?;
     wasi::add_to_linker(&mut linker)?;
     entropy::add_to_linker(&mut linker)?;
     time::add_to_linker(&mut linker)?;

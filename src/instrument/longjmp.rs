@@ -223,7 +223,8 @@ impl Plan {
             .instruction(&Instruction::I32Const(0))
             .instruction(&Instruction::Call(self.set_threw));
         for result in ty.results() {
-            body.instruction(&zero(*result)?);
+            let missing = || unsupported(format!("an invoke_* function returns {result}, which has no zero value"));
+            body.instruction(&zero(*result).ok_or_else(missing)?);
         }
         body.instruction(&Instruction::End);
         Ok(body)
@@ -236,17 +237,18 @@ impl Plan {
     }
 }
 
-fn zero(ty: wasmparser::ValType) -> Result<Instruction<'static>, reencode::Error<InstrumentError>> {
-    Ok(match ty {
+/// The constant 0 of a type of numbers.
+pub(super) fn zero(ty: wasmparser::ValType) -> Option<Instruction<'static>> {
+    Some(match ty {
         wasmparser::ValType::I32 => Instruction::I32Const(0),
         wasmparser::ValType::I64 => Instruction::I64Const(0),
         wasmparser::ValType::F32 => Instruction::F32Const(0.0.into()),
         wasmparser::ValType::F64 => Instruction::F64Const(0.0.into()),
-        other => return Err(unsupported(format!("an invoke_* function returns {other}, which has no zero value"))),
+        _ => return None,
     })
 }
 
-fn unsupported(problem: String) -> reencode::Error<InstrumentError> {
+pub(super) fn unsupported(problem: String) -> reencode::Error<InstrumentError> {
     reencode::Error::UserError(InstrumentError::Unsupported(problem))
 }
 

@@ -23,8 +23,8 @@
 //! functions), `bodies`, `builtins`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the
 //! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
 //! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `own_imports` (what a side module
-//! imports from itself), `longjmp` and `invoke` (exceptions
-//! instead of host calls), `type_infos` (of C++), `facts` (the resulting facts).
+//! imports from itself), `longjmp` and `invoke` (exceptions instead of host calls), `inlining` (copies of small functions)
+//! and `recording` (counts calls), `type_infos` (of C++), `facts` (the resulting facts).
 
 mod bodies;
 mod builtins;
@@ -34,6 +34,7 @@ mod evidence;
 mod facts;
 mod hooks;
 mod initial_memory;
+mod inlining;
 mod invoke;
 mod longjmp;
 mod module;
@@ -42,6 +43,7 @@ mod own_imports;
 mod processes;
 mod publishing;
 mod real_time;
+mod recording;
 mod rewrite;
 mod safepoints;
 mod semaphores;
@@ -58,6 +60,7 @@ use wasmparser::{BinaryReaderError, Dylink0Subsection, ExternalKind, KnownCustom
 
 use changes::Surroundings;
 use evidence::Found;
+use inlining::Calls;
 use module::Module;
 use outline::Outline;
 use rewrite::Rewrite;
@@ -69,6 +72,7 @@ pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::invoke_module;
 pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
 pub use publishing::Callbacks;
+pub use recording::CALLED;
 pub use safepoints::SAFEPOINT_PAGE;
 use safepoints::Safepoints;
 pub use start::Preload;
@@ -189,7 +193,21 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
     let finding =
         |(target, index): (&Target, u32)| Finding { name: target.name, index, evidence: target.expectation() };
     let findings = found.all().map(finding).collect();
-    Ok(Instrumented { code: longjmp::lower_longjmp(&rewrite.apply(&module)?)?, memory, facts, findings })
+    let code = longjmp::lower_longjmp(&rewrite.apply(&module)?)?;
+    Ok(Instrumented { code, memory, facts, findings })
+}
+
+/// The [`code`](Instrumented::code) of the file with this SHA-256 with copies of its smallest functions in place of calls
+/// that are made often. A program that counts calls gets code that does so instead.
+///
+/// # Errors
+/// If `code` is not a module.
+pub fn inline_calls(code: &[u8], sha256: &str) -> Result<Vec<u8>, InstrumentError> {
+    if cfg!(feature = "record-calls") {
+        // What is copied is not called any more.
+        return recording::record(code);
+    }
+    inlining::inline(code, &Calls::counted(sha256))
 }
 
 /// The part of `InitPostgres` that becomes [`AUTHENTICATION`].

@@ -105,7 +105,7 @@ pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
         let is_test = path.file_stem().is_some_and(|name| name == "tests");
         if path.is_dir() && !is_test {
             files.extend(self::files(&path)?);
-        } else if !is_test && path.extension().is_some_and(|extension| extension == "rs") {
+        } else if !is_test && path.extension().is_some_and(|extension| extension == "rs" || extension == "txt") {
             files.push(path);
         }
     }
