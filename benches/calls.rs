@@ -1,5 +1,5 @@
-//! Counts the calls between PGlite's functions while a server does what applications do, and writes those that are worth
-//! a copy of what they call to `src/instrument/calls.txt` (see `src/instrument/inlining.rs`).
+//! Counts the calls between PGlite's functions while a server does what applications do, and writes those that are
+//! worth a copy of what they call to `src/instrument/calls.txt` (see `src/instrument/inlining.rs`).
 //!
 //! Every part of the work counts alike, however many calls it makes.
 
@@ -28,8 +28,8 @@ use postgres::{Client, Config, Error, NoTls};
 /// What is written, from the root of the package.
 const FILE: &str = "src/instrument/calls.txt";
 
-/// How many of a million calls in a part of the work a call has to be to be worth a copy. With a tenth of that, the code is
-/// a tenth larger and no faster.
+/// How many of a million calls in a part of the work a call has to be to be worth a copy. With a tenth of that, the
+/// code is a tenth larger and no faster.
 const LEAST_SHARE: u64 = 10;
 
 /// The size of the largest function that is copied, in bytes of wasm.

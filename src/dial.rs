@@ -3,10 +3,11 @@
 //! * `mod`: the server, and a stream of bytes to a new session of it
 //! * `address`: where it is, by a URL, options and the environment
 //! * `cancel`: cancels what a session runs
-//! * `encryption`: what asks for an encrypted connection
+//! * `encryption`: whether and how connections are encrypted, by the address and the environment
 //! * `password`: the password, if none was given
 //! * `ready`: whether a server takes clients
 //! * `session`: a session by the simple protocol
+//! * `tls`: encrypts a connection
 
 mod address;
 mod cancel;
@@ -14,6 +15,7 @@ mod encryption;
 mod password;
 mod ready;
 mod session;
+mod tls;
 
 use std::{
     io::{self, Write},
@@ -45,6 +47,7 @@ use crate::{
 
 pub use address::{Address, AskForPassword};
 pub use cancel::Cancel;
+use encryption::Encryption;
 pub use password::show_typing;
 pub use ready::Readiness;
 pub(crate) use session::{Report, Session};
@@ -58,6 +61,7 @@ const PORT: u16 = 5432;
 /// A server, and as whom to connect to which of its databases.
 pub struct Server {
     config: Config,
+    encryption: Encryption,
     way: Way,
 }
 
@@ -83,6 +87,7 @@ pub(crate) struct Line {
 #[derive(Debug)]
 enum Stream {
     Tcp(TcpStream),
+    /// To a server's socket, or to the thread that encrypts.
     Unix(UnixStream),
 }
 
@@ -90,9 +95,10 @@ impl Server {
     /// The server at that address. If it asks for a password and there is none, the user is asked on the terminal.
     ///
     /// # Errors
-    /// When the address is not one of a server, nobody serves there, or it needs encryption.
+    /// When the address is not one of a server, or nobody serves there.
     pub fn at(address: &Address) -> anyhow::Result<Self> {
-        let mut server = Self { config: address.resolve()?, way: Way::Network };
+        let (config, encryption) = address.resolve()?;
+        let mut server = Self { config, encryption, way: Way::Network };
         server.config.ssl_mode(SslMode::Disable);
         server.find_password(address.ask)?;
         Ok(server)
@@ -103,7 +109,7 @@ impl Server {
         let mut config = Config::new();
         config.user("postgres").dbname("postgres");
         let open = move || open_session(&connections, cluster.clone(), log.clone());
-        Self { config, way: Way::Own(Arc::new(open)) }
+        Self { config, encryption: Encryption::default(), way: Way::Own(Arc::new(open)) }
     }
 
     /// The same with another database and user.
@@ -125,7 +131,8 @@ impl Server {
 
     /// Another database of the same server.
     pub(crate) fn in_database(&self, database: &str) -> Self {
-        Self { config: self.config.clone(), way: self.way.clone() }.with(Some(database), None)
+        let (config, encryption, way) = (self.config.clone(), self.encryption.clone(), self.way.clone());
+        Self { config, encryption, way }.with(Some(database), None)
     }
 
     /// As whom to connect to which database, and with which options.
@@ -194,9 +201,10 @@ impl Server {
                         _ => continue,
                     };
                     let target = address.map_or_else(|| host.clone(), ToString::to_string);
-                    self.dial_tcp(&target, port).map(|stream| {
-                        let address = stream.peer_addr().ok();
-                        Line { stream: Stream::Tcp(stream), host, address, port }
+                    self.dial_tcp(&target, port).and_then(|stream| {
+                        let (address, patience) = (stream.peer_addr().ok(), self.config.get_connect_timeout().copied());
+                        let stream = tls::encrypt(stream, &host, &self.encryption, patience)?;
+                        Ok(Line { stream, host, address, port })
                     })
                 }
             };

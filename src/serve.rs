@@ -21,14 +21,14 @@ use crate::{
 };
 
 mod accept;
-mod encryption;
+pub(crate) mod encryption;
 mod end_point;
 mod hangups;
 mod inherited;
 mod listener;
 pub(crate) mod socket;
 mod tcp_table;
-mod tls;
+pub(crate) mod tls;
 
 use hangups::Hangups;
 pub use listener::Listener;

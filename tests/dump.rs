@@ -309,8 +309,8 @@ fn what_cannot_work_is_refused() {
     assert!(Program::fail(&["dump", nobody, "-j", "2"]).contains("--jobs=2"));
     assert!(Program::fail(&["dump", nobody, "-Fd"]).contains("--file DIRECTORY"));
     assert!(Program::fail(&["dump", nobody]).contains("no server answers at 127.0.0.1:1"));
-    let encrypted = format!("{nobody}?sslmode=require");
-    assert!(Program::fail(&["dump", &encrypted]).contains("sslmode=disable"));
+    let bound = format!("{nobody}?channel_binding=require");
+    assert!(Program::fail(&["dump", &bound]).contains("use channel_binding=disable"));
     fs::create_dir(place.path("full")).unwrap();
     fs::write(place.path("full/file"), "").unwrap();
     let server = Server::shared();

@@ -176,9 +176,13 @@ fn unprivileged(program: &str) -> Command {
     command
 }
 
-fn give_away(directory: &Path) {
+/// Gives a file or a directory to the user that servers run as.
+///
+/// # Panics
+/// When it is not there.
+pub fn give_away(path: &Path) {
     if let Some((user, group)) = substitute() {
-        std::os::unix::fs::chown(directory, Some(user), Some(group)).expect("root may");
+        std::os::unix::fs::chown(path, Some(user), Some(group)).expect("root may");
     }
 }
 

@@ -8,7 +8,10 @@ use tokio_postgres::{
     config::{ChannelBinding, SslMode},
 };
 
-use super::{encryption, password};
+use super::{
+    encryption::{self, Encryption},
+    password,
+};
 
 /// When the user is asked for a password.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,8 +26,8 @@ pub enum AskForPassword {
 }
 
 /// The parts of an address that were given. What is missing comes from the environment (`PGHOST`, `PGHOSTADDR`,
-/// `PGPORT`, `PGUSER`, `PGDATABASE`, `PGPASSWORD`, `PGOPTIONS`, `PGCONNECT_TIMEOUT`). `PGSSLMODE`, `PGGSSENCMODE` and
-/// `PGCHANNELBINDING` may not ask for encryption.
+/// `PGPORT`, `PGUSER`, `PGDATABASE`, `PGPASSWORD`, `PGOPTIONS`, `PGCONNECT_TIMEOUT`, `PGSSLMODE`, `PGSSLROOTCERT`,
+/// `PGSSLCERT`, `PGSSLKEY`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address {
     /// A URL (`postgres://…`), a connection string (`host=… dbname=…`), or the name of a database. What it says
@@ -62,25 +65,25 @@ impl Address {
         given.starts_with("postgres://") || given.starts_with("postgresql://") || given.contains('=')
     }
 
-    /// The address in the driver's form.
+    /// The address in the driver's form, and how connections are encrypted.
     ///
     /// # Errors
     /// When a part of it cannot be understood.
-    pub(super) fn resolve(&self) -> anyhow::Result<Config> {
+    pub(super) fn resolve(&self) -> anyhow::Result<(Config, Encryption)> {
         self.resolve_with(|name| env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    fn resolve_with(&self, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Config> {
+    fn resolve_with(&self, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<(Config, Encryption)> {
         let given = self.database.as_deref().unwrap_or_default();
         let address = if self.is_connection_string() { given } else { "" };
-        let address = encryption::take(address, &variable)?;
+        let (address, encryption) = encryption::take(address, &variable)?;
         let mut config = Config::new();
         if self.is_connection_string() {
             config = Config::from_str(&address).context("the address of the server cannot be understood")?;
             let may_be_plain =
                 config.get_ssl_mode() != SslMode::Require && config.get_channel_binding() != ChannelBinding::Require;
             // The driver also understands names of parameters that are written with percent signs.
-            ensure!(may_be_plain, "the address asks for an encrypted connection, which this command cannot make");
+            ensure!(may_be_plain, "the address asks for encryption in a name with percent signs: write sslmode");
         } else if !given.is_empty() {
             config.dbname(given);
         }
@@ -131,7 +134,7 @@ impl Address {
         {
             config.password(password);
         }
-        Ok(config)
+        Ok((config, encryption))
     }
 }
 
@@ -142,8 +145,9 @@ mod tests {
     use super::*;
 
     fn resolve(address: &Address, variables: &[(&str, &str)]) -> anyhow::Result<Config> {
-        address
-            .resolve_with(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+        let variable =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        address.resolve_with(variable).map(|(config, _)| config)
     }
 
     fn of(database: &str) -> Address {
@@ -209,9 +213,9 @@ mod tests {
         let message =
             |address: &Address, variables: &[(&str, &str)]| format!("{:#}", resolve(address, variables).unwrap_err());
         assert!(message(&of("postgres://h:x/d"), &[]).contains("address of the server"));
-        assert!(message(&of("postgres://h/d?sslmode=verify-full"), &[]).contains("sslmode=disable"));
-        assert!(message(&of("postgres://h/d?ssl%6Dode=require"), &[]).contains("encrypted connection"));
-        assert!(message(&of("password=postgres://x? sslmode=require"), &[]).contains("sslmode=disable"));
+        assert!(message(&of("postgres://h/d?sslmode=always"), &[]).contains("sslmode=always"));
+        assert!(message(&of("postgres://h/d?s%73lmode=require"), &[]).contains("percent signs"));
+        assert!(message(&of("password=postgres://x? sslmode=always"), &[]).contains("sslmode=always"));
         assert!(message(&Address::default(), &[("PGPORT", "high")]).contains("\"high\""));
         assert!(message(&Address::default(), &[("PGSERVICE", "shop")]).contains("PGSERVICE=shop"));
         assert!(message(&Address::default(), &[("PGHOSTADDR", "shop")]).contains("\"shop\" is no IP address"));

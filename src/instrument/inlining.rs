@@ -1,11 +1,11 @@
 //! Copies the bodies of small functions to the places that call them most.
 //!
 //! PGlite is linked without optimising across files, so that PostgreSQL's smallest functions (`palloc`, `lappend`,
-//! `LockBuffer`) are called at every use, and Cranelift, which compiles one function at a time, keeps it that way. Such a
-//! call costs more than what it calls: the check of the stack's limit, registers saved and restored, values spilled.
+//! `LockBuffer`) are called at every use, and Cranelift, which compiles one function at a time, keeps it that way. Such
+//! a call costs more than what it calls: the check of the stack's limit, registers saved and restored, values spilled.
 //!
-//! Which calls are worth it has been counted ([`Calls`]): a few thousand of PGlite's 160,000 calls are nearly all that a
-//! server makes. To copy every small function everywhere makes the code half as large again and is no faster.
+//! Which calls are worth it has been counted ([`Calls`]): a few thousand of PGlite's 160,000 calls are nearly all that
+//! a server makes. To copy every small function everywhere makes the code half as large again and is no faster.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::ParseIntError;
@@ -93,9 +93,9 @@ fn callees<'a>(module: &Module<'a>, calls: &Calls) -> Result<BTreeMap<u32, Calle
     Ok(callees)
 }
 
-/// The function with this index, unless it cannot be copied: the safepoints of its loops could become the same as those
-/// of its caller (see `safepoints`), and neither exceptions that it catches nor calls in place of its return are worth a
-/// rule of their own.
+/// The function with this index, unless it cannot be copied: the safepoints of its loops could become the same as
+/// those of its caller (see `safepoints`), and neither exceptions that it catches nor calls in place of its return are
+/// worth a rule of their own.
 fn callee<'a>(module: &Module<'a>, index: u32) -> Result<Option<Callee<'a>>, InstrumentError> {
     let (Some(ty), Some(body)) = (module.function_type(index), module.body(index)) else { return Ok(None) };
     let body_operators = module.operators(index)?;
@@ -290,7 +290,8 @@ mod tests {
     use super::*;
     use crate::engine::artefact::PGLITE_WASM;
 
-    /// A module with functions of one `i32` that return one, each with one local besides; the first is exported as `run`.
+    /// A module with functions of one `i32` that return one, each with one local besides; the first is exported as
+    /// `run`.
     fn module(functions: &[&[Instruction<'static>]]) -> Vec<u8> {
         let mut types = TypeSection::new();
         types.ty().function([ValType::I32], [ValType::I32]);
@@ -338,8 +339,8 @@ mod tests {
         module.defined_functions().map(calls).collect()
     }
 
-    /// `run` adds what function 1 returns for its argument and the numbers below it. Function 1 returns early from a block
-    /// for one number, counts in a local that has to be 0 at first, and calls function 2, which doubles.
+    /// `run` adds what function 1 returns for its argument and the numbers below it. Function 1 returns early from a
+    /// block for one number, counts in a local that has to be 0 at first, and calls function 2, which doubles.
     fn sum() -> Vec<u8> {
         use Instruction::{
             Block, Br, BrIf, Call, Else, I32Add, I32Const, I32Eq, I32Mul, I32Sub, If, LocalGet, LocalSet, LocalTee,

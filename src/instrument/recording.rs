@@ -1,4 +1,5 @@
-//! Has PGlite's functions tell the host what they call, so that it can count their calls for [`inlining`](super::inlining).
+//! Has PGlite's functions tell the host what they call, so that it can count their calls for
+//! [`inlining`](super::inlining).
 
 use wasm_encoder::reencode::{self, Reencode};
 use wasm_encoder::{CodeSection, EntityType, ImportSection, Instruction, TypeSection, ValType};

@@ -1,4 +1,4 @@
-//! One encrypted connection over a non-blocking socket.
+//! One encrypted connection over a non-blocking socket, of a client's or of the program's own.
 
 use std::{
     fs::File,
@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use rustls::ServerConnection;
+use rustls::{ClientConnection, Connection};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::tls::{PROTOCOL, Tls};
@@ -15,16 +15,16 @@ use crate::client::ClientCertificate;
 /// How much of what a session writes is encrypted before the socket takes it, in bytes: one record of TLS.
 const RECORD: usize = 16 << 10;
 
-/// The server's end of an encrypted connection.
-pub(super) struct Encryption {
-    connection: ServerConnection,
-    /// That of the server's certificate.
+/// An end of an encrypted connection.
+pub(crate) struct Encryption {
+    connection: Connection,
+    /// That of the server's certificate, at the server's end.
     certificate_digest: Option<Arc<str>>,
     /// Whether the client has begun with TLS at once, for which it has to name the protocol.
     is_direct: bool,
     /// Decrypted bytes that have not been read.
     readable: usize,
-    /// Whether nothing more can come, because the client has closed its side or has broken the protocol.
+    /// Whether nothing more can come, because the other end has closed its side or has broken the protocol.
     is_ended: bool,
 }
 
@@ -35,14 +35,23 @@ impl Encryption {
     /// When the system has no random bytes.
     pub(super) fn begin(tls: &Tls, is_direct: bool) -> io::Result<Self> {
         let (connection, certificate_digest) = tls.begin().map_err(io::Error::other)?;
-        Ok(Self { connection, certificate_digest, is_direct, readable: 0, is_ended: false })
+        Ok(Self { connection: connection.into(), certificate_digest, is_direct, readable: 0, is_ended: false })
+    }
+
+    /// The client's end of a connection after its handshake.
+    pub(crate) fn of_client(connection: ClientConnection) -> Self {
+        let connection = connection.into();
+        let mut this = Self { connection, certificate_digest: None, is_direct: false, readable: 0, is_ended: false };
+        // What has come with the end of the handshake.
+        this.process();
+        this
     }
 
     /// Reads decrypted bytes; 0 if no more can come.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`]
-    pub(super) fn read(&mut self, socket: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, socket: &File, buffer: &mut [u8]) -> io::Result<usize> {
         self.receive(socket);
         if self.readable > 0 && !buffer.is_empty() {
             let read = self.connection.reader().read(buffer)?;
@@ -61,7 +70,7 @@ impl Encryption {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
-                    tracing::debug!(%error, "reading from the client failed: it is gone");
+                    tracing::debug!(%error, "reading from the other end failed: it is gone");
                     self.is_ended = true;
                 }
             }
@@ -83,7 +92,7 @@ impl Encryption {
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, "TLS with the client has failed");
+                tracing::debug!(%error, "TLS with the other end has failed");
                 (self.readable, self.is_ended) = (0, true);
             }
         }
@@ -92,12 +101,12 @@ impl Encryption {
     /// Encrypts some of `bytes`, if the socket has taken what was encrypted before; returns how many.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`]; others when the client is gone.
-    pub(super) fn write(&mut self, socket: &File, bytes: &[u8]) -> io::Result<usize> {
+    /// [`io::ErrorKind::WouldBlock`]; others when the other end is gone.
+    pub(crate) fn write(&mut self, socket: &File, bytes: &[u8]) -> io::Result<usize> {
         self.flush(socket)?;
         let written = self.connection.writer().write(&bytes[..bytes.len().min(RECORD)])?;
         if written == 0 && !bytes.is_empty() {
-            // Much was written before the end of the handshake, and the client does not go on with it.
+            // Much was written before the end of the handshake, and the other end does not go on with it.
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         match self.flush(socket) {
@@ -110,7 +119,7 @@ impl Encryption {
     ///
     /// # Errors
     /// As [`Self::write`].
-    pub(super) fn flush(&mut self, socket: &File) -> io::Result<()> {
+    pub(crate) fn flush(&mut self, socket: &File) -> io::Result<()> {
         while self.connection.wants_write() {
             match self.connection.write_tls(&mut &*socket) {
                 Ok(0) => return Err(io::ErrorKind::BrokenPipe.into()),
@@ -138,8 +147,13 @@ impl Encryption {
         self.certificate_digest.clone()
     }
 
-    /// Tells the client that nothing more is sent.
-    pub(super) fn close(&mut self) {
+    /// Whether there is something encrypted that the socket has not taken.
+    pub(crate) fn wants_write(&self) -> bool {
+        self.connection.wants_write()
+    }
+
+    /// Tells the other end that nothing more is sent.
+    pub(crate) fn close(&mut self) {
         self.connection.send_close_notify();
     }
 }

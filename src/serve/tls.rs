@@ -22,7 +22,7 @@ use super::end_point;
 
 /// The protocol that a client names when it begins with TLS at once (`PG_ALPN_PROTOCOL` in
 /// `src/include/libpq/pqcomm.h`).
-pub(super) const PROTOCOL: &[u8] = b"postgresql";
+pub(crate) const PROTOCOL: &[u8] = b"postgresql";
 
 /// The files, and what is asked of clients.
 #[derive(Clone, Debug)]
@@ -142,7 +142,11 @@ fn identity(files: &TlsFiles) -> anyhow::Result<Identity> {
     Ok(Identity { config: Arc::new(config), certificate_digest })
 }
 
-fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+/// The certificates in a file (PEM).
+///
+/// # Errors
+/// When there is none, or it cannot be read.
+pub(crate) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
     let certificates = read().with_context(|| format!("{} cannot be read as certificates", path.display()))?;
     ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
@@ -151,7 +155,10 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 
 /// Refuses a private key that others can read, as `PostgreSQL` does (`check_ssl_key_file_permissions` in
 /// `src/backend/libpq/be-secure-common.c`): a group may, if the file is root's.
-fn check_permissions(key: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When they can, or the file is not there.
+pub(crate) fn check_permissions(key: &Path) -> anyhow::Result<()> {
     let metadata = fs::metadata(key).with_context(|| format!("{} cannot be read", key.display()))?;
     let allowed = if metadata.uid() == 0 { 0o740 } else { 0o700 };
     if metadata.mode() & 0o777 & !allowed != 0 {
