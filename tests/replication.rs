@@ -186,6 +186,26 @@ fn a_program_that_stops_sends_everything_first() {
 }
 
 #[test]
+fn a_subscriber_that_receives_nothing_is_cut_off_in_time_for_the_shutdown_checkpoint() {
+    let place = Place::new();
+    let server = Server::with(&[&LOGICAL[..], &["--data", &place.text("data")]].concat());
+    let mut client = server.connect();
+    run(&mut client, "create table t (id int primary key, v text); create publication p for table t");
+    let receiver = subscribe(&server);
+    // More than the buffers on the way hold.
+    run(&mut client, "insert into t select i, repeat('x', 2000) from generate_series(1, 20000) i");
+    let said = server.stop();
+    assert!(said.iter().any(|line| line.contains("subscribers are cut off")), "{said:?}");
+    assert!(said.iter().all(|line| !line.contains("recovers at its next start")), "{said:?}");
+    drop(receiver);
+    // It gets everything when it comes again.
+    let server = Server::with(&[&LOGICAL[..], &["--data", &place.text("data")]].concat());
+    let mut receiver = resume(in_database(&server));
+    let all = changes(&mut receiver, &mut Decoder::default(), Some("(\"20000\""));
+    assert_eq!(all.len(), 20000);
+}
+
+#[test]
 fn a_base_backup_with_its_wal_is_a_cluster_that_another_program_opens() {
     let (server, place) = (Server::shared(), Place::new());
     let mut client = server.connect();

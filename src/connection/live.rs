@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, at, bounded, select};
+use crossbeam_channel::{Receiver, at, bounded, never, select};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Opening, STARTUP_TIMEOUT, half_open::HalfOpen, serve};
@@ -22,6 +22,9 @@ use crate::{
         cancel::{CancelRegistry, Interrupt},
     },
 };
+
+/// The part of the time for a shutdown that subscribers get to receive the rest. What is left is for the clusters.
+const FOR_SUBSCRIBERS: f64 = 0.75;
 
 /// All connections of the program.
 pub struct Connections {
@@ -125,7 +128,7 @@ impl Connections {
         }
     }
 
-    /// [`Self::shut_down`], but waits no longer than `grace`. Each message that arrives in `news` meanwhile can only
+    /// [`Self::shut_down`], but waits no longer than `grace`, and for subscribers a part of it. Each message that arrives in `news` meanwhile can only
     /// shorten the wait: from then on it lasts at most the time that `grace_after` returns for the message.
     pub fn shut_down_within<T>(
         self: &Arc<Self>,
@@ -134,6 +137,8 @@ impl Connections {
         mut grace_after: impl FnMut(T) -> Duration,
     ) {
         let mut deadline = Instant::now() + grace;
+        let mut for_subscribers = Some(Instant::now() + grace.mul_f64(FOR_SUBSCRIBERS));
+        let mut news = news.clone();
         let (done, all_ended) = bounded(1);
         let connections = self.clone();
         let spawned = thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
@@ -148,21 +153,36 @@ impl Connections {
         loop {
             select! {
                 recv(all_ended) -> _ => return,
-                recv(news) -> news => if let Ok(news) = news {
-                    deadline = deadline.min(Instant::now() + grace_after(news));
+                recv(news) -> received => if let Ok(received) = received {
+                    let grace = grace_after(received);
+                    deadline = deadline.min(Instant::now() + grace);
+                    let sooner = Instant::now() + grace.mul_f64(FOR_SUBSCRIBERS);
+                    for_subscribers = for_subscribers.map(|until| until.min(sooner));
                 } else {
                     // Disconnected: no further message can shorten the wait.
-                    if all_ended.recv_deadline(deadline).is_err() {
-                        self.warn_about_end();
-                    }
-                    return;
+                    news = never();
                 },
-                recv(at(deadline)) -> _ => {
-                    self.warn_about_end();
-                    return;
+                recv(at(for_subscribers.map_or(deadline, |until| until.min(deadline)))) -> _ => {
+                    if Instant::now() >= deadline {
+                        self.warn_about_end();
+                        return;
+                    }
+                    for_subscribers = None;
+                    self.terminate_subscribers();
                 }
             }
         }
+    }
+
+    /// Ends the sessions that are left because their clients have not received all that was committed: a cluster is shut
+    /// down after these.
+    fn terminate_subscribers(&self) {
+        let left: Vec<Control> =
+            self.live.lock().controls.values().filter(|control| control.leaves_last()).cloned().collect();
+        if !left.is_empty() {
+            tracing::warn!(subscribers = left.len(), "subscribers are cut off that have not received everything");
+        }
+        left.iter().for_each(|control| control.interrupt(Interrupt::Terminate));
     }
 
     /// Says what has not ended in time.
