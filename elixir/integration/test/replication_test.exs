@@ -98,6 +98,24 @@ defmodule Integration.ReplicationTest do
     assert {_transaction, [{:insert, "t", ["0", "next"]}], _lsn} = Subscriber.next_transaction()
   end
 
+  test "a server that stops sends a subscriber everything first" do
+    {:ok, server} = PgliteEx.start_link(settings: [wal_level: "logical"])
+    conn = start_supervised!({Postgrex, PgliteEx.connection_opts(server)}, id: :conn)
+    query!(conn, "create table t (id int primary key, text text)")
+    query!(conn, "create publication p for table t")
+    Process.flag(:trap_exit, true)
+    subscriber = subscribe!(PgliteEx.connection_opts(server))
+    :sys.suspend(subscriber)
+    query!(conn, "insert into t select i, repeat('text', 250) from generate_series(1, 20000) i")
+    stop_supervised!(:conn)
+
+    stopping = Task.async(fn -> PgliteEx.stop(server) end)
+    :sys.resume(subscriber)
+    assert {_transaction, inserts, _lsn} = Subscriber.next_transaction()
+    assert length(inserts) == 20_000
+    assert Task.await(stopping, 30_000) == :ok
+  end
+
   test "a subscription of the cluster's own is refused" do
     {_server, conn} = start!()
 

@@ -216,13 +216,14 @@ defmodule PgliteEx.WasmPort do
     reason = bare(reason)
     Preparation.stop(state.preparation)
     Readiness.failed(context.registry, reason)
-    # Before the program is given time to end.
-    for {id, owner} when is_pid(owner) <- state.connections,
-        do: send(owner, {Channel, id, {:closed, Channel.program_gone()}})
 
     with {%Error{} = error, _stacktrace} <- reason, do: log(state, :error, error.message)
     if loses_data?(reason, state), do: log(state, :error, data_lost(context.options))
-    stop_program(reason, state)
+    state = stop_program(reason, state)
+
+    for {id, owner} when is_pid(owner) <- state.connections,
+        do: send(owner, {Channel, id, {:closed, Channel.program_gone()}})
+
     stop_span(reason, state)
   end
 
@@ -357,39 +358,55 @@ defmodule PgliteEx.WasmPort do
     ArgumentError -> %{state | outbox: :queue.new()}
   end
 
-  defp stop_program(_reason, %{program: nil}), do: :ok
+  # What is left of the state when the program has ended: the connections that it has not closed.
+  defp stop_program(_reason, %{program: nil} = state), do: state
 
-  defp stop_program({%Error{code: :program_exited}, _stacktrace}, _state), do: :ok
+  defp stop_program({%Error{code: :program_exited}, _stacktrace}, state), do: state
 
   # A program that violates the protocol, or has not sent its hello, cannot be asked to stop.
-  defp stop_program({%Error{code: :protocol_violation}, _stacktrace}, state),
-    do: Program.kill(state.program)
-
-  defp stop_program(_reason, %{port: nil} = state), do: Program.kill(state.program)
+  defp stop_program({%Error{code: :protocol_violation}, _stacktrace}, state), do: kill(state)
+  defp stop_program(_reason, %{port: nil} = state), do: kill(state)
 
   defp stop_program(_reason, %{context: %{options: options}} = state) do
     {id, state} = take_id(state)
     timeout = options.shutdown_timeout + @stop_margin
     timer = Process.send_after(self(), :stop_timeout, timeout)
-    state |> write({:request, id, "shutdown", []}) |> await_end(timeout)
+    state = state |> write({:request, id, "shutdown", []}) |> await_end(timeout)
     Process.cancel_timer(timer)
+    state
   end
 
+  # Sessions end with what the program has still to say to their clients: subscribers receive the rest.
   defp await_end(%{port: port} = state, timeout) do
     receive do
       {^port, {:exit_status, _status}} ->
-        :ok
+        state
 
       {:EXIT, ^port, _reason} ->
-        :ok
+        state
+
+      {^port, {:data, _bytes}} = message ->
+        case handle_info(message, state) do
+          {:noreply, state} -> await_end(state, timeout)
+          {:stop, _reason, state} -> kill(state)
+        end
+
+      {{:owner_down, _id}, _monitor, :process, _pid, _reason} = message ->
+        {:noreply, state} = handle_info(message, state)
+        await_end(state, timeout)
 
       :write_outbox ->
         await_end(write_outbox(%{state | retrying?: false}), timeout)
 
       :stop_timeout ->
         log(state, :warning, "pglite-port has not stopped in #{timeout} ms and is killed")
-        Program.kill(state.program)
+        kill(state)
     end
+  end
+
+  defp kill(state) do
+    Program.kill(state.program)
+    state
   end
 
   # With a stack trace, an exit reason is reported as an exception, message and all. As a reason
