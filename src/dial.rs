@@ -203,7 +203,14 @@ impl Server {
                     let target = address.map_or_else(|| host.clone(), ToString::to_string);
                     self.dial_tcp(&target, port).and_then(|stream| {
                         let (address, patience) = (stream.peer_addr().ok(), self.config.get_connect_timeout().copied());
-                        let stream = tls::encrypt(stream, &host, &self.encryption, patience)?;
+                        let stream = match tls::encrypt(stream, &host, &self.encryption, patience) {
+                            // As libpq, which then tries without.
+                            Err(error) if self.encryption.mode == encryption::Mode::Prefer => {
+                                tracing::debug!("going on without encryption: {error:#}");
+                                Stream::Tcp(self.dial_tcp(&target, port)?)
+                            }
+                            stream => stream?,
+                        };
                         Ok(Line { stream, host, address, port })
                     })
                 }

@@ -20,8 +20,11 @@ use wasmtime::{Memory, Store};
 use super::{Priority, Seat, Seats, Signals};
 use crate::instrument::SAFEPOINT_PAGE;
 
-/// The page of a linear memory that the safepoints of its process load from. It can be read when this is made.
+/// The page of a linear memory that the safepoints of its process write to. They can when this is made.
 pub(crate) struct SafepointPage(*mut c_void);
+
+/// Safepoints pass.
+const OPEN: MprotectFlags = MprotectFlags::READ.union(MprotectFlags::WRITE);
 
 // SAFETY: the pointer is only an address for `mprotect`, which any thread may call.
 unsafe impl Send for SafepointPage {}
@@ -35,13 +38,13 @@ impl SafepointPage {
         // The whole address space of a memory is reserved (`memory_reservation` in `engine.rs`), and the memory does
         // not grow to this page (`HEAP_MAX` in `guest/process.rs`).
         let page = Self(memory.data_ptr(store).wrapping_add(SAFEPOINT_PAGE as usize).cast());
-        page.protect(MprotectFlags::READ)?;
+        page.protect(OPEN)?;
         Ok(page)
     }
 
     /// Lets safepoints pass, or not.
     pub(super) fn set_open(&self, is_open: bool) {
-        let access = if is_open { MprotectFlags::READ } else { MprotectFlags::empty() };
+        let access = if is_open { OPEN } else { MprotectFlags::empty() };
         if let Err(error) = self.protect(access) {
             tracing::warn!(%error, "a process cannot be stopped, or cannot go on");
         }
@@ -49,7 +52,7 @@ impl SafepointPage {
 
     fn protect(&self, access: MprotectFlags) -> io::Result<()> {
         // SAFETY: the page belongs to the reservation of a linear memory and not to the memory itself. Nothing but the
-        // guest's safepoints loads from it, and a fault there is handled (`Preemption::handle`).
+        // guest's safepoints writes to it, and a fault there is handled (`Preemption::handle`).
         Ok(unsafe { mprotect(self.0, page_size(), access) }?)
     }
 
@@ -95,7 +98,7 @@ enum Verdict {
 }
 
 impl Preemption {
-    /// For the process with those signals, in that seat if it shares its cluster with others. Its safepoints load from
+    /// For the process with those signals, in that seat if it shares its cluster with others. Its safepoints write to
     /// `page`; `holds` tells what it has that others need.
     pub(crate) fn new(signals: Arc<Signals>, seat: Option<&Seat>, page: &SafepointPage, holds: Holds) -> Self {
         let shared = seat.map(|seat| {
@@ -106,7 +109,7 @@ impl Preemption {
     }
 
     /// Called on the process' own thread after a fault at `address`. At a safepoint it gives the other processes that
-    /// wait their turns, waits for the next one, and returns true: the load can be repeated. It returns false when the
+    /// wait their turns, waits for the next one, and returns true: the store can be repeated. It returns false when the
     /// process must not go on, because it was condemned or its cluster has crashed, and for any other fault.
     pub(crate) fn handle(&self, address: usize) -> bool {
         if !self.page.contains(&address) {

@@ -140,7 +140,12 @@ pub(super) fn take(address: &str, variable: impl Fn(&str) -> Option<String>) -> 
         path(authorities).or_else(|| own("root.crt")).map(Authorities::File)
     };
     let certificate = path(certificate).or_else(|| own("postgresql.crt"));
-    let identity = certificate.zip(path(key).or_else(|| own("postgresql.key")));
+    let identity = match (certificate, path(key).or_else(|| own("postgresql.key"))) {
+        (Some(certificate), None) => {
+            bail!("the certificate in {} has no key here: sslkey=FILE names it", certificate.display())
+        }
+        (certificate, key) => certificate.zip(key),
+    };
     Ok((parts.rest, Encryption { mode, authorities, identity }))
 }
 
@@ -263,6 +268,7 @@ mod tests {
             ("postgres://h/d?channel_binding=require", "channel_binding=require asks"),
             ("postgres://h/d?sslnegotiation=direct", "use sslnegotiation=postgres"),
             ("postgres://h/d?sslcrl=file", "does not know sslcrl"),
+            ("host=h sslcert=c", "the certificate in c has no key here"),
             ("host=h sslmode='always'", "sslmode=always is no mode of encryption: use disable, allow"),
         ] {
             let message = of(address).unwrap_err().to_string();

@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
     sync::Arc,
@@ -59,11 +59,11 @@ pub(super) fn encrypt(
     frontend::ssl_request(&mut request);
     let mut answer = [0];
     stream.set_read_timeout(patience)?;
-    stream
+    let found = stream
         .write_all(&request)
         .and_then(|()| stream.peek(&mut answer))
         .with_context(|| format!("the server at {host} does not say whether it encrypts connections"))?;
-    if &answer == b"S" {
+    if found == 1 && &answer == b"S" {
         stream.read_exact(&mut answer)?;
     } else if encryption.mode == Mode::Prefer {
         // Anything but a refusal is for the session: it may be an error in place of an answer.
@@ -72,6 +72,8 @@ pub(super) fn encrypt(
         }
         stream.set_read_timeout(None)?;
         return Ok(Stream::Tcp(stream));
+    } else if found == 0 || &answer != b"N" {
+        bail!("what answers at {host} ends the connection, or does not speak PostgreSQL's protocol");
     } else {
         bail!(
             "the server at {host} does not encrypt connections, which sslmode={} asks for: set up TLS there, or use \
@@ -109,6 +111,10 @@ fn explained(error: io::Error, host: &str) -> anyhow::Error {
         Some(Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => ": its certificate is for another name; sslmode=verify-ca does not compare names",
+        Some(Error::InvalidCertificate(CertificateError::Other(_))) => {
+            ": its certificate cannot be verified; one that an authority has signed can, and sslmode=require without \
+             sslrootcert verifies none"
+        }
         _ => "",
     };
     anyhow::Error::new(error).context(format!("the connection to {host} cannot be encrypted{advice}"))
@@ -178,7 +184,12 @@ fn relay(mut encrypted: Encrypted, socket: &File, line: &UnixStream) -> io::Resu
     loop {
         if received.is_empty() {
             match encrypted.read(socket, &mut buffer) {
-                Ok(0) => return Ok(()),
+                // Whoever still sends reads first what the server has said before its end.
+                Ok(0) => {
+                    line.shutdown(Shutdown::Write)?;
+                    line.set_nonblocking(false)?;
+                    return io::copy(&mut &*line, &mut io::sink()).map(drop);
+                }
                 Ok(read) => received.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),

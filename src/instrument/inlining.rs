@@ -96,6 +96,9 @@ fn callees<'a>(module: &Module<'a>, calls: &Calls) -> Result<BTreeMap<u32, Calle
 /// The function with this index, unless it cannot be copied: the safepoints of its loops could become the same as
 /// those of its caller (see `safepoints`), and neither exceptions that it catches nor calls in place of its return are
 /// worth a rule of their own.
+///
+/// To leave out the call is no risk for what several processes share: a process loses its turn only at a safepoint or
+/// in a call of the host, and the compiler reuses no value across either.
 fn callee<'a>(module: &Module<'a>, index: u32) -> Result<Option<Callee<'a>>, InstrumentError> {
     let (Some(ty), Some(body)) = (module.function_type(index), module.body(index)) else { return Ok(None) };
     let body_operators = module.operators(index)?;
@@ -104,6 +107,8 @@ fn callee<'a>(module: &Module<'a>, index: u32) -> Result<Option<Callee<'a>>, Ins
             operator,
             Operator::Loop { .. }
                 | Operator::TryTable { .. }
+                | Operator::Try { .. }
+                | Operator::ReturnCallRef { .. }
                 | Operator::ReturnCall { .. }
                 | Operator::ReturnCallIndirect { .. }
         )

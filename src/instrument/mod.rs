@@ -291,7 +291,7 @@ fn side_module(wasm: &[u8], safepoints: Safepoints) -> Result<Vec<u8>, Instrumen
     let module = Module::parse(resolved.as_deref().unwrap_or(wasm))?;
     module.refuse_passive_data()?;
     if module.memory.is_none() {
-        return Err(InstrumentError::Unsupported("it has no memory, which safepoints load from".to_owned()));
+        return Err(InstrumentError::Unsupported("it has no memory, which safepoints write to".to_owned()));
     }
     let start = module.start.map(|start| (SIDE_MODULE_START.to_owned(), ExportKind::Func, start));
     let exports = hidden_globals(&module).into_iter().chain(start).collect();

@@ -243,7 +243,9 @@ fn safepoints_of(instrument: fn(&[u8]) -> Result<Vec<u8>, InstrumentError>) -> V
     let page = safepoints::SAFEPOINT_PAGE.cast_signed();
     let operators = module.operators(3).unwrap();
     let safepoints = operators.windows(3).enumerate().filter_map(|(at, window)| match *window {
-        [Operator::I32Const { value }, Operator::I32Load8U { memarg }, Operator::Drop] if value == page => {
+        [Operator::I32Const { value }, Operator::I32Const { value: 0 }, Operator::I32Store8 { memarg }]
+            if value == page =>
+        {
             Some((at, memarg.offset))
         }
         _ => None,
