@@ -3,27 +3,27 @@
 //!
 //! Every part of the work counts alike, however many calls it makes.
 
+#[path = "support/serving.rs"]
+mod serving;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write as _,
     fs,
     io::Write as _,
     path::Path,
-    sync::Arc,
-    thread,
 };
 
-use crossbeam_channel::{bounded, unbounded};
 use pglite_port::{
     databases::{Databases, Paths, Settings},
     engine::artefact::{Artefact, PGLITE_WASM},
     engine::cache::Cache,
     guest::calls::take_calls,
     log::LogSink,
-    serve::{self, Listener},
     session::Mode,
 };
-use postgres::{Client, Config, Error, NoTls};
+use postgres::{Client, Error, NoTls};
+use serving::Serving;
 
 /// What is written, from the root of the package.
 const FILE: &str = "src/instrument/calls.txt";
@@ -84,15 +84,8 @@ fn main() {
     let cache = tempfile::tempdir().expect("a directory");
     let paths = Paths { cache: Some(cache.path().to_path_buf()), ..Paths::default() };
     let databases = Databases::open(&paths, Mode::Shared, Settings::default(), LogSink::new(|_, _, _, _| {}));
-    let databases = Arc::new(databases.expect("databases"));
-    let listener = Listener::bind("127.0.0.1:0", None).expect("a port");
-    let serving = serve::start(listener, Mode::Shared, None).expect("threads");
-    let ((stop, stopped), (ready, url)) = (unbounded(), bounded(1));
-    let server = thread::spawn(move || {
-        serving.run(databases, serve::GRACE, &stopped, |url| ready.send(url.to_owned()).expect("it is waited for"))
-    });
-    let config: Config = url.recv().expect("it serves").parse().expect("a URL");
-    let mut client = config.connect(NoTls).expect("a session");
+    let server = Serving::start(databases.expect("databases"));
+    let mut client = server.config.connect(NoTls).expect("a session");
     client.batch_execute(TABLES).expect("the tables");
     let mut shares: BTreeMap<(u32, u32), u64> = BTreeMap::new();
     for (name, work) in PARTS {
@@ -107,8 +100,7 @@ fn main() {
         }
     }
     drop(client);
-    stop.send(()).expect("it serves");
-    server.join().expect("no panic").expect("it stops");
+    server.stop();
 
     let artefact = Artefact::find(None, &Cache::open(Some(cache.path())).expect("a cache")).expect("PGlite");
     let sizes = sizes(&artefact.read(PGLITE_WASM).expect("PGlite's wasm"));

@@ -9,27 +9,28 @@
 mod native;
 #[path = "support/rows.rs"]
 mod rows;
+#[path = "support/serving.rs"]
+mod serving;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{
     env, fs,
-    sync::{Arc, Barrier},
+    sync::Barrier,
     thread,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{bounded, unbounded};
 use native::Native;
 use pglite_port::{
     administration::{Administration, ClusterOrigin, DEFAULT_CLUSTER, NewCluster},
     databases::{Databases, Paths, Settings},
     log::LogSink,
-    serve::{self, Listener},
     session::Mode,
 };
 use postgres::{Client, Config, Error, NoTls, Statement};
 use rows::{Aim, Figure, Row, Unit, leave};
+use serving::Serving;
 use support::{cache, program::Program, server::Server};
 
 /// The number of clients.
@@ -115,25 +116,18 @@ fn branches() -> Load {
     let log = LogSink::new(|_, _, _, _| {});
     // The cache of the programs that the other servers are.
     let paths = Paths { cache: Some(cache::shared()), ..Paths::default() };
-    let databases = Arc::new(Databases::open(&paths, Mode::Shared, settings, log).expect("databases"));
+    let databases = Databases::open(&paths, Mode::Shared, settings, log).expect("databases");
     for number in 0..BRANCHES {
         let (name, origin) = (Some(branch(number)), ClusterOrigin::Branch(DEFAULT_CLUSTER.to_owned()));
         databases.create_cluster(NewCluster { name, origin, ..NewCluster::default() }).expect("a branch");
     }
-    let listener = Listener::bind("127.0.0.1:0", None).expect("a port");
-    let serving = serve::start(listener, Mode::Shared, None).expect("threads");
-    let ((stop, stopped), (ready, url)) = (unbounded(), bounded(1));
-    let server = thread::spawn(move || {
-        serving.run(databases, serve::GRACE, &stopped, |url| ready.send(url.to_owned()).expect("it is waited for"))
-    });
-    let config: Config = url.recv().expect("it serves").parse().expect("a URL");
+    let server = Serving::start(databases);
     let on_branch = |client: usize| {
-        let mut config = config.clone();
+        let mut config = server.config.clone();
         config.dbname(TEMPLATE).options(&format!("-c pglite.cluster={}", branch(client % BRANCHES))).clone()
     };
     let load = load("branch", &(0..CLIENTS).map(on_branch).collect::<Vec<_>>());
-    stop.send(()).expect("it serves");
-    server.join().expect("no panic").expect("it stops");
+    server.stop();
     load
 }
 

@@ -4,6 +4,7 @@
 use std::{fmt, path::PathBuf};
 
 use anyhow::{bail, ensure};
+use percent_encoding::percent_decode_str;
 
 /// How the connections to a server are encrypted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -153,6 +154,11 @@ fn is_of_encryption(key: &str) -> bool {
     key.starts_with(PREFIX) || OTHERS.iter().any(|(other, _, _)| *other == key)
 }
 
+/// What was written with percent signs.
+fn decoded(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
 /// Splits a URL, whose parameters are behind a question mark. One in the password, in front of the `@`, is none.
 fn of_url(url: &str) -> Parts {
     let begin = url.find('@').unwrap_or(0);
@@ -162,9 +168,10 @@ fn of_url(url: &str) -> Parts {
     let mut encryption = Vec::new();
     let mut rest = Vec::new();
     for parameter in parameters.split('&') {
-        match parameter.split_once('=') {
-            Some((key, value)) if is_of_encryption(key) => encryption.push((key.to_owned(), value.to_owned())),
-            _ => rest.push(parameter),
+        let parts = parameter.split_once('=').map(|(key, value)| (decoded(key), decoded(value)));
+        match parts.filter(|(key, _)| is_of_encryption(key)) {
+            Some(parts) => encryption.push(parts),
+            None => rest.push(parameter),
         }
     }
     let mark = if rest.is_empty() { "" } else { "?" };
@@ -231,6 +238,7 @@ mod tests {
                 "host=h password='a \\' sslmode=require' dbname=d ",
                 Mode::VerifyCa,
             ),
+            ("postgres://h/d?ssl%6Dode=verify%2Dca", "postgres://h/d", Mode::VerifyCa),
             ("host=h nothing", "host=h nothing", Mode::Prefer),
             ("shop", "shop", Mode::Prefer),
         ] {
@@ -244,6 +252,8 @@ mod tests {
         let (_, encryption) = of("host=h sslrootcert=ca sslcert=c sslkey=k").unwrap();
         assert_eq!(encryption.authorities, Some(Authorities::File("ca".into())));
         assert_eq!(encryption.identity, Some(("c".into(), "k".into())));
+        let (_, encryption) = of("postgres://h/d?sslrootcert=%2Fetc%2Fca.pem").unwrap();
+        assert_eq!(encryption.authorities, Some(Authorities::File("/etc/ca.pem".into())));
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join(DIRECTORY);
         std::fs::create_dir(&directory).unwrap();

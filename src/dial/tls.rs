@@ -123,20 +123,22 @@ fn explained(error: io::Error, host: &str) -> anyhow::Error {
 fn config(encryption: &Encryption) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS12, &TLS13])?;
+    let authority = |authorities: &Authorities| -> anyhow::Result<Arc<WebPkiServerVerifier>> {
+        Ok(WebPkiServerVerifier::builder_with_provider(roots(authorities)?, provider.clone()).build()?)
+    };
     // As libpq: whoever has a list of authorities wants it to be used.
-    let verifier: Arc<dyn ServerCertVerifier> = match (&encryption.authorities, encryption.mode) {
-        (Some(authorities), Mode::Require | Mode::VerifyCa) => {
-            Arc::new(AnyName(WebPkiServerVerifier::builder_with_provider(roots(authorities)?, provider).build()?))
-        }
-        (Some(authorities), Mode::VerifyFull) => {
-            WebPkiServerVerifier::builder_with_provider(roots(authorities)?, provider).build()?
-        }
+    let authority = match (&encryption.authorities, encryption.mode) {
+        (Some(authorities), Mode::Require | Mode::VerifyCa | Mode::VerifyFull) => Some(authority(authorities)?),
         (None, Mode::VerifyCa | Mode::VerifyFull) => bail!(
             "sslmode={} needs the certificates of authorities: sslrootcert=FILE names those to trust, and \
              sslrootcert=system is for those of the operating system",
             encryption.mode
         ),
-        _ => Arc::new(Anybody(provider)),
+        _ => None,
+    };
+    let verifier: Arc<dyn ServerCertVerifier> = match authority {
+        Some(authority) if encryption.mode == Mode::VerifyFull => authority,
+        authority => Arc::new(Lenient { authority, provider: provider.clone() }),
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match &encryption.identity {
@@ -257,11 +259,16 @@ fn pass(bytes: &mut Vec<u8>, write: impl FnOnce(&[u8]) -> io::Result<usize>) -> 
     }
 }
 
-/// Verifies the authority of a certificate and not the name in it (`sslmode=verify-ca`).
+/// Verifies less of a certificate than its authority and the name in it.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Lenient {
+    /// Verifies the authority (`sslmode=verify-ca`). Without, every certificate does whose key the server has
+    /// (`sslmode=require`): nobody can listen who does not take the server's place.
+    authority: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -270,7 +277,8 @@ impl ServerCertVerifier for AnyName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+        let Some(authority) = &self.authority else { return Ok(ServerCertVerified::assertion()) };
+        match authority.verify_server_cert(certificate, intermediates, name, ocsp, now) {
             // The name is compared last.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -285,7 +293,7 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -294,50 +302,10 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// Takes every certificate whose key the server has (`sslmode=require`): nobody can listen who does not take the
-/// server's place.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
