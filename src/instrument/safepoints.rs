@@ -4,8 +4,7 @@
 //! process runs until it hands its turn over, which PostgreSQL's own code does only where it checks for interrupts. The
 //! rewriter therefore adds a safepoint at the head of each loop: a store to [`SAFEPOINT_PAGE`], which nothing reads. When
 //! the host takes the page's access away, the store faults, and the host's handler of that fault hands the turn over
-//! before it lets the store succeed. The stores cost about two percent of the processor time of queries; a flag and a
-//! branch would cost a fifth.
+//! before it lets the store succeed. A flag and a branch would cost a fifth of the processor time of queries.
 //!
 //! The head of a loop is a place where a process may lose its turn: the compiler made loads and stores of the atomic
 //! operations of PostgreSQL's spinlocks and lightweight locks, and there is no loop between the load and the store of
