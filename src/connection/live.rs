@@ -128,8 +128,9 @@ impl Connections {
         }
     }
 
-    /// [`Self::shut_down`], but waits no longer than `grace`, and for subscribers a part of it. Each message that arrives in `news` meanwhile can only
-    /// shorten the wait: from then on it lasts at most the time that `grace_after` returns for the message.
+    /// [`Self::shut_down`], but waits no longer than `grace`, and for subscribers a part of it. Each message that arrives
+    /// in `news` meanwhile can only shorten the wait: from then on it lasts at most the time that `grace_after` returns
+    /// for the message.
     pub fn shut_down_within<T>(
         self: &Arc<Self>,
         grace: Duration,

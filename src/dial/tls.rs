@@ -8,13 +8,12 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     net::{Shutdown, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixStream},
-    path::Path,
     sync::Arc,
     thread,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -25,7 +24,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring::default_provider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime},
     version::{TLS12, TLS13},
 };
 
@@ -34,12 +33,9 @@ use super::{
     encryption::{Authorities, Encryption, Mode},
 };
 use crate::serve::{
-    encryption::Encryption as Encrypted,
-    tls::{PROTOCOL, certificates, check_permissions},
+    encryption::{Encryption as Encrypted, RECORD},
+    tls::{self, PROTOCOL, credentials, unusable},
 };
-
-/// How many bytes are encrypted at once: one record of TLS.
-const RECORD: usize = 16 << 10;
 
 /// The stream to the server `host`, encrypted if that is asked for or possible. The handshake has `patience`, if there
 /// is a limit.
@@ -144,12 +140,8 @@ fn config(encryption: &Encryption) -> anyhow::Result<ClientConfig> {
     let mut config = match &encryption.identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
-            check_permissions(key)?;
-            let private =
-                PrivateKeyDer::from_pem_file(key).with_context(|| format!("{} has no private key", key.display()))?;
-            builder.with_client_auth_cert(certificates(certificate)?, private).with_context(|| {
-                format!("the certificate in {} and the key in {} cannot be used", certificate.display(), key.display())
-            })?
+            let (chain, private) = credentials(certificate, key)?;
+            builder.with_client_auth_cert(chain, private).with_context(|| unusable(certificate, key))?
         }
     };
     config.alpn_protocols = vec![PROTOCOL.to_vec()];
@@ -157,25 +149,19 @@ fn config(encryption: &Encryption) -> anyhow::Result<ClientConfig> {
 }
 
 fn roots(authorities: &Authorities) -> anyhow::Result<Arc<RootCertStore>> {
-    let mut roots = RootCertStore::empty();
-    match authorities {
-        Authorities::File(path) => add_file(&mut roots, path)?,
+    let roots = match authorities {
+        Authorities::File(path) => tls::authorities(path)?,
         Authorities::System => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                bail!("the operating system has no certificates of authorities: install ca-certificates");
-            }
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            ensure!(
+                !roots.is_empty(),
+                "the operating system has no certificates of authorities: install ca-certificates"
+            );
+            roots
         }
-    }
+    };
     Ok(Arc::new(roots))
-}
-
-fn add_file(roots: &mut RootCertStore, path: &Path) -> anyhow::Result<()> {
-    for authority in certificates(path)? {
-        roots.add(authority).with_context(|| format!("{} has no authority's certificate", path.display()))?;
-    }
-    Ok(())
 }
 
 /// Passes bytes on between the server at `socket` and the connection's user at `line`, until one of them ends.

@@ -48,9 +48,19 @@ pub(super) fn lower_longjmp(wasm: &[u8]) -> Result<Vec<u8>, InstrumentError> {
     if plan.lowered.is_empty() {
         return Ok(wasm.to_vec());
     }
+    encode_again(&mut Lowering { plan }, wasm)
+}
+
+/// Writes `wasm` again as `encoder` wants it.
+///
+/// # Errors
+/// Those of `encoder`; if `wasm` is not a module.
+pub(super) fn encode_again(
+    encoder: &mut impl Reencode<Error = InstrumentError>,
+    wasm: &[u8],
+) -> Result<Vec<u8>, InstrumentError> {
     let mut output = wasm_encoder::Module::new();
-    let mut lowering = Lowering { plan };
-    match lowering.parse_core_module(&mut output, Parser::new(0), wasm) {
+    match encoder.parse_core_module(&mut output, Parser::new(0), wasm) {
         Ok(()) => Ok(output.finish()),
         Err(reencode::Error::UserError(error)) => Err(error),
         Err(error) => Err(InstrumentError::Unsupported(format!("it cannot be encoded again: {error}"))),

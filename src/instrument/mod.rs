@@ -23,8 +23,8 @@
 //! functions), `bodies`, `builtins`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the
 //! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
 //! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `own_imports` (what a side module
-//! imports from itself), `longjmp` and `invoke` (exceptions instead of host calls), `inlining` (copies of small functions)
-//! and `recording` (counts calls), `type_infos` (of C++), `facts` (the resulting facts).
+//! imports from itself), `longjmp` and `invoke` (exceptions instead of host calls), `inlining` (copies of small
+//! functions) and `recording` (counts calls), `type_infos` (of C++), `facts` (the resulting facts).
 
 mod bodies;
 mod builtins;

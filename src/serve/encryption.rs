@@ -13,7 +13,7 @@ use super::tls::{PROTOCOL, Tls};
 use crate::client::ClientCertificate;
 
 /// How much of what a session writes is encrypted before the socket takes it, in bytes: one record of TLS.
-const RECORD: usize = 16 << 10;
+pub(crate) const RECORD: usize = 16 << 10;
 
 /// An end of an encrypted connection.
 pub(crate) struct Encryption {

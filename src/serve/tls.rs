@@ -119,22 +119,14 @@ fn identity(files: &TlsFiles) -> anyhow::Result<Identity> {
     let builder = match client_authorities {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for authority in certificates(path)? {
-                roots.add(authority).with_context(|| format!("{} has no authority's certificate", path.display()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(path)?), provider);
             builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
         }
     };
-    let chain = certificates(certificate)?;
+    let (chain, private) = credentials(certificate, key)?;
     let certificate_digest = chain.first().and_then(|first| end_point::digest(first)).map(Arc::from);
-    check_permissions(key)?;
-    let private = PrivateKeyDer::from_pem_file(key).with_context(|| format!("{} has no private key", key.display()))?;
     let config = builder.with_single_cert(chain, private);
-    let mut config = config.with_context(|| {
-        format!("the certificate in {} and the key in {} cannot be used", certificate.display(), key.display())
-    })?;
+    let mut config = config.with_context(|| unusable(certificate, key))?;
     config.alpn_protocols = vec![PROTOCOL.to_vec()];
     // As in PostgreSQL, every connection has a handshake of its own.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -142,11 +134,39 @@ fn identity(files: &TlsFiles) -> anyhow::Result<Identity> {
     Ok(Identity { config: Arc::new(config), certificate_digest })
 }
 
-/// The certificates in a file (PEM).
+/// The certificates of authorities in a file (PEM).
 ///
 /// # Errors
-/// When there is none, or it cannot be read.
-pub(crate) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+/// When there is none, or the file cannot be read.
+pub(crate) fn authorities(path: &Path) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).with_context(|| format!("{} has no authority's certificate", path.display()))?;
+    }
+    Ok(roots)
+}
+
+/// The certificates and the private key in these files (PEM).
+///
+/// # Errors
+/// When one is missing or cannot be read, or others can read the key.
+pub(crate) fn credentials(
+    certificate: &Path,
+    key: &Path,
+) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let chain = certificates(certificate)?;
+    check_permissions(key)?;
+    let private = PrivateKeyDer::from_pem_file(key).with_context(|| format!("{} has no private key", key.display()))?;
+    Ok((chain, private))
+}
+
+/// What is said if rustls refuses the contents of these files.
+pub(crate) fn unusable(certificate: &Path, key: &Path) -> String {
+    format!("the certificate in {} and the key in {} cannot be used", certificate.display(), key.display())
+}
+
+/// The certificates in a file (PEM).
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
     let certificates = read().with_context(|| format!("{} cannot be read as certificates", path.display()))?;
     ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
@@ -155,10 +175,7 @@ pub(crate) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'st
 
 /// Refuses a private key that others can read, as `PostgreSQL` does (`check_ssl_key_file_permissions` in
 /// `src/backend/libpq/be-secure-common.c`): a group may, if the file is root's.
-///
-/// # Errors
-/// When they can, or the file is not there.
-pub(crate) fn check_permissions(key: &Path) -> anyhow::Result<()> {
+fn check_permissions(key: &Path) -> anyhow::Result<()> {
     let metadata = fs::metadata(key).with_context(|| format!("{} cannot be read", key.display()))?;
     let allowed = if metadata.uid() == 0 { 0o740 } else { 0o700 };
     if metadata.mode() & 0o777 & !allowed != 0 {
