@@ -121,13 +121,15 @@ crash: toolchain $(PGLITE) ## kill the program 1,000 times and cut the power 2,0
 	$(FOR_TESTS) PGLITE_PORT_FAULTS=100 $(CARGO) test --locked --test durable_faults -- --nocapture
 
 .PHONY: soak
-soak: toolchain $(PGLITE) ## everything clients do for an hour (SOAK_SECONDS=3600) without growth of memory; 10,000 clusters come and go, 200 damaged caches, 1,000 steps of a random history, 2,000 branches, all hostile statements stopped (another hour)
+soak: toolchain $(PGLITE) ## everything clients do for an hour (SOAK_SECONDS=3600) without growth of memory; 10,000 clusters come and go, 200 damaged caches, 1,000 steps of a random history, 2,000 branches, all hostile statements stopped, what is tested with every kind of cluster with short turns (another hour)
 	mkdir -p $(TEST_CACHE)
 	$(FOR_TESTS) PGLITE_PORT_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --test soak -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_CLUSTERS=10000 $(CARGO) test --locked --test clusters_come_and_go -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_FLIPS=200 $(CARGO) test --locked --test cache_damage -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_STEPS=1000 PGLITE_PORT_BRANCHES=2000 $(CARGO) test --locked --test clusters_histories -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_HOSTILE=1000 $(CARGO) test --locked --test sessions_hostile -- --nocapture
+	$(FOR_TESTS) PGLITE_PORT_TEST_CLUSTER=short-turns $(CARGO) test --locked --no-fail-fast \
+	  $(addprefix --test ,$(FOR_EVERY_CLUSTER))
 
 .PHONY: fuzz
 fuzz: toolchain $(PGLITE) ## damaged input for every parser: 10^7 frames, 10^7 startup packets, rules, modules, stored files (half an hour)

@@ -1,12 +1,15 @@
-//! What the system allows this process: memory, memory mappings (`vm.max_map_count`) and file descriptors (`ulimit -n`).
+//! What the system allows this process: memory, memory mappings (`vm.max_map_count`), threads (`ulimit -u`, `pids.max` of
+//! its control group) and file descriptors (`ulimit -n`).
 //!
 //! When there are no more mappings, any allocation of the program can fail, which ends it; when there are no more
-//! descriptors, clients wait in the listener's queue without an answer. New clients, sessions and clusters are
-//! therefore refused while there are still some left, also for what runs already.
+//! descriptors, clients wait in the listener's queue without an answer; and without threads a cluster cannot start its
+//! processes, nor recover. New clients, sessions and clusters are therefore refused while there are still some left,
+//! also for what runs already.
 
 use std::{
     fs,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use rustix::{
@@ -16,25 +19,42 @@ use rustix::{
 
 use crate::{
     protocol::error_response::{ErrorResponse, Severity, sqlstate},
-    quota,
+    quota::{self, control_group},
 };
 
 /// How many mappings stay free.
-const RESERVE: usize = 2048;
-/// More mappings than a session or a new cluster without sessions makes.
-const EACH: usize = 100;
+const MAPPINGS_MARGIN: u64 = 2048;
+
+/// The most threads that stay free, and the part of the limit that they are if that is less.
+const THREADS_MARGIN: u64 = 64;
+const THREADS_MARGIN_PART: u64 = 8;
 
 /// The most descriptors that stay free when sessions are refused, and the part of the limit that they are if that is
 /// less.
 const MARGIN: u64 = 256;
 const MARGIN_PART: u64 = 8;
 
-/// How many sessions and clusters can be made before the mappings are counted again, because that takes longer the
-/// more there are.
-static GRANTED: AtomicUsize = AtomicUsize::new(0);
+static MAPPINGS: Counted = Counted {
+    what: "memory mappings",
+    remedy: "raise the limit (sysctl vm.max_map_count)",
+    each: 100,
+    count: mappings,
+    granted: AtomicU64::new(0),
+    refused: Refused::new("sessions and clusters"),
+};
+static THREADS: Counted = Counted {
+    what: "threads",
+    remedy: "raise the limit of threads (ulimit -u, or pids.max of the control group)",
+    each: 8,
+    count: threads,
+    granted: AtomicU64::new(0),
+    refused: Refused::new("sessions and clusters"),
+};
+
+/// More descriptors than a session and its connection use.
+const DESCRIPTORS_OF_SESSION: u64 = 16;
 
 /// What is refused for want of a resource, so that the log says it once.
-static WITHOUT_MAPPINGS: Refused = Refused::new("sessions and clusters");
 static WITHOUT_MEMORY: Refused = Refused::new("sessions and clusters");
 static WITHOUT_DESCRIPTORS: Refused = Refused::new("sessions and clusters");
 static CLIENTS_WITHOUT_DESCRIPTORS: Refused = Refused::new("clients");
@@ -44,7 +64,8 @@ static CLIENTS_WITHOUT_DESCRIPTORS: Refused = Refused::new("clients");
 /// # Errors
 /// `53000` when there is not.
 pub(crate) fn check_for_cluster() -> Result<(), ErrorResponse> {
-    check_mappings()?;
+    MAPPINGS.check()?;
+    THREADS.check()?;
     check_memory()?;
     check_descriptors(&WITHOUT_DESCRIPTORS, Descriptors::margin)
 }
@@ -57,6 +78,11 @@ pub(crate) fn check_for_session() -> Result<(), ErrorResponse> {
     check_for_cluster().map_err(too_many)
 }
 
+/// Whether there are descriptors for the session of a client that has just connected.
+pub(crate) fn has_room_for_client() -> bool {
+    Descriptors::now().is_none_or(|descriptors| descriptors.free > descriptors.margin() + DESCRIPTORS_OF_SESSION)
+}
+
 /// Checks that there are descriptors for a client that has just connected. They are kept from clients that do not say
 /// what they want, so that others can still be answered: half of those that are kept from sessions.
 ///
@@ -66,27 +92,18 @@ pub(crate) fn check_for_client() -> Result<(), ErrorResponse> {
     check_descriptors(&CLIENTS_WITHOUT_DESCRIPTORS, |descriptors| descriptors.margin() / 2).map_err(too_many)
 }
 
+/// Whether so few descriptors or threads are left that clients that have not authenticated should make room: less than
+/// twice what is kept from sessions.
+pub(crate) fn is_scarce() -> bool {
+    let descriptors = Descriptors::now().is_some_and(|descriptors| descriptors.free < 2 * descriptors.margin());
+    descriptors || threads().is_some_and(|threads| threads.left() < 2 * threads.margin)
+}
+
 /// The report of a shortage for a client that wants to connect.
 pub(crate) fn too_many(report: ErrorResponse) -> ErrorResponse {
     let is_shortage = report.code == sqlstate::INSUFFICIENT_RESOURCES;
     let code = if is_shortage { sqlstate::TOO_MANY_CONNECTIONS } else { report.code };
     ErrorResponse { severity: Severity::Fatal, code, ..report }
-}
-
-fn check_mappings() -> Result<(), ErrorResponse> {
-    let one_less = |granted: usize| granted.checked_sub(1);
-    if GRANTED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
-        return Ok(());
-    }
-    // Another operating system has no such files, and perhaps no such limit.
-    let (Some(used), Some(limit)) = (mappings_used(), mappings_limit()) else { return Ok(()) };
-    let further = (limit.saturating_sub(used + RESERVE) / EACH).checked_sub(1);
-    GRANTED.store(further.unwrap_or(0), Ordering::Relaxed);
-    WITHOUT_MAPPINGS.report(
-        further.is_none(),
-        format!("too many memory mappings: the program has {used}, the system allows {limit}"),
-        "raise the limit (sysctl vm.max_map_count)",
-    )
 }
 
 fn check_memory() -> Result<(), ErrorResponse> {
@@ -95,12 +112,76 @@ fn check_memory() -> Result<(), ErrorResponse> {
     WITHOUT_MEMORY.report(message.is_some(), message.unwrap_or_default(), remedy)
 }
 
-fn mappings_used() -> Option<usize> {
-    Some(fs::read_to_string("/proc/self/maps").ok()?.lines().count())
+/// How much there is of a resource, and how much there may be.
+#[derive(Clone, Copy)]
+struct Use {
+    used: u64,
+    limit: u64,
+    /// How many are kept free.
+    margin: u64,
 }
 
-fn mappings_limit() -> Option<usize> {
-    fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()
+impl Use {
+    fn left(self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+}
+
+/// The mappings of this process. Another operating system has no such files, and perhaps no such limit.
+fn mappings() -> Option<Use> {
+    let limit = control_group::number(Path::new("/proc/sys/vm/max_map_count"))?;
+    let used = fs::read_to_string("/proc/self/maps").ok()?.lines().count();
+    Some(Use { used: used as u64, limit, margin: MAPPINGS_MARGIN })
+}
+
+/// The threads of this process, of all of its user or of its control groups, whatever leaves the fewest. What the user's
+/// other processes have is not known.
+fn threads() -> Option<Use> {
+    let groups = control_group::directories("pids").into_iter().filter_map(|group| {
+        let number = |file| control_group::number(&group.join(file));
+        Some((number("pids.current")?, number("pids.max")?))
+    });
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let own = status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse().ok())?;
+    let of_user = getrlimit(Resource::Nproc).current.map(|limit| (own, limit));
+    let all = groups.chain(of_user).map(|(used, limit)| {
+        let margin = (limit / THREADS_MARGIN_PART).min(THREADS_MARGIN);
+        Use { used, limit, margin }
+    });
+    all.min_by_key(|threads| threads.left().saturating_sub(threads.margin))
+}
+
+/// A resource that is counted again only after some grants, because counting takes longer than anything else here.
+struct Counted {
+    what: &'static str,
+    remedy: &'static str,
+    /// More of it than a session, or a new cluster without sessions, uses.
+    each: u64,
+    count: fn() -> Option<Use>,
+    /// How many sessions and clusters can be made before it is counted again.
+    granted: AtomicU64,
+    refused: Refused,
+}
+
+impl Counted {
+    /// The most that are granted at once: others, too, may use threads of a control group.
+    const MOST: u64 = 256;
+
+    fn check(&self) -> Result<(), ErrorResponse> {
+        let one_less = |granted: u64| granted.checked_sub(1);
+        if self.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+            return Ok(());
+        }
+        let Some(counted) = (self.count)() else { return Ok(()) };
+        let further = (counted.left().saturating_sub(counted.margin) / self.each).checked_sub(1);
+        self.granted.store(further.unwrap_or(0).min(Self::MOST), Ordering::Relaxed);
+        let Use { used, limit, .. } = counted;
+        self.refused.report(
+            further.is_none(),
+            format!("too many {}: {used} of {limit} that the system allows are in use", self.what),
+            self.remedy,
+        )
+    }
 }
 
 /// The limit of descriptors, and how many are free at least.

@@ -14,6 +14,7 @@ use std::{
     },
 };
 
+pub(crate) mod control_group;
 mod program;
 
 pub use program::{ProgramLimit, Usage, limit_program, usage};

@@ -145,6 +145,8 @@ fn connect(
     hangups: &Arc<Hangups>,
     opening: Opening,
 ) -> io::Result<()> {
+    // The next clients wait in the listener's queue meanwhile.
+    while !capacity::has_room_for_client() && connections.make_room() {}
     if let Err(report) = capacity::check_for_client() {
         client.refuse(&report);
         return Ok(());
@@ -154,7 +156,8 @@ fn connect(
     let started = connections.start(client, opening, move |mut client, report| {
         client.finish();
         // Closing a socket with unread input would reset the connection, and the client would not get the error.
-        if report.code != sqlstate::SUCCESSFUL_COMPLETION {
+        // Nor are its descriptors kept where they are scarce.
+        if report.code != sqlstate::SUCCESSFUL_COMPLETION && !capacity::is_scarce() {
             client.linger();
         }
         watched.remove(id);

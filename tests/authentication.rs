@@ -35,6 +35,7 @@ const ROLES: &str = "
 const RULES: &str = "
 # TYPE  DATABASE  USER    ADDRESS       METHOD
 local   all       all                   reject
+host    shut      all     all           reject
 host    all       nobody  127.0.0.0/8   reject
 host    all       old     all           md5
 host    all       plain   all           password
@@ -111,14 +112,20 @@ fn rules_and_roles_decide_alike_in_every_kind_of_cluster() {
     let (rules, sql) = (file(RULES), file(ROLES));
     Program::succeed(&["prepare", "authentication-roles", "--sql", path(&sql)]);
     let template = ["--template", "authentication-roles"];
+    let directory = tempfile::tempdir().expect("a directory");
+    let data = ["--data", directory.path().to_str().expect("text")];
     for (arguments, database) in [
         (&["--mode", "shared"][..], "postgres"),
+        (&data[..], "postgres"),
         (&template[..], "authentication-roles"),
         (&["--mode", "isolated"][..], "authentication-roles"),
     ] {
         let server = server(&[&["--auth", path(&rules)], arguments].concat());
         if database == "postgres" {
-            superuser(&server).batch_execute(ROLES).expect("roles");
+            let mut superuser = superuser(&server);
+            superuser.batch_execute(ROLES).expect("roles");
+            superuser.batch_execute("create database shut").expect("a database");
+            assert_eq!(refusal(&server, "app", "app's", "shut"), "28000", "{arguments:?}");
         }
         for (user, password) in [("postgres", "secret"), ("app", "app's"), ("plain", "plain"), ("old", "old")] {
             let client = connect(&server, user, password, database);

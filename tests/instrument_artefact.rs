@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use pglite_port::instrument::{
-    HAS_CHECKPOINTER, HOOK_MODULE, Hook, InstrumentError, Instrumented, SIDE_MODULE_START, instrument,
-    instrument_plain, instrument_side_module, side_module_globals,
+    HAS_CHECKPOINTER, HOOK_MODULE, Hook, IS_TEMPORARY, InstrumentError, Instrumented, SAFEPOINT_PAGE,
+    SIDE_MODULE_START, instrument, instrument_plain, instrument_side_module, side_module_globals,
 };
 use wasmparser::{ExternalKind, FunctionBody, KnownCustom, Name, Operator, Parser, Payload, TypeRef, Validator};
 
@@ -185,6 +185,30 @@ fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
     assert_eq!(hooks.collect::<Vec<_>>(), Hook::ALL.map(Hook::name));
     assert_eq!(code.custom_sections, ["dylink.0", "name"]);
     assert_eq!((facts.memory.minimum, facts.memory.maximum), (2048, Some(32768)));
+}
+
+#[test]
+fn no_safepoint_lies_between_the_load_and_the_store_of_a_lock() {
+    let code = Code::read(&backend().code);
+    let page = SAFEPOINT_PAGE.cast_signed();
+    // A spinlock is one word. A lightweight lock has its state behind its tranche (`src/include/storage/lwlock.h`).
+    for (name, place) in [("s_lock", 0), ("LWLockAcquire", 4), ("LWLockConditionalAcquire", 4)] {
+        let (mut is_loaded, mut stores, mut safepoints, mut is_mode) = (false, 0, 0, false);
+        for operator in code.exported_body(name) {
+            match operator {
+                Operator::I32Load { memarg } if memarg.offset == place => is_loaded = true,
+                Operator::I32Const { value } if value == page => (is_loaded, safepoints) = (false, safepoints + 1),
+                // The mode, which is the second parameter, is kept in the list of the locks that the process has.
+                Operator::I32Store { memarg } if memarg.offset == place && !is_mode => {
+                    assert!(is_loaded, "{name} stores what it has not loaded since it could lose its turn");
+                    (is_loaded, stores) = (false, stores + 1);
+                }
+                _ => {}
+            }
+            is_mode = matches!(operator, Operator::LocalGet { local_index: 1 });
+        }
+        assert!(stores > 0 && safepoints > 0, "{name}: {stores} stores, {safepoints} safepoints");
+    }
 }
 
 #[test]
@@ -368,6 +392,14 @@ fn checkpoints_begin_with_a_look_at_whether_the_checkpointer_makes_them() {
             if global_index == has_checkpointer
     );
     assert!(asks);
+    let (_, is_temporary) = code.exports[IS_TEMPORARY];
+    let body = code.body(code.names["ShutdownXLOG"]);
+    let returns = matches!(
+        body[..4],
+        [Operator::GlobalGet { global_index }, Operator::If { .. }, Operator::Return, Operator::End]
+            if global_index == is_temporary
+    );
+    assert!(returns, "a cluster that ends with its session writes no shutdown checkpoint");
     let slot = code.body(code.names["RegisterPostmasterChildActive"]);
     assert!(matches!(slot[..], [Operator::End]), "the slots of a postmaster are left alone");
     let pre_sync = code.body(code.names["pre_sync_fname"]);
@@ -405,6 +437,7 @@ fn every_mutable_global_is_exported_under_the_name_that_the_facts_give() {
     assert_eq!(exported, code.mutable_globals);
     assert!(facts.mutable_globals.iter().any(|name| name == "__stack_pointer"));
     assert!(facts.mutable_globals.iter().any(|name| name == HAS_CHECKPOINTER));
+    assert!(facts.mutable_globals.iter().any(|name| name == IS_TEMPORARY));
 }
 
 #[test]

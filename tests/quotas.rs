@@ -341,13 +341,14 @@ fn at_its_limit_the_program_refuses_clients_and_says_what_to_do() {
     assert_eq!(report.hint(), Some("End sessions, drop clusters, or raise the limit (--memory-limit)."));
     let log = server.stop();
     assert!(log.iter().any(|line| line.contains("new sessions and clusters are refused: out of memory")), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("PANIC")), "sessions end without a checkpoint: {log:?}");
 }
 
 /// A memory group of its own for a program; `None` where this user may make none.
 struct Group(PathBuf);
 
 impl Group {
-    fn new(limit: u64) -> Option<Self> {
+    fn new(name: &str, limit: u64) -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let (root, path, file) = own.lines().find_map(|line| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
@@ -357,7 +358,7 @@ impl Group {
                 _ => None,
             }
         })?;
-        let group = PathBuf::from(format!("{root}{path}/pglite-port-test-{}", std::process::id()));
+        let group = PathBuf::from(format!("{root}{path}/pglite-port-test-{name}-{}", std::process::id()));
         fs::create_dir(&group).ok()?;
         let group = Self(group);
         fs::write(group.0.join(file), limit.to_string()).ok()?;
@@ -373,7 +374,7 @@ impl Drop for Group {
 
 #[test]
 fn in_a_memory_group_smaller_than_its_load_the_program_is_not_killed() {
-    let Some(group) = Group::new(1200 * MIB) else {
+    let Some(group) = Group::new("isolated", 1200 * MIB) else {
         eprintln!("no memory group can be made here; the limit alone is tested");
         return;
     };
@@ -383,5 +384,48 @@ fn in_a_memory_group_smaller_than_its_load_the_program_is_not_killed() {
     assert!(limit.contains(&server.program.id().to_string()), "it is in the group");
     withstands(&server, 1200 * MIB);
     // The group can be removed when it has no processes.
+    server.stop();
+}
+
+#[test]
+fn in_a_memory_group_smaller_than_its_load_a_shared_cluster_keeps_what_was_committed() {
+    let Some(group) = Group::new("shared", 800 * MIB) else {
+        eprintln!("no memory group can be made here; the limit alone is tested");
+        return;
+    };
+    let server = Server::within(&group.0.join("cgroup.procs"), &["--mode", "shared"]);
+    let mut other = server.connect();
+    other.batch_execute("CREATE TABLE small AS SELECT 1 AS n").expect("a table");
+    let started = rows(&mut other, "SELECT pg_postmaster_start_time()");
+    let config = server.config();
+    let committed: Vec<u64> = thread::scope(|scope| {
+        let writers: Vec<_> = (0..4)
+            .map(|number| {
+                let mut client = config.connect(NoTls).expect("a session");
+                scope.spawn(move || {
+                    client
+                        .batch_execute(&format!("CREATE SCHEMA s{number}; SET search_path = s{number}; {TABLE}"))
+                        .expect("room");
+                    for committed in 0.. {
+                        if let Err(error) = client.batch_execute(&insert(10_000)) {
+                            let full = [Some(&SqlState::DISK_FULL), Some(&SqlState::OUT_OF_MEMORY)];
+                            assert!(full.contains(&error.code()), "{error:?}");
+                            return committed * 10_000;
+                        }
+                    }
+                    unreachable!("something ends it")
+                })
+            })
+            .collect();
+        writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
+    });
+    assert!(committed.iter().sum::<u64>() > 100_000, "{committed:?}");
+    for (number, rows_committed) in committed.iter().enumerate() {
+        assert_eq!(rows(&mut other, &format!("SELECT count(*) FROM s{number}.t")), [rows_committed.to_string()]);
+    }
+    other.batch_execute("TRUNCATE s0.t, s1.t; CHECKPOINT; UPDATE small SET n = 2").expect("there is room again");
+    assert_eq!(rows(&mut other, "SELECT n FROM small"), ["2"]);
+    assert_eq!(rows(&mut other, "SELECT pg_postmaster_start_time()"), started, "it has not crashed");
+    drop(other);
     server.stop();
 }

@@ -30,6 +30,12 @@ fn code_and_hint(message: &Message) -> (String, String) {
     (field('C'), field('H'))
 }
 
+/// Waits until the log says that clients are refused, and of what there is too much.
+fn refused_in_log(server: &Server, what: &str) {
+    let is_it = |line: String| line.contains("refused") && line.contains(what);
+    while !is_it(server.program.stderr_line()) {}
+}
+
 #[test]
 fn no_more_isolated_clients_are_let_in_than_the_limit_says() {
     let server = Server::with(&["--mode", "isolated", "--max-connections", "2"]);
@@ -58,9 +64,9 @@ fn clients_are_refused_before_the_descriptors_are_used_up() {
         }
     };
     assert!(code == "53300" && hint.contains("ulimit"), "{code} {hint}");
-    let line = server.program.stderr_line();
-    assert!(line.contains("refused") && line.contains("open files"), "{line}");
-    // Clients that only ask for encryption take the rest, and the next one gets an answer all the same.
+    refused_in_log(&server, "open files");
+    // Clients that only ask for encryption take the rest. The next one gets an answer all the same, in the place of the
+    // oldest of them.
     let ask = || {
         let mut stream = server.stream();
         stream.write_all(&wire::ssl_request()).expect("connected");
@@ -69,17 +75,59 @@ fn clients_are_refused_before_the_descriptors_are_used_up() {
         assert_eq!(answer, *b"N");
         stream
     };
-    let silent = [(); 40].map(|()| ask());
-    let (mut refused, mut answer) = (ask(), Vec::new());
-    refused.read_to_end(&mut answer).expect("the end");
+    let mut silent = [(); 60].map(|()| ask());
+    let mut answer = Vec::new();
+    silent[0].read_to_end(&mut answer).expect("the end");
     assert_eq!(wire::error(answer)[1], "53300");
-    while !server.program.stderr_line().contains("new clients are refused") {}
     assert!(process::open_files(server.program.id()) < 160);
     assert_eq!(rows(&mut before, "create table t as select 1 a; select a from t"), ["1"]);
     let count = sessions.len();
     drop((silent, sessions));
     assert!(count > 10, "{count}");
     server.wait_for_connections(1);
+    assert_eq!(refusal(&server), None);
+}
+
+#[test]
+fn clients_that_say_nothing_keep_nobody_out_where_descriptors_are_few() {
+    let server = Server::start();
+    let inherited = getrlimit(Resource::Nofile);
+    server.program.limit(Resource::Nofile, Rlimit { current: Some(400), ..inherited });
+    // Each takes two descriptors of the program, so that most of these are too many.
+    let mut silent = Vec::new();
+    for _ in 0..500 {
+        let mut stream = server.stream();
+        stream.write_all(&[0]).expect("connected");
+        silent.push(stream);
+        if silent.len() % 50 == 0 {
+            assert_eq!(refusal(&server), None, "beside {}", silent.len());
+        }
+    }
+    let mut client = server.connect();
+    assert_eq!(rows(&mut client, "select 1"), ["1"]);
+    assert!(process::open_files(server.program.id()) < 400);
+}
+
+#[test]
+fn sessions_are_refused_before_the_threads_are_used_up() {
+    let server = Server::start();
+    let mut before = server.connect();
+    let inherited = getrlimit(Resource::Nproc);
+    let used = u64::try_from(process::threads(server.program.id())).expect("a number");
+    server.program.limit(Resource::Nproc, Rlimit { current: Some(used + 60), ..inherited });
+    let mut sessions = Vec::new();
+    let (code, hint) = loop {
+        match connect(&server) {
+            Ok(session) => sessions.push(session),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert!(code == "53300" && hint.contains("ulimit -u"), "{code} {hint}");
+    refused_in_log(&server, "too many threads");
+    assert_eq!(rows(&mut before, "select 1"), ["1"]);
+    drop(sessions);
+    server.wait_for_connections(1);
+    server.program.limit(Resource::Nproc, inherited);
     assert_eq!(refusal(&server), None);
 }
 

@@ -123,7 +123,8 @@ fn planning() -> Vec<Hostile> {
         )
     };
     vec![
-        of("600 chained CTEs", chain(600)),
+        of("1,000 chained CTEs", chain(1000)),
+        of("2,000 chained CTEs", chain(2000)),
         of(
             "a join of 13 tables without GEQO",
             format!("set geqo = off; set join_collapse_limit = 20; set from_collapse_limit = 20; {}", join(13)),

@@ -46,9 +46,10 @@ impl Figure {
     }
 }
 
-/// That percentile of figures in ascending order; `None` if there are none.
+/// That percentile of figures in ascending order: the smallest that as large a part of them does not exceed; `None` if
+/// there are none.
 pub fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
-    sorted.get((sorted.len().max(1) - 1) * percent / 100).copied()
+    sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied()
 }
 
 /// The largest acceptable median, or the smallest if more is better.

@@ -9,7 +9,7 @@ use super::{Admission, Backend};
 use crate::{
     client::{Client, Endpoints, Interest, Readiness},
     guest::{AUTHENTICATION_OK, ClientStream, call, deliver, wait},
-    instrument::AUTHENTICATION,
+    instrument::{AUTHENTICATION, IS_TEMPORARY},
     postgres::{
         catalog,
         process::{EXIT_ALIVE, EXIT_LONGJMP},
@@ -113,6 +113,7 @@ impl Backend {
     /// a backend that is already connected to its database.
     fn start_session(&mut self, session: &Session<'_>) -> anyhow::Result<()> {
         let Session { startup, endpoints, cancel_key, admission, .. } = session;
+        self.set_global(IS_TEMPORARY, true)?;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;
         self.set_endpoints(port, *endpoints)?;
         let status: i32 = self.call("ProcessStartupPacket", (port, 1, 1))?;

@@ -11,7 +11,7 @@ use std::{iter, ops::Range, sync::Arc};
 
 use anyhow::{Context, bail, ensure};
 use parking_lot::Mutex;
-use wasmtime::{AsContext, AsContextMut, Caller, Memory, Ref, Val};
+use wasmtime::{AsContext, AsContextMut, Caller, Memory, Ref};
 
 use super::{Backend, Registers, client_session::SessionExit};
 use crate::{
@@ -252,10 +252,7 @@ impl Backend {
     /// Changes the state inherited from the postmaster into that of a child process (`InitPostmasterChild` in
     /// `src/backend/utils/init/miscinit.c`).
     fn become_child(&mut self, destination: u32, has_checkpointer: bool) -> anyhow::Result<()> {
-        let instance = self.exports()?.instance;
-        let global =
-            instance.get_global(&mut self.store, HAS_CHECKPOINTER).context("the module was not instrumented")?;
-        global.set(&mut self.store, Val::I32(has_checkpointer.into()))?;
+        self.set_global(HAS_CHECKPOINTER, has_checkpointer)?;
         let guest = self.store.data();
         let seat = guest.seat.as_ref().context("a process of a cluster has no seat")?;
         let (process_id, cluster_start) = (seat.process_id(), seat.cluster_start());

@@ -37,7 +37,7 @@ use std::sync::{
 };
 
 use anyhow::Context;
-use wasmtime::{Global, Ref, Store, TypedFunc, WasmParams, WasmResults, unix::StoreExt};
+use wasmtime::{Global, Ref, Store, TypedFunc, Val, WasmParams, WasmResults, unix::StoreExt};
 
 use crate::{
     backend::program::Program,
@@ -151,7 +151,7 @@ impl Backend {
         // SAFETY: the words are aligned and inside the memory (`word`), as long as that is there.
         let holds = unsafe { Holds::at(holds) };
         let preemption = Preemption::new(signals.clone(), self.store.data().seat.as_ref(), &safepoints, holds);
-        // SAFETY: only for a fault at a safepoint, which is a load of guest code, it does more than compare the address.
+        // SAFETY: only for a fault at a safepoint, which is a store of guest code, it does more than compare the address.
         // No host code was interrupted there, so that it may lock and wait, as after a call.
         unsafe { self.store.set_signal_handler(move |_, fault, _| preemption.handle((*fault).si_addr().addr())) };
         // SAFETY: the word is aligned and inside the memory (`word`), and the page belongs to it; `Drop` detaches both
@@ -266,6 +266,13 @@ impl Backend {
 
     pub(crate) fn write_u32(&mut self, address: u32, value: u32) -> anyhow::Result<()> {
         self.write(address, &value.to_le_bytes())
+    }
+
+    /// Sets one of the globals that the rewriter adds.
+    fn set_global(&mut self, name: &str, value: bool) -> anyhow::Result<()> {
+        let instance = self.exports()?.instance;
+        let global = instance.get_global(&mut self.store, name).context("the module was not instrumented")?;
+        Ok(global.set(&mut self.store, Val::I32(value.into()))?)
     }
 
     pub(crate) fn write(&mut self, address: u32, bytes: &[u8]) -> anyhow::Result<()> {

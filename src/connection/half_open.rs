@@ -2,7 +2,7 @@
 //!
 //! Such a connection has a thread and may have a clone, and anybody can open one. A client that authenticates takes
 //! milliseconds. One that says nothing, or little, ends after a minute (`authentication_timeout`), and sooner if there are
-//! many like it: the oldest goes first, so that new clients get in.
+//! many like it, or if descriptors or threads are scarce: the oldest goes first, so that new clients get in.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::session::Control;
+use crate::{capacity, session::Control};
 
 /// How many there may be for longer than [`PATIENCE`].
 const FEW: usize = 64;
@@ -19,6 +19,8 @@ const FEW: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How many there may be at all.
 const MANY: usize = 1024;
+/// How many go for each new one while descriptors or threads are scarce.
+const SCARCE: usize = 2;
 
 /// The connections that have not authenticated, by their numbers, the oldest first; some that have may be among them.
 #[derive(Default)]
@@ -27,30 +29,51 @@ pub(super) struct HalfOpen(Mutex<BTreeMap<u64, (Instant, Control)>>);
 impl HalfOpen {
     /// Adds a new connection, and ends those that are too many.
     pub(super) fn enter(&self, number: u64, control: &Control) {
+        // Counting takes longer than the rest of this, and few use nothing up.
+        let is_scarce = self.0.lock().len() >= FEW / 4 && capacity::is_scarce();
+        self.enter_where(number, control, is_scarce);
+    }
+
+    fn enter_where(&self, number: u64, control: &Control, is_scarce: bool) {
         let mut waiting = self.0.lock();
         // It may have ended already.
         if control.is_half_open() {
             waiting.insert(number, (Instant::now(), control.clone()));
         }
-        if waiting.len() > FEW {
+        if is_scarce || waiting.len() > FEW {
             waiting.retain(|_, (_, control)| control.is_half_open());
         }
+        let scarce = if is_scarce { SCARCE.min(waiting.len().saturating_sub(1)) } else { 0 };
+        (0..scarce).for_each(|_| crowd_out_oldest(&mut waiting));
         while waiting.len() > FEW
-            && let Some(oldest) = waiting.first_entry()
+            && let Some((_, (since, _))) = waiting.first_key_value()
         {
-            let is_patient = oldest.get().0.elapsed() < PATIENCE;
+            let is_patient = since.elapsed() < PATIENCE;
             if is_patient && waiting.len() <= MANY {
                 return;
             }
-            if let Some((_, (_, oldest))) = waiting.pop_first() {
-                oldest.crowd_out();
-            }
+            crowd_out_oldest(&mut waiting);
         }
+    }
+
+    /// Ends the oldest ones; returns whether there were any.
+    pub(super) fn make_room(&self) -> bool {
+        let mut waiting = self.0.lock();
+        waiting.retain(|_, (_, control)| control.is_half_open());
+        let has_any = !waiting.is_empty();
+        (0..SCARCE).for_each(|_| crowd_out_oldest(&mut waiting));
+        has_any
     }
 
     /// Removes a connection that has ended: what is kept of it keeps its socket open.
     pub(super) fn leave(&self, number: u64) {
         self.0.lock().remove(&number);
+    }
+}
+
+fn crowd_out_oldest(waiting: &mut BTreeMap<u64, (Instant, Control)>) {
+    if let Some((_, (_, oldest))) = waiting.pop_first() {
+        oldest.crowd_out();
     }
 }
 
@@ -71,10 +94,10 @@ mod tests {
     fn the_oldest_go_when_there_are_too_many_and_those_that_have_authenticated_stay() {
         let half_open = HalfOpen::default();
         let authenticated = control();
-        half_open.enter(0, &authenticated);
+        half_open.enter_where(0, &authenticated, false);
         authenticated.settle();
         let controls: Vec<Control> = (0..MANY + 3).map(|_| control()).collect();
-        (1..).zip(&controls).for_each(|(id, control)| half_open.enter(id, control));
+        (1..).zip(&controls).for_each(|(id, control)| half_open.enter_where(id, control, false));
         let crowded: Vec<bool> = controls.iter().map(is_crowded_out).collect();
         assert_eq!(crowded.iter().position(|crowded| !crowded), Some(3));
         assert!(!crowded[3..].contains(&true));
@@ -82,12 +105,25 @@ mod tests {
     }
 
     #[test]
+    fn where_descriptors_are_scarce_each_new_one_takes_the_place_of_two() {
+        let half_open = HalfOpen::default();
+        let controls: Vec<Control> = (0..6).map(|_| control()).collect();
+        (0..).zip(&controls[..4]).for_each(|(id, control)| half_open.enter_where(id, control, false));
+        (4..).zip(&controls[4..]).for_each(|(id, control)| half_open.enter_where(id, control, true));
+        let crowded: Vec<bool> = controls.iter().map(is_crowded_out).collect();
+        assert_eq!(crowded, [true, true, true, true, false, false]);
+        let (alone, newest) = (HalfOpen::default(), control());
+        alone.enter_where(0, &newest, true);
+        assert!(!is_crowded_out(&newest));
+    }
+
+    #[test]
     fn nothing_is_kept_of_a_connection_that_has_ended() {
         let half_open = HalfOpen::default();
         let (before, after) = (control(), control());
         before.settle();
-        half_open.enter(1, &before);
-        half_open.enter(2, &after);
+        half_open.enter_where(1, &before, false);
+        half_open.enter_where(2, &after, false);
         after.settle();
         half_open.leave(2);
         assert!(half_open.0.lock().is_empty());
@@ -97,11 +133,11 @@ mod tests {
     fn those_that_have_waited_for_long_go_sooner() {
         let half_open = HalfOpen::default();
         let controls: Vec<Control> = (0..=FEW).map(|_| control()).collect();
-        (1..).zip(&controls[..FEW]).for_each(|(id, control)| half_open.enter(id, control));
+        (1..).zip(&controls[..FEW]).for_each(|(id, control)| half_open.enter_where(id, control, false));
         for (since, _) in half_open.0.lock().values_mut().take(2) {
             *since = since.checked_sub(PATIENCE).expect("the machine has run for longer");
         }
-        half_open.enter(1000, &controls[FEW]);
+        half_open.enter_where(1000, &controls[FEW], false);
         let crowded: Vec<bool> = controls.iter().map(is_crowded_out).collect();
         assert_eq!((crowded[0], crowded[1..].contains(&true)), (true, false), "one makes room for one");
     }

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use wasm_encoder::{BlockType, Instruction, MemArg};
 
-use super::InstrumentError;
 use super::bodies::{
     CancelKey, Kill, Report, calls_of, cleared, own_process_id, reported_all, stack_measure, wait_site,
 };
@@ -13,6 +12,7 @@ use super::hooks::Hook;
 use super::module::Module;
 use super::real_time;
 use super::target::{Change, Target};
+use super::{ADDED_GLOBALS, HAS_CHECKPOINTER, IS_TEMPORARY, InstrumentError};
 
 /// Instructions that replace some of a function's. Their indices are those of the rewritten module.
 pub(super) struct Edit {
@@ -28,8 +28,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) my_proc_pid: u32,
     /// Address of `InterruptPending`.
     pub(super) interrupt_pending: u32,
-    /// Index of the added global [`super::HAS_CHECKPOINTER`].
-    pub(super) has_checkpointer: u32,
+    /// Index of the first of [`super::ADDED_GLOBALS`].
+    pub(super) first_added_global: u32,
     /// Index of the first hook.
     pub(super) first_hook: u32,
 }
@@ -51,10 +51,14 @@ impl Surroundings<'_> {
             Change::RefuseLocales => Edit { at: 0..0, with: self.refuse_locales() },
             Change::Nothing => Edit { at: whole, with: Vec::new() },
             Change::LeaveToCheckpointer(hook) => {
-                let mut with = vec![Instruction::GlobalGet(self.has_checkpointer), Instruction::If(BlockType::Empty)];
+                let mut with = self.if_set(HAS_CHECKPOINTER).to_vec();
                 with.extend(self.pass_on(hook));
                 with.extend([Instruction::I32Const(1), Instruction::Return, Instruction::End]);
                 Edit { at: 0..0, with }
+            }
+            Change::NothingIfTemporary => {
+                let [global, condition] = self.if_set(IS_TEMPORARY);
+                Edit { at: 0..0, with: vec![global, condition, Instruction::Return, Instruction::End] }
             }
             Change::OwnProcessId => {
                 let at = own_process_id(target, &operators, process_id)?;
@@ -170,6 +174,13 @@ impl Surroundings<'_> {
             Instruction::Return,
             Instruction::End,
         ]
+    }
+
+    /// The beginning of instructions that run if the added global of this name is not zero.
+    fn if_set(&self, name: &str) -> [Instruction<'static>; 2] {
+        let indices = self.first_added_global..;
+        let index = indices.zip(ADDED_GLOBALS).find_map(|(index, added)| (added == name).then_some(index));
+        [Instruction::GlobalGet(index.expect("one of ADDED_GLOBALS")), Instruction::If(BlockType::Empty)]
     }
 
     /// A call of the host with the parameters of the function that contains it.

@@ -17,7 +17,7 @@ use super::processes::{
 };
 use super::publishing::Callbacks;
 use super::start::{Preload, is_regular_backend, preloads};
-use super::{HAS_CHECKPOINTER, InstrumentError, type_infos};
+use super::{ADDED_GLOBALS, InstrumentError, type_infos};
 
 /// Size of a page of WebAssembly memory, in bytes.
 const WASM_PAGE: u64 = 65_536;
@@ -55,7 +55,7 @@ pub struct Facts {
     pub table_elements: u64,
     /// Initial value of `__stack_pointer`: the stack grows down from here.
     pub stack_pointer: u32,
-    /// Export names of all its mutable globals, [`HAS_CHECKPOINTER`] included: a snapshot must save all of them.
+    /// Export names of all its mutable globals, those that the rewriter adds included: a snapshot must save all of them.
     pub mutable_globals: Vec<String>,
     /// Addresses of exported variables, by their names in C, and of the vtables of C++'s type information.
     pub data_symbols: BTreeMap<String, u32>,
@@ -134,7 +134,7 @@ impl Facts {
             memory: limits,
             table_elements: module.table_elements.ok_or_else(|| lacking("table"))?,
             stack_pointer: stack_pointer.ok_or_else(|| lacking("exported __stack_pointer"))?.cast_unsigned(),
-            mutable_globals: exported.chain([HAS_CHECKPOINTER.to_owned()]).collect(),
+            mutable_globals: exported.chain(ADDED_GLOBALS.map(str::to_owned)).collect(),
             data_symbols,
             table_slots: module.exported_table_slots()?,
             errno: kill.errno.cast_unsigned(),

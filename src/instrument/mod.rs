@@ -81,6 +81,13 @@ pub(crate) use type_infos::{CLASS, MULTIPLE, SINGLE};
 /// Name of an exported mutable `i32` global. If it is not zero, another process of the cluster makes the checkpoints.
 pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
 
+/// Name of an exported mutable `i32` global. If it is not zero, the cluster ends with its session, which therefore writes
+/// no shutdown checkpoint.
+pub const IS_TEMPORARY: &str = "pglite_port.is_temporary";
+
+/// The globals that the rewriter adds to the backend, behind its own.
+const ADDED_GLOBALS: [&str; 2] = [HAS_CHECKPOINTER, IS_TEMPORARY];
+
 /// Name of the function that `InitPostgres` calls to authenticate its client, and that the host calls for a backend that
 /// was started alone. It is exported, and has no parameters and no result.
 pub const AUTHENTICATION: &str = "PerformAuthentication";
@@ -160,12 +167,12 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
         found: &found,
         my_proc_pid: facts.address("MyProcPid")?,
         interrupt_pending: facts.address("InterruptPending")?,
-        has_checkpointer: u32::try_from(module.globals.len()).unwrap_or(u32::MAX),
+        first_added_global: u32::try_from(module.globals.len()).unwrap_or(u32::MAX),
         first_hook: module.imported_functions,
     };
     let mut rewrite = Rewrite {
         hooks: &Hook::ALL,
-        globals: &[HAS_CHECKPOINTER],
+        globals: &ADDED_GLOBALS,
         exports: hidden_globals(&module),
         without_data: true,
         own_memory: true,

@@ -75,6 +75,8 @@ pub(super) enum Change {
     Nothing,
     /// If the global [`super::HAS_CHECKPOINTER`] is not zero, it passes its parameters to the host and returns true.
     LeaveToCheckpointer(Hook),
+    /// If the global [`super::IS_TEMPORARY`] is not zero, it does nothing.
+    NothingIfTemporary,
     /// The constant process id that the compiler inlined for `getpid()` becomes a load of `MyProcPid`.
     OwnProcessId,
     /// It returns `MyProcPid` if that is set.

@@ -166,6 +166,13 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["CreateCheckPoint", "xlog.c", "can't create a checkpoint during recovery"]),
         changes: &[Change::LeaveToCheckpointer(Hook::RequestCheckpoint), Change::Export],
     },
+    // Flushes all changed buffers and files at the end of a process that has its cluster alone.
+    Target {
+        name: "ShutdownXLOG",
+        signature: signature(2, 0),
+        evidence: Evidence::Mentions(&["ShutdownXLOG", "xlog.c", "shutting down"]),
+        changes: &[Change::NothingIfTemporary],
+    },
     // XLogWrite calls it when it begins a WAL segment. PostgreSQL then requests a checkpoint if there are too many
     // segments; PGlite has removed that.
     Target {

@@ -6,12 +6,11 @@
 
 use std::{
     fs,
-    path::Path,
     str::FromStr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use super::{MEMORY, Need, NoSize, Resource, Size, TooLow, UNLIMITED};
+use super::{MEMORY, Need, NoSize, Resource, Size, TooLow, UNLIMITED, control_group};
 
 /// After so many bytes the process' memory is measured again, which takes some microseconds.
 const MEASURED_EVERY: u64 = 4 << 20;
@@ -182,26 +181,11 @@ fn own_memory() -> Option<u64> {
 /// The memory that the system has, or that the control group of this process may use if that is less.
 fn of_system() -> Option<u64> {
     let all = kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:");
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    groups.lines().filter_map(of_group).chain(all).min()
-}
-
-/// The limit of a control group, given by its line in `/proc/self/cgroup` (Linux' `cgroups(7)`): that of the group or
-/// of one above it. A container sees its own group as the root.
-fn of_group(line: &str) -> Option<u64> {
-    let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-    let (root, file) = match controllers {
-        "" => ("/sys/fs/cgroup", "memory.max"),
-        _ if controllers.split(',').any(|controller| controller == "memory") => {
-            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        }
-        _ => return None,
-    };
-    let limit = |group: &Path| {
-        let file = Path::new(root).join(group.strip_prefix("/").ok()?).join(file);
-        fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
-    };
-    Path::new(path).ancestors().filter_map(limit).min()
+    // The file's name in the two versions of control groups.
+    let files = ["memory.max", "memory.limit_in_bytes"];
+    let groups = control_group::directories("memory");
+    let limits = groups.iter().flat_map(|group| files.map(|file| control_group::number(&group.join(file))));
+    limits.flatten().chain(all).min()
 }
 
 /// The value of `key` in a file such as `/proc/meminfo`, in bytes.
