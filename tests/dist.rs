@@ -77,9 +77,38 @@ fn the_archive_has_everything_and_serves_where_it_is_unpacked() {
     let others: Vec<_> = files.iter().filter(|name| !name.ends_with(".tar.gz")).collect();
     assert_eq!(others, ["initdb.wasm", "pg_dump.wasm", "pglite.data", "pglite.js", "pglite.wasm"]);
     let licenses = names(&unpacked.join("licenses"));
-    assert_eq!(licenses, ["extensions.txt", "pglite.txt", "postgresql.txt", "rust-packages.txt"]);
-    let of_packages = fs::read_to_string(unpacked.join("licenses/rust-packages.txt")).expect("text");
-    assert!(of_packages.contains("\nwasmtime 4") && of_packages.contains("TERMS AND CONDITIONS"), "{of_packages}");
+    let license = |name: &str| fs::read_to_string(unpacked.join("licenses").join(name)).expect("text");
+    // Each with words of the text itself.
+    for (name, words) in [
+        ("Apache-2.0.txt", "TERMS AND CONDITIONS FOR USE"),
+        ("GPL-3.txt", "GNU GENERAL PUBLIC LICENSE"),
+        ("LGPL-2.1.txt", "GNU LESSER GENERAL PUBLIC LICENSE"),
+        ("gcc.txt", "RUNTIME LIBRARY EXCEPTION"),
+        ("glibc.txt", "Lesser General Public"),
+        ("icu.txt", "Unicode"),
+        ("libxml2.txt", "Daniel Veillard"),
+        ("libxslt.txt", "Daniel Veillard"),
+        ("musl.txt", "Rich Felker"),
+        ("ossp-uuid.txt", "Ralf S. Engelschall"),
+        ("pglite.txt", "TERMS AND CONDITIONS FOR USE"),
+        ("postgresql-parts.txt", "Henry Spencer"),
+        ("postgresql.txt", "REGENTS OF THE UNIVERSITY OF CALIFORNIA"),
+        ("rust-packages.txt", "\nwasmtime 4"),
+        ("unicode.txt", "UNICODE LICENSE V3"),
+        ("zlib.txt", "Jean-loup Gailly"),
+    ] {
+        let text = license(name).to_lowercase();
+        assert!(text.contains(&words.to_lowercase()), "{name}");
+    }
+    let named: Vec<_> = license("extensions.txt")
+        .split_whitespace()
+        .map(|word| word.trim_matches(|c| "(),;:.".contains(c)).to_owned())
+        .collect();
+    for name in licenses.iter().filter(|name| *name != "extensions.txt") {
+        assert!(named.contains(name), "{name} is not mentioned");
+    }
+    let of_packages = license("rust-packages.txt");
+    assert!(of_packages.contains("TERMS AND CONDITIONS") && of_packages.contains("LLVM Exceptions"), "{of_packages}");
 
     let program = unpacked.join("pglite-port");
     let mut server = Program::spawn_copy(&program, &["serve", "--listen", "127.0.0.1:0"]);
