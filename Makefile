@@ -40,6 +40,9 @@ FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
 # Elixir's tests run the program that was built with the Rust tests, not an installed one.
 FOR_ELIXIR_TESTS := $(FOR_TESTS) LC_ALL=C.UTF-8 PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(PGLITE_DIST)"
 
+# Those of them in which a project takes the program from an archive take the one of `make dist`.
+TEST_DIST = $(FOR_ELIXIR_TESTS) PGLITE_EX_TEST_ARCHIVE="$(CURDIR)/target/dist/pglite-port-$(shell .ci/version)-$(shell uname -m)-unknown-linux-gnu.tar.gz"
+
 .PHONY: help
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -58,12 +61,20 @@ dist: toolchain $(PGLITE) ## an archive of the program for each architecture in 
 	.ci/dist $(TARGETS)
 
 .PHONY: dist-check
-dist-check: toolchain $(PGLITE) ## make the archives again in a clone elsewhere, and compare them byte for byte
+dist-check: dist ## make the archives again in a clone elsewhere, and compare them byte for byte
 	.ci/dist-check $(TARGETS)
 
 .PHONY: image
 image: ## a container's image of this machine's archive, with a warm cache, in target/dist
 	.ci/image "$$(ls -t target/dist/pglite-port-*-$$(uname -m)-unknown-linux-gnu.tar.gz | head -n 1)"
+
+.PHONY: test-dist
+test-dist: toolchain $(PGLITE) ## this machine's archive of make dist in Elixir projects with neither Rust nor Node.js, and the package for Hex with it
+	.ci/require mix=elixir
+	$(CARGO) build --locked
+	mkdir -p $(TEST_CACHE)
+	cd elixir && $(TEST_DIST) mix test test/elixir_alone_test.exs test/hex_package_test.exs
+	$(TEST_DIST) .ci/elixir-integration test/elixir_alone_test.exs
 
 .PHONY: test-arm64
 test-arm64: ## the arm64 archive under QEMU's emulator, also with pages of 16 and 64 KiB (some minutes)
