@@ -84,11 +84,25 @@ defmodule PgliteEx.ElixirAlone do
   end
 
   @doc """
-  Makes an archive as `make dist` does, with its SHA-256 beside it. Its program is a script that runs the one
-  under test, because packing that takes long.
+  Puts an archive into the directory, with its SHA-256 beside it: the one of `make dist` that
+  `PGLITE_EX_TEST_ARCHIVE` names (`make test-dist`), or else one that is made like it. Its program is a
+  script that runs the one under test, because packing that takes long.
   """
   @spec archive!(Path.t()) :: Path.t()
   def archive!(directory) do
+    case System.get_env("PGLITE_EX_TEST_ARCHIVE", "") do
+      "" -> make_archive!(directory)
+      archive -> copy_archive!(Path.expand(archive), directory)
+    end
+  end
+
+  defp copy_archive!(archive, directory) do
+    copy = Path.join(directory, Path.basename(archive))
+    for suffix <- ["", ".sha256"], do: File.cp!(archive <> suffix, copy <> suffix)
+    copy
+  end
+
+  defp make_archive!(directory) do
     root = Path.join(directory, "contents/pglite-port-0.1.0-here")
     dist = System.fetch_env!("PGLITE_DIR")
     packages = Path.join(dist, "../..")
