@@ -33,8 +33,7 @@ pub fn precompile(pglite: Option<&Path>, cache: Option<&Path>, triple: &str, int
     let cache = Cache::open(cache)?;
     let artefact = Artefact::find(pglite, &cache)?;
     let mut compiler = Precompiler::new(triple, into)?;
-    let backend = instrument::instrument(&artefact.read(PGLITE_WASM)?)?.code;
-    let backend = instrument::inline_calls(&backend, PGLITE_WASM.sha256)?;
+    let backend = program::backend_wasm(&artefact)?;
     let mut size = compiler.add(PGLITE, &code_key(PGLITE_WASM.sha256), &backend)?;
     let initdb = program::initdb_wasm(&artefact)?;
     size += compiler.add(INITDB, &code_key(INITDB_WASM.sha256), &initdb)?;

@@ -51,14 +51,15 @@ impl Program {
         let compiler = Compiler::new(cache.clone())?;
         let key = sources::code_key(PGLITE_WASM.sha256);
         let parts_name = format!("pglite-{}", &key[..32]);
-        let in_use = hold_parts(artefact, cache, &parts_name)?;
+        let (in_use, code) = hold_parts(artefact, cache, &parts_name)?;
         let directory = cache.path(&parts_name);
         let parts =
             fs::read(directory.join("parts")).with_context(|| format!("{} cannot be read", directory.display()))?;
         let parts: Parts =
             postcard::from_bytes(&parts).with_context(|| format!("{} is damaged; remove it", directory.display()))?;
         let pristine = Image::open(&directory.join("image"), parts.image)?;
-        let module = compiler.module(PGLITE, &key, || Ok(fs::read(directory.join("code.wasm"))?))?;
+        let module =
+            compiler.module(PGLITE, &key, || code.map_or_else(|| backend_wasm(artefact), |code| inlined(&code)))?;
         let linker = guest::linker(compiler.engine())?;
         let backend =
             linker.instantiate_pre(&module).map_err(anyhow::Error::from).context("PostgreSQL cannot be linked")?;
@@ -123,10 +124,23 @@ impl Program {
     }
 }
 
-/// `initdb` as it is compiled.
+/// The backend as it is compiled.
 ///
 /// # Errors
 /// When it cannot be read or is refused by the rewriter.
+pub(crate) fn backend_wasm(artefact: &Artefact) -> anyhow::Result<Vec<u8>> {
+    inlined(&instrument::instrument(&artefact.read(PGLITE_WASM)?)?.code)
+}
+
+/// The instrumented backend with copies of its smallest functions.
+fn inlined(code: &[u8]) -> anyhow::Result<Vec<u8>> {
+    Ok(instrument::inline_calls(code, PGLITE_WASM.sha256)?)
+}
+
+/// `initdb` as it is compiled.
+///
+/// # Errors
+/// As [`backend_wasm`].
 pub(crate) fn initdb_wasm(artefact: &Artefact) -> anyhow::Result<Vec<u8>> {
     Ok(instrument::instrument_plain(&artefact.read(INITDB_WASM)?)?)
 }
@@ -134,35 +148,36 @@ pub(crate) fn initdb_wasm(artefact: &Artefact) -> anyhow::Result<Vec<u8>> {
 /// `pg_dump` as it is compiled.
 ///
 /// # Errors
-/// As [`initdb_wasm`].
+/// As [`backend_wasm`].
 pub(crate) fn pg_dump_wasm(artefact: &Artefact) -> anyhow::Result<Vec<u8>> {
     Ok(instrument::instrument_importing(&artefact.read_tool(PG_DUMP_WASM)?)?)
 }
 
-/// The entry `name` with the parts of the backend, made if need be.
-fn hold_parts(artefact: &Artefact, cache: &Cache, name: &str) -> anyhow::Result<InUse> {
+/// The entry `name` with the parts of the backend, made if need be, and its instrumented code if it was made now. The code
+/// is not kept: when it is compiled it is not needed any more, and an archive has it compiled.
+fn hold_parts(artefact: &Artefact, cache: &Cache, name: &str) -> anyhow::Result<(InUse, Option<Vec<u8>>)> {
     if let Ok(Some(in_use)) = cache.hold_intact(name) {
-        return Ok(in_use);
+        return Ok((in_use, None));
     }
     let lock = cache.lock(name)?;
     // Another process may have made it while this one waited for the lock.
     match cache.hold_intact(name) {
-        Ok(Some(in_use)) => return Ok(in_use),
+        Ok(Some(in_use)) => return Ok((in_use, None)),
         Ok(None) => {}
         Err(error) => tracing::warn!("preparing PostgreSQL again, because {error:#}"),
     }
-    write_parts(artefact, cache, &lock)?;
-    cache.hold(name)?.with_context(|| format!("{} is gone again", cache.path(name).display()))
+    let code = write_parts(artefact, cache, &lock)?;
+    let in_use = cache.hold(name)?.with_context(|| format!("{} is gone again", cache.path(name).display()))?;
+    Ok((in_use, Some(code)))
 }
 
-fn write_parts(artefact: &Artefact, cache: &Cache, lock: &Lock) -> anyhow::Result<()> {
+/// Writes the parts, and returns the code.
+fn write_parts(artefact: &Artefact, cache: &Cache, lock: &Lock) -> anyhow::Result<Vec<u8>> {
     let instrumented = instrument::instrument(&artefact.read(PGLITE_WASM)?)?;
-    let code = instrument::inline_calls(&instrumented.code, PGLITE_WASM.sha256)?;
     cache.publish_directory(lock, |directory| {
-        fs::write(directory.join("code.wasm"), &code)?;
         let image = Image::write(&directory.join("image"), &instrumented.memory)?;
         let parts = Parts { facts: instrumented.facts, image };
         Ok(fs::write(directory.join("parts"), postcard::to_allocvec(&parts)?)?)
     })?;
-    Ok(())
+    Ok(instrumented.code)
 }

@@ -4,7 +4,9 @@
 //! that PostgreSQL's writes replace whole chunks and copy nothing from below. Chunks that were never written are
 //! holes, which read as zeros and use no memory.
 
-use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
+use std::{collections::BTreeMap, convert::Infallible, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};
+
+use sha2::{Digest, Sha256};
 
 use super::{
     chunk::{CHUNK, Chunk},
@@ -240,17 +242,38 @@ impl Content {
     /// # Errors
     /// The operating system's.
     pub(super) fn write_to(&self, target: &File, start: u64) -> io::Result<u64> {
-        let mut chunk = [0; CHUNK];
         let mut end = 0;
+        self.each_chunk(|offset, bytes| {
+            end = offset + bytes.len() as u64;
+            target.write_all_at(bytes, start + offset)
+        })?;
+        Ok(end)
+    }
+
+    /// The SHA-256 of what [`Content::write_to`] writes, and where. It does not depend on how long the hole at the end is.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let hashed = self.each_chunk(|offset, bytes| {
+            hash.update(offset.to_le_bytes());
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+            Ok::<_, Infallible>(())
+        });
+        let Ok(()) = hashed;
+        hash.finalize().into()
+    }
+
+    /// Calls `visit` with the chunks that are not zero, in ascending order, each with its offset.
+    fn each_chunk<E>(&self, mut visit: impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
+        let mut chunk = [0; CHUNK];
         for index in self.occupied() {
             let offset = index * CHUNK_U64;
             let count = self.read_at(offset, &mut chunk);
             if !is_zero(&chunk[..count]) {
-                target.write_all_at(&chunk[..count], start + offset)?;
-                end = offset + count as u64;
+                visit(offset, &chunk[..count])?;
             }
         }
-        Ok(end)
+        Ok(())
     }
 
     /// The chunks that may contain bytes other than zero, in ascending order.

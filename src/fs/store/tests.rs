@@ -82,6 +82,42 @@ fn holes_take_no_room_on_disk() {
 }
 
 #[test]
+fn files_with_the_same_content_are_stored_once() {
+    let mut padded = Content::from_extent(Extent::owned(vec![1; CHUNK]));
+    padded.set_len(5 * CHUNK as u64);
+    let mut moved = Content::default();
+    moved.write_at(CHUNK as u64, &[1; CHUNK]);
+    let owned = |bytes: Vec<u8>| Content::from_extent(Extent::owned(bytes));
+    let files = [
+        ("first", owned(vec![1; CHUNK])),
+        ("same", owned(vec![1; CHUNK])),
+        ("padded", padded),
+        ("moved", moved),
+        ("shorter", owned(vec![1; CHUNK - 1])),
+        ("with a zero", owned([vec![1; CHUNK - 1], vec![0]].concat())),
+        ("empty", Content::default()),
+    ];
+    let mut tree = tree_with(&files);
+    let directory = tempfile::tempdir().unwrap();
+    tree.freeze().write_to(directory.path()).unwrap();
+    // One for the first three, two for the one that has moved, one for each of the two that follow.
+    assert_eq!(fs::metadata(directory.path().join(DATA)).unwrap().len(), 5 * CHUNK as u64);
+    let mut copy = Tree::from_frozen(FrozenTree::open(directory.path()).unwrap());
+    for (name, _) in &files {
+        assert_eq!(content_of(&copy, name), content_of(&tree, name), "{name}");
+    }
+    // A write to one of them is seen in no other.
+    let same = copy.lookup(ROOT, b"same").unwrap().unwrap();
+    let write = |node: &mut Node| {
+        let Kind::File(content) = &mut node.kind else { panic!("it is no file") };
+        content.write_at(0, &[2]);
+    };
+    copy.change(same, write).unwrap();
+    assert_eq!(content_of(&copy, "same")[..2], [2, 1]);
+    assert_eq!(content_of(&copy, "first"), [1; CHUNK]);
+}
+
+#[test]
 fn writing_over_an_opened_store_does_not_disturb_who_has_it_open() {
     let directory = tempfile::tempdir().unwrap();
     let old = Content::from_extent(Extent::owned(vec![1; CHUNK]));
