@@ -20,7 +20,7 @@ pub(crate) use baton::{Baton, Priority};
 pub(crate) use preemption::{Holds, KeepsLocks, Preemption, SafepointPage, processor_time};
 pub(crate) use seat::{Crashed, Seat, Seats};
 pub(crate) use shared_memory::{
-    LARGE, MainSegment, Region, SharedMemory, UNIT, clear_mapping, main_segment, map_zeros_over, whole_pages,
+    MainSegment, Region, SharedMemory, UNIT, clear_mapping, main_segment, map_zeros_over, whole_pages,
 };
 pub(crate) use signals::{Signal, Signals};
 pub(crate) use slice::Slice;

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// From this size on, new pages of zeros take less time than writing zeros.
-pub(crate) const LARGE: u32 = 1 << 20;
+const LARGE: u32 = 1 << 20;
 
 /// The main segment is made of whole units of this size, because the pages of a machine may be as large. It is that of
 /// WebAssembly's pages.

@@ -10,7 +10,7 @@ use wasmtime::{Caller, Linker, bail};
 
 use super::{Guest, memory};
 use crate::{
-    cluster::{LARGE, Region, UNIT, clear_mapping, map_zeros_over, whole_pages},
+    cluster::{Region, UNIT, clear_mapping, map_zeros_over, whole_pages},
     fs::{Errno, Mapping},
     instrument::{HOOK_MODULE, Hook},
 };
@@ -126,13 +126,13 @@ fn unmap(
 }
 
 /// Clears `length` bytes at `address`, which the C library has allocated for an anonymous mapping. If the guest is going
-/// to fork, its children may share the mapping: the main segment.
+/// to fork, its children may share the mapping: the main segment, and small ones, which are less than a page on some
+/// machines.
 fn clear(mut caller: Caller<'_, Guest>, address: u32, length: u32) -> wasmtime::Result<()> {
     let memory = caller.data().memory()?;
     memory::read_bytes(memory.data(&caller), address, length)?;
     let shared = match caller.data().before_fork {
-        Some(_) if length >= LARGE => shared_length(&mut caller, address, length)?,
-        Some(_) => whole_pages(address, length),
+        Some(_) => shared_length(&mut caller, address, length)?,
         None => 0,
     };
     let region = clear_mapping(&mut caller, memory, address, length, shared);
@@ -141,7 +141,7 @@ fn clear(mut caller: Caller<'_, Guest>, address: u32, length: u32) -> wasmtime::
 }
 
 /// How many bytes from `address` on can be shared of a mapping of `length` bytes: whole units, so that it does not depend
-/// on the size of this machine's pages. PostgreSQL's main segment need not end with a unit, and what `malloc` allocates
+/// on the size of this machine's pages. A mapping need not end with a unit, and what `malloc` allocates
 /// behind it would then be shared as well; so that memory is allocated here, and never freed.
 fn shared_length(caller: &mut Caller<'_, Guest>, address: u32, length: u32) -> wasmtime::Result<u32> {
     let Some(whole) = length.checked_next_multiple_of(UNIT).filter(|_| address.is_multiple_of(UNIT)) else {
