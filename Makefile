@@ -22,6 +22,8 @@ RELEASE := target/release/pglite-port
 PGLITE := pglite/node_modules/.package-lock.json
 DRIVERS := tests/drivers/node_modules/.package-lock.json
 POSTGIS := tests/postgis/node_modules/.package-lock.json
+# Programs of PostgreSQL 18, which Debian does not have.
+POSTGRES_18 := target/postgres-18/bin
 PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 
 # Tests of shared clusters that are run for every kind of cluster, and those that are also run with turns of 200 µs.
@@ -100,7 +102,7 @@ lint: toolchain ## formatting, clippy and rustdoc without a warning
 	cd elixir && mix format --check-formatted
 
 .PHONY: test-rust
-test-rust: toolchain $(PGLITE) $(DRIVERS) $(POSTGIS) ## the Rust tests
+test-rust: toolchain $(PGLITE) $(DRIVERS) $(POSTGIS) $(POSTGRES_18) ## the Rust tests
 	.ci/packages
 	.ci/require script=bsdutils psql=postgresql-client pgbench=postgresql node=nodejs promtool=prometheus \
 	  javac=default-jdk-headless /usr/share/java/postgresql.jar=libpostgresql-jdbc-java
@@ -191,6 +193,9 @@ $(DRIVERS): tests/drivers/package-lock.json tests/drivers/package.json
 	.ci/require npm=npm
 	npm ci --prefix tests/drivers
 	touch $@
+
+$(POSTGRES_18): tests/postgres-18/requirements.txt .ci/postgres-18
+	.ci/postgres-18 $(@D)
 
 $(POSTGIS): tests/postgis/package-lock.json tests/postgis/package.json
 	.ci/require npm=npm

@@ -139,7 +139,16 @@ fn messages(client: &mut Client) -> Vec<Vec<String>> {
 
 #[test]
 fn the_messages_for_the_same_changes_are_those_of_an_installed_postgresql() {
-    let (native, server) = (Native::start(&SETTINGS), server(&[]));
+    compare_messages(&Native::start(&SETTINGS));
+}
+
+#[test]
+fn the_messages_for_the_same_changes_are_those_of_postgresql_18() {
+    compare_messages(&Native::start_18(&SETTINGS));
+}
+
+fn compare_messages(native: &Native) {
+    let server = server(&[]);
     let mut clients = [native.config(), server.config()].map(|config| config.connect(NoTls).expect("a session"));
     for client in &mut clients {
         run(client, TABLES);

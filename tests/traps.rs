@@ -100,20 +100,6 @@ fn a_library_that_is_none_is_refused_and_the_session_goes_on() {
 }
 
 #[test]
-fn a_library_with_a_symbol_that_nobody_defines_is_not_loaded_and_the_session_goes_on() {
-    let server = Server::start();
-    let mut client = server.connect();
-    // PGlite ships the receiver of logical replication, but not the symbols it needs.
-    let error = client
-        .batch_execute("create subscription s connection 'dbname=x' publication p")
-        .expect_err("there is no WAL receiver");
-    let error = error.as_db_error().expect("PostgreSQL's own error");
-    assert_eq!(error.code().code(), "0A000");
-    assert_eq!(error.message(), "a cluster of this program cannot subscribe to another server");
-    assert_eq!(rows(&mut client, "select 1"), ["1"]);
-}
-
-#[test]
 fn libraries_may_need_each_other_and_an_error_in_a_constructor_is_that_of_the_statement() {
     let server = Server::with(&["--mode", "isolated", "--allow-user-libraries"]);
     let mut client = server.connect();

@@ -26,6 +26,8 @@ const PROGRAMS: &str = "PGLITE_PORT_BENCH_POSTGRES";
 /// A server with a new cluster; dropping it ends it and removes the cluster.
 pub struct Native {
     server: Child,
+    /// The directory of its programs, if it is not the one that is installed.
+    programs: Option<PathBuf>,
     settings: Vec<String>,
     pub url: String,
     pub name: String,
@@ -38,11 +40,24 @@ impl Native {
     /// # Panics
     /// When it does not start.
     pub fn start(settings: &[&str]) -> Self {
+        Self::start_from(env::var_os(PROGRAMS).map(PathBuf::from), settings)
+    }
+
+    /// Starts one of version 18 with these settings.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_18(settings: &[&str]) -> Self {
+        Self::start_from(Some(programs_18()), settings)
+    }
+
+    fn start_from(programs: Option<PathBuf>, settings: &[&str]) -> Self {
         let directory = new_directory();
         give_away(directory.path());
-        let version = server_program("postgres").arg("--version").output().expect("PostgreSQL is installed");
+        let version =
+            server_program(programs.as_deref(), "postgres").arg("--version").output().expect("PostgreSQL is installed");
         let version = String::from_utf8_lossy(&version.stdout).split_ascii_whitespace().nth(2).map(str::to_owned);
-        let status = unprivileged("initdb")
+        let status = unprivileged(programs.as_deref(), "initdb")
             .args(["--auth=trust", "--username=postgres", "--data-checksums", "--no-locale", "--encoding=UTF8"])
             .arg("--pgdata")
             .arg(directory.path().join("data"))
@@ -54,9 +69,9 @@ impl Native {
         let mut settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         settings.push(format!("port={port}"));
         let url = format!("postgresql://postgres@127.0.0.1:{port}/postgres");
-        let server = spawn(directory.path(), &settings);
-        let native =
-            Self { server, settings, url, name: format!("PostgreSQL {}", version.unwrap_or_default()), directory };
+        let server = spawn(programs.as_deref(), directory.path(), &settings);
+        let name = format!("PostgreSQL {}", version.unwrap_or_default());
+        let native = Self { server, programs, settings, url, name, directory };
         native.wait();
         native
     }
@@ -68,7 +83,7 @@ impl Native {
     pub fn restart(&mut self, signal: Signal) -> Duration {
         self.end(signal);
         let start = Instant::now();
-        self.server = spawn(self.directory.path(), &self.settings);
+        self.server = spawn(self.programs.as_deref(), self.directory.path(), &self.settings);
         self.wait();
         start.elapsed()
     }
@@ -102,9 +117,9 @@ impl Drop for Native {
     }
 }
 
-fn spawn(directory: &Path, settings: &[String]) -> Child {
+fn spawn(programs: Option<&Path>, directory: &Path, settings: &[String]) -> Child {
     let socket = format!("unix_socket_directories={}", directory.display());
-    let mut command = unprivileged("postgres");
+    let mut command = unprivileged(programs, "postgres");
     command.arg("-D").arg(directory.join("data")).args(["-c", "listen_addresses=127.0.0.1", "-c", &socket]);
     for setting in settings {
         command.args(["-c", setting]);
@@ -159,16 +174,26 @@ fn pgbench(arguments: &[&str], url: &str) -> String {
     text
 }
 
-fn server_program(program: &str) -> Command {
-    match env::var_os(PROGRAMS) {
-        Some(directory) => Command::new(PathBuf::from(directory).join(program)),
+/// The directory of the programs of version 18, which `make` installs.
+///
+/// # Panics
+/// When they are not installed.
+pub fn programs_18() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("postgres-18").join("bin");
+    assert!(directory.join("postgres").exists(), "run `make target/postgres-18/bin` first");
+    directory
+}
+
+fn server_program(programs: Option<&Path>, program: &str) -> Command {
+    match programs {
+        Some(directory) => Command::new(directory.join(program)),
         None => process::installed(program),
     }
 }
 
 /// A command that runs as the user `postgres` if this is root, which must not run a server.
-fn unprivileged(program: &str) -> Command {
-    let mut command = server_program(program);
+fn unprivileged(programs: Option<&Path>, program: &str) -> Command {
+    let mut command = server_program(programs, program);
     if let Some((user, group)) = substitute() {
         command.uid(user).gid(group);
     }

@@ -17,7 +17,7 @@ use super::processes::{
 };
 use super::publishing::Callbacks;
 use super::start::{Preload, is_regular_backend, preloads};
-use super::{ADDED_GLOBALS, InstrumentError, type_infos};
+use super::{ADDED_GLOBALS, InstrumentError, receiving, type_infos};
 
 /// Size of a page of WebAssembly memory, in bytes.
 const WASM_PAGE: u64 = 65_536;
@@ -57,7 +57,8 @@ pub struct Facts {
     pub stack_pointer: u32,
     /// Export names of all its mutable globals, those that the rewriter adds included: a snapshot must save all of them.
     pub mutable_globals: Vec<String>,
-    /// Addresses of exported variables, by their names in C, and of the vtables of C++'s type information.
+    /// Addresses of exported variables, by their names in C, of `WalReceiverFunctions`, and of the vtables of C++'s type
+    /// information.
     pub data_symbols: BTreeMap<String, u32>,
     /// The first table slot of every exported function that has one, by its name.
     pub table_slots: BTreeMap<String, u32>,
@@ -125,6 +126,7 @@ impl Facts {
         let load_libraries = found.function("load_libraries")?;
         let mut data_symbols = module.data_symbols();
         data_symbols.extend(type_infos::vtables(memory)?);
+        data_symbols.insert(receiving::FUNCTIONS.to_owned(), receiving::functions(module, memory)?);
         let is_under_postmaster = data_symbols.get("IsUnderPostmaster").copied();
         let is_under_postmaster = is_under_postmaster.ok_or_else(|| lacking("exported IsUnderPostmaster"))?;
         let current_context = data_symbols.get("CurrentMemoryContext").copied();

@@ -24,7 +24,8 @@
 //! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
 //! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `own_imports` (what a side module
 //! imports from itself), `longjmp` and `invoke` (exceptions instead of host calls), `inlining` (copies of small
-//! functions) and `recording` (counts calls), `type_infos` (of C++), `facts` (the resulting facts).
+//! functions) and `recording` (counts calls), `type_infos` (of C++), `publishing` and `receiving` (what the plugin and the client of
+//! replication need), `facts` (the resulting facts).
 
 mod bodies;
 mod builtins;
@@ -43,6 +44,7 @@ mod own_imports;
 mod processes;
 mod publishing;
 mod real_time;
+mod receiving;
 mod recording;
 mod rewrite;
 mod safepoints;

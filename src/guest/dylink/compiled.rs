@@ -9,7 +9,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
-use super::{super::Guest, dylink_section::Description, link::main_name, user};
+use super::{super::Guest, dylink_section::Description, link::main_name, receiver, user};
 use crate::{
     engine::{Compiler, artefact},
     instrument::{self, InstrumentError},
@@ -50,7 +50,12 @@ impl Library {
     pub(super) fn from_main(&self, main: &Module) -> &[Option<ModuleExport>] {
         self.from_main.get_or_init(|| {
             let imports = self.module.imports();
-            imports.map(|import| main.get_export_index(main_name(import.module(), import.name())?)).collect()
+            imports
+                .map(|import| {
+                    let name = main_name(import.module(), import.name())?;
+                    if receiver::replaces(&self.hash, name) { None } else { main.get_export_index(name) }
+                })
+                .collect()
         })
     }
 }

@@ -9,6 +9,7 @@ use super::{
     Library, Loaded, Owner, Placement,
     dylink_section::Symbol,
     giving_up::{self, ABORT},
+    receiver,
 };
 use crate::guest::{Guest, report};
 
@@ -53,7 +54,9 @@ pub(super) fn instantiate(
                 }
                 global.into()
             }
-            (_, ExternType::Func(ty)) => match giving_up::function(store, &ty, name, &place.path) {
+            (_, ExternType::Func(ty)) => match giving_up::function(store, &ty, name, &place.path)
+                .or_else(|| receiver::function(store, &ty, name, &library))
+            {
                 Some(function) => function.into(),
                 None => match function(store, space, name, library.is_bundled())? {
                     Some(function) => function.into(),

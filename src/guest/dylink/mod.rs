@@ -18,6 +18,7 @@
 //! * `missing`: a hint for libraries that are not installed
 //! * `user`: what other libraries may be than those that came with the program
 //! * `giving_up`: `abort()` and assertions of a library
+//! * `receiver`: `libpqwalreceiver`, which does not connect
 //! * `check`: whether a library can be linked that is to come with the program
 //! * `restore`: restores the libraries of one guest in another
 
@@ -27,6 +28,7 @@ mod dylink_section;
 mod giving_up;
 mod link;
 mod missing;
+mod receiver;
 mod restore;
 mod runtime;
 #[cfg(test)]
@@ -115,9 +117,6 @@ struct GuestEnd(wasmtime::Error);
 const ONLY_BUNDLED: &str = "Only the libraries of PGlite, of the packages beside it and of --extension are loaded. For \
     other code that you trust, start pglite-port with --allow-user-libraries.";
 
-/// PostgreSQL's client for replication, whose counterpart in the main module the linker has left out.
-const RECEIVER: &str = "/libpqwalreceiver.so";
-
 /// The maximum length of a chain of libraries each of which needs the next.
 const NEEDING_MAX: usize = 16;
 
@@ -138,12 +137,6 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             Ok(()) => Ok(1),
             Err(error) => match error.downcast() {
                 Ok(GuestEnd(error)) => Err(error),
-                Err(_) if name.ends_with(RECEIVER) => Err(report::error_with_hint(
-                    &mut caller,
-                    sqlstate::FEATURE_NOT_SUPPORTED,
-                    "a cluster of this program cannot subscribe to another server",
-                    Some("It can publish: create the subscription on the other server."),
-                )),
                 // dlerror() has no hint.
                 Err(error) if error.is::<NotBundled>() => Err(report::error_with_hint(
                     &mut caller,
@@ -314,6 +307,7 @@ fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Resul
         let is_there = guest.facts.symbol(name).is_some()
             || library.description().symbols.contains_key(name)
             || library.description().weak.contains(name)
+            || receiver::does_without(library, name)
             || guest.libraries.loaded.iter().any(|loaded| loaded.library.description().symbols.contains_key(name));
         if !is_there && main.get_func(&mut *caller, name).is_none() {
             return Ok(Some(name.to_owned()));
