@@ -532,6 +532,8 @@ pub(crate) mod string_info {
     pub(crate) const DATA: u32 = 0;
     /// Offset of `len`, an `int`.
     pub(crate) const LENGTH: u32 = 4;
+    /// Offset of `maxlen`, an `int`: how many bytes there is room for.
+    pub(crate) const SIZE: u32 = 8;
 }
 
 /// `struct List` (`src/include/nodes/pg_list.h`), and the tags of lists of numbers (`src/include/nodes/nodetags.h`).
@@ -657,6 +659,13 @@ pub(crate) mod data_type {
     pub(crate) const OUTPUT: u32 = 104;
     /// Offset of `typsend`.
     pub(crate) const SEND: u32 = 112;
+
+    /// Object identifiers of types (`src/include/catalog/pg_type.dat`).
+    pub(crate) const INT8: u32 = 20;
+    pub(crate) const INT2: u32 = 21;
+    pub(crate) const INT4: u32 = 23;
+    pub(crate) const TEXT: u32 = 25;
+    pub(crate) const VARCHAR: u32 = 1043;
 }
 
 /// Values of a length that varies (`src/include/varatt.h`).
@@ -667,6 +676,12 @@ pub(crate) mod varlena {
     pub(crate) const ON_DISK: u8 = 18;
     /// The size of a long header, whose upper 30 bits are the length with it.
     pub(crate) const HEADER: u32 = 4;
+    /// This bit of the first byte is set in a short header, whose upper seven bits are the length with it.
+    pub(crate) const IS_SHORT: u8 = 1;
+    /// This bit of the first byte of a long header is set if the value is compressed.
+    pub(crate) const IS_COMPRESSED: u8 = 2;
+    /// The size of a short header.
+    pub(crate) const SHORT_HEADER: u32 = 1;
 }
 
 /// `struct ArrayType` (`src/include/utils/array.h`).

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
 use wasmtime::{Caller, Linker};
 
-use super::{Guest, entropy, memory, waiting};
+use super::{Guest, entropy, gathering::Gathered, memory, waiting};
 use crate::{
     client::{Client, ClientCertificate, Interest, Readiness, Waker, write_all},
     fs::Errno,
@@ -34,6 +34,7 @@ pub(crate) struct ClientStream {
     sent: u64,
     /// Bytes that are held back from the client.
     held: Option<Vec<u8>>,
+    gathered: Gathered,
 }
 
 /// Called when the client has authenticated, or need not.
@@ -104,6 +105,8 @@ impl ClientStream {
 
     /// As [`Client::wait`]. Without a client only the deadline ends it, and without both it ends at once.
     pub(super) fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+        // What cannot be sent now is sent before the next message, and a client that is gone is noticed there.
+        let _ = self.send_gathered();
         if let Some(client) = &mut self.client {
             client.wait(interest, deadline)
         } else {
@@ -117,10 +120,27 @@ impl ClientStream {
         if !self.before.is_empty() {
             return io::Read::read(&mut self.before, buffer);
         }
+        if self.gathered.is_busy() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         match &mut self.client {
             Some(client) => client.read(buffer),
             None => Ok(0),
         }
+    }
+
+    /// The session's next message about a transaction is not the last one: it need not be sent before the next.
+    pub(super) fn transaction_goes_on(&mut self) {
+        self.gathered.transaction_goes_on();
+    }
+
+    fn send_gathered(&mut self) -> io::Result<()> {
+        let Self { client: Some(client), gathered, sent, .. } = self else { return Ok(()) };
+        gathered.send(|bytes| {
+            let written = client.write(bytes)?;
+            *sent += written as u64;
+            Ok(written)
+        })
     }
 
     /// Holds back what is written, from now on.
@@ -136,6 +156,13 @@ impl ClientStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(held) = &mut self.held {
             held.extend(bytes);
+            return Ok(bytes.len());
+        }
+        if self.gathered.takes(bytes) {
+            return Ok(bytes.len());
+        }
+        self.send_gathered()?;
+        if self.gathered.takes(bytes) {
             return Ok(bytes.len());
         }
         let written = match &mut self.client {

@@ -16,6 +16,7 @@ mod conversion;
 mod cxx;
 mod dylink;
 mod entropy;
+mod gathering;
 mod growth;
 mod heap;
 mod instance;

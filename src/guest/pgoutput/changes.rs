@@ -3,7 +3,7 @@
 use wasmtime::{Caller, Linker};
 
 use super::{
-    message::Message,
+    message::{Message, TypeFunctions},
     relations::{Column, Published, columns, descriptor, identity, relation_id},
 };
 use crate::{
@@ -176,18 +176,14 @@ impl<'a, 'b> Change<'a, 'b> {
     }
 
     fn value(&mut self, data_type: u32, value: u32) -> Result {
-        let Message { caller, calls, .. } = &mut self.message;
-        let tuple = calls.search_cache.call(&mut **caller, (system_cache::TYPE, data_type))?;
-        if tuple == 0 {
-            return Err(missing_type(caller, data_type));
+        if !self.is_binary && self.simple(data_type, value)? {
+            return Ok(());
         }
-        let (memory, _) = memory::of(caller)?;
-        let row = row_of(memory, tuple)?;
-        let output = memory::read_u32(memory, row.wrapping_add(data_type::OUTPUT))?;
-        let send = memory::read_u32(memory, row.wrapping_add(data_type::SEND))?;
-        let written = if self.is_binary && send != 0 {
-            let sent: u32 = call::export(*caller, "OidFunctionCall1Coll", (send, 0_u32, value))?;
-            let sent: u32 = call::export(*caller, "pg_detoast_datum", sent)?;
+        let functions = self.functions(data_type)?;
+        let written = if self.is_binary && functions.send != 0 {
+            let caller = &mut *self.message.caller;
+            let sent: u32 = call::export(caller, "OidFunctionCall1Coll", (functions.send, 0_u32, value))?;
+            let sent: u32 = call::export(caller, "pg_detoast_datum", sent)?;
             let (memory, _) = memory::of(caller)?;
             let length = (memory::read_u32(memory, sent)? >> 2).saturating_sub(varlena::HEADER);
             self.message.byte(kind::BINARY);
@@ -195,15 +191,76 @@ impl<'a, 'b> Change<'a, 'b> {
             self.message.bytes(sent.wrapping_add(varlena::HEADER), length)?;
             sent
         } else {
-            let text = calls.output.call(&mut **caller, (output, value))?;
+            let Message { caller, calls, .. } = &mut self.message;
+            let text = calls.output.call(&mut **caller, (functions.output, value))?;
             self.message.byte(kind::TEXT);
             self.message.counted_text(text)?;
             text
         };
         let Message { caller, calls, .. } = &mut self.message;
-        calls.free.call(&mut **caller, written)?;
-        calls.release_cache.call(&mut **caller, tuple)
+        calls.free.call(&mut **caller, written)
     }
+
+    fn functions(&mut self, data_type: u32) -> wasmtime::Result<TypeFunctions> {
+        let Message { caller, calls, .. } = &mut self.message;
+        calls.functions(data_type, || {
+            let tuple = calls.search_cache.call(&mut **caller, (system_cache::TYPE, data_type))?;
+            if tuple == 0 {
+                return Err(missing_type(caller, data_type));
+            }
+            let (memory, _) = memory::of(caller)?;
+            let row = row_of(memory, tuple)?;
+            let functions = TypeFunctions {
+                output: memory::read_u32(memory, row.wrapping_add(data_type::OUTPUT))?,
+                send: memory::read_u32(memory, row.wrapping_add(data_type::SEND))?,
+            };
+            calls.release_cache.call(&mut **caller, tuple)?;
+            Ok(functions)
+        })
+    }
+
+    /// Writes a value of one of the most frequent types as the type's output function would, without calling it; returns
+    /// whether it could.
+    fn simple(&mut self, data_type: u32, value: u32) -> wasmtime::Result<bool> {
+        let memory = self.message.caller.data().memory()?.data(&*self.message.caller);
+        let number = match data_type {
+            data_type::INT2 => {
+                let [low, high, ..] = value.to_le_bytes();
+                i64::from(i16::from_le_bytes([low, high]))
+            }
+            data_type::INT4 => i64::from(value.cast_signed()),
+            data_type::INT8 => memory::read_u64(memory, value)?.cast_signed(),
+            data_type::TEXT | data_type::VARCHAR => {
+                let Some((address, length)) = plain_bytes(memory, value)? else { return Ok(false) };
+                self.message.byte(kind::TEXT);
+                let is_written = self.message.counted_ascii(address, length)?;
+                if !is_written {
+                    self.message.take_back();
+                }
+                return Ok(is_written);
+            }
+            _ => return Ok(false),
+        };
+        self.message.byte(kind::TEXT);
+        self.message.counted(number.to_string().as_bytes())?;
+        Ok(true)
+    }
+}
+
+/// The address and number of the bytes of a `varlena`, if they are there as they are, neither compressed nor elsewhere.
+fn plain_bytes(memory: &[u8], address: u32) -> wasmtime::Result<Option<(u32, u32)>> {
+    let first = memory::read_bytes(memory, address, 1)?[0];
+    Ok(if first == varlena::IS_ELSEWHERE {
+        None
+    } else if first & varlena::IS_SHORT != 0 {
+        let length = u32::from(first >> 1);
+        Some((address.wrapping_add(varlena::SHORT_HEADER), length.saturating_sub(varlena::SHORT_HEADER)))
+    } else if first & varlena::IS_COMPRESSED != 0 {
+        None
+    } else {
+        let length = memory::read_u32(memory, address)? >> 2;
+        Some((address.wrapping_add(varlena::HEADER), length.saturating_sub(varlena::HEADER)))
+    })
 }
 
 /// The columns of a `HeapTuple`.

@@ -1,13 +1,18 @@
 //! A message of the logical replication protocol that is being written to a `StringInfo` of the guest's.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Caller, TypedFunc, WasmParams, WasmResults};
 
 use crate::{
     guest::{Guest, memory},
-    postgres::string_info,
+    postgres::{class, string_info},
 };
+
+/// The kinds of messages after which there is another one about the same transaction: begin, origin, relation, type,
+/// insert, update and delete.
+const GO_ON: &[u8] = b"BORYIUD";
 
 /// Up to this many bytes are copied by the host; of texts those that are ASCII, which is the same in all encodings.
 const SHORT: usize = 4096;
@@ -21,6 +26,17 @@ pub(in crate::guest) struct Calls {
     pub(super) release_cache: TypedFunc<u32, ()>,
     pub(super) output: TypedFunc<(u32, u32), u32>,
     pub(super) free: TypedFunc<u32, ()>,
+    /// The functions of the types that come with PostgreSQL, which do not change.
+    types: Mutex<HashMap<u32, TypeFunctions>>,
+}
+
+/// The functions that make bytes of a type's values, by their object identifiers.
+#[derive(Clone, Copy)]
+pub(super) struct TypeFunctions {
+    /// `typoutput`
+    pub(super) output: u32,
+    /// `typsend`, or 0.
+    pub(super) send: u32,
 }
 
 impl Calls {
@@ -33,7 +49,27 @@ impl Calls {
             release_cache: find(store, "ReleaseSysCache")?,
             output: find(store, "OidOutputFunctionCall")?,
             free: find(store, "pfree")?,
+            types: Mutex::default(),
         })
+    }
+
+    /// The functions of a type, which `find` reads in the catalog.
+    ///
+    /// # Errors
+    /// Those of `find`.
+    pub(super) fn functions(
+        &self,
+        data_type: u32,
+        find: impl FnOnce() -> wasmtime::Result<TypeFunctions>,
+    ) -> wasmtime::Result<TypeFunctions> {
+        if let Some(functions) = self.types.lock().get(&data_type) {
+            return Ok(*functions);
+        }
+        let functions = find()?;
+        if data_type < class::FIRST_OF_USERS {
+            self.types.lock().insert(data_type, functions);
+        }
+        Ok(functions)
     }
 }
 
@@ -53,6 +89,7 @@ pub(super) struct Message<'a, 'b> {
     buffer: u32,
     /// What is not in it yet.
     pending: Vec<u8>,
+    kind: u8,
 }
 
 impl<'a, 'b> Message<'a, 'b> {
@@ -65,7 +102,7 @@ impl<'a, 'b> Message<'a, 'b> {
             let calls = Arc::new(Calls::find(&mut *caller)?);
             caller.data_mut().publishing.insert(calls).clone()
         };
-        let mut message = Self { caller, calls, buffer, pending: Vec::with_capacity(256) };
+        let mut message = Self { caller, calls, buffer, pending: Vec::with_capacity(256), kind };
         message.byte(kind);
         if xid != 0 {
             message.u32(xid);
@@ -75,6 +112,11 @@ impl<'a, 'b> Message<'a, 'b> {
 
     pub(super) fn byte(&mut self, byte: u8) {
         self.pending.push(byte);
+    }
+
+    /// Takes the last byte back.
+    pub(super) fn take_back(&mut self) {
+        self.pending.pop();
     }
 
     pub(super) fn u16(&mut self, number: u16) {
@@ -99,6 +141,26 @@ impl<'a, 'b> Message<'a, 'b> {
         }
         self.flush()?;
         self.calls.append.call(&mut *self.caller, (self.buffer, address, length))
+    }
+
+    /// Bytes of the guest's memory that are a text in the database's encoding, behind their number, if the host need not
+    /// convert them; returns whether it was so.
+    pub(super) fn counted_ascii(&mut self, address: u32, length: u32) -> wasmtime::Result<bool> {
+        let memory = self.caller.data().memory()?;
+        let text = memory::read_bytes(memory.data(&*self.caller), address, length)?;
+        let is_plain = text.len() <= SHORT && text.is_ascii();
+        if is_plain {
+            self.pending.extend(length.to_be_bytes());
+            self.pending.extend_from_slice(text);
+        }
+        Ok(is_plain)
+    }
+
+    /// A text of ASCII, behind the number of its bytes.
+    pub(super) fn counted(&mut self, text: &[u8]) -> wasmtime::Result<()> {
+        self.u32(u32::try_from(text.len())?);
+        self.pending.extend_from_slice(text);
+        Ok(())
     }
 
     /// The C string at `address` in the client's encoding, and its final NUL (`pq_sendstring`).
@@ -151,11 +213,15 @@ impl<'a, 'b> Message<'a, 'b> {
     /// Appends what is pending to the buffer (`appendBinaryStringInfo`).
     fn flush(&mut self) -> wasmtime::Result<()> {
         let count = u32::try_from(self.pending.len())?;
-        self.calls.enlarge.call(&mut *self.caller, (self.buffer, count))?;
+        let memory = self.caller.data().memory()?.data(&*self.caller);
+        let length = memory::read_u32(memory, self.buffer.wrapping_add(string_info::LENGTH))?;
+        let size = memory::read_u32(memory, self.buffer.wrapping_add(string_info::SIZE))?;
+        // It has room for a NUL behind its contents.
+        if u64::from(length) + u64::from(count) >= u64::from(size) {
+            self.calls.enlarge.call(&mut *self.caller, (self.buffer, count))?;
+        }
         let (memory, _) = memory::of(self.caller)?;
         let data = memory::read_u32(memory, self.buffer.wrapping_add(string_info::DATA))?;
-        let length = memory::read_u32(memory, self.buffer.wrapping_add(string_info::LENGTH))?;
-        // The buffer has room for a NUL behind its contents.
         self.pending.push(0);
         memory::write_bytes(memory, data.wrapping_add(length), &self.pending)?;
         memory::write_u32(memory, self.buffer.wrapping_add(string_info::LENGTH), length.wrapping_add(count))?;
@@ -165,6 +231,10 @@ impl<'a, 'b> Message<'a, 'b> {
 
     /// Writes the rest of the message.
     pub(super) fn finish(mut self) -> wasmtime::Result<()> {
-        self.flush()
+        self.flush()?;
+        if GO_ON.contains(&self.kind) {
+            self.caller.data_mut().client.transaction_goes_on();
+        }
+        Ok(())
     }
 }
