@@ -6,6 +6,8 @@ mod support;
 mod native;
 
 use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
     process::Command,
     sync::{
         Arc,
@@ -17,6 +19,8 @@ use std::{
 use native::Native;
 use postgres::{Client, NoTls};
 use support::{
+    extension::archive,
+    place::Place,
     program::Program,
     server::{Server, answer, rows, wait_for_rows},
 };
@@ -270,6 +274,106 @@ fn what_cannot_be_moved_is_said_before_anything_is_changed() {
     refused(&server, &nobody, "the target: no server answers");
     let databases = "select string_agg(datname, ',' order by datname) from pg_database";
     assert_eq!(rows(&mut connect(&native.url), databases), ["postgres,template0,template1"]);
+}
+
+/// A bundle of the extension `parts`, and a directory with it for an installed PostgreSQL. A table of it has rows of the
+/// extension's own, and rows of users, which refer to each other.
+fn extension(place: &Place) -> [String; 2] {
+    let control = "default_version = '1.0'\nrelocatable = false\nschema = parts\ntrusted = true\n";
+    let script = "create table parts.kinds (id int primary key, name text, known bool not null default false);
+        create table parts.uses (kind int references parts.kinds, note text, at timestamptz,
+            twice int generated always as (kind * 2) stored);
+        create sequence parts.numbers;
+        create table parts.own (n int);
+        insert into parts.kinds values (1, 'of the extension', true); insert into parts.own values (1);
+        select pg_extension_config_dump('parts.kinds', 'where not known');
+        select pg_extension_config_dump('parts.uses', ''); select pg_extension_config_dump('parts.numbers', '')";
+    let files = [("parts.control", control), ("parts--1.0.sql", script)];
+    let beside = files.map(|(name, text)| (format!("share/postgresql/extension/{name}"), text.as_bytes()));
+    let bundled: Vec<(&str, &[u8])> = beside.iter().map(|(name, bytes)| (&name[..], *bytes)).collect();
+    fs::write(place.path("parts.tar.gz"), archive(&bundled)).expect("a bundle");
+    let directory = place.path("share");
+    fs::create_dir_all(directory.join("extension")).expect("a directory");
+    for (name, text) in files {
+        fs::write(directory.join("extension").join(name), text).expect("a file");
+    }
+    // The installed server runs as another user if this is root.
+    fs::set_permissions(place.directory(), fs::Permissions::from_mode(0o755)).expect("an own directory");
+    [place.text("parts.tar.gz"), place.text("share")]
+}
+
+#[test]
+fn what_users_have_added_to_tables_of_extensions_moves_to_version_18_as_in_a_dump() {
+    let place = Place::new();
+    let [bundle, directory] = extension(&place);
+    let native = Native::start_18(&[&format!("extension_control_path={directory}:$system")]);
+    let server = Server::with(&["--set", "wal_level=logical", "--extension", &bundle]);
+    let mut here = server.connect();
+    here.batch_execute(SCHEMA).expect("the schema");
+    here.batch_execute(
+        r"create extension parts; insert into parts.kinds values (2, E'of a user''s \ own'), (3, null);
+         insert into parts.uses (kind, note, at) values (2, 'a note', '2026-11-27 12:00+01'), (3, null, null);
+         insert into parts.own values (2); select setval('parts.numbers', 77)",
+    )
+    .expect("the extension");
+    let target = database(&native.url, "moved");
+    let (status, compared, said) = moved(&server, &target, &[]);
+    assert_eq!(status, Some(0), "{compared}{said}");
+    // The sessions of the source were ended.
+    let (mut here, mut there) = (server.connect(), connect(&target));
+    assert_eq!(answers(&mut there), answers(&mut here));
+    for query in [
+        "select * from parts.kinds order by id",
+        "select kind, note, at at time zone 'UTC', twice from parts.uses order by kind",
+        "select last_value from parts.numbers",
+    ] {
+        assert_eq!(rows(&mut there, query), rows(&mut here, query), "{query}");
+    }
+    assert_eq!(rows(&mut there, "select n from parts.own"), ["1"], "the extension says nothing about these");
+    assert!(compared.lines().any(|line| line.starts_with("parts.kinds ") && line.ends_with("yes")), "{compared}");
+    drop(there);
+    // Another version of the extension is noticed before anything is stopped.
+    connect(&native.url).batch_execute("drop database moved").expect("it");
+    let script = fs::read_to_string(place.path("share/extension/parts--1.0.sql")).expect("a file");
+    fs::write(
+        place.path("share/extension/parts--1.0.sql"),
+        script.replace("default false)", "default false, more int)"),
+    )
+    .expect("a file");
+    let writable =
+        "set default_transaction_read_only = off; alter database postgres reset default_transaction_read_only";
+    let mut back = server.connect();
+    writable.split("; ").for_each(|sql| back.batch_execute(sql).expect(sql));
+    let (status, _, said) = moved(&server, &target, &[]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("parts.kinds belongs to an extension and is not the same in the target"), "{said}");
+    assert_eq!(rows(&mut connect(&native.url), "select count(*) from pg_database"), ["3"]);
+}
+
+#[test]
+fn a_move_whose_slot_is_lost_says_so_and_is_undone() {
+    let native = Native::start(&[]);
+    let server = Server::with(&["--set", "wal_level=logical", "--set", "max_slot_wal_keep_size=1MB"]);
+    server.connect().batch_execute(SCHEMA).expect("the schema");
+    let (mut open, mut program, target) = held_up(&native, &server);
+    // Nothing is applied any more, and more is written than the slot may keep.
+    connect(&target).batch_execute("alter subscription pglite_port_move disable").expect("a subscription");
+    let mut here = server.connect();
+    wait_for_rows(&mut here, "select active from pg_replication_slots where slot_name = 'pglite_port_move'", &["f"]);
+    let status = "select wal_status from pg_replication_slots where slot_name = 'pglite_port_move'";
+    // The move drops the slot as soon as it notices.
+    while !["lost", ""].contains(&rows(&mut here, status).join("").as_str()) {
+        for sql in ["select pg_switch_wal()", "create table filler (i int)", "drop table filler", "checkpoint"] {
+            here.batch_execute(sql).expect(sql);
+        }
+    }
+    open.batch_execute("commit").expect("it ends");
+    let said = program.wait_for_stderr();
+    assert!(said.last().is_some_and(|line| line.contains("max_slot_wal_keep_size")), "{said:?}");
+    here.batch_execute("insert into accounts values (100, 0)").expect("it can be written to");
+    let left = "select (select count(*) from pg_replication_slots), (select count(*) from pg_publication)";
+    assert_eq!(rows(&mut here, left), ["0|0"]);
+    assert_eq!(rows(&mut connect(&native.url), "select count(*) from pg_database"), ["3"]);
 }
 
 #[test]

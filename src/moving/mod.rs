@@ -3,6 +3,7 @@
 //! * `mod`: the move from its checks to its end, and what is undone if it is broken off
 //! * `checks`: what has to be so before anything is changed
 //! * `schema`: the database in the target, which is created, and dropped again if the move is broken off
+//! * `configuration`: the rows that users have added to tables of extensions
 //! * `switch`: stops the writes when nearly nothing is left to apply
 //! * `compare`: whether both have the same rows
 //! * `sql`: a session, and texts in SQL
@@ -13,6 +14,7 @@
 
 mod checks;
 mod compare;
+mod configuration;
 mod schema;
 mod sql;
 mod switch;
@@ -35,6 +37,7 @@ use crate::{
 };
 pub use compare::Compared;
 use compare::Snapshot;
+use configuration::Configuration;
 use schema::Target;
 use sql::{Sql, literal};
 
@@ -129,6 +132,13 @@ impl Watch<'_> {
     }
 }
 
+/// What the switch has left to be compared.
+struct Switched {
+    snapshot: Snapshot,
+    /// The tables of extensions, which were compared when they were copied.
+    configuration: Vec<Compared>,
+}
+
 /// What a move has changed in the source.
 #[derive(Default)]
 struct Changed {
@@ -150,7 +160,7 @@ impl Move {
         let mut target = Target::create(&self.target, &encoding, self.starts_over).context("the target")?;
         let mut changed = Changed::default();
         let switched = self.move_to(&mut source, &mut target, tools, watch, &mut changed);
-        let (snapshot, tables) = match switched {
+        let (Switched { snapshot, configuration }, tables) = match switched {
             Ok(switched) => switched,
             Err(error) => {
                 // The sessions may be in a transaction, or lost.
@@ -166,7 +176,10 @@ impl Move {
         let compared = compare::compare(snapshot, &self.target, &tables);
         finished.context(Unfinished("the comment on its database cannot be removed"))?;
         dropped.context(Unfinished("the publication of the source cannot be dropped"))?;
-        compared.context(Unfinished("the tables cannot be compared, or a materialized view not be refreshed"))
+        let mut compared =
+            compared.context(Unfinished("the tables cannot be compared, or a materialized view not be refreshed"))?;
+        compared.extend(configuration);
+        Ok(compared)
     }
 
     /// Everything up to the switch.
@@ -177,15 +190,20 @@ impl Move {
         tools: &Tools,
         watch: &Watch<'_>,
         changed: &mut Changed,
-    ) -> anyhow::Result<(Snapshot, Vec<String>)> {
+    ) -> anyhow::Result<(Switched, Vec<String>)> {
         checks::check_target(source, target)?;
         let (tables, definitions) = (checks::tables(source)?, checks::definitions(source)?);
         watch.tell(&Progress::Checked { tables: tables.len() });
         target.copy_schema(tools, &self.source, &self.target)?;
+        let configuration = Configuration::of(source)?;
+        for table in &configuration {
+            table.check(source, &mut target.sql)?;
+        }
         watch.tell(&Progress::SchemaCopied);
         self.replicate(source, target, &tables, watch, changed)?;
-        let snapshot = switch::switch(self, source, target, &tables, &definitions, watch, changed)?;
-        Ok((snapshot, tables))
+        let moved = switch::Moved { tables: &tables, configuration: &configuration, definitions: &definitions };
+        let switched = switch::switch(self, source, target, &moved, watch, changed)?;
+        Ok((switched, tables))
     }
 
     /// Makes publication and subscription, and waits until the target has nearly everything.

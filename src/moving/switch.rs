@@ -8,8 +8,9 @@ use std::{
 use anyhow::{Context, bail, ensure};
 
 use super::{
-    Changed, Move, NAME, PAUSE, Progress, Watch, checks,
+    Changed, Move, NAME, PAUSE, Progress, Switched, Watch, checks,
     compare::Snapshot,
+    configuration::Configuration,
     schema::Target,
     sql::{APPLICATION, Sql, literal},
 };
@@ -29,9 +30,21 @@ const COUNTS_ERRORS: u32 = 150_000;
 /// How long the target may take for what is left when the writes are stopped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What is moved.
+pub(super) struct Moved<'a> {
+    /// The tables, as SQL names them.
+    pub(super) tables: &'a [String],
+    /// Tables and sequences of extensions.
+    pub(super) configuration: &'a [Configuration],
+    /// What was defined in the source when the move began ([`checks::definitions`]).
+    pub(super) definitions: &'a str,
+}
+
 /// Sets the sequences of the target to what those of the source are at.
-fn set_sequences(source: &mut Sql, target: &mut Sql) -> anyhow::Result<()> {
-    for sequence in source.column(&checks::names("c.relkind = 'S'"))? {
+fn set_sequences(source: &mut Sql, target: &mut Sql, of_extensions: &[Configuration]) -> anyhow::Result<()> {
+    let of_users = source.column(&checks::names("c.relkind = 'S'"))?;
+    let of_extensions = of_extensions.iter().filter(|it| !it.is_table).map(|it| it.name.clone());
+    for sequence in of_users.into_iter().chain(of_extensions) {
         let name = literal(&sequence);
         let set = source.value(&format!(
             "select format('select setval(%L, %s, %L)', {name}, last_value, is_called) from {sequence}"
@@ -121,8 +134,8 @@ pub(super) fn drop_slot(source: &mut Sql) -> anyhow::Result<()> {
 }
 
 /// Switches: stops the writes to the source, waits until the target has everything, leaves the source to readers and
-/// ends its other sessions, sets the target's sequences, and ends the replication. Returns the rows of the source at
-/// that moment. What comes before the end of the replication can be undone.
+/// ends its other sessions, sets the target's sequences, copies what users have added to tables of extensions, and ends
+/// the replication. Returns the rows of the source at that moment. What comes before the end of the replication can be undone.
 ///
 /// # Errors
 /// When the locks are not got, the target does not follow, the schema was changed, or somebody has broken the move off.
@@ -130,13 +143,15 @@ pub(super) fn switch(
     moving: &Move,
     source: &mut Sql,
     target: &mut Target,
-    tables: &[String],
-    definitions: &str,
+    moved: &Moved<'_>,
     watch: &Watch<'_>,
     changed: &mut Changed,
-) -> anyhow::Result<Snapshot> {
+) -> anyhow::Result<Switched> {
     let mut locks = Sql::begin(&moving.source)?;
-    let begun = lock(&mut locks, tables, watch)?;
+    let of_extensions = moved.configuration.iter().filter(|it| it.is_table);
+    let tables: Vec<&str> =
+        moved.tables.iter().chain(of_extensions.clone().map(|it| &it.name)).map(String::as_str).collect();
+    let begun = lock(&mut locks, &tables, watch)?;
     watch.tell(&Progress::WritesStopped);
     // A commit of its own, so that there is something behind everything that was written before.
     let end = source.value(&format!("select pg_logical_emit_message(true, {}, '')", literal(APPLICATION)))?;
@@ -151,15 +166,17 @@ pub(super) fn switch(
     source.run(&format!("alter database {database} set default_transaction_read_only = on"))?;
     end_others(source)?;
     ensure!(
-        checks::definitions(source)? == definitions,
+        checks::definitions(source)? == moved.definitions,
         "the schema of the source has been changed since the move began: begin again"
     );
-    set_sequences(&mut locks, &mut target.sql)?;
+    set_sequences(&mut locks, &mut target.sql, moved.configuration)?;
+    let configuration =
+        of_extensions.map(|table| table.copy(&mut locks, &mut target.sql)).collect::<anyhow::Result<_>>()?;
     let snapshot = Snapshot::of(locks, &moving.target)?;
     // From here on the target is the database.
     target.sql.run(&format!("drop subscription {NAME}"))?;
     watch.tell(&Progress::Switched { stopped: begun.elapsed() });
-    Ok(snapshot)
+    Ok(Switched { snapshot, configuration })
 }
 
 /// Ends the other sessions of the source's database, which could write, and waits until they are gone. Their clients may
@@ -190,7 +207,7 @@ pub(super) fn allow_writes(source: &mut Sql) -> anyhow::Result<()> {
 }
 
 /// Begins a transaction with locks of all tables, with which nobody else can write; returns since when.
-fn lock(locks: &mut Sql, tables: &[String], watch: &Watch<'_>) -> anyhow::Result<Instant> {
+fn lock(locks: &mut Sql, tables: &[&str], watch: &Watch<'_>) -> anyhow::Result<Instant> {
     let list = tables.join(", ");
     for _ in 0..LOCK_ATTEMPTS {
         locks.run(&format!("begin isolation level repeatable read; set local lock_timeout = '{LOCK_TIMEOUT}'"))?;
