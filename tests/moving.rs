@@ -377,6 +377,33 @@ fn a_move_whose_slot_is_lost_says_so_and_is_undone() {
 }
 
 #[test]
+fn a_role_of_the_target_that_is_no_superuser_owns_what_it_gets_if_the_source_asks_it_for_a_password() {
+    let native = Native::start_18(&[]);
+    connect(&native.url)
+        .batch_execute("create role mover login createdb in role pg_create_subscription")
+        .expect("a role");
+    let target = database(&native.url, "moved").replace("postgres@", "mover@");
+    let trusting = server();
+    let (status, _, said) = moved(&trusting, &target, &[]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("password"), "{said}");
+    assert_eq!(rows(&mut connect(&native.url), "select count(*) from pg_database"), ["3"], "it was undone");
+
+    let place = Place::new();
+    fs::write(place.path("password"), "secret").expect("a file");
+    let asks = ["--auth", "scram-sha-256", "--password-file", &place.text("password")];
+    let source = Server::with(&[&["--set", "wal_level=logical"][..], &asks].concat());
+    let url = source.url.replace("postgres@", "postgres:secret@");
+    connect(&url).batch_execute(SCHEMA).expect("the schema");
+    let (status, compared, said) = Program::spawn(&["move", &url, "--to", &target]).output();
+    assert_eq!(status, Some(0), "{compared}{said}");
+    let mut there = connect(&target);
+    assert_eq!(answers(&mut there), answers(&mut connect(&url)));
+    let owners = "select distinct pg_get_userbyid(relowner) from pg_class where relnamespace = 'public'::regnamespace";
+    assert_eq!(rows(&mut there, owners), ["mover"]);
+}
+
+#[test]
 #[ignore = "moves a gigabyte: run by hand with the time on a quiet machine"]
 fn a_gigabyte_moves_while_pgbench_writes() {
     let (native, server) = (Native::start(&[]), Server::with(&["--set", "wal_level=logical"]));

@@ -101,7 +101,8 @@ pub(super) fn check_source(source: &mut Sql) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// What is not as it has to be, and what to do about it.
-pub(super) fn check_target(source: &mut Sql, Target { sql: target, version }: &mut Target) -> anyhow::Result<()> {
+pub(super) fn check_target(source: &mut Sql, target: &mut Target) -> anyhow::Result<()> {
+    let Target { sql: target, version, owns_all } = target;
     ensure!(
         *version >= OLDEST_TARGET,
         "the target is PostgreSQL {}: it has to be version 14 or later",
@@ -125,12 +126,15 @@ pub(super) fn check_target(source: &mut Sql, Target { sql: target, version }: &m
     let available = target.column("select name from pg_available_extensions")?;
     let missing: Vec<String> = extensions.into_iter().filter(|name| !available.contains(name)).collect();
     ensure!(missing.is_empty(), "the target has no extension {}: install it there", missing.join(", "));
+    // An owner is a dependency of the kind `o`, and one that is granted something of another kind.
+    let owners = if *owns_all { "and d.deptype <> 'o'" } else { "" };
     let roles = source.column(&format!(
-        "select distinct pg_get_userbyid(c.relowner) from {OF_USERS}
-         union select rolname from pg_shdepend d join pg_roles r on r.oid = d.refobjid
-            where d.refclassid = 'pg_authid'::regclass and rolname !~ '^pg_'
+        "select distinct rolname from pg_shdepend d join pg_roles r on r.oid = d.refobjid
+            where d.refclassid = 'pg_authid'::regclass and rolname !~ '^pg_' {owners}
                 and d.dbid = (select oid from pg_database where datname = current_database())
-         order by 1"
+         union select distinct pg_get_userbyid(c.relowner) from {OF_USERS} and {}
+         order by 1",
+        !*owns_all
     ))?;
     for role in roles {
         let exists = target.value(&format!("select count(*) from pg_roles where rolname = {}", literal(&role)))?;

@@ -30,6 +30,8 @@ pub(super) struct Target {
     pub(super) sql: Sql,
     /// The version of its server (`server_version_num`).
     pub(super) version: u32,
+    /// Whether its role is no superuser: then everything that is created belongs to that role.
+    pub(super) owns_all: bool,
 }
 
 impl Target {
@@ -59,7 +61,8 @@ impl Target {
         maintenance.run(&format!("create database {quoted} template template0 encoding {}", literal(encoding)))?;
         maintenance.run(&format!("comment on database {quoted} is {}", literal(UNFINISHED)))?;
         let version = maintenance.value("show server_version_num")?.parse().context("its version")?;
-        Ok(Self { sql: Sql::begin(server)?, version })
+        let is_superuser = maintenance.value("select rolsuper from pg_roles where rolname = current_user")?;
+        Ok(Self { sql: Sql::begin(server)?, version, owns_all: is_superuser != "t" })
     }
 
     /// The database is complete.
@@ -78,8 +81,11 @@ impl Target {
         let directory = tempfile::tempdir().context("there is no temporary directory for the schema")?;
         let file = directory.path().join("schema.sql");
         let choices = ["--schema-only", "--no-publications", "--no-subscriptions", "--no-tablespaces", "--file"];
-        let arguments: Vec<String> =
+        let mut arguments: Vec<String> =
             choices.into_iter().map(str::to_owned).chain([file.to_string_lossy().into_owned()]).collect();
+        if self.owns_all {
+            arguments.push("--no-owner".to_owned());
+        }
         let dumped = dump::dump(tools, Some(source.clone()), &Options::read(&arguments)?, false, |_| {})?;
         ensure!(dumped.status == 0, "the schema of the source cannot be dumped: {}", dumped.messages);
         let mut text = fs::read(&file).context("the dump of the schema cannot be read")?;
