@@ -1,5 +1,5 @@
-//! What the system allows this process: memory, memory mappings (`vm.max_map_count`), threads (`ulimit -u`, `pids.max` of
-//! its control group) and file descriptors (`ulimit -n`).
+//! What the system allows this process: memory, memory mappings (`vm.max_map_count`), threads (`ulimit -u`, `pids.max`
+//! of its control group) and file descriptors (`ulimit -n`).
 //!
 //! When there are no more mappings, any allocation of the program can fail, which ends it; when there are no more
 //! descriptors, clients wait in the listener's queue without an answer; and without threads a cluster cannot start its
@@ -38,6 +38,7 @@ static MAPPINGS: Counted = Counted {
     what: "memory mappings",
     remedy: "raise the limit (sysctl vm.max_map_count)",
     each: 100,
+    most: u64::MAX,
     count: mappings,
     granted: AtomicU64::new(0),
     refused: Refused::new("sessions and clusters"),
@@ -45,7 +46,9 @@ static MAPPINGS: Counted = Counted {
 static THREADS: Counted = Counted {
     what: "threads",
     remedy: "raise the limit of threads (ulimit -u, or pids.max of the control group)",
-    each: 8,
+    each: 12,
+    // Others, too, may use threads of a control group.
+    most: 5,
     count: threads,
     granted: AtomicU64::new(0),
     refused: Refused::new("sessions and clusters"),
@@ -134,8 +137,8 @@ fn mappings() -> Option<Use> {
     Some(Use { used: used as u64, limit, margin: MAPPINGS_MARGIN })
 }
 
-/// The threads of this process, of all of its user or of its control groups, whatever leaves the fewest. What the user's
-/// other processes have is not known.
+/// The threads of this process, of all of its user or of its control groups, whatever leaves the fewest. What the
+/// user's other processes have is not known.
 fn threads() -> Option<Use> {
     let groups = control_group::directories("pids").into_iter().filter_map(|group| {
         let number = |file| control_group::number(&group.join(file));
@@ -157,6 +160,8 @@ struct Counted {
     remedy: &'static str,
     /// More of it than a session, or a new cluster without sessions, uses.
     each: u64,
+    /// The most that are granted before it is counted again.
+    most: u64,
     count: fn() -> Option<Use>,
     /// How many sessions and clusters can be made before it is counted again.
     granted: AtomicU64,
@@ -164,9 +169,6 @@ struct Counted {
 }
 
 impl Counted {
-    /// The most that are granted at once: others, too, may use threads of a control group.
-    const MOST: u64 = 256;
-
     fn check(&self) -> Result<(), ErrorResponse> {
         let one_less = |granted: u64| granted.checked_sub(1);
         if self.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
@@ -174,7 +176,7 @@ impl Counted {
         }
         let Some(counted) = (self.count)() else { return Ok(()) };
         let further = (counted.left().saturating_sub(counted.margin) / self.each).checked_sub(1);
-        self.granted.store(further.unwrap_or(0).min(Self::MOST), Ordering::Relaxed);
+        self.granted.store(further.unwrap_or(0).min(self.most), Ordering::Relaxed);
         let Use { used, limit, .. } = counted;
         self.refused.report(
             further.is_none(),

@@ -145,8 +145,10 @@ fn connect(
     hangups: &Arc<Hangups>,
     opening: Opening,
 ) -> io::Result<()> {
-    // The next clients wait in the listener's queue meanwhile.
-    while !capacity::has_room_for_client() && connections.make_room() {}
+    if !capacity::has_room_for_client() {
+        // The next clients wait in the listener's queue meanwhile.
+        connections.make_room();
+    }
     if let Err(report) = capacity::check_for_client() {
         client.refuse(&report);
         return Ok(());

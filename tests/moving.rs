@@ -276,8 +276,8 @@ fn what_cannot_be_moved_is_said_before_anything_is_changed() {
     assert_eq!(rows(&mut connect(&native.url), databases), ["postgres,template0,template1"]);
 }
 
-/// A bundle of the extension `parts`, and a directory with it for an installed PostgreSQL. A table of it has rows of the
-/// extension's own, and rows of users, which refer to each other.
+/// A bundle of the extension `parts`, and a directory with it for an installed PostgreSQL. A table of it has rows of
+/// the extension's own, and rows of users, which refer to each other.
 fn extension(place: &Place) -> [String; 2] {
     let control = "default_version = '1.0'\nrelocatable = false\nschema = parts\ntrusted = true\n";
     let script = "create table parts.kinds (id int primary key, name text, known bool not null default false);

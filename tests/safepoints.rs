@@ -1,5 +1,5 @@
-//! What safepoints rely on: no value that was loaded before one is used in place of a load after it, and no safepoint lies
-//! between the two halves of an operation that was an atomic one.
+//! What safepoints rely on: no value that was loaded before one is used in place of a load after it, and no safepoint
+//! lies between the two halves of an operation that was an atomic one.
 
 use std::ffi::c_void;
 

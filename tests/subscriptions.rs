@@ -1,5 +1,5 @@
-//! Subscriptions: a cluster answers as a native PostgreSQL 18 to everything for which no other server is needed, and says
-//! so where one is.
+//! Subscriptions: a cluster answers as a native PostgreSQL 18 to everything for which no other server is needed, and
+//! says so where one is.
 
 mod support;
 

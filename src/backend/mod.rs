@@ -151,8 +151,8 @@ impl Backend {
         // SAFETY: the words are aligned and inside the memory (`word`), as long as that is there.
         let holds = unsafe { Holds::at(holds) };
         let preemption = Preemption::new(signals.clone(), self.store.data().seat.as_ref(), &safepoints, holds);
-        // SAFETY: only for a fault at a safepoint, which is a store of guest code, it does more than compare the address.
-        // No host code was interrupted there, so that it may lock and wait, as after a call.
+        // SAFETY: only for a fault at a safepoint, which is a store of guest code, it does more than compare the
+        // address. No host code was interrupted there, so that it may lock and wait, as after a call.
         unsafe { self.store.set_signal_handler(move |_, fault, _| preemption.handle((*fault).si_addr().addr())) };
         // SAFETY: the word is aligned and inside the memory (`word`), and the page belongs to it; `Drop` detaches both
         // before the memory goes.

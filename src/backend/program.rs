@@ -153,8 +153,8 @@ pub(crate) fn pg_dump_wasm(artefact: &Artefact) -> anyhow::Result<Vec<u8>> {
     Ok(instrument::instrument_importing(&artefact.read_tool(PG_DUMP_WASM)?)?)
 }
 
-/// The entry `name` with the parts of the backend, made if need be, and its instrumented code if it was made now. The code
-/// is not kept: when it is compiled it is not needed any more, and an archive has it compiled.
+/// The entry `name` with the parts of the backend, made if need be, and its instrumented code if it was made now. The
+/// code is not kept: when it is compiled it is not needed any more, and an archive has it compiled.
 fn hold_parts(artefact: &Artefact, cache: &Cache, name: &str) -> anyhow::Result<(InUse, Option<Vec<u8>>)> {
     if let Ok(Some(in_use)) = cache.hold_intact(name) {
         return Ok((in_use, None));

@@ -61,6 +61,7 @@ impl HalfOpen {
         let mut waiting = self.0.lock();
         waiting.retain(|_, (_, control)| control.is_half_open());
         let has_any = !waiting.is_empty();
+        // Each of them has as many descriptors as the one that comes.
         (0..SCARCE).for_each(|_| crowd_out_oldest(&mut waiting));
         has_any
     }

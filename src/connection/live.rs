@@ -26,7 +26,7 @@ use crate::{
 /// The part of the time for a shutdown that subscribers get to receive the rest. What is left is for the clusters.
 const FOR_SUBSCRIBERS: f64 = 0.75;
 
-/// How long a connection that has to make room may take to end before the next one is asked.
+/// How long a client waits for one that has to make room for it.
 const END_OF_ONE: Duration = Duration::from_millis(100);
 
 /// All connections of the program.
@@ -102,14 +102,15 @@ impl Connections {
         Ok(control)
     }
 
-    /// Ends those connections that have waited longest for their clients to authenticate, and waits until one has ended, or
-    /// for a moment; returns whether there were any.
-    pub(crate) fn make_room(&self) -> bool {
+    /// Ends those connections that have waited longest for their clients to authenticate, and waits a moment until one
+    /// has ended.
+    pub(crate) fn make_room(&self) {
+        let (threads, deadline) = (self.live.lock().threads, Instant::now() + END_OF_ONE);
+        if !self.half_open.make_room() {
+            return;
+        }
         let mut live = self.live.lock();
-        let (threads, deadline) = (live.threads, Instant::now() + END_OF_ONE);
-        let has_any = self.half_open.make_room();
-        while has_any && live.threads >= threads && !self.ended.wait_until(&mut live, deadline).timed_out() {}
-        has_any
+        while live.threads >= threads && !self.ended.wait_until(&mut live, deadline).timed_out() {}
     }
 
     /// Asks every session to end (`57P01`) and refuses those that come later (`57P03`).

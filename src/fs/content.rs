@@ -250,7 +250,8 @@ impl Content {
         Ok(end)
     }
 
-    /// The SHA-256 of what [`Content::write_to`] writes, and where. It does not depend on how long the hole at the end is.
+    /// The SHA-256 of what [`Content::write_to`] writes, and where. It does not depend on how long the hole at the end
+    /// is.
     pub(super) fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         let hashed = self.each_chunk(|offset, bytes| {

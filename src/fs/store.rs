@@ -1,9 +1,9 @@
 //! A frozen tree on disk: a directory with an index of inodes and one file with all content.
 //!
 //! `index` is a header (magic, CRC-32 and length of the rest) and the inodes in postcard's encoding. `data` is the
-//! content of all files, each aligned to 8 KiB, without holes. Files with the same content, as in the three databases of a
-//! new cluster, share one place. It is mapped and never read as a whole, so the time to open a tree depends on its number
-//! of inodes and not on its size.
+//! content of all files, each aligned to 8 KiB, without holes. Files with the same content, as in the three databases
+//! of a new cluster, share one place. It is mapped and never read as a whole, so the time to open a tree depends on its
+//! number of inodes and not on its size.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},

@@ -120,9 +120,6 @@ impl ClientStream {
         if !self.before.is_empty() {
             return io::Read::read(&mut self.before, buffer);
         }
-        if self.gathered.is_busy() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
         match &mut self.client {
             Some(client) => client.read(buffer),
             None => Ok(0),
@@ -184,6 +181,8 @@ impl ClientStream {
         if let Some(held) = &mut self.held {
             return held.extend(bytes);
         }
+        // A client that is gone is noticed below.
+        let _ = self.send_gathered();
         self.sent += bytes.len() as u64;
         if let Some(client) = &mut self.client {
             // The backend notices a client that is gone at its next read.

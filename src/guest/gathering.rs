@@ -1,10 +1,11 @@
 //! Messages about the rows of a transaction, gathered on their way to a subscriber.
 //!
-//! `PostgreSQL`'s walsender sends every message by itself, and looks for an answer after each (`WalSndWriteData` in
-//! `src/backend/replication/walsender.c`): two system calls a row, and a wake-up of the subscriber. A subscriber can do
-//! nothing with the rows of a transaction before its end, or before the end of the part in which a large one is streamed.
-//! So they wait for that here, up to [`MAX`] bytes of them. What ends a transaction, and everything that is not part of
-//! one, is sent at once, after what was gathered; an error or the end of the session is, too.
+//! `PostgreSQL`'s walsender sends every message by itself (`WalSndWriteData` in `src/backend/replication/walsender.c`):
+//! a system call a row, and a wake-up of the subscriber. A subscriber can do nothing with the rows of a transaction
+//! before its end, or before the end of the part in which a large one is streamed. So they wait for that here, up to
+//! [`MAX`] bytes of them. What ends a transaction, and everything that is not part of one, is sent at once, after what
+//! was gathered; so is an error. What waits when a session ends is of a transaction that the subscriber will get from
+//! its beginning again.
 
 use std::io;
 
@@ -14,6 +15,9 @@ const MAX: usize = 32 << 10;
 /// The kind of a message with a part of a `COPY`, which a message of the replication is in.
 const COPY_DATA: u8 = b'd';
 
+/// The first byte in that of a message with WAL, or with what the plugin has made of it (`WalSndPrepareWrite`).
+const WAL_DATA: u8 = b'w';
+
 /// What is gathered.
 #[derive(Default)]
 pub(super) struct Gathered {
@@ -22,8 +26,6 @@ pub(super) struct Gathered {
     sent: usize,
     /// Whether what is written next is about a transaction that goes on.
     goes_on: bool,
-    /// Whether there is no need to look for an answer.
-    is_busy: bool,
 }
 
 impl Gathered {
@@ -35,20 +37,15 @@ impl Gathered {
     /// Takes what the session writes, if it can wait.
     pub(super) fn takes(&mut self, written: &[u8]) -> bool {
         let has_room = self.bytes.len() + written.len() <= MAX;
-        self.is_busy = self.goes_on && has_room && is_copy_data(written);
+        let can_wait = self.goes_on && has_room && is_row(written);
         if has_room || self.bytes.is_empty() {
             // Otherwise what is gathered is sent, and the same bytes are written again.
             self.goes_on = false;
         }
-        if self.is_busy {
+        if can_wait {
             self.bytes.extend_from_slice(written);
         }
-        self.is_busy
-    }
-
-    /// Whether the session need not look for an answer of its client: it has just written something that waits.
-    pub(super) fn is_busy(&mut self) -> bool {
-        std::mem::take(&mut self.is_busy)
+        can_wait
     }
 
     /// Sends what is gathered by `write`.
@@ -65,17 +62,12 @@ impl Gathered {
     }
 }
 
-/// Whether these bytes are complete messages with parts of a `COPY`, behind which another message must come.
-fn is_copy_data(mut bytes: &[u8]) -> bool {
-    while let [COPY_DATA, rest @ ..] = bytes {
-        let Some(length) = rest.first_chunk().map(|length| u32::from_be_bytes(*length) as usize) else { return false };
-        match rest.get(length..) {
-            Some([]) => return true,
-            Some(next) => bytes = next,
-            None => return false,
-        }
-    }
-    false
+/// Whether these bytes are one complete message of the plugin, and no other: a keepalive before or behind it is sent at
+/// once.
+fn is_row(bytes: &[u8]) -> bool {
+    let [COPY_DATA, rest @ ..] = bytes else { return false };
+    let length = rest.first_chunk().map(|length| u32::from_be_bytes(*length) as usize);
+    length == Some(rest.len()) && rest.get(4) == Some(&WAL_DATA)
 }
 
 #[cfg(test)]
@@ -83,7 +75,7 @@ mod tests {
     use super::*;
 
     fn copy_data(length: u32) -> Vec<u8> {
-        [&b"d"[..], &length.to_be_bytes(), &vec![b'x'; length as usize - 4]].concat()
+        [&b"d"[..], &length.to_be_bytes(), &vec![b'w'; length as usize - 4]].concat()
     }
 
     /// What is sent, when the socket takes at most `room` bytes at a time and no more than `total`.
@@ -102,10 +94,7 @@ mod tests {
         let mut gathered = Gathered::default();
         gathered.transaction_goes_on();
         assert!(gathered.takes(&copy_data(20)));
-        assert!(gathered.is_busy());
-        assert!(!gathered.is_busy(), "it looks for an answer after that");
         assert!(!gathered.takes(&copy_data(30)), "nobody has said that another one comes");
-        assert!(!gathered.is_busy());
         assert_eq!(sent(&mut gathered, 7, 100), (copy_data(20), true));
         assert_eq!(sent(&mut gathered, 7, 100), (Vec::new(), true));
     }
@@ -141,14 +130,25 @@ mod tests {
     }
 
     #[test]
-    fn only_complete_parts_of_a_copy_wait() {
-        for other in [&b"D\0\0\0\x04"[..], b"d\0\0\0", b"d\0\0\0\x05", b"d\0\0\0\x04C\0\0\0\x04", b""] {
+    fn only_single_complete_messages_of_the_plugin_wait() {
+        let keepalive = b"d\0\0\0\x05k";
+        let row = copy_data(10);
+        let behind_a_keepalive = [&keepalive[..], &row].concat();
+        let before_a_keepalive = [&row[..], keepalive].concat();
+        for other in [
+            &b"D\0\0\0\x05w"[..],
+            b"d\0\0\0",
+            b"d\0\0\0\x06w",
+            b"d\0\0\0\x05wC\0\0\0\x04",
+            b"d\0\0\0\x04",
+            b"",
+            keepalive,
+            &behind_a_keepalive,
+            &before_a_keepalive,
+        ] {
             let mut gathered = Gathered::default();
             gathered.transaction_goes_on();
             assert!(!gathered.takes(other), "{other:?}");
         }
-        let mut gathered = Gathered::default();
-        gathered.transaction_goes_on();
-        assert!(gathered.takes(&[copy_data(10), copy_data(4)].concat()));
     }
 }

@@ -55,10 +55,11 @@ pub struct Facts {
     pub table_elements: u64,
     /// Initial value of `__stack_pointer`: the stack grows down from here.
     pub stack_pointer: u32,
-    /// Export names of all its mutable globals, those that the rewriter adds included: a snapshot must save all of them.
+    /// Export names of all its mutable globals, those that the rewriter adds included: a snapshot must save all of
+    /// them.
     pub mutable_globals: Vec<String>,
-    /// Addresses of exported variables, by their names in C, of `WalReceiverFunctions`, and of the vtables of C++'s type
-    /// information.
+    /// Addresses of exported variables, by their names in C, of `WalReceiverFunctions`, and of the vtables of C++'s
+    /// type information.
     pub data_symbols: BTreeMap<String, u32>,
     /// The first table slot of every exported function that has one, by its name.
     pub table_slots: BTreeMap<String, u32>,

@@ -24,8 +24,8 @@
 //! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
 //! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `own_imports` (what a side module
 //! imports from itself), `longjmp` and `invoke` (exceptions instead of host calls), `inlining` (copies of small
-//! functions) and `recording` (counts calls), `type_infos` (of C++), `publishing` and `receiving` (what the plugin and the client of
-//! replication need), `facts` (the resulting facts).
+//! functions) and `recording` (counts calls), `type_infos` (of C++), `publishing` and `receiving` (what the plugin and
+//! the client of replication need), `facts` (the resulting facts).
 
 mod bodies;
 mod builtins;
@@ -83,8 +83,8 @@ pub(crate) use type_infos::{CLASS, MULTIPLE, SINGLE};
 /// Name of an exported mutable `i32` global. If it is not zero, another process of the cluster makes the checkpoints.
 pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
 
-/// Name of an exported mutable `i32` global. If it is not zero, the cluster ends with its session, which therefore writes
-/// no shutdown checkpoint.
+/// Name of an exported mutable `i32` global. If it is not zero, the cluster ends with its session, which therefore
+/// writes no shutdown checkpoint.
 pub const IS_TEMPORARY: &str = "pglite_port.is_temporary";
 
 /// The globals that the rewriter adds to the backend, behind its own.

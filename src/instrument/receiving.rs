@@ -1,5 +1,5 @@
-//! What `libpqwalreceiver`, PostgreSQL's client for replication, needs of PGlite: a variable for its functions, which PGlite
-//! has and does not export.
+//! What `libpqwalreceiver`, PostgreSQL's client for replication, needs of PGlite: a variable for its functions, which
+//! PGlite has and does not export.
 
 use wasmparser::Operator;
 

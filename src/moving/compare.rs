@@ -39,11 +39,19 @@ impl Snapshot {
 }
 
 /// The number of rows and the sum of the first half of the digest of each, which is the same on every version and machine.
-fn digest(table: &str, columns: &str) -> String {
-    format!(
+/// `condition`: empty, or begins with `WHERE`.
+///
+/// # Errors
+/// When they cannot be read.
+pub(super) fn digest(side: &mut Sql, table: &str, columns: &str, condition: &str) -> anyhow::Result<(u64, String)> {
+    let sql = format!(
         "select count(*), coalesce(sum(('x' || substr(md5(row({columns})::text), 1, 15))::bit(60)::bigint), 0)
-            from only {table}"
-    )
+            from only {table} {condition}"
+    );
+    let rows = side.rows(&sql).with_context(|| format!("{table} cannot be compared"))?;
+    let row = rows.into_iter().next().unwrap_or_default();
+    let [count, sum] = &row[..] else { anyhow::bail!("{table} cannot be compared") };
+    Ok((count.parse()?, sum.clone()))
 }
 
 /// Compares all tables, and reads the materialized views of the target again.
@@ -64,13 +72,7 @@ pub(super) fn compare(
                 where attrelid = {}::regclass and attnum > 0 and not attisdropped",
             literal(table)
         ))?;
-        let of = |side: &mut Sql| -> anyhow::Result<(u64, String)> {
-            let rows = side.rows(&digest(table, &columns)).with_context(|| format!("{table} cannot be compared"))?;
-            let row = rows.into_iter().next().unwrap_or_default();
-            let [count, sum] = &row[..] else { anyhow::bail!("{table} cannot be compared") };
-            Ok((count.parse()?, sum.clone()))
-        };
-        let (here, there) = (of(&mut source)?, of(&mut target)?);
+        let (here, there) = (digest(&mut source, table, &columns, "")?, digest(&mut target, table, &columns, "")?);
         let is_same = here == there;
         compared.push(Compared { table: table.clone(), rows: here.0, rows_in_target: there.0, is_same });
     }

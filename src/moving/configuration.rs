@@ -1,14 +1,14 @@
 //! The rows that users have added to tables of extensions.
 //!
-//! The tables of an extension are made by the extension in the target, with the rows that come with it, so that they are
-//! neither in the dump of the schema nor in the publication. Rows of users are those that `pg_dump` would dump: an
-//! extension names its tables that have such rows, each with a condition for them (`pg_extension_config_dump`). They are
-//! few. They are copied when the writes are stopped.
+//! The tables of an extension are made by the extension in the target, with the rows that come with it, so that they
+//! are neither in the dump of the schema nor in the publication. Rows of users are those that `pg_dump` would dump: an
+//! extension names its tables that have such rows, each with a condition for them (`pg_extension_config_dump`). They
+//! are few. They are copied when the writes are stopped.
 
 use anyhow::{Context, ensure};
 
 use super::{
-    compare::Compared,
+    compare::{Compared, digest},
     sql::{Sql, literal},
 };
 
@@ -26,8 +26,8 @@ pub(super) struct Configuration {
 }
 
 impl Configuration {
-    /// Those of the extensions of the source, in the order in which they were made: a table comes before those that refer
-    /// to it.
+    /// Those of the extensions of the source, in the order in which they were made: a table comes before those that
+    /// refer to it.
     ///
     /// # Errors
     /// When the source cannot be asked.
@@ -58,11 +58,38 @@ impl Configuration {
         let (here, there) = (source.value(&columns)?, target.value(&columns)?);
         ensure!(
             here == there,
-            "{} belongs to an extension and is not the same in the target ({there:?} instead of {here:?}): the target needs \
-             the same version of the extension",
+            "{} belongs to an extension and is not the same in the target ({there:?} instead of {here:?}): the target \
+             needs the same version of the extension",
+            self.name
+        );
+        // What a trusted extension makes belongs to the target's superuser.
+        let name = literal(&self.name);
+        let may_change = if self.is_table {
+            format!("has_table_privilege({name}, 'SELECT') and has_table_privilege({name}, 'INSERT')")
+        } else {
+            format!("has_sequence_privilege({name}, 'UPDATE')")
+        };
+        ensure!(
+            !self.has_rows(source)? || target.value(&format!("select {may_change}"))? == "t",
+            "the role in the target may not change {}, which belongs to an extension: have its superuser grant that, or \
+             move as a superuser",
             self.name
         );
         Ok(())
+    }
+
+    /// Whether there is anything to move.
+    ///
+    /// # Errors
+    /// When the source cannot be asked.
+    pub(super) fn has_rows(&self, source: &mut Sql) -> anyhow::Result<bool> {
+        let Self { name, condition, .. } = self;
+        let any = if self.is_table {
+            format!("select exists (select from only {name} {condition})")
+        } else {
+            format!("select is_called from {name}")
+        };
+        Ok(source.value(&any)? == "t")
     }
 
     /// Copies the rows of users in one transaction, and returns how many they are on both sides.
@@ -78,19 +105,28 @@ impl Configuration {
         ))?;
         let columns: Vec<String> = columns.into_iter().flatten().collect();
         let values: Vec<String> = columns.iter().map(|column| format!("quote_nullable({column}::text)")).collect();
-        let row = if values.is_empty() { "''".to_owned() } else { values.join(" || ', ' || ") };
+        let (row, columns) = (values.join(" || ', ' || "), columns.join(", "));
         // Texts without a type become values of the columns' types in the target.
-        let rows = source.column(&format!("select '(' || {row} || ')' from only {name} {condition}"))?;
+        let rows = match &columns[..] {
+            "" => Vec::new(),
+            _ => source.column(&format!("select '(' || {row} || ')' from only {name} {condition}"))?,
+        };
         target.run("begin")?;
         for some in rows.chunks(AT_A_TIME) {
-            let insert = format!("insert into {name} ({})", columns.join(", "));
+            let insert = format!("insert into {name} ({columns})");
             let added = target.run(&format!("{insert} overriding system value values {}", some.join(", ")));
             added
                 .with_context(|| format!("the rows that users have added to {name}, which belongs to an extension"))?;
         }
-        let there = target.value(&format!("select count(*) from only {name} {condition}"))?.parse()?;
+        let (here, there) = (digest(source, name, &columns, condition)?, digest(target, name, &columns, condition)?);
+        ensure!(
+            here == there,
+            "{name}, which belongs to an extension, has {} rows of users in the source and {} in the target, or they \
+             differ: empty the table in the target, or in the source",
+            here.0,
+            there.0
+        );
         target.run("commit")?;
-        let here = rows.len() as u64;
-        Ok(Compared { table: name.clone(), rows: here, rows_in_target: there, is_same: here == there })
+        Ok(Compared { table: name.clone(), rows: here.0, rows_in_target: there.0, is_same: true })
     }
 }

@@ -43,8 +43,14 @@ pub(super) struct Moved<'a> {
 /// Sets the sequences of the target to what those of the source are at.
 fn set_sequences(source: &mut Sql, target: &mut Sql, of_extensions: &[Configuration]) -> anyhow::Result<()> {
     let of_users = source.column(&checks::names("c.relkind = 'S'"))?;
-    let of_extensions = of_extensions.iter().filter(|it| !it.is_table).map(|it| it.name.clone());
-    for sequence in of_users.into_iter().chain(of_extensions) {
+    let mut sequences = of_users;
+    for sequence in of_extensions.iter().filter(|it| !it.is_table) {
+        // One that nobody has used is as it was made.
+        if sequence.has_rows(source)? {
+            sequences.push(sequence.name.clone());
+        }
+    }
+    for sequence in sequences {
         let name = literal(&sequence);
         let set = source.value(&format!(
             "select format('select setval(%L, %s, %L)', {name}, last_value, is_called) from {sequence}"
@@ -135,7 +141,8 @@ pub(super) fn drop_slot(source: &mut Sql) -> anyhow::Result<()> {
 
 /// Switches: stops the writes to the source, waits until the target has everything, leaves the source to readers and
 /// ends its other sessions, sets the target's sequences, copies what users have added to tables of extensions, and ends
-/// the replication. Returns the rows of the source at that moment. What comes before the end of the replication can be undone.
+/// the replication. Returns the rows of the source at that moment. What comes before the end of the replication can be
+/// undone.
 ///
 /// # Errors
 /// When the locks are not got, the target does not follow, the schema was changed, or somebody has broken the move off.

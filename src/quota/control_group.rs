@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The directories of the groups with `controller` that this process is in, and of those above them. A container sees its
-/// own group as the root.
+/// The directories of the groups with `controller` that this process is in, and of those above them. A container sees
+/// its own group as the root.
 pub(crate) fn directories(controller: &str) -> Vec<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     groups.lines().filter_map(|line| of_line(line, controller)).flatten().collect()

@@ -13,7 +13,8 @@ use crate::{
 /// The library's file.
 const FILE: &str = "libpqwalreceiver.so";
 
-/// What it calls before it connects, and nowhere else (`libpqsrv_connect_prepare` in `src/include/libpq/libpq-be-fe-helpers.h`).
+/// What it calls before it connects, and nowhere else (`libpqsrv_connect_prepare` in
+/// `src/include/libpq/libpq-be-fe-helpers.h`).
 const CONNECT: &str = "AcquireExternalFD";
 
 /// What it uses when it has connected, and PGlite does not have.

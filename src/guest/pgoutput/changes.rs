@@ -219,8 +219,8 @@ impl<'a, 'b> Change<'a, 'b> {
         })
     }
 
-    /// Writes a value of one of the most frequent types as the type's output function would, without calling it; returns
-    /// whether it could.
+    /// Writes a value of one of the most frequent types as the type's output function would, without calling it;
+    /// returns whether it could.
     fn simple(&mut self, data_type: u32, value: u32) -> wasmtime::Result<bool> {
         let memory = self.message.caller.data().memory()?.data(&*self.message.caller);
         let number = match data_type {

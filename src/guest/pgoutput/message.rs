@@ -143,8 +143,8 @@ impl<'a, 'b> Message<'a, 'b> {
         self.calls.append.call(&mut *self.caller, (self.buffer, address, length))
     }
 
-    /// Bytes of the guest's memory that are a text in the database's encoding, behind their number, if the host need not
-    /// convert them; returns whether it was so.
+    /// Bytes of the guest's memory that are a text in the database's encoding, behind their number, if the host need
+    /// not convert them; returns whether it was so.
     pub(super) fn counted_ascii(&mut self, address: u32, length: u32) -> wasmtime::Result<bool> {
         let memory = self.caller.data().memory()?;
         let text = memory::read_bytes(memory.data(&*self.caller), address, length)?;
