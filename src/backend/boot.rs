@@ -3,7 +3,7 @@
 use anyhow::{Context, bail, ensure};
 
 use super::Backend;
-use crate::{guest::call, postgres::process::EXIT_ALIVE};
+use crate::{guest::call, instrument::IS_TEMPORARY, postgres::process::EXIT_ALIVE};
 
 /// The path of the executable that the guest gets as its `argv[0]`.
 pub(crate) const EXECUTABLE: &str = "/pglite/bin/postgres";
@@ -76,6 +76,8 @@ impl Backend {
     /// When it does not exit with status 0.
     pub(crate) fn shut_down(mut self) -> anyhow::Result<()> {
         self.call::<i32, i32>("pgl_setPGliteActive", 0)?;
+        // It may be a copy of a session's backend, which is to be frozen.
+        self.set_global(IS_TEMPORARY, false)?;
         match self.exit()? {
             0 => Ok(()),
             status => bail!("PostgreSQL ended with exit status {status}"),
