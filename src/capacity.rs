@@ -25,13 +25,13 @@ use crate::{
 /// How many mappings stay free.
 const MAPPINGS_MARGIN: u64 = 2048;
 
-/// The most threads that stay free, and the part of the limit that they are if that is less.
+/// The most threads that stay free.
 const THREADS_MARGIN: u64 = 64;
-const THREADS_MARGIN_PART: u64 = 8;
 
-/// The most descriptors that stay free when sessions are refused, and the part of the limit that they are if that is
-/// less.
-const MARGIN: u64 = 256;
+/// The most descriptors that stay free when sessions are refused.
+const DESCRIPTORS_MARGIN: u64 = 256;
+
+/// The part of a limit that stays free if that is less.
 const MARGIN_PART: u64 = 8;
 
 static MAPPINGS: Counted = Counted {
@@ -70,7 +70,7 @@ pub(crate) fn check_for_cluster() -> Result<(), ErrorResponse> {
     MAPPINGS.check()?;
     THREADS.check()?;
     check_memory()?;
-    check_descriptors(&WITHOUT_DESCRIPTORS, Descriptors::margin)
+    check_descriptors(&WITHOUT_DESCRIPTORS, 1)
 }
 
 /// Checks that there is enough for one more session, whose client is connected.
@@ -83,7 +83,7 @@ pub(crate) fn check_for_session() -> Result<(), ErrorResponse> {
 
 /// Whether there are descriptors for the session of a client that has just connected.
 pub(crate) fn has_room_for_client() -> bool {
-    Descriptors::now().is_none_or(|descriptors| descriptors.free > descriptors.margin() + DESCRIPTORS_OF_SESSION)
+    descriptors().is_none_or(|descriptors| descriptors.left() > descriptors.margin + DESCRIPTORS_OF_SESSION)
 }
 
 /// Checks that there are descriptors for a client that has just connected. They are kept from clients that do not say
@@ -92,14 +92,14 @@ pub(crate) fn has_room_for_client() -> bool {
 /// # Errors
 /// `53300` when there are not.
 pub(crate) fn check_for_client() -> Result<(), ErrorResponse> {
-    check_descriptors(&CLIENTS_WITHOUT_DESCRIPTORS, |descriptors| descriptors.margin() / 2).map_err(too_many)
+    check_descriptors(&CLIENTS_WITHOUT_DESCRIPTORS, 2).map_err(too_many)
 }
 
 /// Whether so few descriptors or threads are left that clients that have not authenticated should make room: less than
 /// twice what is kept from sessions.
 pub(crate) fn is_scarce() -> bool {
-    let descriptors = Descriptors::now().is_some_and(|descriptors| descriptors.free < 2 * descriptors.margin());
-    descriptors || threads().is_some_and(|threads| threads.left() < 2 * threads.margin)
+    let is_scarce = |count: fn() -> Option<Use>| count().is_some_and(|counted| counted.left() < 2 * counted.margin);
+    is_scarce(descriptors) || is_scarce(threads)
 }
 
 /// The report of a shortage for a client that wants to connect.
@@ -130,6 +130,11 @@ impl Use {
     }
 }
 
+/// How much of a limit stays free: `most`, or a part of it.
+fn margin(limit: u64, most: u64) -> u64 {
+    (limit / MARGIN_PART).min(most)
+}
+
 /// The mappings of this process. Another operating system has no such files, and perhaps no such limit.
 fn mappings() -> Option<Use> {
     let limit = control_group::number(Path::new("/proc/sys/vm/max_map_count"))?;
@@ -147,10 +152,7 @@ fn threads() -> Option<Use> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let own = status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse().ok())?;
     let of_user = getrlimit(Resource::Nproc).current.map(|limit| (own, limit));
-    let all = groups.chain(of_user).map(|(used, limit)| {
-        let margin = (limit / THREADS_MARGIN_PART).min(THREADS_MARGIN);
-        Use { used, limit, margin }
-    });
+    let all = groups.chain(of_user).map(|(used, limit)| Use { used, limit, margin: margin(limit, THREADS_MARGIN) });
     all.min_by_key(|threads| threads.left().saturating_sub(threads.margin))
 }
 
@@ -186,37 +188,25 @@ impl Counted {
     }
 }
 
-/// The limit of descriptors, and how many are free at least.
-struct Descriptors {
-    limit: u64,
-    free: u64,
-}
-
-impl Descriptors {
-    /// Those of this process; `None` if there is no limit.
-    fn now() -> Option<Self> {
-        let limit = getrlimit(Resource::Nofile).current?;
-        // A new descriptor has the lowest free number, so that all below are in use. Counting them takes longer.
-        let lowest = eventfd(0, EventfdFlags::CLOEXEC).ok().and_then(|file| number(&file));
-        Some(Self { limit, free: limit.saturating_sub(lowest.unwrap_or(limit)) })
-    }
-
-    /// How many are kept free.
-    fn margin(&self) -> u64 {
-        (self.limit / MARGIN_PART).min(MARGIN)
-    }
+/// The descriptors of this process; `None` if there is no limit. At least as many are in use.
+fn descriptors() -> Option<Use> {
+    let limit = getrlimit(Resource::Nofile).current?;
+    // A new descriptor has the lowest free number, so that all below are in use. Counting them takes longer.
+    let lowest = eventfd(0, EventfdFlags::CLOEXEC).ok().and_then(|file| number(&file));
+    Some(Use { used: lowest.unwrap_or(limit), limit, margin: margin(limit, DESCRIPTORS_MARGIN) })
 }
 
 fn number(file: &impl std::os::fd::AsRawFd) -> Option<u64> {
     u64::try_from(file.as_raw_fd()).ok()
 }
 
-fn check_descriptors(refused: &Refused, margin: impl FnOnce(&Descriptors) -> u64) -> Result<(), ErrorResponse> {
-    let Some(descriptors) = Descriptors::now() else { return Ok(()) };
-    let Descriptors { limit, free } = descriptors;
+/// Checks that more than the margin is left, or than that part of it.
+fn check_descriptors(refused: &Refused, part: u64) -> Result<(), ErrorResponse> {
+    let Some(descriptors) = descriptors() else { return Ok(()) };
+    let Use { used, limit, margin } = descriptors;
     refused.report(
-        free <= margin(&descriptors),
-        format!("too many open files: the program has {} of {limit} that the system allows", limit - free),
+        descriptors.left() <= margin / part,
+        format!("too many open files: the program has {used} of {limit} that the system allows"),
         "raise the limit of open files (ulimit -n)",
     )
 }

@@ -1,6 +1,6 @@
 //! The functions of PGlite that the host calls or changes: the evidence for each, and the changes.
 //!
-//! When a new PGlite version is refused, update this table.
+//! When a new PGlite version is refused, update this table. It is long so that it is one table.
 
 use super::{
     hooks::Hook,

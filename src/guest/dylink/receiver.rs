@@ -21,7 +21,7 @@ const CONNECT: &str = "AcquireExternalFD";
 const USED_WHEN_CONNECTED: [&str; 2] = ["WalRcvIdentifySystemLsn", "pg_lsn_in"];
 
 /// Whether the library is the one.
-pub(super) fn is_receiver(hash: &str) -> bool {
+fn is_receiver(hash: &str) -> bool {
     artefact::library(hash).is_some_and(|file| file.name == FILE)
 }
 
