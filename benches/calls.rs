@@ -3,8 +3,8 @@
 //!
 //! Every part of the work counts alike, however many calls it makes.
 
-#[path = "support/serving.rs"]
-mod serving;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,7 +23,7 @@ use pglite_port::{
     session::Mode,
 };
 use postgres::{Client, Error, NoTls};
-use serving::Serving;
+use support::serving::Serving;
 
 /// What is written, from the root of the package.
 const FILE: &str = "src/instrument/calls.txt";
@@ -84,7 +84,7 @@ fn main() {
     let cache = tempfile::tempdir().expect("a directory");
     let paths = Paths { cache: Some(cache.path().to_path_buf()), ..Paths::default() };
     let databases = Databases::open(&paths, Mode::Shared, Settings::default(), LogSink::new(|_, _, _, _| {}));
-    let server = Serving::start(databases.expect("databases"));
+    let server = Serving::start(Arc::new(databases.expect("databases")));
     let mut client = server.config.connect(NoTls).expect("a session");
     client.batch_execute(TABLES).expect("the tables");
     let mut shares: BTreeMap<(u32, u32), u64> = BTreeMap::new();

@@ -9,13 +9,12 @@
 mod native;
 #[path = "support/rows.rs"]
 mod rows;
-#[path = "support/serving.rs"]
-mod serving;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{
     env, fs,
+    sync::Arc,
     sync::Barrier,
     thread,
     time::{Duration, Instant},
@@ -30,8 +29,7 @@ use pglite_port::{
 };
 use postgres::{Client, Config, Error, NoTls, Statement};
 use rows::{Aim, Figure, Row, Unit, leave};
-use serving::Serving;
-use support::{cache, program::Program, server::Server};
+use support::{cache, program::Program, server::Server, serving::Serving};
 
 /// The number of clients.
 const CLIENTS: usize = 50;
@@ -121,7 +119,7 @@ fn branches() -> Load {
         let (name, origin) = (Some(branch(number)), ClusterOrigin::Branch(DEFAULT_CLUSTER.to_owned()));
         databases.create_cluster(NewCluster { name, origin, ..NewCluster::default() }).expect("a branch");
     }
-    let server = Serving::start(databases);
+    let server = Serving::start(Arc::new(databases));
     let on_branch = |client: usize| {
         let mut config = server.config.clone();
         config.dbname(TEMPLATE).options(&format!("-c pglite.cluster={}", branch(client % BRANCHES))).clone()

@@ -16,6 +16,7 @@ use crate::{
     },
     quota::Limits,
     session::{Control, Mode, SessionEnd, SessionStart, panic_text},
+    tally::ENTRANCE,
 };
 
 mod half_open;
@@ -99,6 +100,9 @@ fn serve<C: Client + Clone + 'static>(
         Ok(SessionEnd::ClientGone) => return closed("the client is gone"),
         Ok(SessionEnd::Refused(report)) => {
             tracing::info!(%report, "connection refused or ended");
+            if control.is_half_open() && report.severity != Severity::Log {
+                ENTRANCE.refused.count(report.code.as_bytes());
+            }
             report
         }
         Ok(SessionEnd::Trapped(error)) => {
@@ -121,9 +125,10 @@ fn serve<C: Client + Clone + 'static>(
     report
 }
 
-/// The report for a client whose connection gets no thread.
+/// The report for a client whose connection gets no thread, which is counted.
 pub(crate) fn no_thread(error: &io::Error) -> ErrorResponse {
     let message = format!("no thread for another connection: {error}");
+    ENTRANCE.refused.count(sqlstate::TOO_MANY_CONNECTIONS.as_bytes());
     ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, message)
         .with_hint("Close some connections, or raise the limits on processes and memory.")
 }

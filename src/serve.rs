@@ -18,6 +18,7 @@ use crate::{
     protocol::error_response::{ErrorResponse, sqlstate},
     serve::socket::SocketClient,
     session::{Mode, SessionEnd, SessionStart, Sessions},
+    tally::ENTRANCE,
 };
 
 mod accept;
@@ -145,11 +146,10 @@ fn connect(
     hangups: &Arc<Hangups>,
     opening: Opening,
 ) -> io::Result<()> {
-    if !capacity::has_room_for_client() {
-        // The next clients wait in the listener's queue meanwhile.
-        connections.make_room();
-    }
+    // The next clients wait in the listener's queue meanwhile.
+    connections.make_room(capacity::has_room_for_client);
     if let Err(report) = capacity::check_for_client() {
+        ENTRANCE.refused.count(report.code.as_bytes());
         client.refuse(&report);
         return Ok(());
     }

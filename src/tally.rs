@@ -5,6 +5,7 @@
 //! * `counter`, `histogram`: a number that only grows; durations
 //! * `errors`: errors by the class of their SQLSTATE
 //! * `activity`: what a session does at the moment
+//! * `entrance`: connections that have no session yet
 
 use std::sync::{Arc, Weak};
 
@@ -12,11 +13,13 @@ use parking_lot::Mutex;
 
 mod activity;
 mod counter;
+mod entrance;
 mod errors;
 mod histogram;
 
 pub use activity::{Activity, Doing};
 pub use counter::Counter;
+pub use entrance::{ENTRANCE, Entrance};
 pub use errors::Errors;
 pub use histogram::{BOUNDS, Histogram, Observed};
 

@@ -2,16 +2,21 @@
 
 mod support;
 
-use std::{fs, io::Write, net::TcpListener, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io::Write, net::TcpListener, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
-use pglite_port::port::frame::{Kind, Options};
+use pglite_port::{
+    administration::{Administration, ClusterOrigin, NewCluster},
+    databases::{Access, Authentication, Password, Rules, Settings},
+    port::frame::{Kind, Options},
+};
 use postgres::{Client, Error, NoTls};
 use rustix::process::Signal;
 use support::{
-    PATIENCE,
+    PATIENCE, cache,
     port::Port,
     program::Program,
     server::{Server, rows, sqlstate, text},
+    serving::Serving,
     session::{Session, errors, kinds},
     wire::{self, Message},
 };
@@ -386,6 +391,63 @@ fn a_branch_has_the_passwords_of_its_origin() {
     assert_eq!(reply(&port), "ok");
     begin(&mut port, 2, &trusted.with("cluster", "b"));
     assert_eq!(ask(&mut port, 2, stored), changed);
+}
+
+#[test]
+fn rules_and_roles_decide_in_a_branch_as_in_its_origin() {
+    let (rules, secret) = (file(RULES), file("secret\n"));
+    let mut settings = Settings::default();
+    settings.shared.access = Access {
+        rules: Some(Arc::new(Rules::open(Authentication::File(rules.path().to_owned())).expect("rules"))),
+        password: Some(Password::read(secret.path(), "postgres").expect("a password")),
+    };
+    let databases = Arc::new(cache::open_at(&cache::shared(), settings));
+    let server = Serving::start(databases.clone());
+    let config = |cluster: &str, user: &str, password: &str, database: &str| {
+        let (mut config, options) = (server.config.clone(), format!("-c pglite.cluster={cluster}"));
+        config.user(user).password(password).dbname(database).options(&options).clone()
+    };
+    let superuser = |cluster| config(cluster, "postgres", "secret", "postgres").connect(NoTls).expect("the password");
+    superuser("default").batch_execute(ROLES).expect("roles");
+    superuser("default").batch_execute("create database shut").expect("a database");
+    let new = |name: &str, origin: &str| NewCluster {
+        name: Some(name.to_owned()),
+        origin: ClusterOrigin::Branch(origin.to_owned()),
+        ..NewCluster::default()
+    };
+    for (name, origin) in [("branch", "default"), ("twig", "branch")] {
+        databases.create_cluster(new(name, origin)).expect("a branch");
+    }
+    // A role of its own, and a password that the origin does not have.
+    let changes = "create role own login password 'own'; alter role app password 'new'";
+    superuser("twig").batch_execute(changes).expect("roles");
+    let refusal = |cluster: &str, user: &str, password: &str, database: &str| {
+        sqlstate(config(cluster, user, password, database).connect(NoTls).map(drop))
+    };
+    for cluster in ["default", "branch", "twig"] {
+        let app = if cluster == "twig" { "new" } else { "app's" };
+        for (user, password) in [("postgres", "secret"), ("app", app), ("plain", "plain"), ("old", "old")] {
+            let client = config(cluster, user, password, "postgres").connect(NoTls);
+            let mut client = client.unwrap_or_else(|error| panic!("{cluster} {user}: {error:?}"));
+            assert_eq!(rows(&mut client, "show pglite.cluster"), [cluster]);
+            assert_eq!(refusal(cluster, user, "wrong", "postgres"), "28P01", "{cluster} {user}");
+        }
+        let own = if cluster == "twig" { "none" } else { "28P01" };
+        for (user, password, database, code) in [
+            ("past", "past", "postgres", "28P01"),
+            ("bare", "bare", "postgres", "28P01"),
+            ("full", "full", "postgres", "53300"),
+            ("nobody", "nobody", "postgres", "28000"),
+            ("app", app, "shut", "28000"),
+            ("own", "own", "postgres", own),
+        ] {
+            if code != "none" {
+                assert_eq!(refusal(cluster, user, password, database), code, "{cluster} {user}");
+            }
+        }
+    }
+    assert_eq!(rows(&mut config("twig", "own", "own", "postgres").connect(NoTls).expect("in"), "select 1"), ["1"]);
+    server.stop();
 }
 
 #[test]

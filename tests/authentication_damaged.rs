@@ -6,12 +6,19 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Read, Write},
+    net::{Shutdown, TcpStream},
 };
 
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
+use rustls::{
+    pki_types::{CertificateDer, pem::PemObject},
+    version::TLS13,
+};
+use sha2::{Digest, Sha256};
 use support::{
+    authority::{self, Authority},
     power::{self, Dice},
-    server::{Server, rows},
+    server::rows,
     wire::{self, Message},
 };
 
@@ -54,16 +61,20 @@ fn exchange(stream: &mut (impl Read + Write), bytes: &[u8], received: &mut Vec<u
 }
 
 /// Authenticates with one message damaged; the messages of the answer to it.
-fn attempt(server: &Server, dice: &mut Dice) -> Vec<Message> {
-    let mut stream = server.stream();
+fn attempt<S: Read + Write>(
+    mut stream: S,
+    (mechanism, binding): (&str, ChannelBinding),
+    dice: &mut Dice,
+    shut_down: impl FnOnce(&mut S),
+) -> Vec<Message> {
     let mut received = Vec::new();
     let whole = |bytes: &[u8]| Message::take(&mut bytes.to_vec()).is_some();
     exchange(&mut stream, &wire::startup(&[("user", "postgres")]), &mut received, whole);
     assert_eq!(received[0], b'R', "AuthenticationSASL");
     received.clear();
-    let mut scram = ScramSha256::new(b"secret", ChannelBinding::unsupported());
+    let mut scram = ScramSha256::new(b"secret", binding);
     let length = u32::try_from(scram.message().len()).expect("short").to_be_bytes();
-    let first = [SCRAM_SHA_256.as_bytes(), b"\0", &length, scram.message()].concat();
+    let first = [mechanism.as_bytes(), b"\0", &length, scram.message()].concat();
     let mut message = wire::message(b'p', &first);
     if dice.below(2) == 0 {
         exchange(&mut stream, &message, &mut received, whole);
@@ -79,7 +90,7 @@ fn attempt(server: &Server, dice: &mut Dice) -> Vec<Message> {
         }
     };
     let _ = stream.write_all(&sent);
-    stream.shutdown(std::net::Shutdown::Write).expect("a socket");
+    shut_down(&mut stream);
     exchange(&mut stream, &[], &mut received, |_| false);
     Message::all(received)
 }
@@ -90,25 +101,44 @@ fn a_damaged_message_of_authentication_lets_nobody_in_and_disturbs_no_one() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     fs::write(file.path(), "secret\n").expect("a disk");
     let mut dice = Dice(power::seed() | 1);
-    for mode in ["shared", "isolated"] {
+    let authority = Authority::new();
+    let certificate = CertificateDer::from_pem_file(authority.path("server.pem")).expect("a certificate");
+    for (mode, mechanism) in [
+        ("shared", SCRAM_SHA_256),
+        ("isolated", SCRAM_SHA_256),
+        ("shared", SCRAM_SHA_256_PLUS),
+        ("isolated", SCRAM_SHA_256_PLUS),
+    ] {
         let password = file.path().to_str().expect("text");
-        let server = Server::with(&["--mode", mode, "--auth", "scram-sha-256", "--password-file", password]);
+        let server = authority.serve(&["--mode", mode, "--auth", "scram-sha-256", "--password-file", password]);
         let mut other = server.config().password("secret").connect(postgres::NoTls).expect("the password is right");
         let mut codes: BTreeMap<String, usize> = BTreeMap::new();
         for _ in 0..power::number("PGLITE_PORT_SCRAM", 40) {
-            let answer = attempt(&server, &mut dice);
+            let answer = if mechanism == SCRAM_SHA_256 {
+                let shut_down = |stream: &mut TcpStream| stream.shutdown(Shutdown::Write).expect("a socket");
+                attempt(server.stream(), (mechanism, ChannelBinding::unsupported()), &mut dice, shut_down)
+            } else {
+                let stream = authority::session(&server, authority.client(&[&TLS13], &[]), false);
+                let digest = Sha256::digest(&certificate).to_vec();
+                attempt(stream, (mechanism, ChannelBinding::tls_server_end_point(digest)), &mut dice, |stream| {
+                    stream.conn.send_close_notify();
+                    // The server may have hung up already.
+                    let _ = stream.flush();
+                    let _ = stream.sock.shutdown(Shutdown::Write);
+                })
+            };
             for message in answer {
                 let is_ok = message.kind == b'R' && message.body.starts_with(&[0; 4]);
-                assert!(!is_ok && message.kind != b'Z', "{mode}: somebody got in");
+                assert!(!is_ok && message.kind != b'Z', "{mode} {mechanism}: somebody got in");
                 if message.kind == b'E' {
                     *codes.entry(message.fields()[&'C'].clone()).or_default() += 1;
                 }
             }
         }
-        println!("{mode}: {codes:?}");
+        println!("{mode} {mechanism}: {codes:?}");
         // What the client did wrong, and not a fault of the server's. 0A000 is that of an authorization identity.
-        assert!(codes.keys().all(|code| ["28", "08", "0A"].contains(&&code[..2])), "{mode}: {codes:?}");
-        assert!(codes.contains_key("28P01") && codes.contains_key("08P01"), "{mode}: {codes:?}");
+        assert!(codes.keys().all(|code| ["28", "08", "0A"].contains(&&code[..2])), "{mode} {mechanism}: {codes:?}");
+        assert!(codes.contains_key("28P01") && codes.contains_key("08P01"), "{mode} {mechanism}: {codes:?}");
         assert_eq!(rows(&mut other, "select 1"), ["1"]);
         server.config().password("secret").connect(postgres::NoTls).expect("the password is still right");
     }

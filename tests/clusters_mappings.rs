@@ -3,10 +3,11 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use pglite_port::{
     administration::{Administration, ClusterOrigin, NewCluster},
+    connection::Connections,
     databases::Settings,
 };
 use rustix::{
@@ -50,6 +51,20 @@ impl Drop for Filling {
     }
 }
 
+/// Connects isolated clients until one is refused; these, and what that one was told.
+fn fill(connections: &Arc<Connections>) -> (Vec<Local>, [String; 2]) {
+    let mut sessions = Vec::new();
+    loop {
+        let (session, messages) = Local::connect(connections, Connect::default());
+        if let Some(report) = messages.iter().find(|message| message.kind == b'E') {
+            let fields = report.fields();
+            return (sessions, ['C', 'H'].map(|field| fields[&field].clone()));
+        }
+        sessions.push(session);
+        assert!(sessions.len() < 4000, "the limit is not reached");
+    }
+}
+
 #[test]
 fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_others_go_on() {
     let limit: usize =
@@ -85,7 +100,16 @@ fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_o
     for session in sessions.iter_mut().rev().skip(1).chain([&mut session]) {
         session.values("CREATE TABLE IF NOT EXISTS u AS SELECT n, repeat('x', 100) FROM generate_series(1, 1000) n");
     }
-    drop(filling);
+    sessions.clear();
+    // The same with clients that have a cluster each.
+    let (mut isolated, [code, hint]) = fill(&connections);
+    let used = process::mappings(std::process::id());
+    assert!(isolated.len() > 10 && used + 1000 < limit, "{used} of {limit} with {} clients", isolated.len());
+    assert!(code == "53300" && hint.contains("vm.max_map_count"), "{code} {hint}");
+    for session in &mut isolated {
+        session.values("CREATE TABLE u AS SELECT n, repeat('x', 100) FROM generate_series(1, 1000) n");
+    }
+    drop((isolated, filling));
     create("after").expect("a cluster");
     assert_eq!(Local::connect_to(&connections, "after").values("SELECT 1"), ["1"]);
 }

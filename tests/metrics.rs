@@ -21,10 +21,7 @@ use pglite_port::{
     databases::Settings,
     metrics::Endpoint,
 };
-use rustix::{
-    process::{Resource, Rlimit, Signal, getrlimit},
-    time::{ClockId, clock_gettime},
-};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use support::{
     DEAF, PATIENCE, cache,
     local::{Connect, Local},
@@ -473,6 +470,21 @@ fn syncs_and_checkpoints_are_counted() {
 }
 
 #[test]
+fn connections_without_a_session_and_those_that_are_refused_are_counted() {
+    let (server, address) = watched(&["--mode", "isolated", "--max-connections", "1"]);
+    let half_open = "pglite_port_half_open_connections";
+    assert_eq!(Scrape::of(&address).value(half_open), 0.0);
+    let silent = [(); 3].map(|()| server.stream());
+    until(&address, |now| now.value(half_open) == 3.0);
+    let client = server.connect();
+    assert!(server.config().connect(postgres::NoTls).is_err());
+    let now = until(&address, |now| now.value(half_open) == 3.0);
+    assert_eq!(now.value("pglite_port_refused_connections_total{class=\"53\"}"), 1.0);
+    drop((silent, client));
+    until(&address, |now| now.value(half_open) == 0.0);
+}
+
+#[test]
 fn clients_that_say_nothing_or_too_much_hold_nothing_up_for_long() {
     let (_server, address) = watched(&["--mode", "isolated"]);
     let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(&address).expect("it listens")).collect();
@@ -499,7 +511,7 @@ fn clients_that_say_nothing_or_too_much_hold_nothing_up_for_long() {
 fn a_program_that_ends_is_not_ready() {
     let (server, address) = watched(&[]);
     let (busy, watcher) = (Peer::connect(&server), Peer::connect(&server));
-    busy.send(&unstoppable(400));
+    busy.send(DEAF);
     watcher.until_active(busy.process_id);
     assert_eq!(get(&address, "/readyz").0, 200);
     server.program.signal(Signal::TERM);
@@ -615,6 +627,7 @@ fn top_prints_the_figures_once_without_a_terminal() {
         assert!(lines[0].starts_with("pglite-port ") && lines[0].ends_with(", ready"), "{stdout}");
         let columns: Vec<&str> = lines.last().expect("a cluster").split_whitespace().collect();
         assert_eq!(columns[..3], ["default", "1", "0"], "{stdout}");
+        assert!(columns.len() == 12 && columns[8].ends_with("MB"), "{stdout}");
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "{stdout}");
         assert!(!stdout.contains('\x1b'), "{stdout:?}");
     }
@@ -643,7 +656,7 @@ fn top_draws_in_a_terminal_and_puts_it_back() {
         let (mut keys, mut screen) = (terminal.stdin.take().expect("piped"), terminal.stdout.take().expect("piped"));
         let (mut seen, mut piece) = (String::new(), [0; 1024]);
         // Drawn, and drawn again.
-        while seen.matches("COMMIT/s").count() < 2 {
+        while seen.matches("COM/s").count() < 2 {
             let count = screen.read(&mut piece).expect("a screen");
             assert!(count > 0, "{seen}");
             seen.push_str(&String::from_utf8_lossy(&piece[..count]));
@@ -657,30 +670,4 @@ fn top_draws_in_a_terminal_and_puts_it_back() {
         let lines: Vec<&str> = drawn.split("\r\n").map(|line| line.trim_start_matches("\x1b[K").trim_end()).collect();
         assert!(lines.len() <= 5 && lines.iter().all(|line| line.chars().count() <= 70), "{lines:?}");
     }
-}
-
-/// Prints what a scrape of 100 clusters costs: `cargo test --test metrics -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn the_processor_time_of_a_scrape() {
-    let (databases, _connections) = cache::administered(Settings::default());
-    for number in 0..100 {
-        let name = Some(format!("cluster {number}"));
-        let origin = ClusterOrigin::Template("postgres".to_owned());
-        databases.create_cluster(NewCluster { name, origin, ..NewCluster::default() }).expect("a cluster");
-    }
-    let endpoint = Endpoint::start("127.0.0.1:0", || Ok(1)).expect("it listens");
-    endpoint.watch(databases.clone());
-    let address = endpoint.address().to_string();
-    let length = get(&address, "/metrics").1.len();
-    let processor = || {
-        let time = clock_gettime(ClockId::ProcessCPUTime);
-        Duration::new(time.tv_sec.try_into().expect("positive"), time.tv_nsec.try_into().expect("positive"))
-    };
-    let before = processor();
-    for _ in 0..50 {
-        assert_eq!(get(&address, "/metrics").0, 200);
-    }
-    let each = processor().saturating_sub(before) / 50;
-    println!("{each:?} of processor time for a scrape of 100 clusters ({length} bytes), its client included");
 }

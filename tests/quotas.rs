@@ -208,6 +208,31 @@ fn copies_of_a_template_have_its_limits_also_after_a_reset() {
 }
 
 #[test]
+fn copies_of_templates_and_branches_have_the_limit_of_disk_of_what_they_are_made_of() {
+    let (databases, connections) = cache::administered(Settings::default());
+    let recipe = Recipe { scripts: vec![Script { name: "t".into(), sql: TABLE.into() }], ..Recipe::empty("slim") };
+    databases.templates().prepare("slim", &recipe, disk(150 * MIB)).expect("a template");
+    let mut alone = Local::connect(&connections, Connect { template: Some("slim"), ..Connect::default() }).0;
+    assert_eq!(errors(&alone.query(&insert(200_000))), NO_ROOM);
+    make(&databases, "slim copy", ClusterOrigin::Template("slim".to_owned()), Limits::default());
+    make(&databases, "slim branch", ClusterOrigin::Branch("slim copy".to_owned()), Limits::default());
+    make(&databases, "slim twig", ClusterOrigin::Branch("slim branch".to_owned()), Limits::default());
+    make(&databases, "wide", ClusterOrigin::Branch("slim copy".to_owned()), disk(900 * MIB));
+    let parameters = &[("user", "postgres"), ("database", "slim")];
+    let connect =
+        |cluster| Local::connect(&connections, Connect { cluster: Some(cluster), parameters, ..Connect::default() }).0;
+    for name in ["slim copy", "slim branch", "slim twig"] {
+        let mut session = connect(name);
+        assert_eq!(errors(&session.query(&insert(200_000))), NO_ROOM, "{name}");
+        session.values("VACUUM t");
+        session.values("INSERT INTO t VALUES ('kept')");
+        assert_eq!(session.values("SELECT filler FROM t"), ["kept"], "{name}");
+        assert_eq!(summary(&databases, name).limits.disk, Some(150 * MIB), "{name}");
+    }
+    connect("wide").values(&insert(200_000));
+}
+
+#[test]
 fn a_long_statement_does_not_keep_all_of_its_wal() {
     let (databases, connections) = cache::administered(Settings::default());
     // 150 MB of rows, and as much WAL.

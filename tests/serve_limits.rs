@@ -2,11 +2,15 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::{
+    fs,
+    io::{Read, Write},
+};
 
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit};
 use support::{
     process,
+    program::Program,
     server::{Server, rows},
     session::Session,
     wire::{self, Message},
@@ -91,6 +95,17 @@ fn clients_are_refused_before_the_descriptors_are_used_up() {
     assert!(count > 10, "{count}");
     server.wait_for_connections(1);
     assert_eq!(refusal(&server), None);
+}
+
+#[test]
+fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+    let hard = getrlimit(Resource::Nofile).maximum.map_or("unlimited".to_owned(), |limit| limit.to_string());
+    let server = Server::of(Program::spawn_with_few_files(64, &["serve", "--listen", "127.0.0.1:0"]));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.program.id())).expect("it runs");
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit");
+    assert_eq!(files.split_whitespace().take(2).collect::<Vec<_>>(), [&hard, &hard]);
+    let mut clients: Vec<_> = (0..80).map(|_| server.connect()).collect();
+    assert_eq!(rows(&mut clients[79], "select 1"), ["1"]);
 }
 
 #[test]

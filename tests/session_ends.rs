@@ -43,8 +43,8 @@ fn a_client_that_vanishes_while_its_query_computes_or_sleeps_takes_its_backend_a
     }
 }
 
-/// Tells that it begins, and then computes for long without a check for interrupts. What is computed with was made before,
-/// because `repeat` checks for them.
+/// Tells that it begins, and then computes for long without a check for interrupts. What is computed with was made
+/// before, because `repeat` checks for them.
 fn begun_and_deaf() -> String {
     "do $$ declare a text := repeat('a', 1000000); b text := repeat('b', 1000000);
      begin raise notice 'begun'; a := translate(a, b, ''); end $$"

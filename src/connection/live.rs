@@ -26,8 +26,9 @@ use crate::{
 /// The part of the time for a shutdown that subscribers get to receive the rest. What is left is for the clusters.
 const FOR_SUBSCRIBERS: f64 = 0.75;
 
-/// How long a client waits for one that has to make room for it.
-const END_OF_ONE: Duration = Duration::from_millis(100);
+/// How long a client waits for those that have to make room for it. On a busy machine their threads take a while to
+/// end.
+const END_OF_OTHERS: Duration = Duration::from_secs(1);
 
 /// All connections of the program.
 pub struct Connections {
@@ -102,15 +103,22 @@ impl Connections {
         Ok(control)
     }
 
-    /// Ends those connections that have waited longest for their clients to authenticate, and waits a moment until one
-    /// has ended.
-    pub(crate) fn make_room(&self) {
-        let (threads, deadline) = (self.live.lock().threads, Instant::now() + END_OF_ONE);
-        if !self.half_open.make_room() {
-            return;
+    /// Ends those connections that have waited longest for their clients to authenticate, and waits a moment for their
+    /// ends, until there is room.
+    pub(crate) fn make_room(&self, has_room: impl Fn() -> bool) {
+        let deadline = Instant::now() + END_OF_OTHERS;
+        while !has_room() {
+            let threads = self.live.lock().threads;
+            if !self.half_open.make_room() {
+                return;
+            }
+            let mut live = self.live.lock();
+            while live.threads >= threads {
+                if self.ended.wait_until(&mut live, deadline).timed_out() {
+                    return;
+                }
+            }
         }
-        let mut live = self.live.lock();
-        while live.threads >= threads && !self.ended.wait_until(&mut live, deadline).timed_out() {}
     }
 
     /// Asks every session to end (`57P01`) and refuses those that come later (`57P03`).

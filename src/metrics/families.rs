@@ -9,7 +9,7 @@ use crate::{
     administration::{Watched, WatchedCluster},
     engine::artefact::{PGLITE_VERSION, POSTGRES_VERSION},
     quota::{self, Usage},
-    tally::{Doing, Histogram, Tally},
+    tally::{Doing, ENTRANCE, Histogram, Tally},
 };
 
 /// A counter of every cluster.
@@ -55,6 +55,12 @@ static ISOLATED_DISK: Family = gauge(
 );
 static ACTIVITY: Family =
     gauge("pg_stat_activity_count", "Sessions of clients by what they do, as their messages show it.");
+static HALF_OPEN: Family = gauge("pglite_port_half_open_connections", "Connections whose clients were not let in yet.");
+static REFUSED: Family = Family {
+    name: "pglite_port_refused_connections_total",
+    kind: Kind::Counter,
+    help: "Connections that the program refused before they had a session, by the class of the error's SQLSTATE.",
+};
 static ERRORS: Family = Family {
     name: "pglite_port_errors_total",
     kind: Kind::Counter,
@@ -162,6 +168,11 @@ pub(super) fn exposition(watched: Option<&Watched>, is_ready: bool, cache: Optio
         exposition.family(&CACHE).add(&[], cache);
     }
     process::add(&mut exposition);
+    exposition.family(&HALF_OPEN).add(&[], ENTRANCE.half_open());
+    let mut refused = exposition.family(&REFUSED);
+    for (class, count) in ENTRANCE.refused.by_class() {
+        refused.add(&[("class", class)], count);
+    }
     add_memory(&mut exposition);
     if let Some(watched) = watched {
         add_clusters(&mut exposition, watched);

@@ -15,6 +15,7 @@ use crate::{
     client::Waker,
     protocol::error_response::{ErrorResponse, sqlstate},
     session::cancel::{CancelRegistry, Interrupt, Interrupter, Registered},
+    tally::ENTRANCE,
 };
 
 /// Reaches the session of one connection from other threads. A clone reaches the same one.
@@ -57,6 +58,7 @@ pub struct Registration {
 
 impl Control {
     pub(crate) fn new(cancels: CancelRegistry, waker: Waker, too_late: bool) -> Self {
+        ENTRANCE.enter();
         let state = State { terminate: too_late, ..State::default() };
         let (is_settled, leaves_last) = (AtomicBool::new(false), AtomicBool::new(false));
         Self(Arc::new(Inner { cancels, waker, too_late, is_settled, leaves_last, state: Mutex::new(state) }))
@@ -159,7 +161,11 @@ impl Control {
 
     /// The client has authenticated, or its connection has ended.
     pub(crate) fn settle(&self) {
-        self.0.is_settled.store(true, Ordering::Relaxed);
+        // With the lock, so that nobody who was let in is crowded out.
+        let _state = self.0.state.lock();
+        if !self.0.is_settled.swap(true, Ordering::Relaxed) {
+            ENTRANCE.settle();
+        }
     }
 
     /// Whether the client has still to authenticate.
@@ -169,7 +175,13 @@ impl Control {
 
     /// Ends the connection of a client that has not authenticated.
     pub(crate) fn crowd_out(&self) {
-        self.0.state.lock().crowded_out = true;
+        {
+            let mut state = self.0.state.lock();
+            if !self.is_half_open() {
+                return;
+            }
+            state.crowded_out = true;
+        }
         self.interrupt(Interrupt::Terminate);
     }
 
@@ -187,6 +199,15 @@ impl Control {
                 ErrorResponse::terminated()
             }
         })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The thread of its connection did not start.
+        if !*self.is_settled.get_mut() {
+            ENTRANCE.settle();
+        }
     }
 }
 

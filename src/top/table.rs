@@ -14,7 +14,7 @@ struct Row {
 const ISOLATED: &str = "(isolated)";
 
 /// The width of names.
-const NAME: usize = 18;
+const NAME: usize = 13;
 
 /// The lines of the screen: what `now` says, and how fast it has changed since `before`.
 pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String> {
@@ -38,8 +38,8 @@ pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String>
         value("pglite_port_warm_clones"),
     );
     lines.push(format!(
-        "{:NAME$} {:>4} {:>4} {:>8} {:>7} {:>6} {:>7} {:>7} {:>6} {:>4}",
-        "CLUSTER", "SESS", "ACT", "COMMIT/s", "ROLLB/s", "ERR/s", "IN/s", "OUT/s", "WAIT", "HIT%"
+        "{:NAME$} {:>4} {:>3} {:>6} {:>5} {:>5} {:>6} {:>6} {:>6} {:>6} {:>5} {:>4}",
+        "CLUSTER", "SESS", "ACT", "COM/s", "RB/s", "ERR/s", "IN/s", "OUT/s", "MEMORY", "TURN/s", "WAIT", "HIT%"
     ));
     let mut rows: Vec<(f64, String)> = rows(now)
         .into_iter()
@@ -51,7 +51,7 @@ pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String>
             let (hit, read) = (rate("pg_stat_database_blks_hit", &labels), rate("pg_stat_database_blks_read", &labels));
             let commits = rate("pg_stat_database_xact_commit", &labels);
             let line = format!(
-                "{:NAME$} {:>4} {:>4} {:>8} {:>7} {:>6} {:>7} {:>7} {:>6} {:>4}",
+                "{:NAME$} {:>4} {:>3} {:>6} {:>5} {:>5} {:>6} {:>6} {:>6} {:>6} {:>5} {:>4}",
                 clipped(&row.name),
                 now.sum("pg_stat_activity_count", &labels).unwrap_or(0.0),
                 now.sum("pg_stat_activity_count", &active).unwrap_or(0.0),
@@ -60,6 +60,8 @@ pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String>
                 number(rate("pglite_port_errors_total", &labels)),
                 bytes(rate("pglite_port_received_bytes_total", &labels)),
                 bytes(rate("pglite_port_sent_bytes_total", &labels)),
+                bytes(memory(now, &row).unwrap_or(0.0)),
+                number(rate("pglite_port_turns_total", &labels)),
                 if wait.is_finite() { short(wait) } else { "-".to_owned() },
                 if hit + read > 0.0 { format!("{:.0}", 100.0 * hit / (hit + read)) } else { "-".to_owned() },
             );
@@ -70,6 +72,14 @@ pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String>
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
     lines.extend(rows.into_iter().map(|(_, line)| line));
     lines
+}
+
+/// What the memory of a cluster, or of all of single connections together, counts against limits.
+fn memory(now: &Scrape, row: &Row) -> Option<f64> {
+    match row.labels[1].1.as_str() {
+        "" => now.sum("pglite_port_isolated_memory_bytes", &[("of", "all")]),
+        cluster => now.sum("pglite_port_cluster_memory_bytes", &[("cluster", cluster)]),
+    }
 }
 
 fn head(address: &str, now: &Scrape) -> String {

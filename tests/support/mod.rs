@@ -19,6 +19,7 @@ pub mod power;
 pub mod process;
 pub mod program;
 pub mod server;
+pub mod serving;
 pub mod session;
 pub mod trend;
 pub mod walsender;

@@ -44,6 +44,13 @@ impl Program {
         Self::run(command, arguments)
     }
 
+    /// Runs it with these arguments and that soft limit of open files.
+    pub fn spawn_with_few_files(files: u64, arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -S -n \"$0\" && exec \"$@\"", &files.to_string(), PROGRAM]);
+        Self::run(command, arguments)
+    }
+
     /// Runs it with these arguments as systemd does that has opened `socket` for it.
     pub fn spawn_activated(socket: OwnedFd, arguments: &[&str]) -> Self {
         let mut command = Command::new("sh");

@@ -82,7 +82,8 @@ impl Server {
         Self::of(Program::spawn_within(processes, &[&["serve", "--listen", "127.0.0.1:0"], arguments].concat()))
     }
 
-    fn of(mut program: Program) -> Self {
+    /// One of that program, which was told to serve on a free port.
+    pub fn of(mut program: Program) -> Self {
         let url = program.first_line();
         let address = url.strip_prefix("postgresql://postgres@").and_then(|rest| rest.strip_suffix("/postgres"));
         let address = address.unwrap_or_else(|| panic!("no URL: {url:?} {:?}", program.wait_for_stderr())).to_owned();

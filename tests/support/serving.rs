@@ -1,8 +1,5 @@
 //! A server in this process.
 
-// Every benchmark that has this file compiles it.
-#![allow(unreachable_pub)]
-
 use std::{sync::Arc, thread};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
@@ -26,13 +23,13 @@ impl Serving {
     ///
     /// # Panics
     /// When it does not start.
-    pub fn start(databases: Databases) -> Self {
+    pub fn start(databases: Arc<Databases>) -> Self {
         let listener = Listener::bind("127.0.0.1:0", None).expect("a port");
         let serving = serve::start(listener, Mode::Shared, None).expect("threads");
         let ((stop, stopped), (ready, url)) = (unbounded(), bounded(1));
         let server = thread::spawn(move || {
             let on_ready = |url: &str| ready.send(url.to_owned()).expect("it is waited for");
-            serving.run(Arc::new(databases), serve::GRACE, &stopped, on_ready).expect("it stops");
+            serving.run(databases, serve::GRACE, &stopped, on_ready).expect("it stops");
         });
         Self { config: url.recv().expect("it serves").parse().expect("a URL"), stop, server }
     }
