@@ -21,8 +21,10 @@ use crate::{
 
 mod half_open;
 mod live;
+mod startup_time;
 
 pub use live::Connections;
+pub use startup_time::startup_timeout;
 
 #[cfg(test)]
 mod tests;

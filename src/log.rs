@@ -2,12 +2,14 @@
 
 pub(crate) mod backlog;
 mod console;
+mod escape;
 mod own;
 pub(crate) mod patient;
 
 use std::sync::Arc;
 
 pub(crate) use console::{LineConsole, Recent};
+pub use escape::escaped_fields;
 pub use own::OwnLog;
 pub use tracing::Level;
 
@@ -45,8 +47,9 @@ impl LogSink {
         Self { connection: Some(id), ..self.clone() }
     }
 
-    /// Writes one line, without its line feed. `target` is the line's source, such as `guest::stderr`.
+    /// Writes one line, without its line feed, or a report. Characters that could be taken for something else are escaped,
+    /// because clients choose some of them. `target` is the line's source, such as `guest::stderr`.
     pub fn line(&self, level: Level, target: &str, text: &str) {
-        (self.write)(self.connection, level, target, text);
+        (self.write)(self.connection, level, target, &escape::escape(text));
     }
 }

@@ -28,7 +28,7 @@ use pglite_port::{
         cache::Cache,
     },
     instrument::instrument,
-    log::{LogSink, OwnLog},
+    log::{LogSink, OwnLog, escaped_fields},
     port::{self, Ending, ParentWatch},
     precompile,
     pruning::{self, Limits, Pruned, Stock},
@@ -120,8 +120,16 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
             flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
-            let ending = port::run(input, output, sessions, mode, *shutdown_timeout, stop.asked())
-                .context("cannot start the port")?;
+            let ending = port::run(
+                input,
+                output,
+                sessions,
+                mode,
+                clusters.shared.startup_timeout(),
+                *shutdown_timeout,
+                stop.asked(),
+            )
+            .context("cannot start the port")?;
             if let Ending::Malformed { offset, error } = ending {
                 log.line(&format!("malformed frame at byte {offset} of stdin: {error}"));
                 return Ok(ExitCode::from(2));
@@ -151,7 +159,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
             if let Some(tls) = tls.clone() {
                 stop.on_hangup(move || tls.reload());
             }
-            let serving = serve::start(listener, mode, tls)?;
+            let serving = serve::start(listener, mode, tls, clusters.shared.startup_timeout())?;
             let opened = command_line.open_databases(settings, metrics, &stop, &never())?;
             let Some(sessions) = opened else { return Ok(stop.status(log)) };
             serving.run(sessions, *shutdown_timeout, stop.asked(), print_url)?;
@@ -321,6 +329,7 @@ fn start_log(log: &OwnLog, level: LevelFilter) {
     tracing_subscriber::fmt()
         .with_writer(move || log.clone())
         .with_ansi(io::stderr().is_terminal())
+        .fmt_fields(escaped_fields())
         .with_env_filter(filter)
         .init();
     panic::set_hook(Box::new(|info| {

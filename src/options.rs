@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::ensure;
 use clap::{ArgAction, Args, value_parser};
 use pglite_port::{
+    connection::startup_timeout,
     databases::{Access, Authentication, DataDirectory, Leave, Password, Rules, SharedSettings},
     metrics::Endpoint,
     pruning::Stock,
@@ -196,7 +197,8 @@ pub(crate) struct SharedOptions {
     /// How many microseconds a turn of a session may last while another one waits; for tests
     #[arg(long, value_name = "MICROSECONDS", hide = true, value_parser = value_parser!(u32).range(50..))]
     slice: Option<u32>,
-    /// Another setting of the shared cluster, as in postgresql.conf; can be given several times
+    /// Another setting of the shared cluster, as in postgresql.conf; can be given several times.
+    /// authentication_timeout also limits TLS and the startup packet, in both modes
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
 }
@@ -217,6 +219,11 @@ impl SharedOptions {
     /// How many isolated connections there can be at once.
     pub(crate) fn max_isolated(&self, mode: Mode) -> Option<usize> {
         self.max_connections.filter(|_| mode == Mode::Isolated).map(usize::from)
+    }
+
+    /// How long a client may take over TLS and its startup packet.
+    pub(crate) fn startup_timeout(&self) -> Duration {
+        startup_timeout(&self.settings)
     }
 
     pub(crate) fn settings(&self, data_patience: Duration, access: Access) -> SharedSettings {

@@ -70,6 +70,8 @@ impl Ending {
 /// Serves the parent at the other end of `input` and `output` until it is gone or the port is to shut
 /// down, which a message in `signals` asks for as well.
 ///
+/// A client may take `startup_timeout` over its startup packet.
+///
 /// Sessions end and clusters are shut down before this returns, within `grace`, or a second when the parent is gone;
 /// sessions that do not end in time are still running, so the program has to exit.
 ///
@@ -80,13 +82,14 @@ pub fn run(
     output: impl Write + Send + 'static,
     databases: Arc<impl Sessions + Administration>,
     mode: Mode,
+    startup_timeout: Duration,
     grace: Duration,
     signals: &Receiver<()>,
 ) -> io::Result<Ending> {
     let (ending, endings) = unbounded();
     let outbox = Arc::new(Outbox::default());
     outbox.push_options(Kind::Hello, 0, &hello());
-    let connections = Arc::new(Connections::new(databases.clone()));
+    let connections = Arc::new(Connections::new(databases.clone()).with_startup_timeout(startup_timeout));
 
     let (writer_outbox, writer_ending) = (outbox.clone(), ending.clone());
     thread::Builder::new().name("stdout".to_owned()).spawn(move || {

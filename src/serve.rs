@@ -23,7 +23,6 @@ use crate::{
 
 mod accept;
 pub(crate) mod encryption;
-mod end_point;
 mod hangups;
 mod inherited;
 mod listener;
@@ -74,13 +73,19 @@ impl Sessions for Opened {
     }
 }
 
-/// Begins to accept the clients of `listener`. Those of TCP may encrypt their connections with `tls`.
+/// Begins to accept the clients of `listener`. Those of TCP may encrypt their connections with `tls`. A client may take
+/// `startup_timeout` over TLS and its startup packet.
 ///
 /// # Errors
 /// If the threads do not start.
-pub fn start(listener: Listener, mode: Mode, tls: Option<Arc<Tls>>) -> anyhow::Result<Serving> {
+pub fn start(
+    listener: Listener,
+    mode: Mode,
+    tls: Option<Arc<Tls>>,
+    startup_timeout: Duration,
+) -> anyhow::Result<Serving> {
     let (listener, sessions) = (Arc::new(listener), Arc::<Opened>::default());
-    let connections = Arc::new(Connections::new(sessions.clone()));
+    let connections = Arc::new(Connections::new(sessions.clone()).with_startup_timeout(startup_timeout));
     let hangups = Hangups::watch().context("the thread that detects closed connections cannot be started")?;
     let (accepting, accepted_by) = (listener.clone(), connections.clone());
     let (failed, failure) = bounded(1);

@@ -2,8 +2,17 @@
 
 mod support;
 
-use std::{fs, io::Write, net::TcpListener, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use pglite_port::{
     administration::{Administration, ClusterOrigin, NewCluster},
     databases::{Access, Authentication, Password, Rules, Settings},
@@ -11,8 +20,11 @@ use pglite_port::{
 };
 use postgres::{Client, Error, NoTls};
 use rustix::process::Signal;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use support::{
-    PATIENCE, cache,
+    PATIENCE,
+    authority::Authority,
+    cache,
     port::Port,
     program::Program,
     server::{Server, rows, sqlstate, text},
@@ -325,6 +337,32 @@ fn the_parent_answers_for_connections_that_it_trusts_and_for_no_others() {
 }
 
 #[test]
+fn the_parent_says_which_certificate_a_client_can_bind_its_password_to() {
+    let authority = Authority::new();
+    let certificate = CertificateDer::from_pem_file(authority.path("server.pem")).expect("a certificate");
+    let certificate = BASE64_STANDARD.encode(certificate);
+    let encrypted = Options::new().with("encrypted", "true");
+    for mode in ["shared", "isolated"] {
+        let mut port = Port::spawn(&["--mode", mode, "--auth", "scram-sha-256"]);
+        let question = |port: &mut Port, id, options: &Options| begin(port, id, options).remove(0).body;
+        let shown = encrypted.clone().with("server_certificate", &certificate);
+        assert_eq!(question(&mut port, 1, &shown), b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0", "{mode}");
+        assert_eq!(question(&mut port, 2, &encrypted), b"\0\0\0\x0aSCRAM-SHA-256\0\0", "{mode}");
+        for (id, refused) in [
+            (3, Options::new().with("server_certificate", &certificate)),
+            (4, encrypted.clone().with("server_certificate", "nonsense!")),
+            (5, encrypted.clone().with("server_certificate", BASE64_STANDARD.encode("nonsense"))),
+            (6, encrypted.clone().with("server_certificate", &certificate[..certificate.len() / 8 * 4])),
+        ] {
+            port.send_frame(Kind::Open, id, &refused.to_bytes());
+            let [severity, code, message] = port.until_closed(id).1;
+            assert_eq!((&severity[..], &code[..]), ("FATAL", "22023"), "{mode} {refused:?}");
+            assert!(message.contains("server_certificate"), "{message}");
+        }
+    }
+}
+
+#[test]
 fn the_program_makes_its_own_connections_without_a_password() {
     let directory = tempfile::tempdir().expect("a directory");
     let archive = directory.path().join("backup.tar");
@@ -471,6 +509,30 @@ fn a_client_that_does_not_answer_the_question_is_not_waited_for_longer_than_auth
     let mut session: Session = server.unready_session(&[("user", "postgres")]);
     assert_eq!(kinds(&session.until_closed()), "R", "the question, and no answer");
     superuser(&server);
+}
+
+#[test]
+fn a_client_that_does_not_say_who_it_is_is_not_waited_for_longer_than_authentication_timeout() {
+    let authority = Authority::new();
+    // A packet without its end, and the beginnings of TLS on request and at once. Otherwise each had a minute, which is
+    // longer than the test waits.
+    let beginnings: [&[u8]; 4] = [b"", b"\0\0\0\x20\0\x03\0\0us", b"\0\0\0\x08\x04\xd2\x16\x2f", b"\x16\x03\x01"];
+    for mode in ["shared", "isolated"] {
+        let server = authority.serve(&["--mode", mode, "--set", "authentication_timeout=1s"]);
+        for beginning in beginnings {
+            let mut stream = server.stream();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+            stream.write_all(beginning).expect("connected");
+            let mut answer = Vec::new();
+            let end = stream.read_to_end(&mut answer).map_err(|error| error.kind());
+            assert!(matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset)), "{mode} {beginning:?}: {end:?}");
+            assert!(answer.is_empty() || answer == b"S", "{mode} {beginning:?}: {answer:?}");
+        }
+        server.wait_for_connections(0);
+        let mut port = Port::spawn(&["--mode", mode, "--set", "authentication_timeout=1"]);
+        port.open(1);
+        assert_eq!(port.until_closed(1).1[..2], ["LOG", "57014"], "{mode}");
+    }
 }
 
 #[test]

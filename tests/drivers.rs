@@ -21,16 +21,18 @@ fn node_postgres_verifies_the_server_and_binds_its_password() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     fs::write(authority.path("password"), "secret\n").expect("a disk");
     let file = authority.path("password");
-    let server = authority.serve(&["--auth", "scram-sha-256", "--password-file", &file]);
-    let port = port(&server);
     let (own, strange) = (authority.path("ca.pem"), stranger.path("ca.pem"));
-    for negotiation in ["postgres", "direct"] {
+    let modes = ["shared", "isolated"];
+    let servers = modes
+        .map(|mode| (mode, authority.serve(&["--mode", mode, "--auth", "scram-sha-256", "--password-file", &file])));
+    for ((mode, server), negotiation) in servers.iter().flat_map(|it| ["postgres", "direct"].map(|how| (it, how))) {
+        let port = port(server);
         let connect = |host, authority, password, is_bound| {
             node_postgres([host, &port, authority, password, negotiation, is_bound])
         };
-        assert_eq!(connect("localhost", &own, "secret", "false"), "1", "{negotiation}");
-        assert_eq!(connect("localhost", &own, "secret", "true"), "1", "{negotiation}");
-        assert_eq!(connect("localhost", &own, "wrong", "true"), "28P01", "{negotiation}");
+        assert_eq!(connect("localhost", &own, "secret", "false"), "1", "{mode} {negotiation}");
+        assert_eq!(connect("localhost", &own, "secret", "true"), "1", "{mode} {negotiation}");
+        assert_eq!(connect("localhost", &own, "wrong", "true"), "28P01", "{mode} {negotiation}");
         // Node's name for it depends on what OpenSSL looks at first.
         let refused = connect("localhost", &strange, "secret", "false");
         assert!(refused.starts_with("CERT_") || refused.starts_with("UNABLE_TO_VERIFY"), "{refused}");

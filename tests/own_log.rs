@@ -10,9 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pglite_port::port::frame::Kind;
 use postgres::NoTls;
 use rustix::process::{Pid, Signal, kill_process};
-use support::{PATIENCE, program::Program, server::rows, wire};
+use support::{
+    PATIENCE,
+    port::Port,
+    program::Program,
+    server::{Server, rows},
+    wire,
+};
 
 /// A program whose stderr is a pipe that nobody reads until somebody does.
 struct Unread(Child);
@@ -119,4 +126,49 @@ fn the_last_words_before_an_exit_are_written() {
     let mut stderr = String::new();
     program.0.stderr.take().expect("piped").read_to_string(&mut stderr).expect("text");
     assert!(stderr.contains("pglite-port: malformed frame at byte 0"), "{stderr}");
+}
+
+#[test]
+fn nothing_that_a_client_chooses_makes_a_line_of_the_log_or_moves_a_cursor() {
+    let hostile = "evil\x1b[31m\rFORGED\u{9b}2J\nFORGED \u{202e}\x07";
+    for mode in ["shared", "isolated"] {
+        let server = Server::with(&["--mode", mode, "--log-level", "debug"]);
+        for (user, database, application) in
+            [("postgres", hostile, "psql"), (hostile, "postgres", "psql"), ("postgres", "postgres", hostile)]
+        {
+            let parameters = [("user", user), ("database", database), ("application_name", application)];
+            let mut session = server.unready_session(&parameters);
+            session.send(&wire::query("set log_min_messages = debug1; load 'evil\x1b[31m\nFORGED\r.so'"));
+            session.send(&wire::query(&format!("do $$ begin raise warning '%', '{hostile}'; end $$")));
+            session.send(&wire::query(&format!("create extension \"{hostile}\"")));
+            session
+                .send(&wire::query("do $$ begin raise sqlstate 'ABCDE' using message = E'\\x1b[31m\\nFORGED'; end $$"));
+            session.send(&wire::message(b'X', b""));
+            session.until_closed();
+        }
+        let lines = server.stop();
+        let is_clean = |line: &String| !line.contains(|it: char| it.is_control() && it != '\t' || it == '\u{202e}');
+        assert!(lines.iter().all(is_clean), "{mode}: {lines:#?}");
+        // An entry begins with the time or the program's name, what belongs to it with a tab.
+        let is_entry = |line: &String| line.starts_with(|it: char| it.is_ascii_digit() || it == '\t');
+        assert!(lines.iter().all(|line| is_entry(line) || line.starts_with("pglite-port: ")), "{mode}: {lines:#?}");
+        let escaped = lines.iter().filter(|line| line.contains(r"evil\x1b[31m")).count();
+        assert!(escaped >= 3, "{mode}: {lines:#?}");
+    }
+}
+
+#[test]
+fn log_frames_have_no_characters_for_a_terminal_in_them_either() {
+    let mut port = Port::spawn(&["--mode", "shared"]);
+    port.start(1, "postgres");
+    port.data(1, &wire::query("do $$ begin raise warning '%', E'evil\\x1b[31m\\r\\nFORGED'; end $$"));
+    loop {
+        let frame = port.next();
+        if frame.kind == Kind::Log && String::from_utf8_lossy(&frame.payload).contains("evil") {
+            let options = frame.options();
+            let text = options.get("text").expect("a text");
+            assert!(text.contains("evil\\x1b[31m\\x0d\n\tFORGED"), "{text:?}");
+            return;
+        }
+    }
 }

@@ -15,6 +15,7 @@ use std::{
 
 use pglite_port::{
     client::{Client, Interest, write_all},
+    connection::STARTUP_TIMEOUT,
     protocol::error_response::ErrorResponse,
     serve::{self, Listener},
     session::{Mode, SessionEnd, SessionStart, cancel::Interrupt},
@@ -41,9 +42,14 @@ impl Server {
         let (ready, urls) = channel();
         let listener = Listener::bind(address, None).expect("a free address");
         let run = move || {
-            serve::start(listener, Mode::Shared, None)?.run(Arc::new(Fake(behave)), serve::GRACE, &receiver, |url| {
-                ready.send(url.to_owned()).expect("the test waits");
-            })
+            serve::start(listener, Mode::Shared, None, STARTUP_TIMEOUT)?.run(
+                Arc::new(Fake(behave)),
+                serve::GRACE,
+                &receiver,
+                |url| {
+                    ready.send(url.to_owned()).expect("the test waits");
+                },
+            )
         };
         let thread = Some(thread::spawn(run));
         Self { url: urls.recv_timeout(PATIENCE).expect("ready"), signals, thread }

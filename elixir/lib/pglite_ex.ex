@@ -54,6 +54,7 @@ defmodule PgliteEx do
     Branch,
     Dump,
     Error,
+    Identity,
     Limits,
     Listener,
     Move,
@@ -299,6 +300,25 @@ defmodule PgliteEx do
       settings = [timeout: left, server: Parts.options!(registry).name]
       WasmPort.request(wasm_port, verb, options, settings)
     end
+  end
+
+  @doc """
+  Has the server read its files again, as `SIGHUP` does with PostgreSQL; sessions go on.
+
+  These are certificate, key and authorities of `ssl:`, the rules of `auth:`, the configuration files of all clusters,
+  and what is installed in extensions. New connections see the new certificate, those that are open keep what they began
+  with. Call it when a certificate was renewed.
+
+  If a file of `ssl:` cannot be used, all of them from before stay in use, and a warning with its path and the reason goes
+  to Logger. The rest is read all the same, and the error has the code `:unusable_certificate`. Others are those of
+  `request/4`.
+
+      :ok = PgliteEx.reload(MyApp.Postgres)
+  """
+  @spec reload(server | Branch.t(), timeout) :: :ok | {:error, Error.t()}
+  def reload(server, timeout \\ 5_000) do
+    read = server |> Branch.server() |> Parts.registry!() |> Identity.reload()
+    with {:ok, _none} <- request(server, "reload", [], timeout), do: read
   end
 
   @doc """

@@ -3,7 +3,10 @@ use std::{sync::Arc, time::Duration};
 use super::*;
 use crate::{
     client::Endpoints,
-    port::{outbox::Outbox, relay::Relay},
+    port::{
+        outbox::Outbox,
+        relay::{Certificates, Relay},
+    },
     quota::Limits,
     session::Sessions,
 };
@@ -30,7 +33,7 @@ fn opening() -> Opening {
 }
 
 fn relay() -> Relay {
-    Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), Option::None)
+    Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), Certificates::default())
 }
 
 /// Starts a connection, whose end is told to `on_end`.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::log::{backlog::Backlog, patient::Patient};
+use crate::log::{backlog::Backlog, escape::one_entry, patient::Patient};
 
 /// How long the program waits for the last lines when it ends.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -53,7 +53,7 @@ impl OwnLog {
 
     /// Writes one line, without its line feed.
     pub fn line(&self, text: &str) {
-        self.push(format!("pglite-port: {text}\n").as_bytes());
+        self.push(format!("pglite-port: {}\n", one_entry(text)).as_bytes());
     }
 
     /// Waits until everything has been written, at most half a second.

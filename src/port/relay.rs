@@ -35,10 +35,19 @@ struct Inner {
     id: u32,
     outbox: Arc<Outbox>,
     endpoints: Endpoints,
-    certificate: Option<ClientCertificate>,
+    certificates: Certificates,
     state: Mutex<State>,
     /// Notified when `state` changes so that a wait may end.
     changed: Condvar,
+}
+
+/// What the parent says about the certificates of both ends of an encrypted connection.
+#[derive(Default)]
+pub(crate) struct Certificates {
+    /// The client's, if it has one that the parent has verified.
+    pub(crate) client: Option<ClientCertificate>,
+    /// The digest of the one that the client has been shown, as [`Client::certificate_digest`].
+    pub(crate) server_digest: Option<Arc<str>>,
 }
 
 struct State {
@@ -75,14 +84,8 @@ pub(crate) enum WindowViolation {
 }
 
 impl Relay {
-    /// A new connection between `endpoints`, both its windows [`WINDOW`] bytes wide, of a client whose certificate the
-    /// parent has verified, if it has one.
-    pub(crate) fn new(
-        id: u32,
-        outbox: Arc<Outbox>,
-        endpoints: Endpoints,
-        certificate: Option<ClientCertificate>,
-    ) -> Self {
+    /// A new connection between `endpoints`, both its windows [`WINDOW`] bytes wide.
+    pub(crate) fn new(id: u32, outbox: Arc<Outbox>, endpoints: Endpoints, certificates: Certificates) -> Self {
         let state = State {
             arrived: VecDeque::new(),
             may_arrive: WINDOW,
@@ -92,7 +95,7 @@ impl Relay {
             closed: false,
             woken: false,
         };
-        Self(Arc::new(Inner { id, outbox, endpoints, certificate, state: Mutex::new(state), changed: Condvar::new() }))
+        Self(Arc::new(Inner { id, outbox, endpoints, certificates, state: Mutex::new(state), changed: Condvar::new() }))
     }
 
     /// Whether both are the same connection. Two connections can have the same id, one after the other.
@@ -221,7 +224,11 @@ impl Client for Relay {
     }
 
     fn certificate(&self) -> Option<ClientCertificate> {
-        self.0.certificate.clone()
+        self.0.certificates.client.clone()
+    }
+
+    fn certificate_digest(&self) -> Option<Arc<str>> {
+        self.0.certificates.server_digest.clone()
     }
 
     fn endpoints(&self) -> Endpoints {

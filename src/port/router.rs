@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use parking_lot::Mutex;
 
 use crate::{
@@ -16,9 +17,12 @@ use crate::{
     port::{
         frame::{Frame, Kind, Options},
         outbox::Outbox,
-        relay::{Relay, close_options},
+        relay::{Certificates, Relay, close_options},
     },
-    protocol::error_response::{ErrorResponse, sqlstate},
+    protocol::{
+        end_point,
+        error_response::{ErrorResponse, sqlstate},
+    },
     quota::Limits,
     session::{Control, Mode, cancel::Interrupt},
 };
@@ -63,7 +67,7 @@ struct Wanted {
     limits: Limits,
     is_trusted: bool,
     endpoints: Endpoints,
-    certificate: Option<ClientCertificate>,
+    certificates: Certificates,
 }
 
 impl Router {
@@ -142,20 +146,21 @@ impl Router {
         let is_encrypted = flag(&options, "encrypted")?;
         let endpoints = Endpoints::new(endpoint(&options, "peer")?, endpoint(&options, "local")?);
         let endpoints = Endpoints { is_encrypted, ..endpoints };
-        let certificate = options
+        let client = options
             .get("certificate")
             .map(|name| ClientCertificate { common_name: Some(name.to_owned()).filter(|name| !name.is_empty()) });
+        let certificates = Certificates { client, server_digest: server_digest(&options, is_encrypted)? };
         let is_trusted = flag(&options, "trusted")?;
-        Ok(Wanted { mode, cluster, template, limits, is_trusted, endpoints, certificate })
+        Ok(Wanted { mode, cluster, template, limits, is_trusted, endpoints, certificates })
     }
 
     fn start(self: &Arc<Self>, id: u32, wanted: Wanted) -> Result<(), ErrorResponse> {
-        let Wanted { mode, cluster, template, limits, is_trusted, endpoints, certificate } = wanted;
+        let Wanted { mode, cluster, template, limits, is_trusted, endpoints, certificates } = wanted;
         let opening = Opening { id, mode, cluster, template, limits, is_trusted, log: self.log().of_connection(id) };
         let router = self.clone();
         // Locked until the entry is inserted, so that a connection that ends at once can remove it.
         let mut table = self.table.lock();
-        let relay = Relay::new(id, self.outbox.clone(), endpoints, certificate);
+        let relay = Relay::new(id, self.outbox.clone(), endpoints, certificates);
         let control = self
             .connections
             .start(relay.clone(), opening, move |relay, report| {
@@ -249,6 +254,25 @@ fn flag(options: &Options, key: &str) -> Result<bool, ErrorResponse> {
         Some("true") => Ok(true),
         Some(other) => Err(invalid(format!("invalid value for option {key}: \"{other}\""))),
     }
+}
+
+/// The digest of the certificate in the option `server_certificate`, which the client has been shown; `None` if there is
+/// none that a password can be bound to.
+fn server_digest(options: &Options, is_encrypted: bool) -> Result<Option<Arc<str>>, ErrorResponse> {
+    let Some(text) = options.get("server_certificate") else {
+        return Ok(None);
+    };
+    if !is_encrypted {
+        return Err(invalid(
+            "server_certificate is for encrypted connections; open the connection with encrypted = true".to_owned(),
+        ));
+    }
+    let certificate = BASE64_STANDARD
+        .decode(text)
+        .map_err(|error| invalid(format!("server_certificate has to be a certificate (DER) in base64: {error}")))?;
+    let digest = end_point::digest(&certificate)
+        .map_err(|error| invalid(format!("server_certificate has to be a certificate (DER) in base64: {error}")))?;
+    Ok(digest.map(Arc::from))
 }
 
 /// The address in the options `peer_address` and `peer_port`, or in those of another `end`; none if both are missing.

@@ -18,7 +18,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::end_point;
+use crate::protocol::end_point;
 
 /// The protocol that a client names when it begins with TLS at once (`PG_ALPN_PROTOCOL` in
 /// `src/include/libpq/pqcomm.h`).
@@ -124,7 +124,7 @@ fn identity(files: &TlsFiles) -> anyhow::Result<Identity> {
         }
     };
     let (chain, private) = credentials(certificate, key)?;
-    let certificate_digest = chain.first().and_then(|first| end_point::digest(first)).map(Arc::from);
+    let certificate_digest = chain.first().and_then(|first| end_point::digest(first).ok().flatten()).map(Arc::from);
     let config = builder.with_single_cert(chain, private);
     let mut config = config.with_context(|| unusable(certificate, key))?;
     config.alpn_protocols = vec![PROTOCOL.to_vec()];

@@ -12,6 +12,7 @@ use std::{
 
 use pglite_port::{
     administration::Administration,
+    connection::STARTUP_TIMEOUT,
     port::{
         self, Ending,
         frame::{self, Kind, Options, Parsed},
@@ -98,7 +99,8 @@ impl Port {
         let (from_output, output) = pipe().expect("a pipe");
         let (signals, receiver) = crossbeam_channel::unbounded();
         let run = move || {
-            port::run(input, output, Arc::new(sessions), Mode::Shared, port::GRACE, &receiver).expect("threads")
+            port::run(input, output, Arc::new(sessions), Mode::Shared, STARTUP_TIMEOUT, port::GRACE, &receiver)
+                .expect("threads")
         };
         let mut port = Self::new(to_input, from_output, signals);
         port.in_process = Some(thread::spawn(run));

@@ -4,6 +4,7 @@ use std::{sync::Arc, thread};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use pglite_port::{
+    connection::STARTUP_TIMEOUT,
     databases::Databases,
     serve::{self, Listener},
     session::Mode,
@@ -25,7 +26,7 @@ impl Serving {
     /// When it does not start.
     pub fn start(databases: Arc<Databases>) -> Self {
         let listener = Listener::bind("127.0.0.1:0", None).expect("a port");
-        let serving = serve::start(listener, Mode::Shared, None).expect("threads");
+        let serving = serve::start(listener, Mode::Shared, None, STARTUP_TIMEOUT).expect("threads");
         let ((stop, stopped), (ready, url)) = (unbounded(), bounded(1));
         let server = thread::spawn(move || {
             let on_ready = |url: &str| ready.send(url.to_owned()).expect("it is waited for");

@@ -16,10 +16,12 @@ defmodule PgliteEx.Connection do
   alias PgliteEx.{
     Channel,
     HalfOpen,
+    Identity,
     Options,
     Readiness,
     ReadyForQuery,
     Span,
+    StartupTime,
     Telemetry,
     Transport
   }
@@ -28,8 +30,6 @@ defmodule PgliteEx.Connection do
   @farewell_timeout 100
   # How long a client waits for a program that is being started, in milliseconds.
   @ready_timeout 10_000
-  # How long a client of a server with `ssl:` may take over its first bytes, in milliseconds.
-  @first_timeout 60_000
 
   @typedoc """
   The process that hands over a socket; the registry with the program, if there is one, the stage at
@@ -102,6 +102,10 @@ defmodule PgliteEx.Connection do
        first: nil,
        # The process that agrees on TLS with the client, and controls the socket meanwhile.
        handshake: nil,
+       # When a client of a server with `ssl:` has to be done with both, in milliseconds of the monotonic clock.
+       deadline: nil,
+       # The certificate that it has been shown.
+       shown: nil,
        # What it has sent before the program was ready.
        early: <<>>,
        channel: nil,
@@ -120,8 +124,9 @@ defmodule PgliteEx.Connection do
     state = %{state | socket: {:tcp, socket}, acceptor: nil}
 
     if encryptable?(state) do
-      Process.send_after(self(), :late, @first_timeout)
-      await_first(%{state | first: <<>>})
+      deadline = System.monotonic_time(:millisecond) + StartupTime.limit(state.options)
+      Process.send_after(self(), :late, deadline, abs: true)
+      await_first(%{state | first: <<>>, deadline: deadline})
     else
       await_program(state)
     end
@@ -156,8 +161,11 @@ defmodule PgliteEx.Connection do
     Process.demonitor(monitor, [:flush])
 
     case result do
-      {:ok, socket} -> await_program(%{state | socket: socket, handshake: nil})
-      {:error, _reason} -> no_agreement(state)
+      {:ok, socket, shown} ->
+        await_program(%{state | socket: socket, shown: shown, handshake: nil})
+
+      {:error, _reason} ->
+        no_agreement(state)
     end
   end
 
@@ -199,22 +207,25 @@ defmodule PgliteEx.Connection do
       :more -> await_first(%{state | first: first})
       :plain -> await_program(%{state | first: nil, early: first})
       :error -> client_gone("bytes followed the request for TLS before its answer", state)
-      :encrypt -> encrypt(&Transport.encrypt/2, state)
-      :encrypted -> encrypt(&Transport.go_on_encrypted(&1, first, &2), state)
+      :encrypt -> encrypt(&Transport.encrypt/3, state)
+      :encrypted -> encrypt(&Transport.go_on_encrypted(&1, first, &2, &3), state)
     end
   end
 
   # The function waits for the client.
-  defp encrypt(function, %{socket: socket, options: options} = state) do
+  defp encrypt(function, %{socket: socket, program: program, deadline: deadline} = state) do
     connection = self()
 
     task =
       Task.async(fn ->
         receive do: (:begin -> :ok)
 
-        with {:ok, encrypted} <- function.(socket, options.ssl.()),
+        with {:ok, identity} <- Identity.current(program),
+             left = max(deadline - System.monotonic_time(:millisecond), 0),
+             {:ok, encrypted} <- function.(socket, identity.options.(), left),
              :ok <- Transport.give(encrypted, connection),
-             do: {:ok, encrypted}
+             do: {:ok, encrypted, identity.certificate},
+             else: (_no_server_or_error -> {:error, :no_agreement})
       end)
 
     # If that fails the socket is closed, and the handshake fails as well.
@@ -269,7 +280,8 @@ defmodule PgliteEx.Connection do
   defp open(state) do
     case Channel.open(
            state.wasm_port,
-           state.frame_options ++ Transport.frame_options(state.socket) ++ addresses(state.socket)
+           state.frame_options ++
+             Transport.frame_options(state.socket, state.shown) ++ addresses(state.socket)
          ) do
       {:ok, channel} ->
         state = start_span(%{state | channel: channel}, channel.id)

@@ -23,6 +23,7 @@ defmodule PgliteEx.Error do
     * `:replication_failed` – a template did not get to another node;
     * `:restore_failed` – a backup was not restored;
     * `:move_failed` – a database was not moved to another server;
+    * `:unusable_certificate` – a file of `ssl:` cannot be read, or does not fit the others;
     * `:timeout` – the program did not answer in time;
     * a POSIX code, such as `:eaddrinuse` – the system refused a socket, a file or a process.
   """

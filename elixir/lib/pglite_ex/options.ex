@@ -44,7 +44,9 @@ defmodule PgliteEx.Options do
       may encrypt their connections over TCP. `verify: :verify_peer` and `cacertfile:` verify certificates of clients,
       `fail_if_no_peer_cert: true` requires them, `versions:` chooses versions of TLS (default: 1.2 and 1.3). Rules for
       `hostssl` and `hostnossl` in the file of `:auth` tell encrypted connections from others. Files are read
-      again within two minutes after they have changed. `PgliteEx.connection_opts/2` does not ask for encryption, because
+      when the server starts and by `PgliteEx.reload/2`. Passwords can be bound to the certificate (libpq's
+      `channel_binding=require`), unless it depends on the client (`sni_hosts:`, `sni_fun:`, several in
+      `certs_keys:`). `PgliteEx.connection_opts/2` does not ask for encryption, because
       its connections do not leave the machine: give it `ssl:` for others. Clients may also begin with TLS without a
       request for it (libpq's `sslnegotiation=direct`), and then have to name the protocol (ALPN), as libpq does.
     * `:send_timeout` – how long a client may leave unread what is sent to it, in milliseconds, or
@@ -75,7 +77,8 @@ defmodule PgliteEx.Options do
       `/healthz` and `/readyz`. Port 0 asks the system for a free one, which the program logs. The answers contain the
       names of clusters, and no data. Default: none.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
-      list: `[work_mem: "16MB", jit: "off"]`. With `wal_level: "logical"`, subscribers can follow its changes, such as
+      list: `[work_mem: "16MB", jit: "off"]`. `authentication_timeout` also limits how long clients may take over TLS and
+      their startup packet, in both modes. With `wal_level: "logical"`, subscribers can follow its changes, such as
       `Postgrex.ReplicationConnection` with the options of `PgliteEx.connection_opts/2`; see the guide "A live query".
     * `:executable` – the path of `pglite-port`. Default: the environment variable `PGLITE_PORT`, or
       else the first of `priv/pglite-port` of this application, where `mix compile` and

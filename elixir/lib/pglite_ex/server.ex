@@ -5,13 +5,14 @@ defmodule PgliteEx.Server do
   # Its children, in the order of their start:
   #
   #   1. `PgliteEx.Parts`, the registry in which the others are found;
-  #   2. `PgliteEx.Listener` owns the listening socket;
-  #   3. `PgliteEx.Reporter` logs for the owner of the port;
-  #   4. `PgliteEx.Readiness` tells waiting processes when the program is ready;
-  #   5. `PgliteEx.Clients` supervises connections and the process that accepts them;
-  #   6. the supervisor of `PgliteEx.Branches`, which makes and drops branches, and of their gates;
-  #   7. `PgliteEx.WasmPort` owns the port and runs the program;
-  #   8. one that is never there: its start waits until the program is ready for the first time.
+  #   2. `PgliteEx.Identity`, with `ssl:`, has the certificate and the key;
+  #   3. `PgliteEx.Listener` owns the listening socket;
+  #   4. `PgliteEx.Reporter` logs for the owner of the port;
+  #   5. `PgliteEx.Readiness` tells waiting processes when the program is ready;
+  #   6. `PgliteEx.Clients` supervises connections and the process that accepts them;
+  #   7. the supervisor of `PgliteEx.Branches`, which makes and drops branches, and of their gates;
+  #   8. `PgliteEx.WasmPort` owns the port and runs the program;
+  #   9. one that is never there: its start waits until the program is ready for the first time.
   #
   # The end of the program restarts the program only. The connections notice it by themselves, tell
   # their clients, and end; new ones wait until the next program is ready. The supervisor waits for a
@@ -19,8 +20,8 @@ defmodule PgliteEx.Server do
 
   use Supervisor
 
-  alias PgliteEx.{Branches, Clients, Listener, Options, Parts, Password, Readiness, Reporter}
-  alias PgliteEx.WasmPort
+  alias PgliteEx.{Branches, Clients, Identity, Listener, Options, Parts, Password, Readiness}
+  alias PgliteEx.{Reporter, WasmPort}
 
   # A program that keeps ending at once is given up rather than started for ever. With
   # `on_data_loss: :stop`, each restart of a cluster in memory is one too many: `:rest_for_one` starts
@@ -84,6 +85,7 @@ defmodule PgliteEx.Server do
 
     children = [
       {Parts, {registry, options}},
+      {Identity, {registry, options}},
       {Listener, {registry, options}},
       {Reporter, reporter},
       {Readiness, registry},

@@ -13,8 +13,6 @@ defmodule PgliteEx.Transport do
   # The first byte of a TLS handshake, which no startup packet has (`ProcessSSLStartup` in
   # `src/backend/tcop/backend_startup.c`).
   @tls_handshake 0x16
-  # How long a handshake may take, in milliseconds.
-  @handshake_timeout 10_000
   @defaults [
     versions: [:"tlsv1.3", :"tlsv1.2"],
     alpn_preferred_protocols: [@protocol]
@@ -49,18 +47,21 @@ defmodule PgliteEx.Transport do
     if String.starts_with?(@ssl_request, bytes), do: :more, else: :plain
   end
 
-  @doc "Accepts a client's request for TLS, with the options of the server's `ssl:`. The socket is passive."
-  @spec encrypt(t, keyword) :: {:ok, t} | {:error, term}
-  def encrypt({:tcp, socket}, options) do
-    with :ok <- :gen_tcp.send(socket, "S"), do: handshake(socket, options)
+  @doc """
+  Accepts a client's request for TLS, with the options of the server's `ssl:`; the handshake may take `timeout`
+  milliseconds. The socket is passive.
+  """
+  @spec encrypt(t, keyword, timeout) :: {:ok, t} | {:error, term}
+  def encrypt({:tcp, socket}, options, timeout) do
+    with :ok <- :gen_tcp.send(socket, "S"), do: handshake(socket, options, timeout)
   end
 
   @doc "Goes on with a client that has begun with TLS at once, with the bytes `first`."
-  @spec go_on_encrypted(t, binary, keyword) :: {:ok, t} | {:error, term}
-  def go_on_encrypted({:tcp, socket}, first, options) do
+  @spec go_on_encrypted(t, binary, keyword, timeout) :: {:ok, t} | {:error, term}
+  def go_on_encrypted({:tcp, socket}, first, options, timeout) do
     # `:ssl` reads them again.
     with :ok <- :gen_tcp.unrecv(socket, first),
-         {:ok, {:ssl, encrypted} = transport} <- handshake(socket, options) do
+         {:ok, {:ssl, encrypted} = transport} <- handshake(socket, options, timeout) do
       case :ssl.negotiated_protocol(encrypted) do
         {:ok, @protocol} ->
           {:ok, transport}
@@ -72,8 +73,8 @@ defmodule PgliteEx.Transport do
     end
   end
 
-  defp handshake(socket, options) do
-    with {:ok, socket} <- :ssl.handshake(socket, complete(options), @handshake_timeout),
+  defp handshake(socket, options, timeout) do
+    with {:ok, socket} <- :ssl.handshake(socket, complete(options), timeout),
          do: {:ok, {:ssl, socket}}
   end
 
@@ -86,17 +87,24 @@ defmodule PgliteEx.Transport do
       else: options
   end
 
-  @doc "What the program has to know of the encryption, as options of the frame that opens the connection."
-  @spec frame_options(t) :: PgliteEx.Frame.options()
-  def frame_options({:tcp, _socket}), do: []
+  @doc """
+  What the program has to know of the encryption, as options of the frame that opens the connection; `shown` is the
+  certificate (DER) that the client has been shown, if it is known.
+  """
+  @spec frame_options(t, shown :: nil | binary) :: PgliteEx.Frame.options()
+  def frame_options({:tcp, _socket}, _shown), do: []
 
-  def frame_options({:ssl, socket}) do
+  def frame_options({:ssl, socket}, shown) do
+    server = for shown <- List.wrap(shown), do: {"server_certificate", Base.encode64(shown)}
+
     # One that was not verified ends the handshake.
-    with {:ok, certificate} <- :ssl.peercert(socket) do
-      [{"encrypted", "true"}, {"certificate", common_name(certificate)}]
-    else
-      {:error, _no_certificate} -> [{"encrypted", "true"}]
-    end
+    client =
+      case :ssl.peercert(socket) do
+        {:ok, certificate} -> [{"certificate", common_name(certificate)}]
+        {:error, _no_certificate} -> []
+      end
+
+    [{"encrypted", "true"} | server ++ client]
   end
 
   # The common name of the subject, or an empty string.

@@ -10,13 +10,18 @@ defmodule PgliteEx.Authority do
     # An extension with the name of the server (RFC 5280, id-ce-subjectAltName).
     name = {:Extension, {2, 5, 29, 17}, false, [dNSName: ~c"localhost"]}
 
+    # OpenSSL takes no certificate that is signed with SHA-1, which is the default.
     :public_key.pkix_test_data(%{
       server_chain: %{
-        root: [key: key],
+        root: [key: key, digest: :sha256],
         intermediates: [],
-        peer: [key: key, extensions: [name]]
+        peer: [key: key, digest: :sha256, extensions: [name]]
       },
-      client_chain: %{root: [key: key], intermediates: [], peer: [key: key]}
+      client_chain: %{
+        root: [key: key, digest: :sha256],
+        intermediates: [],
+        peer: [key: key, digest: :sha256]
+      }
     })
   end
 end

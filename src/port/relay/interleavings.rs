@@ -13,7 +13,7 @@ use crate::{
 /// A connection whose windows are used up both ways.
 fn blocked() -> (Arc<Outbox>, Relay) {
     let outbox = Arc::new(Outbox::default());
-    let mut relay = Relay::new(1, outbox.clone(), Endpoints::default(), None);
+    let mut relay = Relay::new(1, outbox.clone(), Endpoints::default(), Certificates::default());
     relay.write(&vec![0; WINDOW as usize]).expect("the window is open");
     (outbox, relay)
 }
@@ -45,7 +45,7 @@ fn a_wait_ends_whenever_what_it_is_for_comes() {
 fn nothing_follows_the_close_frame_whoever_closes() {
     loom::model(|| {
         let outbox = Arc::new(Outbox::default());
-        let mut relay = Relay::new(1, outbox.clone(), Endpoints::default(), None);
+        let mut relay = Relay::new(1, outbox.clone(), Endpoints::default(), Certificates::default());
         let others = ["one", "two"].map(|reason| {
             let relay = relay.clone();
             thread::spawn(move || relay.close(&ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, reason)))

@@ -72,7 +72,7 @@ proptest! {
     fn the_windows_hold(events in events()) {
         let window = usize::try_from(WINDOW).expect("it fits");
         let outbox = Arc::new(Outbox::default());
-        let mut relay = Relay::new(1, outbox.clone(), Endpoints::default(), None);
+        let mut relay = Relay::new(1, outbox.clone(), Endpoints::default(), Certificates::default());
         let (mut arrived, mut read, mut written, mut gone) = (0, 0, 0, false);
         let (mut may_arrive, mut unreturned, mut may_send) = (window, 0, window);
         for event in events {
@@ -147,7 +147,7 @@ proptest! {
 #[test]
 fn nothing_follows_the_close_frame_and_it_comes_once() {
     let outbox = Arc::new(Outbox::default());
-    let mut relay = Relay::new(1, outbox.clone(), Endpoints::default(), None);
+    let mut relay = Relay::new(1, outbox.clone(), Endpoints::default(), Certificates::default());
     relay.data(&stream(0, 200_000)).expect("within the window");
     let reason = ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, "enough");
     relay.close(&reason);
@@ -159,7 +159,7 @@ fn nothing_follows_the_close_frame_and_it_comes_once() {
 
 #[test]
 fn a_wake_up_is_reported_once_and_though_nobody_waited_yet() {
-    let mut relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), None);
+    let mut relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), Certificates::default());
     let waker = relay.waker();
     waker.wake();
     waker.wake();
@@ -184,7 +184,7 @@ fn a_wait_ends_when_what_it_is_for_comes_from_another_thread() {
         (Interest::Either, window, Readiness::Ready),
         (Interest::Nothing, wake_up, Readiness::Woken),
     ] {
-        let mut relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), None);
+        let mut relay = Relay::new(1, Arc::new(Outbox::default()), Endpoints::default(), Certificates::default());
         while relay.write(&[0; 4096]).is_ok() {}
         let mut waiting = relay.clone();
         let waiter = thread::spawn(move || waiting.wait(interest, None));

@@ -4,6 +4,8 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use x509_parser::{
+    error::X509Error,
+    nom::Err as Parsing,
     prelude::{FromDer, X509Certificate},
     signature_algorithm::SignatureAlgorithm,
 };
@@ -11,8 +13,15 @@ use x509_parser::{
 /// The digest of a certificate, in base64. Its algorithm is that of the certificate's signature, with SHA-256 in place of
 /// MD5 and SHA-1 (RFC 5929, section 4.1; `be_tls_get_certificate_hash` in `src/backend/libpq/be-secure-openssl.c`).
 /// `None` for a signature with another one, or without, such as Ed25519.
-pub(super) fn digest(certificate: &[u8]) -> Option<String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+///
+/// # Errors
+/// When this is no certificate (DER).
+pub(crate) fn digest(certificate: &[u8]) -> Result<Option<String>, X509Error> {
+    let parsed = match X509Certificate::from_der(certificate) {
+        Ok((_, parsed)) => parsed,
+        Err(Parsing::Error(error) | Parsing::Failure(error)) => return Err(error),
+        Err(Parsing::Incomplete(_)) => return Err(X509Error::InvalidCertificate),
+    };
     let of_signature = parsed.signature_algorithm.algorithm.to_id_string();
     let algorithm = match SignatureAlgorithm::try_from(&parsed.signature_algorithm) {
         Ok(SignatureAlgorithm::RSASSA_PSS(parameters)) => parameters.hash_algorithm_oid().to_id_string(),
@@ -35,9 +44,9 @@ pub(super) fn digest(certificate: &[u8]) -> Option<String> {
         "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" | "2.16.840.1.101.3.4.2.3" => {
             Sha512::digest(certificate).to_vec()
         }
-        _ => return None,
+        _ => return Ok(None),
     };
-    Some(BASE64_STANDARD.encode(digest))
+    Ok(Some(BASE64_STANDARD.encode(digest)))
 }
 
 #[cfg(test)]
@@ -53,9 +62,10 @@ mod tests {
             CertificateParams::default().self_signed(&key).expect("a certificate").der().to_vec()
         };
         let (short, long) = (certificate(&PKCS_ECDSA_P256_SHA256), certificate(&PKCS_ECDSA_P384_SHA384));
-        assert_eq!(digest(&short), Some(BASE64_STANDARD.encode(Sha256::digest(&short))));
-        assert_eq!(digest(&long), Some(BASE64_STANDARD.encode(Sha384::digest(&long))));
-        assert_eq!(digest(&certificate(&PKCS_ED25519)), None, "it is signed without a digest of its own");
-        assert_eq!(digest(b"nonsense"), None);
+        assert_eq!(digest(&short), Ok(Some(BASE64_STANDARD.encode(Sha256::digest(&short)))));
+        assert_eq!(digest(&long), Ok(Some(BASE64_STANDARD.encode(Sha384::digest(&long)))));
+        assert_eq!(digest(&certificate(&PKCS_ED25519)), Ok(None), "it is signed without a digest of its own");
+        assert!(digest(b"nonsense").is_err());
+        assert!(digest(&short[..20]).is_err());
     }
 }

@@ -1,0 +1,61 @@
+//! How long a client may take before PostgreSQL sees it: `authentication_timeout`, read as PostgreSQL reads it.
+
+use std::time::Duration;
+
+/// The setting.
+const NAME: &str = "authentication_timeout";
+/// PostgreSQL's default, in seconds (`src/backend/utils/misc/guc_parameters.dat`).
+const DEFAULT: u32 = 60;
+/// The largest value, in seconds; the smallest is one.
+const LONGEST: f64 = 600.0;
+
+/// The time for TLS and the startup packet, by the settings of the command line. The last one counts. A value that
+/// PostgreSQL refuses, which it reports, is not looked at.
+#[must_use]
+pub fn startup_timeout(settings: &[(String, String)]) -> Duration {
+    let named = settings.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(NAME));
+    Duration::from_secs(named.and_then(|(_, value)| seconds(value)).unwrap_or(DEFAULT).into())
+}
+
+/// The whole seconds of a time with one of PostgreSQL's units (`time_unit_conversion_table` in
+/// `src/backend/utils/misc/guc.c`).
+fn seconds(text: &str) -> Option<u32> {
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.find(|it: char| it.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let factor = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "min" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return None,
+    };
+    let seconds = (number.trim().parse::<f64>().ok()? * factor).round();
+    // It is a whole number within the range.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    (1.0..=LONGEST).contains(&seconds).then_some(seconds as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_read_as_postgres_reads_it() {
+        let timeout = |value: &str| startup_timeout(&[(NAME.to_uppercase(), value.to_owned())]).as_secs();
+        for (value, expected) in [("5", 5), ("5s", 5), (" 2 min ", 120), ("1500ms", 2), ("600", 600)] {
+            assert_eq!(timeout(value), expected, "{value}");
+        }
+        for refused in ["0", "601", "1 hour", "s", "", "-1", "0.4"] {
+            assert_eq!(timeout(refused), 60, "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_last_one_counts_and_other_settings_do_not() {
+        let settings = [(NAME, "5"), (NAME, "7"), ("work_mem", "9")].map(|(name, value)| (name.into(), value.into()));
+        assert_eq!(startup_timeout(&settings), Duration::from_secs(7));
+        assert_eq!(startup_timeout(&settings[2..]), Duration::from_secs(60));
+    }
+}
