@@ -56,6 +56,6 @@ mod tests {
     fn the_last_one_counts_and_other_settings_do_not() {
         let settings = [(NAME, "5"), (NAME, "7"), ("work_mem", "9")].map(|(name, value)| (name.into(), value.into()));
         assert_eq!(startup_timeout(&settings), Duration::from_secs(7));
-        assert_eq!(startup_timeout(&settings[2..]), Duration::from_secs(60));
+        assert_eq!(startup_timeout(&settings[2..]), Duration::from_mins(1));
     }
 }

@@ -47,6 +47,7 @@ fn is_escaped(character: char) -> bool {
 }
 
 /// Writes the fields of events and spans of `tracing`, each as [`one_entry`].
+#[must_use]
 pub fn escaped_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
     format::debug_fn(|writer, field, value| match field.name() {
         "message" => write_entry(writer, "", value),
