@@ -47,8 +47,8 @@ impl LogSink {
         Self { connection: Some(id), ..self.clone() }
     }
 
-    /// Writes one line, without its line feed, or a report. Characters that could be taken for something else are escaped,
-    /// because clients choose some of them. `target` is the line's source, such as `guest::stderr`.
+    /// Writes one line, without its line feed, or a report. Characters that could be taken for something else are
+    /// escaped, because clients choose some of them. `target` is the line's source, such as `guest::stderr`.
     pub fn line(&self, level: Level, target: &str, text: &str) {
         (self.write)(self.connection, level, target, &escape::escape(text));
     }

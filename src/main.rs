@@ -16,9 +16,9 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use command_line::{Command, CommandLine, EngineOptions};
+use command_line::{ClusterOptions, Command, CommandLine, EngineOptions};
 use crossbeam_channel::{Receiver, never};
-use options::MetricsOptions;
+use options::{MetricsOptions, TestOptions};
 use pglite_port::{
     administration::Administration,
     backup,
@@ -109,32 +109,7 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
     let mode = command_line.mode;
     match &command_line.command {
         Command::Port { clusters, tests, metrics, shutdown_timeout } => {
-            clusters.shared.check(mode)?;
-            // A parent that has been started again may find its last child on its way down.
-            let settings = Settings { leave: tests.leave(), ..clusters.settings(mode, PATIENCE_OF_A_CHILD)? };
-            let stop = Stop::on(&[SIGTERM])?;
-            let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
-            let parent = ParentWatch::start().context("the end of stdin cannot be detected")?;
-            let opened = command_line.open_databases(settings, metrics, &stop, parent.gone())?;
-            drop(parent);
-            let Some(sessions) = opened else { return Ok(stop.status(log)) };
-            // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
-            flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
-            let ending = port::run(
-                input,
-                output,
-                sessions,
-                mode,
-                clusters.shared.startup_timeout(),
-                *shutdown_timeout,
-                stop.asked(),
-            )
-            .context("cannot start the port")?;
-            if let Ending::Malformed { offset, error } = ending {
-                log.line(&format!("malformed frame at byte {offset} of stdin: {error}"));
-                return Ok(ExitCode::from(2));
-            }
-            return Ok(stop.status(log));
+            return command_line.serve_parent(clusters, tests, metrics, *shutdown_timeout, log);
         }
         Command::Serve {
             listen,
@@ -217,6 +192,36 @@ fn run(command_line: &CommandLine, log: &OwnLog) -> anyhow::Result<ExitCode> {
 }
 
 impl CommandLine {
+    /// Serves the parent at the other end of stdin and stdout; the exit status.
+    fn serve_parent(
+        &self,
+        clusters: &ClusterOptions,
+        tests: &TestOptions,
+        metrics: &MetricsOptions,
+        grace: Duration,
+        log: &OwnLog,
+    ) -> anyhow::Result<ExitCode> {
+        clusters.shared.check(self.mode)?;
+        // A parent that has been started again may find its last child on its way down.
+        let settings = Settings { leave: tests.leave(), ..clusters.settings(self.mode, PATIENCE_OF_A_CHILD)? };
+        let stop = Stop::on(&[SIGTERM])?;
+        let (input, output) = port::take_stdio().context("stdin and stdout must be open")?;
+        let parent = ParentWatch::start().context("the end of stdin cannot be detected")?;
+        let opened = self.open_databases(settings, metrics, &stop, parent.gone())?;
+        drop(parent);
+        let Some(sessions) = opened else { return Ok(stop.status(log)) };
+        // Ctrl-C in a terminal signals the whole process group; the parent decides whether the program stops.
+        flag::register(SIGINT, Arc::new(AtomicBool::new(false))).context("cannot handle SIGINT")?;
+        let ending =
+            port::run(input, output, sessions, self.mode, clusters.shared.startup_timeout(), grace, stop.asked())
+                .context("cannot start the port")?;
+        if let Ending::Malformed { offset, error } = ending {
+            log.line(&format!("malformed frame at byte {offset} of stdin: {error}"));
+            return Ok(ExitCode::from(2));
+        }
+        Ok(stop.status(log))
+    }
+
     /// Opens the clusters, which can be watched as `metrics` says; `None` if `stop` or `parent_gone` has a message
     /// before that. If a cluster cannot be kept running, `stop` is told.
     pub(crate) fn open_databases(

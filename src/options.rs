@@ -198,7 +198,7 @@ pub(crate) struct SharedOptions {
     #[arg(long, value_name = "MICROSECONDS", hide = true, value_parser = value_parser!(u32).range(50..))]
     slice: Option<u32>,
     /// Another setting of the shared cluster, as in postgresql.conf; can be given several times.
-    /// authentication_timeout also limits TLS and the startup packet, in both modes
+    /// `authentication_timeout` also limits TLS and the startup packet, in both modes
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
 }

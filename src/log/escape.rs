@@ -1,5 +1,5 @@
-//! Characters in log lines that clients have chosen, in names or by SQL: none of them ends a line, begins one that looks
-//! like another, or is a command for a terminal.
+//! Characters in log lines that clients have chosen, in names or by SQL: none of them ends a line, begins one that
+//! looks like another, or is a command for a terminal.
 
 use std::{borrow::Cow, fmt};
 

@@ -256,8 +256,8 @@ fn flag(options: &Options, key: &str) -> Result<bool, ErrorResponse> {
     }
 }
 
-/// The digest of the certificate in the option `server_certificate`, which the client has been shown; `None` if there is
-/// none that a password can be bound to.
+/// The digest of the certificate in the option `server_certificate`, which the client has been shown; `None` if there
+/// is none that a password can be bound to.
 fn server_digest(options: &Options, is_encrypted: bool) -> Result<Option<Arc<str>>, ErrorResponse> {
     let Some(text) = options.get("server_certificate") else {
         return Ok(None);
