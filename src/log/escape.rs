@@ -46,7 +46,7 @@ fn is_escaped(character: char) -> bool {
     is_control || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
-/// Writes the fields of events and spans of `tracing`, each as [`one_entry`].
+/// Writes the fields of events and spans of `tracing`, each escaped, and with a tab at the beginning of further lines.
 #[must_use]
 pub fn escaped_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
     format::debug_fn(|writer, field, value| match field.name() {
