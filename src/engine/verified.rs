@@ -1,6 +1,11 @@
 //! Files whose content must have a SHA-256 that is known in advance.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use super::cache::Cache;
 use crate::sources::hex_digest;
@@ -15,6 +20,9 @@ pub(super) enum VerifyError {
     #[error("its SHA-256 is {0}")]
     Foreign(String),
 }
+
+/// Whether the log says already that hashes are computed again.
+static WARNED: AtomicBool = AtomicBool::new(false);
 
 /// Checks that the file at `path` has the SHA-256 `expected`, in lower-case hexadecimal digits.
 ///
@@ -45,7 +53,11 @@ pub(super) fn verify(path: &Path, expected: &str, cache: &Cache) -> Result<(), V
         return Err(VerifyError::Foreign(found));
     }
     if let Err(error) = cache.publish_file(&stamp_file, stamp.as_bytes()) {
-        tracing::warn!("the hash of {} will be computed again at the next start: {error:#}", path.display());
+        // Where the cache cannot be written, it is so for every file.
+        if !WARNED.swap(true, Ordering::Relaxed) {
+            tracing::warn!("the hashes of PGlite's files will be computed again at the next start: {error:#}");
+        }
+        tracing::debug!("the hash of {} will be computed again at the next start: {error:#}", path.display());
     }
     Ok(())
 }
