@@ -12,6 +12,7 @@ use std::{
     fs,
     io::Write as _,
     path::Path,
+    sync::Arc,
 };
 
 use pglite_port::{
