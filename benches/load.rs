@@ -14,8 +14,7 @@ mod support;
 
 use std::{
     env, fs,
-    sync::Arc,
-    sync::Barrier,
+    sync::{Arc, Barrier},
     thread,
     time::{Duration, Instant},
 };

@@ -317,7 +317,7 @@ defmodule PgliteEx do
   """
   @spec reload(server | Branch.t(), timeout) :: :ok | {:error, Error.t()}
   def reload(server, timeout \\ 5_000) do
-    read = server |> Branch.server() |> Parts.registry!() |> Identity.reload()
+    read = server |> Branch.server() |> Parts.registry!() |> Identity.reload(timeout)
     with {:ok, _none} <- request(server, "reload", [], timeout), do: read
   end
 

@@ -232,7 +232,8 @@ defmodule PgliteEx.CertificatesTest do
         assert server |> connect!(client, role) |> select_1_of_new() == "1"
       end
 
-      assert {"28000", _} = refusal(connect!(server, client, "somebody_else"))
+      assert {"28000", text} = refusal(connect!(server, client, "somebody_else"))
+      assert text =~ "certificate authentication failed"
 
       assert {"28000", text} =
                refusal(connect!(server, Keyword.drop(client, [:cert, :key]), role))
@@ -242,8 +243,11 @@ defmodule PgliteEx.CertificatesTest do
       # One of another authority ends the handshake, or the connection after it.
       own = Keyword.take(stranger, [:cert, :key])
 
-      assert {:error, {:tls_alert, {:unknown_ca, _text}}} =
-               connect(server, Keyword.merge(client, own), role)
+      # The alert may be lost with what the server has not read.
+      assert {:error, reason} = connect(server, Keyword.merge(client, own), role)
+
+      assert reason in [:closed, :econnreset] or
+               match?({:tls_alert, {:unknown_ca, _text}}, reason)
     end
   end
 
@@ -315,6 +319,7 @@ defmodule PgliteEx.CertificatesTest do
   defp send_p(socket, body),
     do: :ok = :ssl.send(socket, [<<?p, IO.iodata_length(body) + 4::32>>, body])
 
+  @tag timeout: 300_000
   test "authentication_timeout ends clients that say nothing, or do not go on with TLS", %{
     tmp_dir: directory
   } do

@@ -1,8 +1,8 @@
 //! Connections whose clients have not authenticated yet: how many there may be, and which has to go when there are more.
 //!
 //! Such a connection has a thread and may have a clone, and anybody can open one. A client that authenticates takes
-//! milliseconds. One that says nothing, or little, ends after a minute (`authentication_timeout`), and sooner if there are
-//! many like it, or if descriptors or threads are scarce: the oldest goes first, so that new clients get in.
+//! milliseconds. One that says nothing, or little, ends after `authentication_timeout`, and sooner if there are many
+//! like it, or if descriptors or threads are scarce: the oldest goes first, so that new clients get in.
 
 use std::{
     collections::BTreeMap,
@@ -56,14 +56,14 @@ impl HalfOpen {
         }
     }
 
-    /// Ends the oldest ones; returns whether there were any.
-    pub(super) fn make_room(&self) -> bool {
+    /// Ends the oldest ones; returns how many.
+    pub(super) fn make_room(&self) -> usize {
         let mut waiting = self.0.lock();
         waiting.retain(|_, (_, control)| control.is_half_open());
-        let has_any = !waiting.is_empty();
         // Each of them has as many descriptors as the one that comes.
-        (0..SCARCE).for_each(|_| crowd_out_oldest(&mut waiting));
-        has_any
+        let ended = SCARCE.min(waiting.len());
+        (0..ended).for_each(|_| crowd_out_oldest(&mut waiting));
+        ended
     }
 
     /// Removes a connection that has ended: what is kept of it keeps its socket open.

@@ -30,6 +30,9 @@ const FOR_SUBSCRIBERS: f64 = 0.75;
 /// end.
 const END_OF_OTHERS: Duration = Duration::from_secs(1);
 
+/// How often others have to make room for one client.
+const ROUNDS: usize = 4;
+
 /// All connections of the program.
 pub struct Connections {
     sessions: Arc<dyn Sessions>,
@@ -91,8 +94,9 @@ impl Connections {
                 let _span = tracing::info_span!("connection", id = opening.id).entered();
                 let report = serve(&leave.connections, client.clone(), &opening, &on_thread);
                 on_thread.settle();
-                // Whoever learns of the end sees the connection counted no more.
+                // Whoever learns of the end sees the connection counted no more, and its descriptors free.
                 leave.close();
+                drop(on_thread);
                 on_end(client, report);
             },
         )?;
@@ -103,17 +107,18 @@ impl Connections {
         Ok(control)
     }
 
-    /// Ends those connections that have waited longest for their clients to authenticate, and waits a moment for their
-    /// ends, until there is room.
+    /// Unless there is room, ends those connections that have waited longest for their clients to authenticate, and
+    /// waits a moment for their ends; a few times at most, because authenticated clients may be what uses the room.
     pub(crate) fn make_room(&self, has_room: impl Fn() -> bool) {
         let deadline = Instant::now() + END_OF_OTHERS;
-        while !has_room() {
-            let threads = self.live.lock().threads;
-            if !self.half_open.make_room() {
+        for _ in 0..ROUNDS {
+            if has_room() {
                 return;
             }
+            let threads = self.live.lock().threads;
+            let ending = self.half_open.make_room();
             let mut live = self.live.lock();
-            while live.threads >= threads {
+            while live.threads + ending > threads {
                 if self.ended.wait_until(&mut live, deadline).timed_out() {
                     return;
                 }

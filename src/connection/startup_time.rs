@@ -1,4 +1,5 @@
-//! How long a client may take before PostgreSQL sees it: `authentication_timeout`, read as PostgreSQL reads it.
+//! How long a client may take before PostgreSQL sees it: `authentication_timeout`, read as PostgreSQL reads it but for
+//! other forms of numbers, such as `0x5`.
 
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ fn seconds(text: &str) -> Option<u32> {
         "d" => 86_400.0,
         _ => return None,
     };
-    let seconds = (number.trim().parse::<f64>().ok()? * factor).round();
+    let seconds = (number.trim().parse::<f64>().ok()? * factor).round_ties_even();
     // It is a whole number within the range.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     (1.0..=LONGEST).contains(&seconds).then_some(seconds as u32)
@@ -44,7 +45,7 @@ mod tests {
     #[test]
     fn a_time_is_read_as_postgres_reads_it() {
         let timeout = |value: &str| startup_timeout(&[(NAME.to_uppercase(), value.to_owned())]).as_secs();
-        for (value, expected) in [("5", 5), ("5s", 5), (" 2 min ", 120), ("1500ms", 2), ("600", 600)] {
+        for (value, expected) in [("5", 5), ("5s", 5), (" 2 min ", 120), ("1500ms", 2), ("2500ms", 2), ("600", 600)] {
             assert_eq!(timeout(value), expected, "{value}");
         }
         for refused in ["0", "601", "1 hour", "s", "", "-1", "0.4"] {

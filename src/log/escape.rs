@@ -51,6 +51,8 @@ fn is_escaped(character: char) -> bool {
 pub fn escaped_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
     format::debug_fn(|writer, field, value| match field.name() {
         "message" => write_entry(writer, "", value),
+        // Where a record of the crate `log` comes from, which the default format leaves out as well.
+        name if name.starts_with("log.") => Ok(()),
         name => write_entry(writer, &format!("{name}="), value),
     })
     .delimited(" ")

@@ -59,7 +59,7 @@ static HALF_OPEN: Family = gauge("pglite_port_half_open_connections", "Connectio
 static REFUSED: Family = Family {
     name: "pglite_port_refused_connections_total",
     kind: Kind::Counter,
-    help: "Connections that the program refused before they had a session, by the class of the error's SQLSTATE.",
+    help: "Connections that an error of the program ended before they had a session, by the class of its SQLSTATE.",
 };
 static ERRORS: Family = Family {
     name: "pglite_port_errors_total",

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt,
     net::SocketAddr,
     sync::Arc,
 };
@@ -267,11 +268,11 @@ fn server_digest(options: &Options, is_encrypted: bool) -> Result<Option<Arc<str
             "server_certificate is for encrypted connections; open the connection with encrypted = true".to_owned(),
         ));
     }
-    let certificate = BASE64_STANDARD
-        .decode(text)
-        .map_err(|error| invalid(format!("server_certificate has to be a certificate (DER) in base64: {error}")))?;
-    let digest = end_point::digest(&certificate)
-        .map_err(|error| invalid(format!("server_certificate has to be a certificate (DER) in base64: {error}")))?;
+    let wrong = |error: &dyn fmt::Display| {
+        invalid(format!("server_certificate has to be a certificate (DER) in base64: {error}"))
+    };
+    let certificate = BASE64_STANDARD.decode(text).map_err(|error| wrong(&error))?;
+    let digest = end_point::digest(&certificate).map_err(|error| wrong(&error))?;
     Ok(digest.map(Arc::from))
 }
 

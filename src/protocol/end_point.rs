@@ -18,9 +18,10 @@ use x509_parser::{
 /// When this is no certificate (DER).
 pub(crate) fn digest(certificate: &[u8]) -> Result<Option<String>, X509Error> {
     let parsed = match X509Certificate::from_der(certificate) {
-        Ok((_, parsed)) => parsed,
+        Ok(([], parsed)) => parsed,
         Err(Parsing::Error(error) | Parsing::Failure(error)) => return Err(error),
-        Err(Parsing::Incomplete(_)) => return Err(X509Error::InvalidCertificate),
+        // Something is missing or follows it.
+        Ok(_) | Err(Parsing::Incomplete(_)) => return Err(X509Error::InvalidCertificate),
     };
     let of_signature = parsed.signature_algorithm.algorithm.to_id_string();
     let algorithm = match SignatureAlgorithm::try_from(&parsed.signature_algorithm) {
@@ -67,5 +68,6 @@ mod tests {
         assert_eq!(digest(&certificate(&PKCS_ED25519)), Ok(None), "it is signed without a digest of its own");
         assert!(digest(b"nonsense").is_err());
         assert!(digest(&short[..20]).is_err());
+        assert!(digest(&[&short[..], b"more"].concat()).is_err());
     }
 }

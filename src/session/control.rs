@@ -161,7 +161,7 @@ impl Control {
 
     /// The client has authenticated, or its connection has ended.
     pub(crate) fn settle(&self) {
-        // With the lock, so that nobody who was let in is crowded out.
+        // With the lock, so that nobody who was let in is chosen to make room.
         let _state = self.0.state.lock();
         if !self.0.is_settled.swap(true, Ordering::Relaxed) {
             ENTRANCE.settle();

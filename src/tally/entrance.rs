@@ -14,8 +14,8 @@ pub static ENTRANCE: LazyLock<Entrance> = LazyLock::new(Entrance::default);
 /// Connections on their way to a session.
 #[derive(Default)]
 pub struct Entrance {
-    /// Connections that were refused by the program itself, by the class of the error. What a cluster refuses is
-    /// counted there.
+    /// Errors of the program itself that ended connections without a session, by their class. What PostgreSQL refuses
+    /// is an error of its cluster.
     pub refused: Errors,
     half_open: AtomicU64,
 }

@@ -136,7 +136,7 @@ fn bytes(value: f64) -> String {
     let units = [("", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)];
     let (unit, size) = units.into_iter().rev().find(|(_, size)| value >= *size).unwrap_or(("", 1.0));
     match value / size {
-        scaled if unit.is_empty() || scaled >= 100.0 => format!("{scaled:.0}{unit}"),
+        scaled if unit.is_empty() || scaled >= 99.95 => format!("{scaled:.0}{unit}"),
         scaled => format!("{scaled:.1}{unit}"),
     }
 }
@@ -144,8 +144,8 @@ fn bytes(value: f64) -> String {
 /// A number of seconds in at most six characters.
 fn short(seconds: f64) -> String {
     match seconds {
-        ..0.001 => format!("{:.0}us", seconds * 1e6),
-        ..1.0 => format!("{:.0}ms", seconds * 1e3),
+        ..0.000_999_5 => format!("{:.0}us", seconds * 1e6),
+        ..0.999_5 => format!("{:.0}ms", seconds * 1e3),
         _ => format!("{seconds:.1}s"),
     }
 }
@@ -161,6 +161,8 @@ mod tests {
         let sizes = [0.0, 999.0, 1000.0, 99_900.0, 123_456_789.0, 4.5e12].map(bytes);
         assert_eq!(sizes, ["0", "999", "1.0kB", "99.9kB", "123MB", "4.5TB"]);
         assert_eq!([0.000_25, 0.25, 2.5].map(short), ["250us", "250ms", "2.5s"]);
+        assert_eq!([0.000_999_6, 0.999_6].map(short), ["1ms", "1.0s"]);
+        assert_eq!(bytes(99_960.0), "100kB");
         assert_eq!(clipped("a\x1b[2J"), "a?[2J");
         assert_eq!(clipped(&"n".repeat(63)).chars().count(), NAME);
     }

@@ -41,12 +41,16 @@ defmodule PgliteEx.Identity do
   end
 
   @doc "Reads the files again. If one cannot be used, what was read before stays in use."
-  @spec reload(Registry.registry()) :: :ok | {:error, Error.t()}
-  def reload(registry) do
+  @spec reload(Registry.registry(), timeout) :: :ok | {:error, Error.t()}
+  def reload(registry, timeout) do
     case Parts.whereis(registry, __MODULE__) do
       nil -> :ok
-      identity -> GenServer.call(identity, :reload)
+      identity -> GenServer.call(identity, :reload, timeout)
     end
+  catch
+    :exit, _ended_or_late ->
+      message = "the files of ssl: were not read in time, or the server has ended"
+      {:error, %Error{code: :unusable_certificate, message: message}}
   end
 
   @impl GenServer
@@ -72,13 +76,21 @@ defmodule PgliteEx.Identity do
     end
   end
 
-  @doc "Reads the files that options of `:ssl` name."
+  @doc """
+  Reads the files that options of `:ssl` name. Where the client's host name chooses among certificates, `:ssl` reads them
+  itself: the contents of one file would precede the paths of another host's.
+  """
   @spec read(keyword) :: {:ok, t} | {:error, Error.t()}
   def read(options) do
-    several = Enum.map(options[:certs_keys] || [], &Map.new(own(Keyword.new(&1))))
-    options = own(options)
-    options = if several == [], do: options, else: Keyword.put(options, :certs_keys, several)
-    {:ok, %{options: fn -> options end, certificate: certificate(options, several)}}
+    if options[:sni_fun] || options[:sni_hosts] do
+      :ssl.clear_pem_cache()
+      {:ok, %{options: fn -> options end, certificate: nil}}
+    else
+      several = Enum.map(options[:certs_keys] || [], &Map.new(own(Keyword.new(&1))))
+      options = own(options)
+      options = if several == [], do: options, else: Keyword.put(options, :certs_keys, several)
+      {:ok, %{options: fn -> options end, certificate: certificate(options, several)}}
+    end
   catch
     {:unusable, message} -> {:error, %Error{code: :unusable_certificate, message: message}}
   end
@@ -87,7 +99,7 @@ defmodule PgliteEx.Identity do
     shown = for given <- [options | several], cert = given[:cert], do: cert |> List.wrap() |> hd()
 
     case shown do
-      [certificate] -> if options[:sni_fun] || options[:sni_hosts], do: nil, else: certificate
+      [certificate] -> certificate
       _none_or_several -> nil
     end
   end
@@ -103,7 +115,7 @@ defmodule PgliteEx.Identity do
       unusable("the private key in #{keyfile} is not that of the certificate in #{certfile}")
     end
 
-    authorities = if options[:cacertfile], do: certificates(options[:cacertfile])
+    authorities = if options[:cacertfile], do: authorities(options[:cacertfile])
     read = [cert: chain, key: key, cacerts: authorities]
     Keyword.merge(Keyword.drop(options, @files), Enum.filter(read, &elem(&1, 1)))
   end
@@ -117,6 +129,21 @@ defmodule PgliteEx.Identity do
         Enum.each(ders, &attempt(fn -> decode(&1) end, "a certificate in #{path} cannot be read"))
         ders
     end
+  end
+
+  # As `:ssl` does, without those that it cannot read: bundles of systems have some.
+  defp authorities(path) do
+    case for {:Certificate, der, :not_encrypted} <- entries(path), readable?(der), do: der do
+      [] -> unusable("#{path} has no certificate (PEM)")
+      ders -> ders
+    end
+  end
+
+  defp readable?(certificate) do
+    decode(certificate)
+    true
+  rescue
+    _error -> false
   end
 
   defp private_key(path, password) do
@@ -175,10 +202,20 @@ defmodule PgliteEx.Identity do
         true -> public
       end
 
-    :public_key.verify("text", digest, :public_key.sign("text", digest, key), public)
+    case sign(digest, key) do
+      {:ok, signature} -> :public_key.verify("text", digest, signature, public)
+      # A kind of key that only `:ssl` can use.
+      :error -> true
+    end
   rescue
     # Keys of two kinds do not fit.
     _error -> false
+  end
+
+  defp sign(digest, key) do
+    {:ok, :public_key.sign("text", digest, key)}
+  rescue
+    _error -> :error
   end
 
   defp decode(certificate), do: :public_key.pkix_decode_cert(certificate, :otp)

@@ -43,8 +43,9 @@ defmodule PgliteEx.Options do
     * `:ssl` – options of `:ssl` for the server's side, such as `[certfile: "server.pem", keyfile: "server.key"]`: clients
       may encrypt their connections over TCP. `verify: :verify_peer` and `cacertfile:` verify certificates of clients,
       `fail_if_no_peer_cert: true` requires them, `versions:` chooses versions of TLS (default: 1.2 and 1.3). Rules for
-      `hostssl` and `hostnossl` in the file of `:auth` tell encrypted connections from others. Files are read
-      when the server starts and by `PgliteEx.reload/2`. Passwords can be bound to the certificate (libpq's
+      `hostssl` and `hostnossl` in the file of `:auth` tell encrypted connections from others. Certificates and
+      keys are read when the server starts and by `PgliteEx.reload/2`; with `sni_hosts:` or `sni_fun:` by `:ssl`
+      itself, which keeps them for two minutes, or until a reload. Passwords can be bound to the certificate (libpq's
       `channel_binding=require`), unless it depends on the client (`sni_hosts:`, `sni_fun:`, several in
       `certs_keys:`). `PgliteEx.connection_opts/2` does not ask for encryption, because
       its connections do not leave the machine: give it `ssl:` for others. Clients may also begin with TLS without a

@@ -1,7 +1,8 @@
 defmodule PgliteEx.StartupTime do
   @moduledoc false
   # How long a client may take before PostgreSQL sees it: `authentication_timeout` in the option `settings:`, read as
-  # PostgreSQL reads it. The program does the same (`src/connection/startup_time.rs`).
+  # PostgreSQL reads it but for other forms of numbers, such as 0x5. The program does the same
+  # (`src/connection/startup_time.rs`).
 
   alias PgliteEx.Options
 
