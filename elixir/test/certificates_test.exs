@@ -98,6 +98,35 @@ defmodule PgliteEx.CertificatesTest do
     System.cmd("psql", ["-X", "-w", "-At", "-c", "select 1", target], stderr_to_stdout: true)
   end
 
+  test "the name that a client asks for chooses the certificate", %{tmp_dir: directory} do
+    %{client_config: client} = issue(directory)
+    other = Path.join(directory, "other")
+    issue(other)
+    hosts = [{'other.example', Keyword.take(files(other), [:certfile, :keyfile])}]
+    server = Servers.start!(ssl: files(directory) ++ [sni_hosts: hosts])
+
+    shown = fn name ->
+      named = [server_name_indication: name, verify: :verify_none]
+      socket = connect!(server, Keyword.merge(client, named))
+      until(socket, ?Z)
+      {:ok, certificate} = :ssl.peercert(socket)
+      certificate
+    end
+
+    stored = fn directory ->
+      [{:Certificate, certificate, _}] =
+        :public_key.pem_decode(File.read!(files(directory)[:certfile]))
+
+      certificate
+    end
+
+    assert shown.('localhost') == stored.(directory)
+    assert shown.('other.example') == stored.(other)
+    issue(other)
+    assert :ok = PgliteEx.reload(server)
+    assert shown.('other.example') == stored.(other)
+  end
+
   test "a reload shows new clients the new certificate, and sessions go on", %{tmp_dir: directory} do
     %{client_config: old} = issue(directory)
     server = Servers.start!(ssl: files(directory))
