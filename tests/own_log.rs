@@ -149,8 +149,8 @@ fn nothing_that_a_client_chooses_makes_a_line_of_the_log_or_moves_a_cursor() {
         let lines = server.stop();
         let is_clean = |line: &String| !line.contains(|it: char| it.is_control() && it != '\t' || it == '\u{202e}');
         assert!(lines.iter().all(is_clean), "{mode}: {lines:#?}");
-        // An entry begins with the time or the program's name, what belongs to it with a tab.
-        let is_entry = |line: &String| line.starts_with(|it: char| it.is_ascii_digit() || it == '\t');
+        // An entry begins with the time or the program's name, what belongs to it with a tab or a space.
+        let is_entry = |line: &String| line.starts_with(|it: char| it.is_ascii_digit() || it == '\t' || it == ' ');
         assert!(lines.iter().all(|line| is_entry(line) || line.starts_with("pglite-port: ")), "{mode}: {lines:#?}");
         let escaped = lines.iter().filter(|line| line.contains(r"evil\x1b[31m")).count();
         assert!(escaped >= 1, "{mode}: {lines:#?}");

@@ -25,7 +25,7 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     escaped.into()
 }
 
-/// The text as one entry of the log: as [`escape`], and further lines begin with a tab, as no entry does.
+/// The text as one entry of the log: as [`escape`], and further lines begin with a tab or a space, as no entry does.
 pub(crate) fn one_entry(text: &str) -> Cow<'_, str> {
     let escaped = escape(text);
     if !escaped.contains('\n') {
@@ -34,7 +34,7 @@ pub(crate) fn one_entry(text: &str) -> Cow<'_, str> {
     let mut lines = escaped.split('\n');
     let mut entry = lines.next().unwrap_or_default().to_owned();
     for line in lines {
-        entry.push_str(if line.starts_with('\t') { "\n" } else { "\n\t" });
+        entry.push_str(if line.starts_with(['\t', ' ']) { "\n" } else { "\n\t" });
         entry.push_str(line);
     }
     entry.into()
@@ -74,8 +74,9 @@ mod tests {
     }
 
     #[test]
-    fn further_lines_begin_with_a_tab() {
+    fn further_lines_begin_with_a_tab_or_a_space() {
         assert_eq!(one_entry("one\n\ttwo\nthree\r\n"), "one\n\ttwo\n\tthree\\x0d\n\t");
         assert_eq!(one_entry(&one_entry("one\ntwo")), "one\n\ttwo");
+        assert_eq!(one_entry("run:\n  alter table t"), "run:\n  alter table t");
     }
 }
