@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
+use super::STARTUP_TIMEOUT;
+
 /// The setting.
 const NAME: &str = "authentication_timeout";
-/// PostgreSQL's default, in seconds (`src/backend/utils/misc/guc_parameters.dat`).
-const DEFAULT: u32 = 60;
-/// The largest value, in seconds; the smallest is one.
+/// The largest value, in seconds; the smallest is one (`src/backend/utils/misc/guc_parameters.dat`).
 const LONGEST: f64 = 600.0;
 
 /// The time for TLS and the startup packet, by the settings of the command line. The last one counts. A value that
@@ -15,7 +15,7 @@ const LONGEST: f64 = 600.0;
 #[must_use]
 pub fn startup_timeout(settings: &[(String, String)]) -> Duration {
     let named = settings.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(NAME));
-    Duration::from_secs(named.and_then(|(_, value)| seconds(value)).unwrap_or(DEFAULT).into())
+    named.and_then(|(_, value)| seconds(value)).map_or(STARTUP_TIMEOUT, |seconds| Duration::from_secs(seconds.into()))
 }
 
 /// The whole seconds of a time with one of PostgreSQL's units (`time_unit_conversion_table` in

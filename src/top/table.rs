@@ -16,6 +16,9 @@ const ISOLATED: &str = "(isolated)";
 /// The width of names.
 const NAME: usize = 13;
 
+/// The widths of the other columns; with the spaces between them, a row has 80 characters.
+const WIDTHS: [usize; 11] = [4, 3, 6, 5, 5, 6, 6, 6, 6, 5, 4];
+
 /// The lines of the screen: what `now` says, and how fast it has changed since `before`.
 pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String> {
     let elapsed = now.at.saturating_duration_since(before.at).as_secs_f64().max(0.001);
@@ -37,10 +40,8 @@ pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String>
         bytes(value("pglite_port_cache_bytes")),
         value("pglite_port_warm_clones"),
     );
-    lines.push(format!(
-        "{:NAME$} {:>4} {:>3} {:>6} {:>5} {:>5} {:>6} {:>6} {:>6} {:>6} {:>5} {:>4}",
-        "CLUSTER", "SESS", "ACT", "COM/s", "RB/s", "ERR/s", "IN/s", "OUT/s", "MEMORY", "TURN/s", "WAIT", "HIT%"
-    ));
+    let heads = ["SESS", "ACT", "COM/s", "RB/s", "ERR/s", "IN/s", "OUT/s", "MEMORY", "TURN/s", "WAIT", "HIT%"];
+    lines.push(line("CLUSTER", &heads.map(str::to_owned)));
     let mut rows: Vec<(f64, String)> = rows(now)
         .into_iter()
         .map(|row| {
@@ -50,11 +51,9 @@ pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String>
                 / rate("pglite_port_turn_wait_seconds_count", &labels);
             let (hit, read) = (rate("pg_stat_database_blks_hit", &labels), rate("pg_stat_database_blks_read", &labels));
             let commits = rate("pg_stat_database_xact_commit", &labels);
-            let line = format!(
-                "{:NAME$} {:>4} {:>3} {:>6} {:>5} {:>5} {:>6} {:>6} {:>6} {:>6} {:>5} {:>4}",
-                clipped(&row.name),
-                now.sum("pg_stat_activity_count", &labels).unwrap_or(0.0),
-                now.sum("pg_stat_activity_count", &active).unwrap_or(0.0),
+            let cells = [
+                now.sum("pg_stat_activity_count", &labels).unwrap_or(0.0).to_string(),
+                now.sum("pg_stat_activity_count", &active).unwrap_or(0.0).to_string(),
                 number(commits),
                 number(rate("pg_stat_database_xact_rollback", &labels)),
                 number(rate("pglite_port_errors_total", &labels)),
@@ -64,14 +63,20 @@ pub(crate) fn lines(address: &str, before: &Scrape, now: &Scrape) -> Vec<String>
                 number(rate("pglite_port_turns_total", &labels)),
                 if wait.is_finite() { short(wait) } else { "-".to_owned() },
                 if hit + read > 0.0 { format!("{:.0}", 100.0 * hit / (hit + read)) } else { "-".to_owned() },
-            );
-            (commits, line)
+            ];
+            (commits, line(&clipped(&row.name), &cells))
         })
         .collect();
     // The busiest first; the others by their names, as they come.
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
     lines.extend(rows.into_iter().map(|(_, line)| line));
     lines
+}
+
+/// A row of the table, in which `name` is no longer than [`NAME`].
+fn line(name: &str, cells: &[String; WIDTHS.len()]) -> String {
+    let cells = cells.iter().zip(WIDTHS).map(|(cell, width)| format!(" {cell:>width$}"));
+    format!("{name:NAME$}{}", cells.collect::<String>())
 }
 
 /// What the memory of a cluster, or of all of single connections together, counts against limits.

@@ -121,23 +121,18 @@ defmodule PgliteEx.Identity do
   end
 
   defp certificates(path) do
-    case for {:Certificate, der, :not_encrypted} <- entries(path), do: der do
-      [] ->
-        unusable("#{path} has no certificate (PEM)")
-
-      ders ->
-        Enum.each(ders, &attempt(fn -> decode(&1) end, "a certificate in #{path} cannot be read"))
-        ders
-    end
+    ders = path |> ders() |> present(path)
+    unless Enum.all?(ders, &readable?/1), do: unusable("a certificate in #{path} cannot be read")
+    ders
   end
 
   # As `:ssl` does, without those that it cannot read: bundles of systems have some.
-  defp authorities(path) do
-    case for {:Certificate, der, :not_encrypted} <- entries(path), readable?(der), do: der do
-      [] -> unusable("#{path} has no certificate (PEM)")
-      ders -> ders
-    end
-  end
+  defp authorities(path), do: path |> ders() |> Enum.filter(&readable?/1) |> present(path)
+
+  defp ders(path), do: for({:Certificate, der, :not_encrypted} <- entries(path), do: der)
+
+  defp present([], path), do: unusable("#{path} has no certificate (PEM)")
+  defp present(ders, _path), do: ders
 
   defp readable?(certificate) do
     decode(certificate)
