@@ -8,7 +8,7 @@ use wasmtime_wasi::I32Exit;
 use super::{Guest, memory};
 use crate::instrument::SAFEPOINT_PAGE;
 
-/// The maximum of PGlite's memory (`getHeapMax` in its JavaScript) without its last page, from which safepoints load.
+/// The maximum of PGlite's memory (`getHeapMax` in its JavaScript) without its last page, to which safepoints write.
 const HEAP_MAX: u32 = SAFEPOINT_PAGE;
 const PAGE: u64 = 1 << 16;
 
