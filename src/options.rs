@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::ensure;
 use clap::{ArgAction, Args, value_parser};
 use pglite_port::{
-    connection::startup_timeout,
+    connection::{authentication_timeout, startup_timeout},
     databases::{Access, Authentication, DataDirectory, Leave, Password, Rules, SharedSettings},
     metrics::Endpoint,
     pruning::Stock,
@@ -121,7 +121,7 @@ impl AccessOptions {
         let rules = self.auth.clone().map(Rules::open).transpose()?.map(Arc::new);
         let file = self.password_file.as_deref();
         let password = file.map(|file| Password::read(file, &self.password_user)).transpose()?;
-        Ok(Access { rules, password })
+        Ok(Access { rules, password, ..Access::default() })
     }
 
     /// # Errors
@@ -198,7 +198,7 @@ pub(crate) struct SharedOptions {
     #[arg(long, value_name = "MICROSECONDS", hide = true, value_parser = value_parser!(u32).range(50..))]
     slice: Option<u32>,
     /// Another setting of the shared cluster, as in postgresql.conf; can be given several times.
-    /// `authentication_timeout` also limits TLS and the startup packet, in both modes
+    /// `authentication_timeout` also limits TLS and the startup packet, and holds in both modes
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
 }
@@ -228,7 +228,7 @@ impl SharedOptions {
 
     pub(crate) fn settings(&self, data_patience: Duration, access: Access) -> SharedSettings {
         SharedSettings {
-            access,
+            access: Access { authentication_timeout: authentication_timeout(&self.settings), ..access },
             data_patience,
             template: self.template.clone(),
             max_connections: self.max_connections.unwrap_or(SharedSettings::default().max_connections),

@@ -355,7 +355,9 @@ pub(crate) mod setting {
     pub(crate) const AT_START: i32 = 1;
     /// `PGC_SIGHUP`
     pub(crate) const ON_RELOAD: i32 = 2;
-    /// Values of `GucSource`, where a setting comes from: `PGC_S_GLOBAL`, for all databases and roles.
+    /// Values of `GucSource`, where a setting comes from: `PGC_S_ARGV`
+    pub(crate) const COMMAND_LINE: i32 = 4;
+    /// `PGC_S_GLOBAL`, for all databases and roles.
     pub(crate) const GLOBAL: i32 = 5;
     /// `PGC_S_DATABASE`
     pub(crate) const DATABASE: i32 = 6;

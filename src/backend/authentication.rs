@@ -1,4 +1,6 @@
-//! The rules by which clients authenticate (`pg_hba.conf`), as the program sets them.
+//! The rules by which clients authenticate (`pg_hba.conf`) and their time for it, as the program sets them.
+
+use std::time::Duration;
 
 use super::Backend;
 use crate::{fs::put_file, postgres::setting};
@@ -23,12 +25,27 @@ impl Backend {
     /// When the file cannot be made, or the guest traps.
     pub(crate) fn use_rules(&mut self, rules: &str) -> anyhow::Result<bool> {
         put_file(&mut self.guest().files.tree().lock(), HBA_FILE, rules.into())?;
-        let stack: u32 = self.call("emscripten_stack_get_current", ())?;
-        let (name, value) = (self.push_string(b"hba_file")?, self.push_string(HBA_FILE.as_bytes())?);
-        self.call::<_, ()>("SetConfigOption", (name, value, setting::AT_START, setting::OVERRIDE))?;
+        self.set_at_start("hba_file", HBA_FILE, setting::OVERRIDE)?;
         let is_loaded: i32 = self.call("load_hba", ())?;
-        self.call::<u32, ()>("_emscripten_stack_restore", stack)?;
         Ok(is_loaded != 0)
+    }
+
+    /// Ends the session of the client, which is still to come, if it has not authenticated after `time`, in whole
+    /// seconds: PostgreSQL's own timer does so (`PerformAuthentication` in `src/backend/utils/init/postinit.c`). As on
+    /// a command line, the files of the configuration do not change it.
+    ///
+    /// # Errors
+    /// When PostgreSQL refuses the time, or the guest traps.
+    pub(crate) fn limit_authentication(&mut self, time: Duration) -> anyhow::Result<()> {
+        self.set_at_start("authentication_timeout", &time.as_secs().to_string(), setting::COMMAND_LINE)
+    }
+
+    /// Sets a setting as at the start of a server.
+    fn set_at_start(&mut self, name: &str, value: &str, source: i32) -> anyhow::Result<()> {
+        let stack: u32 = self.call("emscripten_stack_get_current", ())?;
+        let (name, value) = (self.push_string(name.as_bytes())?, self.push_string(value.as_bytes())?);
+        self.call::<_, ()>("SetConfigOption", (name, value, setting::AT_START, source))?;
+        self.call("_emscripten_stack_restore", stack)
     }
 
     /// Runs `statement`, which contains a secret, so that the log has no copy of it.

@@ -1,5 +1,5 @@
-//! How long a client may take before PostgreSQL sees it: `authentication_timeout`, read as PostgreSQL reads it but for
-//! other forms of numbers, such as `0x5`.
+//! How long a client may take before PostgreSQL sees it, and over its authentication in an isolated session:
+//! `authentication_timeout`, read as PostgreSQL reads it but for other forms of numbers, such as `0x5`.
 
 use std::time::Duration;
 
@@ -10,12 +10,18 @@ const NAME: &str = "authentication_timeout";
 /// The largest value, in seconds; the smallest is one (`src/backend/utils/misc/guc_parameters.dat`).
 const LONGEST: f64 = 600.0;
 
-/// The time for TLS and the startup packet, by the settings of the command line. The last one counts. A value that
-/// PostgreSQL refuses, which it reports, is not looked at.
+/// The time in the settings of the command line, if they have one. The last one counts. A value that PostgreSQL
+/// refuses, which it reports, is not looked at.
+#[must_use]
+pub fn authentication_timeout(settings: &[(String, String)]) -> Option<Duration> {
+    let (_, value) = settings.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(NAME))?;
+    seconds(value).map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+/// The time for TLS and the startup packet, by the settings of the command line.
 #[must_use]
 pub fn startup_timeout(settings: &[(String, String)]) -> Duration {
-    let named = settings.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(NAME));
-    named.and_then(|(_, value)| seconds(value)).map_or(STARTUP_TIMEOUT, |seconds| Duration::from_secs(seconds.into()))
+    authentication_timeout(settings).unwrap_or(STARTUP_TIMEOUT)
 }
 
 /// The whole seconds of a time with one of PostgreSQL's units (`time_unit_conversion_table` in

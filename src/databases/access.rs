@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -25,6 +26,9 @@ pub struct Access {
     pub rules: Option<Arc<Rules>>,
     /// The password of a role, that of the superuser if nothing else is chosen.
     pub password: Option<Password>,
+    /// How long the client of an isolated connection may take over its authentication, in whole seconds; without,
+    /// `PostgreSQL`'s own minute, or what its template says. Shared clusters have it among their settings.
+    pub authentication_timeout: Option<Duration>,
 }
 
 /// Where rules come from.

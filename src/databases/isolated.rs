@@ -164,6 +164,9 @@ impl Isolated {
         let rules = self.access.rules.as_ref().filter(|rules| !start.is_trusted && !rules.trust_everyone());
         if let Some(rules) = rules {
             ensure!(backend.use_rules(&rules.text())?, "the rules of --auth cannot be used");
+            if let Some(time) = self.access.authentication_timeout {
+                backend.limit_authentication(time)?;
+            }
         }
         let simulation = Simulation::new(self.leave);
         backend.guest().clock = simulation.clock.clone();

@@ -79,8 +79,9 @@ defmodule PgliteEx.Options do
       names of clusters, and no data. Default: none.
     * `:settings` – further settings of a shared cluster, as in `postgresql.conf`, as a keyword
       list: `[work_mem: "16MB", jit: "off"]`. `authentication_timeout` also limits how long clients may take over TLS and
-      their startup packet, in both modes. With `wal_level: "logical"`, subscribers can follow its changes, such as
-      `Postgrex.ReplicationConnection` with the options of `PgliteEx.connection_opts/2`; see the guide "A live query".
+      their startup packet, and holds in both modes. With `wal_level: "logical"`, subscribers can follow its changes,
+      such as `Postgrex.ReplicationConnection` with the options of `PgliteEx.connection_opts/2`; see the guide "A live
+      query".
     * `:executable` – the path of `pglite-port`. Default: the environment variable `PGLITE_PORT`, or
       else the first of `priv/pglite-port` of this application, where `mix compile` and
       `mix pglite_ex.install` put it; `target/release` and `target/debug` of the checkout around this
