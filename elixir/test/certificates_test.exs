@@ -4,7 +4,7 @@ defmodule PgliteEx.CertificatesTest do
 
   import ExUnit.CaptureLog
 
-  alias PgliteEx.{Authority, Identity, Servers, StartupTime, WireClient}
+  alias PgliteEx.{Authority, Identity, Servers, StartupTime, Template, WireClient}
 
   doctest StartupTime
 
@@ -41,7 +41,7 @@ defmodule PgliteEx.CertificatesTest do
   end
 
   # A client that has asked for TLS, verifies the server and has sent its startup packet.
-  defp connect(server, options, user \\ "postgres") do
+  defp connect(server, options, user \\ "postgres", database \\ "postgres") do
     socket = WireClient.connect!(server)
     :ok = :gen_tcp.send(socket, WireClient.ssl_request())
     {:ok, "S"} = :gen_tcp.recv(socket, 1, 10_000)
@@ -54,13 +54,13 @@ defmodule PgliteEx.CertificatesTest do
     ]
 
     with {:ok, socket} <- :ssl.connect(socket, Keyword.merge(verified, options), 10_000) do
-      :ok = :ssl.send(socket, WireClient.startup_packet(user: user))
+      :ok = :ssl.send(socket, WireClient.startup_packet(user: user, database: database))
       {:ok, socket}
     end
   end
 
-  defp connect!(server, options, user \\ "postgres") do
-    {:ok, socket} = connect(server, options, user)
+  defp connect!(server, options, user \\ "postgres", database \\ "postgres") do
+    {:ok, socket} = connect(server, options, user, database)
     socket
   end
 
@@ -81,11 +81,14 @@ defmodule PgliteEx.CertificatesTest do
     end
   end
 
-  defp select_1(socket) do
-    :ok = :ssl.send(socket, WireClient.query_message("select 1"))
-    <<1::16, 1::32, one::binary>> = until(socket, ?D)
+  defp select_1(socket), do: select(socket, "select 1")
+
+  # The one value that a query returns.
+  defp select(socket, query) do
+    :ok = :ssl.send(socket, WireClient.query_message(query))
+    <<1::16, size::32, value::binary-size(size)>> = until(socket, ?D)
     until(socket, ?Z)
-    one
+    value
   end
 
   defp psql(server, words) do
@@ -249,6 +252,17 @@ defmodule PgliteEx.CertificatesTest do
     role = common_name(client[:cert])
     rules = Path.join(directory, "rules")
     File.write!(rules, "hostssl all all all cert\n")
+    # An isolated cluster has the roles of its template.
+    template = "pglite_ex_test_certificates_#{System.pid()}"
+    unprotected = Servers.start!(mode: :isolated)
+
+    create_role = fn connection_opts ->
+      socket = WireClient.start_session_with!(connection_opts)
+      {:ok, []} = WireClient.query(socket, ~s(create role "#{role}" login))
+      :gen_tcp.close(socket)
+    end
+
+    assert {:ok, :built} = Template.prepare(unprotected, template, create_role)
 
     for mode <- [:shared, :isolated] do
       server =
@@ -257,15 +271,16 @@ defmodule PgliteEx.CertificatesTest do
             if(mode == :shared, do: [username: role], else: [])
         )
 
-      if mode == :shared do
-        assert server |> connect!(client, role) |> select_1_of_new() == "1"
-      end
+      database = if mode == :isolated, do: template, else: "postgres"
+      socket = connect!(server, client, role, database)
+      until(socket, ?Z)
+      assert select(socket, "select current_user") == role
 
-      assert {"28000", text} = refusal(connect!(server, client, "somebody_else"))
+      assert {"28000", text} = refusal(connect!(server, client, "somebody_else", database))
       assert text =~ "certificate authentication failed"
 
       assert {"28000", text} =
-               refusal(connect!(server, Keyword.drop(client, [:cert, :key]), role))
+               refusal(connect!(server, Keyword.drop(client, [:cert, :key]), role, database))
 
       assert text =~ "certificate"
 
@@ -278,6 +293,8 @@ defmodule PgliteEx.CertificatesTest do
       assert reason in [:closed, :econnreset] or
                match?({:tls_alert, {:unknown_ca, _text}}, reason)
     end
+
+    assert :ok = Template.drop(unprotected, template)
   end
 
   defp refusal(socket) do
