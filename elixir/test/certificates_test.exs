@@ -218,6 +218,68 @@ defmodule PgliteEx.CertificatesTest do
     assert message =~ certificate
   end
 
+  test "a private key that others can read is refused at the start and at a reload", %{
+    tmp_dir: directory
+  } do
+    Process.flag(:trap_exit, true)
+    %{client_config: client} = issue(directory)
+    [certfile: certificate, keyfile: key, cacertfile: _] = files(directory)
+    hosts = [{'other.example', [certfile: certificate, keyfile: key]}]
+    # Where nobody is `root`, tests run as the owner of the file.
+    %File.Stat{uid: owner} = File.stat!(key)
+    group = if owner == 0, do: [], else: [{0o640, "0640"}]
+
+    for {mode, shown} <- [{0o644, "0644"}, {0o604, "0604"}, {0o620, "0620"} | group],
+        options <- [
+          [certfile: certificate, keyfile: key],
+          [certs_keys: [%{certfile: certificate, keyfile: key}]],
+          [sni_hosts: hosts]
+        ] do
+      File.chmod!(key, mode)
+      assert {:error, error} = PgliteEx.start_link(ssl: options)
+      assert %PgliteEx.Error{code: :unusable_certificate, message: message} = error
+
+      assert message ==
+               "others can read the private key in #{key} (mode #{shown}): chmod 600 #{key}, or 640 if it is root's"
+    end
+
+    # A file with both is one of a key.
+    both = Path.join(directory, "both.pem")
+    File.write!(both, File.read!(certificate) <> File.read!(key))
+    File.chmod!(both, 0o644)
+
+    assert {:error, %PgliteEx.Error{message: message}} =
+             PgliteEx.start_link(ssl: [certfile: both])
+
+    assert message =~ "others can read the private key in #{both}"
+    File.chmod!(both, 0o600)
+    assert {:ok, _identity} = Identity.read(certfile: both)
+
+    for mode <- [0o600, 0o400, 0o700] ++ if(owner == 0, do: [0o640], else: []) do
+      File.chmod!(key, mode)
+      assert {:ok, _identity} = Identity.read(files(directory))
+      assert {:ok, _identity} = Identity.read(sni_hosts: hosts)
+    end
+
+    server = Servers.start!(ssl: files(directory))
+    File.chmod!(key, 0o644)
+
+    log =
+      capture_log(fn ->
+        assert {:error, %{code: :unusable_certificate, message: message}} =
+                 PgliteEx.reload(server)
+
+        assert message =~ "others can read the private key in #{key} (mode 0644)"
+      end)
+
+    assert log =~
+             "TLS goes on with the files from before: others can read the private key in #{key}"
+
+    assert server |> connect!(client) |> select_1_of_new() == "1"
+    File.chmod!(key, 0o600)
+    assert :ok = PgliteEx.reload(server)
+  end
+
   test "keys of RSA, of elliptic and Edwards curves, and encrypted ones are read", %{
     tmp_dir: directory
   } do

@@ -178,8 +178,10 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 fn check_permissions(key: &Path) -> anyhow::Result<()> {
     let metadata = fs::metadata(key).with_context(|| format!("{} cannot be read", key.display()))?;
     let allowed = if metadata.uid() == 0 { 0o740 } else { 0o700 };
-    if metadata.mode() & 0o777 & !allowed != 0 {
-        bail!("others can read the private key in {}: chmod 600 {0}, or 640 if it is root's", key.display());
+    let mode = metadata.mode() & 0o777;
+    if mode & !allowed != 0 {
+        let key = key.display();
+        bail!("others can read the private key in {key} (mode {mode:04o}): chmod 600 {key}, or 640 if it is root's");
     }
     Ok(())
 }

@@ -10,6 +10,8 @@ defmodule PgliteEx.Identity do
 
   require Logger
 
+  import Bitwise
+
   alias PgliteEx.{Error, Options, Parts}
 
   @files [:certfile, :keyfile, :password, :cacertfile]
@@ -83,6 +85,11 @@ defmodule PgliteEx.Identity do
   @spec read(keyword) :: {:ok, t} | {:error, Error.t()}
   def read(options) do
     if options[:sni_fun] || options[:sni_hosts] do
+      for {_host, given} <- [{:any, options} | options[:sni_hosts] || []],
+          given <- [given | given[:certs_keys] || []],
+          path = keyfile(Keyword.new(given)),
+          do: check_permissions(path)
+
       :ssl.clear_pem_cache()
       {:ok, %{options: fn -> options end, certificate: nil}}
     else
@@ -107,7 +114,7 @@ defmodule PgliteEx.Identity do
   # The options with the contents of the files in place of their paths.
   defp own(options) do
     certfile = options[:certfile]
-    keyfile = options[:keyfile] || unless(options[:key], do: certfile)
+    keyfile = keyfile(options)
     chain = if certfile, do: certificates(certfile)
     key = if keyfile, do: private_key(keyfile, options[:password])
 
@@ -118,6 +125,31 @@ defmodule PgliteEx.Identity do
     authorities = if options[:cacertfile], do: authorities(options[:cacertfile])
     read = [cert: chain, key: key, cacerts: authorities]
     Keyword.merge(Keyword.drop(options, @files), Enum.filter(read, &elem(&1, 1)))
+  end
+
+  # The file that `:ssl` would read the key from.
+  defp keyfile(options),
+    do: options[:keyfile] || unless(options[:key], do: options[:certfile])
+
+  # Refuses a private key that others can read, as the program does, and PostgreSQL (`check_ssl_key_file_permissions` in
+  # `src/backend/libpq/be-secure-common.c`): a group may, if the file is root's.
+  defp check_permissions(path) do
+    case File.stat(path) do
+      {:ok, %File.Stat{uid: owner, mode: mode}} ->
+        allowed = if owner == 0, do: 0o740, else: 0o700
+        permissions = mode &&& 0o777
+
+        if (permissions &&& bnot(allowed)) != 0 do
+          shown = permissions |> Integer.to_string(8) |> String.pad_leading(4, "0")
+
+          unusable(
+            "others can read the private key in #{path} (mode #{shown}): chmod 600 #{path}, or 640 if it is root's"
+          )
+        end
+
+      {:error, posix} ->
+        unusable("#{path} cannot be read: #{:file.format_error(posix)}")
+    end
   end
 
   defp certificates(path) do
@@ -142,6 +174,7 @@ defmodule PgliteEx.Identity do
   end
 
   defp private_key(path, password) do
+    check_permissions(path)
     entry = Enum.find(entries(path), fn {type, _der, _cipher} -> type in @private_keys end)
 
     case entry do

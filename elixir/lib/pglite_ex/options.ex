@@ -45,7 +45,8 @@ defmodule PgliteEx.Options do
       `fail_if_no_peer_cert: true` requires them, `versions:` chooses versions of TLS (default: 1.2 and 1.3). Rules for
       `hostssl` and `hostnossl` in the file of `:auth` tell encrypted connections from others. Certificates and
       keys are read when the server starts and by `PgliteEx.reload/2`; with `sni_hosts:` or `sni_fun:` by `:ssl`
-      itself, which keeps them for two minutes, or until a reload. Passwords can be bound to the certificate (libpq's
+      itself, which keeps them for two minutes, or until a reload. The file of a private key must have mode 0600, or 0640
+      if it is root's; those that `sni_fun:` names are not looked at. Passwords can be bound to the certificate (libpq's
       `channel_binding=require`), unless it depends on the client (`sni_hosts:`, `sni_fun:`, several in
       `certs_keys:`). `PgliteEx.connection_opts/2` does not ask for encryption, because
       its connections do not leave the machine: give it `ssl:` for others. Clients may also begin with TLS without a
