@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, Stdio},
     sync::mpsc::channel,
@@ -10,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pglite_port::port::frame::Kind;
+use pglite_port::port::frame::{Kind, Options};
 use postgres::NoTls;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{
@@ -20,6 +21,7 @@ use support::{
     server::{Server, rows},
     wire,
 };
+use tempfile::NamedTempFile;
 
 /// A program whose stderr is a pipe that nobody reads until somebody does.
 struct Unread(Child);
@@ -128,47 +130,108 @@ fn the_last_words_before_an_exit_are_written() {
     assert!(stderr.contains("pglite-port: malformed frame at byte 0"), "{stderr}");
 }
 
-#[test]
-fn nothing_that_a_client_chooses_makes_a_line_of_the_log_or_moves_a_cursor() {
-    let hostile = "evil\x1b[31m\rFORGED\u{9b}2J\nFORGED \u{202e}\x07";
-    for mode in ["shared", "isolated"] {
-        let server = Server::with(&["--mode", mode]);
-        for (user, database, application) in
-            [("postgres", hostile, "psql"), (hostile, "postgres", "psql"), ("postgres", "postgres", hostile)]
-        {
-            let parameters = [("user", user), ("database", database), ("application_name", application)];
-            let mut session = server.unready_session(&parameters);
-            session.send(&wire::query("set log_min_messages = debug1; load 'evil\x1b[31m\nFORGED\r.so'"));
-            session.send(&wire::query(&format!("do $$ begin raise warning '%', '{hostile}'; end $$")));
-            session.send(&wire::query(&format!("create extension \"{hostile}\"")));
-            session
-                .send(&wire::query("do $$ begin raise sqlstate 'ABCDE' using message = E'\\x1b[31m\\nFORGED'; end $$"));
-            session.send(&wire::message(b'X', b""));
-            session.until_closed();
-        }
-        let lines = server.stop();
-        let is_clean = |line: &String| !line.contains(|it: char| it.is_control() && it != '\t' || it == '\u{202e}');
-        assert!(lines.iter().all(is_clean), "{mode}: {lines:#?}");
-        // An entry begins with the time or the program's name, what belongs to it with a tab or a space.
-        let is_entry = |line: &String| line.starts_with(|it: char| it.is_ascii_digit() || it == '\t' || it == ' ');
-        assert!(lines.iter().all(|line| is_entry(line) || line.starts_with("pglite-port: ")), "{mode}: {lines:#?}");
-        let escaped = lines.iter().filter(|line| line.contains(r"evil\x1b[31m")).count();
-        assert!(escaped >= 1, "{mode}: {lines:#?}");
+/// What a client or a server may say to forge lines of the log, or to command a terminal.
+const HOSTILE: &str = "evil\x1b[31m\rFORGED\u{9b}2J\nFORGED \u{202e}\x07";
+/// Its beginning, as it is shown.
+const ESCAPED: &str = r"evil\x1b[31m\x0dFORGED\x9b2J";
+
+/// Asserts that lines of the log on stderr are clean, and that the hostile text has come to it by each of these paths: a
+/// line has what is said of the path, and then that text.
+fn assert_clean(lines: &[String], paths: &[&str], of: &str) {
+    let is_clean = |line: &String| !line.contains(|it: char| it.is_control() && it != '\t' || it == '\u{202e}');
+    assert!(lines.iter().all(is_clean), "{of}: {lines:#?}");
+    // An entry begins with the time or the program's name, what belongs to it with a tab or a space.
+    let is_entry = |line: &String| line.starts_with(|it: char| it.is_ascii_digit() || it == '\t' || it == ' ');
+    assert!(lines.iter().all(|line| is_entry(line) || line.starts_with("pglite-port: ")), "{of}: {lines:#?}");
+    for path in paths {
+        let text = format!("{path}{ESCAPED}");
+        assert!(lines.iter().any(|line| line.contains(&text)), "{of}: {text}: {lines:#?}");
     }
 }
 
 #[test]
+fn nothing_that_a_client_chooses_makes_a_line_of_the_log_or_moves_a_cursor() {
+    for mode in ["shared", "isolated"] {
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--mode", mode];
+        let server = Server::of(Program::spawn_logging("pglite_port=debug", &arguments));
+        for (user, database, cluster) in [
+            ("postgres", HOSTILE, None),
+            (HOSTILE, "postgres", None),
+            ("postgres", "postgres", Some(HOSTILE)),
+            ("postgres", "postgres", None),
+        ] {
+            let mut parameters = vec![("user", user), ("database", database), ("application_name", HOSTILE)];
+            parameters.extend(cluster.map(|name| ("pglite.cluster", name)));
+            let mut session = server.unready_session(&parameters);
+            session.send(&wire::query(&format!("load '{HOSTILE}'")));
+            session
+                .send(&wire::query(&format!("do $$ begin raise warning '{HOSTILE}' using hint = '{HOSTILE}'; end $$")));
+            session.send(&wire::query(&format!("copy (select 1) to program '{HOSTILE}'")));
+            session.send(&wire::message(b'X', b""));
+            session.until_closed();
+        }
+        let lines = server.stop();
+        let by_mode = match mode {
+            // PostgreSQL looks the database up.
+            "shared" => "FATAL:  database \"",
+            _ => "report=FATAL 3D000: database \"",
+        };
+        let paths = [
+            by_mode,
+            // Fields of the program's own lines.
+            "report=FATAL 3D000: cluster \"",
+            // Reports of PostgreSQL, and what belongs to them.
+            "FATAL:  role \"",
+            "ERROR:  could not access file \"",
+            "\tSTATEMENT:  load '",
+            "WARNING:  ",
+            "\tHINT:  ",
+        ];
+        assert_clean(&lines, &paths, mode);
+        // The text of the program's own lines, in quotation marks.
+        let own = r#"PostgreSQL tried to write to "evil\u{1b}[31m\rFORGED\u{9b}2J\nFORGED \u{202e}"#;
+        assert!(lines.iter().any(|line| line.contains(own)), "{mode}: {lines:#?}");
+    }
+}
+
+#[test]
+fn nothing_that_a_server_answers_to_a_command_makes_a_line_of_the_log_or_moves_a_cursor() {
+    let server = Server::start();
+    let file = NamedTempFile::new().expect("a file");
+    let warning = format!("do $$ begin raise warning '{HOSTILE}'; end $$;");
+    fs::write(file.path(), format!("{warning}\nselect * from \"{HOSTILE}\";\n")).expect("a disk");
+    let (status, _, stderr) = Program::spawn(&["run", file.path().to_str().expect("text"), &server.url]).output();
+    assert_eq!(status, Some(3), "{stderr}");
+    let lines: Vec<_> = stderr.lines().map(str::to_owned).collect();
+    assert_clean(&lines, &["WARNING: ", "ERROR: relation \""], "run");
+}
+
+#[test]
 fn log_frames_have_no_characters_for_a_terminal_in_them_either() {
-    let mut port = Port::spawn(&["--mode", "shared"]);
-    port.start(1, "postgres");
-    port.data(1, &wire::query("do $$ begin raise warning '%', E'evil\\x1b[31m\\r\\nFORGED'; end $$"));
-    loop {
-        let frame = port.next();
-        if frame.kind == Kind::Log && String::from_utf8_lossy(&frame.payload).contains("evil") {
+    for mode in ["shared", "isolated"] {
+        let mut port = Port::spawn(&["--mode", mode]);
+        port.start(1, "postgres");
+        port.data(1, &wire::query(&format!("do $$ begin raise warning '{HOSTILE}' using hint = '{HOSTILE}'; end $$")));
+        port.data(1, &wire::query(&format!("load '{HOSTILE}'")));
+        // Each is one frame, with all that belongs to it.
+        let mut expected = vec!["WARNING:  ", "HINT:  ", "ERROR:  could not access file \"", "STATEMENT:  load '"];
+        while !expected.is_empty() {
+            let frame = port.next();
+            if frame.kind != Kind::Log {
+                continue;
+            }
             let options = frame.options();
             let text = options.get("text").expect("a text");
-            assert!(text.contains("evil\\x1b[31m\\x0d\n\tFORGED"), "{text:?}");
-            return;
+            assert!(!text.contains(|it: char| it.is_control() && !"\t\n".contains(it) || it == '\u{202e}'), "{text:?}");
+            expected.retain(|path| !text.contains(&format!("{path}{ESCAPED}\n\tFORGED")));
         }
+        // The parent's lines on stderr are those of the program itself.
+        port.send_frame(Kind::Open, 2, &Options::new().with("cluster", HOSTILE).to_bytes());
+        port.data(2, &wire::startup(&[("user", "postgres")]));
+        while let frame = port.next()
+            && (frame.kind, frame.id) != (Kind::Close, 2)
+        {}
+        port.end_input();
+        assert_clean(&port.stderr(), &["report=FATAL 3D000: cluster \""], mode);
     }
 }

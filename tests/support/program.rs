@@ -58,6 +58,13 @@ impl Program {
         Self::run_with(command, Stdio::from(socket), arguments)
     }
 
+    /// Runs it with these arguments and with this filter for its log in the place of `info`.
+    pub fn spawn_logging(filter: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new("env");
+        command.args([&format!("PGLITE_PORT_LOG={filter}"), PROGRAM]);
+        Self::run(command, arguments)
+    }
+
     fn run(command: Command, arguments: &[&str]) -> Self {
         Self::run_with(command, Stdio::piped(), arguments)
     }
