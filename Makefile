@@ -12,7 +12,7 @@ MODE ?= shared
 # What `make dist` makes archives for.
 TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
 
-# How long `make soak` has clients do everything, in seconds.
+# How long `make soak` has clients do everything, in seconds: ten minutes or more.
 SOAK_SECONDS ?= 3600
 
 CARGO ?= cargo
@@ -136,7 +136,7 @@ crash: toolchain $(PGLITE) ## kill the program 1,000 times and cut the power 2,0
 .PHONY: soak
 soak: toolchain $(PGLITE) ## everything clients do for an hour (SOAK_SECONDS=3600) without growth of memory; 10,000 clusters come and go, 200 damaged caches, 1,000 steps of a random history, 2,000 branches, all hostile statements stopped, what is tested with every kind of cluster with short turns (another hour)
 	mkdir -p $(TEST_CACHE)
-	$(FOR_TESTS) PGLITE_PORT_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --test soak -- --nocapture
+	$(FOR_TESTS) PGLITE_PORT_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --test soak -- --include-ignored --nocapture
 	$(FOR_TESTS) PGLITE_PORT_CLUSTERS=10000 $(CARGO) test --locked --test clusters_come_and_go -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_FLIPS=200 $(CARGO) test --locked --test cache_damage -- --nocapture
 	$(FOR_TESTS) PGLITE_PORT_STEPS=1000 PGLITE_PORT_BRANCHES=2000 $(CARGO) test --locked --test clusters_histories -- --nocapture
