@@ -25,8 +25,8 @@ use support::{
     wire::{self, Message},
 };
 use wasm_encoder::{
-    CodeSection, CustomSection, ExportKind, ExportSection, FunctionSection, ImportSection, Instruction, MemorySection,
-    Module, RefType, TableSection, TypeSection,
+    BlockType, CodeSection, CustomSection, ExportKind, ExportSection, FunctionSection, ImportSection, Instruction,
+    MemorySection, Module, RefType, TableSection, TypeSection, ValType,
 };
 
 /// A function that returns 42.
@@ -134,6 +134,18 @@ fn with_leave_a_library_is_loaded_and_the_cache_has_nothing_of_it() {
 }
 
 #[test]
+fn with_leave_another_build_of_a_library_is_loaded() {
+    let (_, connections) = open(true);
+    let mut session = connect(&connections);
+    // The same with a custom section behind it, so that it is none that is known.
+    let changed = r"lo_from_bytea(8, lo_get(7) || '\x00020161')";
+    session.values(&format!("SELECT lo_import('/pglite/lib/postgresql/pg_trgm.so', 7); SELECT {changed}"));
+    session.values("SELECT lo_export(8, '/tmp/mine.so'); LOAD '/tmp/mine.so'");
+    session.values("CREATE FUNCTION show_trgm(text) RETURNS text[] LANGUAGE c AS '/tmp/mine.so' STRICT");
+    assert_eq!(session.values("SELECT show_trgm('word')"), ["{\"  w\",\" wo\",ord,\"rd \",wor}"]);
+}
+
+#[test]
 fn a_template_with_such_a_library_needs_leave_as_well() {
     let (_, connections) = open(true);
     let mut session = connect(&connections);
@@ -176,6 +188,40 @@ fn module(instructions: &[Instruction<'static>], change: impl FnOnce(&mut Import
     bytes
 }
 
+/// These instructions so many times, and a result.
+fn repeated(instructions: &[Instruction<'static>], number: usize) -> Vec<Instruction<'static>> {
+    let all = std::iter::repeat_n(instructions, number).flatten();
+    all.chain(&[Instruction::I32Const(0)]).cloned().collect()
+}
+
+/// So many calls through the table, each of which would be an error.
+fn calls(number: usize) -> Vec<Instruction<'static>> {
+    let call = [Instruction::I32Const(-1), Instruction::CallIndirect { type_index: 3, table_index: 0 }];
+    repeated(&call, number)
+}
+
+/// A library with functions of one variable and loops, which has that much work for the compiler (`user.rs`).
+fn that_takes_long(work: usize) -> Vec<u8> {
+    let around =
+        [Instruction::Loop(BlockType::Empty), Instruction::LocalGet(0), Instruction::BrIf(0), Instruction::End];
+    let loops = 5_000;
+    let body = repeated(&around, loops);
+    // A variable and what 16 more would be; two branches of a loop.
+    let names: Vec<_> = (0..work / (17 * 2 * loops)).map(|number| format!("f{number}")).collect();
+    let functions: Vec<_> = names.iter().map(|name| (&name[..], &body[..])).collect();
+    with_functions(&functions)
+}
+
+/// A module with a type of function with so many parameters and results.
+fn with_types(parameters: usize, results: usize) -> Vec<u8> {
+    let mut module = Module::new();
+    module.section(&CustomSection { name: "dylink.0".into(), data: (&[1_u8, 4, 0, 0, 0, 0][..]).into() });
+    let mut types = TypeSection::new();
+    types.ty().function(vec![ValType::I32; parameters], vec![ValType::I32; results]);
+    module.section(&types);
+    module.finish()
+}
+
 #[test]
 fn with_leave_a_library_has_no_memory_and_no_table_but_those_of_its_guest() {
     let grow_memory = [Instruction::I32Const(1 << 14), Instruction::MemoryGrow(0), Instruction::Drop];
@@ -207,6 +253,11 @@ fn with_leave_a_library_has_no_memory_and_no_table_but_those_of_its_guest() {
             "another memory",
         ),
         (module(&vec![Instruction::Nop; 100_000], |_, _| {}), "a function of more than"),
+        (with_functions(&[("calls", &calls(13_000))]), "compiling it takes too long"),
+        (that_takes_long(13_000_000), "compiling it takes too long"),
+        (with_types(101, 1), "more than 100 parameters"),
+        // A call is two bytes, and takes and returns a hundred values.
+        (with_types(100, 100), "multi-value"),
         (module(&[], |_, _| {}), "it has no memory"),
         (
             module(&[], |imports, _| {

@@ -185,6 +185,7 @@ impl LibraryStore {
             return Ok(library);
         }
         let description = user::describe(wasm)?;
+        tracing::info!("compiling a library of {} bytes that did not come with this program", wasm.len());
         let module = self.compiler.passing_module(&instrument::instrument_foreign_side_module(wasm)?)?;
         let library =
             Library { hash: hash.clone(), description, module, is_bundled: false, from_main: OnceLock::new() };
