@@ -144,6 +144,13 @@ soak: toolchain $(PGLITE) ## everything clients do for an hour (SOAK_SECONDS=360
 	$(FOR_TESTS) PGLITE_PORT_TEST_CLUSTER=short-turns $(CARGO) test --locked --no-fail-fast \
 	  $(addprefix --test ,$(FOR_EVERY_CLUSTER))
 
+.PHONY: regress
+regress: toolchain $(PGLITE) $(POSTGRES_18) ## PostgreSQL's own regression tests, with turns as always and of 200 µs (some minutes; POSTGRES_SOURCE=DIRECTORY, with the sources of PostgreSQL 18)
+	$(CARGO) build --locked
+	mkdir -p $(TEST_CACHE)
+	$(FOR_TESTS) .ci/regress "$(POSTGRES_SOURCE)"
+	$(FOR_TESTS) .ci/regress "$(POSTGRES_SOURCE)" 200
+
 .PHONY: fuzz
 fuzz: toolchain $(PGLITE) ## damaged input for every parser: 10^7 frames, 10^7 startup packets, rules, modules, stored files (half an hour)
 	mkdir -p $(TEST_CACHE)
