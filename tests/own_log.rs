@@ -135,8 +135,8 @@ const HOSTILE: &str = "evil\x1b[31m\rFORGED\u{9b}2J\nFORGED \u{202e}\x07";
 /// Its beginning, as it is shown.
 const ESCAPED: &str = r"evil\x1b[31m\x0dFORGED\x9b2J";
 
-/// Asserts that lines of the log on stderr are clean, and that the hostile text has come to it by each of these paths: a
-/// line has what is said of the path, and then that text.
+/// Asserts that lines of the log on stderr are clean, and that the hostile text has come to it by each of these paths:
+/// a line has what is said of the path, and then that text.
 fn assert_clean(lines: &[String], paths: &[&str], of: &str) {
     let is_clean = |line: &String| !line.contains(|it: char| it.is_control() && it != '\t' || it == '\u{202e}');
     assert!(lines.iter().all(is_clean), "{of}: {lines:#?}");

@@ -1,4 +1,5 @@
-//! Everything that clients and a parent do: what they took is given back, and for a long time, that memory does not grow.
+//! Everything that clients and a parent do: what they took is given back, and for a long time, that memory does not
+//! grow.
 
 mod support;
 

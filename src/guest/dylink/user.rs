@@ -47,8 +47,8 @@ pub(super) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
 /// When it is not so, or is not valid.
 pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<Description> {
     ensure!(wasm.len() <= LENGTH_MAX, "it is longer than {LENGTH_MAX} bytes");
-    // Two bytes of code would copy as many values as a function has results, or a block parameters: of 65 kB the compiler
-    // makes more than 20 GB. C has at most one result, and no such blocks.
+    // Two bytes of code would copy as many values as a function has results, or a block parameters: of 65 kB the
+    // compiler makes more than 20 GB. C has at most one result, and no such blocks.
     Validator::new_with_features(FEATURES.difference(WasmFeatures::MULTI_VALUE)).validate_all(wasm)?;
     let (mut parameters, mut functions, mut all_work) = (Vec::new(), Vec::new().into_iter(), 0);
     for payload in Parser::new(0).parse_all(wasm) {
