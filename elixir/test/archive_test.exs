@@ -88,14 +88,20 @@ defmodule PgliteEx.ArchiveTest do
     assert sentence =~ "does not run on this machine"
     assert sentence =~ "status 127: no such library"
 
-    # The program of another processor.
-    root = Path.join(directory, "contents/x")
-    File.mkdir_p!(Path.join(root, "pglite"))
-    File.write!(Path.join(root, "pglite/pglite.wasm"), "")
-    File.write!(Path.join(root, "pglite-port"), <<0x7F, "ELF", 0::size(800)>>)
-    File.chmod!(Path.join(root, "pglite-port"), 0o755)
-    assert {:error, sentence} = install(pack!(directory, root), nil, directory)
-    assert sentence =~ "does not run on this machine"
+    # The program of another processor, and one whose loader is not there, as glibc's is not with musl.
+    for {program, why} <- [
+          {<<0x7F, "ELF", 0::size(800)>>, "it is for another processor"},
+          {"#!/nowhere/ld.so\n", "(glibc) is not there"}
+        ] do
+      root = Path.join(directory, "contents/x")
+      File.mkdir_p!(Path.join(root, "pglite"))
+      File.write!(Path.join(root, "pglite/pglite.wasm"), "")
+      File.write!(Path.join(root, "pglite-port"), program)
+      File.chmod!(Path.join(root, "pglite-port"), 0o755)
+      assert {:error, sentence} = install(pack!(directory, root), nil, directory)
+      assert sentence =~ "does not run on this machine"
+      assert sentence =~ why
+    end
 
     archive = archive!(directory, "exit 0", [])
     assert {:error, sentence} = install(archive, nil, directory)

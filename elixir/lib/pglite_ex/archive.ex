@@ -62,6 +62,8 @@ defmodule PgliteEx.Archive do
 
       iex> PgliteEx.Archive.fill_in("/a-{target}.tar.gz", "x86_64-pc-linux-gnu")
       "/a-x86_64-unknown-linux-gnu.tar.gz"
+      iex> PgliteEx.Archive.fill_in("/a-{target}.tar.gz", "x86_64-alpine-linux-musl")
+      "/a-x86_64-unknown-linux-musl.tar.gz"
       iex> PgliteEx.Archive.fill_in("https://example.com/{target}", "aarch64-apple-darwin23.1.0")
       "https://example.com/aarch64-apple-darwin"
   """
@@ -312,6 +314,9 @@ defmodule PgliteEx.Archive do
          "the program in #{place} is #{inspect(String.trim(output))}, and this library needs " <>
            "pglite-port #{@version}: take the archive of that version"}
 
+      {status, []} ->
+        cannot_run(place, why(status))
+
       {status, _output} ->
         cannot_run(place, "it ends with status #{status}: #{String.trim(output)}")
     end
@@ -319,8 +324,16 @@ defmodule PgliteEx.Archive do
     error in ErlangError -> cannot_run(place, why(error.original))
   end
 
-  defp why(:eacces), do: "nothing can be executed there (is it mounted noexec?)"
-  defp why(:enoent), do: "the C library that it is linked with (glibc) is not there"
+  # What the kernel does not execute ends with the number of the error as its status, and says nothing.
+  defp why(error) when error in [:enoent, 2],
+    do: "the C library that it is linked with (glibc) is not there"
+
+  defp why(error) when error in [:enoexec, 8], do: "it is for another processor"
+
+  defp why(error) when error in [:eacces, 13],
+    do: "nothing can be executed there (is it mounted noexec?)"
+
+  defp why(status) when is_integer(status), do: "it ends with status #{status}"
   defp why(reason), do: inspect(reason)
 
   defp cannot_run(place, why) do
