@@ -19,9 +19,9 @@
 //! met by those that go on, and these may be between a load and a store: a compare-and-swap that fails branches to the
 //! head of its loop, and stores if it does not.
 //!
-//! A function that calls itself can run for ever without a loop. Nobody has looked at the functions of libraries that
-//! did not come with the program, so these have a safepoint at their entry as well, and one at the head of each loop,
-//! however it is repeated. A compiler makes no function of the two halves of an atomic operation.
+//! A function that calls itself can run for ever without repeating a loop. Nobody has looked at the functions of
+//! libraries that did not come with the program, so these have a safepoint at their entry as well, and one at the head of
+//! each loop, however it is repeated. A compiler makes no function of the two halves of an atomic operation.
 
 use std::collections::BTreeMap;
 
