@@ -654,9 +654,10 @@ fn faults(operators: &[Operator]) -> (Vec<usize>, [usize; 2]) {
             Operator::End => drop(around.pop()),
             _ => {}
         }
-        let is_apart = precedes
-            && !matches!(operator, Operator::Br { .. })
-            && !(at >= 4 && matches!(operators[at - 4], Operator::Loop { .. }));
+        let begins_loop = at >= 4 && matches!(operators[at - 4], Operator::Loop { .. });
+        let goes_back = matches!(operator, Operator::Br { relative_depth }
+            if around.iter().rev().nth(*relative_depth as usize).copied().flatten().is_some());
+        let is_apart = precedes && !goes_back && !begins_loop;
         if is_apart {
             faults.push(at);
         }

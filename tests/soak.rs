@@ -290,7 +290,11 @@ fn what_clients_have_taken_is_given_back_when_they_are_gone() {
     let after = Possessions::wait(&mut parent, Some(&before));
     println!("{before:?}\n{after:?}\n{:?}", parent.counts);
     let expected = u32::try_from(2 * TIMES).expect("a few");
-    assert!(parent.counts.len() == 7 && parent.counts.values().all(|count| *count == expected), "{:?}", parent.counts);
+    assert!(
+        parent.counts.len() as u64 == KINDS && parent.counts.values().all(|count| *count == expected),
+        "{:?}",
+        parent.counts
+    );
 }
 
 /// The SQLSTATE of the error among these messages.

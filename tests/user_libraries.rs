@@ -25,8 +25,8 @@ use support::{
     wire::{self, Message},
 };
 use wasm_encoder::{
-    BlockType, CodeSection, CustomSection, ExportKind, ExportSection, FunctionSection, ImportSection, Instruction,
-    MemorySection, Module, RefType, TableSection, TypeSection, ValType,
+    BlockType, CodeSection, CustomSection, EntityType, ExportKind, ExportSection, FunctionSection, ImportSection,
+    Instruction, MemorySection, Module, RefType, TableSection, TypeSection, ValType,
 };
 
 /// A function that returns 42.
@@ -200,16 +200,23 @@ fn calls(number: usize) -> Vec<Instruction<'static>> {
     repeated(&call, number)
 }
 
-/// A library with functions of one variable and loops, which has that much work for the compiler (`user.rs`).
-fn that_takes_long(work: usize) -> Vec<u8> {
+/// A library with so many functions of a variable and a hundred loops.
+fn with_loops(functions: usize) -> Vec<u8> {
     let around =
         [Instruction::Loop(BlockType::Empty), Instruction::LocalGet(0), Instruction::BrIf(0), Instruction::End];
-    let loops = 5_000;
-    let body = repeated(&around, loops);
-    // A variable and what 16 more would be; two branches of a loop.
-    let names: Vec<_> = (0..work / (17 * 2 * loops)).map(|number| format!("f{number}")).collect();
+    let body = repeated(&around, 100);
+    let names: Vec<_> = (0..functions).map(|number| format!("f{number}")).collect();
     let functions: Vec<_> = names.iter().map(|name| (&name[..], &body[..])).collect();
     with_functions(&functions)
+}
+
+/// Ten thousand values on the stack, two thousand blocks, and a result.
+fn values_and_blocks() -> Vec<Instruction<'static>> {
+    let block = [Instruction::Loop(BlockType::Empty), Instruction::End];
+    let values = std::iter::repeat_n(Instruction::LocalGet(0), 10_000);
+    let blocks = std::iter::repeat_n(block, 2_000).flatten();
+    let drops = std::iter::repeat_n(Instruction::Drop, 10_000);
+    values.chain(blocks).chain(drops).chain([Instruction::I32Const(0)]).collect()
 }
 
 /// A module with a type of function with so many parameters and results.
@@ -254,7 +261,24 @@ fn with_leave_a_library_has_no_memory_and_no_table_but_those_of_its_guest() {
         ),
         (module(&vec![Instruction::Nop; 100_000], |_, _| {}), "a function of more than"),
         (with_functions(&[("calls", &calls(13_000))]), "compiling it takes too long"),
-        (that_takes_long(13_000_000), "compiling it takes too long"),
+        (with_functions(&[("values", &values_and_blocks())]), "compiling it takes too long"),
+        (with_loops(2_100), "compiling it takes too long"),
+        (
+            module(&[], |imports, _| {
+                for number in 0..65 {
+                    imports.import("env", &format!("invoke_v{}", "i".repeat(number)), EntityType::Function(0));
+                }
+            }),
+            "more than 64 imports named invoke_",
+        ),
+        (
+            module(&[], |imports, _| {
+                for number in 0..10_001 {
+                    imports.import("env", &format!("f{number}"), EntityType::Function(0));
+                }
+            }),
+            "more than 10000 imports",
+        ),
         (with_types(101, 1), "more than 100 parameters"),
         // A call is two bytes, and takes and returns a hundred values.
         (with_types(100, 100), "multi-value"),
@@ -274,6 +298,9 @@ fn with_leave_a_library_has_no_memory_and_no_table_but_those_of_its_guest() {
         let [_, message, _] = failure(&mut session, "LOAD '/tmp/hostile.so'");
         assert!(message.contains(refusal), "{refusal}: {message}");
     }
+    // One that is just within the limits.
+    session.values(&export(&with_loops(1_900), "/tmp/large.so"));
+    session.values("LOAD '/tmp/large.so'");
     assert_eq!(session.values("SELECT 1"), ["1"]);
 }
 
@@ -392,13 +419,15 @@ fn hostile_modules_are_rewritten_or_refused() {
     let (mut rewritten, mut refused) = (0, 0);
     for number in 0..power::number("PGLITE_PORT_MODULES", 3000) {
         let wasm = if number % 2 == 0 { hostile(&mut dice) } else { hostile_and_endless(&mut dice) };
-        match instrument::instrument_foreign_side_module(&wasm) {
-            // What was valid still is.
-            Ok(code) if wasmparser::validate(&wasm).is_ok() => {
-                wasmparser::validate(&code).expect("it is valid");
-                rewritten += 1;
+        for rewrite in [instrument::instrument_side_module, instrument::instrument_foreign_side_module] {
+            match rewrite(&wasm) {
+                // What was valid still is.
+                Ok(code) if wasmparser::validate(&wasm).is_ok() => {
+                    wasmparser::validate(&code).expect("it is valid");
+                    rewritten += 1;
+                }
+                Ok(_) | Err(_) => refused += 1,
             }
-            Ok(_) | Err(_) => refused += 1,
         }
         let _ = instrument::side_module_globals(&wasm);
     }

@@ -261,6 +261,18 @@ defmodule PgliteEx.CertificatesTest do
       assert {:ok, _identity} = Identity.read(sni_hosts: hosts)
     end
 
+    # The certificate of a host that has the server's key; everybody may read a certificate.
+    public = Path.join(directory, "public.pem")
+    File.cp!(certificate, public)
+    File.chmod!(public, 0o644)
+    own = [certfile: certificate, keyfile: key]
+    hosts = [{'other.example', [certfile: public]}]
+    assert {:ok, _identity} = Identity.read(own ++ [sni_hosts: hosts])
+
+    # Nor is one without a key told to have one.
+    assert {:error, %PgliteEx.Error{message: message}} = Identity.read(certfile: public)
+    assert message =~ "no private key"
+
     server = Servers.start!(ssl: files(directory))
     File.chmod!(key, 0o644)
 

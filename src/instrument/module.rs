@@ -278,8 +278,11 @@ impl<'a> Module<'a> {
     /// The module's own mutable globals. One that is not exported gets a name.
     pub(super) fn mutable_globals(&self) -> Vec<MutableGlobal> {
         let own = (0_u32..).zip(&self.globals).skip(self.imported_globals as usize);
+        // The first export of one counts.
+        let exports = self.exports.iter().rev().filter(|it| it.kind == ExternalKind::Global);
+        let exports: BTreeMap<u32, _> = exports.map(|it| (it.index, it)).collect();
         let named = |(index, _)| {
-            let exported = self.exports.iter().find(|it| it.kind == ExternalKind::Global && it.index == index);
+            let exported = exports.get(&index);
             MutableGlobal {
                 index,
                 name: exported.map_or_else(|| format!("pglite_port.global.{index}"), |it| it.name.to_owned()),

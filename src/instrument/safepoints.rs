@@ -16,8 +16,8 @@
 //!
 //! Half of all iterations are the first ones of their loops, because most loops end soon. A safepoint is therefore on
 //! the way back to the head of a loop, and only there. In front of a conditional branch to the head it would also be
-//! met by those that go on, and these may be between a load and a store: a compare-and-swap that fails branches to the
-//! head of its loop, and stores if it does not.
+//! met where the branch is not taken, which may be between a load and a store: a compare-and-swap that fails branches to
+//! the head of its loop, and stores if it does not.
 //!
 //! A function that calls itself can run for ever without repeating a loop. Nobody has looked at the functions of
 //! libraries that did not come with the program, so these have a safepoint at their entry as well, and one at the head of
@@ -130,7 +130,8 @@ pub const SAFEPOINT_PAGE: u32 = 0x7fff_0000;
 const PAGE: u64 = 1 << 16;
 
 /// Neighbouring safepoints have different addresses, and those with the same address different values, because the
-/// compiler leaves out a store of what it knows to be there. All are in one cache line.
+/// compiler leaves out a store of what it knows to be there, and one that another store to the same address follows in any
+/// case. All are in one cache line.
 const ADDRESSES: u64 = 16;
 
 /// Whole numbers of 4 bytes are stored: for smaller ones the compiler first moves the value to a register.

@@ -86,7 +86,7 @@ defmodule PgliteEx.Identity do
   def read(options) do
     if options[:sni_fun] || options[:sni_hosts] do
       for {_host, given} <- [{:any, options} | options[:sni_hosts] || []],
-          given <- [given | given[:certs_keys] || []],
+          given <- [inherited(given, options) | given[:certs_keys] || []],
           path = keyfile(Keyword.new(given)),
           do: check_permissions(path)
 
@@ -126,6 +126,10 @@ defmodule PgliteEx.Identity do
     read = [cert: chain, key: key, cacerts: authorities]
     Keyword.merge(Keyword.drop(options, @files), Enum.filter(read, &elem(&1, 1)))
   end
+
+  # The options of a host, which may have a certificate of its own and the server's key.
+  defp inherited(given, options),
+    do: options |> Keyword.take([:key, :keyfile]) |> Keyword.merge(given)
 
   # The file that `:ssl` would read the key from.
   defp keyfile(options),
@@ -174,8 +178,8 @@ defmodule PgliteEx.Identity do
   end
 
   defp private_key(path, password) do
-    check_permissions(path)
     entry = Enum.find(entries(path), fn {type, _der, _cipher} -> type in @private_keys end)
+    if entry, do: check_permissions(path)
 
     case entry do
       nil ->

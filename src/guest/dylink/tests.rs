@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     fuzz::{Corpus, Input, fuzz},
-    instrument::instrument_foreign_side_module,
+    instrument::{instrument_foreign_side_module, instrument_side_module},
 };
 
 /// What is described is in the file; what is described as another's library is valid and within limits; what is
@@ -30,10 +30,12 @@ fn check(input: &Input) {
         let alignment = description.memory_alignment;
         assert!(description.memory_size == 0 || (alignment.is_power_of_two() && alignment <= 64 << 10));
     }
-    if let (true, Ok(code)) = (is_valid, instrument_foreign_side_module(wasm)) {
-        validate(&code).expect("it was valid");
-        if described.is_ok() {
-            assert!(Description::parse(&code).expect("it was described").data.is_empty());
+    for rewrite in [instrument_side_module, instrument_foreign_side_module] {
+        if let (true, Ok(code)) = (is_valid, rewrite(wasm)) {
+            validate(&code).expect("it was valid");
+            if described.is_ok() {
+                assert!(Description::parse(&code).expect("it was described").data.is_empty());
+            }
         }
     }
 }
@@ -65,15 +67,17 @@ fn any_module_stays_valid_when_it_is_rewritten() {
         };
         let Ok(module) = wasm_smith::Module::new(config, &mut arbitrary::Unstructured::new(bytes)) else { return };
         let wasm = module.to_bytes();
-        match instrument_foreign_side_module(&wasm) {
-            Ok(code) => {
-                validate(&code).expect("it was valid");
-                // Large copies call two more.
-                let added = functions(&code) - functions(&wasm);
-                assert!(matches!(added, 0 | 2), "{added} more functions");
+        for rewrite in [instrument_side_module, instrument_foreign_side_module] {
+            match rewrite(&wasm) {
+                Ok(code) => {
+                    validate(&code).expect("it was valid");
+                    // Large copies call two more.
+                    let added = functions(&code) - functions(&wasm);
+                    assert!(matches!(added, 0 | 2), "{added} more functions");
+                }
+                // Data of its own is the only thing in a valid module that is refused.
+                Err(error) => assert!(error.to_string().contains("data segment"), "{error}"),
             }
-            // Data of its own is the only thing in a valid module that is refused.
-            Err(error) => assert!(error.to_string().contains("data segment"), "{error}"),
         }
     });
 }

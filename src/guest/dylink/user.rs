@@ -5,7 +5,10 @@
 
 use super::dylink_section::Description;
 use anyhow::{bail, ensure};
-use wasmparser::{FunctionBody, Operator, Parser, Payload, TypeRef, Validator, WasmFeatures};
+use wasmparser::{
+    FuncValidator, FuncValidatorAllocations, FunctionBody, Operator, Parser, Payload, TypeRef, ValidPayload, Validator,
+    ValidatorResources, WasmFeatures,
+};
 
 /// The longest file, in bytes: more than that of any library of PGlite.
 const LENGTH_MAX: usize = 4 << 20;
@@ -20,6 +23,10 @@ const LOCALS_MAX: u32 = 1_000;
 const WORK_MAX: u64 = 12_000_000;
 /// The most parameters of a function. A call takes two bytes and copies each of them.
 const PARAMETERS_MAX: usize = 100;
+/// The most types, imports, exports and global variables, each: many times those of any library of PGlite.
+const ENTRIES_MAX: u32 = 10_000;
+/// The most functions `invoke_…` that it imports: the host makes a module for each that PGlite does not have.
+const INVOKING_MAX: u32 = 64;
 /// The most memory for its data, in bytes, and the coarsest alignment of that.
 const MEMORY_MAX: u32 = 16 << 20;
 const ALIGNMENT_MAX: u32 = 64 << 10;
@@ -49,25 +56,44 @@ pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<Description> {
     ensure!(wasm.len() <= LENGTH_MAX, "it is longer than {LENGTH_MAX} bytes");
     // Two bytes of code would copy as many values as a function has results, or a block parameters: of 65 kB the
     // compiler makes more than 20 GB. C has at most one result, and no such blocks.
-    Validator::new_with_features(FEATURES.difference(WasmFeatures::MULTI_VALUE)).validate_all(wasm)?;
-    let (mut parameters, mut functions, mut all_work) = (Vec::new(), Vec::new().into_iter(), 0);
+    let mut validator = Validator::new_with_features(FEATURES.difference(WasmFeatures::MULTI_VALUE));
+    let (mut allocations, mut all_work) = (FuncValidatorAllocations::default(), 0);
     for payload in Parser::new(0).parse_all(wasm) {
-        match payload? {
+        let payload = payload?;
+        if let ValidPayload::Func(function, body) = validator.payload(&payload)? {
+            ensure!(body.range().len() <= BODY_MAX, "it has a function of more than {BODY_MAX} bytes");
+            let mut function = function.into_validator(allocations);
+            all_work += work(&mut function, &body)?;
+            ensure!(all_work <= WORK_MAX, "compiling it takes too long: it branches and calls too often");
+            allocations = function.into_allocations();
+        }
+        let is_few = |count: u32, what: &str| {
+            ensure!(count <= ENTRIES_MAX, "it has more than {ENTRIES_MAX} {what}");
+            Ok(())
+        };
+        match payload {
             Payload::TypeSection(section) => {
+                is_few(section.count(), "types")?;
                 for ty in section.into_iter_err_on_gc_types() {
-                    parameters.push(ty?.params().len());
+                    let has_few = ty?.params().len() <= PARAMETERS_MAX;
+                    ensure!(has_few, "it has a function with more than {PARAMETERS_MAX} parameters");
                 }
-                let most = parameters.iter().max().copied().unwrap_or(0);
-                ensure!(most <= PARAMETERS_MAX, "it has a function with more than {PARAMETERS_MAX} parameters");
             }
-            Payload::FunctionSection(section) => {
-                functions = section.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter();
-            }
+            Payload::GlobalSection(section) => is_few(section.count(), "global variables")?,
+            Payload::ExportSection(section) => is_few(section.count(), "exports")?,
             Payload::MemorySection(section) => ensure!(section.count() == 0, "it has a memory of its own"),
             Payload::TableSection(section) => ensure!(section.count() == 0, "it has a table of its own"),
             Payload::ImportSection(section) => {
+                is_few(section.count(), "imports")?;
+                let mut invoking = 0;
                 for import in section.into_imports() {
                     let import = import?;
+                    if let Some(signature) = import.name.strip_prefix("invoke_") {
+                        invoking += 1;
+                        ensure!(invoking <= INVOKING_MAX, "it has more than {INVOKING_MAX} imports named invoke_…");
+                        let is_short = signature.len() <= 1 + PARAMETERS_MAX;
+                        ensure!(is_short, "it has a function with more than {PARAMETERS_MAX} parameters");
+                    }
                     let expected = match import.ty {
                         TypeRef::Memory(_) => ("env", "memory"),
                         TypeRef::Table(_) => ("env", "__indirect_function_table"),
@@ -80,12 +106,6 @@ pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<Description> {
             Payload::CodeSectionStart { count, .. } => {
                 ensure!(count <= FUNCTIONS_MAX, "it has more than {FUNCTIONS_MAX} functions");
             }
-            Payload::CodeSectionEntry(body) => {
-                ensure!(body.range().len() <= BODY_MAX, "it has a function of more than {BODY_MAX} bytes");
-                let ty = functions.next().and_then(|ty: u32| usize::try_from(ty).ok());
-                all_work += work(&body, ty.and_then(|ty| parameters.get(ty).copied()).unwrap_or(0))?;
-                ensure!(all_work <= WORK_MAX, "compiling it takes too long: it branches and calls too often");
-            }
             _ => {}
         }
     }
@@ -96,40 +116,70 @@ pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<Description> {
     Ok(description)
 }
 
-/// Checks a function with so many parameters; how much work compiling it is. At each branch, also that to an error, the
-/// compiler notes which variables are needed behind it. A call through the table is many branches.
-fn work(body: &FunctionBody<'_>, parameters: usize) -> anyhow::Result<u64> {
-    let mut locals = 0_u32;
-    for group in body.get_locals_reader()? {
-        locals = locals.saturating_add(group?.0);
+/// Checks a function; how much work compiling it is. At each branch, also that to an error, and each call the compiler
+/// notes which variables and values on the stack are needed behind it.
+fn work(function: &mut FuncValidator<ValidatorResources>, body: &FunctionBody<'_>) -> anyhow::Result<u64> {
+    let mut reader = body.get_binary_reader();
+    function.read_locals(&mut reader)?;
+    // Its parameters are among them.
+    let variables = function.len_locals();
+    ensure!(variables <= LOCALS_MAX, "it has a function with more than {LOCALS_MAX} variables");
+    let (mut work, mut places) = (0, 0);
+    let mut operators = body.get_operators_reader()?;
+    while !operators.eof() {
+        let (operator, offset) = operators.read_with_offset()?;
+        ensure!(!matches!(operator, Operator::TableGrow { .. }), "it enlarges the table");
+        let values = u64::from(function.operand_stack_height());
+        function.op(offset, &operator)?;
+        let branches = branches(&operator);
+        work += (u64::from(variables) + values + 16) * branches;
+        places += if matches!(operator, Operator::CallIndirect { .. }) { 1 } else { branches };
     }
-    ensure!(locals <= LOCALS_MAX, "it has a function with more than {LOCALS_MAX} variables");
-    let (mut branches, mut indirect_calls) = (0_u64, 0_u64);
-    for operator in body.get_operators_reader()? {
-        match operator? {
-            Operator::TableGrow { .. } => bail!("it enlarges the table"),
-            Operator::CallIndirect { .. } => indirect_calls += 1,
-            Operator::BrTable { targets } => branches += 1 + u64::from(targets.len()),
-            Operator::Block { .. }
-            | Operator::Loop { .. }
-            | Operator::If { .. }
-            | Operator::Else
-            | Operator::Br { .. }
-            | Operator::BrIf { .. }
-            | Operator::Call { .. }
-            | Operator::I32DivS
-            | Operator::I32DivU
-            | Operator::I32RemS
-            | Operator::I32RemU
-            | Operator::I64DivS
-            | Operator::I64DivU
-            | Operator::I64RemS
-            | Operator::I64RemU => branches += 1,
-            _ => {}
-        }
-    }
-    let variables = parameters as u64 + u64::from(locals);
+    operators.get_binary_reader().finish_expression(&function.visitor(operators.original_position()))?;
     // One function with many branches takes more than several with as many.
-    let places = branches + indirect_calls;
-    Ok((variables + 16) * (branches + 16 * indirect_calls) + places * places / 16)
+    Ok(work + places * places / 16)
+}
+
+/// The number of branches and calls that an instruction becomes, one to an error included.
+fn branches(operator: &Operator<'_>) -> u64 {
+    match operator {
+        Operator::BrTable { targets } => 1 + u64::from(targets.len()),
+        // The index, the type and the function are looked at, which may not be there yet.
+        Operator::CallIndirect { .. } => 16,
+        // The length is looked at (`instrument/bulk.rs`).
+        Operator::MemoryCopy { .. } | Operator::MemoryFill { .. } => 4,
+        // A loop.
+        Operator::TableFill { .. } | Operator::TableCopy { .. } | Operator::TableInit { .. } => 6,
+        Operator::TableGet { .. } | Operator::TableSet { .. } => 3,
+        Operator::Block { .. }
+        | Operator::Loop { .. }
+        | Operator::If { .. }
+        | Operator::Else
+        | Operator::Br { .. }
+        | Operator::BrIf { .. }
+        | Operator::Return
+        | Operator::Call { .. }
+        | Operator::RefFunc { .. }
+        | Operator::MemoryGrow { .. }
+        | Operator::MemoryInit { .. }
+        | Operator::DataDrop { .. }
+        | Operator::ElemDrop { .. }
+        | Operator::I32DivS
+        | Operator::I32DivU
+        | Operator::I32RemS
+        | Operator::I32RemU
+        | Operator::I64DivS
+        | Operator::I64DivU
+        | Operator::I64RemS
+        | Operator::I64RemU
+        | Operator::I32TruncF32S
+        | Operator::I32TruncF32U
+        | Operator::I32TruncF64S
+        | Operator::I32TruncF64U
+        | Operator::I64TruncF32S
+        | Operator::I64TruncF32U
+        | Operator::I64TruncF64S
+        | Operator::I64TruncF64U => 1,
+        _ => 0,
+    }
 }
