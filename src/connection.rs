@@ -24,7 +24,7 @@ mod live;
 mod startup_time;
 
 pub use live::Connections;
-pub use startup_time::{authentication_timeout, startup_timeout};
+pub use startup_time::{authentication_timeout, startup_timeout, unreadable_timeout};
 
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use clap::{ArgAction, Args, value_parser};
 use pglite_port::{
-    connection::{authentication_timeout, startup_timeout},
+    connection::{authentication_timeout, startup_timeout, unreadable_timeout},
     databases::{Access, Authentication, DataDirectory, Leave, Password, Rules, SharedSettings},
     metrics::Endpoint,
     pruning::Stock,
@@ -213,6 +213,10 @@ impl SharedOptions {
             mode == Mode::Shared || self.template.is_none(),
             "--template is for mode shared: a connection in mode isolated gets the template of its database's name"
         );
+        // No cluster starts with it, which would refuse it.
+        if let (Mode::Isolated, Some(value)) = (mode, unreadable_timeout(&self.settings)) {
+            bail!("authentication_timeout is \"{value}\", which is no time from 1s to 10min");
+        }
         Ok(())
     }
 

@@ -515,6 +515,17 @@ fn a_client_that_does_not_answer_the_question_is_not_waited_for_longer_than_auth
 }
 
 #[test]
+fn a_time_that_cannot_be_read_is_refused_also_where_no_cluster_starts() {
+    for value in ["0", "601", "0x5"] {
+        let setting = format!("authentication_timeout={value}");
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--mode", "isolated", "--set", &setting];
+        let told = Program::fail(&arguments);
+        let refusal = format!("authentication_timeout is \"{value}\", which is no time from 1s to 10min");
+        assert!(told.contains(&refusal), "{value}: {told}");
+    }
+}
+
+#[test]
 fn a_client_that_does_not_say_who_it_is_is_not_waited_for_longer_than_authentication_timeout() {
     let authority = Authority::new();
     // A packet without its end, and the beginnings of TLS on request and at once. Otherwise each had a minute, which is

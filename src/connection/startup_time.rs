@@ -10,12 +10,21 @@ const NAME: &str = "authentication_timeout";
 /// The largest value, in seconds; the smallest is one (`src/backend/utils/misc/guc_parameters.dat`).
 const LONGEST: f64 = 600.0;
 
-/// The time in the settings of the command line, if they have one. The last one counts. A value that PostgreSQL
-/// refuses, which it reports, is not looked at.
+/// The time in the settings of the command line, if they have one. The last one counts. A value that is none is not
+/// looked at: PostgreSQL reports it when a shared cluster starts, and [`unreadable_timeout`] where there is none.
 #[must_use]
 pub fn authentication_timeout(settings: &[(String, String)]) -> Option<Duration> {
-    let (_, value) = settings.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(NAME))?;
-    seconds(value).map(|seconds| Duration::from_secs(seconds.into()))
+    seconds(value(settings)?).map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+/// The value that these settings have for it, if it is no time from a second to ten minutes.
+#[must_use]
+pub fn unreadable_timeout(settings: &[(String, String)]) -> Option<&str> {
+    value(settings).filter(|value| seconds(value).is_none())
+}
+
+fn value(settings: &[(String, String)]) -> Option<&str> {
+    settings.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(NAME)).map(|(_, value)| value.as_str())
 }
 
 /// The time for TLS and the startup packet, by the settings of the command line.
@@ -56,6 +65,8 @@ mod tests {
         }
         for refused in ["0", "601", "1 hour", "s", "", "-1", "0.4"] {
             assert_eq!(timeout(refused), 60, "{refused}");
+            let settings = [(NAME.to_owned(), refused.to_owned())];
+            assert_eq!(unreadable_timeout(&settings), Some(refused));
         }
     }
 

@@ -21,7 +21,7 @@ defmodule PgliteEx.StartupTime do
   }
 
   @doc """
-  The time in milliseconds. A value that PostgreSQL refuses, which it reports, is not looked at.
+  The time in milliseconds. A value that is no time is not looked at: the program refuses it.
 
       iex> limit = fn settings -> PgliteEx.StartupTime.limit(%PgliteEx.Options{listen: nil, settings: settings}) end
       iex> for value <- [5, "5", "5s", " 2 min ", "1500ms", "0", "1 hour", "s"],
