@@ -179,12 +179,10 @@ defmodule PgliteEx.Identity do
 
   defp private_key(path, password) do
     entry = Enum.find(entries(path), fn {type, _der, _cipher} -> type in @private_keys end)
-    if entry, do: check_permissions(path)
+    unless entry, do: unusable("#{path} has no private key (PEM)")
+    check_permissions(path)
 
     case entry do
-      nil ->
-        unusable("#{path} has no private key (PEM)")
-
       {type, der, :not_encrypted} ->
         attempt(
           fn -> :public_key.der_decode(type, der) end,

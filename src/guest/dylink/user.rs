@@ -6,8 +6,8 @@
 use super::dylink_section::Description;
 use anyhow::{bail, ensure};
 use wasmparser::{
-    FuncValidator, FuncValidatorAllocations, FunctionBody, Operator, Parser, Payload, TypeRef, ValidPayload, Validator,
-    ValidatorResources, WasmFeatures,
+    FuncValidator, FuncValidatorAllocations, FunctionBody, ImportSectionReader, Operator, Parser, Payload, TypeRef,
+    ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
 /// The longest file, in bytes: more than that of any library of PGlite.
@@ -67,41 +67,21 @@ pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<Description> {
             ensure!(all_work <= WORK_MAX, "compiling it takes too long: it branches and calls too often");
             allocations = function.into_allocations();
         }
-        let is_few = |count: u32, what: &str| {
-            ensure!(count <= ENTRIES_MAX, "it has more than {ENTRIES_MAX} {what}");
-            Ok(())
-        };
         match payload {
             Payload::TypeSection(section) => {
-                is_few(section.count(), "types")?;
+                check_number(section.count(), "types")?;
                 for ty in section.into_iter_err_on_gc_types() {
                     let has_few = ty?.params().len() <= PARAMETERS_MAX;
                     ensure!(has_few, "it has a function with more than {PARAMETERS_MAX} parameters");
                 }
             }
-            Payload::GlobalSection(section) => is_few(section.count(), "global variables")?,
-            Payload::ExportSection(section) => is_few(section.count(), "exports")?,
+            Payload::GlobalSection(section) => check_number(section.count(), "global variables")?,
+            Payload::ExportSection(section) => check_number(section.count(), "exports")?,
             Payload::MemorySection(section) => ensure!(section.count() == 0, "it has a memory of its own"),
             Payload::TableSection(section) => ensure!(section.count() == 0, "it has a table of its own"),
             Payload::ImportSection(section) => {
-                is_few(section.count(), "imports")?;
-                let mut invoking = 0;
-                for import in section.into_imports() {
-                    let import = import?;
-                    if let Some(signature) = import.name.strip_prefix("invoke_") {
-                        invoking += 1;
-                        ensure!(invoking <= INVOKING_MAX, "it has more than {INVOKING_MAX} imports named invoke_…");
-                        let is_short = signature.len() <= 1 + PARAMETERS_MAX;
-                        ensure!(is_short, "it has a function with more than {PARAMETERS_MAX} parameters");
-                    }
-                    let expected = match import.ty {
-                        TypeRef::Memory(_) => ("env", "memory"),
-                        TypeRef::Table(_) => ("env", "__indirect_function_table"),
-                        TypeRef::Tag(_) => bail!("it uses exceptions"),
-                        TypeRef::Func(_) | TypeRef::FuncExact(_) | TypeRef::Global(_) => continue,
-                    };
-                    ensure!((import.module, import.name) == expected, "it needs another memory or table");
-                }
+                check_number(section.count(), "imports")?;
+                check_imports(section)?;
             }
             Payload::CodeSectionStart { count, .. } => {
                 ensure!(count <= FUNCTIONS_MAX, "it has more than {FUNCTIONS_MAX} functions");
@@ -114,6 +94,33 @@ pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<Description> {
     ensure!(description.memory_alignment <= ALIGNMENT_MAX, "its memory is aligned to more than {ALIGNMENT_MAX} bytes");
     ensure!(description.table_size <= TABLE_MAX, "it needs more than {TABLE_MAX} entries of the table");
     Ok(description)
+}
+
+fn check_number(of: u32, what: &str) -> anyhow::Result<()> {
+    ensure!(of <= ENTRIES_MAX, "it has more than {ENTRIES_MAX} {what}");
+    Ok(())
+}
+
+/// Checks that these are few functions `invoke_…`, and no memory and no table but the guest's.
+fn check_imports(imports: ImportSectionReader<'_>) -> anyhow::Result<()> {
+    let mut invoking = 0;
+    for import in imports.into_imports() {
+        let import = import?;
+        if let Some(signature) = import.name.strip_prefix("invoke_") {
+            invoking += 1;
+            ensure!(invoking <= INVOKING_MAX, "it has more than {INVOKING_MAX} imports named invoke_…");
+            let is_short = signature.len() <= 1 + PARAMETERS_MAX;
+            ensure!(is_short, "it has a function with more than {PARAMETERS_MAX} parameters");
+        }
+        let expected = match import.ty {
+            TypeRef::Memory(_) => ("env", "memory"),
+            TypeRef::Table(_) => ("env", "__indirect_function_table"),
+            TypeRef::Tag(_) => bail!("it uses exceptions"),
+            TypeRef::Func(_) | TypeRef::FuncExact(_) | TypeRef::Global(_) => continue,
+        };
+        ensure!((import.module, import.name) == expected, "it needs another memory or table");
+    }
+    Ok(())
 }
 
 /// Checks a function; how much work compiling it is. At each branch, also that to an error, and each call the compiler
