@@ -13,7 +13,7 @@ use pglite_port::instrument::{
     HAS_CHECKPOINTER, HOOK_MODULE, Hook, IS_TEMPORARY, InstrumentError, Instrumented, SAFEPOINT_PAGE,
     SIDE_MODULE_START, instrument, instrument_plain, instrument_side_module, side_module_globals,
 };
-use wasmparser::{ExternalKind, FunctionBody, KnownCustom, Name, Operator, Parser, Payload, TypeRef, Validator};
+use wasmparser::{Catch, ExternalKind, FunctionBody, KnownCustom, Name, Operator, Parser, Payload, TypeRef, Validator};
 
 /// What Emscripten's `getpid()` answers.
 const PROCESS_ID: u32 = 42;
@@ -190,14 +190,16 @@ fn every_function_is_found_and_the_code_is_valid_and_brings_no_data() {
 #[test]
 fn no_safepoint_lies_between_the_load_and_the_store_of_a_lock() {
     let code = Code::read(&backend().code);
-    let page = SAFEPOINT_PAGE.cast_signed();
     // A spinlock is one word. A lightweight lock has its state behind its tranche (`src/include/storage/lwlock.h`).
     for (name, place) in [("s_lock", 0), ("LWLockAcquire", 4), ("LWLockConditionalAcquire", 4)] {
         let (mut is_loaded, mut stores, mut safepoints, mut is_mode) = (false, 0, 0, false);
-        for operator in code.exported_body(name) {
+        let operators = code.exported_body(name);
+        for (at, operator) in operators.iter().enumerate() {
             match operator {
                 Operator::I32Load { memarg } if memarg.offset == place => is_loaded = true,
-                Operator::I32Const { value } if value == page => (is_loaded, safepoints) = (false, safepoints + 1),
+                // The process may have lost its turn on the way.
+                Operator::Loop { .. } => is_loaded = false,
+                Operator::I32Store { .. } if at >= 2 && is_safepoint(&operators[at - 2..=at]) => safepoints += 1,
                 // The mode, which is the second parameter, is kept in the list of the locks that the process has.
                 Operator::I32Store { memarg } if memarg.offset == place && !is_mode => {
                     assert!(is_loaded, "{name} stores what it has not loaded since it could lose its turn");
@@ -605,4 +607,76 @@ fn side_modules_do_nothing_by_themselves_and_show_their_globals() {
         assert_eq!(code.exports.contains_key(SIDE_MODULE_START), globals > 0, "{path}");
         assert!(mutable_globals.iter().all(|name| code.exports[name.as_str()].0 == ExternalKind::Global));
     }
+}
+
+/// Whether these are the instructions of a safepoint.
+fn is_safepoint(operators: &[Operator]) -> bool {
+    matches!(operators, [Operator::I32Const { value }, Operator::I32Const { .. }, Operator::I32Store { .. }]
+        if *value == SAFEPOINT_PAGE.cast_signed())
+}
+
+/// The ways back to loops without a safepoint in a function, and the safepoints that are elsewhere, by their numbers
+/// among its instructions; and how many loops begin with one and how many do not.
+fn faults(operators: &[Operator]) -> (Vec<usize>, [usize; 2]) {
+    let (mut faults, mut loops) = (Vec::new(), [0; 2]);
+    // The blocks around an instruction: whether they are loops, and begin with a safepoint.
+    let mut around: Vec<Option<bool>> = Vec::new();
+    for (at, operator) in operators.iter().enumerate() {
+        let precedes = at.checked_sub(3).is_some_and(|from| is_safepoint(&operators[from..at]));
+        let mut back = |around: &[Option<bool>], label: u32, is_met: bool| {
+            if around.iter().rev().nth(label as usize).copied().flatten() == Some(false) && !is_met {
+                faults.push(at);
+            }
+        };
+        match operator {
+            Operator::Br { relative_depth } => back(&around, *relative_depth, precedes),
+            Operator::BrIf { relative_depth } => back(&around, *relative_depth, false),
+            Operator::BrTable { targets } => {
+                let labels = targets.targets().map(Result::unwrap).chain([targets.default()]);
+                labels.for_each(|label| back(&around, label, false));
+            }
+            Operator::TryTable { try_table } => {
+                for catch in &try_table.catches {
+                    let (Catch::One { label, .. }
+                    | Catch::OneRef { label, .. }
+                    | Catch::All { label }
+                    | Catch::AllRef { label }) = *catch;
+                    back(&around, label, false);
+                }
+                around.push(None);
+            }
+            Operator::Loop { .. } => {
+                let begins = operators.get(at + 1..at + 4).is_some_and(is_safepoint);
+                loops[usize::from(!begins)] += 1;
+                around.push(Some(begins));
+            }
+            Operator::Block { .. } | Operator::If { .. } => around.push(None),
+            Operator::End => drop(around.pop()),
+            _ => {}
+        }
+        let begins_loop = at >= 4 && matches!(operators[at - 4], Operator::Loop { .. });
+        let goes_back = matches!(operator, Operator::Br { relative_depth }
+            if around.iter().rev().nth(*relative_depth as usize).copied().flatten().is_some());
+        let is_apart = precedes && !goes_back && !begins_loop;
+        if is_apart {
+            faults.push(at);
+        }
+    }
+    (faults, loops)
+}
+
+#[test]
+fn no_way_back_to_a_loop_is_without_a_safepoint_and_no_safepoint_is_elsewhere() {
+    let mut loops = [0; 2];
+    for (number, body) in (0..).zip(&Code::read(&backend().code).bodies) {
+        let operators: Vec<_> = body.get_operators_reader().unwrap().into_iter().map(Result::unwrap).collect();
+        let (faults, of_this) = faults(&operators);
+        assert!(faults.is_empty(), "function {number}: {faults:?}");
+        loops = [loops[0] + of_this[0], loops[1] + of_this[1]];
+    }
+    let [with_safepoint, without] = loops;
+    assert!(
+        without > 10 * with_safepoint && with_safepoint > 0,
+        "{with_safepoint} loops begin with one, {without} do not"
+    );
 }

@@ -17,23 +17,28 @@ use wasmtime::{Engine, Instance, Memory, Store, unix::StoreExt};
 /// Where the function below loads from.
 const PLACE: u32 = 64;
 
-/// A side module whose function `changed` loads a value, begins a loop, loads the value again, and returns the second
-/// one less the first one.
-fn loads_twice() -> Vec<u8> {
-    let load = || {
-        let place = MemArg { offset: 0, align: 2, memory_index: 0 };
-        [Instruction::I32Const(PLACE.cast_signed()), Instruction::I32Load(place)]
+/// A side module whose function `changed` loads a value, does so twice more in a loop, which is repeated in this way, and
+/// returns the last one less the first one. The way begins behind whether the loop is to be repeated.
+fn loads_again(way: &[Instruction]) -> Vec<u8> {
+    use Instruction::{End, I32Add, I32Const, I32LtU, I32Sub, LocalGet, LocalSet, LocalTee, Loop};
+    const FIRST: u32 = 0;
+    const DIFFERENCE: u32 = 1;
+    const ROUNDS: u32 = 2;
+    let place = MemArg { offset: 0, align: 2, memory_index: 0 };
+    let load = [I32Const(PLACE.cast_signed()), Instruction::I32Load(place)];
+    let mut body = Function::new([(4, ValType::I32)]);
+    let mut add = |instructions: &[Instruction]| {
+        for instruction in instructions {
+            body.instruction(instruction);
+        }
     };
-    let mut body = Function::new([(1, ValType::I32)]);
-    let [address, value] = load();
-    let before = [address, value, Instruction::LocalSet(0), Instruction::Loop(BlockType::Empty)];
-    let [address, value] = load();
-    let after = [address, value, Instruction::LocalGet(0), Instruction::I32Sub, Instruction::LocalSet(0)];
-    for instruction in
-        before.iter().chain(&after).chain(&[Instruction::End, Instruction::LocalGet(0), Instruction::End])
-    {
-        body.instruction(instruction);
-    }
+    add(&load);
+    add(&[LocalSet(FIRST), Loop(BlockType::Empty)]);
+    add(&load);
+    add(&[LocalGet(FIRST), I32Sub, LocalSet(DIFFERENCE)]);
+    add(&[LocalGet(ROUNDS), I32Const(1), I32Add, LocalTee(ROUNDS), I32Const(2), I32LtU]);
+    add(way);
+    add(&[End, LocalGet(DIFFERENCE), End]);
     let (mut types, mut imports, mut functions) = (TypeSection::new(), ImportSection::new(), FunctionSection::new());
     let (mut exports, mut code) = (ExportSection::new(), CodeSection::new());
     types.ty().function([], [ValType::I32]);
@@ -50,7 +55,21 @@ fn loads_twice() -> Vec<u8> {
 
 #[test]
 fn a_value_that_another_process_changes_at_a_safepoint_is_loaded_again() {
-    let code = instrument_side_module(&loads_twice()).expect("a side module");
+    use Instruction::{Block, Br, BrIf, BrTable, End, If};
+    assert_loaded_again(&[BrIf(0)]);
+    assert_loaded_again(&[If(BlockType::Empty), Br(1), End]);
+    // The head has the safepoint.
+    assert_loaded_again(&[
+        Instruction::LocalSet(3),
+        Block(BlockType::Empty),
+        Instruction::LocalGet(3),
+        BrTable(vec![0].into(), 1),
+        End,
+    ]);
+}
+
+fn assert_loaded_again(way: &[Instruction]) {
+    let code = instrument_side_module(&loads_again(way)).expect("a side module");
     let engine = Engine::default();
     let mut store = Store::new(&engine, ());
     let memory = Memory::new(&mut store, wasmtime::MemoryType::new(1, Some(1 << 15))).expect("a memory");

@@ -1,8 +1,9 @@
 //! `memory.copy` and `memory.fill` in pieces.
 //!
 //! A single instruction can copy a gigabyte, which takes hundreds of milliseconds, and nothing stops a process within
-//! it. Where the length may be large, the rewriter therefore puts a call of a function in place of the instruction. The
-//! function does the same in pieces, in a loop with a [safepoint](super::safepoints).
+//! it. Where the length is not known to be small, the rewriter therefore has it looked at. If it is large, a function
+//! is called in place of the instruction, which does the same in pieces, in a loop with a
+//! [safepoint](super::safepoints).
 
 use wasm_encoder::{BlockType, Function, Instruction, ValType};
 use wasmparser::Operator;
@@ -14,7 +15,7 @@ use super::safepoints;
 pub(super) const PIECE: i32 = 1 << 20;
 
 /// The parameters of both functions, as the instructions have them: the destination, then the source or the value of
-/// each byte, then the length. They have no results.
+/// each byte, then the length. They have no results. A function with such an instruction gets locals for them.
 pub(super) const PARAMETERS: [ValType; 3] = [ValType::I32; 3];
 
 const DESTINATION: u32 = 0;
@@ -49,6 +50,21 @@ impl Bulk {
             let operators = body.get_operators_reader().into_iter().flatten().flatten();
             operators.into_iter().any(|operator| Self::of(&operator, None).is_some())
         })
+    }
+
+    /// Writes what replaces the instruction to `body`: a call of the function with the index `in_pieces` if the length
+    /// is large, and the instruction if it is not. A call for any length would cost a percent of the processor time of
+    /// queries. Three locals, from `local` on, are used for nothing else.
+    pub(super) fn write(self, body: &mut Function, in_pieces: u32, local: u32) {
+        use Instruction::{Call, Else, End, I32Const, I32GtU, If, LocalGet, LocalSet};
+        let [destination, source, length] = [DESTINATION, SOURCE, LENGTH].map(|parameter| local + parameter);
+        let operands = [LocalGet(destination), LocalGet(source), LocalGet(length)];
+        add(body, &[LocalSet(length), LocalSet(source), LocalSet(destination)]);
+        add(body, &[LocalGet(length), I32Const(PIECE), I32GtU, If(BlockType::Empty)]);
+        add(body, &operands);
+        add(body, &[Call(in_pieces), Else]);
+        add(body, &operands);
+        add(body, &[self.instruction(), End]);
     }
 
     /// Its name in backtraces.
@@ -216,7 +232,8 @@ mod tests {
         let stays = |length: i32| {
             let wasm = module(&Instruction::I32Const(length));
             let module = Module::parse(&wasm).unwrap();
-            (0..2).all(|index| module.operators(index).unwrap().iter().any(|it| Bulk::of(it, None).is_some()))
+            let calls = |operator: &Operator| matches!(operator, Operator::Call { .. });
+            (0..2).all(|index| !module.operators(index).unwrap().iter().any(calls))
         };
         assert!(stays(0) && stays(PIECE));
         assert!(!stays(PIECE + 1) && !stays(-1));

@@ -1,25 +1,27 @@
 //! Writes a module again with additional imports, globals, exports and instructions, and adjusts every index.
 
+mod functions;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use wasm_encoder::reencode::{self, Reencode};
 use wasm_encoder::{
-    BlockType, CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind,
-    ExportSection, Function, FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection,
-    NameMap, NameSection, RawSection, StartSection, TableSection, TagSection, TypeSection, ValType,
+    CodeSection, ConstExpr, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection,
+    FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection, NameMap, NameSection,
+    RawSection, StartSection, TableSection, TagSection, TypeSection, ValType,
 };
 use wasmparser::{
-    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, FunctionSectionReader, KnownCustom, Operator,
-    Parser, Payload, TypeRef,
+    BinaryReader, CodeSectionReader, CustomSectionReader, FunctionBody, FunctionSectionReader, KnownCustom, Parser,
+    Payload, TypeRef,
 };
 
 use super::bulk::{self, Bulk};
 use super::changes::Edit;
 use super::hooks::{HOOK_MODULE, Hook};
 use super::module::Module;
-use super::outline::{Frame, Outline};
-use super::safepoints::{self, Safepoints};
+use super::outline::Outline;
+use super::safepoints::Safepoints;
 use super::{AUTHENTICATION, InstrumentError};
 
 /// The differences between a rewritten module and the original.
@@ -123,63 +125,13 @@ impl Reencode for Writer<'_> {
         if edits.is_none() && self.rewrite.safepoints == Safepoints::None {
             return reencode::utils::parse_function_body(self, code, body);
         }
-        let mut output = self.new_function_with_parsed_locals(&body)?;
-        let mut edits = edits.into_iter().flatten().peekable();
-        let (mut skipped_until, mut place) = (0, Place::default());
-        if self.rewrite.safepoints == Safepoints::LoopsAndEntries {
-            safepoints::add(&mut output, &mut place.safepoints);
-        }
-        for (at, operator) in body.get_operators_reader()?.into_iter().enumerate() {
-            while let Some(edit) = edits.next_if(|edit| edit.at.start == at) {
-                edit.with.iter().for_each(|instruction| {
-                    output.instruction(instruction);
-                });
-                skipped_until = edit.at.end;
-            }
-            let operator = operator?;
-            if at >= skipped_until {
-                self.copy(operator, &mut output, &mut place)?;
-            }
-        }
-        code.function(&output);
+        let edits = edits.map_or(&[][..], Vec::as_slice);
+        code.function(&self.rewritten(function, &body, edits)?);
         Ok(())
     }
-}
-
-/// What is before an instruction in its function.
-#[derive(Default)]
-struct Place {
-    /// The number of safepoints.
-    safepoints: u64,
-    /// The constant that was pushed just before.
-    constant: Option<i32>,
 }
 
 impl Writer<'_> {
-    /// Writes an instruction of the original, which is at `place`, to `output`.
-    fn copy(
-        &mut self,
-        operator: Operator<'_>,
-        output: &mut Function,
-        place: &mut Place,
-    ) -> Result<(), reencode::Error<Infallible>> {
-        let is_loop = matches!(operator, Operator::Loop { .. });
-        let constant = match operator {
-            Operator::I32Const { value } => Some(value),
-            _ => None,
-        };
-        let before = std::mem::replace(&mut place.constant, constant);
-        if let (Some(first), Some(bulk)) = (self.first_bulk, Bulk::of(&operator, before)) {
-            output.instruction(&Instruction::Call(first + bulk as u32));
-            return Ok(());
-        }
-        output.instruction(&self.instruction(operator)?);
-        if is_loop && self.rewrite.safepoints != Safepoints::None {
-            safepoints::add(output, &mut place.safepoints);
-        }
-        Ok(())
-    }
-
     fn section(&mut self, output: &mut wasm_encoder::Module, payload: Payload) -> Result<(), InstrumentError> {
         match payload {
             Payload::TypeSection(section) => {
@@ -317,47 +269,6 @@ impl Writer<'_> {
         let plain = types.find(|(_, ty)| ty.params().is_empty() && ty.results().is_empty());
         let missing = || InstrumentError::Unsupported("it has no function without parameters and results".into());
         plain.map(|(index, _)| index).ok_or_else(missing)
-    }
-
-    /// The function that is made of a part of another one.
-    fn outlined(&mut self, outline: &Outline) -> Result<Function, InstrumentError> {
-        let Outline { function, region, frame: Frame { stack_pointer, local, size } } = outline;
-        let missing = || InstrumentError::Unsupported("what becomes a function of its own is not there".into());
-        let body = self.original.body(*function).ok_or_else(missing)?;
-        let parameters = self.original.function_type(*function).ok_or_else(missing)?.params();
-        let mut locals = Vec::new();
-        for parameter in parameters {
-            locals.push((1, self.val_type(*parameter)?));
-        }
-        for group in body.get_locals_reader()? {
-            let (count, ty) = group?;
-            locals.push((count, self.val_type(ty)?));
-        }
-        let call = |hook: Hook| Instruction::Call(self.original.imported_functions + hook.position());
-        let (is_trusted, authenticated) = (call(Hook::ClientIsTrusted), call(Hook::ClientAuthenticated));
-        let mut output = Function::new(locals);
-        output
-            .instruction(&Instruction::GlobalGet(*stack_pointer))
-            .instruction(&Instruction::I32Const(*size))
-            .instruction(&Instruction::I32Sub)
-            .instruction(&Instruction::LocalTee(*local))
-            .instruction(&Instruction::GlobalSet(*stack_pointer))
-            .instruction(&is_trusted)
-            .instruction(&Instruction::I32Eqz)
-            .instruction(&Instruction::If(BlockType::Empty));
-        let mut place = Place::default();
-        for operator in body.get_operators_reader()?.into_iter().skip(region.start).take(region.len()) {
-            self.copy(operator?, &mut output, &mut place)?;
-        }
-        output
-            .instruction(&authenticated)
-            .instruction(&Instruction::End)
-            .instruction(&Instruction::LocalGet(*local))
-            .instruction(&Instruction::I32Const(*size))
-            .instruction(&Instruction::I32Add)
-            .instruction(&Instruction::GlobalSet(*stack_pointer))
-            .instruction(&Instruction::End);
-        Ok(output)
     }
 
     /// Copies a custom section, except for that of names, which is replaced.

@@ -153,7 +153,7 @@ fn branches(operator: &Operator<'_>) -> u64 {
         Operator::BrTable { targets } => 1 + u64::from(targets.len()),
         // The index, the type and the function are looked at, which may not be there yet.
         Operator::CallIndirect { .. } => 16,
-        // A call with three values (`instrument/bulk.rs`).
+        // The length is looked at (`instrument/bulk.rs`).
         Operator::MemoryCopy { .. } | Operator::MemoryFill { .. } => 4,
         // A loop.
         Operator::TableFill { .. } | Operator::TableCopy { .. } | Operator::TableInit { .. } => 6,
