@@ -58,6 +58,7 @@ static THREADS: Counted = Counted {
 const DESCRIPTORS_OF_SESSION: u64 = 16;
 
 /// What is refused for want of a resource, so that the log says it once.
+static LIBRARIES_WITHOUT_MAPPINGS: Refused = Refused::new("libraries");
 static WITHOUT_MEMORY: Refused = Refused::new("sessions and clusters");
 static WITHOUT_DESCRIPTORS: Refused = Refused::new("sessions and clusters");
 static CLIENTS_WITHOUT_DESCRIPTORS: Refused = Refused::new("clients");
@@ -81,6 +82,15 @@ pub(crate) fn check_for_session() -> Result<(), ErrorResponse> {
     check_for_cluster().map_err(too_many)
 }
 
+/// Checks that there are memory mappings for a library that is not in the cache.
+///
+/// # Errors
+/// `53000` when there are not.
+pub(crate) fn check_for_library() -> Result<(), ErrorResponse> {
+    let Some(counted) = mappings() else { return Ok(()) };
+    MAPPINGS.report(&LIBRARIES_WITHOUT_MAPPINGS, counted, counted.left() <= counted.margin)
+}
+
 /// Whether there are descriptors for the session of a client that has just connected.
 pub(crate) fn has_room_for_client() -> bool {
     descriptors().is_none_or(|descriptors| descriptors.left() > descriptors.margin + DESCRIPTORS_OF_SESSION)
@@ -95,11 +105,12 @@ pub(crate) fn check_for_client() -> Result<(), ErrorResponse> {
     check_descriptors(&CLIENTS_WITHOUT_DESCRIPTORS, 2).map_err(too_many)
 }
 
-/// Whether so few descriptors or threads are left that clients that have not authenticated should make room: less than
-/// twice what is kept from sessions.
+/// Whether so little is left that clients that have not authenticated should make room: of descriptors or threads less
+/// than twice what is kept from sessions, of memory no more than what is kept for small clusters, or so few mappings that
+/// sessions are refused, because counting these takes long.
 pub(crate) fn is_scarce() -> bool {
     let is_scarce = |count: fn() -> Option<Use>| count().is_some_and(|counted| counted.left() < 2 * counted.margin);
-    is_scarce(descriptors) || is_scarce(threads)
+    is_scarce(descriptors) || is_scarce(threads) || quota::is_scarce() || MAPPINGS.refused.is_known()
 }
 
 /// The report of a shortage for a client that wants to connect.
@@ -179,12 +190,13 @@ impl Counted {
         let Some(counted) = (self.count)() else { return Ok(()) };
         let further = (counted.left().saturating_sub(counted.margin) / self.each).checked_sub(1);
         self.granted.store(further.unwrap_or(0).min(self.most), Ordering::Relaxed);
+        self.report(&self.refused, counted, further.is_none())
+    }
+
+    fn report(&self, refused: &Refused, counted: Use, is_short: bool) -> Result<(), ErrorResponse> {
         let Use { used, limit, .. } = counted;
-        self.refused.report(
-            further.is_none(),
-            format!("too many {}: {used} of {limit} that the system allows are in use", self.what),
-            self.remedy,
-        )
+        let message = format!("too many {}: {used} of {limit} that the system allows are in use", self.what);
+        refused.report(is_short, message, self.remedy)
     }
 }
 
@@ -221,6 +233,11 @@ struct Refused {
 impl Refused {
     const fn new(what: &'static str) -> Self {
         Self { what, is_known: AtomicBool::new(false) }
+    }
+
+    /// Whether there was too little when that was looked at last.
+    fn is_known(&self) -> bool {
+        self.is_known.load(Ordering::Relaxed)
     }
 
     /// The error if there is too little. The log says when that changes.

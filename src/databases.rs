@@ -1,6 +1,7 @@
 //! Which cluster a connection gets: the program behind every connection.
 //!
 //! * `access`: who gets in
+//! * `attached`: the connections of a cluster, and which makes room for others
 //! * `isolated`: clusters of one connection each
 //! * `registry`: clusters by name, which take many
 //! * `shared`: such a cluster
@@ -31,6 +32,7 @@ use crate::{
 
 mod access;
 mod administration;
+mod attached;
 mod isolated;
 mod registry;
 mod shared;

@@ -18,7 +18,7 @@ pub(crate) mod control_group;
 mod program;
 
 pub use program::{ProgramLimit, Usage, limit_program, usage};
-pub(crate) use program::{has_room_for_copy, is_full};
+pub(crate) use program::{has_room_for_copy, is_full, is_scarce};
 
 /// No limit.
 const UNLIMITED: u64 = u64::MAX;

@@ -571,6 +571,33 @@ fn clients_that_do_not_authenticate_keep_no_others_out() {
 }
 
 #[test]
+fn clients_that_do_not_authenticate_keep_no_others_out_of_a_cluster_without_further_places() {
+    for (mode, user, places) in [("shared", "app", 5), ("isolated", "postgres", 8)] {
+        // In mode shared three of eight are for superusers.
+        let server = server(&[&SCRAM[..], &["--mode", mode, "--max-connections", "8"]].concat());
+        let mut stays = superuser(&server);
+        stays.batch_execute("CREATE ROLE app LOGIN PASSWORD 'secret'").expect("a role");
+        let asked: Vec<Session> = (0..12)
+            .map(|_| {
+                let mut session = server.unready_session(&[("user", user)]);
+                session.next().expect("a question");
+                session
+            })
+            .collect();
+        for _ in 0..20 {
+            connect(&server, user, "secret", "postgres").expect("a place of a client that says nothing");
+        }
+        stays.batch_execute("SELECT 1").expect("a client that has authenticated keeps its place");
+        let others: Vec<Client> =
+            (1..places).map(|_| connect(&server, user, "secret", "postgres").expect("a session")).collect();
+        assert_eq!(refusal(&server, user, "secret", "postgres"), "53300", "{mode}");
+        drop((asked, others));
+        server.wait_for_connections(1);
+        connect(&server, user, "secret", "postgres").expect("a session");
+    }
+}
+
+#[test]
 fn clients_of_the_parent_that_do_not_authenticate_make_room_for_others_and_trusted_ones_stay() {
     let mut port = Port::spawn(&SCRAM);
     port.send_frame(Kind::Open, 1, &Options::new().with("trusted", "true").to_bytes());

@@ -2,7 +2,8 @@
 //!
 //! Such a connection has a thread and may have a clone, and anybody can open one. A client that authenticates takes
 //! milliseconds. One that says nothing, or little, ends after `authentication_timeout`, and sooner if there are many
-//! like it, or if descriptors or threads are scarce: the oldest goes first, so that new clients get in.
+//! like it, or if something that connections need is scarce: the oldest goes first, so that new clients get in. When a
+//! cluster has no place for another session, its own go at once (`databases/attached.rs`).
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +20,7 @@ const FEW: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How many there may be at all.
 const MANY: usize = 1024;
-/// How many go for each new one while descriptors or threads are scarce.
+/// How many go for each new one while something is scarce.
 const SCARCE: usize = 2;
 
 /// The connections that have not authenticated, by their numbers, the oldest first; some that have may be among them.

@@ -1,15 +1,6 @@
 //! Connections that each have their own cluster: a clone of a template, which exists until the connection closes.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
-};
+use std::{collections::BTreeMap, convert::Infallible, io, sync::Arc, time::Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use parking_lot::Mutex;
@@ -34,7 +25,7 @@ use crate::{
     template::{DEFAULT, Template, TemplateError, Templates},
 };
 
-use super::{Access, Leave, Simulation};
+use super::{Access, Leave, Simulation, attached::Attached};
 
 /// How the clusters of connections are started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +45,7 @@ pub(crate) struct Isolated {
     leave: Leave,
     /// How many connections there can be at once.
     limit: usize,
-    /// How many there are, with those whose clusters are being made.
-    count: AtomicUsize,
+    attached: Arc<Attached>,
     access: Access,
     /// Where neither the connection nor its template has limits.
     limits: Limits,
@@ -86,8 +76,8 @@ impl Isolated {
         let limit = limit.unwrap_or(usize::MAX);
         let share = quota::usage().limit.map(|limit| (limit / SHARE).max(LEAST_MEMORY));
         let limits = limits.or(Limits { memory: share, disk: None });
-        let (count, live, tally) = (AtomicUsize::new(0), Mutex::default(), Arc::default());
-        Self { templates, origin, leave, limit, count, access, limits, live, tally }
+        let (attached, live, tally) = Default::default();
+        Self { templates, origin, leave, limit, attached, access, limits, live, tally }
     }
 
     /// Where what happens in them is counted.
@@ -148,11 +138,12 @@ impl Isolated {
                 return Ok(SessionEnd::Refused(report.with_hint(super::PREPARE)));
             }
         };
-        let Some(_place) = Place::take(self) else {
+        let attachment = self.attached.enter(start.control, start.is_trusted);
+        if !attachment.as_ref().is_some_and(|attachment| attachment.make_room(self.limit)) {
             // PostgreSQL's words (InitProcess in src/backend/storage/lmgr/proc.c).
             let report = ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
             return Ok(SessionEnd::Refused(report));
-        };
+        }
         let limits = start.limits.or(template.limits).or(self.limits);
         self.tally.enter(&start.transaction.activity());
         let begun = Instant::now();
@@ -269,24 +260,6 @@ impl Isolated {
 /// Sets the limits of the cluster of `backend`, which is that of the connection `id`.
 fn limit(backend: &mut Backend, limits: Limits, id: u32) {
     backend.guest().files.tree().lock().quota().limit(limits, || format!("the cluster of connection {id}"));
-}
-
-/// One of the connections that there can be at once; dropping it makes room for another.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    /// `None` if there is no room.
-    fn take(isolated: &'a Isolated) -> Option<Self> {
-        let one_more = |count: usize| (count < isolated.limit).then_some(count + 1);
-        let taken = isolated.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        taken.is_ok().then(|| Self(&isolated.count))
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Keeps a connection in the list of those whose memory is counted.

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 
 use super::{
     Leave, Simulation,
-    shared::{Attachment, DataDirectory, OnFailure, Postmaster, SharedSettings},
+    attached::Attachment,
+    shared::{DataDirectory, OnFailure, Postmaster, SharedSettings},
     snapshots::Snapshots,
     warm::Warm,
 };
@@ -25,7 +26,7 @@ use crate::{
     log::LogSink,
     protocol::error_response::{ErrorResponse, Severity, sqlstate},
     quota::Limits,
-    session::{Choice, Control, Outcome, SessionEnd, SessionStart},
+    session::{Choice, Outcome, SessionEnd, SessionStart},
     tally::ClusterStarts,
     template::Templates,
 };
@@ -116,7 +117,7 @@ impl Registry {
         let name = start.cluster.unwrap_or(DEFAULT_CLUSTER);
         let refused = || SessionEnd::Refused(unknown(name, Severity::Fatal));
         let Some(cluster) = self.find(name) else { return Ok(refused()) };
-        let (postmaster, attachment) = match self.attach(&cluster, start.control) {
+        let (postmaster, attachment) = match self.attach(&cluster, start) {
             Ok(Some(attached)) => attached,
             Ok(None) => return Ok(refused()),
             Err(report) => {
@@ -124,7 +125,7 @@ impl Registry {
                 return Ok(SessionEnd::Refused(super::for_client(report)));
             }
         };
-        let ended = catch_unwind(AssertUnwindSafe(|| postmaster.serve(start, client)));
+        let ended = catch_unwind(AssertUnwindSafe(|| postmaster.serve(&attachment, start, client)));
         drop(attachment);
         // Of one that was reset meanwhile, the connections to its successor decide.
         if cluster.lifetime == Lifetime::Connections && cluster.is_run_by(&postmaster) && postmaster.close_if_left() {
@@ -138,10 +139,10 @@ impl Registry {
     fn attach(
         &self,
         cluster: &Arc<Cluster>,
-        control: &Control,
+        start: &SessionStart<'_>,
     ) -> Result<Option<(Arc<Postmaster>, Attachment)>, ErrorResponse> {
         while let Some(postmaster) = self.postmaster(cluster)? {
-            if let Some(attachment) = postmaster.attach(control) {
+            if let Some(attachment) = postmaster.attach(start.control, start.is_trusted) {
                 return Ok(Some((postmaster, attachment)));
             }
             // It takes no more connections: the cluster goes, or has a successor after a reset.

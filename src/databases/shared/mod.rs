@@ -2,7 +2,6 @@
 //!
 //! * `mod`: the cluster, from its start to its end
 //! * `session`: a client's session of it
-//! * `attached`: the connections that have a session or wait for one
 //! * `branches`: what branches of it begin with
 //! * `capture`: a cluster from which others start without a boot
 //! * `own_session`: sessions of the program itself
@@ -15,7 +14,6 @@
 //! * `data_directory`: the directory of the host that it is kept in
 //! * `system_identifier`: what tells one cluster from all others
 
-mod attached;
 mod branches;
 mod capture;
 mod children;
@@ -53,9 +51,10 @@ use crate::{
     template::Templates,
 };
 
-use super::Simulation;
-use attached::Attached;
-pub(crate) use attached::Attachment;
+use super::{
+    Simulation,
+    attached::{Attached, Attachment},
+};
 use branches::Branched;
 pub(crate) use capture::capture;
 use children::run_in_turn;
@@ -233,8 +232,8 @@ impl Postmaster {
     }
 
     /// Adds a connection to those of the cluster; `None` if the cluster takes no more.
-    pub(crate) fn attach(&self, control: &Control) -> Option<Attachment> {
-        self.attached.enter(control)
+    pub(crate) fn attach(&self, control: &Control, is_trusted: bool) -> Option<Attachment> {
+        self.attached.enter(control, is_trusted)
     }
 
     /// Whether it takes sessions at the moment.

@@ -10,6 +10,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
+    super::attached::Attachment,
     Postmaster,
     children::run_in_turn,
     crash_report,
@@ -51,17 +52,22 @@ impl Drop for Sender<'_> {
 }
 
 impl Postmaster {
-    /// Serves the client of a connection that is attached, as a session of the cluster.
+    /// Serves the client of a connection with this attachment, as a session of the cluster.
     ///
     /// # Errors
     /// When the session cannot be made.
     pub(crate) fn serve(
         self: &Arc<Self>,
+        attachment: &Attachment,
         start: &SessionStart<'_>,
         client: Box<dyn Client>,
     ) -> anyhow::Result<SessionEnd> {
         match self.keeper.running_for(start.control) {
-            Ok(running) => self.serve_in(&running, start, client),
+            Ok(running) => {
+                // If there is no room, PostgreSQL says so, because it may have some for this user.
+                attachment.make_room(self.settings.places());
+                self.serve_in(&running, start, client)
+            }
             Err(report) => Ok(SessionEnd::Refused(report)),
         }
     }

@@ -103,6 +103,16 @@ impl SharedSettings {
         }
     }
 
+    /// How many clients of roles without privileges can be connected at once (`src/backend/utils/init/postinit.c`).
+    pub(super) fn places(&self) -> usize {
+        let chosen = |name: &str, default: usize| {
+            let values = self.further.iter().filter(|(further, _)| further.eq_ignore_ascii_case(name));
+            values.filter_map(|(_, value)| value.trim().parse().ok()).next_back().unwrap_or(default)
+        };
+        let reserved = chosen("superuser_reserved_connections", 3) + chosen("reserved_connections", 0);
+        chosen("max_connections", self.max_connections.into()).saturating_sub(reserved)
+    }
+
     /// As arguments of `postgres`.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![
