@@ -47,7 +47,9 @@ pub fn precompile(pglite: Option<&Path>, cache: Option<&Path>, triple: &str, int
         size += compiler.add(file.name, &code_key(&hash), &wasm)?;
         // What linking it compiles besides (`guest/dylink/compiled.rs`).
         for name in imports(&wasm)?.into_iter().filter(|name| name.starts_with(INVOKE)) {
-            let Some(wasm) = instrument::invoke_module(&name).filter(|_| done.insert(name.clone())) else { continue };
+            let Some(wasm) = instrument::invoke_module(&[&name]).filter(|_| done.insert(name.clone())) else {
+                continue;
+            };
             size += compiler.add(&name, &code_key(&name), &wasm)?;
         }
     }

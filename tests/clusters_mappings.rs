@@ -16,10 +16,12 @@ use rustix::{
 };
 use support::{
     cache,
+    library::{export, with_functions},
     local::{Connect, Local},
     process,
     wire::Message,
 };
+use wasm_encoder::Instruction;
 
 /// Mappings of one page each.
 struct Filling {
@@ -69,7 +71,7 @@ fn fill(connections: &Arc<Connections>) -> (Vec<Local>, [String; 2]) {
 fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_others_go_on() {
     let limit: usize =
         fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux").trim().parse().expect("a number");
-    let (databases, connections) = cache::administered(Settings::default());
+    let (databases, connections) = cache::administered(Settings { user_libraries: true, ..Settings::default() });
     let create = |name: &str| {
         let origin = ClusterOrigin::Template("postgres".to_owned());
         databases.create_cluster(NewCluster { name: Some(name.to_owned()), origin, ..NewCluster::default() })
@@ -106,6 +108,15 @@ fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_o
     let used = process::mappings(std::process::id());
     assert!(isolated.len() > 10 && used + 1000 < limit, "{used} of {limit} with {} clients", isolated.len());
     assert!(code == "53300" && hint.contains("vm.max_map_count"), "{code} {hint}");
+    // Libraries have a little more room than clients, and an end as well.
+    let refused = (1..200).find_map(|number| {
+        let answer = [Instruction::I32Const(number)];
+        let path = format!("/tmp/{number}.so");
+        isolated[0].values(&export(&with_functions(&[("answer", &answer)]), &path));
+        let messages = isolated[0].query(&format!("LOAD '{path}'"));
+        messages.iter().find(|message| message.kind == b'E').map(|report| report.fields()[&'M'].clone())
+    });
+    assert!(refused.as_ref().is_some_and(|message| message.contains("too many memory mappings")), "{refused:?}");
     for session in &mut isolated {
         session.values("CREATE TABLE u AS SELECT n, repeat('x', 100) FROM generate_series(1, 1000) n");
     }

@@ -16,7 +16,9 @@ use pglite_port::{
 use sha2::{Digest, Sha256};
 use support::{
     cache,
-    library::{FIRST, body, export, hostile, hostile_and_endless, memory, table, that_recurses, with_functions},
+    library::{
+        FIRST, body, export, hostile, hostile_and_endless, memory, table, that_recurses, with_functions, with_invokes,
+    },
     local::{Connect, Local},
     peer::Peer,
     power::{self, Dice},
@@ -302,6 +304,42 @@ fn with_leave_a_library_has_no_memory_and_no_table_but_those_of_its_guest() {
     session.values(&export(&with_loops(1_900), "/tmp/large.so"));
     session.values("LOAD '/tmp/large.so'");
     assert_eq!(session.values("SELECT 1"), ["1"]);
+}
+
+#[test]
+fn a_library_takes_few_memory_mappings_of_the_program_whatever_it_imports() {
+    let server = Server::with(&["--mode", "isolated", "--allow-user-libraries"]);
+    let peer = Peer::connect(&server);
+    let load = |number: i32| {
+        let answer = [Instruction::I32Const(number)];
+        peer.run(&export(&with_invokes(30..94, &[("answer", &answer)]), &format!("/tmp/{number}.so")));
+        peer.run(&format!("create function f{number}() returns int language c as '/tmp/{number}.so', 'answer'"));
+        assert_eq!(peer.value(&format!("select f{number}()")), number.to_string());
+    };
+    load(1);
+    let before = process::mappings(server.program.id());
+    (2..=11).for_each(load);
+    let further = process::mappings(server.program.id()).saturating_sub(before);
+    assert!(further <= 100, "{further} mappings for ten libraries with 64 functions invoke_…");
+}
+
+#[test]
+fn the_code_of_libraries_counts_as_memory_of_the_cluster_that_has_them() {
+    let server = Server::with(&["--mode", "isolated", "--allow-user-libraries", "--cluster-memory-limit", "40MB"]);
+    let load = |peer: &Peer, number: usize| {
+        // No two have the same file.
+        let instructions = [&vec![Instruction::Nop; number], &calls(2_000)[..]].concat();
+        let library = with_functions(&["a", "b", "c", "d"].map(|name| (name, &instructions[..])));
+        peer.run(&export(&library, &format!("/tmp/{number}.so")));
+        peer.send(&format!("load '/tmp/{number}.so'"));
+        peer.answer()
+    };
+    let peer = Peer::connect(&server);
+    let (number, failure) = (1..500).find_map(|number| Some((number, load(&peer, number).err()?))).expect("a limit");
+    assert!(failure.field('M').contains("out of memory: its code takes"), "{failure:?}");
+    assert!(number > 3, "{number}");
+    assert_eq!(peer.value("select 1"), "1");
+    load(&Peer::connect(&server), 1).expect("another one has its own memory");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A module with one `invoke_*` function, for side modules that use a signature that the main module lacks.
+//! A module with `invoke_*` functions, for side modules that use signatures that the main module lacks.
 
 use wasm_encoder::{
     CodeSection, EntityType, ExportKind, ExportSection, FunctionSection, ImportSection, RefType, TableType, TagKind,
@@ -7,28 +7,14 @@ use wasm_encoder::{
 
 use super::longjmp::{TAG, lower_longjmp};
 
-/// A module with only the function `name`, an `invoke_*` of a signature that the main module does not have: `invoke_`
-/// and then the result and the parameters of the called function, each as `v` (none), `i`, `j`, `f` or `d`. Its
+/// A module with only the functions `names`, each an `invoke_*` of a signature that the main module does not have:
+/// `invoke_` and then the result and the parameters of the called function, each as `v` (none), `i`, `j`, `f` or `d`. Its
 /// imports are exports of the main module.
 ///
-/// Returns `None` when `name` does not have this form.
+/// Returns `None` when a name does not have this form.
 #[must_use]
-pub fn invoke_module(name: &str) -> Option<Vec<u8>> {
-    let value = |letter| match letter {
-        'i' => Some(ValType::I32),
-        'j' => Some(ValType::I64),
-        'f' => Some(ValType::F32),
-        'd' => Some(ValType::F64),
-        _ => None,
-    };
-    let mut letters = name.strip_prefix("invoke_")?.chars();
-    let results: Vec<ValType> = match letters.next()? {
-        'v' => Vec::new(),
-        letter => vec![value(letter)?],
-    };
-    let parameters = std::iter::once(Some(ValType::I32)).chain(letters.map(value)).collect::<Option<Vec<_>>>()?;
+pub fn invoke_module(names: &[&str]) -> Option<Vec<u8>> {
     let mut types = TypeSection::new();
-    types.ty().function(parameters, results);
     types.ty().function([], [ValType::I32]);
     types.ty().function([ValType::I32], []);
     types.ty().function([ValType::I32, ValType::I32], []);
@@ -36,12 +22,16 @@ pub fn invoke_module(name: &str) -> Option<Vec<u8>> {
     let mut imports = ImportSection::new();
     let table = TableType { element_type: RefType::FUNCREF, minimum: 0, maximum: None, table64: false, shared: false };
     imports
-        .import("env", "emscripten_stack_get_current", EntityType::Function(1))
-        .import("env", "_emscripten_stack_restore", EntityType::Function(2))
-        .import("env", "setThrew", EntityType::Function(3))
-        .import("env", name, EntityType::Function(0))
+        .import("env", "emscripten_stack_get_current", EntityType::Function(0))
+        .import("env", "_emscripten_stack_restore", EntityType::Function(1))
+        .import("env", "setThrew", EntityType::Function(2))
         .import("env", "__indirect_function_table", table)
-        .import("env", TAG, TagType { kind: TagKind::Exception, func_type_idx: 4 });
+        .import("env", TAG, TagType { kind: TagKind::Exception, func_type_idx: 3 });
+    for name in names {
+        let (parameters, results) = signature(name)?;
+        imports.import("env", name, EntityType::Function(types.len()));
+        types.ty().function(parameters, results);
+    }
     // The exports that `lower_longjmp` needs, and a function section, to which it adds.
     let mut exports = ExportSection::new();
     exports
@@ -58,6 +48,24 @@ pub fn invoke_module(name: &str) -> Option<Vec<u8>> {
     lower_longjmp(&module.finish()).ok()
 }
 
+/// The parameters and the results of the function `name`.
+fn signature(name: &str) -> Option<(Vec<ValType>, Vec<ValType>)> {
+    let value = |letter| match letter {
+        'i' => Some(ValType::I32),
+        'j' => Some(ValType::I64),
+        'f' => Some(ValType::F32),
+        'd' => Some(ValType::F64),
+        _ => None,
+    };
+    let mut letters = name.strip_prefix("invoke_")?.chars();
+    let results: Vec<ValType> = match letters.next()? {
+        'v' => Vec::new(),
+        letter => vec![value(letter)?],
+    };
+    let parameters = std::iter::once(Some(ValType::I32)).chain(letters.map(value)).collect::<Option<Vec<_>>>()?;
+    Some((parameters, results))
+}
+
 #[cfg(test)]
 mod tests {
     use wasmtime::{
@@ -70,15 +78,18 @@ mod tests {
     #[test]
     fn an_invoke_function_can_be_made_for_any_signature() {
         let engine = Engine::default();
-        for (name, parameters, results) in
-            [("invoke_v", 1, 0), ("invoke_vijiiidjiiiiii", 14, 0), ("invoke_d", 1, 1), ("invoke_fjd", 3, 1)]
-        {
-            let module = Module::new(&engine, invoke_module(name).unwrap()).unwrap();
-            let ty = module.get_export(name).unwrap().unwrap_func().clone();
-            assert_eq!((ty.params().len(), ty.results().len()), (parameters, results), "{name}");
+        let signatures =
+            [("invoke_v", 1, 0), ("invoke_vijiiidjiiiiii", 14, 0), ("invoke_d", 1, 1), ("invoke_fjd", 3, 1)];
+        let all = Module::new(&engine, invoke_module(&signatures.map(|(name, ..)| name)).unwrap()).unwrap();
+        for (name, parameters, results) in signatures {
+            let alone = Module::new(&engine, invoke_module(&[name]).unwrap()).unwrap();
+            for module in [&all, &alone] {
+                let ty = module.get_export(name).unwrap().unwrap_func().clone();
+                assert_eq!((ty.params().len(), ty.results().len()), (parameters, results), "{name}");
+            }
         }
         for name in ["invoke_", "invoke_x", "invoke_iv", "dynCall_ii"] {
-            assert_eq!(invoke_module(name), None, "{name}");
+            assert_eq!(invoke_module(&["invoke_v", name]), None, "{name}");
         }
     }
 
@@ -111,7 +122,7 @@ mod tests {
         linker.func_wrap("env", "setThrew", threw).unwrap();
         linker.define(&store, "env", "__indirect_function_table", table).unwrap();
         linker.define(&store, "env", TAG, tag).unwrap();
-        let module = Module::new(&engine, invoke_module("invoke_jid").unwrap()).unwrap();
+        let module = Module::new(&engine, invoke_module(&["invoke_jid"]).unwrap()).unwrap();
         let instance = linker.instantiate(&mut store, &module).unwrap();
         let invoke = instance.get_typed_func::<(i32, i32, f64), i64>(&mut store, "invoke_jid").unwrap();
 

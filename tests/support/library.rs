@@ -1,5 +1,7 @@
 //! Libraries that tests make: side modules of Emscripten with functions for PostgreSQL.
 
+use std::ops::Range;
+
 use wasm_encoder::{
     BlockType, CodeSection, ConstExpr, CustomSection, DataSection, ElementSection, Elements, Encode, EntityType,
     ExportKind, ExportSection, Function, FunctionSection, GlobalSection, GlobalType, HeapType, ImportSection,
@@ -76,6 +78,27 @@ pub fn that_recurses() -> Vec<u8> {
 
 /// As [`with_functions`], with imports by space and name. Imported functions come before all others.
 pub fn with_imports(imported: &[(&str, &str, EntityType)], functions: &[(&str, &[Instruction<'static>])]) -> Vec<u8> {
+    with_types_and_imports(&[], imported, functions)
+}
+
+/// As [`with_functions`], and it imports a function `invoke_v…` for each number of parameters, which all are `i`.
+pub fn with_invokes(parameters: Range<usize>, functions: &[(&str, &[Instruction<'static>])]) -> Vec<u8> {
+    let types: Vec<_> = parameters.clone().map(|number| vec![ValType::I32; number + 1]).collect();
+    let names: Vec<_> = parameters.map(|number| format!("invoke_v{}", "i".repeat(number))).collect();
+    let imported: Vec<_> =
+        (TYPES..).zip(&names).map(|(ty, name)| ("env", &name[..], EntityType::Function(ty))).collect();
+    with_types_and_imports(&types, &imported, functions)
+}
+
+/// How many types of functions each library has before its own.
+const TYPES: u32 = 6;
+
+/// As [`with_imports`], with types of functions without results.
+fn with_types_and_imports(
+    further: &[Vec<ValType>],
+    imported: &[(&str, &str, EntityType)],
+    functions: &[(&str, &[Instruction<'static>])],
+) -> Vec<u8> {
     let mut module = Module::new();
     // Subsection 1 (memory information), 4 bytes: size 128, alignment 2^2, no table.
     module.section(&CustomSection { name: "dylink.0".into(), data: (&[1_u8, 5, 0x80, 0x01, 2, 0, 0][..]).into() });
@@ -86,6 +109,10 @@ pub fn with_imports(imported: &[(&str, &str, EntityType)], functions: &[(&str, &
     types.ty().function([], []);
     types.ty().function([ValType::I32; 2], [ValType::I32]);
     types.ty().function([ValType::I32; 4], []);
+    assert_eq!(types.len(), TYPES);
+    for parameters in further {
+        types.ty().function(parameters.iter().copied(), []);
+    }
     module.section(&types);
     let base = EntityType::Global(GlobalType { val_type: ValType::I32, mutable: false, shared: false });
     let mut imports = ImportSection::new();

@@ -3,16 +3,19 @@
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock, Weak},
+    time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail, ensure};
 use parking_lot::Mutex;
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
 use super::{super::Guest, dylink_section::Description, link::main_name, receiver, user};
 use crate::{
+    capacity,
     engine::{Compiler, artefact},
     instrument::{self, InstrumentError},
+    quota,
     sources::{self, hex_digest},
 };
 
@@ -24,9 +27,15 @@ pub(crate) struct Library {
     /// Whether it came with the program.
     is_bundled: bool,
     from_main: OnceLock<Vec<Option<ModuleExport>>>,
+    /// All functions `invoke_*` that it imports and the main module does not have, if it did not come with the program.
+    invokes: OnceLock<Module>,
 }
 
 impl Library {
+    fn new(hash: String, description: Description, module: Module, is_bundled: bool) -> Self {
+        Self { hash, description, module, is_bundled, from_main: OnceLock::new(), invokes: OnceLock::new() }
+    }
+
     /// The SHA-256 of its file.
     pub(crate) fn hash(&self) -> &str {
         &self.hash
@@ -40,8 +49,19 @@ impl Library {
         &self.module
     }
 
-    pub(super) fn is_bundled(&self) -> bool {
-        self.is_bundled
+    /// How much memory its code takes, if it did not come with the program: that of the others is in a file.
+    pub(super) fn code_size(&self) -> u64 {
+        let size = |module: &Module| {
+            let range = module.image_range();
+            range.end.addr().saturating_sub(range.start.addr()) as u64
+        };
+        if self.is_bundled { 0 } else { size(&self.module) + self.invokes.get().map_or(0, size) }
+    }
+
+    /// The names of the functions `invoke_*` that it imports and `main` does not have.
+    fn lacking_invokes<'a>(&'a self, main: &'a Module) -> impl Iterator<Item = &'a str> {
+        let imports = self.module.imports().zip(self.from_main(main)).filter(|(_, export)| export.is_none());
+        imports.map(|(import, _)| import.name()).filter(|name| name.starts_with("invoke_"))
     }
 
     /// For each of its imports, in order, the export of the main module that provides it, if there is one. Only one
@@ -79,15 +99,20 @@ pub(crate) struct LibraryStore {
     libraries: Mutex<HashMap<String, Arc<Library>>>,
     /// The others, while a guest has them.
     others: Mutex<HashMap<String, Weak<Library>>>,
+    /// Held while one of the others is compiled: several at once would take as many times the memory.
+    compiles_other: Mutex<()>,
     invokes: Mutex<HashMap<String, Module>>,
 }
+
+/// How long a library that did not come with the program waits for others to be compiled.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl LibraryStore {
     /// A store that links against the host functions of `linker`. `allows_others`: it also has libraries that did not
     /// come with the program.
     pub(crate) fn new(compiler: Compiler, linker: Linker<Guest>, allows_others: bool) -> Self {
-        let (trusted, libraries, others, invokes) = Default::default();
-        Self { compiler, linker, allows_others, trusted, libraries, others, invokes }
+        let (trusted, libraries, others, compiles_other, invokes) = Default::default();
+        Self { compiler, linker, allows_others, trusted, libraries, others, compiles_other, invokes }
     }
 
     /// From now on the library whose file has the SHA-256 `hash` counts as one that came with the program.
@@ -143,11 +168,10 @@ impl LibraryStore {
     /// As [`LibraryStore::library`].
     pub(crate) fn library_to_link(&self, wasm: &[u8], main: &Module) -> anyhow::Result<Arc<Library>> {
         let library = self.library(wasm)?;
-        for (import, export) in library.module.imports().zip(library.from_main(main)) {
-            let name = import.name();
-            if export.is_none() && library.is_bundled && name.starts_with("invoke_") {
-                self.invoke_module(name)?;
-            }
+        if library.is_bundled {
+            library.lacking_invokes(main).try_for_each(|name| self.invoke_module(name).map(drop))?;
+        } else if library.lacking_invokes(main).next().is_some() {
+            self.other_invokes(&library, main)?;
         }
         Ok(library)
     }
@@ -174,43 +198,79 @@ impl LibraryStore {
         // Without the lock, so that other guests can load other libraries meanwhile.
         let description = Description::parse(wasm)?;
         let module = self.compiler.module(name, key, || Ok(instrument(wasm)?))?;
-        let library = Library { hash: hash.clone(), description, module, is_bundled: true, from_main: OnceLock::new() };
+        let library = Library::new(hash.clone(), description, module, true);
         Ok(self.libraries.lock().entry(hash).or_insert(Arc::new(library)).clone())
     }
 
     /// A library that did not come with the program. Nothing of it stays, in memory or in the cache, when no guest has
     /// it any more.
     fn other(&self, hash: String, wasm: &[u8]) -> anyhow::Result<Arc<Library>> {
-        if let Some(library) = self.others.lock().get(&hash).and_then(Weak::upgrade) {
+        let known = || self.others.lock().get(&hash).and_then(Weak::upgrade);
+        if let Some(library) = known() {
             return Ok(library);
         }
-        let description = user::describe(wasm)?;
+        let (description, memory) = user::describe(wasm)?;
+        let Some(_compiles) = self.compiles_other.try_lock_for(PATIENCE) else {
+            bail!("other libraries have been compiled for {} seconds; try again", PATIENCE.as_secs());
+        };
+        // Another session may have waited for the same one.
+        if let Some(library) = known() {
+            return Ok(library);
+        }
         tracing::info!("compiling a library of {} bytes that did not come with this program", wasm.len());
-        let module = self.compiler.passing_module(&instrument::instrument_foreign_side_module(wasm)?)?;
-        let library =
-            Library { hash: hash.clone(), description, module, is_bundled: false, from_main: OnceLock::new() };
-        let library = Arc::new(library);
+        let module = self.passing_module(&instrument::instrument_foreign_side_module(wasm)?, memory)?;
+        let library = Arc::new(Library::new(hash.clone(), description, module, false));
         let mut others = self.others.lock();
         others.retain(|_, library| library.strong_count() > 0);
         others.insert(hash, Arc::downgrade(&library));
         Ok(library)
     }
 
-    /// The function `invoke_*` for a signature that the main module does not use, for a library that came with the
-    /// program or another one.
+    /// The functions `invoke_*` that `library`, which did not come with the program, imports and `main` does not have:
+    /// in one module, because each module takes memory mappings.
+    fn other_invokes<'a>(&self, library: &'a Library, main: &Module) -> anyhow::Result<&'a Module> {
+        if let Some(module) = library.invokes.get() {
+            return Ok(module);
+        }
+        let names: Vec<&str> = library.lacking_invokes(main).collect();
+        let module = self.passing_module(&invoke_wasm(&names)?, 0)?;
+        Ok(library.invokes.get_or_init(|| module))
+    }
+
+    /// Compiles a module that is not kept, which takes so much memory meanwhile.
+    fn passing_module(&self, wasm: &[u8], memory: u64) -> anyhow::Result<Module> {
+        capacity::check_for_library().map_err(|report| anyhow!(report.message))?;
+        ensure!(quota::has_room_for_copy(memory), "out of memory: compiling it may take {}", quota::Size(memory));
+        self.compiler.passing_module(wasm)
+    }
+
+    /// The function `invoke_*` for a signature that the main module does not use, for `library`. `others` are all that
+    /// it needs, once there is an instance of them.
     pub(super) fn invoke(
         &self,
         store: &mut impl AsContextMut<Data = Guest>,
         name: &str,
-        is_bundled: bool,
+        library: &Library,
+        others: &mut Option<Instance>,
     ) -> anyhow::Result<Func> {
-        let known = self.invokes.lock().get(name).cloned();
-        let module = match known {
-            Some(module) => module,
-            None if is_bundled => self.invoke_module(name)?,
-            None => self.compiler.passing_module(&invoke_wasm(name)?)?,
-        };
         let main = store.as_context().data().exports()?.instance;
+        let instance = match *others {
+            Some(instance) => instance,
+            None if library.is_bundled => Self::instance(store, main, &self.invoke_module(name)?)?,
+            None => {
+                let module = self.other_invokes(library, main.module(&*store))?;
+                *others.insert(Self::instance(store, main, module)?)
+            }
+        };
+        instance.get_func(store, name).with_context(|| format!("{name} was not made"))
+    }
+
+    /// An instance of a module that imports exports of `main`.
+    fn instance(
+        store: &mut impl AsContextMut<Data = Guest>,
+        main: Instance,
+        module: &Module,
+    ) -> anyhow::Result<Instance> {
         let imports = module
             .imports()
             .map(|import| {
@@ -218,8 +278,7 @@ impl LibraryStore {
                     .with_context(|| format!("the main module does not export {}", import.name()))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let instance = Instance::new(&mut *store, &module, &imports)?;
-        instance.get_func(store, name).with_context(|| format!("{name} was not made"))
+        Ok(Instance::new(&mut *store, module, &imports)?)
     }
 
     /// The module of the function `name`, compiled once.
@@ -227,11 +286,12 @@ impl LibraryStore {
         if let Some(module) = self.invokes.lock().get(name) {
             return Ok(module.clone());
         }
-        let module = self.compiler.module(name, &sources::code_key(name), || invoke_wasm(name))?;
+        let module = self.compiler.module(name, &sources::code_key(name), || invoke_wasm(&[name]))?;
         Ok(self.invokes.lock().entry(name.to_owned()).or_insert(module).clone())
     }
 }
 
-fn invoke_wasm(name: &str) -> anyhow::Result<Vec<u8>> {
-    instrument::invoke_module(name).with_context(|| format!("the signature of {name} is not one of Emscripten's"))
+fn invoke_wasm(names: &[&str]) -> anyhow::Result<Vec<u8>> {
+    let what = || format!("the signature of {} is not one of Emscripten's", names.join(" or "));
+    instrument::invoke_module(names).with_context(what)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use wasmtime::{AsContextMut, Extern, ExternType, Func, Global, GlobalType, Instance, Ref, Val};
 
 use super::{
@@ -11,7 +11,10 @@ use super::{
     giving_up::{self, ABORT},
     receiver,
 };
-use crate::guest::{Guest, report};
+use crate::{
+    guest::{Guest, report},
+    quota::{self, Held, Resource},
+};
 
 /// Names that side modules import, with the names of the same functions in the main module's C library (Emscripten,
 /// `src/lib/libcore.js`; without threads `fgetc` does what `getc` does).
@@ -26,11 +29,12 @@ pub(super) fn instantiate(
     place: Placement,
 ) -> anyhow::Result<usize> {
     let (memory_base, table_base) = (place.memory_base, place.table_base);
+    let code = held_code(store, &library)?;
     let mut imports = Vec::new();
     // A clone has the table of the library that it is copied from. Using it saves a hundred look-ups, which would take
     // longer than the rest.
     let mut known = place.offsets.clone().into_iter();
-    let mut offset_table = Vec::new();
+    let (mut offset_table, mut invokes) = (Vec::new(), None);
     let module = library.module().clone();
     let main = store.as_context().data().exports()?.instance;
     let main_module = main.module(&*store).clone();
@@ -58,7 +62,7 @@ pub(super) fn instantiate(
                 .or_else(|| receiver::function(store, &ty, name, &library))
             {
                 Some(function) => function.into(),
-                None => match function(store, space, name, library.is_bundled())? {
+                None => match function(store, space, name, &library, &mut invokes)? {
                     Some(function) => function.into(),
                     None => report::undefined(&mut *store, ty, name).into(),
                 },
@@ -71,7 +75,7 @@ pub(super) fn instantiate(
     let mut context = store.as_context_mut();
     let loaded = &mut context.data_mut().libraries.loaded;
     let number = loaded.len();
-    loaded.push(Loaded { library, place, instance });
+    loaded.push(Loaded { library, place, instance, _code: code });
     for (global, is_function, name) in offset_table {
         let mut value = None;
         // The library itself comes before those loaded earlier.
@@ -90,6 +94,19 @@ pub(super) fn instantiate(
         store.as_context_mut().data_mut().libraries.loaded[number].place.offsets.push(value);
     }
     Ok(number)
+}
+
+/// Counts the code of a library that did not come with the program as memory of the guest's cluster, also if other
+/// guests use the same.
+///
+/// # Errors
+/// When there is no room.
+fn held_code(store: &mut impl AsContextMut<Data = Guest>, library: &Library) -> anyhow::Result<Held> {
+    let quota = store.as_context().data().files.tree().lock().quota().clone();
+    let mut held = Held::new(quota, Resource::LinearMemory);
+    let size = library.code_size();
+    ensure!(size == 0 || held.grow(size), "out of memory: its code takes {}", quota::Size(size));
+    Ok(held)
 }
 
 /// A global of the imported type.
@@ -114,7 +131,8 @@ fn function(
     store: &mut impl AsContextMut<Data = Guest>,
     space: &str,
     name: &str,
-    is_bundled: bool,
+    library: &Library,
+    invokes: &mut Option<Instance>,
 ) -> anyhow::Result<Option<Func>> {
     let library_store = store.as_context().data().library_store.clone();
     let instances: Vec<Instance> =
@@ -128,7 +146,7 @@ fn function(
         return Ok(Some(function));
     }
     if name.starts_with("invoke_") {
-        return library_store.invoke(store, name, is_bundled).map(Some);
+        return library_store.invoke(store, name, library, invokes).map(Some);
     }
     Ok(None)
 }

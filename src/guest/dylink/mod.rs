@@ -41,7 +41,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use wasmtime::{Caller, Instance, Linker};
 
 use super::{Guest, cxx, memory, report, waiting};
-use crate::{engine::artefact, instrument::SIDE_MODULE_START, protocol::error_response::sqlstate};
+use crate::{engine::artefact, instrument::SIDE_MODULE_START, protocol::error_response::sqlstate, quota::Held};
 use compiled::NotBundled;
 pub(crate) use compiled::{Library, LibraryStore};
 use link::{address, instantiate, reserve};
@@ -61,6 +61,8 @@ struct Loaded {
     library: Arc<Library>,
     place: Placement,
     instance: Instance,
+    /// What its code takes.
+    _code: Held,
 }
 
 /// The place of a side module in memory and in the table.

@@ -24,7 +24,7 @@ fn check(input: &Input) {
         let names = description.symbols.keys().chain(&description.needed).chain(&description.weak);
         assert!(bytes + names.map(String::len).sum::<usize>() <= wasm.len());
     }
-    if let Ok(description) = user::describe(wasm) {
+    if let Ok((description, _)) = user::describe(wasm) {
         assert!(is_valid && described.is_ok());
         assert!(description.memory_size <= 16 << 20 && description.table_size <= 64 << 10);
         let alignment = description.memory_alignment;

@@ -21,6 +21,8 @@ const LOCALS_MAX: u32 = 1_000;
 /// The most [`work`] of compiling its functions, several times that of any library of PGlite. The worst that was found
 /// compiles for two seconds of a processor's time, with 250 MB.
 const WORK_MAX: u64 = 12_000_000;
+/// How much memory that takes, in bytes for each.
+const MEMORY_OF_WORK: u64 = 22;
 /// The most parameters of a function. A call takes two bytes and copies each of them.
 const PARAMETERS_MAX: usize = 100;
 /// The most types, imports, exports and global variables, each: many times those of any library of PGlite.
@@ -48,11 +50,11 @@ pub(super) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
     .union(WasmFeatures::GC_TYPES);
 
 /// The description of the side module `wasm`, which has no memory and no table of its own, does not enlarge the guest's
-/// table, and is not too large.
+/// table, and is not too large; and how many bytes of memory compiling it may take.
 ///
 /// # Errors
 /// When it is not so, or is not valid.
-pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<Description> {
+pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<(Description, u64)> {
     ensure!(wasm.len() <= LENGTH_MAX, "it is longer than {LENGTH_MAX} bytes");
     // Two bytes of code would copy as many values as a function has results, or a block parameters: of 65 kB the
     // compiler makes more than 20 GB. C has at most one result, and no such blocks.
@@ -93,7 +95,7 @@ pub(super) fn describe(wasm: &[u8]) -> anyhow::Result<Description> {
     ensure!(description.memory_size <= MEMORY_MAX, "it needs more than {MEMORY_MAX} bytes of memory");
     ensure!(description.memory_alignment <= ALIGNMENT_MAX, "its memory is aligned to more than {ALIGNMENT_MAX} bytes");
     ensure!(description.table_size <= TABLE_MAX, "it needs more than {TABLE_MAX} entries of the table");
-    Ok(description)
+    Ok((description, all_work * MEMORY_OF_WORK))
 }
 
 fn check_number(of: u32, what: &str) -> anyhow::Result<()> {
