@@ -1,6 +1,10 @@
-//! Prometheus' text format (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+//! Prometheus' text format (<https://prometheus.io/docs/instrumenting/exposition_formats/>), as its client library writes
+//! it. The library's own counters are not used: what is counted belongs to clusters, which come and go.
 
-use std::fmt::{Display, Write};
+use prometheus::{
+    TextEncoder,
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
 
 use crate::tally::{BOUNDS, Observed};
 
@@ -26,86 +30,97 @@ pub(super) struct Family {
 /// The labels of a sample.
 pub(super) type Labels<'a> = &'a [(&'static str, &'a str)];
 
-/// A text that is being written, family by family.
+/// Samples that are collected, family by family.
 #[derive(Default)]
-pub(super) struct Exposition(String);
+pub(super) struct Exposition(Vec<MetricFamily>);
 
 impl Exposition {
-    /// Begins a family; its samples follow. A help is without line feeds and backslashes.
+    /// Begins a family; its samples follow.
     pub(super) fn family(&mut self, family: &Family) -> Samples<'_> {
         let Family { name, kind, help } = *family;
-        let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
-        };
-        // A text takes everything that is written to it.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        Samples { text: &mut self.0, name }
+        let mut begun = MetricFamily::default();
+        begun.set_name(name.to_owned());
+        begun.set_help(help.to_owned());
+        begun.set_field_type(match kind {
+            Kind::Counter => MetricType::COUNTER,
+            Kind::Gauge => MetricType::GAUGE,
+            Kind::Histogram => MetricType::HISTOGRAM,
+        });
+        Samples { kind, samples: self.0.push_mut(begun).mut_metric() }
     }
 
-    /// The text.
-    pub(super) fn text(self) -> String {
-        self.0
+    /// The text. Families without samples are left out.
+    pub(super) fn text(mut self) -> String {
+        self.0.retain(|family| !family.get_metric().is_empty());
+        // It can only fail for a family without a name or without samples.
+        TextEncoder::new().encode_to_string(&self.0).unwrap_or_else(|error| {
+            tracing::error!(%error, "the metrics cannot be written");
+            String::new()
+        })
     }
 }
 
 /// The samples of one family.
 pub(super) struct Samples<'a> {
-    text: &'a mut String,
-    name: &'static str,
+    kind: Kind,
+    samples: &'a mut Vec<Metric>,
 }
 
 impl Samples<'_> {
-    /// Adds a sample.
-    pub(super) fn add(&mut self, labels: Labels<'_>, value: impl Display) -> &mut Self {
-        self.line("", labels, None, value);
+    /// Adds a sample of a counter or a gauge.
+    pub(super) fn add(&mut self, labels: Labels<'_>, value: u64) -> &mut Self {
+        self.add_decimal(labels, float(value))
+    }
+
+    /// Adds a sample of a counter or a gauge.
+    pub(super) fn add_decimal(&mut self, labels: Labels<'_>, value: f64) -> &mut Self {
+        let mut sample = labelled(labels);
+        if self.kind == Kind::Counter {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            sample.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            sample.set_gauge(gauge);
+        }
+        self.samples.push(sample);
         self
     }
 
     /// Adds a histogram.
     pub(super) fn add_histogram(&mut self, labels: Labels<'_>, observed: &Observed) {
-        let bounds = BOUNDS.iter().map(|&microseconds| seconds(microseconds)).chain(["+Inf".to_owned()]);
-        for (bound, count) in bounds.zip(observed.up_to) {
-            self.line("_bucket", labels, Some(&bound), count);
-        }
-        self.line("_sum", labels, None, observed.sum.as_secs_f64());
-        self.line("_count", labels, None, observed.count());
-    }
-
-    fn line(&mut self, suffix: &str, labels: Labels<'_>, bound: Option<&str>, value: impl Display) {
-        self.text.push_str(self.name);
-        self.text.push_str(suffix);
-        let labels = labels.iter().copied().chain(bound.map(|bound| ("le", bound)));
-        let mut separator = '{';
-        for (name, value) in labels {
-            self.text.push(separator);
-            self.text.push_str(name);
-            self.text.push_str("=\"");
-            for character in value.chars() {
-                match character {
-                    '\\' => self.text.push_str("\\\\"),
-                    '"' => self.text.push_str("\\\""),
-                    '\n' => self.text.push_str("\\n"),
-                    character => self.text.push(character),
-                }
-            }
-            self.text.push('"');
-            separator = ',';
-        }
-        if separator == ',' {
-            self.text.push('}');
-        }
-        // A text takes everything that is written to it.
-        let _ = writeln!(self.text, " {value}");
+        let buckets = BOUNDS.iter().zip(observed.up_to).map(|(&microseconds, count)| {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(float(microseconds) / 1e6);
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_sum(observed.sum.as_secs_f64());
+        histogram.set_sample_count(observed.count());
+        let mut sample = labelled(labels);
+        sample.set_histogram(histogram);
+        self.samples.push(sample);
     }
 }
 
-/// Microseconds as seconds in decimal digits.
-fn seconds(microseconds: u64) -> String {
-    let (whole, rest) = (microseconds / 1_000_000, microseconds % 1_000_000);
-    let text = format!("{whole}.{rest:06}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+/// A number as Prometheus keeps it.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
+fn float(number: u64) -> f64 {
+    number as f64
+}
+
+/// A sample with these labels and no value yet.
+fn labelled(labels: Labels<'_>) -> Metric {
+    let pair = |&(name, value): &(&str, &str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value.to_owned());
+        pair
+    };
+    Metric::from_label(labels.iter().map(pair).collect())
 }
 
 #[cfg(test)]
@@ -119,12 +134,14 @@ mod tests {
     fn labels_are_quoted_and_histograms_have_their_parts() {
         let mut exposition = Exposition::default();
         let family = Family { name: "a_total", kind: Kind::Counter, help: "Things." };
-        exposition.family(&family).add(&[("b", "x\"\\\ny"), ("c", "")], 7).add(&[], 1.5);
+        exposition.family(&family).add(&[("b", "x\"\\\ny"), ("c", "")], 7).add_decimal(&[], 1.5);
         let histogram = Histogram::default();
         histogram.observe(Duration::from_millis(1));
         let family = Family { name: "d_seconds", kind: Kind::Histogram, help: "Times." };
         exposition.family(&family).add_histogram(&[("b", "y")], &histogram.observed());
+        exposition.family(&Family { name: "without_samples", ..family });
         let text = exposition.text();
+        assert!(!text.contains("without_samples"));
         assert!(text.starts_with(
             "# HELP a_total Things.\n# TYPE a_total counter\na_total{b=\"x\\\"\\\\\\ny\",c=\"\"} 7\na_total 1.5\n"
         ));

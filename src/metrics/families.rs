@@ -163,7 +163,7 @@ pub(super) fn exposition(watched: Option<&Watched>, is_ready: bool, cache: Optio
     let mut exposition = Exposition::default();
     let versions = [("version", env!("CARGO_PKG_VERSION")), ("pglite", PGLITE_VERSION), ("postgres", POSTGRES_VERSION)];
     exposition.family(&INFO).add(&versions, 1);
-    exposition.family(&READY).add(&[], u8::from(is_ready));
+    exposition.family(&READY).add(&[], u64::from(is_ready));
     if let Some(cache) = cache {
         exposition.family(&CACHE).add(&[], cache);
     }
@@ -195,8 +195,8 @@ fn add_memory(exposition: &mut Exposition) {
 }
 
 fn add_clusters(exposition: &mut Exposition, watched: &Watched) {
-    exposition.family(&CLUSTERS).add(&[], watched.clusters.len());
-    exposition.family(&WARM).add(&[], watched.warm);
+    exposition.family(&CLUSTERS).add(&[], watched.clusters.len() as u64);
+    exposition.family(&WARM).add(&[], watched.warm as u64);
     let mut starts = exposition.family(&CLUSTER_STARTS);
     for (origin, histogram) in
         [("empty", &watched.starts.empty), ("template", &watched.starts.template), ("branch", &watched.starts.branch)]
@@ -205,7 +205,7 @@ fn add_clusters(exposition: &mut Exposition, watched: &Watched) {
     }
     let mut up = exposition.family(&UP);
     for cluster in &watched.clusters {
-        up.add(&[("cluster", &cluster.name)], u8::from(cluster.is_running));
+        up.add(&[("cluster", &cluster.name)], u64::from(cluster.is_running));
     }
     for (family, read) in USES {
         let mut samples = exposition.family(family);

@@ -1,6 +1,6 @@
 //! The figures of the process, under the names that Prometheus' own client libraries give them, read from `/proc`.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use rustix::param::{clock_ticks_per_second, page_size};
 
@@ -26,17 +26,17 @@ static START: Family = gauge("process_start_time_seconds", "When the process sta
 pub(super) fn add(exposition: &mut Exposition) {
     if let Some(stat) = fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(Stat::parse) {
         let ticks = clock_ticks_per_second();
-        exposition.family(&CPU).add(&[], seconds(stat.processor, ticks));
+        exposition.family(&CPU).add_decimal(&[], seconds(stat.processor, ticks));
         exposition.family(&VIRTUAL).add(&[], stat.size);
         exposition.family(&RESIDENT).add(&[], stat.pages * page_size() as u64);
         exposition.family(&THREADS).add(&[], stat.threads);
         if let Some(boot) = boot_time() {
-            exposition.family(&START).add(&[], seconds(boot * ticks + stat.start, ticks));
+            exposition.family(&START).add_decimal(&[], seconds(boot * ticks + stat.start, ticks));
         }
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
         // One of them is the directory's.
-        exposition.family(&OPEN).add(&[], open.count().saturating_sub(1));
+        exposition.family(&OPEN).add(&[], open.count().saturating_sub(1) as u64);
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     if let Some(most) = limit.current {
@@ -45,9 +45,9 @@ pub(super) fn add(exposition: &mut Exposition) {
 }
 
 /// Ticks of a clock as seconds, to hundredths.
-fn seconds(ticks: u64, a_second: u64) -> String {
+fn seconds(ticks: u64, a_second: u64) -> f64 {
     let hundredths = ticks.saturating_mul(100) / a_second.max(1);
-    format!("{}.{:02}", hundredths / 100, hundredths % 100)
+    Duration::from_millis(hundredths.saturating_mul(10)).as_secs_f64()
 }
 
 /// Fields of `/proc/self/stat` (proc(5)).
@@ -94,6 +94,6 @@ mod tests {
         let expected = Stat { processor: 175, threads: 17, start: 900, size: 4096, pages: 3 };
         assert_eq!(Stat::parse(stat), Some(expected));
         assert_eq!(Stat::parse("42 (a) S"), None);
-        assert_eq!(seconds(175, 100), "1.75");
+        assert!((seconds(175, 100) - 1.75).abs() < 1e-9);
     }
 }

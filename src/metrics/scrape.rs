@@ -117,7 +117,7 @@ mod tests {
         fn what_is_written_is_read(value in "\\PC*|[\\\\\"\n}{,= a]*", number in any::<u32>()) {
             let mut exposition = Exposition::default();
             let family = Family { name: "a", kind: Kind::Gauge, help: "Things." };
-            exposition.family(&family).add(&[("b", &value), ("c", "d")], number).add(&[], 1);
+            exposition.family(&family).add(&[("b", &value), ("c", "d")], number.into()).add(&[], 1);
             let text = exposition.text();
             // A line ends at a line feed only.
             let text = text.replace('\r', "?");
