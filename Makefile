@@ -178,6 +178,10 @@ bench: build ## the figures of README.md, as one table (needs a quiet machine an
 	.ci/require mix=elixir
 	cd elixir && PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(PGLITE_DIST)" MIX_ENV=test mix run bench/socket_server.exs
 
+.PHONY: picture
+picture: build ## draw monitoring/dashboard.png again (four minutes)
+	.ci/dashboard-picture $(RELEASE)
+
 .PHONY: calls
 calls: toolchain $(PGLITE) ## count the calls of PGlite's functions, and write those worth a copy to src/instrument/calls.txt (a minute)
 	$(CARGO) bench --locked --profile dev --features record-calls --bench calls

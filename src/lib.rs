@@ -19,7 +19,6 @@
 //! * [`databases`]: `Sessions` and `Administration`: clusters by name (`registry`, `shared`), `isolated` clusters.
 //! * [`administration`]: administration of the program: figures, templates, configuration.
 //! * [`session`]: what the rooms above share: `Sessions`, tasks, cancel keys, control of a session from outside.
-//! * `capacity`: what the system allows the process; refuses clients, sessions and clusters before that is used up.
 //! * [`precompile`]: compiles what the program runs in advance, for its archives.
 //! * [`pruning`]: lists the cache and removes what has not been used for long.
 //!
@@ -29,6 +28,7 @@
 //! * `backend`: one instance: made, booted, forked, serving a session; `program`: the wasm, compiled and linked.
 //! * [`guest`]: the Emscripten host: everything that the wasm can use; one file for each concern.
 //! * `cluster`: what the processes of one cluster share: turns, signals, memory.
+//! * `capacity`: what the system allows the process; refuses clients, clusters and libraries before that is used up.
 //! * [`protocol`]: PostgreSQL's protocol: startup packet, messages, their boundaries, errors for clients.
 //! * [`engine`]: Wasmtime's configuration, compiled code in the private `cache`, PGlite's pinned files (`artefact`).
 //! * [`instrument`]: the rewriter of the wasm; does no I/O.

@@ -12,10 +12,9 @@ use sha2::{Digest, Sha256};
 pub(crate) const CODE: [&str; 5] = ["backend/program", "engine", "image", "instrument", "postgres"];
 
 /// Parts of `src/` that do not affect clusters and templates, because they are above them: they serve clients.
-pub(crate) const ABOVE: [&str; 25] = [
+pub(crate) const ABOVE: [&str; 24] = [
     "administration",
     "backup",
-    "capacity",
     "command_line",
     "connection",
     "databases",
@@ -40,9 +39,9 @@ pub(crate) const ABOVE: [&str; 25] = [
     "top",
 ];
 
-/// Parts of `src/` that every part may use and that do not affect what is stored: the cache directory, inputs of tests,
-/// logging, quotas, and counting.
-pub(crate) const ASIDE: [&str; 5] = ["engine/cache", "fuzz", "log", "quota", "tally"];
+/// Parts of `src/` that many parts may use and that do not affect what is stored: what the system allows, the cache
+/// directory, inputs of tests, logging, quotas, and counting.
+pub(crate) const ASIDE: [&str; 6] = ["capacity", "engine/cache", "fuzz", "log", "quota", "tally"];
 
 /// Parts within other parts that are in another list.
 const INNER: [&str; 3] = ["backend/program", "engine/artefact", "engine/cache"];
