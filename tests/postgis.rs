@@ -223,6 +223,87 @@ fn its_other_extensions_do_what_they_are_for() {
     assert_eq!(other.value("select topology.getnodebypoint('city', 'SRID=4326;POINT(1 2)'::geometry, 0) is null"), "f");
 }
 
+/// A raster of ten by ten numbers, which are 2, and 9 in one place.
+const RASTER: &str = "st_setvalue(st_addband(st_makeemptyraster(10, 10, 13, 52, 0.1, -0.1, 0, 0, 4326), '8BUI'::text, 2, 0), \
+    1, 3, 3, 9)";
+
+/// What is made of [`RASTER`], which is `r()`, and of a larger one.
+const RASTERS: &[(&str, &str)] = &[
+    ("st_value(st_fromgdalraster(st_astiff(r())), 3, 3)", "9"),
+    ("st_value(st_fromgdalraster(st_astiff(r(), 'LZW')), 3, 3)", "9"),
+    ("st_value(st_fromgdalraster(st_astiff(r(), 'DEFLATE9')), 3, 3)", "9"),
+    ("st_value(st_fromgdalraster(st_asgdalraster(r(), 'GTiff', array['COMPRESS=PACKBITS'])), 3, 3)", "9"),
+    ("st_value(st_fromgdalraster(st_asgdalraster(r(), 'COG', array['COMPRESS=DEFLATE'])), 3, 3)", "9"),
+    ("st_srid(st_fromgdalraster(st_astiff(st_transform(r(), 3857), 'DEFLATE')))", "3857"),
+    ("substr(st_astiff(r()), 1, 4)", "\\x49492a00"),
+    ("st_value(r(), 3, 3)", "9"),
+    ("st_value(r(), 'SRID=4326;POINT(13.25 51.75)'::geometry)", "9"),
+    ("st_astext(st_polygon(r()))", "MULTIPOLYGON(((14 52,14 51,13 51,13 52,14 52)))"),
+    ("st_value(st_mapalgebra(r(), 1, null, '[rast] * 21'), 3, 3)", "189"),
+    ("st_summarystats(st_clip(r(), st_makeenvelope(13, 51.5, 13.5, 52, 4326)))", "(25,57,2.28,1.3717142559585798,2,9)"),
+    (
+        "st_summarystats(st_asraster('POLYGON((0 0,0 5,5 5,5 0,0 0))'::geometry, 1.0, 1.0, '8BUI'::text, 7, 0))",
+        "(25,175,7,0,7,7)",
+    ),
+    ("count(*) from st_contour(r(), 1, 1.0)", "8"),
+    // A gradient that takes many strips and blocks, compressed and not.
+    (
+        "(st_fromgdalraster(st_astiff(large(), 'DEFLATE')) = large(), st_fromgdalraster(st_astiff(large())) = large())",
+        "(t,t)",
+    ),
+    (
+        "st_fromgdalraster(st_asgdalraster(large(), 'GTiff', array['COMPRESS=DEFLATE', 'BLOCKYSIZE=400'])) = large()",
+        "t",
+    ),
+    ("(st_summarystats(st_union(tile))).sum from st_tile(large(), 100, 100) tile", "20090100000"),
+];
+
+/// What needs another build, or is damaged, and what is said.
+const NO_RASTERS: &[(&str, &str)] = &[
+    ("st_aspng(r())", "Could not load the output GDAL driver"),
+    ("st_asjpeg(r())", "Could not load the output GDAL driver"),
+    ("st_astiff(r(), 'JPEG')", "Could not create the output GDAL dataset"),
+    ("st_asgdalraster(r(), 'GTiff', array['COMPRESS=ZSTD'])", "Could not create the output GDAL dataset"),
+    ("st_fromgdalraster('\\x00ff')", "Could not open bytea with GDAL"),
+    (
+        "st_fromgdalraster(overlay(tiff placing '\\xffffffffff' from length(tiff) - 10)) from st_astiff(r(), 'DEFLATE') tiff",
+        "Could not get data from GDAL raster",
+    ),
+];
+
+#[test]
+fn rasters_are_read_and_written_in_the_formats_of_the_build_and_others_are_errors() {
+    let pglite = with_postgis();
+    let loaded = ["--mode", "shared", "--set", "shared_preload_libraries=postgis-3,postgis_raster-3"];
+    for arguments in [&loaded[..2], &loaded] {
+        let server = server(pglite.path(), arguments);
+        let peer = Peer::connect(&server);
+        peer.run("create extension postgis_raster cascade");
+        peer.run(&format!(
+            "create table rasters as select {RASTER} r, st_mapalgebra(st_addband(st_makeemptyraster(500, 400, 13, 52, 0.01, \
+             -0.01, 0, 0, 4326), '32BF'::text, 2, 0), 1, '32BF', '[rast.x] * [rast.y] * 2') large; \
+             create function r() returns raster stable language sql return (select r from rasters); \
+             create function large() returns raster stable language sql return (select large from rasters)"
+        ));
+        assert_eq!(peer.value("select count(*) from st_gdaldrivers()"), "0", "all of them are disabled");
+        for session in [&peer, &Peer::connect(&server)] {
+            session.run("set postgis.gdal_enabled_drivers = 'ENABLE_ALL'");
+            let drivers = "select string_agg(short_name, ' ' order by short_name) from st_gdaldrivers()";
+            assert_eq!(session.value(drivers), "COG GTiff MEM VRT");
+            for (query, expected) in RASTERS {
+                assert_eq!(session.value(&format!("select {query}")), *expected, "{query}");
+            }
+            for (query, message) in NO_RASTERS {
+                session.send(&format!("select {query}"));
+                let failure = session.answer().expect_err(query);
+                assert_eq!((failure.sqlstate(), failure.has_ended), ("XX000", false), "{query}");
+                assert!(failure.field('M').contains(message), "{query}: {failure:?}");
+            }
+            assert_eq!(session.value("select st_value(r(), 3, 3)"), "9");
+        }
+    }
+}
+
 /// Statements that each fail in GEOS and lose the more memory the more points a circle has; `count` of them.
 fn many_exceptions(count: u32, points: u32) -> String {
     format!(

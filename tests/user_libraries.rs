@@ -17,7 +17,8 @@ use sha2::{Digest, Sha256};
 use support::{
     cache,
     library::{
-        FIRST, body, export, hostile, hostile_and_endless, memory, table, that_recurses, with_functions, with_invokes,
+        ADDRESS, BASES, FIRST, NUMBER, body, export, hostile, hostile_and_endless, memory, table, that_recurses,
+        with_functions, with_imports, with_invokes,
     },
     local::{Connect, Local},
     peer::Peer,
@@ -163,6 +164,49 @@ fn a_template_with_such_a_library_needs_leave_as_well() {
     assert_eq!(failure(&mut refused, "SELECT answer()")[0], "42501");
     assert_eq!(refused.values("SELECT 1"), ["1"]);
     assert_eq!(clone(&connections).values("SELECT answer()"), ["42"]);
+}
+
+#[test]
+fn a_function_that_a_library_needs_may_be_in_one_that_is_loaded_later() {
+    let (_, connections) = open(true);
+    let mut session = connect(&connections);
+    let ask = [Instruction::I32Const(0), Instruction::Call(0)];
+    let asking = with_imports(&[("env", "answer", NUMBER)], &[("ask", &ask)]);
+    session.values(&export(&asking, "/tmp/asking.so"));
+    session.values("CREATE FUNCTION ask() RETURNS int LANGUAGE c AS '/tmp/asking.so'");
+    for _ in 0..2 {
+        let [code, message, _] = failure(&mut session, "SELECT ask()");
+        assert!(code == "0A000" && message.contains("the function answer,"), "{code}: {message}");
+    }
+    session.values(&export(&with_functions(ANSWER), "/tmp/answering.so"));
+    assert_eq!(failure(&mut session, "SELECT ask()")[0], "0A000");
+    session.values("LOAD '/tmp/answering.so'");
+    assert_eq!(session.values("SELECT ask(), ask()"), ["42", "42"]);
+}
+
+#[test]
+fn an_address_is_that_of_the_library_itself_and_otherwise_of_the_one_that_was_loaded_first() {
+    let (_, connections) = open(true);
+    let mut session = connect(&connections);
+    let ask = [
+        Instruction::I32Const(0),
+        Instruction::GlobalGet(BASES),
+        Instruction::CallIndirect { type_index: 1, table_index: 0 },
+    ];
+    let address = [("GOT.func", "answer", ADDRESS)];
+    let libraries = [
+        ("first", with_functions(ANSWER)),
+        ("own", with_imports(&address, &[("answer", &[Instruction::I32Const(43)]), ("ask_own", &ask)])),
+        ("other", with_imports(&address, &[("ask_other", &ask)])),
+    ];
+    for (name, wasm) in libraries {
+        session.values(&export(&wasm, &format!("/tmp/{name}.so")));
+        session.values(&format!("LOAD '/tmp/{name}.so'"));
+    }
+    for (library, answer) in [("own", "43"), ("other", "42")] {
+        session.values(&format!("CREATE FUNCTION ask_{library}() RETURNS int LANGUAGE c AS '/tmp/{library}.so'"));
+        assert_eq!(session.values(&format!("SELECT ask_{library}()")), [answer]);
+    }
 }
 
 /// A side module with a constructor that does `instructions`, and what `change` puts in front of its code.

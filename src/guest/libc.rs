@@ -49,7 +49,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "env",
         "posix_memalign",
         |mut caller: Caller<'_, Guest>, result: u32, alignment: u32, size: u32| -> wasmtime::Result<i32> {
-            let address: u32 = call::export(&mut caller, "aligned_alloc", (alignment, size))?;
+            // Unlike `aligned_alloc` it takes a size that is no multiple of the alignment.
+            let address: u32 = call::export(&mut caller, "emscripten_builtin_memalign", (alignment, size))?;
             if address == 0 {
                 return Ok(ENOMEM);
             }

@@ -22,6 +22,7 @@ mod heap;
 mod instance;
 mod interrupts;
 mod libc;
+mod libdeflate;
 mod locale;
 mod mapping;
 pub(crate) mod memory;
@@ -255,6 +256,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         dylink::add_to_linker,
         interrupts::add_to_linker,
         libc::add_to_linker,
+        libdeflate::add_to_linker,
         locale::add_to_linker,
         mapping::add_to_linker,
         net::add_to_linker,

@@ -1,7 +1,7 @@
 //! SQL errors raised by the host, with the functions behind `ereport` (`PostgreSQL`,
 //! `src/backend/utils/error/elog.c`).
 
-use wasmtime::{AsContextMut, Caller, Func, FuncType, bail};
+use wasmtime::{AsContextMut, bail};
 
 use super::{Guest, call};
 use crate::{
@@ -82,12 +82,10 @@ fn encode(sqlstate: &str) -> i32 {
     sqlstate.bytes().rev().fold(0, |code, character| (code << 6) | i32::from(character.wrapping_sub(b'0') & 0x3f))
 }
 
-/// A function that a side module imports but that is undefined: calling it raises an SQL error with its name.
-pub(super) fn undefined(store: &mut impl AsContextMut<Data = Guest>, ty: FuncType, name: &str) -> Func {
-    let message = format!("the function {name}, which this library needs, is not part of PGlite");
-    Func::new(store, ty, move |mut caller: Caller<'_, Guest>, _, _| {
-        Err(error(&mut caller, sqlstate::FEATURE_NOT_SUPPORTED, &message))
-    })
+/// As [`error`], when a library calls a function that nothing defines.
+pub(super) fn undefined(store: &mut impl AsContextMut<Data = Guest>, name: &str) -> wasmtime::Error {
+    let message = format!("the function {name}, which a library needs, is not in PGlite or in another loaded library");
+    error(store, sqlstate::FEATURE_NOT_SUPPORTED, &message)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use wasmtime::Module;
 
 use super::{compiled::LibraryStore, dylink_section::Description, link::main_name, user::FEATURES};
 use crate::{
-    guest::{cxx, libc, pgoutput},
+    guest::{cxx, libc, libdeflate, pgoutput},
     instrument::{self, Facts},
 };
 
@@ -67,6 +67,6 @@ impl LibraryStore {
 
 /// Whether the host has this function for libraries, besides those for the program.
 fn is_for_libraries(name: &str) -> bool {
-    let lists = [&cxx::FUNCTIONS[..], &libc::FUNCTIONS].into_iter().chain(pgoutput::FUNCTIONS);
+    let lists = [&cxx::FUNCTIONS[..], &libc::FUNCTIONS, &libdeflate::FUNCTIONS].into_iter().chain(pgoutput::FUNCTIONS);
     lists.into_iter().any(|list| list.contains(&name))
 }

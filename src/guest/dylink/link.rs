@@ -1,9 +1,9 @@
 //! Linking: the definition of each import of a library, and the addresses of its symbols.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, anyhow, ensure};
-use wasmtime::{AsContextMut, Extern, ExternType, Func, Global, GlobalType, Instance, Ref, Val};
+use wasmtime::{AsContextMut, Caller, Extern, ExternType, Func, FuncType, Global, GlobalType, Instance, Ref, Val};
 
 use super::{
     Library, Loaded, Owner, Placement,
@@ -64,7 +64,7 @@ pub(super) fn instantiate(
                 Some(function) => function.into(),
                 None => match function(store, space, name, &library, &mut invokes)? {
                     Some(function) => function.into(),
-                    None => report::undefined(&mut *store, ty, name).into(),
+                    None => later(&mut *store, ty, name).into(),
                 },
             },
             _ => anyhow::bail!("undefined symbol: {name}"),
@@ -78,8 +78,8 @@ pub(super) fn instantiate(
     loaded.push(Loaded { library, place, instance, _code: code });
     for (global, is_function, name) in offset_table {
         let mut value = None;
-        // The library itself comes before those loaded earlier.
-        for owner in std::iter::once(Owner::Main).chain((0..=number).rev().map(Owner::Library)) {
+        // The library itself comes first, as for the functions that it imports and defines itself.
+        for owner in [Owner::Library(number), Owner::Main].into_iter().chain((0..number).map(Owner::Library)) {
             value = address(store, owner, &name)?;
             if value.is_some() {
                 break;
@@ -135,12 +135,8 @@ fn function(
     invokes: &mut Option<Instance>,
 ) -> anyhow::Result<Option<Func>> {
     let library_store = store.as_context().data().library_store.clone();
-    let instances: Vec<Instance> =
-        store.as_context().data().libraries.loaded.iter().map(|loaded| loaded.instance).collect();
-    for instance in instances {
-        if let Some(function) = instance.get_func(&mut *store, name) {
-            return Ok(Some(function));
-        }
+    if let Some(function) = of_libraries(store, name) {
+        return Ok(Some(function));
     }
     if let Ok(Extern::Func(function)) = library_store.linker().get(&mut *store, space, name) {
         return Ok(Some(function));
@@ -149,6 +145,29 @@ fn function(
         return library_store.invoke(store, name, library, invokes).map(Some);
     }
     Ok(None)
+}
+
+/// The function of that name in the first of the loaded libraries that defines it.
+fn of_libraries(store: &mut impl AsContextMut<Data = Guest>, name: &str) -> Option<Func> {
+    let loaded = &store.as_context().data().libraries.loaded;
+    let instances: Vec<Instance> = loaded.iter().map(|loaded| loaded.instance).collect();
+    instances.into_iter().find_map(|instance| instance.get_func(&mut *store, name))
+}
+
+/// A function that nothing defines yet. Libraries may need each other, so that one that is loaded later defines it: it
+/// is looked up when it is called, until it is found. Until then a call is an SQL error.
+fn later(store: &mut impl AsContextMut<Data = Guest>, ty: FuncType, name: &str) -> Func {
+    let (name, expected, definition) = (name.to_owned(), ty.clone(), OnceLock::new());
+    Func::new(store, ty, move |mut caller: Caller<'_, Guest>, arguments, results| {
+        let function = match definition.get() {
+            Some(function) => *function,
+            None => match of_libraries(&mut caller, &name).filter(|it| FuncType::eq(&it.ty(&caller), &expected)) {
+                Some(function) => *definition.get_or_init(|| function),
+                None => return Err(report::undefined(&mut caller, &name)),
+            },
+        };
+        function.call(&mut caller, arguments, results)
+    })
 }
 
 /// The address of a datum, or the table slot of a function, that `owner` defines.

@@ -5,9 +5,12 @@
 //! imported mutable globals that hold addresses (`GOT.mem`) and table slots (`GOT.func`). The reference is
 //! Emscripten's `src/lib/libdylink.js`.
 //!
-//! There are two differences from it. Symbols are searched in the main module, then in the library itself, then in the
-//! libraries loaded before; in Emscripten a library loaded earlier overrides a later library's own symbols. A call of
-//! an undefined function raises an SQL error with its name; Emscripten's JavaScript throws a `TypeError` that ends the
+//! There are two differences from it. Symbols are searched in the library itself, then in the main module, then in the
+//! other libraries in the order of loading, and functions once more when they are called for the first time; in
+//! Emscripten the main module and a library loaded earlier override a later library's own symbols. But its compiler
+//! calls most functions of the same library directly: a library with its own copy of another one, as all of PostGIS'
+//! have of GDAL, would use its own copy's code with the data and vtables of somebody else's. A call of a function that
+//! is still undefined raises an SQL error with its name; Emscripten's JavaScript throws a `TypeError` that ends the
 //! session. A library that needs undefined data is not loaded.
 //!
 //! * `mod`: loading a library, and the state of a guest's libraries
