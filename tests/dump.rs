@@ -2,25 +2,32 @@
 
 mod support;
 
+#[path = "../benches/support/native.rs"]
+mod native;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::TcpListener,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use flate2::read::GzDecoder;
-use postgres::Client;
+use native::Native;
+use postgres::{Client, NoTls};
 use rustix::process::Signal;
 use support::{
-    PATIENCE,
+    PATIENCE, cache,
     place::Place,
     port::Port,
+    process,
     program::Program,
-    server::{Server, rows},
+    server::{Server, answer, rows},
 };
+
 /// A schema with every kind of object that `pg_dump` knows and PGlite has.
 const EVERYTHING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dump/everything.sql");
 
@@ -39,6 +46,27 @@ fn part<'a>(dump: &'a str, name: &str) -> &'a str {
     let begin = dump.find(name).unwrap_or_else(|| panic!("no {name}"));
     let rest = &dump[begin..];
     &rest[..rest[1..].find("\n--\n").map_or(rest.len(), |end| end + 1)]
+}
+
+/// What is no text in a dump of [`EVERYTHING`], row by row.
+const ROWS: [&str; 5] = [
+    "select id, name, email::text, feels, tags operator(shop.->) 'n', upper_name, name_length, md5(raw) \
+     from shop.customer order by id",
+    "select * from shop.kinds",
+    "select loid, pageno, md5(data) from pg_largeobject order by 1, 2",
+    "select tableoid::regclass, * from shop.event order by at",
+    "select nextval('shop.order_number'), shop.classify(1), shop.quoted(), shop.add_tax(100), shop.say('so')",
+];
+
+/// The roles of [`EVERYTHING`], which are in no dump of a database.
+fn create_roles(client: &mut Client) {
+    rows(client, "create role dump_owner; create role dump_reader");
+}
+
+/// Asserts that two dumps are the same.
+fn assert_same(one: &str, other: &str) {
+    let differing = one.lines().zip(other.lines()).find(|(one, other)| one != other);
+    assert_eq!((differing, one.len()), (None, other.len()));
 }
 
 /// The block of a dump in the custom format, uncompressed, that begins with the same bytes as `content`. It consists of
@@ -104,6 +132,7 @@ fn every_kind_of_object_is_in_a_dump_and_the_same_in_that_of_where_it_was_run() 
         "OPERATOR CLASS",
         "OPERATOR FAMILY",
         "POLICY",
+        "PROCEDURAL LANGUAGE",
         "PROCEDURE",
         "PUBLICATION",
         "PUBLICATION TABLE",
@@ -115,7 +144,9 @@ fn every_kind_of_object_is_in_a_dump_and_the_same_in_that_of_where_it_was_run() 
         "SEQUENCE OWNED BY",
         "SEQUENCE SET",
         "SERVER",
+        "SHELL TYPE",
         "STATISTICS",
+        "SUBSCRIPTION",
         "TABLE",
         "TABLE ATTACH",
         "TABLE DATA",
@@ -131,20 +162,16 @@ fn every_kind_of_object_is_in_a_dump_and_the_same_in_that_of_where_it_was_run() 
     ] {
         assert!(first.contains(&format!("; Type: {kind}; ")), "no {kind}");
     }
-    rows(&mut copy.connect(), "create role dump_owner; create role dump_reader");
+    assert!(first.contains("CREATE TYPE shop.unfinished;"));
+    // No library is there for labels, so that nothing has one.
+    let refused = answer(&mut origin.connect(), "security label on schema shop is 'x'").expect_err("no provider");
+    let refused = refused.as_db_error().expect("an SQL error").message();
+    assert!(refused.contains("no security label providers have been loaded"), "{refused}");
+    create_roles(&mut copy.connect());
     fs::write(place.path("dump.sql"), &first).unwrap();
     Program::succeed(&["run", &place.text("dump.sql"), &copy.url]);
-    let second = dumped(&[&copy.url]);
-    let differing = first.lines().zip(second.lines()).find(|(one, two)| one != two);
-    assert_eq!((differing, first.len()), (None, second.len()));
-    // Row by row, of what is no text in the dump.
-    for query in [
-        "select id, name, email::text, feels, tags operator(shop.->) 'n', upper_name, name_length, md5(raw) from shop.customer order by id",
-        "select * from shop.kinds",
-        "select loid, pageno, md5(data) from pg_largeobject order by 1, 2",
-        "select tableoid::regclass, * from shop.event order by at",
-        "select nextval('shop.order_number'), shop.classify(1), shop.quoted(), shop.add_tax(100)",
-    ] {
+    assert_same(&first, &dumped(&[&copy.url]));
+    for query in ROWS {
         assert_eq!(rows(&mut origin.connect(), query), rows(&mut copy.connect(), query), "{query}");
     }
 }
@@ -198,6 +225,130 @@ fn the_formats_of_pg_dump_have_the_same_rows_in_a_file_and_on_stdout() {
         assert_eq!(block(dump, b"large"), b"large");
     }
     assert_eq!(place.names(), ["directory", "dump.custom", "dump.tar", "plain.sql"]);
+}
+
+#[test]
+fn pg_restore_makes_the_same_database_of_a_dump_in_each_of_its_formats() {
+    let (origin, place) = (Server::shared(), Place::new());
+    Program::succeed(&["run", EVERYTHING, &origin.url]);
+    let expected = dumped(&[&origin.url]);
+    // Before the first of the queries has counted a sequence further.
+    for format in ["custom", "tar", "directory"] {
+        Program::succeed(&["dump", &origin.url, "--format", format, "-f", &place.text(format)]);
+    }
+    let found = ROWS.map(|query| rows(&mut origin.connect(), query));
+    for (format, options) in [("custom", &[][..]), ("tar", &["--single-transaction"]), ("directory", &["--jobs=2"])] {
+        let copy = Server::shared();
+        create_roles(&mut copy.connect());
+        let mut restore = Command::new(native::programs_18().join("pg_restore"));
+        let restored = restore.args(["--exit-on-error", "--dbname", &copy.url]).args(options).arg(place.path(format));
+        let restored = restored.output().expect("pg_restore");
+        assert!(restored.status.success(), "{format}: {}", String::from_utf8_lossy(&restored.stderr));
+        assert_same(&expected, &dumped(&[&copy.url]));
+        for (query, found) in ROWS.iter().zip(&found) {
+            assert_eq!(&rows(&mut copy.connect(), query), found, "{format}: {query}");
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_object_comes_to_a_native_postgresql_and_back() {
+    let (origin, copy, place) = (Server::shared(), Server::shared(), Place::new());
+    let native = Native::start_18(&["max_logical_replication_workers=0"]);
+    // It is built without libxml2 and ICU.
+    let mut everything = fs::read_to_string(EVERYTHING).expect("the schema");
+    for (with, without) in
+        [("(a xml, ", "(a text, "), ("(PROVIDER = icu, LOCALE = 'und-u-kn-true', DETERMINISTIC = false)", "FROM plain")]
+    {
+        assert!(everything.contains(with), "{with}");
+        everything = everything.replace(with, without);
+    }
+    let (schema, file) = (place.text("everything.sql"), place.text("dump.sql"));
+    fs::write(&schema, everything).expect("a file");
+    Program::succeed(&["run", &schema, &origin.url]);
+    create_roles(&mut native.config().connect(NoTls).expect("a session"));
+    create_roles(&mut copy.connect());
+    let mut dumps = Vec::new();
+    for (from, to) in [(&origin.url, &native.url), (&native.url, &copy.url)] {
+        let dump = dumped(&[from]);
+        fs::write(&file, &dump).expect("a file");
+        let mut psql = Command::new(native::programs_18().join("psql"));
+        let ran = psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", &file, to]).output().expect("psql");
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        dumps.push(without_versions(&dump));
+    }
+    dumps.push(without_versions(&dumped(&[&copy.url])));
+    assert_same(&dumps[0], &dumps[1]);
+    assert_same(&dumps[0], &dumps[2]);
+    let mut sessions = [origin.connect(), native.config().connect(NoTls).expect("a session"), copy.connect()];
+    for query in ROWS {
+        let [here, there, back] = sessions.each_mut().map(|session| rows(session, query));
+        assert!(here == there && here == back, "{query}: {here:?}, {there:?}, {back:?}");
+    }
+}
+
+/// A dump without the line about the version of the server.
+fn without_versions(dump: &str) -> String {
+    let lines = dump.lines().filter(|line| !line.starts_with("-- Dumped from database version"));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// Rows of a table, each of [`ROW`] bytes, which take little space in the server.
+fn with_long_rows(server: &Server, table: &str, count: u32) {
+    let sql = format!("create table {table} as select repeat('x', {ROW}) from generate_series(1, {count})");
+    rows(&mut server.connect(), &sql);
+}
+
+const ROW: usize = 100_000;
+
+/// The maximum of the memory of a process that dumps so many long rows to a pipe, when it has written most of them.
+fn most_memory(arguments: &[&str], count: u32) -> u64 {
+    let mut program = Program::spawn(&[&["dump"], arguments].concat());
+    let mut dump = program.take_stdout();
+    // What is left does not fit into the pipe, so that it runs.
+    let most = u64::from(count - 10) * ROW as u64;
+    assert_eq!(io::copy(&mut (&mut dump).take(most), &mut io::sink()).expect("rows"), most, "{arguments:?}");
+    let memory = process::most_memory(program.id());
+    io::copy(&mut dump, &mut io::sink()).expect("the rest");
+    assert!(program.wait().0.success(), "{arguments:?}");
+    memory
+}
+
+#[test]
+fn a_dump_takes_the_same_memory_however_many_rows_there_are() {
+    let server = Server::shared();
+    for (table, count) in [("small", 20), ("large", 2000)] {
+        with_long_rows(&server, table, count);
+    }
+    for format in ["--format=plain", "--format=custom", "--format=tar"] {
+        let of = |table, count| {
+            let compression: &[&str] = if format.ends_with("custom") { &["--compress=none"] } else { &[] };
+            most_memory(&[&[&server.url, format, "-t", table], compression].concat(), count)
+        };
+        let (small, large) = (of("small", 20), of("large", 2000));
+        // The rows of one table are 2 MB and those of the other one 200 MB.
+        assert!(large < small + (16 << 20), "{format}: {small} and {large}");
+    }
+}
+
+#[test]
+fn a_terminal_shows_how_much_is_dumped_and_a_pipe_gets_nothing() {
+    let (server, place) = (Server::shared(), Place::new());
+    with_long_rows(&server, "t", 1000);
+    let (file, cache) = (place.text("dump.sql"), cache::shared());
+    let words = [env!("CARGO_BIN_EXE_pglite-port"), "--cache-dir", cache.to_str().expect("text"), "dump"];
+    let command = [&words[..], &[&server.url, "-f", &file]].concat().join(" ");
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &command, "/dev/null"]).stdin(Stdio::null());
+    // Without a name, a terminal is taken for one that shows no progress.
+    let terminal = terminal.env("TERM", "xterm").output().expect("script is installed");
+    let shown = String::from_utf8_lossy(&terminal.stdout);
+    assert_eq!(terminal.status.code(), Some(0), "{shown}");
+    assert!(shown.contains("dumping") && shown.contains(" MB/s "), "{shown:?}");
+    assert!(shown.ends_with("\r\u{1b}[2K"), "nothing is left of it: {shown:?}");
+    assert!(fs::metadata(&file).expect("a dump").len() > 1000 * ROW as u64);
+    let told = Program::succeed(&["dump", &server.url, "-f", &file]);
+    assert!(!told.contains("dumping"), "{told}");
 }
 
 #[test]

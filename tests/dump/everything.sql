@@ -24,6 +24,8 @@ CREATE TYPE label;
 CREATE FUNCTION label_in(cstring) RETURNS label LANGUAGE internal STRICT IMMUTABLE AS 'textin';
 CREATE FUNCTION label_out(label) RETURNS cstring LANGUAGE internal STRICT IMMUTABLE AS 'textout';
 CREATE TYPE label (INPUT = label_in, OUTPUT = label_out, LIKE = text, CATEGORY = 'S');
+CREATE TYPE unfinished;
+COMMENT ON TYPE unfinished IS 'a shell';
 
 -- Functions, procedures, aggregates, operators, casts
 CREATE FUNCTION add_tax(amount numeric, rate numeric DEFAULT 0.19) RETURNS numeric LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -63,6 +65,14 @@ CREATE OPERATOR CLASS backwards_int4 FOR TYPE integer USING btree FAMILY backwar
     OPERATOR 1 >, OPERATOR 2 >=, OPERATOR 3 =, OPERATOR 4 <=, OPERATOR 5 <, FUNCTION 1 reverse_compare(integer, integer);
 CREATE CONVERSION from_latin1 FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8;
 CREATE TRANSFORM FOR hstore LANGUAGE sql (FROM SQL WITH FUNCTION prsd_lextype(internal));
+
+-- A language, whose functions are those of another one
+CREATE FUNCTION spoken_call() RETURNS language_handler LANGUAGE c AS '$libdir/plpgsql', 'plpgsql_call_handler';
+CREATE FUNCTION spoken_inline(internal) RETURNS void LANGUAGE c AS '$libdir/plpgsql', 'plpgsql_inline_handler';
+CREATE FUNCTION spoken_validator(oid) RETURNS void LANGUAGE c AS '$libdir/plpgsql', 'plpgsql_validator';
+CREATE TRUSTED LANGUAGE spoken HANDLER spoken_call INLINE spoken_inline VALIDATOR spoken_validator;
+COMMENT ON LANGUAGE spoken IS 'by few';
+CREATE FUNCTION say(what text) RETURNS text LANGUAGE spoken AS $$BEGIN RETURN what || '!'; END$$;
 
 -- Collations and text search
 CREATE COLLATION plain (PROVIDER = libc, LOCALE = 'C');
@@ -202,6 +212,10 @@ CREATE PUBLICATION everything FOR ALL TABLES WITH (publish = 'insert');
 CREATE PUBLICATION parts FOR TABLE purchase (id, amount) WHERE (amount > 1) WITH (publish_generated_columns = stored);
 CREATE PUBLICATION whole FOR TABLES IN SCHEMA public, shop;
 COMMENT ON PUBLICATION parts IS 'a part';
+CREATE SUBSCRIPTION news CONNECTION 'host=nowhere password=''s s''' PUBLICATION everything, "other ones"
+    WITH (connect = false, slot_name = 'slot', binary = true, streaming = off, origin = none);
+COMMENT ON SUBSCRIPTION news IS 'from elsewhere';
+ALTER SUBSCRIPTION news OWNER TO dump_owner;
 
 CREATE ACCESS METHOD pile TYPE TABLE HANDLER heap_tableam_handler;
 COMMENT ON ACCESS METHOD pile IS 'a heap';
@@ -225,6 +239,7 @@ GRANT USAGE ON SEQUENCE order_number TO PUBLIC;
 GRANT USAGE ON TYPE mood TO dump_reader;
 GRANT USAGE ON FOREIGN SERVER elsewhere TO dump_reader;
 GRANT USAGE ON LANGUAGE plpgsql TO dump_reader;
+REVOKE USAGE ON LANGUAGE spoken FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE dump_owner IN SCHEMA shop GRANT SELECT ON TABLES TO dump_reader;
 ALTER DEFAULT PRIVILEGES FOR ROLE dump_owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE dump_owner GRANT SELECT ON LARGE OBJECTS TO dump_reader;
