@@ -27,13 +27,14 @@ defmodule PgliteEx.Sandbox.Connections do
   @pruned [:gen, GenServer, DBConnection, Holder, Pool, __MODULE__]
 
   @typedoc """
-  The pool of the repo; the module and the options of the connections; what the branch is made of, or `nil` for
-  connections that the options alone lead to; whether they are to the database that the branch names.
+  The pool of the repo; the module and the options of the connections, which are in a function because they may have a
+  password in them; what the branch is made of, or `nil` for connections that the options alone lead to; whether they
+  are to the database that the branch names.
   """
   @type argument :: %{
           pool: pid,
           module: module,
-          opts: keyword,
+          opts: (() -> keyword),
           origin: nil | (() -> PgliteEx.server() | Branch.t()),
           database?: boolean
         }
@@ -90,7 +91,7 @@ defmodule PgliteEx.Sandbox.Connections do
        database?: argument.database?,
        # `{:ok, branch}`, or the error with which it could not be made; `nil` before.
        branch: if(argument.origin == nil, do: {:ok, nil}),
-       size: Keyword.get(argument.opts, :pool_size) || @pool_size,
+       size: Keyword.get(argument.opts.(), :pool_size) || @pool_size,
        # In messages about what was lent by this process.
        tag: make_ref(),
        # The processes of connections, and whether they have connected.
@@ -254,7 +255,7 @@ defmodule PgliteEx.Sandbox.Connections do
         opts = opts(branch, state)
         types = Pool.types(state.pool)
         Types.write(types, state.module, opts)
-        %{state | branch: {:ok, branch}, opts: opts, learns?: types == []}
+        %{state | branch: {:ok, branch}, opts: fn -> opts end, learns?: types == []}
 
       {:error, error} ->
         %{state | branch: {:error, not_made(Exception.message(error))}}
@@ -263,7 +264,7 @@ defmodule PgliteEx.Sandbox.Connections do
     error in Error -> %{state | branch: {:error, not_made(Exception.message(error))}}
   catch
     :exit, {:noproc, _call} ->
-      %{state | branch: {:error, not_made(RepoConfig.no_server(state.opts[:pglite_ex]))}}
+      %{state | branch: {:error, not_made(RepoConfig.no_server(state.opts.()[:pglite_ex]))}}
   end
 
   defp make(state), do: state
@@ -276,12 +277,12 @@ defmodule PgliteEx.Sandbox.Connections do
     others = if database?, do: [:username], else: [:username, :database]
     own = branch |> PgliteEx.connection_opts() |> Keyword.drop(others)
     # As a driver does that starts the pool itself.
-    for {key, value} <- Keyword.merge(opts, own), value != nil, do: {key, value}
+    for {key, value} <- Keyword.merge(opts.(), own), value != nil, do: {key, value}
   end
 
   defp connected(pid, state) do
     # Nothing else has been done in the branch yet.
-    if state.learns?, do: Pool.put_types(state.pool, Types.read(state.module, state.opts))
+    if state.learns?, do: Pool.put_types(state.pool, Types.read(state.module, state.opts.()))
     state = %{state | ready?: true, learns?: false}
     tell_awaiting(:ok, put_in(state.connections[pid], :connected))
   end
@@ -304,7 +305,8 @@ defmodule PgliteEx.Sandbox.Connections do
     wanted = :queue.len(state.waiting) + min(length(state.awaiting), 1)
 
     if wanted > opening and map_size(connections) < state.size do
-      opts = Keyword.merge(state.opts, pool_index: map_size(connections) + 1, backoff_type: :stop)
+      own = [pool_index: map_size(connections) + 1, backoff_type: :stop]
+      opts = Keyword.merge(state.opts.(), own)
       {:ok, pid} = Connection.start_link(state.module, opts, self(), state.tag)
       %{state | connections: Map.put(connections, pid, :connecting)}
     else

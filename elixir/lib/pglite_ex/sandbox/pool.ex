@@ -15,10 +15,17 @@ defmodule PgliteEx.Sandbox.Pool do
   # As of `DBConnection.Ownership`, in milliseconds.
   @ownership_timeout 120_000
 
-  @doc "Starts the pool of a repo, with the module and the options of its connections."
-  @spec start_link({module, keyword}) :: GenServer.on_start()
+  @doc """
+  The specification of the pool of a repo, with the module and the options of its connections. The options may have a
+  password in them, and supervisors show specifications in their reports: here and in states they are a function.
+  """
+  @spec child_spec({module, keyword}) :: Supervisor.child_spec()
+  def child_spec({module, opts}), do: super({module, fn -> opts end})
+
+  @doc "Starts the pool."
+  @spec start_link({module, (() -> keyword)}) :: GenServer.on_start()
   def start_link({_module, opts} = argument),
-    do: GenServer.start_link(__MODULE__, argument, Keyword.take(opts, [:name]))
+    do: GenServer.start_link(__MODULE__, argument, Keyword.take(opts.(), [:name]))
 
   # Callbacks of `DBConnection.Pool`.
 
@@ -101,8 +108,9 @@ defmodule PgliteEx.Sandbox.Pool do
     # So that the end of one owner's connections is not that of all others.
     Process.flag(:trap_exit, true)
     DBConnection.register_as_pool(module)
+    opts = Keyword.drop(opts.(), [:name, :pool])
     server = Keyword.get(opts, :pglite_ex) || raise ArgumentError, no_server()
-    opts = Keyword.drop(opts, [:name, :pool])
+    hidden_opts = fn -> opts end
     isolated? = isolated?(server)
     origin = if isolated?, do: fn -> server end
 
@@ -110,7 +118,7 @@ defmodule PgliteEx.Sandbox.Pool do
       Connections.start_link(%{
         pool: self(),
         module: module,
-        opts: opts,
+        opts: hidden_opts,
         origin: origin,
         database?: isolated?
       })
@@ -118,7 +126,7 @@ defmodule PgliteEx.Sandbox.Pool do
     {:ok,
      %{
        module: module,
-       opts: opts,
+       opts: hidden_opts,
        server: server,
        isolated?: isolated?,
        # The connections in mode `:auto`.
@@ -272,7 +280,7 @@ defmodule PgliteEx.Sandbox.Pool do
     put_in(state.owners[pid], %{monitor: monitor, connections: connections})
   end
 
-  defp start_connections(isolation, %{base: base, server: server} = state) do
+  defp start_connections(isolation, %{base: base, server: server, opts: opts} = state) do
     # What the base of an isolated server is a branch of is not what it has by now.
     origin =
       if state.isolated?,
@@ -283,7 +291,7 @@ defmodule PgliteEx.Sandbox.Pool do
       Connections.start_link(%{
         pool: self(),
         module: state.module,
-        opts: with_isolation(state.opts, isolation),
+        opts: fn -> with_isolation(opts.(), isolation) end,
         origin: origin,
         database?: state.isolated?
       })
