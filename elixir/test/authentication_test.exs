@@ -209,20 +209,45 @@ defmodule PgliteEx.AuthenticationTest do
           for function <- [
                 &Keyword.fetch!(&1, :missing),
                 {String, :no_such_function, []},
-                fn opts -> raise inspect(opts) end
+                fn opts -> raise inspect(opts) end,
+                fn opts -> {:error, url(opts, @password)} end,
+                fn opts ->
+                  spawn_link(fn -> exit({:failed_with, opts}) end)
+                  Process.sleep(:infinity)
+                end
               ] do
             assert {:error, reason} = PgliteEx.start_link([after_start: function] ++ @secured)
-            refute Exception.format_exit(reason) =~ @password
+            refute shown?(Exception.format_exit(reason))
           end
         end)
 
-      refute log =~ @password
+      refute shown?(log)
+    end
+
+    # As it is, or in a URL.
+    defp shown?(text), do: text =~ @password or text =~ "correct%20horse"
+
+    test "in the error of a template whose preparation fails" do
+      server = Servers.start!([mode: :isolated] ++ @secured)
+
+      for function <- [
+            fn opts -> raise inspect(opts) end,
+            fn opts ->
+              spawn_link(fn -> exit({:failed_with, opts}) end)
+              Process.sleep(:infinity)
+            end
+          ] do
+        assert {:error, error} = PgliteEx.prepare(server, "authentication_test_fails", function)
+        assert error.message =~ ~s(password: "…")
+        refute shown?(error.message)
+      end
     end
 
     test "in errors about options" do
-      for password <- ["a\0secret", "a\nsecret", ["secret"], :secret] do
+      for password <- ["a\0battery", "a\nbattery", ["battery"], :battery] do
         error = assert_raise ArgumentError, fn -> PgliteEx.Options.new!(password: password) end
-        refute error.message =~ "secret"
+        refute error.message =~ "battery"
+        refute inspect(PgliteEx.child_spec(password: password)) =~ "battery"
       end
     end
   end

@@ -4,7 +4,7 @@ defmodule PgliteEx.MixTasksTest do
 
   alias Mix.Tasks.Compile.PglitePort
   alias Mix.Tasks.PgliteEx.Server
-  alias PgliteEx.TaskServer
+  alias PgliteEx.{Options, TaskServer}
 
   @moduletag :tmp_dir
 
@@ -125,6 +125,20 @@ defmodule PgliteEx.MixTasksTest do
       assert_received {:mix_shell, :info, ["the child is :undefined"]}
       refute File.exists?(Path.join(directory, "pgdata"))
       PgliteEx.stop(server)
+    end
+
+    test "shows no password when the function of a child fails" do
+      options = [name: MyApp.Postgres, auth: :scram_sha_256, password: "correct horse"]
+      {:ok, server} = PgliteEx.start_link(options)
+      Process.unlink(server)
+      TaskServer.put(Options.new!(options), server)
+
+      %{start: {module, function, arguments}} =
+        PgliteEx.child_spec([after_start: fn opts -> raise inspect(opts) end] ++ options)
+
+      assert {:error, error} = apply(module, function, arguments)
+      assert error.message =~ ~s(password: "…")
+      refute error.message =~ "correct horse"
     end
 
     test "needs a task, and options for a server by name" do

@@ -112,8 +112,19 @@ defmodule PgliteEx.MoveTest do
     isolated = Servers.start!(mode: :isolated)
     assert {:error, %Error{code: "0A000"}} = PgliteEx.move(isolated, to)
 
-    assert_raise ArgumentError, ~r/a URL/, fn ->
-      PgliteEx.move(source, "host=db password=secret")
+    for url <- [
+          "host=db password=secret",
+          ~c"postgresql://postgres:secret@db/app",
+          "postgresql://postgres:secret\0@db/app"
+        ] do
+      error = assert_raise ArgumentError, fn -> PgliteEx.move(source, url) end
+      refute error.message =~ "secret"
+    end
+
+    for url <- [~c"postgresql://secret", "postgresql://postgres:secret\0@db/app"] do
+      move = fn -> PgliteEx.move(source, to, source_for_target: url) end
+      error = assert_raise ArgumentError, ~r/source_for_target: a URL/, move
+      refute error.message =~ "secret"
     end
 
     Mix.shell(Mix.Shell.Process)

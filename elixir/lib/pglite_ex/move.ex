@@ -97,9 +97,13 @@ defmodule PgliteEx.Move do
   end
 
   # The target stores how it connects to the source, password included.
-  defp check_way_back(password, source_for_target)
-       when password == nil or source_for_target != nil,
-       do: :ok
+  defp check_way_back(nil, nil), do: :ok
+
+  defp check_way_back(_password, url) when url != nil do
+    if url?(url),
+      do: :ok,
+      else: raise(ArgumentError, "source_for_target: a URL postgresql://… is needed")
+  end
 
   defp check_way_back(_password, nil) do
     message =
@@ -109,9 +113,9 @@ defmodule PgliteEx.Move do
     {:error, %Error{code: :invalid_options, message: message}}
   end
 
-  # A URL without its password, and the password.
+  # A URL without its password, and the password, which no error shows.
   defp take_password!(url) do
-    unless url =~ ~r{^postgres(ql)?://} and not (url =~ ~r/[?&]password=/),
+    unless url?(url) and not (url =~ ~r/[?&]password=/),
       do: raise(ArgumentError, "a URL postgresql://USER:PASSWORD@HOST:PORT/DATABASE is needed")
 
     case Regex.run(@with_password, url, capture: :all_but_first) do
@@ -122,6 +126,8 @@ defmodule PgliteEx.Move do
         {url, nil}
     end
   end
+
+  defp url?(url), do: is_binary(url) and url =~ ~r{^postgres(ql)?://} and not (url =~ <<0>>)
 
   # The passwords in the format of `PGPASSFILE`; that of the source is for its address only. `nil`: there are none,
   # and the program looks for them as every client does.

@@ -214,10 +214,11 @@ defmodule PgliteEx.Options do
     if Keyword.keyword?(options), do: Enum.map(options, &hide_secret/1), else: options
   end
 
-  defp hide_secret({:password, given}) do
+  defp hide_secret({:password, given}) when given != nil do
     case Password.hide(given) do
       {:ok, password} -> {:password, password}
-      :error -> {:password, given}
+      # What is refused at the start of the server is not shown either.
+      :error -> {:password, fn -> given end}
     end
   end
 

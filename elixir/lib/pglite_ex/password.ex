@@ -66,13 +66,25 @@ defmodule PgliteEx.Password do
       {:error, %Error{code: :no_password, message: message}}
   end
 
-  @doc "A text without the password of a server with these options, should it be in there."
+  @doc """
+  A text without the password of a server with these options, should it be in there: as it is, as `inspect/1` shows it,
+  or as it is in a URL.
+
+      iex> options = PgliteEx.Options.new!(password: ~S(a "b"))
+      iex> PgliteEx.Password.redact(~S([password: "a \\"b\\""], a%20%22b%22, a "b"), options)
+      ~S([password: "…"], …, …)
+  """
   @spec redact(String.t(), PgliteEx.Options.t()) :: String.t()
   def redact(text, options) do
     case fetch(options) do
-      {:ok, password} when password != nil -> String.replace(text, password, "…")
+      {:ok, password} when password != nil -> String.replace(text, forms(password), "…")
       _none -> text
     end
+  end
+
+  defp forms(password) do
+    inspected = password |> inspect(printable_limit: :infinity) |> String.slice(1..-2//1)
+    [password, inspected, URI.encode(password, &URI.char_unreserved?/1)]
   end
 
   @doc "Writes a password into a file in a new directory, which only this user can enter."

@@ -59,12 +59,12 @@ defmodule PgliteEx.Preparation do
   message of the preparation.
   """
   @spec handle(t | nil, term, Options.t()) :: :ok | {:error, Error.t()} | :unknown
-  def handle(%__MODULE__{process: process} = preparation, {:EXIT, process, reason}, _options) do
+  def handle(%__MODULE__{process: process} = preparation, {:EXIT, process, reason}, options) do
     if preparation.timer, do: Process.cancel_timer(preparation.timer)
 
     case reason do
       {:shutdown, {__MODULE__, result}} -> result
-      reason -> {:error, failed("ended: " <> Exception.format_exit(reason))}
+      reason -> {:error, failed("ended: " <> Exception.format_exit(reason), options)}
     end
   end
 
@@ -73,7 +73,7 @@ defmodule PgliteEx.Preparation do
     time = "within #{options.after_start_timeout} ms"
 
     if options.after_start,
-      do: {:error, failed("has not returned #{time}")},
+      do: {:error, failed("has not returned #{time}", options)},
       else: {:error, %Error{code: :timeout, message: "the database was not made #{time}"}}
   end
 
@@ -91,12 +91,7 @@ defmodule PgliteEx.Preparation do
 
   defp run(%{options: options} = context) do
     with :ok <- if(names_others?(options), do: make_database(context), else: :ok),
-         :ok <- if(options.after_start, do: call(options.after_start, context), else: :ok) do
-      :ok
-    else
-      # What a function raises may have its arguments in it.
-      {:error, error} -> {:error, %{error | message: Password.redact(error.message, options)}}
-    end
+         do: if(options.after_start, do: call(context), else: :ok)
   end
 
   defp make_database(%{registry: registry, options: options}) do
@@ -148,31 +143,67 @@ defmodule PgliteEx.Preparation do
     end
   end
 
-  defp call(function, %{server: server, options: options}) do
-    # A gate that does not start ends this process with its reason, as the two are linked.
-    {:ok, gate} = Gate.start_link(server, gate_address(options.listen), :started)
-    result = apply_function(function, PgliteEx.connection_opts(gate))
+  defp call(%{server: server, options: options}) do
+    gate = open_gate(server, gate_address(options.listen))
+    result = apply_function(options, PgliteEx.connection_opts(gate))
     Supervisor.stop(gate)
     result
   end
 
-  @doc "Calls the function of `:after_start`."
-  @spec apply_function(Options.after_start(), keyword) :: :ok | {:error, Error.t()}
-  def apply_function(function, connection_opts) do
+  # The gate is linked to a process of its own. Linked to this one, it would report what this one ends with, which may
+  # have the password in it.
+  defp open_gate(server, address) do
+    preparation = self()
+    {keeper, monitor} = spawn_monitor(fn -> keep_gate(preparation, server, address) end)
+
+    receive do
+      {^keeper, gate} ->
+        Process.demonitor(monitor, [:flush])
+        gate
+
+      {:DOWN, ^monitor, :process, ^keeper, reason} ->
+        exit(reason)
+    end
+  end
+
+  defp keep_gate(preparation, server, address) do
+    Process.flag(:trap_exit, true)
+    monitor = Process.monitor(preparation)
+
+    case Gate.start_link(server, address, :started) do
+      {:ok, gate} ->
+        send(preparation, {self(), gate})
+
+        receive do
+          {:DOWN, ^monitor, :process, ^preparation, _reason} -> Supervisor.stop(gate)
+          {:EXIT, ^gate, :normal} -> :ok
+          {:EXIT, ^gate, reason} -> Process.exit(preparation, reason)
+        end
+
+      {:error, reason} ->
+        exit(reason)
+    end
+  end
+
+  @doc "Calls the function of `:after_start` of a server with these options, if it has one."
+  @spec apply_function(Options.t(), keyword) :: :ok | {:error, Error.t()}
+  def apply_function(%Options{after_start: nil}, _connection_opts), do: :ok
+
+  def apply_function(%Options{} = options, connection_opts) do
     result =
-      case function do
+      case options.after_start do
         {module, name, arguments} -> apply(module, name, [connection_opts | arguments])
         function -> function.(connection_opts)
       end
 
     case result do
-      {:error, reason} -> {:error, failed("returned an error: " <> describe(reason))}
-      :error -> {:error, failed("returned :error")}
+      {:error, reason} -> {:error, failed("returned an error: " <> describe(reason), options)}
+      :error -> {:error, failed("returned :error", options)}
       _done -> :ok
     end
   catch
     kind, reason ->
-      {:error, failed("failed: " <> Exception.format(kind, reason, __STACKTRACE__))}
+      {:error, failed("failed: " <> Exception.format(kind, reason, __STACKTRACE__), options)}
   end
 
   # As reachable as the server is, and no more.
@@ -190,6 +221,9 @@ defmodule PgliteEx.Preparation do
   defp describe(reason) when is_exception(reason), do: Exception.message(reason)
   defp describe(reason), do: inspect(reason)
 
-  defp failed(how),
-    do: %Error{code: :after_start_failed, message: "the function of after_start: #{how}"}
+  # What a function raises, or a process that it is linked to ends with, may have its arguments in it.
+  defp failed(how, options) do
+    message = Password.redact("the function of after_start: #{how}", options)
+    %Error{code: :after_start_failed, message: message}
+  end
 end

@@ -48,10 +48,7 @@ defmodule PgliteEx.TaskServer do
         :ignore
 
       server ->
-        function = options.after_start
-        opts = PgliteEx.connection_opts(server)
-
-        with :ok <- if(function, do: Preparation.apply_function(function, opts), else: :ok),
+        with :ok <- Preparation.apply_function(options, PgliteEx.connection_opts(server)),
              do: :ignore
     end
   end

@@ -21,14 +21,16 @@ defmodule PgliteEx.Workshop do
       spawn_monitor(fn ->
         Process.flag(:trap_exit, true)
         work = fn connection_opts -> run(fun, connection_opts, callers) end
-        result = options |> keep(name, frozen, work) |> without_password(options)
-        exit({:shutdown, {__MODULE__, result}})
+        exit({:shutdown, {__MODULE__, keep(options, name, frozen, work)}})
       end)
 
-    receive do
-      {:DOWN, ^monitor, :process, ^keeper, {:shutdown, {__MODULE__, result}}} -> result
-      {:DOWN, ^monitor, :process, ^keeper, reason} -> {:error, failed(reason)}
-    end
+    result =
+      receive do
+        {:DOWN, ^monitor, :process, ^keeper, {:shutdown, {__MODULE__, result}}} -> result
+        {:DOWN, ^monitor, :process, ^keeper, reason} -> {:error, failed(reason)}
+      end
+
+    without_password(result, options)
   end
 
   # A server of its own, so that nothing but the function leaves traces in the cluster.
