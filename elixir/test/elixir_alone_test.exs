@@ -2,31 +2,24 @@ defmodule PgliteEx.ElixirAloneTest do
   @moduledoc "A machine with Elixir, and with neither Rust nor Node.js nor PostgreSQL: the program comes from an archive."
   use ExUnit.Case, async: true
 
-  alias PgliteEx.{Authority, ElixirAlone, FileServer}
+  alias PgliteEx.{Archive, Authority, ElixirAlone, FileServer}
 
   @moduletag :tmp_dir
   @moduletag timeout: 300_000
 
+  # Prints whether a server of the project lets clients in.
+  @ready """
+  {:ok, server} = PgliteEx.start_link(database: "my_app")
+  {:ok, stats} = PgliteEx.stats(server)
+  IO.inspect(stats["ready"], label: "ready")
+  """
+
   setup %{tmp_dir: directory} do
-    library = ElixirAlone.library!(Path.join(directory, "library/elixir"))
+    library = ElixirAlone.library!(Path.join(directory, "pglite_ex"))
     tools = ElixirAlone.tools!(Path.join(directory, "tools"))
-    %{library: library, tools: tools, project: project!(directory, library)}
-  end
-
-  # What `mix new` makes, with the dependency.
-  defp project!(directory, library) do
-    project = Path.join(directory, "my_app")
-    File.mkdir_p!(Path.join(project, "lib"))
-
-    File.write!(Path.join(project, "mix.exs"), """
-    defmodule MyApp.MixProject do
-      use Mix.Project
-      def project, do: [app: :my_app, version: "0.1.0", deps: [{:pglite_ex, path: #{inspect(library)}}]]
-      def application, do: [extra_applications: [:logger]]
-    end
-    """)
-
-    project
+    dependencies = ~S({:pglite_ex, path: "../pglite_ex"})
+    project = ElixirAlone.new_project!(directory, tools, dependencies)
+    %{library: library, tools: tools, project: project}
   end
 
   defp run(context, command, arguments, environment) do
@@ -81,6 +74,60 @@ defmodule PgliteEx.ElixirAloneTest do
     assert output =~ ~r/^5$/m
     dump = File.read!(Path.join(context.project, "structure.sql"))
     assert dump =~ "CREATE TABLE public.items"
+  end
+
+  test "the configuration of a project names the archive, for its version and machine", context do
+    archive = ElixirAlone.archive!(context.tmp_dir)
+    pattern = Path.join(context.tmp_dir, "pglite-port-{version}-{target}.tar.gz")
+    named = Archive.fill_in(pattern)
+
+    unless named == archive, do: File.rename!(archive, named)
+    sha256 = ElixirAlone.sha256(named)
+    File.rm!(archive <> ".sha256")
+    configure!(context, archive: pattern, archive_sha256: String.duplicate("0", 64))
+    assert {output, 1} = run(context, "mix", ["compile"], [])
+    assert output =~ "PgliteEx has no program: #{named} is not the archive that was expected"
+
+    configure!(context, archive: pattern, archive_sha256: sha256)
+    assert {output, 0} = run(context, "mix", ["compile"], [])
+    assert output =~ "Unpacking pglite-port from #{named}"
+    assert output =~ ~r"pglite-port 0.1.0.* is in .*/priv/pglite-port"
+    assert {"", 0} = run(context, "mix", ["compile"], [])
+    assert {output, 0} = run(context, "mix", ["run", "-e", @ready], [])
+    assert output =~ "ready: 1"
+  end
+
+  for {what, make} <- [
+        {"is a file", quote(do: &File.write!(&1, ""))},
+        # The kernel makes no directory there, not even for root.
+        {"cannot be written to", quote(do: &File.ln_s!("/sys", &1))}
+      ] do
+    test "where priv of the library #{what}, one sentence says so, and a program elsewhere does",
+         context do
+      priv = Path.join(context.library, "priv")
+      File.rmdir!(priv)
+      unquote(make).(priv)
+      archive = ElixirAlone.archive!(context.tmp_dir)
+      configure!(context, archive: archive)
+      assert {output, 1} = run(context, "mix", ["compile"], [])
+      assert output =~ ~r"PgliteEx has no program: nothing can be unpacked into .*/priv: "
+      assert output =~ "unpack the archive elsewhere and name the program in it with PGLITE_PORT"
+      refute output =~ "** (File"
+
+      elsewhere = Path.join(context.tmp_dir, "elsewhere")
+      :ok = :erl_tar.extract(to_charlist(archive), [:compressed, cwd: to_charlist(elsewhere)])
+      [program] = Path.wildcard(Path.join(elsewhere, "*/pglite-port"))
+      environment = [{"PGLITE_PORT", program}]
+      assert {_output, 0} = run(context, "mix", ["compile"], environment)
+      assert {output, 0} = run(context, "mix", ["run", "-e", @ready], environment)
+      assert output =~ "ready: 1"
+    end
+  end
+
+  defp configure!(context, config) do
+    path = Path.join(context.project, "config/config.exs")
+    File.mkdir_p!(Path.dirname(path))
+    File.write!(path, "import Config\nconfig :pglite_ex, #{inspect(config)}\n")
   end
 
   test "what is wrong with an archive fails the compilation, with one sentence", context do

@@ -24,6 +24,26 @@ defmodule PgliteEx.ElixirAlone do
     directory
   end
 
+  @doc """
+  Makes the project `my_app` in a directory by `mix new`, with that `PATH` and these lines as its dependencies.
+  """
+  @spec new_project!(Path.t(), Path.t(), String.t()) :: Path.t()
+  def new_project!(directory, tools, dependencies) do
+    {_output, 0} =
+      System.cmd("mix", ["new", "my_app"],
+        cd: directory,
+        stderr_to_stdout: true,
+        env: [{"PATH", tools}]
+      )
+
+    project = Path.join(directory, "my_app")
+    mix_exs = Path.join(project, "mix.exs")
+    [before, rest] = mix_exs |> File.read!() |> String.split("defp deps do\n    [\n")
+    [_examples, rest] = String.split(rest, "\n    ]\n", parts: 2)
+    File.write!(mix_exs, [before, "defp deps do\n    [\n", dependencies, "\n    ]\n", rest])
+    project
+  end
+
   # Made with the package: see .ci/hex.
   @list "archives.sha256"
 
@@ -86,7 +106,7 @@ defmodule PgliteEx.ElixirAlone do
   @doc """
   Puts an archive into the directory, with its SHA-256 beside it: the one of `make dist` that
   `PGLITE_EX_TEST_ARCHIVE` names (`make test-dist`), or else one that is made like it. Its program is a
-  script that runs the one under test, because packing that takes long.
+  script that runs the one under test, because packing that takes long, with the files beside the script.
   """
   @spec archive!(Path.t()) :: Path.t()
   def archive!(directory) do
@@ -116,7 +136,13 @@ defmodule PgliteEx.ElixirAlone do
         do: File.cp!(file, Path.join([root, "pglite", Path.basename(file)]))
 
     program = Path.join(root, "pglite-port")
-    File.write!(program, "#!/bin/sh\nexec '#{System.fetch_env!("PGLITE_PORT")}' \"$@\"\n")
+
+    File.write!(program, """
+    #!/bin/sh
+    export PGLITE_DIR="${PGLITE_DIR:-${0%/*}/pglite}"
+    exec '#{System.fetch_env!("PGLITE_PORT")}' "$@"
+    """)
+
     File.chmod!(program, 0o755)
     pack!(root, Path.join(directory, "pglite-port-0.1.0-here.tar.gz"))
   end

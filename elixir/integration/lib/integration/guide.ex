@@ -4,10 +4,11 @@ defmodule Integration.Guide do
   @guides Path.expand("../../../guides", __DIR__)
 
   @doc "The blocks of Elixir in a guide that begin with the name of a file, by that name."
-  def files(guide) do
-    blocks =
-      Regex.scan(~r/^```elixir\n# (\S+)\n(.*?)^```/ms, text(guide), capture: :all_but_first)
+  def files(guide), do: guide |> text() |> files_in()
 
+  @doc "The same in a text."
+  def files_in(text) do
+    blocks = Regex.scan(~r/^```elixir\n# (\S+)\n(.*?)^```/ms, text, capture: :all_but_first)
     Map.new(blocks, fn [name, code] -> {name, code} end)
   end
 
@@ -50,6 +51,19 @@ defmodule Integration.Guide do
     end
   end
 
+  @doc "Copies the compiled dependencies of the project that calls this, but for the library itself."
+  def copy_dependencies!(build) do
+    for library <- File.ls!(Path.join(Mix.Project.build_path(), "lib")),
+        library not in ["integration", "pglite_ex"],
+        do: copy!(library, build)
+  end
+
+  defp copy!(library, build) do
+    copy = Path.join([build, "lib", library])
+    File.mkdir_p!(Path.dirname(copy))
+    File.cp_r!(Path.join([Mix.Project.build_path(), "lib", library]), copy)
+  end
+
   @doc """
   Writes the project `my_app`, with the part of `mix.exs` that a guide has, into an empty directory.
 
@@ -61,27 +75,32 @@ defmodule Integration.Guide do
     for {name, text} <- Map.put(files, "mix.exs", project(mix_exs)),
         do: write!(directory, name, text)
 
-    for library <- File.ls!(Path.join(Mix.Project.build_path(), "lib")),
-        library != "integration" do
-      copy = Path.join([directory, "_build/lib", library])
-      File.mkdir_p!(Path.dirname(copy))
-      File.cp_r!(Path.join([Mix.Project.build_path(), "lib", library]), copy)
-    end
-
+    build = Path.join(directory, "_build")
+    copy_dependencies!(build)
+    copy!("pglite_ex", build)
     directory
   end
 
-  defp write!(directory, name, text) do
+  @doc "Writes a file below a directory."
+  def write!(directory, name, text) do
     path = Path.join(directory, name)
     File.mkdir_p!(Path.dirname(path))
     File.write!(path, text)
   end
 
-  defp project(part) do
-    offline = Path.expand("../../offline_packages.exs", __DIR__)
+  @doc "What a `mix.exs` begins with, so that packages can come from `MIX_DEPS_PATH`."
+  def offline_packages,
+    do: "Code.require_file(#{inspect(Path.expand("../../offline_packages.exs", __DIR__))})\n"
 
+  @doc "The part of a project's options by which it has the packages of the project that calls this."
+  def same_packages do
+    lockfile = Path.expand(Mix.Project.config()[:lockfile])
+    "deps_path: #{inspect(Mix.Project.deps_path())}, lockfile: #{inspect(lockfile)}"
+  end
+
+  defp project(part) do
     """
-    Code.require_file(#{inspect(offline)})
+    #{offline_packages()}
 
     defmodule MyApp.MixProject do
       use Mix.Project
@@ -92,8 +111,7 @@ defmodule Integration.Guide do
           version: "0.1.0",
           elixirc_paths: elixirc_paths(Mix.env()),
           aliases: aliases(),
-          deps_path: #{inspect(Mix.Project.deps_path())},
-          lockfile: #{inspect(Path.expand(Mix.Project.config()[:lockfile]))},
+          #{same_packages()},
           deps: #{inspect(deps(), limit: :infinity)}
         ]
       end
@@ -108,7 +126,8 @@ defmodule Integration.Guide do
     """
   end
 
-  defp deps do
+  @doc "The dependencies of the project that calls this, as another one names them."
+  def deps do
     for dependency <- Mix.Project.config()[:deps] do
       case dependency do
         {:pglite_ex, path: path} -> {:pglite_ex, path: Path.expand(path)}
