@@ -42,8 +42,8 @@ FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
 # Elixir's tests run the program that was built with the Rust tests, not an installed one.
 FOR_ELIXIR_TESTS := $(FOR_TESTS) LC_ALL=C.UTF-8 PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(PGLITE_DIST)"
 
-# Those of them in which a project takes the program from an archive take the one of `make dist`.
-TEST_DIST = $(FOR_ELIXIR_TESTS) PGLITE_EX_TEST_ARCHIVE="$(CURDIR)/target/dist/pglite-port-$(shell .ci/version)-$(shell uname -m)-unknown-linux-gnu.tar.gz"
+# Those of them in which a project takes the program from an archive take the one of `make dist`, and none is skipped.
+TEST_DIST = $(FOR_ELIXIR_TESTS) PGLITE_EX_TEST_ALL=1 PGLITE_EX_TEST_ARCHIVE="$(CURDIR)/target/dist/pglite-port-$(shell .ci/version)-$(shell uname -m)-unknown-linux-gnu.tar.gz"
 
 .PHONY: help
 help: ## this list
@@ -71,7 +71,7 @@ image: ## a container's image of this machine's archive, with a warm cache, in t
 	.ci/image "$$(ls -t target/dist/pglite-port-*-$$(uname -m)-unknown-linux-gnu.tar.gz | head -n 1)"
 
 .PHONY: test-dist
-test-dist: toolchain $(PGLITE) ## this machine's archive of make dist in Elixir projects with neither Rust nor Node.js, and the package for Hex with it
+test-dist: toolchain $(PGLITE) ## this machine's archive of make dist in Elixir projects with neither Rust nor Node.js, and the package for Hex with it (needs Hex and MIX_DEPS_PATH where there is no network)
 	.ci/require mix=elixir
 	$(CARGO) build --locked
 	mkdir -p $(TEST_CACHE)
