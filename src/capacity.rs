@@ -106,11 +106,16 @@ pub(crate) fn check_for_client() -> Result<(), ErrorResponse> {
 }
 
 /// Whether so little is left that clients that have not authenticated should make room: of descriptors or threads less
-/// than twice what is kept from sessions, of memory no more than what is kept for small clusters, or so few mappings that
-/// sessions are refused, because counting these takes long.
+/// than twice what is kept from sessions, or so little memory or so few mappings that sessions are refused, because
+/// measuring these takes long.
 pub(crate) fn is_scarce() -> bool {
+    are_descriptors_or_threads_scarce() || WITHOUT_MEMORY.is_known() || MAPPINGS.refused.is_known()
+}
+
+/// Whether less than twice is left of descriptors or threads what is kept from sessions.
+pub(crate) fn are_descriptors_or_threads_scarce() -> bool {
     let is_scarce = |count: fn() -> Option<Use>| count().is_some_and(|counted| counted.left() < 2 * counted.margin);
-    is_scarce(descriptors) || is_scarce(threads) || quota::is_scarce() || MAPPINGS.refused.is_known()
+    is_scarce(descriptors) || is_scarce(threads)
 }
 
 /// The report of a shortage for a client that wants to connect.

@@ -18,7 +18,7 @@ pub(crate) mod control_group;
 mod program;
 
 pub use program::{ProgramLimit, Usage, limit_program, usage};
-pub(crate) use program::{has_room_for_copy, is_full, is_scarce};
+pub(crate) use program::{has_room_for_copy, is_full};
 
 /// No limit.
 const UNLIMITED: u64 = u64::MAX;
@@ -79,6 +79,8 @@ pub(crate) enum Resource {
     Files,
     /// Memory that the processes of a cluster share.
     SharedMemory,
+    /// The code of libraries that did not come with the program, for each session that has them. The program has it once.
+    Code,
     /// Images in memory, which processes of clusters begin with. No cluster's: copies of a cluster have one together.
     Images,
     /// The bytes of files, wherever they are.

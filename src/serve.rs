@@ -164,7 +164,7 @@ fn connect(
         client.finish();
         // Closing a socket with unread input would reset the connection, and the client would not get the error.
         // Nor are its descriptors kept where they are scarce.
-        if report.code != sqlstate::SUCCESSFUL_COMPLETION && !capacity::is_scarce() {
+        if report.code != sqlstate::SUCCESSFUL_COMPLETION && !capacity::are_descriptors_or_threads_scarce() {
             client.linger();
         }
         watched.remove(id);

@@ -67,10 +67,10 @@ fn connect(config: &Config) -> Peer {
 /// native server says the same when the process that rolls back is stopped in `ProcArrayEndTransaction` by a debugger.
 /// The other transaction fails and nothing is lost, as long as none of the two is committed.
 fn updaters_of_one_row(failure: &Failure) -> Vec<String> {
-    let members = match failure.has_ended {
-        false if failure.sqlstate() == "XX000" => failure.field('M').split_once("more than one updating member: "),
-        _ => None,
-    };
+    if failure.has_ended || failure.sqlstate() != "XX000" {
+        return Vec::new();
+    }
+    let members = failure.field('M').split_once("more than one updating member: ");
     let (_, members) = members.unwrap_or_default();
     let members = members.split(['[', ',', ']']).filter_map(|member| member.trim().split_once(' '));
     members.filter(|(_, status)| ["(nokeyupd)", "(upd)"].contains(status)).map(|(id, _)| id.to_owned()).collect()

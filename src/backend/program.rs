@@ -13,7 +13,7 @@ use crate::{
         artefact::{Artefact, INITDB_WASM, PG_DUMP_WASM, PGLITE_WASM},
         cache::{Cache, InUse, Lock},
     },
-    guest::{self, Guest, LibraryStore},
+    guest::{self, Guest, Library, LibraryStore},
     image::{Image, Layout},
     instrument::{self, Facts},
     sources,
@@ -90,6 +90,18 @@ impl Program {
 
     pub(crate) fn libraries(&self) -> &Arc<LibraryStore> {
         &self.libraries
+    }
+
+    /// The library that an image of a guest has under `path`, whose file `read` reads.
+    ///
+    /// # Errors
+    /// Those of `read`; when it may not be loaded or cannot be compiled.
+    pub(crate) fn captured_library(
+        &self,
+        path: &str,
+        read: impl FnOnce() -> anyhow::Result<Vec<u8>>,
+    ) -> anyhow::Result<Arc<Library>> {
+        self.libraries.captured(path, self.backend.module(), read)
     }
 
     /// The names that the side module `wasm` imports and neither this program nor anything in `others` defines.

@@ -11,8 +11,10 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::session::Control;
 
-/// How long a connection waits for others to end that make room for it.
-const END_OF_OTHERS: Duration = Duration::from_secs(1);
+/// How long a client that has a place may take to authenticate when others need it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a connection waits for a place.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
 /// Connections that have a session or wait for one.
 #[derive(Default)]
@@ -26,7 +28,6 @@ pub(super) struct Attached {
 struct State {
     is_closed: bool,
     next: u64,
-    /// By their numbers, the oldest first.
     connections: BTreeMap<u64, Connection>,
 }
 
@@ -34,6 +35,33 @@ struct Connection {
     control: Control,
     /// Whether its client need not authenticate.
     is_trusted: bool,
+    /// The place that it has or waits for.
+    place: Option<Place>,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    kind: Kind,
+    /// The first to ask has the lowest one.
+    order: u64,
+    since: Instant,
+}
+
+/// Which places there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Those of sessions (`max_connections`).
+    Session,
+    /// Those of processes that send WAL (`max_wal_senders`).
+    Sender,
+}
+
+/// Whether there is a place for a connection.
+enum Room {
+    Is,
+    IsNot,
+    /// Others end, or may have to at that time.
+    Comes(Instant),
 }
 
 /// Keeps a connection on the list; dropping it takes the connection off.
@@ -51,7 +79,7 @@ impl Attached {
         }
         let number = state.next;
         state.next += 1;
-        state.connections.insert(number, Connection { control: control.clone(), is_trusted });
+        state.connections.insert(number, Connection { control: control.clone(), is_trusted, place: None });
         Some(Attachment { attached: self.clone(), number })
     }
 
@@ -83,42 +111,58 @@ impl Attached {
 }
 
 impl Attachment {
-    /// Whether this connection is among the oldest ones, of which there can be `places`. If it is not, those that were
-    /// there before it and have not authenticated make room, the oldest first, and it waits a moment for their ends.
-    pub(super) fn make_room(&self, places: usize) -> bool {
-        let deadline = Instant::now() + END_OF_OTHERS;
+    /// Gives the connection a place of that kind, of which there are `places`; returns whether there is one. If all are
+    /// taken, clients that have had one for longer than [`PATIENCE`] and have not authenticated make room, the oldest
+    /// first, if that is enough. One that has no place keeps its turn to get one.
+    pub(super) fn take_place(&self, kind: Kind, places: usize) -> bool {
         let mut state = self.attached.state.lock();
+        let own = state.ask(self.number, kind);
         loop {
-            let too_many = state.too_many(self.number, places);
-            if too_many == 0 {
-                return true;
-            }
-            let half_open: Vec<_> = state.half_open_before(self.number).take(too_many).collect();
-            if half_open.len() < too_many {
-                return false;
-            }
-            half_open.into_iter().for_each(Control::crowd_out);
-            if self.attached.left.wait_until(&mut state, deadline).timed_out() {
-                return state.too_many(self.number, places) == 0;
+            match state.make_room(own, places) {
+                Room::Is => return true,
+                Room::IsNot => return false,
+                Room::Comes(until) => {
+                    self.attached.left.wait_until(&mut state, until);
+                }
             }
         }
     }
 }
 
 impl State {
-    /// How many have to go for this connection to be among the oldest ones, of which there can be `places`.
-    fn too_many(&self, number: u64, places: usize) -> usize {
-        if self.connections.len() <= places {
-            return 0;
+    fn ask(&mut self, number: u64, kind: Kind) -> Place {
+        self.next += 1;
+        let new = Place { kind, order: self.next, since: Instant::now() };
+        match self.connections.get_mut(&number) {
+            Some(connection) => *connection.place.get_or_insert(new),
+            None => new,
         }
-        // Subscribers have places of their own (`max_wal_senders`).
-        let older = self.connections.range(..number).filter(|(_, older)| !older.control.leaves_last());
-        (older.count() + 1).saturating_sub(places)
     }
 
-    fn half_open_before(&self, number: u64) -> impl Iterator<Item = &Control> {
-        let older = self.connections.range(..number).map(|(_, older)| older);
-        older.filter(|older| !older.is_trusted && older.control.is_half_open()).map(|older| &older.control)
+    /// Ends those that have to make room for `own`, if it is time.
+    fn make_room(&self, own: Place, places: usize) -> Room {
+        let others = self.connections.values().filter_map(|connection| Some((connection, connection.place?)));
+        let before = others.filter(|(_, place)| place.kind == own.kind && place.order < own.order);
+        let mut before: Vec<_> = before.collect();
+        let too_many = (before.len() + 1).saturating_sub(places);
+        if too_many == 0 {
+            return Room::Is;
+        }
+        before.retain(|(connection, _)| !connection.is_trusted && connection.control.is_half_open());
+        let (now, end) = (Instant::now(), own.since + LONGEST_WAIT);
+        if before.len() < too_many || now >= end {
+            return Room::IsNot;
+        }
+        before.sort_unstable_by_key(|(_, place)| place.order);
+        let mut until = end;
+        for (connection, place) in &before[..too_many] {
+            if place.since + PATIENCE <= now {
+                connection.control.crowd_out();
+            } else {
+                until = until.min(place.since + PATIENCE);
+            }
+        }
+        Room::Comes(until)
     }
 }
 
@@ -136,32 +180,71 @@ mod tests {
     use super::*;
     use crate::{client::Waker, session::cancel::CancelRegistry};
 
-    #[test]
-    fn the_oldest_that_has_not_authenticated_makes_room_for_a_new_one() {
-        let attached = Arc::<Attached>::default();
+    /// Connections, of which the second is trusted, and what hears the number of one that is told to end.
+    fn connections(attached: &Arc<Attached>, count: usize) -> (Vec<(Attachment, Control)>, mpsc::Receiver<usize>) {
         let (woken, ends) = mpsc::channel();
         let enter = |number: usize| {
             let woken = woken.clone();
-            let wake = move || woken.send(number).expect("somebody listens");
+            let wake = move || {
+                // Nobody may listen.
+                let _ = woken.send(number);
+            };
             let control = Control::new(CancelRegistry::default(), Waker::new(wake), false);
             (attached.enter(&control, number == 1).expect("it is open"), control)
         };
-        let mut connections: Vec<_> = (0..5).map(enter).map(Some).collect();
-        let (newest, _control) = connections.pop().flatten().expect("there are five");
-        let (_, authenticated) = connections[0].as_ref().expect("it is there");
-        authenticated.settle();
-        assert!(!newest.make_room(2), "two could go, of three");
+        ((0..count).map(enter).collect(), ends)
+    }
+
+    /// Lets all that have a place have had it for long.
+    fn grow_old(attached: &Attached) {
+        for connection in attached.state.lock().connections.values_mut() {
+            let since = &mut connection.place.as_mut().expect("it has asked").since;
+            *since = since.checked_sub(PATIENCE).expect("the machine has run for longer");
+        }
+    }
+
+    #[test]
+    fn the_oldest_that_has_not_authenticated_makes_room_for_a_new_one() {
+        let attached = Arc::<Attached>::default();
+        let (mut connections, ends) = connections(&attached, 5);
+        let (newest, _control) = connections.pop().expect("there are five");
+        connections[0].1.settle();
+        assert!(connections.iter().all(|(connection, _)| connection.take_place(Kind::Session, 4)));
+        grow_old(&attached);
+        assert!(!newest.take_place(Kind::Session, 2), "two can go, and three would have to");
         assert!(ends.try_recv().is_err(), "so none has to");
         thread::scope(|scope| {
-            let (ends, connections) = (ends, &mut connections);
+            let connections = &mut connections;
             let ended = scope.spawn(move || {
                 let number = ends.recv().expect("one is told to end");
-                drop(connections[number].take());
+                connections.remove(number);
                 number
             });
-            assert!(newest.make_room(4));
+            assert!(newest.take_place(Kind::Session, 4));
             assert_eq!(ended.join().expect("it ends"), 2, "the one before is trusted");
         });
-        assert!(newest.make_room(4), "there is room now");
+    }
+
+    #[test]
+    fn one_that_has_just_asked_is_waited_for() {
+        let attached = Arc::<Attached>::default();
+        let (connections, ends) = connections(&attached, 3);
+        let [(first, control), _, (last, _)] = &connections[..] else { panic!("there are three") };
+        assert!(first.take_place(Kind::Session, 1));
+        let own = attached.state.lock().ask(last.number, Kind::Session);
+        let state = attached.state.lock();
+        assert!(matches!(state.make_room(own, 1), Room::Comes(until) if until > Instant::now()));
+        assert!(ends.try_recv().is_err() && control.refusal().is_none());
+        control.settle();
+        assert!(matches!(state.make_room(own, 1), Room::IsNot), "it has authenticated");
+    }
+
+    #[test]
+    fn subscribers_and_sessions_take_no_places_from_each_other() {
+        let attached = Arc::<Attached>::default();
+        let (connections, _ends) = connections(&attached, 3);
+        let [(sender, _), (session, _), (second, _)] = &connections[..] else { panic!("there are three") };
+        assert!(sender.take_place(Kind::Sender, 1) && session.take_place(Kind::Session, 1));
+        assert!(!second.take_place(Kind::Session, 1), "the other session is trusted");
     }
 }

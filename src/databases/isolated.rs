@@ -25,7 +25,10 @@ use crate::{
     template::{DEFAULT, Template, TemplateError, Templates},
 };
 
-use super::{Access, Leave, Simulation, attached::Attached};
+use super::{
+    Access, Leave, Simulation,
+    attached::{Attached, Kind},
+};
 
 /// How the clusters of connections are started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,7 +142,7 @@ impl Isolated {
             }
         };
         let attachment = self.attached.enter(start.control, start.is_trusted);
-        if !attachment.as_ref().is_some_and(|attachment| attachment.make_room(self.limit)) {
+        if !attachment.as_ref().is_some_and(|attachment| attachment.take_place(Kind::Session, self.limit)) {
             // PostgreSQL's words (InitProcess in src/backend/storage/lmgr/proc.c).
             let report = ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
             return Ok(SessionEnd::Refused(report));

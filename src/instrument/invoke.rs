@@ -48,6 +48,12 @@ pub fn invoke_module(names: &[&str]) -> Option<Vec<u8>> {
     lower_longjmp(&module.finish()).ok()
 }
 
+/// Whether [`invoke_module`] makes a function of this name.
+#[must_use]
+pub fn is_invoke(name: &str) -> bool {
+    signature(name).is_some()
+}
+
 /// The parameters and the results of the function `name`.
 fn signature(name: &str) -> Option<(Vec<ValType>, Vec<ValType>)> {
     let value = |letter| match letter {
@@ -90,6 +96,7 @@ mod tests {
         }
         for name in ["invoke_", "invoke_x", "invoke_iv", "dynCall_ii"] {
             assert_eq!(invoke_module(&["invoke_v", name]), None, "{name}");
+            assert!(!is_invoke(name) && is_invoke("invoke_v"), "{name}");
         }
     }
 

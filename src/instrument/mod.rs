@@ -71,7 +71,7 @@ use targets::TARGETS;
 
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
-pub use invoke::invoke_module;
+pub use invoke::{invoke_module, is_invoke};
 pub use processes::{CheckpointerShmem, ChildKind, PostmasterSignals};
 pub use publishing::Callbacks;
 pub use recording::CALLED;

@@ -138,11 +138,6 @@ pub(crate) fn has_room_for_copy(bytes: u64) -> bool {
     has_room(bytes, 0, Need::Bulk)
 }
 
-/// Whether the program uses what is kept for small clusters.
-pub(crate) fn is_scarce() -> bool {
-    limit().is_some_and(|limit| used(0, false) > limit - limit / RESERVE_PART)
-}
-
 /// Whether the program has reached its limit; the bytes that it uses, and the limit.
 pub(crate) fn is_full() -> Option<(Size, Size)> {
     let limit = limit()?;

@@ -126,7 +126,7 @@ impl Snapshot {
         let mut libraries = Vec::new();
         for (path, hash) in state.registers.libraries() {
             let read = || Ok(reader.read_file(path.as_bytes())?);
-            let library = program.libraries().captured(path, read).with_context(|| path.to_owned())?;
+            let library = program.captured_library(path, read).with_context(|| path.to_owned())?;
             ensure!(library.hash() == hash, "{path} is not the library that was loaded");
             libraries.push(library);
         }

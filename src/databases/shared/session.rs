@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    super::attached::Attachment,
+    super::attached::{Attachment, Kind},
     Postmaster,
     children::run_in_turn,
     crash_report,
@@ -62,12 +62,16 @@ impl Postmaster {
         start: &SessionStart<'_>,
         client: Box<dyn Client>,
     ) -> anyhow::Result<SessionEnd> {
-        match self.keeper.running_for(start.control) {
-            Ok(running) => {
-                // If there is no room, PostgreSQL says so, because it may have some for this user.
-                attachment.make_room(self.settings.places());
-                self.serve_in(&running, start, client)
-            }
+        // It has to run before there are places, and may have crashed by the time that this connection has one.
+        let running = self.keeper.running_for(start.control).and_then(|_| {
+            let kind = if start.startup.asks_for_replication() { Kind::Sender } else { Kind::Session };
+            let [most, all] = self.settings.places(kind);
+            // Without one PostgreSQL refuses it.
+            let _ = attachment.take_place(kind, most) || attachment.take_place(kind, all);
+            self.keeper.running_for(start.control)
+        });
+        match running {
+            Ok(running) => self.serve_in(&running, start, client),
             Err(report) => Ok(SessionEnd::Refused(report)),
         }
     }

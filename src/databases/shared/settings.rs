@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::{super::Access, DataDirectory};
+use super::{
+    super::{Access, attached::Kind},
+    DataDirectory,
+};
 use crate::{
     backend::{FIXED_PARAMETERS, HBA_FILE, IN_MEMORY},
     cluster::Slice,
@@ -103,14 +106,19 @@ impl SharedSettings {
         }
     }
 
-    /// How many clients of roles without privileges can be connected at once (`src/backend/utils/init/postinit.c`).
-    pub(super) fn places(&self) -> usize {
+    /// How many places there are for clients: those for every role, and all, some of which may be kept for superusers
+    /// (`src/backend/utils/init/postinit.c`).
+    pub(super) fn places(&self, kind: Kind) -> [usize; 2] {
         let chosen = |name: &str, default: usize| {
             let values = self.further.iter().filter(|(further, _)| further.eq_ignore_ascii_case(name));
             values.filter_map(|(_, value)| value.trim().parse().ok()).next_back().unwrap_or(default)
         };
+        if kind == Kind::Sender {
+            return [chosen("max_wal_senders", 10); 2];
+        }
+        let all = chosen("max_connections", self.max_connections.into());
         let reserved = chosen("superuser_reserved_connections", 3) + chosen("reserved_connections", 0);
-        chosen("max_connections", self.max_connections.into()).saturating_sub(reserved)
+        [all.saturating_sub(reserved), all]
     }
 
     /// As arguments of `postgres`.

@@ -49,7 +49,7 @@ impl LibraryStore {
                 || (!space.starts_with("GOT.") && of_host.contains(name))
                 || cxx::SYMBOLS.contains(name)
                 || (!space.starts_with("GOT.") && is_for_libraries(name))
-                || (name.starts_with("invoke_") && instrument::invoke_module(&[name]).is_some())
+                || instrument::is_invoke(name)
         };
         let mut unresolved = Vec::new();
         for payload in Parser::new(0).parse_all(wasm) {

@@ -1,13 +1,13 @@
 //! The side modules of the whole program: each is parsed and compiled once for all guests.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
-use anyhow::{Context, anyhow, bail, ensure};
-use parking_lot::Mutex;
+use anyhow::Context;
+use parking_lot::{Mutex, MutexGuard};
 use wasmtime::{AsContextMut, Extern, Func, Instance, Linker, Module, ModuleExport};
 
 use super::{super::Guest, dylink_section::Description, link::main_name, receiver, user};
@@ -15,6 +15,7 @@ use crate::{
     capacity,
     engine::{Compiler, artefact},
     instrument::{self, InstrumentError},
+    protocol::error_response::{ErrorResponse, sqlstate},
     quota,
     sources::{self, hex_digest},
 };
@@ -59,9 +60,10 @@ impl Library {
     }
 
     /// The names of the functions `invoke_*` that it imports and `main` does not have.
-    fn lacking_invokes<'a>(&'a self, main: &'a Module) -> impl Iterator<Item = &'a str> {
-        let imports = self.module.imports().zip(self.from_main(main)).filter(|(_, export)| export.is_none());
-        imports.map(|(import, _)| import.name()).filter(|name| name.starts_with("invoke_"))
+    fn lacking_invokes<'a>(&'a self, main: &'a Module) -> BTreeSet<&'a str> {
+        let imports = self.module.imports().zip(self.from_main(main));
+        let lacking = imports.filter(|(import, export)| export.is_none() && import.ty().func().is_some());
+        lacking.map(|(import, _)| import.name()).filter(|name| instrument::is_invoke(name)).collect()
     }
 
     /// For each of its imports, in order, the export of the main module that provides it, if there is one. Only one
@@ -88,6 +90,17 @@ type Instrument = fn(&[u8]) -> Result<Vec<u8>, InstrumentError>;
 #[error("it did not come with this program")]
 pub(super) struct NotBundled;
 
+/// There is too little of something for a library that did not come with the program.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.message)]
+pub(super) struct Refused(pub(super) ErrorResponse);
+
+impl Refused {
+    pub(super) fn out_of_memory(why: String) -> Self {
+        Self(ErrorResponse::error(sqlstate::OUT_OF_MEMORY, format!("out of memory: {why}")))
+    }
+}
+
 /// Compiles side modules and keeps them.
 pub(crate) struct LibraryStore {
     compiler: Compiler,
@@ -103,6 +116,9 @@ pub(crate) struct LibraryStore {
     compiles_other: Mutex<()>,
     invokes: Mutex<HashMap<String, Module>>,
 }
+
+/// More memory than compiling the functions `invoke_*` of a library takes, in bytes.
+const MEMORY_OF_INVOKES: u64 = 8 << 20;
 
 /// How long a library that did not come with the program waits for others to be compiled.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -169,8 +185,8 @@ impl LibraryStore {
     pub(crate) fn library_to_link(&self, wasm: &[u8], main: &Module) -> anyhow::Result<Arc<Library>> {
         let library = self.library(wasm)?;
         if library.is_bundled {
-            library.lacking_invokes(main).try_for_each(|name| self.invoke_module(name).map(drop))?;
-        } else if library.lacking_invokes(main).next().is_some() {
+            library.lacking_invokes(main).into_iter().try_for_each(|name| self.invoke_module(name).map(drop))?;
+        } else if !library.lacking_invokes(main).is_empty() {
             self.other_invokes(&library, main)?;
         }
         Ok(library)
@@ -210,15 +226,14 @@ impl LibraryStore {
             return Ok(library);
         }
         let (description, memory) = user::describe(wasm)?;
-        let Some(_compiles) = self.compiles_other.try_lock_for(PATIENCE) else {
-            bail!("other libraries have been compiled for {} seconds; try again", PATIENCE.as_secs());
-        };
+        let compiling = self.begin_to_compile(memory)?;
         // Another session may have waited for the same one.
         if let Some(library) = known() {
             return Ok(library);
         }
         tracing::info!("compiling a library of {} bytes that did not come with this program", wasm.len());
-        let module = self.passing_module(&instrument::instrument_foreign_side_module(wasm)?, memory)?;
+        let module = self.compiler.passing_module(&instrument::instrument_foreign_side_module(wasm)?)?;
+        drop(compiling);
         let library = Arc::new(Library::new(hash.clone(), description, module, false));
         let mut others = self.others.lock();
         others.retain(|_, library| library.strong_count() > 0);
@@ -232,16 +247,29 @@ impl LibraryStore {
         if let Some(module) = library.invokes.get() {
             return Ok(module);
         }
-        let names: Vec<&str> = library.lacking_invokes(main).collect();
-        let module = self.passing_module(&invoke_wasm(&names)?, 0)?;
+        let _compiling = self.begin_to_compile(MEMORY_OF_INVOKES)?;
+        let names: Vec<&str> = library.lacking_invokes(main).into_iter().collect();
+        let module = self.compiler.passing_module(&invoke_wasm(&names)?)?;
         Ok(library.invokes.get_or_init(|| module))
     }
 
-    /// Compiles a module that is not kept, which takes so much memory meanwhile.
-    fn passing_module(&self, wasm: &[u8], memory: u64) -> anyhow::Result<Module> {
-        capacity::check_for_library().map_err(|report| anyhow!(report.message))?;
-        ensure!(quota::has_room_for_copy(memory), "out of memory: compiling it may take {}", quota::Size(memory));
-        self.compiler.passing_module(wasm)
+    /// Waits until nothing else is compiled that did not come with the program, and holds that off until what it returns
+    /// is dropped. Compiling may take so many bytes of memory.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    fn begin_to_compile(&self, memory: u64) -> Result<MutexGuard<'_, ()>, Refused> {
+        let Some(compiling) = self.compiles_other.try_lock_for(PATIENCE) else {
+            let message = format!("other libraries have been compiled for {} seconds", PATIENCE.as_secs());
+            let report = ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message);
+            return Err(Refused(report.with_hint("Try again.")));
+        };
+        capacity::check_for_library().map_err(Refused)?;
+        if quota::has_room_for_copy(memory) {
+            Ok(compiling)
+        } else {
+            Err(Refused::out_of_memory(format!("compiling it may take {}", quota::Size(memory))))
+        }
     }
 
     /// The function `invoke_*` for a signature that the main module does not use, for `library`. `others` are all that

@@ -2,18 +2,20 @@
 
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow};
 use wasmtime::{AsContextMut, Caller, Extern, ExternType, Func, FuncType, Global, GlobalType, Instance, Ref, Val};
 
 use super::{
     Library, Loaded, Owner, Placement,
+    compiled::Refused,
     dylink_section::Symbol,
     giving_up::{self, ABORT},
     receiver,
 };
 use crate::{
     guest::{Guest, report},
-    quota::{self, Held, Resource},
+    instrument,
+    quota::{Held, Resource, Size},
 };
 
 /// Names that side modules import, with the names of the same functions in the main module's C library (Emscripten,
@@ -29,7 +31,6 @@ pub(super) fn instantiate(
     place: Placement,
 ) -> anyhow::Result<usize> {
     let (memory_base, table_base) = (place.memory_base, place.table_base);
-    let code = held_code(store, &library)?;
     let mut imports = Vec::new();
     // A clone has the table of the library that it is copied from. Using it saves a hundred look-ups, which would take
     // longer than the rest.
@@ -70,6 +71,7 @@ pub(super) fn instantiate(
             _ => anyhow::bail!("undefined symbol: {name}"),
         });
     }
+    let code = held_code(store, &library)?;
     // The cause alone, because the error of a segment outside of the table has a backtrace.
     let instance = Instance::new(&mut *store, &module, &imports).map_err(|error| anyhow!("{}", error.root_cause()))?;
     let mut context = store.as_context_mut();
@@ -100,12 +102,14 @@ pub(super) fn instantiate(
 /// guests use the same.
 ///
 /// # Errors
-/// When there is no room.
+/// [`Refused`] when there is no room.
 fn held_code(store: &mut impl AsContextMut<Data = Guest>, library: &Library) -> anyhow::Result<Held> {
     let quota = store.as_context().data().files.tree().lock().quota().clone();
-    let mut held = Held::new(quota, Resource::LinearMemory);
+    let mut held = Held::new(quota, Resource::Code);
     let size = library.code_size();
-    ensure!(size == 0 || held.grow(size), "out of memory: its code takes {}", quota::Size(size));
+    if size > 0 && !held.grow(size) {
+        return Err(Refused::out_of_memory(format!("its code takes {}", Size(size))).into());
+    }
     Ok(held)
 }
 
@@ -141,7 +145,7 @@ fn function(
     if let Ok(Extern::Func(function)) = library_store.linker().get(&mut *store, space, name) {
         return Ok(Some(function));
     }
-    if name.starts_with("invoke_") {
+    if instrument::is_invoke(name) {
         return library_store.invoke(store, name, library, invokes).map(Some);
     }
     Ok(None)

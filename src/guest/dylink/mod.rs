@@ -45,8 +45,8 @@ use wasmtime::{Caller, Instance, Linker};
 
 use super::{Guest, cxx, memory, report, waiting};
 use crate::{engine::artefact, instrument::SIDE_MODULE_START, protocol::error_response::sqlstate, quota::Held};
-use compiled::NotBundled;
 pub(crate) use compiled::{Library, LibraryStore};
+use compiled::{NotBundled, Refused};
 use link::{address, instantiate, reserve};
 pub(super) use missing::explain as explain_missing;
 pub(crate) use restore::restore;
@@ -149,7 +149,15 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                     &format!("could not load library \"{name}\": {error:#}"),
                     Some(ONLY_BUNDLED),
                 )),
-                Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
+                Err(error) => match error.downcast() {
+                    Ok(Refused(report)) => Err(report::error_with_hint(
+                        &mut caller,
+                        report.code,
+                        &format!("could not load library \"{name}\": {}", report.message),
+                        report.hint.as_deref(),
+                    )),
+                    Err(error) => set_error(&mut caller, &format!("{name}: {error:#}")).map(|()| 0),
+                },
             },
         }
     })?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wasmtime::Caller;
+use wasmtime::{Caller, Module};
 
 use super::{GuestEnd, Library, LibraryStore, add};
 use crate::{
@@ -35,16 +35,17 @@ pub(super) fn load(caller: &mut Caller<'_, Guest>) -> anyhow::Result<()> {
 }
 
 impl LibraryStore {
-    /// The library that an image of a guest has under `path`, whose file `read` reads.
+    /// The library that an image of a guest has under `path`, whose file `read` reads, to be linked to `main`.
     ///
     /// # Errors
-    /// Those of `read` and [`LibraryStore::library`].
+    /// Those of `read` and [`LibraryStore::library_to_link`].
     pub(crate) fn captured(
         &self,
         path: &str,
+        main: &Module,
         read: impl FnOnce() -> anyhow::Result<Vec<u8>>,
     ) -> anyhow::Result<Arc<Library>> {
-        if path == cxx::NAME { self.cxx_runtime() } else { self.library(&read()?) }
+        if path == cxx::NAME { self.cxx_runtime() } else { self.library_to_link(&read()?, main) }
     }
 
     fn cxx_runtime(&self) -> anyhow::Result<Arc<Library>> {

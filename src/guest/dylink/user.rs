@@ -27,7 +27,7 @@ const MEMORY_OF_WORK: u64 = 22;
 const PARAMETERS_MAX: usize = 100;
 /// The most types, imports, exports and global variables, each: many times those of any library of PGlite.
 const ENTRIES_MAX: u32 = 10_000;
-/// The most functions `invoke_…` that it imports: the host makes a module for each that PGlite does not have.
+/// The most functions `invoke_…` that it imports: the host makes those that PGlite does not have.
 const INVOKING_MAX: u32 = 64;
 /// The most memory for its data, in bytes, and the coarsest alignment of that.
 const MEMORY_MAX: u32 = 16 << 20;
