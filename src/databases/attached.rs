@@ -197,9 +197,9 @@ mod tests {
 
     /// Lets all that have a place have had it for long.
     fn grow_old(attached: &Attached) {
-        for connection in attached.state.lock().connections.values_mut() {
-            let since = &mut connection.place.as_mut().expect("it has asked").since;
-            *since = since.checked_sub(PATIENCE).expect("the machine has run for longer");
+        let mut state = attached.state.lock();
+        for place in state.connections.values_mut().filter_map(|connection| connection.place.as_mut()) {
+            place.since = place.since.checked_sub(PATIENCE).expect("the machine has run for longer");
         }
     }
 

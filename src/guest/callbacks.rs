@@ -1,6 +1,11 @@
 //! PGlite's callbacks: reading from and writing to its client, and running commands.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use wasmtime::{Caller, Linker};
 
@@ -35,7 +40,13 @@ pub(crate) struct ClientStream {
     /// Bytes that are held back from the client.
     held: Option<Vec<u8>>,
     gathered: Gathered,
+    /// When what cannot be sent is given up, if the session was told to end.
+    gives_up: Option<Instant>,
 }
+
+/// How long a session that was told to end tries to send what it has to say about that. PostgreSQL has no limit: a
+/// walsender whose subscriber receives nothing would wait for ever (`pq_flush` in `send_message_to_frontend`, `elog.c`).
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Called when the client has authenticated, or need not.
 type OnAdmitted = Box<dyn FnOnce() + Send>;
@@ -114,6 +125,16 @@ impl ClientStream {
             std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
             Readiness::TimedOut
         }
+    }
+
+    /// The session was told to end.
+    pub(super) fn begin_to_end(&mut self) {
+        self.gives_up.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+    }
+
+    /// When what cannot be sent is given up.
+    pub(super) fn gives_up(&self) -> Option<Instant> {
+        self.gives_up
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -249,10 +270,14 @@ fn transfer(
         match attempt(&mut guest.client, memory) {
             Ok(count) => return Ok(i32::try_from(count)?),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let gives_up = guest.client.gives_up().filter(|_| interest == Interest::Write);
+                if gives_up.is_some_and(|at| at <= Instant::now()) {
+                    break Errno::ECONNRESET;
+                }
                 if guest.seat.is_some() || guest.signals.any() {
                     break Errno::EAGAIN;
                 }
-                let deadline = guest.timers.next();
+                let deadline = [guest.timers.next(), gives_up].into_iter().flatten().min();
                 match waiting::wait(caller, interest, deadline)? {
                     Readiness::Ready => {}
                     Readiness::Woken | Readiness::TimedOut => break Errno::EAGAIN,

@@ -90,6 +90,9 @@ pub(crate) fn deliver(store: &mut impl AsContextMut<Data = Guest>) -> wasmtime::
             if matches!(signal, Signal::URG | Signal::ALRM | Signal::PIPE) || (signal == Signal::INT && is_idle) {
                 continue;
             }
+            if signal == Signal::TERM {
+                store.as_context_mut().data_mut().client.begin_to_end();
+            }
             if let Some(raise) = store.as_context().data().exports()?.raise.clone() {
                 raise.call(&mut *store, signal.number())?;
             }
@@ -171,15 +174,18 @@ fn wait(
             return Ok(());
         }
         let guest = caller.data();
-        let until = [deadline, guest.timers.next()].into_iter().flatten().min();
+        let gives_up = guest.client.gives_up().filter(|_| interest == Interest::Write);
+        let until = [deadline, guest.timers.next(), gives_up].into_iter().flatten().min();
         match waiting::wait(caller, interest, until)? {
-            Readiness::Ready => {
+            Readiness::TimedOut if gives_up.is_none_or(|at| at > Instant::now()) => {}
+            // Writing fails after that time.
+            Readiness::Ready | Readiness::TimedOut => {
                 if latch != 0 {
                     memory::write_u32(memory::of(caller)?.0, latch, 1)?;
                 }
                 return Ok(());
             }
-            Readiness::Woken | Readiness::TimedOut => {}
+            Readiness::Woken => {}
         }
     }
 }
