@@ -4,10 +4,14 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, mpsc::Sender},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
+
+/// How long a session that was told to end tries to send what it has to say about that. PostgreSQL has no limit: a
+/// walsender whose subscriber receives nothing would wait for ever (`pq_flush` in `send_message_to_frontend`, `elog.c`).
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The next operation of a waiting backend on its client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,8 +32,9 @@ pub const LEAST_DISK: u64 = 64 << 20;
 /// The limits of a cluster; without one, it may use what the program and the system have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of memory: what its sessions' linear memories have grown by, its files in memory, and memory that its
-    /// processes share, without what it has in common with its template. At least [`LEAST_MEMORY`].
+    /// Bytes of memory: what its sessions' linear memories have grown by, the code of libraries that did not come with the
+    /// program, its files in memory, and memory that its processes share, without what it has in common with its template.
+    /// At least [`LEAST_MEMORY`].
     pub memory: Option<u64>,
     /// Bytes of its files, in memory or in a directory: the sum of their lengths, also of those that it has in common with
     /// its template. At least [`LEAST_DISK`].

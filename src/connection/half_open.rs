@@ -3,7 +3,7 @@
 //! Such a connection has a thread and may have a clone, and anybody can open one. A client that authenticates takes
 //! milliseconds. One that says nothing, or little, ends after `authentication_timeout`, and sooner if there are many
 //! like it, or if something that connections need is scarce: the oldest goes first, so that new clients get in. When a
-//! cluster has no place for another session, its own go at once (`databases/attached.rs`).
+//! cluster has no place for another session, its own go after a second (`databases/attached.rs`).
 
 use std::{
     collections::BTreeMap,

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{Opening, STARTUP_TIMEOUT, half_open::HalfOpen, serve};
 use crate::{
     administration::figure::{self, Figure},
-    client::Client,
+    client::{Client, LAST_WORDS},
     engine::THREAD_STACK,
     protocol::error_response::ErrorResponse,
     session::{
@@ -25,6 +25,13 @@ use crate::{
 
 /// The part of the time for a shutdown that subscribers get to receive the rest. What is left is for the clusters.
 const FOR_SUBSCRIBERS: f64 = 0.75;
+/// How long the clusters take at least.
+const FOR_CLUSTERS: Duration = Duration::from_millis(250);
+
+/// How long subscribers have to receive the rest, in a shutdown that may last for `grace`.
+fn for_subscribers(grace: Duration) -> Duration {
+    grace.mul_f64(FOR_SUBSCRIBERS).min(grace.saturating_sub(LAST_WORDS + FOR_CLUSTERS))
+}
 
 /// How long a client waits for those that have to make room for it. On a busy machine their threads take a while to
 /// end.
@@ -165,7 +172,7 @@ impl Connections {
         mut grace_after: impl FnMut(T) -> Duration,
     ) {
         let mut deadline = Instant::now() + grace;
-        let mut for_subscribers = Some(Instant::now() + grace.mul_f64(FOR_SUBSCRIBERS));
+        let mut subscribers_until = Some(Instant::now() + for_subscribers(grace));
         let mut news = news.clone();
         let (done, all_ended) = bounded(1);
         let connections = self.clone();
@@ -184,18 +191,18 @@ impl Connections {
                 recv(news) -> received => if let Ok(received) = received {
                     let grace = grace_after(received);
                     deadline = deadline.min(Instant::now() + grace);
-                    let sooner = Instant::now() + grace.mul_f64(FOR_SUBSCRIBERS);
-                    for_subscribers = for_subscribers.map(|until| until.min(sooner));
+                    let sooner = Instant::now() + for_subscribers(grace);
+                    subscribers_until = subscribers_until.map(|until| until.min(sooner));
                 } else {
                     // Disconnected: no further message can shorten the wait.
                     news = never();
                 },
-                recv(at(for_subscribers.map_or(deadline, |until| until.min(deadline)))) -> _ => {
+                recv(at(subscribers_until.map_or(deadline, |until| until.min(deadline)))) -> _ => {
                     if Instant::now() >= deadline {
                         self.warn_about_end();
                         return;
                     }
-                    for_subscribers = None;
+                    subscribers_until = None;
                     self.terminate_subscribers();
                 }
             }

@@ -15,6 +15,8 @@ use crate::session::Control;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a connection waits for a place.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
+/// How often one that waits looks whether its client still does.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// Connections that have a session or wait for one.
 #[derive(Default)]
@@ -44,7 +46,9 @@ struct Place {
     kind: Kind,
     /// The first to ask has the lowest one.
     order: u64,
-    since: Instant,
+    asked: Instant,
+    /// Since when it has the place.
+    since: Option<Instant>,
 }
 
 /// Which places there are.
@@ -119,9 +123,15 @@ impl Attachment {
         let own = state.ask(self.number, kind);
         loop {
             match state.make_room(own, places) {
-                Room::Is => return true,
+                Room::Is => {
+                    state.give(self.number);
+                    return true;
+                }
                 Room::IsNot => return false,
+                // It was told to end, or its client has left.
+                Room::Comes(_) if !state.is_wanted(self.number) => return false,
                 Room::Comes(until) => {
+                    let until = until.min(Instant::now() + BETWEEN_LOOKS);
                     self.attached.left.wait_until(&mut state, until);
                 }
             }
@@ -132,11 +142,21 @@ impl Attachment {
 impl State {
     fn ask(&mut self, number: u64, kind: Kind) -> Place {
         self.next += 1;
-        let new = Place { kind, order: self.next, since: Instant::now() };
+        let new = Place { kind, order: self.next, asked: Instant::now(), since: None };
         match self.connections.get_mut(&number) {
             Some(connection) => *connection.place.get_or_insert(new),
             None => new,
         }
+    }
+
+    fn give(&mut self, number: u64) {
+        if let Some(place) = self.connections.get_mut(&number).and_then(|connection| connection.place.as_mut()) {
+            place.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn is_wanted(&self, number: u64) -> bool {
+        self.connections.get(&number).is_some_and(|connection| connection.control.is_wanted())
     }
 
     /// Ends those that have to make room for `own`, if it is time.
@@ -149,17 +169,18 @@ impl State {
             return Room::Is;
         }
         before.retain(|(connection, _)| !connection.is_trusted && connection.control.is_half_open());
-        let (now, end) = (Instant::now(), own.since + LONGEST_WAIT);
+        let (now, end) = (Instant::now(), own.asked + LONGEST_WAIT);
         if before.len() < too_many || now >= end {
             return Room::IsNot;
         }
         before.sort_unstable_by_key(|(_, place)| place.order);
         let mut until = end;
         for (connection, place) in &before[..too_many] {
-            if place.since + PATIENCE <= now {
-                connection.control.crowd_out();
-            } else {
-                until = until.min(place.since + PATIENCE);
+            // One that waits itself gets its place or goes.
+            match place.since.map(|since| since + PATIENCE) {
+                Some(patient_until) if patient_until <= now => connection.control.crowd_out(),
+                Some(patient_until) => until = until.min(patient_until),
+                None => {}
             }
         }
         Room::Comes(until)
@@ -178,7 +199,10 @@ mod tests {
     use std::{sync::mpsc, thread};
 
     use super::*;
-    use crate::{client::Waker, session::cancel::CancelRegistry};
+    use crate::{
+        client::Waker,
+        session::cancel::{CancelRegistry, Interrupt},
+    };
 
     /// Connections, of which the second is trusted, and what hears the number of one that is told to end.
     fn connections(attached: &Arc<Attached>, count: usize) -> (Vec<(Attachment, Control)>, mpsc::Receiver<usize>) {
@@ -199,7 +223,7 @@ mod tests {
     fn grow_old(attached: &Attached) {
         let mut state = attached.state.lock();
         for place in state.connections.values_mut().filter_map(|connection| connection.place.as_mut()) {
-            place.since = place.since.checked_sub(PATIENCE).expect("the machine has run for longer");
+            place.since = place.since.map(|since| since.checked_sub(PATIENCE).expect("the machine has run for longer"));
         }
     }
 
@@ -237,6 +261,24 @@ mod tests {
         assert!(ends.try_recv().is_err() && control.refusal().is_none());
         control.settle();
         assert!(matches!(state.make_room(own, 1), Room::IsNot), "it has authenticated");
+    }
+
+    #[test]
+    fn one_that_waits_is_not_ended_for_another_and_does_not_wait_for_a_client_that_has_left() {
+        let attached = Arc::<Attached>::default();
+        let (connections, ends) = connections(&attached, 4);
+        let [(first, _), _, (second, _), (third, control)] = &connections[..] else { panic!("there are four") };
+        assert!(first.take_place(Kind::Session, 1));
+        let (waits, own) = {
+            let mut state = attached.state.lock();
+            (state.ask(second.number, Kind::Session), state.ask(third.number, Kind::Session))
+        };
+        grow_old(&attached);
+        assert!(matches!(attached.state.lock().make_room(own, 1), Room::Comes(_)));
+        assert_eq!(ends.try_iter().collect::<Vec<_>>(), [0], "the one that has the place, and not the one that waits");
+        assert!(matches!(attached.state.lock().make_room(waits, 1), Room::Comes(_)));
+        control.interrupt(Interrupt::ClientGone);
+        assert!(!third.take_place(Kind::Session, 1));
     }
 
     #[test]

@@ -144,8 +144,8 @@ impl Isolated {
         let attachment = self.attached.enter(start.control, start.is_trusted);
         if !attachment.as_ref().is_some_and(|attachment| attachment.take_place(Kind::Session, self.limit)) {
             // PostgreSQL's words (InitProcess in src/backend/storage/lmgr/proc.c).
-            let report = ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
-            return Ok(SessionEnd::Refused(report));
+            let no_place = || ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
+            return Ok(SessionEnd::Refused(start.control.refusal().unwrap_or_else(no_place)));
         }
         let limits = start.limits.or(template.limits).or(self.limits);
         self.tally.enter(&start.transaction.activity());

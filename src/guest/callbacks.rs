@@ -1,17 +1,12 @@
 //! PGlite's callbacks: reading from and writing to its client, and running commands.
 
-use std::{
-    collections::VecDeque,
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
 use wasmtime::{Caller, Linker};
 
 use super::{Guest, entropy, gathering::Gathered, memory, waiting};
 use crate::{
-    client::{Client, ClientCertificate, Interest, Readiness, Waker, write_all},
+    client::{Client, ClientCertificate, Interest, LAST_WORDS, Readiness, Waker, write_all},
     fs::Errno,
     instrument::HOOK_MODULE,
 };
@@ -43,10 +38,6 @@ pub(crate) struct ClientStream {
     /// When what cannot be sent is given up, if the session was told to end.
     gives_up: Option<Instant>,
 }
-
-/// How long a session that was told to end tries to send what it has to say about that. PostgreSQL has no limit: a
-/// walsender whose subscriber receives nothing would wait for ever (`pq_flush` in `send_message_to_frontend`, `elog.c`).
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Called when the client has authenticated, or need not.
 type OnAdmitted = Box<dyn FnOnce() + Send>;

@@ -68,17 +68,31 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         .map(drop)
 }
 
-/// Calls `act` with the bytes at the address and of the length `input`, and those of `output`.
+/// Calls `act` with the bytes at the address and of the length `input`, and those of `output`. If these overlap, it gets no
+/// input.
 fn work<T>(
     caller: &mut Caller<'_, Guest>,
     input: (u32, u32),
     output: (u32, u32),
     act: impl FnOnce(&[u8], &mut [u8]) -> T,
 ) -> wasmtime::Result<T> {
-    let bytes = memory::read_bytes(memory::of(caller)?.0, input.0, input.1)?.to_vec();
     let memory = caller.data().memory()?;
-    waiting::without_turn_if_long(caller, bytes.len().max(output.1 as usize), |context| {
-        Ok(act(&bytes, memory::bytes_mut(memory.data_mut(context), output.0, output.1)?))
+    waiting::without_turn_if_long(caller, input.1.max(output.1) as usize, |context| {
+        let memory = memory.data_mut(context);
+        // Whether they are in the memory.
+        memory::read_bytes(memory, input.0, input.1)?;
+        memory::read_bytes(memory, output.0, output.1)?;
+        let [input, output] = [input, output].map(|(at, length)| at as usize..at as usize + length as usize);
+        let (bytes, space) = if input.end <= output.start {
+            let (before, after) = memory.split_at_mut(output.start);
+            (&before[input], &mut after[..output.len()])
+        } else if output.end <= input.start {
+            let (before, after) = memory.split_at_mut(input.start);
+            (&after[..input.len()], &mut before[output])
+        } else {
+            (&[][..], &mut memory[output])
+        };
+        Ok(act(bytes, space))
     })?
 }
 

@@ -168,6 +168,12 @@ impl Control {
         }
     }
 
+    /// Whether the connection was not told to end, and its client has not left.
+    pub(crate) fn is_wanted(&self) -> bool {
+        let state = self.0.state.lock();
+        !state.terminate && !state.crowded_out && !state.client_gone
+    }
+
     /// Whether the client has still to authenticate.
     pub(crate) fn is_half_open(&self) -> bool {
         !self.0.is_settled.load(Ordering::Relaxed)

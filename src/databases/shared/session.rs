@@ -68,7 +68,7 @@ impl Postmaster {
             let [most, all] = self.settings.places(kind);
             // Without one PostgreSQL refuses it.
             let _ = attachment.take_place(kind, most) || attachment.take_place(kind, all);
-            self.keeper.running_for(start.control)
+            start.control.refusal().map_or_else(|| self.keeper.running_for(start.control), Err)
         });
         match running {
             Ok(running) => self.serve_in(&running, start, client),

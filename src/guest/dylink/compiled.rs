@@ -226,14 +226,14 @@ impl LibraryStore {
             return Ok(library);
         }
         let (description, memory) = user::describe(wasm)?;
-        let compiling = self.begin_to_compile(memory)?;
+        let _compiling = self.wait_to_compile()?;
         // Another session may have waited for the same one.
         if let Some(library) = known() {
             return Ok(library);
         }
+        check_room(memory)?;
         tracing::info!("compiling a library of {} bytes that did not come with this program", wasm.len());
         let module = self.compiler.passing_module(&instrument::instrument_foreign_side_module(wasm)?)?;
-        drop(compiling);
         let library = Arc::new(Library::new(hash.clone(), description, module, false));
         let mut others = self.others.lock();
         others.retain(|_, library| library.strong_count() > 0);
@@ -247,29 +247,26 @@ impl LibraryStore {
         if let Some(module) = library.invokes.get() {
             return Ok(module);
         }
-        let _compiling = self.begin_to_compile(MEMORY_OF_INVOKES)?;
+        let _compiling = self.wait_to_compile()?;
+        if let Some(module) = library.invokes.get() {
+            return Ok(module);
+        }
+        check_room(MEMORY_OF_INVOKES)?;
         let names: Vec<&str> = library.lacking_invokes(main).into_iter().collect();
         let module = self.compiler.passing_module(&invoke_wasm(&names)?)?;
         Ok(library.invokes.get_or_init(|| module))
     }
 
     /// Waits until nothing else is compiled that did not come with the program, and holds that off until what it returns
-    /// is dropped. Compiling may take so many bytes of memory.
+    /// is dropped.
     ///
     /// # Errors
-    /// [`Refused`].
-    fn begin_to_compile(&self, memory: u64) -> Result<MutexGuard<'_, ()>, Refused> {
-        let Some(compiling) = self.compiles_other.try_lock_for(PATIENCE) else {
+    /// [`Refused`] when that takes too long.
+    fn wait_to_compile(&self) -> Result<MutexGuard<'_, ()>, Refused> {
+        self.compiles_other.try_lock_for(PATIENCE).ok_or_else(|| {
             let message = format!("other libraries have been compiled for {} seconds", PATIENCE.as_secs());
-            let report = ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message);
-            return Err(Refused(report.with_hint("Try again.")));
-        };
-        capacity::check_for_library().map_err(Refused)?;
-        if quota::has_room_for_copy(memory) {
-            Ok(compiling)
-        } else {
-            Err(Refused::out_of_memory(format!("compiling it may take {}", quota::Size(memory))))
-        }
+            Refused(ErrorResponse::error(sqlstate::INSUFFICIENT_RESOURCES, message).with_hint("Try again."))
+        })
     }
 
     /// The function `invoke_*` for a signature that the main module does not use, for `library`. `others` are all that
@@ -317,6 +314,15 @@ impl LibraryStore {
         let module = self.compiler.module(name, &sources::code_key(name), || invoke_wasm(&[name]))?;
         Ok(self.invokes.lock().entry(name.to_owned()).or_insert(module).clone())
     }
+}
+
+/// Checks that there are memory mappings for a module, and so many bytes of memory for compiling it.
+fn check_room(memory: u64) -> Result<(), Refused> {
+    capacity::check_for_library().map_err(Refused)?;
+    if quota::has_room_for_copy(memory) {
+        return Ok(());
+    }
+    Err(Refused::out_of_memory(format!("compiling it may take {}", quota::Size(memory))))
 }
 
 fn invoke_wasm(names: &[&str]) -> anyhow::Result<Vec<u8>> {

@@ -71,13 +71,26 @@ pub(super) fn instantiate(
             _ => anyhow::bail!("undefined symbol: {name}"),
         });
     }
-    let code = held_code(store, &library)?;
+    count_code(store.as_context_mut().data_mut(), &library)?;
     // The cause alone, because the error of a segment outside of the table has a backtrace.
     let instance = Instance::new(&mut *store, &module, &imports).map_err(|error| anyhow!("{}", error.root_cause()))?;
     let mut context = store.as_context_mut();
     let loaded = &mut context.data_mut().libraries.loaded;
     let number = loaded.len();
-    loaded.push(Loaded { library, place, instance, _code: code });
+    loaded.push(Loaded { library, place, instance });
+    if let Err(error) = fill_offsets(store, number, offset_table) {
+        store.as_context_mut().data_mut().libraries.forget(number);
+        return Err(error);
+    }
+    Ok(number)
+}
+
+/// Sets the globals of the library's global offset table: each with whether it is a function's, and its name.
+fn fill_offsets(
+    store: &mut impl AsContextMut<Data = Guest>,
+    number: usize,
+    offset_table: Vec<(Global, bool, String)>,
+) -> anyhow::Result<()> {
     for (global, is_function, name) in offset_table {
         let mut value = None;
         // The library itself comes first, as for the functions that it imports and defines itself.
@@ -95,7 +108,7 @@ pub(super) fn instantiate(
         global.set(&mut *store, Val::I32(value.cast_signed()))?;
         store.as_context_mut().data_mut().libraries.loaded[number].place.offsets.push(value);
     }
-    Ok(number)
+    Ok(())
 }
 
 /// Counts the code of a library that did not come with the program as memory of the guest's cluster, also if other
@@ -103,14 +116,19 @@ pub(super) fn instantiate(
 ///
 /// # Errors
 /// [`Refused`] when there is no room.
-fn held_code(store: &mut impl AsContextMut<Data = Guest>, library: &Library) -> anyhow::Result<Held> {
-    let quota = store.as_context().data().files.tree().lock().quota().clone();
-    let mut held = Held::new(quota, Resource::Code);
+fn count_code(guest: &mut Guest, library: &Arc<Library>) -> Result<(), Refused> {
     let size = library.code_size();
-    if size > 0 && !held.grow(size) {
-        return Err(Refused::out_of_memory(format!("its code takes {}", Size(size))).into());
+    if size == 0 || guest.libraries.code.iter().any(|(counted, _)| Arc::ptr_eq(counted, library)) {
+        return Ok(());
     }
-    Ok(held)
+    let mut held = Held::new(guest.files.tree().lock().quota().clone(), Resource::Code);
+    if guest.growth.is_unlimited() {
+        held.add(size);
+    } else if !held.grow(size) {
+        return Err(Refused::out_of_memory(format!("its code takes {}", Size(size))));
+    }
+    guest.libraries.code.push((library.clone(), held));
+    Ok(())
 }
 
 /// A global of the imported type.

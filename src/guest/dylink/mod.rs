@@ -64,8 +64,6 @@ struct Loaded {
     library: Arc<Library>,
     place: Placement,
     instance: Instance,
-    /// What its code takes.
-    _code: Held,
 }
 
 /// The place of a side module in memory and in the table.
@@ -94,6 +92,9 @@ struct Claim {
 /// The libraries of one guest.
 pub(crate) struct Libraries {
     loaded: Vec<Loaded>,
+    /// What the code of those takes that did not come with the program, also if they could not be initialized: the
+    /// guest keeps it until its end.
+    code: Vec<(Arc<Library>, Held)>,
     /// The library of each handle that the guest's `dlopen` made.
     handles: HashMap<u32, usize>,
     /// Table slots of functions outside the modules' own elements, which `GOT.func` or `dlsym` requested, by the
@@ -332,7 +333,7 @@ fn undefined(caller: &mut Caller<'_, Guest>, library: &Library) -> anyhow::Resul
 impl Libraries {
     /// No libraries; their table slots will start at `free_slot`.
     pub(super) fn new(free_slot: u32) -> Self {
-        Self { loaded: Vec::new(), handles: HashMap::new(), claims: HashMap::new(), free_slot }
+        Self { loaded: Vec::new(), code: Vec::new(), handles: HashMap::new(), claims: HashMap::new(), free_slot }
     }
 
     /// The loaded libraries, in the order of loading.
