@@ -161,6 +161,9 @@ impl State {
 
     /// Ends those that have to make room for `own`, if it is time.
     fn make_room(&self, own: Place, places: usize) -> Room {
+        if self.connections.len() <= places {
+            return Room::Is;
+        }
         let others = self.connections.values().filter_map(|connection| Some((connection, connection.place?)));
         let before = others.filter(|(_, place)| place.kind == own.kind && place.order < own.order);
         let mut before: Vec<_> = before.collect();
