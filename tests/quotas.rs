@@ -173,18 +173,18 @@ fn the_disk_of_a_cluster_in_a_directory_is_limited() {
 #[test]
 fn a_branch_has_the_limits_of_its_origin_and_what_the_origin_had_already_does_not_count() {
     let (databases, connections) = cache::administered(Settings::default());
-    make(&databases, "origin", ClusterOrigin::Empty, memory(128 * MIB));
+    make(&databases, "origin", ClusterOrigin::Empty, memory(160 * MIB));
     let connect = |name: &str| Local::connect_to(&connections, name);
     connect("origin").values(&format!("{TABLE}; {}", insert(40_000)));
     make(&databases, "branch", ClusterOrigin::Branch("origin".to_owned()), Limits::default());
     make(&databases, "larger", ClusterOrigin::Branch("origin".to_owned()), memory(400 * MIB));
     // The branch shares 40 MB with its origin, whose they still are.
     connect("branch").values(&insert(40_000));
-    assert_eq!(errors(&connect("branch").query(&insert(100_000))), NO_ROOM);
-    assert_eq!(errors(&connect("origin").query(&insert(60_000))), NO_ROOM);
+    assert_eq!(errors(&connect("branch").query(&insert(150_000))), NO_ROOM);
+    assert_eq!(errors(&connect("origin").query(&insert(150_000))), NO_ROOM);
     connect("larger").values(&insert(100_000));
     databases.reset_cluster("branch").expect("it is reset");
-    assert_eq!(errors(&connect("branch").query(&insert(100_000))), NO_ROOM);
+    assert_eq!(errors(&connect("branch").query(&insert(150_000))), NO_ROOM);
 }
 
 #[test]
