@@ -19,9 +19,6 @@ use crate::{
     sources::{code_key, hex_digest},
 };
 
-/// The names of Emscripten's functions that call through the table begin with this.
-const INVOKE: &str = "invoke_";
-
 /// Compiles `PostgreSQL`, `initdb`, `pg_dump` and all libraries of PGlite and the packages beside it for the machines of
 /// `triple`, such as `aarch64-unknown-linux-gnu`, into the new directory `into`. A program that has it as `code/` beside
 /// itself compiles nothing at its first start. PGlite's files are those in `pglite`, or those that [`Artefact::find`]
@@ -46,7 +43,7 @@ pub fn precompile(pglite: Option<&Path>, cache: Option<&Path>, triple: &str, int
         let wasm = instrument::instrument_side_module(&wasm)?;
         size += compiler.add(file.name, &code_key(&hash), &wasm)?;
         // What linking it compiles besides (`guest/dylink/compiled.rs`).
-        for name in imports(&wasm)?.into_iter().filter(|name| name.starts_with(INVOKE)) {
+        for name in imports(&wasm)?.into_iter().filter(|name| instrument::is_invoke(name)) {
             let Some(wasm) = instrument::invoke_module(&[&name]).filter(|_| done.insert(name.clone())) else {
                 continue;
             };

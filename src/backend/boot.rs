@@ -36,6 +36,12 @@ pub(crate) const FIXED_PARAMETERS: &[&str] = &[
     "-carchive_mode=off",
 ];
 
+/// The value that settings of the command line have for a parameter. `PostgreSQL` takes the last one, and does not look at
+/// the case of names.
+pub(crate) fn parameter<'a>(settings: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    settings.iter().rfind(|(set, _)| set.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
 impl Backend {
     /// Starts `PostgreSQL` on the cluster in the backend's files, connected to `database` as the bootstrap superuser,
     /// with further arguments.

@@ -53,7 +53,7 @@ use crate::{
 
 pub(crate) use admission::Admission;
 pub(crate) use authentication::{HBA_FILE, UNLOGGED};
-pub(crate) use boot::{DATA_DIRECTORY, EXECUTABLE, FIXED_PARAMETERS, IN_MEMORY};
+pub(crate) use boot::{DATA_DIRECTORY, EXECUTABLE, FIXED_PARAMETERS, IN_MEMORY, parameter};
 pub(crate) use client_session::{BOOTSTRAP_USER, OnAdmitted, Session, SessionExit};
 pub(crate) use cluster_snapshot::ClusterSnapshot;
 pub(crate) use fork::{Fork, Login};

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::STARTUP_TIMEOUT;
+use crate::backend::parameter;
 
 /// The setting.
 const NAME: &str = "authentication_timeout";
@@ -14,17 +15,13 @@ const LONGEST: f64 = 600.0;
 /// looked at: PostgreSQL reports it when a shared cluster starts, and [`unreadable_timeout`] where there is none.
 #[must_use]
 pub fn authentication_timeout(settings: &[(String, String)]) -> Option<Duration> {
-    seconds(value(settings)?).map(|seconds| Duration::from_secs(seconds.into()))
+    seconds(parameter(settings, NAME)?).map(|seconds| Duration::from_secs(seconds.into()))
 }
 
 /// The value that these settings have for it, if it is no time from a second to ten minutes.
 #[must_use]
 pub fn unreadable_timeout(settings: &[(String, String)]) -> Option<&str> {
-    value(settings).filter(|value| seconds(value).is_none())
-}
-
-fn value(settings: &[(String, String)]) -> Option<&str> {
-    settings.iter().rfind(|(name, _)| name.eq_ignore_ascii_case(NAME)).map(|(_, value)| value.as_str())
+    parameter(settings, NAME).filter(|value| seconds(value).is_none())
 }
 
 /// The time for TLS and the startup packet, by the settings of the command line.

@@ -123,9 +123,9 @@ impl ClientStream {
         self.gives_up.get_or_insert_with(|| Instant::now() + LAST_WORDS);
     }
 
-    /// When what cannot be sent is given up.
-    pub(super) fn gives_up(&self) -> Option<Instant> {
-        self.gives_up
+    /// When that is given up, because the session was told to end: only what cannot be sent is.
+    pub(super) fn gives_up(&self, interest: Interest) -> Option<Instant> {
+        self.gives_up.filter(|_| interest == Interest::Write)
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -261,7 +261,7 @@ fn transfer(
         match attempt(&mut guest.client, memory) {
             Ok(count) => return Ok(i32::try_from(count)?),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let gives_up = guest.client.gives_up().filter(|_| interest == Interest::Write);
+                let gives_up = guest.client.gives_up(interest);
                 if gives_up.is_some_and(|at| at <= Instant::now()) {
                     break Errno::ECONNRESET;
                 }

@@ -174,7 +174,7 @@ fn wait(
             return Ok(());
         }
         let guest = caller.data();
-        let gives_up = guest.client.gives_up().filter(|_| interest == Interest::Write);
+        let gives_up = guest.client.gives_up(interest);
         let until = [deadline, guest.timers.next(), gives_up].into_iter().flatten().min();
         match waiting::wait(caller, interest, until)? {
             Readiness::TimedOut if gives_up.is_none_or(|at| at > Instant::now()) => {}

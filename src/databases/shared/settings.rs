@@ -9,7 +9,7 @@ use super::{
     DataDirectory,
 };
 use crate::{
-    backend::{FIXED_PARAMETERS, HBA_FILE, IN_MEMORY},
+    backend::{FIXED_PARAMETERS, HBA_FILE, IN_MEMORY, parameter},
     cluster::Slice,
 };
 
@@ -110,8 +110,7 @@ impl SharedSettings {
     /// (`src/backend/utils/init/postinit.c`).
     pub(super) fn places(&self, kind: Kind) -> [usize; 2] {
         let chosen = |name: &str, default: usize| {
-            let values = self.further.iter().filter(|(further, _)| further.eq_ignore_ascii_case(name));
-            values.filter_map(|(_, value)| value.trim().parse().ok()).next_back().unwrap_or(default)
+            parameter(&self.further, name).and_then(|value| value.trim().parse().ok()).unwrap_or(default)
         };
         if kind == Kind::Sender {
             return [chosen("max_wal_senders", 10); 2];
