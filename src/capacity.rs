@@ -4,14 +4,17 @@
 //! When there are no more mappings, any allocation of the program can fail, which ends it; when there are no more
 //! descriptors, clients wait in the listener's queue without an answer; and without threads a cluster cannot start its
 //! processes, nor recover. New clients, sessions and clusters are therefore refused while there are still some left,
-//! also for what runs already.
+//! also for what runs already. Processes that a cluster starts by itself use half of the mappings that are kept from
+//! these, because each of many clusters that were made at once wants some after a while.
 
 use std::{
     fs,
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rustix::{
     event::{EventfdFlags, eventfd},
     process::{Resource, getrlimit},
@@ -22,14 +25,17 @@ use crate::{
     quota::{self, control_group},
 };
 
-/// How many mappings stay free.
-const MAPPINGS_MARGIN: u64 = 2048;
+/// The most mappings that stay free when sessions and clusters are refused.
+const MAPPINGS_MARGIN: u64 = 65536;
 
 /// The most threads that stay free.
 const THREADS_MARGIN: u64 = 64;
 
 /// The most descriptors that stay free when sessions are refused.
 const DESCRIPTORS_MARGIN: u64 = 256;
+
+/// How long mappings are not counted again when a process was refused.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// The part of a limit that stays free if that is less.
 const MARGIN_PART: u64 = 8;
@@ -39,9 +45,21 @@ static MAPPINGS: Counted = Counted {
     remedy: "raise the limit (sysctl vm.max_map_count)",
     each: 100,
     most: u64::MAX,
+    part: 1,
     count: mappings,
     granted: AtomicU64::new(0),
     refused: Refused::new("sessions and clusters"),
+};
+static MAPPINGS_OF_PROCESSES: Counted = Counted {
+    what: MAPPINGS.what,
+    remedy: MAPPINGS.remedy,
+    each: MAPPINGS.each,
+    // Sessions use mappings meanwhile.
+    most: 20,
+    part: 2,
+    count: mappings,
+    granted: AtomicU64::new(0),
+    refused: Refused::new("processes of clusters"),
 };
 static THREADS: Counted = Counted {
     what: "threads",
@@ -49,6 +67,7 @@ static THREADS: Counted = Counted {
     each: 12,
     // Others, too, may use threads of a control group.
     most: 5,
+    part: 1,
     count: threads,
     granted: AtomicU64::new(0),
     refused: Refused::new("sessions and clusters"),
@@ -80,6 +99,24 @@ pub(crate) fn check_for_cluster() -> Result<(), ErrorResponse> {
 /// `53300` when there is not.
 pub(crate) fn check_for_session() -> Result<(), ErrorResponse> {
     check_for_cluster().map_err(too_many)
+}
+
+/// Checks that there are memory mappings for a process that a cluster starts by itself. A refusal stands for as long as
+/// [`REFUSAL`], because many clusters may ask again and again.
+///
+/// # Errors
+/// `53000` when there are not.
+pub(crate) fn check_for_process() -> Result<(), ErrorResponse> {
+    static REFUSED: Mutex<Option<(Instant, ErrorResponse)>> = Mutex::new(None);
+    let mut refused = REFUSED.lock();
+    if let Some((since, report)) = &*refused
+        && since.elapsed() < REFUSAL
+    {
+        return Err(report.clone());
+    }
+    let checked = MAPPINGS_OF_PROCESSES.check();
+    *refused = checked.as_ref().err().map(|report| (Instant::now(), report.clone()));
+    checked
 }
 
 /// Checks that there are memory mappings for a library that is not in the cache.
@@ -155,7 +192,7 @@ fn margin(limit: u64, most: u64) -> u64 {
 fn mappings() -> Option<Use> {
     let limit = control_group::number(Path::new("/proc/sys/vm/max_map_count"))?;
     let used = fs::read_to_string("/proc/self/maps").ok()?.lines().count();
-    Some(Use { used: used as u64, limit, margin: MAPPINGS_MARGIN })
+    Some(Use { used: used as u64, limit, margin: margin(limit, MAPPINGS_MARGIN) })
 }
 
 /// The threads of this process, of all of its user or of its control groups, whatever leaves the fewest. What the
@@ -180,6 +217,8 @@ struct Counted {
     each: u64,
     /// The most that are granted before it is counted again.
     most: u64,
+    /// The part of the margin that is kept free: all, half, …
+    part: u64,
     count: fn() -> Option<Use>,
     /// How many sessions and clusters can be made before it is counted again.
     granted: AtomicU64,
@@ -193,7 +232,7 @@ impl Counted {
             return Ok(());
         }
         let Some(counted) = (self.count)() else { return Ok(()) };
-        let further = (counted.left().saturating_sub(counted.margin) / self.each).checked_sub(1);
+        let further = (counted.left().saturating_sub(counted.margin / self.part) / self.each).checked_sub(1);
         self.granted.store(further.unwrap_or(0).min(self.most), Ordering::Relaxed);
         self.report(&self.refused, counted, further.is_none())
     }

@@ -8,7 +8,7 @@ use std::{fs, sync::Arc};
 use pglite_port::{
     administration::{Administration, ClusterOrigin, NewCluster},
     connection::Connections,
-    databases::Settings,
+    databases::{Settings, SharedSettings},
 };
 use rustix::{
     mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap},
@@ -71,13 +71,19 @@ fn fill(connections: &Arc<Connections>) -> (Vec<Local>, [String; 2]) {
 fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_others_go_on() {
     let limit: usize =
         fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux").trim().parse().expect("a number");
-    let (databases, connections) = cache::administered(Settings { user_libraries: true, ..Settings::default() });
+    // Launchers would take the mappings that are given back for a checkpointer.
+    let shared = SharedSettings { autovacuum: false, ..SharedSettings::default() };
+    let (databases, connections) =
+        cache::administered(Settings { user_libraries: true, shared, ..Settings::default() });
     let create = |name: &str| {
         let origin = ClusterOrigin::Template("postgres".to_owned());
         databases.create_cluster(NewCluster { name: Some(name.to_owned()), origin, ..NewCluster::default() })
     };
+    // What is kept free when sessions are refused; processes that clusters start by themselves have half of it.
+    let margin = (limit / 8).min(65536);
+    let used = || process::mappings(std::process::id());
     // Before the program counts its mappings for the first time.
-    let filling = Filling::of(limit - process::mappings(std::process::id()) - 8000);
+    let (filling, reserve) = (Filling::of(limit - margin - used() - 8000), Filling::of(2000));
     create("before").expect("a cluster");
     let mut session = Local::connect_to(&connections, "before");
     session.values("CREATE TABLE t AS SELECT 1 AS a");
@@ -94,19 +100,42 @@ fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_o
         fields.map(|fields| (fields[&'C'].clone(), fields[&'H'].clone()))
     });
     let (code, hint) = refusal.expect("the limit is reached");
-    let used = process::mappings(std::process::id());
-    assert!(!sessions.is_empty() && used + 1000 < limit, "{used} of {limit} with {} sessions", sessions.len());
+    let full = used();
+    assert!(
+        !sessions.is_empty() && full + margin * 3 / 4 < limit,
+        "{full} of {limit} with {} sessions",
+        sessions.len()
+    );
     assert!(["53000", "53300"].contains(&&code[..]), "of a cluster or a session: {code}");
     assert!(hint.contains("vm.max_map_count"), "{hint}");
     // What runs has mappings to spare.
     for session in sessions.iter_mut().rev().skip(1).chain([&mut session]) {
         session.values("CREATE TABLE IF NOT EXISTS u AS SELECT n, repeat('x', 100) FROM generate_series(1, 1000) n");
     }
+    // Checkpointers are started when they are wanted first, if there are mappings, which leaves others to spare.
+    let more = Filling::of((limit - margin / 2).saturating_sub(used() + 500).max(2));
+    let is_refused = |session: &mut Local| {
+        session.values("SET statement_timeout = '3s'");
+        let messages = session.query("CHECKPOINT");
+        let code = messages.iter().find(|message| message.kind == b'E').map(|report| report.fields()[&'C'].clone());
+        assert!(code.as_ref().is_none_or(|code| code == "57014"), "{code:?}");
+        code.is_some() && used() + margin / 2 + 200 > limit
+    };
+    let waiting = sessions
+        .iter_mut()
+        .rev()
+        .skip(1)
+        .find_map(|session| is_refused(session).then_some(session))
+        .expect("too few mappings for a checkpointer of each");
+    assert!(used() + margin / 4 < limit, "{} of {limit} with checkpointers", used());
+    drop((more, reserve));
+    waiting.values("RESET statement_timeout");
+    waiting.values("CHECKPOINT");
     sessions.clear();
     // The same with clients that have a cluster each.
     let (mut isolated, [code, hint]) = fill(&connections);
-    let used = process::mappings(std::process::id());
-    assert!(isolated.len() > 10 && used + 1000 < limit, "{used} of {limit} with {} clients", isolated.len());
+    let full = used();
+    assert!(isolated.len() > 10 && full + margin * 3 / 4 < limit, "{full} of {limit} with {} clients", isolated.len());
     assert!(code == "53300" && hint.contains("vm.max_map_count"), "{code} {hint}");
     // Libraries have a little more room than clients, and an end as well.
     let refused = (1..200).find_map(|number| {

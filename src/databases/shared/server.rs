@@ -1,8 +1,8 @@
 //! The postmaster of a cluster from its start to its end: starts and ends its children, and handles their requests and
 //! those of the host.
 //!
-//! It is booted up to the point at which it forks. This file does the work of `ServerLoop` and `PostmasterStateMachine` (`PostgreSQL`,
-//! `src/backend/postmaster/postmaster.c`), except for accepting connections.
+//! It is booted up to the point at which it forks. This file does the work of `ServerLoop` and
+//! `PostmasterStateMachine` (`PostgreSQL`, `src/backend/postmaster/postmaster.c`), except for accepting connections.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, Fork, HBA_FILE, program::Program},
+    capacity,
     client::Waker,
     cluster::{Crashed, Priority, Seats, Signal, Slice},
     fs::{Files, Silent, Tree, put_file},
@@ -165,6 +166,9 @@ struct NotStarted;
 /// How long a cluster that was captured does without the autovacuum launcher, and the pause after a failed start of it.
 const LAUNCHER_PAUSE: Duration = Duration::from_secs(10);
 
+/// The pause after a failed start of the checkpointer, for which sessions may be waiting.
+const CHECKPOINTER_PAUSE: Duration = Duration::from_secs(1);
+
 /// Called with the cluster when it accepts sessions.
 type OnStart = Box<dyn FnOnce(Arc<Running>) + Send>;
 
@@ -194,6 +198,8 @@ pub(super) struct Server {
     is_in_memory: bool,
     /// Whether the autovacuum launcher is wanted and could not be started.
     lacks_launcher: bool,
+    /// Whether the checkpointer is wanted and could not be started.
+    lacks_checkpointer: bool,
 }
 
 impl Server {
@@ -216,9 +222,9 @@ impl Server {
         let console = LineConsole::new(launch.log.clone(), "postgres").remembering(recent);
         let process = Process::new(seat, program, console, files);
         let is_in_memory = launch.settings.data_directory.is_none();
-        let wants_launcher = matches!(state, State::Running);
         let rules = launch.settings.access.rules.clone();
-        Self { process, running, children, events, state, rules, is_in_memory, lacks_launcher: wants_launcher }
+        let (lacks_launcher, lacks_checkpointer) = (matches!(state, State::Running), false);
+        Self { process, running, children, events, state, rules, is_in_memory, lacks_launcher, lacks_checkpointer }
     }
 
     /// Starts the children, and serves until the cluster ends.
@@ -236,13 +242,20 @@ impl Server {
                 on_start(self.running.clone());
             }
             let Ok(event) = self.events.recv_timeout(self.patience()) else {
-                self.launch_autovacuum(false)?;
+                if self.lacks_checkpointer {
+                    self.start_checkpointer();
+                } else {
+                    self.launch_autovacuum(false)?;
+                }
                 continue;
             };
             let end = match event {
                 Event::Signal => self.handle_signals()?,
                 Event::Ended { process_id, ended } => self.reap(process_id, ended)?,
-                Event::CheckpointerWanted => self.start_checkpointer()?,
+                Event::CheckpointerWanted => {
+                    self.start_checkpointer();
+                    None
+                }
                 Event::Crashed => Some(End::SessionCrashed),
                 Event::SenderEnded => {
                     self.finish_sending();
@@ -256,11 +269,9 @@ impl Server {
         }
     }
 
-    fn start_checkpointer(&mut self) -> anyhow::Result<Option<End>> {
-        if matches!(self.state, State::Running) && !self.children.has(Role::Checkpointer) {
-            self.children.start(Role::Checkpointer)?;
-        }
-        Ok(None)
+    fn start_checkpointer(&mut self) {
+        let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::Checkpointer);
+        self.lacks_checkpointer = is_missing && !self.try_to_start(Role::Checkpointer);
     }
 
     fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
@@ -356,8 +367,9 @@ impl Server {
     /// the wraparound of transaction ids.
     fn launch_autovacuum(&mut self, anyway: bool) -> anyhow::Result<()> {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::AutovacuumLauncher);
-        self.lacks_launcher = false;
-        if is_missing && (anyway || self.in_turn(Backend::wants_autovacuum)?) {
+        // The postmaster's backend is made here if there is none yet.
+        self.lacks_launcher = is_missing && capacity::check_for_process().is_err();
+        if is_missing && !self.lacks_launcher && (anyway || self.in_turn(Backend::wants_autovacuum)?) {
             self.lacks_launcher = !self.try_to_start(Role::AutovacuumLauncher);
         }
         Ok(())
@@ -365,6 +377,9 @@ impl Server {
 
     /// Starts a process that the cluster can do without for a while, and returns whether it could be started.
     fn try_to_start(&mut self, role: Role) -> bool {
+        if capacity::check_for_process().is_err() {
+            return false;
+        }
         let started = self.children.start(role);
         if let Err(error) = &started {
             tracing::warn!("the {role:?} process cannot be started for now: {error:#}");
@@ -372,10 +387,14 @@ impl Server {
         started.is_ok()
     }
 
-    /// How long to wait for an event: without limit, or, if the autovacuum launcher was not or could not be started,
-    /// until the next attempt.
+    /// How long to wait for an event: without limit, or, if the checkpointer or the autovacuum launcher was not or could
+    /// not be started, until the next attempt.
     fn patience(&self) -> Duration {
-        if self.lacks_launcher { LAUNCHER_PAUSE } else { Duration::MAX }
+        match (self.lacks_checkpointer, self.lacks_launcher) {
+            (true, _) => CHECKPOINTER_PAUSE,
+            (false, true) => LAUNCHER_PAUSE,
+            (false, false) => Duration::MAX,
+        }
     }
 
     fn shut_down(&mut self) -> anyhow::Result<Option<End>> {
@@ -387,7 +406,9 @@ impl Server {
         if !matches!(self.state, State::Running) {
             return Ok(None);
         }
-        self.start_checkpointer()?;
+        if !self.children.has(Role::Checkpointer) {
+            self.children.start(Role::Checkpointer)?;
+        }
         self.state = State::Stopping;
         self.children.send(Signal::TERM, |role| role != Role::Checkpointer);
         self.finish_stopping();
