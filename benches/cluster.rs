@@ -21,7 +21,6 @@ use std::{
 
 use native::{Native, transactions_per_second};
 use pglite_port::{
-    administration::{Administration, ClusterOrigin, DEFAULT_CLUSTER, NewCluster},
     connection::Connections,
     databases::{Databases, Paths, Settings},
     log::LogSink,
@@ -35,8 +34,6 @@ use support::{
 
 /// The number of measurements of short operations.
 const ROUNDS: usize = 200;
-/// The number of branches for measurements of memory.
-const BRANCHES: u32 = 20;
 /// The number of sessions for measurements of memory and processor time.
 const SESSIONS: u32 = 90;
 
@@ -55,7 +52,6 @@ fn main() {
     rows.push(alternating(&connections));
     rows.push(beside_a_long_query(&connections));
     connections.shut_down();
-    rows.extend(branches());
     let native = Native::start(&["fsync=off"]);
     for clients in [1, 16] {
         rows.push(pgbench(clients, &native));
@@ -89,71 +85,6 @@ fn first_answers(connections: &Arc<Connections>) -> Vec<f64> {
         took
     };
     (0..ROUNDS).map(|_| measure()).collect()
-}
-
-/// The time and the memory of clusters that are copies of a template, and of branches of a cluster that does not change.
-fn branches() -> Vec<Row> {
-    let databases =
-        Databases::open(&Paths::default(), Mode::Shared, Settings::default(), LogSink::new(|_, _, _, _| {}));
-    let databases = Arc::new(databases.expect("databases"));
-    let connections = Arc::new(Connections::new(databases.clone()));
-    let create = |name: &str, origin: ClusterOrigin| {
-        let new = NewCluster { name: Some(name.to_owned()), origin, ..NewCluster::default() };
-        databases.create_cluster(new).expect("a cluster");
-    };
-    let first_answer = |name: &str| {
-        let mut session = Local::connect_to(&connections, name);
-        assert_eq!(session.values("SELECT 1"), ["1"]);
-        session
-    };
-    let mut rows = Vec::new();
-    for (what, origin) in [
-        ("of a template", ClusterOrigin::Template("postgres".to_owned())),
-        ("of a cluster", ClusterOrigin::Branch(DEFAULT_CLUSTER.to_owned())),
-    ] {
-        create("first", origin.clone());
-        databases.drop_cluster("first").expect("it is dropped");
-        let (mut firsts, mut seconds) = (Vec::new(), Vec::new());
-        for round in 0..ROUNDS {
-            let name = format!("branch-{round}");
-            let start = Instant::now();
-            create(&name, origin.clone());
-            let first = first_answer(&name);
-            firsts.push(start.elapsed().as_secs_f64());
-            let start = Instant::now();
-            let second = first_answer(&name);
-            seconds.push(start.elapsed().as_secs_f64());
-            drop((first, second));
-            databases.drop_cluster(&name).expect("it is dropped");
-        }
-        rows.push(time(&format!("branch {what}: made to its first SELECT 1"), Some(1.5e-3), firsts));
-        rows.push(time(&format!("branch {what}: second session to its first SELECT 1"), Some(1.2e-3), seconds));
-    }
-    let names: Vec<String> = (0..BRANCHES).map(|number| format!("idle-{number}")).collect();
-    // Shared memory that two sessions have mapped is not private to either mapping.
-    let memory = || bytes_of("Pss");
-    let before = memory();
-    names.iter().for_each(|name| create(name, ClusterOrigin::Template("postgres".to_owned())));
-    let firsts: Vec<Local> = names.iter().map(|name| first_answer(name)).collect();
-    let with_one = memory();
-    let seconds: Vec<Local> = names.iter().map(|name| first_answer(name)).collect();
-    let with_two = memory();
-    drop((firsts, seconds));
-    for (what, bytes, aim) in [
-        ("private memory of a branch with one session", with_one - before, 1.5e6),
-        ("private memory of its second session", with_two - with_one, 1.1e6),
-    ] {
-        let ours = Figure::of(vec![bytes / f64::from(BRANCHES)]);
-        rows.push(Row {
-            what: format!("shared: {what}"),
-            unit: Unit::Bytes,
-            ours,
-            other: None,
-            aim: Some(Aim::Figure(aim)),
-        });
-    }
-    connections.shut_down();
-    rows
 }
 
 /// Memory and processor time of sessions that have answered once and wait for their clients.
@@ -248,14 +179,9 @@ fn pgbench(clients: u32, native: &Native) -> Row {
 
 /// `Private_Dirty` of this process, in bytes.
 fn private_memory() -> f64 {
-    bytes_of("Private_Dirty")
-}
-
-/// A field of this process' memory (`man 5 proc_pid_smaps`), in bytes.
-fn bytes_of(field: &str) -> f64 {
     // Far below 2^53.
     #[expect(clippy::cast_precision_loss)]
-    let bytes = process::bytes("/proc/self/smaps_rollup", field) as f64;
+    let bytes = process::bytes("/proc/self/smaps_rollup", "Private_Dirty") as f64;
     bytes
 }
 

@@ -3,7 +3,9 @@
 //!
 //! Offsets are those of wasm32: `int`, `Oid` and pointers have 4 bytes. Facts that differ between versions of PGlite
 //! are not here; the rewriter finds them ([`Facts`](crate::instrument::Facts)). When PGlite moves to another version
-//! of `PostgreSQL`, compare this file with its sources. It is long so that this is one file.
+//! of `PostgreSQL`, compare this file with its sources. It is long so that this is one file; `page` has a computation, too.
+
+pub(crate) mod page;
 
 /// Processes and their ends.
 pub(crate) mod process {
@@ -168,29 +170,6 @@ pub(crate) mod control_file {
         let new = checksum(file, at);
         file[at..at + 4].copy_from_slice(&new);
         Some(())
-    }
-}
-
-/// Pages of tables and indexes: `PageHeaderData` (`src/include/storage/bufpage.h`).
-pub(crate) mod page {
-    /// `BLCKSZ`
-    pub(crate) const SIZE: usize = 8192;
-    /// `RELSEG_SIZE`: pages of a file, after which the relation goes on in the next file.
-    pub(crate) const IN_SEGMENT: u32 = 131_072;
-    /// Offset of `pd_checksum`, a `uint16`, behind `pd_lsn`.
-    pub(crate) const CHECKSUM: usize = 8;
-    /// Offset of `pd_upper`, a `uint16`, which is zero in a page that was never written to.
-    const UPPER: usize = 14;
-
-    /// `pd_lsn`: two words, the higher one first.
-    pub(crate) fn lsn(page: &[u8; SIZE]) -> u64 {
-        let word = |at: usize| u64::from(u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]));
-        word(0) << 32 | word(4)
-    }
-
-    /// `PageIsNew`
-    pub(crate) fn is_new(page: &[u8; SIZE]) -> bool {
-        page[UPPER..UPPER + 2] == [0; 2]
     }
 }
 

@@ -270,6 +270,7 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
     let expected = [
         (vec!["clear_mapping"], "mmap"),
         (vec!["client_is_trusted", "client_authenticated"], "PerformAuthentication"),
+        (vec!["crc32c"], "pg_comp_crc32c_sb8"),
         (vec!["database_statistics"], "pgstat_database_flush_cb"),
         (vec!["import_rules"], "BundleImporter::getRules"),
         (vec!["init_process"], "InitProcess"),
@@ -282,6 +283,9 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["locale_exists"], "__get_locale"),
         (vec!["open_collator"], "icu_validate_locale"),
         (vec!["open_collator"], "pg_ucol_open"),
+        (vec!["page_checksum"], "pg_checksum_page"),
+        (vec!["parse_double"], "strtod"),
+        (vec!["parse_float"], "strtof"),
         (vec!["pg_usleep"], "pg_usleep"),
         (vec!["postmaster_is_alive"], "PostmasterIsAliveInternal"),
         (vec!["process_interrupts"], "ProcessInterrupts"),

@@ -3,46 +3,6 @@
 
 use crate::postgres::{page, relation_file};
 
-/// The number of sums that are computed side by side (`N_SUMS`).
-const SUMS: usize = 32;
-/// The multiplier of the hash function FNV-1a (`FNV_PRIME`).
-const FNV_PRIME: u32 = 16_777_619;
-/// What the sums begin with (`checksumBaseOffsets`).
-const BASE_OFFSETS: [u32; SUMS] = [
-    0x5b1f_36e9,
-    0xb852_5960,
-    0x02ab_50aa,
-    0x1de6_6d2a,
-    0x79ff_467a,
-    0x9bb9_f8a3,
-    0x217e_7cd2,
-    0x83e1_3d2c,
-    0xf8d4_474f,
-    0xe39e_b970,
-    0x42c6_ae16,
-    0x9932_16fa,
-    0x7b09_3b5d,
-    0x98da_ff3c,
-    0xf718_902a,
-    0x0b1c_9cdb,
-    0xe58f_764b,
-    0x1876_36bc,
-    0x5d7b_3bb1,
-    0xe73d_e7de,
-    0x92be_c979,
-    0xcca6_c0b2,
-    0x304a_0979,
-    0x85aa_43d4,
-    0x7831_25bb,
-    0x6ca8_eaa2,
-    0xe407_eac6,
-    0x4b5c_fc3e,
-    0x9fbf_8c76,
-    0x15ca_20be,
-    0xf2ca_9fd3,
-    0x959b_d756,
-];
-
 /// A page whose checksum is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wrong {
@@ -99,37 +59,12 @@ impl Pages {
             return Ok(false);
         }
         let stored = u16::from_le_bytes([bytes[page::CHECKSUM], bytes[page::CHECKSUM + 1]]);
-        if stored == checksum(bytes, self.first.wrapping_add(number)) {
+        if stored == page::checksum(bytes, self.first.wrapping_add(number)) {
             Ok(true)
         } else {
             Err(Wrong { page: number, lsn: page::lsn(bytes) })
         }
     }
-}
-
-/// The checksum of a page with that number in its relation (`pg_checksum_page`).
-fn checksum(bytes: &[u8; page::SIZE], number: u32) -> u16 {
-    let add = |sum: &mut u32, value: u32| {
-        let mixed = *sum ^ value;
-        *sum = mixed.wrapping_mul(FNV_PRIME) ^ (mixed >> 17);
-    };
-    let mut sums = BASE_OFFSETS;
-    for (row, words) in bytes.chunks_exact(4 * SUMS).enumerate() {
-        for (column, (sum, word)) in sums.iter_mut().zip(words.chunks_exact(4)).enumerate() {
-            let mut word = [word[0], word[1], word[2], word[3]];
-            // The checksum itself counts as zero.
-            if (row, column) == (0, page::CHECKSUM / 4) {
-                word[..2].fill(0);
-            }
-            add(sum, u32::from_le_bytes(word));
-        }
-    }
-    for _ in 0..2 {
-        sums.iter_mut().for_each(|sum| add(sum, 0));
-    }
-    let folded = sums.into_iter().fold(0, |all, sum| all ^ sum) ^ number;
-    // Never zero, which would look like a page without a checksum.
-    u16::try_from(folded % 65_535).map_or(1, |checksum| checksum + 1)
 }
 
 #[cfg(test)]
@@ -139,7 +74,7 @@ mod tests {
     /// A page that is not new, with its right checksum.
     fn page(number: u32) -> [u8; page::SIZE] {
         let mut bytes = [7; page::SIZE];
-        let right = checksum(&bytes, number);
+        let right = page::checksum(&bytes, number);
         bytes[page::CHECKSUM..page::CHECKSUM + 2].copy_from_slice(&right.to_le_bytes());
         bytes
     }

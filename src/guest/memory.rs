@@ -86,10 +86,15 @@ pub(crate) fn write_bytes(memory: &mut [u8], address: u32, bytes: &[u8]) -> Resu
     Ok(())
 }
 
+/// The bytes of an object at `address`.
+pub(super) fn array_at<const N: usize>(memory: &[u8], address: u32) -> Result<&[u8; N], OutOfBounds> {
+    let bytes = memory.get(address as usize..).and_then(|rest| rest.first_chunk());
+    bytes.ok_or(OutOfBounds { address, length: u32::try_from(N).unwrap_or(u32::MAX) })
+}
+
 /// The bytes of a number at `address`.
 fn read_array<const N: usize>(memory: &[u8], address: u32) -> Result<[u8; N], OutOfBounds> {
-    let bytes = memory.get(address as usize..).and_then(|rest| rest.first_chunk());
-    bytes.copied().ok_or(OutOfBounds { address, length: u32::try_from(N).unwrap_or(u32::MAX) })
+    array_at(memory, address).copied()
 }
 
 /// The 16-bit number at `address`.

@@ -26,6 +26,7 @@ mod libdeflate;
 mod locale;
 mod mapping;
 pub(crate) mod memory;
+mod natives;
 mod net;
 mod pgoutput;
 mod process;
@@ -259,6 +260,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
         libdeflate::add_to_linker,
         locale::add_to_linker,
         mapping::add_to_linker,
+        natives::add_to_linker,
         net::add_to_linker,
         pgoutput::add_to_linker,
         process::add_to_linker,

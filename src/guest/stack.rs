@@ -3,8 +3,8 @@
 //! `PostgreSQL` compares the depth of its stack with `max_stack_depth` wherever it may recurse
 //! (`src/backend/utils/misc/stack_depth.c`). In wasm it can measure only the stack in linear memory, which contains
 //! only variables whose address is taken. Functions without such variables would recurse until the native stack is
-//! used up, which is a trap and ends the session. Therefore the native stack is measured as well, where `PostgreSQL`
-//! compares the depth, and `PostgreSQL` raises its own SQL error.
+//! used up, which is a trap and ends the session. Therefore the native stack is measured as well, at one of several
+//! places where `PostgreSQL` compares the depth, and `PostgreSQL` raises its own SQL error.
 
 use wasmtime::{Caller, Linker};
 

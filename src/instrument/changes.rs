@@ -12,7 +12,7 @@ use super::hooks::Hook;
 use super::module::Module;
 use super::real_time;
 use super::target::{Change, Target};
-use super::{ADDED_GLOBALS, HAS_CHECKPOINTER, IS_TEMPORARY, InstrumentError};
+use super::{ADDED_GLOBALS, HAS_CHECKPOINTER, IS_TEMPORARY, InstrumentError, STACK_CHECKS};
 
 /// Instructions that replace some of a function's. Their indices are those of the rewritten module.
 pub(super) struct Edit {
@@ -32,7 +32,14 @@ pub(super) struct Surroundings<'a> {
     pub(super) first_added_global: u32,
     /// Index of the first hook.
     pub(super) first_hook: u32,
+    /// Index of the first hook's type.
+    pub(super) first_hook_type: u32,
 }
+
+/// Of so many comparisons of the stack's depth, a power of two, the host adjusts one: its call takes many times as long
+/// as the rest, and one more level of recursion makes at least one comparison, so that no more levels than that are
+/// overlooked.
+const STACK_CHECKS_FOR_EACH_CALL: i32 = 16;
 
 impl Surroundings<'_> {
     /// The edits for the change in a function of the table; none if it changes no instructions.
@@ -47,7 +54,15 @@ impl Surroundings<'_> {
             Change::Export => return Ok(Vec::new()),
             Change::Enter(hook) => Edit { at: 0..0, with: self.pass_on(hook) },
             Change::Replace(hook) => Edit { at: whole, with: self.pass_on(hook) },
-            Change::ReplaceBeyondAscii(hook) => Edit { at: 0..0, with: self.beyond_ascii(hook) },
+            Change::ReplaceFrom { hook, parameter, least } => {
+                Edit { at: 0..0, with: self.replaced_from(hook, parameter, least) }
+            }
+            Change::Ask(hook) => {
+                // The label of the whole body takes the answer; otherwise it is dropped, and the body follows.
+                let mut with = self.pass_on(hook);
+                with.extend([Instruction::BrIf(0), Instruction::Drop]);
+                Edit { at: 0..0, with }
+            }
             Change::RefuseLocales => Edit { at: 0..0, with: self.refuse_locales() },
             Change::Nothing => Edit { at: whole, with: Vec::new() },
             Change::LeaveToCheckpointer(hook) => {
@@ -71,7 +86,7 @@ impl Surroundings<'_> {
             }
             Change::StackDepth => {
                 let at = stack_measure(target, &operators)?.compared_at;
-                Edit { at: at..at, with: vec![self.call(Hook::StackDepth)] }
+                Edit { at: at..at, with: self.stack_depth() }
             }
             Change::RememberReport => {
                 let report = Report::read(target, &operators)?;
@@ -138,10 +153,10 @@ impl Surroundings<'_> {
         Instruction::Call(self.first_hook + hook.position())
     }
 
-    fn beyond_ascii(&self, hook: Hook) -> Vec<Instruction<'static>> {
+    fn replaced_from(&self, hook: Hook, parameter: u32, least: i32) -> Vec<Instruction<'static>> {
         let mut instructions = vec![
-            Instruction::LocalGet(0),
-            Instruction::I32Const(0x80),
+            Instruction::LocalGet(parameter),
+            Instruction::I32Const(least),
             Instruction::I32GeU,
             Instruction::If(BlockType::Empty),
         ];
@@ -176,11 +191,34 @@ impl Surroundings<'_> {
         ]
     }
 
-    /// The beginning of instructions that run if the added global of this name is not zero.
-    fn if_set(&self, name: &str) -> [Instruction<'static>; 2] {
+    fn stack_depth(&self) -> Vec<Instruction<'static>> {
+        let count = self.added_global(STACK_CHECKS);
+        // The block takes the depth from the operand stack, and leaves it there, as the hook does.
+        let ty = BlockType::FunctionType(self.first_hook_type + Hook::StackDepth.position());
+        vec![
+            Instruction::GlobalGet(count),
+            Instruction::I32Const(1),
+            Instruction::I32Add,
+            Instruction::GlobalSet(count),
+            Instruction::GlobalGet(count),
+            Instruction::I32Const(STACK_CHECKS_FOR_EACH_CALL - 1),
+            Instruction::I32And,
+            Instruction::I32Eqz,
+            Instruction::If(ty),
+            self.call(Hook::StackDepth),
+            Instruction::End,
+        ]
+    }
+
+    fn added_global(&self, name: &str) -> u32 {
         let indices = self.first_added_global..;
         let index = indices.zip(ADDED_GLOBALS).find_map(|(index, added)| (added == name).then_some(index));
-        [Instruction::GlobalGet(index.expect("one of ADDED_GLOBALS")), Instruction::If(BlockType::Empty)]
+        index.expect("one of ADDED_GLOBALS")
+    }
+
+    /// The beginning of instructions that run if the added global of this name is not zero.
+    fn if_set(&self, name: &str) -> [Instruction<'static>; 2] {
+        [Instruction::GlobalGet(self.added_global(name)), Instruction::If(BlockType::Empty)]
     }
 
     /// A call of the host with the parameters of the function that contains it.

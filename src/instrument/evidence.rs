@@ -29,7 +29,7 @@ impl Found {
         let mut found = Self { functions: BTreeMap::new(), process_id: process_id(module)? };
         let mentions = Mentions::scan(module, memory)?;
         for target in super::targets() {
-            let candidates = found.candidates(module, &mentions, target)?;
+            let candidates = found.candidates(module, memory, &mentions, target)?;
             let [function] = candidates[..] else {
                 return Err(target.refusal(&describe(&candidates)));
             };
@@ -77,7 +77,13 @@ impl Found {
         self.functions.values().map(|&(function, target)| (target, function))
     }
 
-    fn candidates(&self, module: &Module, mentions: &Mentions, target: &Target) -> Result<Vec<u32>, InstrumentError> {
+    fn candidates(
+        &self,
+        module: &Module,
+        memory: &[u8],
+        mentions: &Mentions,
+        target: &Target,
+    ) -> Result<Vec<u32>, InstrumentError> {
         let of_signature =
             || module.defined_functions().filter(|&function| target.signature.is_that_of(module, function));
         match &target.evidence {
@@ -97,6 +103,10 @@ impl Found {
                     let constants = constants(&module.operators(it)?);
                     Ok(wanted.iter().all(|address| address.is_some_and(|address| constants.contains(address))))
                 })
+            }
+            Evidence::ReadsTable(numbers) => {
+                let starts = starts_of_table(memory, numbers);
+                keep(of_signature(), |it| Ok(!constants(&module.operators(it)?).is_disjoint(&starts)))
             }
             Evidence::CallsOnly(callees) => {
                 let callees = self.functions(callees)?;
@@ -172,8 +182,7 @@ impl Signature {
         let Some(ty) = module.function_type(function) else { return false };
         let of = |is_i64: bool| if is_i64 { ValType::I64 } else { ValType::I32 };
         let parameters = (0..self.parameters).map(|at| of(self.i64_at == Some(at)));
-        let results = std::iter::repeat_n(of(self.returns_i64), self.results);
-        ty.params().iter().copied().eq(parameters) && ty.results().iter().copied().eq(results)
+        ty.params().iter().copied().eq(parameters) && ty.results().iter().copied().eq(self.result)
     }
 }
 
@@ -248,6 +257,13 @@ fn constants(operators: &[Operator]) -> BTreeSet<u32> {
     operators.iter().filter_map(constant).collect()
 }
 
+/// The addresses at which a table of these numbers begins.
+fn starts_of_table(memory: &[u8], numbers: &[u32]) -> BTreeSet<u32> {
+    let table: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let places = (0_u32..).zip(memory.windows(table.len())).step_by(4);
+    places.filter(|(_, window)| *window == table).map(|(start, _)| start).collect()
+}
+
 /// The strings of the table that each function refers to.
 struct Mentions {
     /// One bit for each string.
@@ -311,7 +327,8 @@ fn addresses(memory: &[u8], strings: &HashMap<&'static str, u128>) -> HashMap<i3
 impl Target {
     /// The evidence in words.
     pub(super) fn expectation(&self) -> String {
-        let Signature { parameters, results, .. } = self.signature;
+        let Signature { parameters, result, .. } = self.signature;
+        let result = result.map_or("no result".to_owned(), |result| format!("a result of type {result}"));
         let evidence = match &self.evidence {
             Evidence::Exported => "that is exported under this name".to_owned(),
             Evidence::Mentions(strings) => format!("that mentions {strings:?}"),
@@ -320,6 +337,7 @@ impl Target {
                 format!("that {caller} calls and that calls {callee}")
             }
             Evidence::Reads { caller, variables } => format!("that {caller} calls and that reads {variables:?}"),
+            Evidence::ReadsTable(numbers) => format!("that reads a table that begins with {numbers:x?}"),
             Evidence::CallsOnly(callees) => format!("that calls {callees:?} and no others"),
             Evidence::CallsOnlyWith { callees, constant } => {
                 format!("that calls {callees:?} and no others, and has the number {constant}")
@@ -331,7 +349,7 @@ impl Target {
             Evidence::AddsDatabaseStatistics => "that adds the counters of a PgStat_StatDBEntry".to_owned(),
             Evidence::ChecksProcessIdOfSignal => "that compares MyProcPid and calls pqsignal_be and raise".to_owned(),
         };
-        format!("one function with {parameters} parameters and {results} results {evidence}")
+        format!("one function with {parameters} parameters and {result} {evidence}")
     }
 
     /// The error for a function that was not found, or whose body is not the expected one.

@@ -5,8 +5,8 @@ use wasm_encoder::ValType;
 /// Name of the module that an instrumented module imports its hooks from.
 pub const HOOK_MODULE: &str = "pglite_port";
 
-/// A host function that an instrumented module calls. Parameters and results are `i32`; a `timestamp` is an `i64`, in
-/// microseconds since 2000 (`TimestampTz`).
+/// A host function that an instrumented module calls. Parameters and results are `i32` where nothing else is said; a
+/// `timestamp` is an `i64`, in microseconds since 2000 (`TimestampTz`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// `init_process()`: the backend is about to take its slot in shared memory. Linear memory is in the state of a
@@ -33,7 +33,7 @@ pub enum Hook {
     /// `RequestCheckpoint` (`src/include/access/xlog.h`); with `CHECKPOINT_WAIT` it is complete when the host returns.
     RequestCheckpoint,
     /// `stack_depth(bytes) -> bytes`: the depth of the stack, for `max_stack_depth`. The argument is the depth in
-    /// linear memory.
+    /// linear memory. It is called for some of the comparisons with `max_stack_depth` only.
     StackDepth,
     /// `semaphore_wait(flag)`: waits until another session has cleared the byte at that address in shared memory, for
     /// example when it has released a lightweight lock. If the host returns too early, it is called again.
@@ -91,11 +91,19 @@ pub enum Hook {
     /// `is_overdue() -> bool`: `InterruptPending` was set, and the backend is about to allocate memory, where an error may
     /// be raised as at a `CHECK_FOR_INTERRUPTS()`. If the host returns true, `ProcessInterrupts` runs.
     IsOverdue,
+    /// `parse_double(text, end) -> (f64, is_answer)`: C's `strtod`, for text that is easy to parse.
+    ParseDouble,
+    /// `parse_float(text, end) -> (f32, is_answer)`: C's `strtof`, for text that is easy to parse.
+    ParseFloat,
+    /// `page_checksum(page, number) -> checksum`: `pg_checksum_page`.
+    PageChecksum,
+    /// `crc32c(crc, bytes, length) -> crc`: `pg_comp_crc32c_sb8`, for bytes that are many.
+    Crc32c,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -123,6 +131,10 @@ impl Hook {
         Self::ScramExchange,
         Self::ScramCompare,
         Self::IsOverdue,
+        Self::ParseDouble,
+        Self::ParseFloat,
+        Self::PageChecksum,
+        Self::Crc32c,
     ];
 
     /// Its import name.
@@ -156,6 +168,10 @@ impl Hook {
             Self::ScramExchange => "scram_exchange",
             Self::ScramCompare => "scram_compare",
             Self::IsOverdue => "is_overdue",
+            Self::ParseDouble => "parse_double",
+            Self::ParseFloat => "parse_float",
+            Self::PageChecksum => "page_checksum",
+            Self::Crc32c => "crc32c",
         }
     }
 
@@ -186,8 +202,11 @@ impl Hook {
             | Self::DatabaseStatistics
             | Self::ScramMechanisms
             | Self::ScramExchange
-            | Self::ScramCompare => &[ValType::I32, ValType::I32],
-            Self::WaitEventSetWait | Self::ImportRules => &[ValType::I32, ValType::I32, ValType::I32],
+            | Self::ScramCompare
+            | Self::ParseDouble
+            | Self::ParseFloat
+            | Self::PageChecksum => &[ValType::I32, ValType::I32],
+            Self::WaitEventSetWait | Self::ImportRules | Self::Crc32c => &[ValType::I32, ValType::I32, ValType::I32],
         }
     }
 
@@ -204,7 +223,11 @@ impl Hook {
             | Self::ToLower
             | Self::ClientIsTrusted
             | Self::ScramCompare
-            | Self::IsOverdue => &[ValType::I32],
+            | Self::IsOverdue
+            | Self::PageChecksum
+            | Self::Crc32c => &[ValType::I32],
+            Self::ParseDouble => &[ValType::F64, ValType::I32],
+            Self::ParseFloat => &[ValType::F32, ValType::I32],
             _ => &[],
         }
     }

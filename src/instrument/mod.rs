@@ -87,8 +87,11 @@ pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
 /// writes no shutdown checkpoint.
 pub const IS_TEMPORARY: &str = "pglite_port.is_temporary";
 
+/// Name of an exported mutable `i32` global. It counts how often the backend has compared the depth of its stack.
+const STACK_CHECKS: &str = "pglite_port.stack_checks";
+
 /// The globals that the rewriter adds to the backend, behind its own.
-const ADDED_GLOBALS: [&str; 2] = [HAS_CHECKPOINTER, IS_TEMPORARY];
+const ADDED_GLOBALS: [&str; 3] = [HAS_CHECKPOINTER, IS_TEMPORARY, STACK_CHECKS];
 
 /// Name of the function that `InitPostgres` calls to authenticate its client, and that the host calls for a backend that
 /// was started alone. It is exported, and has no parameters and no result.
@@ -171,6 +174,7 @@ pub fn instrument(wasm: &[u8]) -> Result<Instrumented, InstrumentError> {
         interrupt_pending: facts.address("InterruptPending")?,
         first_added_global: u32::try_from(module.globals.len()).unwrap_or(u32::MAX),
         first_hook: module.imported_functions,
+        first_hook_type: u32::try_from(module.types.len()).unwrap_or(u32::MAX),
     };
     let mut rewrite = Rewrite {
         hooks: &Hook::ALL,

@@ -1,5 +1,7 @@
 //! How a function of PGlite is described: its signature, the evidence by which it is found, and its changes.
 
+use wasmparser::ValType;
+
 use super::hooks::Hook;
 
 /// A function of PGlite.
@@ -11,16 +13,13 @@ pub(super) struct Target {
     pub(super) changes: &'static [Change],
 }
 
-/// Numbers of parameters and results. Those that are not named are `i32`, which is C's `int`, `long` and pointers in
-/// wasm32.
+/// Parameters and result. Parameters that are not named are `i32`, which is C's `int`, `long` and pointers in wasm32.
 #[derive(Clone, Copy)]
 pub(super) struct Signature {
     pub(super) parameters: usize,
-    pub(super) results: usize,
     /// The parameter that is an `i64`, which is C's `uint64` and PostgreSQL's `TimestampTz`.
     pub(super) i64_at: Option<usize>,
-    /// Whether the result is an `i64`.
-    pub(super) returns_i64: bool,
+    pub(super) result: Option<ValType>,
 }
 
 /// A property that exactly one function of the module must have.
@@ -46,6 +45,8 @@ pub(super) enum Evidence {
     SignalsPostmaster,
     /// The function `caller`, a target above it in the table, calls it, and it reads all of these exported variables.
     Reads { caller: &'static str, variables: &'static [&'static str] },
+    /// It reads a table in memory that begins with these numbers.
+    ReadsTable(&'static [u32]),
     /// It calls these functions, targets above it in the table, and no others.
     CallsOnly(&'static [&'static str]),
     /// The same, and its code has this number.
@@ -65,8 +66,10 @@ pub(super) enum Change {
     Export,
     /// It first calls the host with its own parameters.
     Enter(Hook),
-    /// It calls the host for characters that are not ASCII.
-    ReplaceBeyondAscii(Hook),
+    /// It calls the host if that parameter, taken as unsigned, is at least that number.
+    ReplaceFrom { hook: Hook, parameter: u32, least: i32 },
+    /// It first asks the host with its own parameters, and returns the answer if there is one.
+    Ask(Hook),
     /// It refuses locales that the host does not know.
     RefuseLocales,
     /// Its body only calls the host with its parameters.
@@ -81,7 +84,7 @@ pub(super) enum Change {
     OwnProcessId,
     /// It returns `MyProcPid` if that is set.
     AnswerProcessId,
-    /// The host adjusts the depth of the stack that it measures.
+    /// The host now and then adjusts the depth of the stack that it measures.
     StackDepth,
     /// It stores the value that it has reported.
     RememberReport,
@@ -107,13 +110,13 @@ pub(super) enum Change {
 }
 
 pub(super) const fn signature(parameters: usize, results: usize) -> Signature {
-    Signature { parameters, results, i64_at: None, returns_i64: false }
+    Signature { parameters, i64_at: None, result: if results == 0 { None } else { Some(ValType::I32) } }
 }
 
 pub(super) const fn signature_with_i64(at: usize, parameters: usize, results: usize) -> Signature {
     Signature { i64_at: Some(at), ..signature(parameters, results) }
 }
 
-pub(super) const fn signature_of_i64(parameters: usize) -> Signature {
-    Signature { returns_i64: true, ..signature(parameters, 1) }
+pub(super) const fn signature_of(parameters: usize, result: ValType) -> Signature {
+    Signature { result: Some(result), ..signature(parameters, 1) }
 }

@@ -2,9 +2,11 @@
 //!
 //! When a new PGlite version is refused, update this table. It is long so that it is one table.
 
+use wasmparser::ValType;
+
 use super::{
     hooks::Hook,
-    target::{Change, Evidence, Target, signature, signature_of_i64, signature_with_i64},
+    target::{Change, Evidence, Target, signature, signature_of, signature_with_i64},
 };
 
 /// Every function that [`super::instrument`] searches for.
@@ -299,12 +301,12 @@ pub(super) const TARGETS: &[Target] = &[
     },
     Target {
         name: "GetCurrentTimestamp",
-        signature: signature_of_i64(0),
+        signature: signature_of(0, ValType::I64),
         evidence: Evidence::Exported,
         changes: &[Change::Replace(Hook::Timestamp)],
     },
     // What goes by real time: see `real_time`.
-    Target { name: "time", signature: signature_of_i64(1), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "time", signature: signature_of(1, ValType::I64), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "schedule_alarm",
         signature: signature_with_i64(0, 1, 0),
@@ -335,7 +337,7 @@ pub(super) const TARGETS: &[Target] = &[
     },
     Target {
         name: "GetCurrentTransactionStopTimestamp",
-        signature: signature_of_i64(0),
+        signature: signature_of(0, ValType::I64),
         evidence: Evidence::Between { caller: "pgstat_report_stat", callee: "GetCurrentTimestamp" },
         changes: &[],
     },
@@ -411,14 +413,14 @@ pub(super) const TARGETS: &[Target] = &[
         name: "towupper",
         signature: signature(1, 1),
         evidence: Evidence::CalledBy("towupper_l"),
-        changes: &[Change::ReplaceBeyondAscii(Hook::ToUpper)],
+        changes: &[Change::ReplaceFrom { hook: Hook::ToUpper, parameter: 0, least: 0x80 }],
     },
     Target { name: "towlower_l", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "towlower",
         signature: signature(1, 1),
         evidence: Evidence::CalledBy("towlower_l"),
-        changes: &[Change::ReplaceBeyondAscii(Hook::ToLower)],
+        changes: &[Change::ReplaceFrom { hook: Hook::ToLower, parameter: 0, least: 0x80 }],
     },
     // It only warns about unknown languages; the hook refuses languages without data.
     Target {
@@ -441,6 +443,32 @@ pub(super) const TARGETS: &[Target] = &[
         signature: signature(6, 0),
         evidence: Evidence::Mentions(&["collations", "Sequence"]),
         changes: &[Change::Enter(Hook::ImportRules)],
+    },
+    // What takes the processor of the host less time. musl parses with a type of 128 bits.
+    Target {
+        name: "strtod",
+        signature: signature_of(2, ValType::F64),
+        evidence: Evidence::Exported,
+        changes: &[Change::Ask(Hook::ParseDouble)],
+    },
+    Target {
+        name: "strtof",
+        signature: signature_of(2, ValType::F32),
+        evidence: Evidence::Exported,
+        changes: &[Change::Ask(Hook::ParseFloat)],
+    },
+    Target {
+        name: "pg_checksum_page",
+        signature: signature(2, 1),
+        evidence: Evidence::Exported,
+        changes: &[Change::Replace(Hook::PageChecksum)],
+    },
+    // For fewer bytes the call of the host takes longer. It reads `pg_crc32c_table`.
+    Target {
+        name: "pg_comp_crc32c_sb8",
+        signature: signature(3, 1),
+        evidence: Evidence::ReadsTable(&[0x0000_0000, 0xf26b_8303, 0xe13b_70f7, 0x1350_f3f4]),
+        changes: &[Change::ReplaceFrom { hook: Hook::Crc32c, parameter: 2, least: 256 }],
     },
 ];
 

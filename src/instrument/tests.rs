@@ -299,7 +299,7 @@ fn a_body_in_which_the_place_to_change_is_missing_or_not_the_only_one_is_refused
     use wasmparser::Operator::{End, I32Const, I32Eq, I32Ne, I32Store};
     let target = Target {
         name: "proc_exit",
-        signature: Signature { parameters: 1, results: 0, i64_at: None, returns_i64: false },
+        signature: Signature { parameters: 1, i64_at: None, result: None },
         evidence: Evidence::Exported,
         changes: &[],
     };
