@@ -10,7 +10,10 @@ LISTEN ?= 127.0.0.1:5433
 MODE ?= shared
 
 # What `make dist` makes archives for.
-TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu x86_64-unknown-linux-musl
+
+# The archive of this machine.
+HERE = target/dist/pglite-port-$(shell .ci/version)-$(shell uname -m)-unknown-linux-gnu.tar.gz
 
 # How long `make soak` has clients do everything, in seconds: ten minutes or more.
 SOAK_SECONDS ?= 3600
@@ -43,7 +46,7 @@ FOR_TESTS := XDG_CACHE_HOME="$(TEST_CACHE)"
 FOR_ELIXIR_TESTS := $(FOR_TESTS) LC_ALL=C.UTF-8 PGLITE_PORT="$(CURDIR)/target/debug/pglite-port" PGLITE_DIR="$(PGLITE_DIST)"
 
 # Those of them in which a project takes the program from an archive take the one of `make dist`, and none is skipped.
-TEST_DIST = $(FOR_ELIXIR_TESTS) PGLITE_EX_TEST_ALL=1 PGLITE_EX_TEST_ARCHIVE="$(CURDIR)/target/dist/pglite-port-$(shell .ci/version)-$(shell uname -m)-unknown-linux-gnu.tar.gz"
+TEST_DIST = $(FOR_ELIXIR_TESTS) PGLITE_EX_TEST_ALL=1 PGLITE_EX_TEST_ARCHIVE="$(CURDIR)/$(HERE)"
 
 .PHONY: help
 help: ## this list
@@ -59,7 +62,7 @@ build: toolchain $(PGLITE) ## the optimised program, and the PGlite files that i
 	.ci/split-debug-info $(RELEASE)
 
 .PHONY: dist
-dist: toolchain $(PGLITE) ## an archive of the program for each architecture in target/dist (TARGETS="x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu")
+dist: toolchain $(PGLITE) ## an archive of the program for each architecture, and for musl, in target/dist (TARGETS="x86_64-unknown-linux-gnu …")
 	.ci/dist $(TARGETS)
 
 .PHONY: dist-check
@@ -68,7 +71,7 @@ dist-check: dist ## make the archives again in a clone elsewhere, and compare th
 
 .PHONY: image
 image: ## a container's image of this machine's archive, with a warm cache, in target/dist
-	.ci/image "$$(ls -t target/dist/pglite-port-*-$$(uname -m)-unknown-linux-gnu.tar.gz | head -n 1)"
+	.ci/image "$(HERE)"
 
 .PHONY: test-dist
 test-dist: toolchain $(PGLITE) ## this machine's archive of make dist in Elixir projects with neither Rust nor Node.js, and the package for Hex with it (needs Hex and MIX_DEPS_PATH where there is no network)
@@ -80,9 +83,14 @@ test-dist: toolchain $(PGLITE) ## this machine's archive of make dist in Elixir 
 
 .PHONY: test-arm64
 test-arm64: ## the arm64 archive under QEMU's emulator, also with pages of 16 and 64 KiB, then without traps (some minutes)
-	.ci/dist-arm64-test
-	.ci/dist-arm64-test 16384
-	.ci/dist-arm64-test 65536
+	.ci/dist-test aarch64-unknown-linux-gnu
+	.ci/dist-test aarch64-unknown-linux-gnu 16384
+	.ci/dist-test aarch64-unknown-linux-gnu 65536
+
+.PHONY: test-musl
+test-musl: ## the archive for musl where there is no other file than its own, and in Elixir projects as make test-dist does
+	.ci/dist-test x86_64-unknown-linux-musl
+	$(MAKE) test-dist HERE=$(HERE:-gnu.tar.gz=-musl.tar.gz)
 
 .PHONY: packaging-check
 packaging-check: ## the units of systemd and the objects of Kubernetes in packaging/, checked offline

@@ -53,6 +53,11 @@ mod start;
 mod stop;
 mod top;
 
+/// musl's allocator has one lock for all threads, and a program with many of them waits for it.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The environment variable with the filter for the program's own log.
 const LOG_VARIABLE: &str = "PGLITE_PORT_LOG";
 
