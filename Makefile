@@ -70,8 +70,9 @@ dist-check: dist ## make the archives again in a clone elsewhere, and compare th
 	.ci/dist-check $(TARGETS)
 
 .PHONY: image
-image: ## a container's image of this machine's archive, with a warm cache, in target/dist
+image: ## a container's image of this machine's archive, with a warm cache, in target/dist, and start it
 	.ci/image "$(HERE)"
+	.ci/image-test "$(HERE:.tar.gz=.image.tar)"
 
 .PHONY: test-dist
 test-dist: toolchain $(PGLITE) ## this machine's archive of make dist in Elixir projects with neither Rust nor Node.js, and the package for Hex with it (needs Hex and MIX_DEPS_PATH where there is no network)
