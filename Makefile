@@ -93,6 +93,10 @@ test-musl: ## the archive for musl where there is no other file than its own, an
 	.ci/dist-test x86_64-unknown-linux-musl
 	$(MAKE) test-dist HERE=$(HERE:-gnu.tar.gz=-musl.tar.gz)
 
+.PHONY: test-systemd
+test-systemd: ## the units of systemd with this machine's archive, under a systemd in a container (as root)
+	.ci/systemd-test "$(HERE)"
+
 .PHONY: packaging-check
 packaging-check: ## the units of systemd and the objects of Kubernetes in packaging/, checked offline
 	.ci/packaging-check
