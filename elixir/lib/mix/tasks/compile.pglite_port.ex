@@ -27,7 +27,7 @@ defmodule Mix.Tasks.Compile.PglitePort do
         archive: "https://example.com/pglite-port-{version}-{target}.tar.gz"
 
   `{version}` becomes the version of this library, and `{target}` that of this machine, such as
-  `aarch64-unknown-linux-gnu`.
+  `aarch64-unknown-linux-gnu`, or `x86_64-unknown-linux-musl` on Alpine.
 
   A relative path is one from the directory in which Mix was started; a configuration had better
   say `Path.expand("…", __DIR__)`. Its SHA-256 is checked before anything is unpacked. It is taken from
