@@ -34,8 +34,8 @@ const PROBES: u32 = 3;
 /// How long a client that there is no room for has to send its first bytes. Others wait meanwhile.
 const FIRST_BYTES: Duration = Duration::from_millis(10);
 
-/// How long a client may take to read the last bytes of an encrypted connection.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// How long a client may take to read the last bytes of an encrypted connection: less than the program may take to stop.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// How long a client that was sent an error may take to hang up before the host closes the connection.
 const LINGER: Duration = Duration::from_millis(500);
