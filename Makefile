@@ -9,8 +9,8 @@ SHELL := /bin/bash
 LISTEN ?= 127.0.0.1:5433
 MODE ?= shared
 
-# What `make dist` makes archives for.
-TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu x86_64-unknown-linux-musl
+# What `make dist` makes archives for. For musl it is built on x86-64.
+TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu $(if $(filter x86_64,$(shell uname -m)),x86_64-unknown-linux-musl)
 
 # The archive of this machine.
 HERE = target/dist/pglite-port-$(shell .ci/version)-$(shell uname -m)-unknown-linux-gnu.tar.gz

@@ -37,8 +37,10 @@ fn is(name: &str, value: &str) -> bool {
 /// The directory with the LLD that comes with Rust, if an optimised program is linked by it, as it is on x86-64 Linux:
 /// with glibc by default.
 fn own_lld() -> Option<PathBuf> {
-    let is_default = env::var_os("RUSTC_LINKER").is_none()
-        && !env::var("CARGO_ENCODED_RUSTFLAGS").is_ok_and(|flags| flags.contains("link"));
+    // `-C linker`, `-C link-arg`, `-C link-self-contained`, in one word or in two.
+    let is_of_linker = |flag: &str| flag.strip_prefix("-C").unwrap_or(flag).starts_with("link");
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let is_default = env::var_os("RUSTC_LINKER").is_none() && !flags.split('\u{1f}').any(is_of_linker);
     let is_x86_64_linux = is("TARGET", "x86_64-unknown-linux-gnu") || is("TARGET", "x86_64-unknown-linux-musl");
     if !is("PROFILE", "release") || !is_x86_64_linux || !is_default {
         return None;

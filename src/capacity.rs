@@ -114,7 +114,8 @@ pub(crate) fn check_for_process() -> Result<(), ErrorResponse> {
     {
         return Err(report.clone());
     }
-    let checked = MAPPINGS_OF_PROCESSES.check();
+    // What is granted already is for processes as well, and then no longer for sessions.
+    let checked = if MAPPINGS.take() { Ok(()) } else { MAPPINGS_OF_PROCESSES.check() };
     *refused = checked.as_ref().err().map(|report| (Instant::now(), report.clone()));
     checked
 }
@@ -226,9 +227,14 @@ struct Counted {
 }
 
 impl Counted {
-    fn check(&self) -> Result<(), ErrorResponse> {
+    /// Takes one of those that were granted, if there is one.
+    fn take(&self) -> bool {
         let one_less = |granted: u64| granted.checked_sub(1);
-        if self.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+        self.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+    }
+
+    fn check(&self) -> Result<(), ErrorResponse> {
+        if self.take() {
             return Ok(());
         }
         let Some(counted) = (self.count)() else { return Ok(()) };

@@ -173,6 +173,16 @@ pub(crate) mod control_file {
     }
 }
 
+/// `LIKE` (`src/backend/utils/adt/like.c`).
+pub(crate) mod like {
+    /// `LIKE_TRUE`
+    pub(crate) const TRUE: i32 = 1;
+    /// `LIKE_ABORT`: the text has ended before the pattern.
+    pub(crate) const ABORT: i32 = -1;
+    /// Offset of `deterministic`, a `bool`, in `struct pg_locale_struct` (`src/include/utils/pg_locale.h`).
+    pub(crate) const DETERMINISTIC: u32 = 1;
+}
+
 /// Names of files of tables and indexes (`GetRelationPath` in `src/common/relpath.c`).
 pub(crate) mod relation_file {
     /// Suffixes of the forks; the main fork has none (`forkNames`).

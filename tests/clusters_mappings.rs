@@ -3,55 +3,22 @@
 
 mod support;
 
-use std::{fs, sync::Arc};
+use std::sync::Arc;
 
 use pglite_port::{
     administration::{Administration, ClusterOrigin, NewCluster},
     connection::Connections,
     databases::{Settings, SharedSettings},
 };
-use rustix::{
-    mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap},
-    param::page_size,
-};
 use support::{
     cache,
     library::{export, with_functions},
     local::{Connect, Local},
+    mappings::{Filling, limit_and_margin},
     process,
     wire::Message,
 };
 use wasm_encoder::Instruction;
-
-/// Mappings of one page each.
-struct Filling {
-    start: *mut std::ffi::c_void,
-    length: usize,
-}
-
-impl Filling {
-    /// That many.
-    fn of(count: usize) -> Self {
-        let length = count * page_size();
-        // SAFETY: new addresses, which nothing else uses.
-        let map = || unsafe { mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::empty(), MapFlags::PRIVATE) };
-        let filling = Self { start: map().expect("address space"), length };
-        // Neighbours with different protection are mappings of their own.
-        for page in (0..count).step_by(2) {
-            let place = filling.start.wrapping_byte_add(page * page_size());
-            // SAFETY: a page of the mapping above.
-            unsafe { mprotect(place, page_size(), MprotectFlags::READ) }.expect("a mapping");
-        }
-        filling
-    }
-}
-
-impl Drop for Filling {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that was made, which nothing refers to.
-        unsafe { munmap(self.start, self.length) }.expect("it is mapped");
-    }
-}
 
 /// Connects isolated clients until one is refused; these, and what that one was told.
 fn fill(connections: &Arc<Connections>) -> (Vec<Local>, [String; 2]) {
@@ -69,8 +36,7 @@ fn fill(connections: &Arc<Connections>) -> (Vec<Local>, [String; 2]) {
 
 #[test]
 fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_others_go_on() {
-    let limit: usize =
-        fs::read_to_string("/proc/sys/vm/max_map_count").expect("Linux").trim().parse().expect("a number");
+    let (limit, margin) = limit_and_margin();
     // Launchers would take the mappings that are given back for a checkpointer.
     let shared = SharedSettings { autovacuum: false, ..SharedSettings::default() };
     let (databases, connections) =
@@ -79,8 +45,6 @@ fn clusters_and_sessions_are_refused_before_the_mappings_are_exhausted_and_the_o
         let origin = ClusterOrigin::Template("postgres".to_owned());
         databases.create_cluster(NewCluster { name: Some(name.to_owned()), origin, ..NewCluster::default() })
     };
-    // What is kept free when sessions are refused; processes that clusters start by themselves have half of it.
-    let margin = (limit / 8).min(65536);
     let used = || process::mappings(std::process::id());
     // Before the program counts its mappings for the first time.
     let (filling, reserve) = (Filling::of(limit - margin - used() - 8000), Filling::of(2000));

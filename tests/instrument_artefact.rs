@@ -280,6 +280,8 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["is_overdue"], "palloc0"),
         (vec!["is_overdue"], "repalloc"),
         (vec!["kill"], "kill"),
+        (vec!["like"], "SB_MatchText"),
+        (vec!["like"], "UTF8_MatchText"),
         (vec!["locale_exists"], "__get_locale"),
         (vec!["open_collator"], "icu_validate_locale"),
         (vec!["open_collator"], "pg_ucol_open"),

@@ -26,7 +26,7 @@ fn texts(numbers: &mut Numbers) -> Vec<String> {
         ["0", "0.0", ".5", "5.", "1e5", "1E+5", "1e-5", "00012", "0e999", "1.e2", "9007199254740993"]
             .map(str::to_owned)
             .into();
-    // The largest and the smallest normal numbers of both types, and their neighbours.
+    // The largest and the smallest normal numbers of both types.
     texts.extend(
         ["1.7976931348623157e308", "2.2250738585072014e-308", "3.4028235e38", "1.17549435e-38"].map(str::to_owned),
     );
@@ -54,7 +54,9 @@ fn numbers_are_parsed_as_the_guest_parses_them() {
     let mut client = server.connect();
     let (mut numbers, mut compared) = (Numbers(0x9e37_79b9_7f4a_7c15), 0);
     let texts = texts(&mut numbers);
-    for (ty, send, range) in [("float8", "float8send", 1e-307..1e308), ("float4", "float4send", 2e-38..3e38)] {
+    for (ty, send, range) in
+        [("float8", "float8send", 0.0..=f64::MAX), ("float4", "float4send", 1.175_494_3e-38..=3.402_823_5e38)]
+    {
         // PostgreSQL refuses what is out of range; that is for the next test.
         let value = |text: &String| text.parse::<f64>().expect("a number");
         let in_range = |text: &&String| value(text) == 0.0 || range.contains(&value(text));
@@ -113,6 +115,53 @@ fn what_is_no_plain_number_or_out_of_range_is_seen_as_before() {
     // Where a number ends: types with several numbers parse on from there.
     assert_eq!(rows(&mut client, "SELECT '(1.5,-2e3)'::point"), ["(1.5,-2000)"]);
     assert_eq!(rows(&mut client, "SELECT '<(1,2),0.25>'::circle"), ["<(1,2),0.25>"]);
+}
+
+#[test]
+fn texts_are_searched_as_the_guest_searches_them() {
+    let server = Server::start();
+    let mut client = server.connect();
+    let mut numbers = Numbers(0xd1b5_4a32_d192_ed03);
+    // Few letters, so that texts often have a part, or the beginning of one, several times.
+    let mut word = |most: u64| -> String {
+        let length = numbers.next() % (most + 1);
+        (0..length).map(|_| ['a', 'b', 'ä', '€'][usize::try_from(numbers.next() % 4).expect("small")]).collect()
+    };
+    let mut values = Vec::new();
+    for _ in 0..3000 {
+        let parts: Vec<String> = (0..2).map(|_| word(2)).collect();
+        let pattern = format!("%{}", parts.join("%"));
+        // The guest's own code sees characters behind a backslash as these characters.
+        let escaped: String =
+            pattern.chars().flat_map(|letter| (letter != '%').then_some('\\').into_iter().chain([letter])).collect();
+        values.push(format!("('{}', '{pattern}', '{escaped}')", word(12)));
+    }
+    let compare = format!(
+        "SELECT count(*) FILTER (WHERE (t LIKE p) <> (t LIKE e)), count(*) FILTER (WHERE t LIKE p) BETWEEN 300 AND 2700 \
+         FROM (VALUES {}) v(t, p, e) WHERE e LIKE '%\\\\%'",
+        values.join(", ")
+    );
+    assert_eq!(rows(&mut client, &compare), ["0|t"]);
+    for (condition, expected) in [
+        ("'' LIKE '%'", "t"),
+        ("'abc' LIKE '%%'", "t"),
+        ("'abc' LIKE '%c'", "t"),
+        ("'abc' LIKE '%b'", "f"),
+        ("'aab' LIKE '%a%b'", "t"),
+        ("'ab' LIKE '%ab%b'", "f"),
+        ("'abc' LIKE '%_c'", "t"),
+        ("'a%c' LIKE '%!%%' ESCAPE '!'", "t"),
+        ("'ABC' ILIKE '%bc'", "t"),
+        ("'abc'::bytea LIKE '%bc'::bytea", "t"),
+        ("repeat('x', 3000000) || 'end' LIKE '%xe%d'", "t"),
+        // A collation that does not compare bytes.
+        ("U&'xa\\0308y' LIKE '%ä%'", "f"),
+        ("U&'xa\\0308y' LIKE '%ä%' COLLATE same", "t"),
+    ] {
+        let sql = "CREATE COLLATION IF NOT EXISTS same (provider = icu, locale = 'und', deterministic = false)";
+        client.batch_execute(sql).expect("a collation");
+        assert_eq!(rows(&mut client, &format!("SELECT {condition}")), [expected], "{condition}");
+    }
 }
 
 /// CRC-32C, bit by bit.

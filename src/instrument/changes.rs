@@ -57,12 +57,8 @@ impl Surroundings<'_> {
             Change::ReplaceFrom { hook, parameter, least } => {
                 Edit { at: 0..0, with: self.replaced_from(hook, parameter, least) }
             }
-            Change::Ask(hook) => {
-                // The label of the whole body takes the answer; otherwise it is dropped, and the body follows.
-                let mut with = self.pass_on(hook);
-                with.extend([Instruction::BrIf(0), Instruction::Drop]);
-                Edit { at: 0..0, with }
-            }
+            Change::Ask(hook) => Edit { at: 0..0, with: self.ask(hook, 0) },
+            Change::AskIfBegins { hook, with } => Edit { at: 0..0, with: self.ask_if_begins(hook, with) },
             Change::RefuseLocales => Edit { at: 0..0, with: self.refuse_locales() },
             Change::Nothing => Edit { at: whole, with: Vec::new() },
             Change::LeaveToCheckpointer(hook) => {
@@ -162,6 +158,29 @@ impl Surroundings<'_> {
         ];
         instructions.extend(self.pass_on(hook));
         instructions.extend([Instruction::Return, Instruction::End]);
+        instructions
+    }
+
+    /// Asks the host, inside of `depth` blocks.
+    fn ask(&self, hook: Hook, depth: u32) -> Vec<Instruction<'static>> {
+        // The label of the whole body takes the answer; what is none is dropped, and the body follows.
+        let mut instructions = self.pass_on(hook);
+        instructions.extend([Instruction::BrIf(depth), Instruction::Drop]);
+        instructions
+    }
+
+    fn ask_if_begins(&self, hook: Hook, with: u8) -> Vec<Instruction<'static>> {
+        let mut instructions = vec![
+            Instruction::LocalGet(3),
+            Instruction::If(BlockType::Empty),
+            Instruction::LocalGet(2),
+            Instruction::I32Load8U(word(0, 0)),
+            Instruction::I32Const(with.into()),
+            Instruction::I32Eq,
+            Instruction::If(BlockType::Empty),
+        ];
+        instructions.extend(self.ask(hook, 2));
+        instructions.extend([Instruction::End, Instruction::End]);
         instructions
     }
 

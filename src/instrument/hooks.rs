@@ -99,11 +99,14 @@ pub enum Hook {
     PageChecksum,
     /// `crc32c(crc, bytes, length) -> crc`: `pg_comp_crc32c_sb8`, for bytes that are many.
     Crc32c,
+    /// `like(text, text_length, pattern, pattern_length, locale) -> (match, is_answer)`: `MatchText`, for patterns that
+    /// begin with `%`, and have neither `_` nor `\`.
+    Like,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -135,6 +138,7 @@ impl Hook {
         Self::ParseFloat,
         Self::PageChecksum,
         Self::Crc32c,
+        Self::Like,
     ];
 
     /// Its import name.
@@ -172,6 +176,7 @@ impl Hook {
             Self::ParseFloat => "parse_float",
             Self::PageChecksum => "page_checksum",
             Self::Crc32c => "crc32c",
+            Self::Like => "like",
         }
     }
 
@@ -206,7 +211,8 @@ impl Hook {
             | Self::ParseDouble
             | Self::ParseFloat
             | Self::PageChecksum => &[ValType::I32, ValType::I32],
-            Self::WaitEventSetWait | Self::ImportRules | Self::Crc32c => &[ValType::I32, ValType::I32, ValType::I32],
+            Self::WaitEventSetWait | Self::ImportRules | Self::Crc32c => &[ValType::I32; 3],
+            Self::Like => &[ValType::I32; 5],
         }
     }
 
@@ -228,6 +234,7 @@ impl Hook {
             | Self::Crc32c => &[ValType::I32],
             Self::ParseDouble => &[ValType::F64, ValType::I32],
             Self::ParseFloat => &[ValType::F32, ValType::I32],
+            Self::Like => &[ValType::I32; 2],
             _ => &[],
         }
     }

@@ -70,6 +70,8 @@ pub(super) enum Change {
     ReplaceFrom { hook: Hook, parameter: u32, least: i32 },
     /// It first asks the host with its own parameters, and returns the answer if there is one.
     Ask(Hook),
+    /// The same if the text at parameter 2, whose length is parameter 3, begins with that character.
+    AskIfBegins { hook: Hook, with: u8 },
     /// It refuses locales that the host does not know.
     RefuseLocales,
     /// Its body only calls the host with its parameters.

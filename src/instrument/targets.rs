@@ -457,6 +457,20 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Exported,
         changes: &[Change::Ask(Hook::ParseFloat)],
     },
+    // Bytes that are equal are equal characters in these two, and not in MB_MatchText. They search a text only for what
+    // follows a `%`, and never call themselves with a pattern that begins with one.
+    Target {
+        name: "SB_MatchText",
+        signature: signature(5, 1),
+        evidence: Evidence::Mentions(&["SB_MatchText", "./like_match.c"]),
+        changes: &[Change::AskIfBegins { hook: Hook::Like, with: b'%' }],
+    },
+    Target {
+        name: "UTF8_MatchText",
+        signature: signature(5, 1),
+        evidence: Evidence::Mentions(&["UTF8_MatchText", "./like_match.c"]),
+        changes: &[Change::AskIfBegins { hook: Hook::Like, with: b'%' }],
+    },
     Target {
         name: "pg_checksum_page",
         signature: signature(2, 1),

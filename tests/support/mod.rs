@@ -11,6 +11,7 @@ pub mod fake;
 pub mod library;
 pub mod local;
 pub mod logical;
+pub mod mappings;
 pub mod panics;
 pub mod peer;
 pub mod place;

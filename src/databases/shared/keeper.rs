@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::server::{self, End, Event, Launch, Refused, Running};
 use crate::{
     backend::Fork,
+    capacity,
     protocol::error_response::{ErrorResponse, sqlstate},
     session::{Control, cancel::Interrupt},
 };
@@ -176,6 +177,9 @@ impl Keeper {
         let is_durable = launch.settings.data_directory.is_some();
         let (mut refusals, mut shortages) = (0, 0);
         loop {
+            if has_run {
+                self.wait_for_room();
+            }
             let keeper = self.clone();
             let captured = captured.take();
             let run = || {
@@ -189,6 +193,9 @@ impl Keeper {
                 _ => None,
             };
             if shared.stopping || matches!(ended, Ok(End::ShutDown)) {
+                if let Err(error) = ended {
+                    tracing::error!("the cluster was not shut down in order: {error:#}");
+                }
                 return self.set(shared, State::Stopped);
             }
             self.set(shared, State::Starting);
@@ -219,6 +226,14 @@ impl Keeper {
                 return;
             }
             self.pause(refusals + shortages);
+        }
+    }
+
+    /// Waits until the system allows the processes of a cluster that starts again; an order to shut down ends the wait.
+    fn wait_for_room(&self) {
+        let mut shared = self.shared.lock();
+        while !shared.stopping && capacity::check_for_process().is_err() {
+            self.changed.wait_for(&mut shared, PAUSE);
         }
     }
 

@@ -39,6 +39,11 @@ impl Process {
         Self { signals, program, _files: files, stage: Stage::Captured(seat, console) }
     }
 
+    /// Whether its backend has still to be made.
+    pub(super) fn has_no_backend(&self) -> bool {
+        matches!(self.stage, Stage::Captured(..))
+    }
+
     /// Its backend, which is made when it is first needed.
     ///
     /// # Errors

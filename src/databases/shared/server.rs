@@ -166,8 +166,8 @@ struct NotStarted;
 /// How long a cluster that was captured does without the autovacuum launcher, and the pause after a failed start of it.
 const LAUNCHER_PAUSE: Duration = Duration::from_secs(10);
 
-/// The pause after a failed start of the checkpointer, for which sessions may be waiting.
-const CHECKPOINTER_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before another attempt at what sessions may be waiting for: the checkpointer, a reload.
+const SHORT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Called with the cluster when it accepts sessions.
 type OnStart = Box<dyn FnOnce(Arc<Running>) + Send>;
@@ -198,8 +198,12 @@ pub(super) struct Server {
     is_in_memory: bool,
     /// Whether the autovacuum launcher is wanted and could not be started.
     lacks_launcher: bool,
+    /// Whether it is wanted also if autovacuum is off.
+    needs_launcher: bool,
     /// Whether the checkpointer is wanted and could not be started.
     lacks_checkpointer: bool,
+    /// Signals that could not be handled, because the postmaster's backend could not be made.
+    postponed: Vec<Signal>,
 }
 
 impl Server {
@@ -223,8 +227,20 @@ impl Server {
         let process = Process::new(seat, program, console, files);
         let is_in_memory = launch.settings.data_directory.is_none();
         let rules = launch.settings.access.rules.clone();
-        let (lacks_launcher, lacks_checkpointer) = (matches!(state, State::Running), false);
-        Self { process, running, children, events, state, rules, is_in_memory, lacks_launcher, lacks_checkpointer }
+        let lacks_launcher = matches!(state, State::Running);
+        Self {
+            process,
+            running,
+            children,
+            events,
+            state,
+            rules,
+            is_in_memory,
+            lacks_launcher,
+            needs_launcher: false,
+            lacks_checkpointer: false,
+            postponed: Vec::new(),
+        }
     }
 
     /// Starts the children, and serves until the cluster ends.
@@ -242,11 +258,7 @@ impl Server {
                 on_start(self.running.clone());
             }
             let Ok(event) = self.events.recv_timeout(self.patience()) else {
-                if self.lacks_checkpointer {
-                    self.start_checkpointer();
-                } else {
-                    self.launch_autovacuum(false)?;
-                }
+                self.try_again()?;
                 continue;
             };
             let end = match event {
@@ -269,13 +281,32 @@ impl Server {
         }
     }
 
+    /// Does what was not possible before.
+    fn try_again(&mut self) -> anyhow::Result<()> {
+        if self.lacks_checkpointer {
+            self.start_checkpointer();
+        }
+        if !self.postponed.is_empty() {
+            self.handle_signals()?;
+        }
+        if self.lacks_launcher {
+            self.launch_autovacuum(false)?;
+        }
+        Ok(())
+    }
+
     fn start_checkpointer(&mut self) {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::Checkpointer);
         self.lacks_checkpointer = is_missing && !self.try_to_start(Role::Checkpointer);
     }
 
     fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
-        let signals: Vec<_> = self.process.signals.take().collect();
+        let mut signals: Vec<_> = self.process.signals.take().collect();
+        signals.append(&mut self.postponed);
+        if !signals.is_empty() && matches!(self.state, State::Running) && !self.can_run() {
+            self.postponed = signals;
+            return Ok(None);
+        }
         if signals.contains(&Signal::HUP) {
             self.reload()?;
             self.running.seats.send_to_others(process::FIRST, Signal::HUP);
@@ -367,12 +398,18 @@ impl Server {
     /// the wraparound of transaction ids.
     fn launch_autovacuum(&mut self, anyway: bool) -> anyhow::Result<()> {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::AutovacuumLauncher);
-        // The postmaster's backend is made here if there is none yet.
-        self.lacks_launcher = is_missing && capacity::check_for_process().is_err();
+        let anyway = anyway || self.needs_launcher;
+        self.lacks_launcher = is_missing && !self.can_run();
         if is_missing && !self.lacks_launcher && (anyway || self.in_turn(Backend::wants_autovacuum)?) {
             self.lacks_launcher = !self.try_to_start(Role::AutovacuumLauncher);
         }
+        self.needs_launcher = anyway && self.lacks_launcher;
         Ok(())
+    }
+
+    /// Whether the postmaster has a backend, or one can be made.
+    fn can_run(&self) -> bool {
+        !self.process.has_no_backend() || capacity::check_for_process().is_ok()
     }
 
     /// Starts a process that the cluster can do without for a while, and returns whether it could be started.
@@ -387,11 +424,10 @@ impl Server {
         started.is_ok()
     }
 
-    /// How long to wait for an event: without limit, or, if the checkpointer or the autovacuum launcher was not or could
-    /// not be started, until the next attempt.
+    /// How long to wait for an event: without limit, or, if something was not possible, until the next attempt.
     fn patience(&self) -> Duration {
-        match (self.lacks_checkpointer, self.lacks_launcher) {
-            (true, _) => CHECKPOINTER_PAUSE,
+        match (self.lacks_checkpointer || !self.postponed.is_empty(), self.lacks_launcher) {
+            (true, _) => SHORT_PAUSE,
             (false, true) => LAUNCHER_PAUSE,
             (false, false) => Duration::MAX,
         }
