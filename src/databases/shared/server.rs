@@ -196,14 +196,18 @@ pub(super) struct Server {
     rules: Option<Arc<Rules>>,
     /// Whether its files are gone with it.
     is_in_memory: bool,
-    /// Whether the autovacuum launcher is wanted and could not be started.
-    lacks_launcher: bool,
-    /// Whether it is wanted also if autovacuum is off.
-    needs_launcher: bool,
-    /// Whether the checkpointer is wanted and could not be started.
-    lacks_checkpointer: bool,
-    /// Signals that could not be handled, because the postmaster's backend could not be made.
-    postponed: Vec<Signal>,
+    lacking: Lacking,
+}
+
+/// What was wanted and not possible, or not wanted yet.
+#[derive(Default)]
+struct Lacking {
+    launcher: bool,
+    /// The launcher is wanted also if autovacuum is off.
+    launcher_anyway: bool,
+    checkpointer: bool,
+    /// Signals that were not handled, because the postmaster's backend could not be made.
+    signals: Vec<Signal>,
 }
 
 impl Server {
@@ -227,20 +231,8 @@ impl Server {
         let process = Process::new(seat, program, console, files);
         let is_in_memory = launch.settings.data_directory.is_none();
         let rules = launch.settings.access.rules.clone();
-        let lacks_launcher = matches!(state, State::Running);
-        Self {
-            process,
-            running,
-            children,
-            events,
-            state,
-            rules,
-            is_in_memory,
-            lacks_launcher,
-            needs_launcher: false,
-            lacks_checkpointer: false,
-            postponed: Vec::new(),
-        }
+        let lacking = Lacking { launcher: matches!(state, State::Running), ..Lacking::default() };
+        Self { process, running, children, events, state, rules, is_in_memory, lacking }
     }
 
     /// Starts the children, and serves until the cluster ends.
@@ -283,13 +275,13 @@ impl Server {
 
     /// Does what was not possible before.
     fn try_again(&mut self) -> anyhow::Result<()> {
-        if self.lacks_checkpointer {
+        if self.lacking.checkpointer {
             self.start_checkpointer();
         }
-        if !self.postponed.is_empty() {
+        if !self.lacking.signals.is_empty() {
             self.handle_signals()?;
         }
-        if self.lacks_launcher {
+        if self.lacking.launcher {
             self.launch_autovacuum(false)?;
         }
         Ok(())
@@ -297,14 +289,14 @@ impl Server {
 
     fn start_checkpointer(&mut self) {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::Checkpointer);
-        self.lacks_checkpointer = is_missing && !self.try_to_start(Role::Checkpointer);
+        self.lacking.checkpointer = is_missing && !self.try_to_start(Role::Checkpointer);
     }
 
     fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
         let mut signals: Vec<_> = self.process.signals.take().collect();
-        signals.append(&mut self.postponed);
+        signals.append(&mut self.lacking.signals);
         if !signals.is_empty() && matches!(self.state, State::Running) && !self.can_run() {
-            self.postponed = signals;
+            self.lacking.signals = signals;
             return Ok(None);
         }
         if signals.contains(&Signal::HUP) {
@@ -398,12 +390,12 @@ impl Server {
     /// the wraparound of transaction ids.
     fn launch_autovacuum(&mut self, anyway: bool) -> anyhow::Result<()> {
         let is_missing = matches!(self.state, State::Running) && !self.children.has(Role::AutovacuumLauncher);
-        let anyway = anyway || self.needs_launcher;
-        self.lacks_launcher = is_missing && !self.can_run();
-        if is_missing && !self.lacks_launcher && (anyway || self.in_turn(Backend::wants_autovacuum)?) {
-            self.lacks_launcher = !self.try_to_start(Role::AutovacuumLauncher);
+        let anyway = anyway || self.lacking.launcher_anyway;
+        self.lacking.launcher = is_missing && !self.can_run();
+        if is_missing && !self.lacking.launcher && (anyway || self.in_turn(Backend::wants_autovacuum)?) {
+            self.lacking.launcher = !self.try_to_start(Role::AutovacuumLauncher);
         }
-        self.needs_launcher = anyway && self.lacks_launcher;
+        self.lacking.launcher_anyway = anyway && self.lacking.launcher;
         Ok(())
     }
 
@@ -426,7 +418,7 @@ impl Server {
 
     /// How long to wait for an event: without limit, or, if something was not possible, until the next attempt.
     fn patience(&self) -> Duration {
-        match (self.lacks_checkpointer || !self.postponed.is_empty(), self.lacks_launcher) {
+        match (self.lacking.checkpointer || !self.lacking.signals.is_empty(), self.lacking.launcher) {
             (true, _) => SHORT_PAUSE,
             (false, true) => LAUNCHER_PAUSE,
             (false, false) => Duration::MAX,
