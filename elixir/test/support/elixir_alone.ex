@@ -80,7 +80,12 @@ defmodule PgliteEx.ElixirAlone do
     source = library!(Path.join(directory, "source"))
     File.cp!(archive <> ".sha256", Path.join(source, @list))
     package = Path.join(directory, "pglite_ex.tar")
-    environment = [{"MIX_ENV", "dev"}, {"HEX_HOME", Path.join(directory, "hex")}]
+    # Hex would look for a newer one of itself, and wait where there is no network.
+    environment = [
+      {"MIX_ENV", "dev"},
+      {"HEX_OFFLINE", "1"},
+      {"HEX_HOME", Path.join(directory, "hex")}
+    ]
 
     {_output, 0} =
       System.cmd("mix", ["hex.build", "--output", package],
