@@ -254,7 +254,10 @@ impl Server {
                 continue;
             };
             let end = match event {
-                Event::Signal => self.handle_signals()?,
+                Event::Signal => {
+                    self.handle_signals()?;
+                    None
+                }
                 Event::Ended { process_id, ended } => self.reap(process_id, ended)?,
                 Event::CheckpointerWanted => {
                     self.start_checkpointer();
@@ -292,12 +295,12 @@ impl Server {
         self.lacking.checkpointer = is_missing && !self.try_to_start(Role::Checkpointer);
     }
 
-    fn handle_signals(&mut self) -> anyhow::Result<Option<End>> {
+    fn handle_signals(&mut self) -> anyhow::Result<()> {
         let mut signals: Vec<_> = self.process.signals.take().collect();
         signals.append(&mut self.lacking.signals);
         if !signals.is_empty() && matches!(self.state, State::Running) && !self.can_run() {
             self.lacking.signals = signals;
-            return Ok(None);
+            return Ok(());
         }
         if signals.contains(&Signal::HUP) {
             self.reload()?;
@@ -320,7 +323,7 @@ impl Server {
                 self.finish_sending();
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Reads the configuration again; later processes begin with it.
