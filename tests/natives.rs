@@ -1,5 +1,5 @@
-//! Functions that the host computes in place of the guest. What is parsed, is longer, or has more bytes than that, is left
-//! to the guest's own code, so that both can be compared.
+//! Functions that the host computes in place of the guest. Longer numbers, fewer bytes, and patterns with a backslash are
+//! left to the guest's own code, so that both can be compared.
 
 mod support;
 
