@@ -23,14 +23,14 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         HOOK_MODULE,
         Hook::ParseDouble.name(),
         |mut caller: Caller<'_, Guest>, text: u32, end: u32| -> wasmtime::Result<(f64, i32)> {
-            Ok(parse(&mut caller, text, end, f64::is_normal)?.map_or((0.0, 0), |number| (number, 1)))
+            Ok(answer(parse(&mut caller, text, end, f64::is_normal)?))
         },
     )?;
     linker.func_wrap(
         HOOK_MODULE,
         Hook::ParseFloat.name(),
         |mut caller: Caller<'_, Guest>, text: u32, end: u32| -> wasmtime::Result<(f32, i32)> {
-            Ok(parse(&mut caller, text, end, f32::is_normal)?.map_or((0.0, 0), |number| (number, 1)))
+            Ok(answer(parse(&mut caller, text, end, f32::is_normal)?))
         },
     )?;
     linker.func_wrap(
@@ -64,14 +64,20 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             let is_by_bytes =
                 locale == 0 || memory::read_bytes(memory, locale.wrapping_add(like::DETERMINISTIC), 1)? != [0];
             if !is_by_bytes || text_length > LONGEST_TEXT {
-                return Ok((0, 0));
+                return Ok(answer(None));
             }
             let text = memory::read_bytes(memory, text, text_length)?;
             let pattern = memory::read_bytes(memory, pattern, pattern_length)?;
-            Ok(matches(text, pattern).map_or((0, 0), |answer| (answer, 1)))
+            Ok(answer(matches(text, pattern)))
         },
     )?;
     Ok(())
+}
+
+/// The results of a hook that may have no answer: the answer, and whether it is one.
+fn answer<T: Default>(answer: Option<T>) -> (T, i32) {
+    let is_answer = answer.is_some().into();
+    (answer.unwrap_or_default(), is_answer)
 }
 
 /// Whether a text is `LIKE` a pattern that begins with `%`. `None` if it has more than bytes and `%`.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use anyhow::Context;
 
-use super::{Postmaster, capture, reported, server::Running, tidy::without_slots};
+use super::{Postmaster, capture, reported, running::Running, tidy::without_slots};
 use crate::{
     backend::ClusterSnapshot,
     cluster::{Priority, Seats},

@@ -9,7 +9,8 @@ use super::{
     SharedSettings,
     children::Role,
     own_session,
-    server::{self, Event, Launch, Server, State},
+    running::Event,
+    server::{self, Launch, Server, State},
 };
 use crate::{
     backend::{ClusterSnapshot, program::Program},

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::anyhow;
 
-use super::server::{Event, Running};
+use super::running::{Event, Running};
 use crate::{
     backend::{Backend, program::Program},
     cluster::{Crashed, Priority, Signal},

@@ -13,7 +13,10 @@ use std::{
 use anyhow::anyhow;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::server::{self, End, Event, Launch, Refused, Running};
+use super::{
+    running::{Event, Running},
+    server::{self, End, Launch, Refused},
+};
 use crate::{
     backend::Fork,
     capacity,

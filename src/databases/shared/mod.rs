@@ -7,6 +7,7 @@
 //! * `own_session`: sessions of the program itself
 //! * `keeper`: starting it, and again after a crash
 //! * `server`: the postmaster itself, from the cluster's start to its end
+//! * `running`: the cluster as its processes see it, and what they tell the postmaster
 //! * `process`: the postmaster as a process of its cluster
 //! * `children`: `PostgreSQL`'s own processes: startup, checkpointer, background writer, WAL writer, autovacuum
 //! * `settings`: what can be chosen
@@ -21,6 +22,7 @@ pub(crate) mod data_directory;
 mod keeper;
 mod own_session;
 mod process;
+mod running;
 mod server;
 mod session;
 mod settings;
@@ -61,7 +63,8 @@ use children::run_in_turn;
 pub use data_directory::{DataDirectory, PG_VERSION};
 use keeper::Keeper;
 pub use keeper::OnFailure;
-use server::{Event, Launch, Running};
+use running::{Event, Running};
+use server::Launch;
 pub use settings::SharedSettings;
 
 /// Keeps one cluster running.

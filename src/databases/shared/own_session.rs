@@ -9,7 +9,7 @@ use super::{
     super::Password,
     DATABASE,
     children::run_in_turn,
-    server::{Event, Running},
+    running::{Event, Running},
 };
 use crate::{
     backend::{BOOTSTRAP_USER, Backend, Login, UNLOGGED, program::Program},

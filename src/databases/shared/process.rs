@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::server::Running;
+use super::running::Running;
 use crate::{
     backend::{Backend, program::Program},
     cluster::{Seat, Signals},

@@ -4,16 +4,17 @@
 //! It is booted up to the point at which it forks. This file does the work of `ServerLoop` and
 //! `PostmasterStateMachine` (`PostgreSQL`, `src/backend/postmaster/postmaster.c`), except for accepting connections.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-use parking_lot::{Mutex, RwLock};
+use crossbeam_channel::{Receiver, unbounded};
+use parking_lot::Mutex;
 
 use super::{
     super::access::Rules,
     SharedSettings,
     children::{Children, NOT_STARTED, Role},
     process::Process,
+    running::{Event, Running},
     tidy,
 };
 use crate::{
@@ -37,31 +38,6 @@ pub(super) struct Launch {
     pub(super) log: LogSink,
 }
 
-/// A cluster that accepts sessions.
-pub(super) struct Running {
-    pub(super) seats: Arc<Seats>,
-    fork: RwLock<Arc<Fork>>,
-    /// The process ids of the sessions that may send WAL to subscribers.
-    pub(super) senders: Mutex<BTreeSet<i32>>,
-    events: Sender<Event>,
-}
-
-/// An event that a postmaster handles.
-pub(super) enum Event {
-    /// A signal has arrived.
-    Signal,
-    /// A child has ended, with that exit status.
-    Ended { process_id: i32, ended: anyhow::Result<i32> },
-    /// A process has sent a signal to the checkpointer, which does not run.
-    CheckpointerWanted,
-    /// A client's session has crashed.
-    Crashed,
-    /// A session that could send WAL to a subscriber has ended.
-    SenderEnded,
-    /// The cluster is to be shut down; its sessions have ended, except for those that send WAL.
-    ShutDown,
-}
-
 /// How a cluster ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -77,24 +53,6 @@ pub(super) enum End {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refused(String);
-
-impl Running {
-    /// The state with which new processes start.
-    pub(super) fn fork(&self) -> Arc<Fork> {
-        self.fork.read().clone()
-    }
-
-    /// Sends an event to the postmaster.
-    pub(super) fn tell(&self, event: Event) {
-        // A postmaster that has ended needs no events.
-        let _ = self.events.send(event);
-    }
-
-    /// Makes the cluster read its configuration files again.
-    pub(super) fn reload(&self) {
-        self.seats.send(process::FIRST, Some(Signal::HUP));
-    }
-}
 
 /// Runs a cluster on this thread until it ends: boots it, or goes on from `captured`. `on_start` is called with it
 /// when it has recovered and accepts sessions. `without_auto_conf`: the settings of `ALTER SYSTEM` are not used, because
@@ -223,8 +181,7 @@ impl Server {
         seat.signals().set_waker(Some(ring(|| Event::Signal)));
         seats.call_for_checkpointer(ring(|| Event::CheckpointerWanted));
         let files = fork.files();
-        let running =
-            Arc::new(Running { seats, fork: RwLock::new(Arc::new(fork)), senders: Mutex::default(), events: sender });
+        let running = Arc::new(Running::new(seats, fork, sender));
         let program = launch.program.clone();
         let children = Children::new(running.clone(), program.clone(), launch.log.clone(), recent.clone());
         let console = LineConsole::new(launch.log.clone(), "postgres").remembering(recent);
@@ -344,7 +301,7 @@ impl Server {
             Ok(fork.again(postmaster))
         });
         match again? {
-            Ok(fork) => *self.running.fork.write() = Arc::new(fork),
+            Ok(fork) => self.running.replace_fork(fork),
             Err(error) => tracing::error!("new sessions have the configuration from before the reload: {error:#}"),
         }
         Ok(())

@@ -14,7 +14,7 @@ use super::{
     Postmaster,
     children::run_in_turn,
     crash_report,
-    server::{Event, Running},
+    running::{Event, Running},
 };
 use crate::{
     backend::{Backend, Login, SessionExit},
