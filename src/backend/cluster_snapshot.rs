@@ -20,7 +20,7 @@ use crate::{
 /// A captured cluster.
 pub(crate) struct ClusterSnapshot {
     parent: Arc<Parent>,
-    main: MainSegment,
+    main: Arc<MainSegment>,
     /// The memory objects of `/dev/shm`.
     objects: SharedObjects,
     files: Arc<FrozenTree>,
@@ -34,7 +34,12 @@ impl ClusterSnapshot {
     pub(crate) fn capture(fork: &Fork) -> anyhow::Result<Self> {
         let mut tree = fork.tree.lock();
         let objects = tree.copy_shared_objects()?;
-        Ok(Self { parent: fork.parent.clone(), main: fork.shared.main_segment()?, objects, files: tree.freeze() })
+        Ok(Self {
+            parent: fork.parent.clone(),
+            main: Arc::new(fork.shared.main_segment()?),
+            objects,
+            files: tree.freeze(),
+        })
     }
 
     /// A cluster that goes on from here.

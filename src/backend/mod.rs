@@ -41,7 +41,7 @@ use wasmtime::{Global, Ref, Store, TypedFunc, Val, WasmParams, WasmResults, unix
 
 use crate::{
     backend::program::Program,
-    cluster::{Crashed, Holds, Preemption, SafepointPage, Seat, Signals},
+    cluster::{Crashed, Holds, Preemption, SafepointPage, Seat, SharedMemory, Signals},
     fs::Files,
     guest::{
         BackendCommands, CALLBACKS, ClientStream, Exports, Guest, HOLDS, Library, Setup, call, checkpoint, environment,
@@ -64,6 +64,9 @@ pub(crate) use registers::Registers;
 pub(crate) struct Backend {
     store: Store<Guest>,
     hot: Hot,
+    /// What is mapped into its memory, which must be gone before another cluster may get it: fields are dropped in
+    /// their order.
+    _shared: Option<Arc<SharedMemory>>,
 }
 
 /// Functions and addresses that are used for every message.
@@ -127,7 +130,7 @@ impl Backend {
             let function = program.libraries().host_function(&mut store, name)?;
             table.set(&mut store, slot, Ref::Func(Some(function)))?;
         }
-        let mut backend = Self { store, hot };
+        let mut backend = Self { store, hot, _shared: None };
         backend.attach(backend.signals())?;
         let memory = backend.exports()?.memory;
         let (memory, guest) = memory.data_and_store_mut(&mut backend.store);

@@ -10,22 +10,21 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    os::unix::fs::{FileExt, MetadataExt},
-    sync::Arc,
+    os::unix::fs::FileExt,
+    sync::{Arc, Weak},
 };
 
 use anyhow::{Context, ensure};
 use parking_lot::Mutex;
 use rustix::{
-    fs::{MemfdFlags, SeekFrom, memfd_create, seek},
-    io::Errno,
+    fs::{MemfdFlags, memfd_create},
     mm::{MapFlags, ProtFlags},
     param::page_size,
 };
 use wasmtime::{AsContext, AsContextMut, Memory};
 
+use super::main_segment::{MainSegment, allocated};
 use crate::{
-    fs::is_zero,
     postgres::shared_memory::{FREE_OFFSET, MAGIC, TOTAL_SIZE},
     quota::{Held, Quota, Resource},
 };
@@ -37,23 +36,14 @@ const LARGE: u32 = 1 << 20;
 /// WebAssembly's pages.
 pub(crate) const UNIT: u32 = 1 << 16;
 
-/// The unit of `st_blocks` (`inode(7)`).
-const BLOCK: u64 = 512;
-
 /// The shared memory that further processes of a cluster map when they start, by its address in linear memory.
 pub(crate) struct SharedMemory {
     main: Region,
     others: Vec<Region>,
     /// What the main segment has of the system's memory; the others are files of the cluster.
     held: Mutex<Held>,
-}
-
-/// The contents of a main segment.
-pub(crate) struct MainSegment {
-    address: u32,
-    length: usize,
-    /// The parts that are not zero, by offset.
-    parts: Vec<(u64, Vec<u8>)>,
+    /// The contents that the main segment began with, if there are others with the same.
+    origin: Weak<MainSegment>,
 }
 
 /// A part of a linear memory that several processes share.
@@ -69,17 +59,26 @@ pub(crate) struct Region {
 impl SharedMemory {
     /// That of a cluster whose postmaster has mapped these regions: the main segment, and others.
     pub(crate) fn new(main: Region, others: impl IntoIterator<Item = Region>, quota: &Arc<Quota>) -> Self {
+        Self::begin(main, Weak::new(), others, quota)
+    }
+
+    fn begin(
+        main: Region,
+        origin: Weak<MainSegment>,
+        others: impl IntoIterator<Item = Region>,
+        quota: &Arc<Quota>,
+    ) -> Self {
         let held = Mutex::new(Held::new(quota.clone(), Resource::SharedMemory));
-        let shared = Self { main, others: others.into_iter().collect(), held };
+        let shared = Self { main, others: others.into_iter().collect(), held, origin };
         shared.count();
         shared
     }
 
-    /// Counts the memory that the main segment has by now: a page of it is allocated when it is used first.
+    /// Counts the memory that the main segment has by now.
     pub(crate) fn count(&self) {
         // Without this figure, the last one stays.
-        if let Ok(metadata) = self.main.file.metadata() {
-            self.held.lock().set(metadata.blocks() * BLOCK);
+        if let Ok(bytes) = allocated(&self.main.file) {
+            self.held.lock().set(bytes);
         }
     }
 
@@ -94,8 +93,7 @@ impl SharedMemory {
 
     /// The addresses of the regions.
     pub(crate) fn ranges(&self) -> Vec<Range<u32>> {
-        let end = |region: &Region| region.address + u32::try_from(region.length).unwrap_or(u32::MAX);
-        self.regions().map(|region| region.address..end(region)).collect()
+        self.regions().map(Region::addresses).collect()
     }
 
     fn regions(&self) -> impl Iterator<Item = &Region> {
@@ -107,24 +105,7 @@ impl SharedMemory {
     /// # Errors
     /// The system's.
     pub(crate) fn main_segment(&self) -> anyhow::Result<MainSegment> {
-        let Region { address, length, file, .. } = &self.main;
-        let mut parts: Vec<(u64, Vec<u8>)> = Vec::new();
-        let mut page = vec![0; page_size()];
-        let mut at = 0;
-        // Pages that were never used are holes.
-        while let Some(data) = next(file, SeekFrom::Data(at))? {
-            let end = next(file, SeekFrom::Hole(data))?.unwrap_or(*length as u64);
-            for at in (data..end).step_by(page_size()) {
-                file.read_exact_at(&mut page, at).context("shared memory cannot be read")?;
-                match parts.last_mut() {
-                    _ if is_zero(&page) => {}
-                    Some((start, part)) if *start + part.len() as u64 == at => part.extend(&page),
-                    _ => parts.push((at, page.clone())),
-                }
-            }
-            at = end;
-        }
-        Ok(MainSegment { address: *address, length: *length, parts })
+        MainSegment::capture(&self.main)
     }
 
     /// Shared memory of another cluster that begins with these contents. `others` are the regions beside the main
@@ -133,16 +114,21 @@ impl SharedMemory {
     /// # Errors
     /// When the system has no memory.
     pub(crate) fn with_main(
-        main: &MainSegment,
+        main: &Arc<MainSegment>,
         others: impl IntoIterator<Item = Region>,
         quota: &Arc<Quota>,
     ) -> anyhow::Result<Self> {
-        let make = || {
-            let region = Region::zeroed(&(main.address..main.address + u32::try_from(main.length)?))?;
-            main.parts.iter().try_for_each(|(at, part)| region.file.write_all_at(part, *at))?;
-            Ok::<_, anyhow::Error>(region)
-        };
-        Ok(Self::new(make().context("shared memory cannot be allocated")?, others, quota))
+        let region = main.begin().context("shared memory cannot be allocated")?;
+        Ok(Self::begin(region, Arc::downgrade(main), others, quota))
+    }
+}
+
+/// Every process that has mapped it has a reference to it for longer than its memory.
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        if let Some(origin) = self.origin.upgrade() {
+            origin.end(&mut self.main);
+        }
     }
 }
 
@@ -153,11 +139,26 @@ impl Region {
         Self { address: range.start, length: range.len(), file, offset }
     }
 
+    /// Its addresses.
+    pub(super) fn addresses(&self) -> Range<u32> {
+        self.address..self.address + u32::try_from(self.length).unwrap_or(u32::MAX)
+    }
+
+    /// Its memory object.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its memory object, if no other region has it.
+    pub(super) fn unshared(&mut self) -> Option<Arc<File>> {
+        Arc::get_mut(&mut self.file).is_some().then(|| self.file.clone())
+    }
+
     /// A region of zeros for the addresses in `range`.
     ///
     /// # Errors
     /// When the system has no memory.
-    fn zeroed(range: &Range<u32>) -> anyhow::Result<Self> {
+    pub(super) fn zeroed(range: &Range<u32>) -> anyhow::Result<Self> {
         let file = memfd_create("pglite-port", MemfdFlags::CLOEXEC).map(File::from);
         let sized = file.map_err(io::Error::from).and_then(|file| file.set_len(range.len() as u64).map(|()| file));
         Ok(Self::new(range, Arc::new(sized.context("shared memory cannot be allocated")?), 0))
@@ -181,15 +182,6 @@ impl Region {
         }
         .map(drop)
         .context("shared memory cannot be mapped")
-    }
-}
-
-/// The place in `file` that `from` describes; `None` behind the last data.
-fn next(file: &File, from: SeekFrom) -> anyhow::Result<Option<u64>> {
-    match seek(file, from) {
-        Ok(place) => Ok(Some(place)),
-        Err(Errno::NXIO) => Ok(None),
-        Err(error) => Err(error).context("shared memory cannot be read"),
     }
 }
 
