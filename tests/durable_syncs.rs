@@ -35,12 +35,12 @@ fn sessions_that_commit_while_another_one_syncs_share_the_next_sync() {
     };
     let (first, others) = (insert(0), (1..WRITERS).map(insert).collect::<Vec<_>>());
     let before = storage.syncs();
-    storage.hold_syncs(b"pg_wal");
+    storage.hold(Operation::SyncFile, b"pg_wal");
     let mut threads = vec![thread::spawn(first)];
-    storage.wait_until_a_sync_is_held();
+    storage.wait_until_one_is_held();
     threads.extend(others.into_iter().map(thread::spawn));
     wait_until(&mut observer, "WALWrite", WRITERS as usize - 1);
-    storage.release_syncs();
+    storage.release();
     threads.into_iter().for_each(|thread| drop(thread.join().expect("no panic")));
     let syncs = storage.syncs() - before;
     assert!((2..=4).contains(&syncs), "{WRITERS} commits, {syncs} syncs");
@@ -68,12 +68,12 @@ fn sessions_go_on_while_a_checkpoint_syncs() {
     let connections = power::open(&storage, &[("autovacuum", "off")]).expect("a cluster");
     let (mut observer, mut writer) = (connect(&connections, 1), connect(&connections, 2));
     observer.values("create table t as select i, repeat('x', 500) from generate_series(1, 10000) i");
-    storage.hold_syncs(b"base");
+    storage.hold(Operation::SyncFile, b"base");
     let writing = thread::spawn(move || writer.values("checkpoint"));
-    storage.wait_until_a_sync_is_held();
+    storage.wait_until_one_is_held();
     assert_eq!(observer.values("select count(*) from t"), ["10000"]);
     observer.values("begin; create table u as select 1; rollback");
-    storage.release_syncs();
+    storage.release();
     writing.join().expect("no panic");
     connections.shut_down();
 }

@@ -4,6 +4,8 @@
 //! The tree knows all names and lengths, because every change of them goes through it. Paths of the guest are
 //! therefore resolved in the tree, and the storage is used only with names that the tree has.
 
+mod copied;
+
 use std::{
     io,
     sync::{
@@ -16,7 +18,7 @@ use super::{
     content::Content,
     directory::Directory,
     errno::Errno,
-    frozen::{FrozenTree, ROOT},
+    frozen::ROOT,
     layout::make_directories,
     node::{Ino, Kind, Node, Stored},
     path::joined,
@@ -24,7 +26,7 @@ use super::{
     tree::Tree,
     written::Written,
 };
-use crate::quota;
+use copied::Copied;
 
 /// Permissions that the guest sees, independent of those in the storage.
 const FILE_PERMISSIONS: u32 = 0o600;
@@ -40,6 +42,8 @@ pub(super) struct Mount {
     storage: Arc<dyn Storage>,
     /// Whether a sync has failed since the cluster's start.
     has_lost: Arc<AtomicBool>,
+    /// What branches begin with.
+    copied: Option<Copied>,
 }
 
 impl Tree {
@@ -61,7 +65,7 @@ impl Tree {
             }
         })?;
         self.load(root, b"", &*storage)?;
-        self.mount = Some(Mount { root, storage, has_lost: Arc::default() });
+        self.mount = Some(Mount { root, storage, has_lost: Arc::default(), copied: None });
         Ok(())
     }
 
@@ -84,44 +88,6 @@ impl Tree {
     #[must_use]
     pub fn has_storage(&self) -> bool {
         self.mount.is_some()
-    }
-
-    /// As [`Tree::freeze`], with the bytes of stored files, all of which are read into memory. Nothing may write them
-    /// meanwhile. This tree stays as it is.
-    ///
-    /// # Errors
-    /// Those of the storage; `ENOMEM` when they do not fit into the program's memory.
-    pub fn freeze_stored(&self) -> Result<Arc<FrozenTree>, Errno> {
-        let mut frozen = Tree::from_frozen(self.detached().freeze());
-        let Some(mount) = &self.mount else { return Ok(frozen.freeze()) };
-        self.read_directory(mount.root, b"", &*mount.storage, &mut frozen)?;
-        Ok(frozen.freeze())
-    }
-
-    /// Reads the stored files below the directory `ino` into `target`, in which they have the same numbers.
-    fn read_directory(&self, ino: Ino, path: &[u8], storage: &dyn Storage, target: &mut Self) -> Result<(), Errno> {
-        target.change(ino, |node| {
-            if let Kind::Directory(directory) = &mut node.kind {
-                directory.set_stored(false);
-            }
-        })?;
-        let Some(Kind::Directory(directory)) = self.node(ino).map(|node| &node.kind) else { return Ok(()) };
-        for (_, entry) in directory.iter_from(0) {
-            let path = joined(path, &entry.name);
-            match self.node(entry.ino).map(|node| &node.kind) {
-                Some(Kind::Directory(_)) => self.read_directory(entry.ino, &path, storage, target)?,
-                Some(Kind::Stored(stored)) => {
-                    if !quota::has_room_for_copy(stored.len) {
-                        return Err(Errno::ENOMEM);
-                    }
-                    let file = stored.file.clone().map_or_else(|| storage.open(&path), Ok)?;
-                    let content = read_content(&*file, stored.len)?;
-                    target.change(entry.ino, |node| node.kind = Kind::File(content))?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// Copies what is wanted, and adds it to `written`.
@@ -366,22 +332,6 @@ fn stored_directory(parent: Ino) -> Kind {
     let mut directory = Directory::new(parent);
     directory.set_stored(true);
     Kind::Directory(directory)
-}
-
-fn read_content(source: &dyn StoredFile, len: u64) -> Result<Content, Errno> {
-    let mut content = Content::default();
-    let mut buffer = vec![0; PIECE];
-    let mut offset = 0;
-    while offset < len {
-        let read = source.read_at(offset, &mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        content.write_at(offset, &buffer[..read]);
-        offset += read as u64;
-    }
-    content.set_len(len);
-    Ok(content)
 }
 
 fn copy_content(content: &Content, target: &dyn StoredFile) -> Result<(), Errno> {

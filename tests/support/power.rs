@@ -67,12 +67,18 @@ pub fn open_copy(storage: &Memory, template: &str) -> anyhow::Result<Arc<Connect
 }
 
 fn open_with(storage: &Memory, settings: SharedSettings) -> anyhow::Result<Arc<Connections>> {
+    Ok(administered(storage, settings)?.1)
+}
+
+/// As [`open`], and what administers the program.
+pub fn administered(storage: &Memory, settings: SharedSettings) -> anyhow::Result<(Arc<Databases>, Arc<Connections>)> {
     let paths = Paths { cache: Some(cache::shared()), ..Paths::default() };
     let data_directory = Some(DataDirectory::Storage(Arc::new(storage.clone())));
     let shared = SharedSettings { data_directory, ..settings };
     let settings = Settings { shared, ..Settings::default() };
     let databases = Databases::open(&paths, Mode::Shared, settings, LogSink::new(|_, _, _, _| {}))?;
-    Ok(Arc::new(Connections::new(Arc::new(databases))))
+    let databases = Arc::new(databases);
+    Ok((databases.clone(), Arc::new(Connections::new(databases))))
 }
 
 /// What a name names.
@@ -220,8 +226,8 @@ struct State {
     failure: Option<(Operation, usize, i32)>,
     /// Whether there is no room for new bytes and names.
     is_full: bool,
-    /// Syncs of the files in this directory wait, and so many do.
-    hold: Option<&'static [u8]>,
+    /// That operation on files in this directory waits, and so many do.
+    hold: Option<(Operation, &'static [u8])>,
     held: usize,
 }
 
@@ -238,18 +244,19 @@ impl Memory {
         self.0.0.lock().expect("no panic")
     }
 
-    /// Has syncs of the files in `directory` wait until [`Self::release_syncs`].
-    pub fn hold_syncs(&self, directory: &'static [u8]) {
-        self.state().hold = Some(directory);
+    /// Has syncs or reads of the files in `directory` wait until [`Self::release`].
+    pub fn hold(&self, operation: Operation, directory: &'static [u8]) {
+        assert!([Operation::SyncFile, Operation::Read].contains(&operation));
+        self.state().hold = Some((operation, directory));
     }
 
-    /// Waits until a sync is held.
-    pub fn wait_until_a_sync_is_held(&self) {
+    /// Waits until an operation is held.
+    pub fn wait_until_one_is_held(&self) {
         drop(self.0.1.wait_while(self.state(), |state| state.held == 0).expect("no panic"));
     }
 
-    /// Lets syncs go on.
-    pub fn release_syncs(&self) {
+    /// Lets what is held go on.
+    pub fn release(&self) {
         self.state().hold = None;
         self.0.1.notify_all();
     }
@@ -528,10 +535,26 @@ impl File {
     }
 }
 
+impl File {
+    fn wait_while_held(&self, operation: Operation) -> MutexGuard<'_, State> {
+        let is_held = |state: &mut State| {
+            state.hold.is_some_and(|(held, directory)| held == operation && self.path.starts_with(directory))
+        };
+        let mut state = self.memory.state();
+        if is_held(&mut state) {
+            state.held += 1;
+            self.memory.0.1.notify_all();
+            state = self.memory.0.1.wait_while(state, is_held).expect("no panic");
+            state.held -= 1;
+        }
+        state
+    }
+}
+
 impl StoredFile for File {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         self.memory.begin(Operation::Read, false)?;
-        let state = self.memory.state();
+        let state = self.wait_while_held(Operation::Read);
         let content = &state.now.files[self.number];
         let rest = content.get(usize::try_from(offset).expect("it fits")..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
@@ -561,14 +584,7 @@ impl StoredFile for File {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let is_held = |state: &mut State| state.hold.is_some_and(|directory| self.path.starts_with(directory));
-        let mut state = self.memory.state();
-        if is_held(&mut state) {
-            state.held += 1;
-            self.memory.0.1.notify_all();
-            state = self.memory.0.1.wait_while(state, is_held).expect("no panic");
-            state.held -= 1;
-        }
+        let state = self.wait_while_held(Operation::SyncFile);
         let begun = state.changes.as_ref().map_or(0, Vec::len);
         drop(state);
         // Another process may write the file meanwhile.

@@ -4,12 +4,13 @@
 use std::sync::{Arc, Weak};
 
 use anyhow::Context;
+use parking_lot::Mutex;
 
 use super::{Postmaster, capture, reported, running::Running, tidy::without_slots};
 use crate::{
     backend::ClusterSnapshot,
     cluster::{Priority, Seats},
-    fs::FrozenTree,
+    fs::{FrozenTree, Tree},
     protocol::error_response::ErrorResponse,
 };
 
@@ -36,8 +37,14 @@ impl Postmaster {
     /// # Errors
     /// When the checkpoint fails, or the cluster crashes meanwhile.
     pub(crate) fn branch(&self) -> Result<Arc<FrozenTree>, ErrorResponse> {
+        // Locked, as in `snapshot`.
+        let last = self.branched.lock();
         let running = self.keeper.running()?;
-        let files = self.checkpoint(&running).and_then(|()| Self::frozen_files(&running));
+        let files = self.frozen_files(&running);
+        if last.is_none() {
+            // No branch in memory has the same bytes.
+            running.fork().tree().lock().forget_copy();
+        }
         files.and_then(|(files, _)| without_slots(&files)).map_err(reported)
     }
 
@@ -47,15 +54,14 @@ impl Postmaster {
     /// # Errors
     /// As [`Self::branch`], and when the new cluster does not start.
     pub(crate) fn snapshot(&self) -> Result<Arc<ClusterSnapshot>, ErrorResponse> {
-        // Locked, so that branches that are made at the same time share one.
+        // Locked, so that branches that are made at the same time share one, and one thread copies stored files.
         let mut last = self.branched.lock();
         let running = self.keeper.running()?;
         if let Some(branched) = last.as_ref().filter(|last| last.is_of(&running) && last.turns == running.seats.turns())
         {
             return Ok(branched.snapshot.clone());
         }
-        self.checkpoint(&running).map_err(reported)?;
-        let (frozen, turns) = Self::frozen_files(&running).map_err(reported)?;
+        let (frozen, turns) = self.frozen_files(&running).map_err(reported)?;
         // A tree that has not changed since it was frozen is the same one when it is frozen again.
         let files = Arc::downgrade(&frozen);
         if let Some(branched) = last.as_mut().filter(|last| last.is_of(&running) && last.files.ptr_eq(&files)) {
@@ -69,12 +75,22 @@ impl Postmaster {
         Ok(snapshot)
     }
 
-    /// The cluster's files as they are now, and the number of turns until now.
+    /// The cluster's files after a checkpoint, and the number of turns until then.
     ///
     /// # Errors
-    /// When they cannot be read, or the cluster crashes meanwhile.
-    fn frozen_files(running: &Running) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
+    /// When the checkpoint fails, the files cannot be read, or the cluster crashes meanwhile.
+    fn frozen_files(&self, running: &Arc<Running>) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
         let tree = running.fork().tree().clone();
+        // Sessions go on meanwhile.
+        let copied = Tree::copy_stored(&tree).context("the cluster's files cannot be read");
+        let frozen = copied.and_then(|()| self.checkpoint(running)).and_then(|()| Self::frozen_now(running, &tree));
+        if frozen.is_err() {
+            tree.lock().forget_copy();
+        }
+        frozen
+    }
+
+    fn frozen_now(running: &Running, tree: &Mutex<Tree>) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
         // With the turn, because no session may write them meanwhile.
         let mut seat = running.seats.join(Priority::Background);
         seat.take_turn()?;

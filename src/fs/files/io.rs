@@ -147,8 +147,12 @@ impl Files {
         let count = if let Some(stored) = &stored {
             // Other processes may use the tree while the disk works.
             drop(tree);
-            let count = stored.write_at(at, bytes)?;
-            self.tree.lock().change(ino, |node| {
+            let written = stored.write_at(at, bytes);
+            let mut tree = self.tree.lock();
+            // Also after an error, because a part may have been written. Not before, because a copy may begin meanwhile.
+            tree.mark_changed(ino, at..end);
+            let count = written?;
+            tree.change(ino, |node| {
                 node.touch();
                 if let Kind::Stored(stored) = &mut node.kind
                     && count > 0

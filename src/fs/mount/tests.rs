@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fs::{At, Files, Follow, HostDirectory, OpenFlags, S_IFDIR, S_IFLNK, S_IFMT, Silent, StoredEntry};
 
-const DATA: &[u8] = b"/pglite/data";
+pub(super) const DATA: &[u8] = b"/pglite/data";
 
 /// A storage of which one operation fails.
 #[derive(Debug)]
@@ -98,17 +98,17 @@ impl StoredFile for FailingFile {
 }
 
 /// What there is below a directory, by path.
-type Picture = BTreeMap<Vec<u8>, Seen>;
+pub(super) type Picture = BTreeMap<Vec<u8>, Seen>;
 
 #[derive(Debug, PartialEq, Eq)]
-enum Seen {
+pub(super) enum Seen {
     File(Vec<u8>),
     Directory,
     Symlink(Vec<u8>),
 }
 
 /// What the guest sees.
-fn as_guest(files: &mut Files, path: &[u8], picture: &mut Picture) {
+pub(super) fn as_guest(files: &mut Files, path: &[u8], picture: &mut Picture) {
     let fd = files.open(At::WorkingDirectory, path, OpenFlags::READ_ONLY, 0).unwrap();
     for entry in files.read_directory(fd, usize::MAX).unwrap() {
         if matches!(&*entry.name, b"." | b"..") {
@@ -138,7 +138,7 @@ fn as_guest(files: &mut Files, path: &[u8], picture: &mut Picture) {
 }
 
 /// What the host has.
-fn as_host(root: &Path, path: &Path, picture: &mut Picture) {
+pub(super) fn as_host(root: &Path, path: &Path, picture: &mut Picture) {
     for entry in fs::read_dir(path).unwrap() {
         let entry = entry.unwrap();
         let kind = entry.file_type().unwrap();
@@ -162,7 +162,7 @@ fn pictures(files: &mut Files, root: &Path) -> (Picture, Picture) {
     (guest, host)
 }
 
-fn mounted(storage: Arc<dyn Storage>) -> Files {
+pub(super) fn mounted(storage: Arc<dyn Storage>) -> Files {
     let mut tree = Tree::new();
     crate::fs::layout::lay_out(&mut tree).unwrap();
     tree.mount(DATA, storage).unwrap();
@@ -171,7 +171,7 @@ fn mounted(storage: Arc<dyn Storage>) -> Files {
 
 /// What a guest does. Numbers choose among few names, so that they often meet.
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Write { name: u8, offset: u16, bytes: Vec<u8> },
     Append { name: u8, bytes: Vec<u8> },
     Truncate { name: u8, len: u16 },
@@ -193,7 +193,7 @@ fn path(name: u8) -> Vec<u8> {
     [DATA, b"/", first, &inner].concat()
 }
 
-fn run(files: &mut Files, step: &Step) -> Result<(), Errno> {
+pub(super) fn run(files: &mut Files, step: &Step) -> Result<(), Errno> {
     let cwd = At::WorkingDirectory;
     let mut with_open = |name: u8, flags: OpenFlags, act: &dyn Fn(&mut Files, i32) -> Result<(), Errno>| {
         let fd = files.open(cwd, &path(name), flags, 0o600)?;
@@ -236,7 +236,7 @@ fn run(files: &mut Files, step: &Step) -> Result<(), Errno> {
     }
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let (name, bytes) = (0_u8..12, || prop::collection::vec(any::<u8>(), 0..40));
     prop_oneof![
         (name.clone(), 0_u16..9000, bytes()).prop_map(|(name, offset, bytes)| Step::Write { name, offset, bytes }),
