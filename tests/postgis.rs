@@ -15,7 +15,8 @@ use pglite_port::{
     session::Mode,
 };
 use support::{
-    cache, extension,
+    cache,
+    extension::{self, Use, extension, try_one},
     local::{Connect, Local},
     peer::Peer,
     server::{Server, text},
@@ -24,7 +25,7 @@ use support::{
 use tempfile::TempDir;
 
 /// Queries and what they return. Lengths, areas and coordinates are those that PROJ 9.7 computes natively (pyproj).
-const QUERIES: [(&str, &str); 17] = [
+const QUERIES: &[(&str, &str)] = &[
     ("st_area('POLYGON((0 0,0 2,2 2,2 0,0 0),(0.5 0.5,0.5 1,1 1,1 0.5,0.5 0.5))'::geometry)", "3.75"),
     (
         "st_astext(st_intersection('POLYGON((0 0,0 2,2 2,2 0,0 0))', 'POLYGON((1 1,1 3,3 3,3 1,1 1))'::geometry))",
@@ -53,10 +54,10 @@ const QUERIES: [(&str, &str); 17] = [
     ("st_dwithin('POINT(0 0)'::geography, 'POINT(0 1)'::geography, 110575)", "t"),
 ];
 
-/// Compares all of [`QUERIES`], each of which `value` runs.
-fn try_all(mut value: impl FnMut(&str) -> String) {
-    for (query, expected) in QUERIES {
-        assert_eq!(value(&format!("select {query}")), expected, "{query}");
+/// Compares all of these queries, each of which `value` runs.
+fn try_all(queries: &[(&str, &str)], mut value: impl FnMut(&str) -> String) {
+    for (query, expected) in queries {
+        assert_eq!(value(&format!("select {query}")), *expected, "{query}");
     }
 }
 
@@ -122,7 +123,7 @@ fn a_shared_cluster_has_it_with_its_indexes_and_an_error_in_its_code_ends_no_ses
     peer.run("create extension postgis");
     peer.run(POINTS);
     for session in [&peer, &other] {
-        try_all(|query| session.value(query));
+        try_all(QUERIES, |query| session.value(query));
         compare_with_scans(session);
     }
     other.run("begin; declare c cursor for select n from points order by n");
@@ -133,7 +134,7 @@ fn a_shared_cluster_has_it_with_its_indexes_and_an_error_in_its_code_ends_no_ses
     assert!(failure.field('D').contains("geos::util::TopologyException"), "{failure:?}");
     assert_eq!(peer.fail("select st_transform('POINT(1 1)'::geometry, 'EPSG:4326', 'nonsense')"), "XX000");
     assert_eq!(peer.fail("select st_aspng(null::geometry)"), "42883");
-    try_all(|query| peer.value(query));
+    try_all(QUERIES, |query| peer.value(query));
     assert_eq!(other.value("fetch c"), "0", "the other session is as it was");
 }
 
@@ -151,7 +152,7 @@ fn a_cluster_in_a_directory_has_it_after_a_restart_and_says_when_it_is_missing()
     let running = server(pglite.path(), &data);
     let peer = Peer::connect(&running);
     compare_with_scans(&peer);
-    try_all(|query| peer.value(query));
+    try_all(QUERIES, |query| peer.value(query));
     drop(peer);
     running.stop();
     let without = extension::without_packages();
@@ -163,8 +164,9 @@ fn a_cluster_in_a_directory_has_it_after_a_restart_and_says_when_it_is_missing()
     assert!(failure.field('H').contains("npm install --no-save @electric-sql/pglite-postgis@0.2.8"), "{failure:?}");
 }
 
-#[test]
-fn clones_and_clusters_of_a_template_and_branches_have_it() {
+/// Has a clone prepared, makes a template of it, and tries what all have that come from there: clones, sessions of a
+/// cluster, a branch.
+fn with_template(prepare: impl Fn(&mut Local), behaviour: impl Fn(&mut Local)) {
     let pglite = with_postgis();
     let pglite = Some(pglite.path().to_owned());
     let paths = Paths { cache: Some(cache::shared()), pglite, ..Paths::default() };
@@ -172,9 +174,8 @@ fn clones_and_clusters_of_a_template_and_branches_have_it() {
     let databases = Arc::new(opened.expect("databases"));
     let connections = Arc::new(Connections::new(databases.clone()));
     let mut origin = Local::connect(&connections, Connect::default()).0;
-    origin.values("create extension postgis");
-    origin.values(POINTS);
-    try_all(|query| origin.values(query).concat());
+    prepare(&mut origin);
+    behaviour(&mut origin);
     origin.freeze("with postgis");
     let connect = Connect { template: Some("with postgis"), ..Connect::default() };
     let of = |origin| databases.create_cluster(NewCluster { origin, ..NewCluster::default() }).expect("a cluster").name;
@@ -183,10 +184,21 @@ fn clones_and_clusters_of_a_template_and_branches_have_it() {
     let clones = [(); 2].map(|()| Local::connect(&connections, connect).0);
     let sessions = [&cluster, &cluster, &branch].map(|name| Local::connect_to(&connections, name));
     for mut session in clones.into_iter().chain(sessions) {
+        behaviour(&mut session);
+    }
+}
+
+#[test]
+fn clones_and_clusters_of_a_template_and_branches_have_it() {
+    let prepare = |session: &mut Local| {
+        session.values("create extension postgis");
+        session.values(POINTS);
+    };
+    with_template(prepare, |session| {
         assert_eq!(session.values(IN_BOX), [(201 * 51).to_string()]);
         assert_eq!(errors(&session.query(INVALID)), ["XX000"]);
-        try_all(|query| session.values(query).concat());
-    }
+        try_all(QUERIES, |query| session.values(query).concat());
+    });
 }
 
 #[test]
@@ -196,31 +208,122 @@ fn a_cluster_that_has_loaded_it_when_it_started_has_it_in_every_session() {
     let peer = Peer::connect(&server);
     peer.run("create extension postgis");
     for session in [peer, Peer::connect(&server)] {
-        try_all(|query| session.value(query));
+        try_all(QUERIES, |query| session.value(query));
         assert_eq!(session.fail(INVALID), "XX000");
     }
 }
 
+/// The other extensions of the package, each of which stores something.
+const OTHERS: [Use; 3] = [
+    extension(
+        "create extension postgis_topology cascade",
+        "select topology.createtopology('city', 4326); \
+         select topology.st_addisonode('city', 0, 'SRID=4326;POINT(1 2)') is null; \
+         select node_id, st_astext(geom) from city.node; create table places (name text); \
+         select topology.addtopogeometrycolumn('city', 'public', 'places', 'spot', 'POINT'); \
+         insert into places values ('there', topology.createtopogeom('city', 1, 1, '{{1,1}}'))",
+        &["1", "f", "1", "POINT(1 2)", "1"],
+    ),
+    extension(
+        "create extension postgis_raster",
+        "create table rasters as select n, \
+            st_addband(st_makeemptyraster(10, 10, 13 + n, 52, 0.1, -0.1, 0, 0, 4326), '8BUI'::text, n, 0) r \
+         from generate_series(1, 20) n; \
+         create index on rasters using gist (st_convexhull(r)); \
+         select addrasterconstraints('rasters'::name, 'r'::name); \
+         select (st_summarystats(r)).sum from rasters where n = 2; \
+         select st_area(geom), val from rasters, st_dumpaspolygons(r) where n = 2; \
+         select st_srid(st_transform(r, 3857)) from rasters where n = 2",
+        &["t", "200", "1", "2", "3857"],
+    ),
+    extension(
+        "create extension postgis_tiger_geocoder cascade",
+        "insert into tiger.state (statefp, region, division, stusps, name) values ('25', '1', '1', 'MA', 'Massachusetts'); \
+         insert into tiger.zip_state (zip, stusps, statefp) values ('02109', 'MA', '25'); \
+         insert into tiger.place (statefp, placefp, plcidfp, name) values ('25', '07000', '2507000', 'Boston'); \
+         insert into tiger.faces (tfid, statefp, placefp) values (1, '25', '07000'); \
+         insert into tiger.edges (statefp, tlid, tfidl, tfidr, mtfcc, the_geom) \
+            values ('25', 1, 1, 1, 'S1400', 'SRID=4269;MULTILINESTRING((-71.06 42.35,-71.05 42.36))'); \
+         insert into tiger.featnames (tlid, fullname, name, suftypabrv, mtfcc, statefp) \
+            values (1, 'Devonshire Pl', 'Devonshire', 'Pl', 'S1400', '25'); \
+         insert into tiger.addr (tlid, fromhn, tohn, side, zip, statefp) values (1, '1', '101', 'R', '02109', '25'); \
+         select pprint_addy(normalize_address('1 Devonshire Place, Boston, MA 02109'))",
+        &["1 Devonshire Pl, Boston, MA 02109"],
+    ),
+];
+
+/// What they make of what [`OTHERS`] have stored. The first one makes a new session load a library that needs another.
+const STORED: &[(&str, &str)] = &[
+    ("st_value(st_mapalgebra(r, 1, null, '[rast] * 21'), 3, 3) from rasters where n = 2", "42"),
+    ("n from rasters where st_convexhull(r) && 'SRID=4326;POINT(20.05 51.95)'::geometry", "7"),
+    ("sum((st_summarystats(r)).sum) from rasters", "21000"),
+    ("srid || ' ' || pixel_types::text from raster_columns", "4326 {8BUI}"),
+    ("st_astext(spot::geometry) from places", "MULTIPOINT((1 2))"),
+    ("topology.st_moveisonode('city', 1, 'SRID=4326;POINT(1 3)')", "Isolated Node 1 moved to location 1,3"),
+    ("st_astext(spot::geometry) from places", "MULTIPOINT((1 3))"),
+    ("topology.st_moveisonode('city', 1, 'SRID=4326;POINT(1 2)')", "Isolated Node 1 moved to location 1,2"),
+    ("count(*) from topology.validatetopology('city')", "0"),
+    ("st_astext(geomout, 3) from geocode('51 Devonshire Place, Boston, MA 02109')", "POINT(-71.055 42.355)"),
+];
+
+/// A raster that those in the table are not aligned with.
+const OTHER_RASTER: &str =
+    "insert into rasters values (0, st_makeemptyraster(10, 10, 13.05, 52, 0.1, -0.1, 0, 0, 4326))";
+
+/// Uses the other extensions in a server, in a session for each.
+fn try_others(server: &Server) {
+    for used in &OTHERS {
+        let mut session = server.session(&[]);
+        try_one(used, |sql| {
+            session.query(sql);
+            session.until_ready()
+        });
+    }
+}
+
+/// Has a session use what [`OTHERS`] have stored.
+fn read_others(session: &Peer) {
+    try_all(STORED, |query| session.value(query));
+    assert_eq!(session.fail(OTHER_RASTER), "23514");
+}
+
 #[test]
-fn its_other_extensions_do_what_they_are_for() {
+fn its_other_extensions_do_what_they_are_for_in_a_shared_cluster() {
     let pglite = with_postgis();
     let server = server(pglite.path(), &["--mode", "shared"]);
-    let peer = Peer::connect(&server);
-    peer.run("create extension postgis_topology cascade");
-    peer.run("select topology.createtopology('city', 4326); select topology.st_addisonode('city', 0, 'SRID=4326;POINT(1 2)')");
-    assert_eq!(peer.value("select st_astext(geom) from city.node"), "POINT(1 2)");
-    peer.run("create extension postgis_raster");
-    let raster = "st_addband(st_makeemptyraster(10, 10, 13, 52, 0.1, -0.1, 0, 0, 4326), '8BUI'::text, 2, 0)";
-    assert_eq!(peer.value(&format!("select (st_summarystats({raster})).sum")), "200");
-    assert_eq!(peer.value(&format!("select st_value(st_mapalgebra({raster}, 1, null, '[rast] * 21'), 3, 3)")), "42");
-    assert_eq!(peer.value(&format!("select st_area(geom), val from st_dumpaspolygons({raster})")), "1|2");
-    assert_eq!(peer.value(&format!("select st_srid(st_transform({raster}, 3857))")), "3857");
-    peer.run("create extension postgis_tiger_geocoder cascade");
-    let address = "select pprint_addy(normalize_address('1 Devonshire Place, Boston, MA 02109'))";
-    assert_eq!(peer.value(address), "1 Devonshire Pl, Boston, MA 02109");
-    // A session that has used none of them before, whose first library is one that needs another.
-    let other = Peer::connect(&server);
-    assert_eq!(other.value("select topology.getnodebypoint('city', 'SRID=4326;POINT(1 2)'::geometry, 0) is null"), "f");
+    try_others(&server);
+    [(); 2].iter().for_each(|()| read_others(&Peer::connect(&server)));
+}
+
+#[test]
+fn its_other_extensions_do_what_they_are_for_in_a_directory_and_go_on_after_a_restart() {
+    let (pglite, data) = (with_postgis(), tempfile::tempdir().expect("a directory"));
+    let data = ["--data", data.path().to_str().expect("text")];
+    let running = server(pglite.path(), &data);
+    try_others(&running);
+    read_others(&Peer::connect(&running));
+    running.kill();
+    let running = server(pglite.path(), &data);
+    read_others(&Peer::connect(&running));
+    running.stop();
+    let running = server(pglite.path(), &data);
+    let peer = Peer::connect(&running);
+    read_others(&peer);
+    peer.run("select topology.st_addisonode('city', 0, 'SRID=4326;POINT(3 4)'); insert into rasters select 21, r from rasters where n = 20");
+    assert_eq!(
+        peer.value("select string_agg(st_astext(geom), ' ' order by node_id) from city.node"),
+        "POINT(1 2) POINT(3 4)"
+    );
+    assert_eq!(peer.value("select sum((st_summarystats(r)).sum) from rasters"), "23000");
+}
+
+#[test]
+fn its_other_extensions_do_what_they_are_for_in_clones_and_clusters_of_a_template_and_branches() {
+    let prepare = |session: &mut Local| OTHERS.iter().for_each(|used| try_one(used, |sql| session.query(sql)));
+    with_template(prepare, |session| {
+        try_all(STORED, |query| session.values(query).concat());
+        assert_eq!(errors(&session.query(OTHER_RASTER)), ["23514"]);
+    });
 }
 
 /// A raster of ten by ten numbers, which are 2, and 9 in one place.
