@@ -89,7 +89,7 @@ test-arm64: ## the arm64 archive under QEMU's emulator, also with pages of 16 an
 	.ci/dist-test aarch64-unknown-linux-gnu 65536
 
 .PHONY: test-musl
-test-musl: ## the archive for musl where there is no other file than its own, and in Elixir projects as make test-dist does
+test-musl: $(POSTGIS) ## the archive for musl where there is no other file than its own and PostGIS's, and in Elixir projects as make test-dist does
 	.ci/dist-test x86_64-unknown-linux-musl
 	$(MAKE) test-dist HERE=$(HERE:-gnu.tar.gz=-musl.tar.gz)
 
