@@ -9,6 +9,10 @@ SHELL := /bin/bash
 LISTEN ?= 127.0.0.1:5433
 MODE ?= shared
 
+# What `make bench-sandbox` runs.
+TESTS ?= 1000
+ROUNDS ?= 5
+
 # What `make dist` makes archives for. For musl it is built on x86-64.
 TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu $(if $(filter x86_64,$(shell uname -m)),x86_64-unknown-linux-musl)
 
@@ -190,6 +194,12 @@ bench: build ## the figures of README.md, as one table (needs a quiet machine an
 	.ci/split-debug-info $(RELEASE)
 	.ci/require mix=elixir
 	cd elixir && PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(PGLITE_DIST)" MIX_ENV=test mix run bench/socket_server.exs
+
+.PHONY: bench-sandbox
+bench-sandbox: build $(POSTGRES_18) ## 1,000 tests in PgliteEx.Sandbox, beside Ecto's sandbox on native PostgreSQL (TESTS=1000 ROUNDS=5; needs Hex or MIX_DEPS_PATH)
+	.ci/require mix=elixir
+	PGLITE_PORT="$(CURDIR)/$(RELEASE)" PGLITE_DIR="$(PGLITE_DIST)" PGLITE_EX_TEST_ALL=1 \
+	  .ci/elixir-integration run bench/sandbox.exs --tests $(TESTS) --rounds $(ROUNDS)
 
 .PHONY: picture
 picture: build ## draw monitoring/dashboard.png again (four minutes)

@@ -1,5 +1,5 @@
 [
   import_deps: [:ecto, :ecto_sql],
-  inputs: ["*.exs", "{config,lib,test,priv}/**/*.{ex,exs}"],
+  inputs: ["*.exs", "{bench,config,lib,test,priv}/**/*.{ex,exs}"],
   line_length: 98
 ]
