@@ -373,9 +373,12 @@ defmodule PgliteEx.Sandbox.Connections do
 
   defp count_down(%{closing: {error, count}} = state), do: %{state | closing: {error, count - 1}}
 
-  # The processes of the connections are linked to this one; the branch belongs to it.
-  defp end_when_closed(%{closing: {error, count}} = state) when count <= 0,
-    do: {:stop, {:shutdown, error}, state}
+  # The branch belongs to this process. Connections that are idle are killed: when asked to end, Postgrex connects once
+  # more for each of them, to cancel what it does.
+  defp end_when_closed(%{closing: {error, count}} = state) when count <= 0 do
+    for {pid, _what} <- state.connections, do: Process.exit(pid, :kill)
+    {:stop, {:shutdown, error}, state}
+  end
 
   defp end_when_closed(state), do: {:noreply, state}
 
