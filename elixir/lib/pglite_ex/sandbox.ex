@@ -48,8 +48,8 @@ defmodule PgliteEx.Sandbox do
 
   A branch has one connection for each process that uses the repo at the same time, and at most
   `pool_size` of the repo's configuration (10 if there is none). They are opened when they are needed.
-  Postgrex remembers the types of a branch for three minutes, which takes about 100 KB; in a suite of thousands of
-  tests, `config :postgrex, :type_server_reap_after, 1_000` in `config/test.exs` makes that a second.
+  Postgrex remembers the types that a branch has used for three minutes, which takes about 10 KB; in a suite of tens of
+  thousands of tests, `config :postgrex, :type_server_reap_after, 1_000` in `config/test.exs` makes that a second.
 
   When an owner ends, its branch ends with it. A process that is still in a query gets a
   `DBConnection.ConnectionError`, and Logger gets a line of the level `:info` with the place at which it is.

@@ -98,6 +98,8 @@ defmodule PgliteEx.Sandbox.Connections do
        connections: %{},
        # Whether the first one asks for the types of the database.
        learns?: false,
+       # Where those are that the branch was given, and how many they were.
+       types: nil,
        # Whether one was opened, and the callers that wait for that.
        ready?: false,
        awaiting: [],
@@ -151,6 +153,7 @@ defmodule PgliteEx.Sandbox.Connections do
 
   @impl GenServer
   def handle_cast({:close, message, severity}, state) do
+    pass_on_types(state)
     error = ConnectionError.exception(message)
     for {_reference, from} <- :queue.to_list(state.waiting), do: Holder.reply_error(from, error)
     state = tell_awaiting({:error, error}, state)
@@ -254,8 +257,15 @@ defmodule PgliteEx.Sandbox.Connections do
       {:ok, branch} ->
         opts = opts(branch, state)
         types = Pool.types(state.pool)
-        Types.write(types, state.module, opts)
-        %{state | branch: {:ok, branch}, opts: fn -> opts end, learns?: types == []}
+        table = Types.write(types, state.module, opts)
+
+        %{
+          state
+          | branch: {:ok, branch},
+            opts: fn -> opts end,
+            learns?: types == [],
+            types: {table, length(types)}
+        }
 
       {:error, error} ->
         %{state | branch: {:error, not_made(Exception.message(error))}}
@@ -282,10 +292,21 @@ defmodule PgliteEx.Sandbox.Connections do
 
   defp connected(pid, state) do
     # Nothing else has been done in the branch yet.
-    if state.learns?, do: Pool.put_types(state.pool, Types.read(state.module, state.opts.()))
+    if state.learns?,
+      do: Pool.put_types(state.pool, :all, Types.read(state.module, state.opts.()))
+
     state = %{state | ready?: true, learns?: false}
     tell_awaiting(:ok, put_in(state.connections[pid], :connected))
   end
+
+  # What Postgrex has asked for in this branch the following ones get. While a process uses a connection it may still
+  # be asking, and nothing is to wait for that.
+  defp pass_on_types(%{types: {table, given}, busy: busy} = state) when busy == %{} do
+    if Types.count(table) > given,
+      do: Pool.put_types(state.pool, :used, Types.read(state.module, state.opts.()))
+  end
+
+  defp pass_on_types(_no_types_or_busy), do: :ok
 
   defp tell_awaiting(what, state) do
     for from <- state.awaiting, do: GenServer.reply(from, what)

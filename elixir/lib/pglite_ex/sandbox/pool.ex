@@ -78,13 +78,13 @@ defmodule PgliteEx.Sandbox.Pool do
     end
   end
 
-  @doc "What is known about the types of the base, as far as a branch has learnt it."
-  @spec types(pid) :: Types.t()
+  @doc "The types of the base that branches have used; none before the first one has learnt them."
+  @spec types(pid) :: [struct]
   def types(pool), do: GenServer.call(pool, :types, :infinity)
 
-  @doc "Keeps what a branch has learnt about the types of the base."
-  @spec put_types(pid, Types.t()) :: :ok
-  def put_types(pool, types), do: GenServer.cast(pool, {:types, types})
+  @doc "Keeps what a branch has learnt about the types of the base (`PgliteEx.Sandbox.Types.learn/3`)."
+  @spec put_types(pid, :all | :used, [struct]) :: :ok
+  def put_types(pool, which, types), do: GenServer.cast(pool, {:types, which, types})
 
   defp all(pool), do: GenServer.call(pool, :all, :infinity)
 
@@ -133,7 +133,7 @@ defmodule PgliteEx.Sandbox.Pool do
        base: base,
        mode: Keyword.get(opts, :ownership_mode, :auto),
        # For `PgliteEx.Sandbox.Types`.
-       types: [],
+       types: Types.new(),
        # What the owners have, by their pids.
        owners: %{},
        # The owners of the processes that were allowed.
@@ -149,7 +149,7 @@ defmodule PgliteEx.Sandbox.Pool do
     {:reply, Enum.uniq([state.base | owned]), state}
   end
 
-  def handle_call(:types, _from, state), do: {:reply, state.types, state}
+  def handle_call(:types, _from, state), do: {:reply, Types.used(state.types), state}
 
   def handle_call({:own, options}, {caller, _tag}, state) do
     case role(caller, state) do
@@ -209,7 +209,8 @@ defmodule PgliteEx.Sandbox.Pool do
     do: {:reply, :ok, %{end_others(nil, caller, state) | mode: mode}}
 
   @impl GenServer
-  def handle_cast({:types, types}, state), do: {:noreply, %{state | types: types}}
+  def handle_cast({:types, which, types}, state),
+    do: {:noreply, %{state | types: Types.learn(state.types, which, types)}}
 
   @impl GenServer
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, state) do
