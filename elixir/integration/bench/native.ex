@@ -8,8 +8,8 @@ defmodule Integration.Native do
   # How long it may take to start, in milliseconds.
   @patience 30_000
 
-  @doc "Starts it. Returns its options for Postgrex, the process id of its postmaster, and a function that ends it."
-  @spec start!() :: {keyword, pos_integer, (() -> :ok)}
+  @doc "Starts it, until the script ends. Returns its options for Postgrex and the process id of its postmaster."
+  @spec start!() :: {keyword, pos_integer}
   def start! do
     File.exists?(Path.join(@programs, "postgres")) ||
       raise "run `make target/postgres-18/bin` first"
@@ -50,14 +50,14 @@ defmodule Integration.Native do
 
     [os_pid | _lines] = data |> Path.join("postmaster.pid") |> File.read!() |> String.split("\n")
 
-    stop = fn ->
+    # Also when the script fails.
+    System.at_exit(fn _status ->
       {_output, 0} = run(prefix, "pg_ctl", ["-w", "-m", "immediate", "-D", data, "stop"])
       File.rm_rf!(directory)
-      :ok
-    end
+    end)
 
     opts = [hostname: "127.0.0.1", port: port, username: "postgres", database: "postgres"]
-    {opts, String.to_integer(os_pid), stop}
+    {opts, String.to_integer(os_pid)}
   end
 
   defp run(prefix, program, arguments) do

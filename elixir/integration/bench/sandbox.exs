@@ -35,7 +35,7 @@ defmodule SandboxBench do
 
   def run do
     Logger.configure(level: :error)
-    {stop_native, sides} = start()
+    sides = start()
 
     try do
       for {shape, title} <- [
@@ -45,7 +45,6 @@ defmodule SandboxBench do
           do: compare(shape, title, sides)
     after
       Supervisor.stop(SandboxRepo)
-      stop_native.()
     end
   end
 
@@ -59,28 +58,25 @@ defmodule SandboxBench do
     os_pid = receive do: ({:os_pid, os_pid} -> os_pid)
     {:ok, _repo} = BranchRepo.start_link(pool_size: @pool_size)
 
-    {opts, postmaster, stop_native} = Native.start!()
+    {opts, postmaster} = Native.start!()
     own = [pool: Ecto.Adapters.SQL.Sandbox, pool_size: @native_pool_size]
     {:ok, _repo} = SandboxRepo.start_link(opts ++ own)
 
     migrations = Application.app_dir(:integration, "priv/repo/migrations")
     Code.put_compiler_option(:ignore_module_conflict, true)
 
-    sides =
-      for {name, repo, sandbox, os_pid} <- [
-            {"PgliteEx.Sandbox", BranchRepo, PgliteEx.Sandbox, os_pid},
-            {"Ecto's, PostgreSQL", SandboxRepo, Ecto.Adapters.SQL.Sandbox, postmaster}
-          ] do
-        Ecto.Migrator.run(repo, migrations, :up, all: true, log: false)
-        sandbox.mode(repo, :manual)
-        %{name: name, repo: repo, sandbox: sandbox, os_pid: os_pid}
-      end
-
-    {stop_native, sides}
+    for {name, repo, sandbox, os_pid} <- [
+          {"PgliteEx.Sandbox", BranchRepo, PgliteEx.Sandbox, os_pid},
+          {"Ecto's, PostgreSQL", SandboxRepo, Ecto.Adapters.SQL.Sandbox, postmaster}
+        ] do
+      Ecto.Migrator.run(repo, migrations, :up, all: true, log: false)
+      sandbox.mode(repo, :manual)
+      %{name: name, repo: repo, sandbox: sandbox, os_pid: os_pid}
+    end
   end
 
   defp compare(shape, title, sides) do
-    [tests: tests, rounds: rounds] = Keyword.take(options(), [:tests, :rounds])
+    %{tests: tests, rounds: rounds} = Map.new(options())
     # So that what goes wrong is seen before, and programs are loaded.
     for side <- sides, do: round(side, shape)
 
