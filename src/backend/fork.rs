@@ -114,7 +114,7 @@ impl Fork {
         let files = Files::resume(self.tree.clone(), process, Box::new(console));
         let mut backend = Backend::resume(program, setup(files), image, registers, libraries)?;
         let memory = backend.exports()?.memory;
-        backend._shared = Some(self.shared.clone());
+        backend.shared = Some(self.shared.clone());
         self.shared.map_over(&mut backend.store, memory)?;
         Ok(backend)
     }

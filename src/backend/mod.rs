@@ -66,7 +66,7 @@ pub(crate) struct Backend {
     hot: Hot,
     /// What is mapped into its memory, which must be gone before another cluster may get it: fields are dropped in
     /// their order.
-    _shared: Option<Arc<SharedMemory>>,
+    shared: Option<Arc<SharedMemory>>,
 }
 
 /// Functions and addresses that are used for every message.
@@ -130,7 +130,7 @@ impl Backend {
             let function = program.libraries().host_function(&mut store, name)?;
             table.set(&mut store, slot, Ref::Func(Some(function)))?;
         }
-        let mut backend = Self { store, hot, _shared: None };
+        let mut backend = Self { store, hot, shared: None };
         backend.attach(backend.signals())?;
         let memory = backend.exports()?.memory;
         let (memory, guest) = memory.data_and_store_mut(&mut backend.store);

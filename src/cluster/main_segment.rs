@@ -206,7 +206,7 @@ mod tests {
         left.iter_mut().for_each(|region| main.end(region));
         drop(left);
         assert_eq!(main.kept.lock().len(), KEPT);
-        let taken: Vec<Region> = (0..KEPT + 1).map(|_| main.begin().unwrap()).collect();
+        let taken: Vec<Region> = (0..=KEPT).map(|_| main.begin().unwrap()).collect();
         let inodes: std::collections::BTreeSet<u64> =
             taken.iter().map(|region| region.file().metadata().unwrap().ino()).collect();
         assert_eq!(inodes.len(), KEPT + 1);
