@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::{self, FileTimes},
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
@@ -14,39 +15,56 @@ use crate::fs::{At, Files, Follow, HostDirectory, OpenFlags, S_IFDIR, S_IFLNK, S
 
 pub(super) const DATA: &[u8] = b"/pglite/data";
 
-/// A storage of which one operation fails.
-#[derive(Debug)]
-struct Failing {
-    directory: HostDirectory,
-    /// How many operations are still to succeed; then one fails.
-    left: Arc<AtomicU32>,
+/// When a [`Hook`] is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    BeforeRead,
+    AfterRead,
+    BeforeWrite,
+    AfterWrite,
+    /// Before anything else.
+    Before,
 }
 
-fn fail_when_due(left: &AtomicU32) -> io::Result<()> {
-    match left.fetch_sub(1, Ordering::Relaxed) {
-        0 => Err(io::ErrorKind::StorageFull.into()),
-        _ => Ok(()),
+/// What happens around the operations of a storage; an error is that of the operation.
+pub(super) type Hook = Arc<dyn Fn(Moment) -> io::Result<()> + Send + Sync>;
+
+/// A storage, or a file in one, around whose operations something happens.
+pub(super) struct Hooked<T> {
+    pub(super) inner: T,
+    pub(super) hook: Hook,
+}
+
+impl<T: fmt::Debug> fmt::Debug for Hooked<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Hooked<HostDirectory> {
+    fn file(&self, file: Arc<dyn StoredFile>) -> Arc<dyn StoredFile> {
+        Arc::new(Hooked { inner: file, hook: self.hook.clone() })
     }
 }
 
 macro_rules! forward {
     ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
         $(fn $name(&self, $($argument: $type),*) -> io::Result<$result> {
-            fail_when_due(&self.left)?;
-            self.directory.$name($($argument),*)
+            (self.hook)(Moment::Before)?;
+            self.inner.$name($($argument),*)
         })*
     };
 }
 
-impl Storage for Failing {
+impl Storage for Hooked<HostDirectory> {
     fn open(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
-        fail_when_due(&self.left)?;
-        Ok(Arc::new(FailingFile { file: self.directory.open(path)?, left: self.left.clone() }))
+        (self.hook)(Moment::Before)?;
+        Ok(self.file(self.inner.open(path)?))
     }
 
     fn create(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
-        fail_when_due(&self.left)?;
-        Ok(Arc::new(FailingFile { file: self.directory.create(path)?, left: self.left.clone() }))
+        (self.hook)(Moment::Before)?;
+        Ok(self.file(self.inner.create(path)?))
     }
 
     forward! {
@@ -60,41 +78,41 @@ impl Storage for Failing {
     }
 }
 
-#[derive(Debug)]
-struct FailingFile {
-    file: Arc<dyn StoredFile>,
-    left: Arc<AtomicU32>,
-}
-
-impl StoredFile for FailingFile {
+impl StoredFile for Hooked<Arc<dyn StoredFile>> {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        fail_when_due(&self.left)?;
-        self.file.read_at(offset, buffer)
+        (self.hook)(Moment::BeforeRead)?;
+        let read = self.inner.read_at(offset, buffer);
+        (self.hook)(Moment::AfterRead)?;
+        read
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        // A full disk takes a part of what is written.
-        match fail_when_due(&self.left) {
-            Ok(()) => self.file.write_at(offset, bytes),
+        let written = match (self.hook)(Moment::BeforeWrite) {
+            Ok(()) => self.inner.write_at(offset, bytes),
             Err(error) if bytes.len() < 2 => Err(error),
-            Err(_) => self.file.write_at(offset, &bytes[..bytes.len() / 2]),
-        }
+            // A full disk takes a part of what is written.
+            Err(_) => self.inner.write_at(offset, &bytes[..bytes.len() / 2]),
+        };
+        (self.hook)(Moment::AfterWrite)?;
+        written
     }
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        fail_when_due(&self.left)?;
-        self.file.set_len(len)
+    forward! {
+        set_len(len: u64) -> ();
+        allocate(from: u64, end: u64) -> ();
+        sync() -> ();
     }
+}
 
-    fn allocate(&self, from: u64, end: u64) -> io::Result<()> {
-        fail_when_due(&self.left)?;
-        self.file.allocate(from, end)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        fail_when_due(&self.left)?;
-        self.file.sync()
-    }
+/// A storage of which one operation fails, when so many have succeeded.
+fn failing(path: &Path, left: &Arc<AtomicU32>) -> Arc<dyn Storage> {
+    let left = left.clone();
+    let hook = move |moment| match moment {
+        Moment::AfterRead | Moment::AfterWrite => Ok(()),
+        _ if left.fetch_sub(1, Ordering::Relaxed) == 0 => Err(io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    };
+    Arc::new(Hooked { inner: HostDirectory::open(path).unwrap(), hook: Arc::new(hook) })
 }
 
 /// What there is below a directory, by path.
@@ -263,8 +281,7 @@ proptest! {
     ) {
         let outer = tempfile::tempdir().unwrap();
         let left = Arc::new(AtomicU32::new(u32::MAX));
-        let directory = HostDirectory::open(outer.path()).unwrap();
-        let mut files = mounted(Arc::new(Failing { directory, left: left.clone() }));
+        let mut files = mounted(failing(outer.path(), &left));
         left.store(fails_at, Ordering::Relaxed);
         for step in &steps {
             // Errors are a part of what may happen.
@@ -322,8 +339,7 @@ fn files_do_not_move_between_a_storage_and_memory() {
 fn after_a_sync_that_failed_no_sync_succeeds_until_the_cluster_begins_again() {
     let outer = tempfile::tempdir().unwrap();
     let left = Arc::new(AtomicU32::new(u32::MAX));
-    let directory = HostDirectory::open(outer.path()).unwrap();
-    let mut files = mounted(Arc::new(Failing { directory, left: left.clone() }));
+    let mut files = mounted(failing(outer.path(), &left));
     let flags = OpenFlags::READ_WRITE.with(OpenFlags::CREATE);
     let mut open = |name, flags| files.open(At::WorkingDirectory, name, flags, 0o600).unwrap();
     let one = open(b"/pglite/data/one", flags);
@@ -374,8 +390,7 @@ impl StoredFile for LostMeanwhile {
 fn a_sync_during_which_another_one_has_failed_does_not_succeed() {
     let outer = tempfile::tempdir().unwrap();
     let left = Arc::new(AtomicU32::new(u32::MAX));
-    let directory = HostDirectory::open(outer.path()).unwrap();
-    let mut files = mounted(Arc::new(Failing { directory, left: left.clone() }));
+    let mut files = mounted(failing(outer.path(), &left));
     let flags = OpenFlags::READ_WRITE.with(OpenFlags::CREATE);
     let one = files.open(At::WorkingDirectory, b"/pglite/data/one", flags, 0o600).unwrap();
     let other = files.to_sync(one).unwrap().expect("it is stored");

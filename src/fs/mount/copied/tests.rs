@@ -1,108 +1,29 @@
-use std::{collections::VecDeque, io, sync::Weak};
+use std::{collections::VecDeque, path::Path, sync::Weak};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::fs::{
-    Files, HostDirectory, Silent, StoredEntry,
-    mount::tests::{DATA, Picture, Step, as_guest, as_host, mounted, run, step},
+    Files, HostDirectory, Silent,
+    mount::tests::{DATA, Hooked, Moment, Picture, Step, as_guest, as_host, mounted, run, step},
 };
 
 /// What happens while a copy reads or a guest writes, if the tree is not locked.
 type Meanwhile = Arc<Mutex<Option<Box<dyn FnMut(Moment) + Send>>>>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
-    Read,
-    Write,
-}
-
-/// A storage during whose operations something else happens.
-struct Busy {
-    directory: HostDirectory,
-    meanwhile: Meanwhile,
-}
-
-impl std::fmt::Debug for Busy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Busy")
-    }
-}
-
-macro_rules! forward {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
-        $(fn $name(&self, $($argument: $type),*) -> io::Result<$result> { self.directory.$name($($argument),*) })*
-    };
-}
-
-impl Storage for Busy {
-    fn open(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
-        Ok(Arc::new(BusyFile { file: self.directory.open(path)?, meanwhile: self.meanwhile.clone() }))
-    }
-
-    fn create(&self, path: &[u8]) -> io::Result<Arc<dyn StoredFile>> {
-        Ok(Arc::new(BusyFile { file: self.directory.create(path)?, meanwhile: self.meanwhile.clone() }))
-    }
-
-    forward! {
-        create_directory(path: &[u8]) -> ();
-        create_symlink(path: &[u8], target: &[u8]) -> ();
-        unlink(path: &[u8]) -> ();
-        remove_directory(path: &[u8]) -> ();
-        rename(from: &[u8], to: &[u8]) -> ();
-        sync_directory(path: &[u8]) -> ();
-        list(path: &[u8]) -> Vec<StoredEntry>;
-    }
-}
-
-struct BusyFile {
-    file: Arc<dyn StoredFile>,
-    meanwhile: Meanwhile,
-}
-
-impl std::fmt::Debug for BusyFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("BusyFile")
-    }
-}
-
-impl BusyFile {
-    fn interrupted(&self, moment: Moment) {
+/// A storage during whose operations that happens.
+fn busy(path: &Path, meanwhile: &Meanwhile) -> Arc<dyn Storage> {
+    let meanwhile = meanwhile.clone();
+    let hook = move |moment| {
         // What happens meanwhile is not interrupted itself.
-        let meanwhile = self.meanwhile.lock().take();
-        if let Some(mut happens) = meanwhile {
+        let happens = meanwhile.lock().take();
+        if let Some(mut happens) = happens {
             happens(moment);
-            *self.meanwhile.lock() = Some(happens);
+            *meanwhile.lock() = Some(happens);
         }
-    }
-}
-
-impl StoredFile for BusyFile {
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.interrupted(Moment::Read);
-        let read = self.file.read_at(offset, buffer);
-        self.interrupted(Moment::Read);
-        read
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        self.interrupted(Moment::Write);
-        let written = self.file.write_at(offset, bytes);
-        self.interrupted(Moment::Write);
-        written
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
-    }
-
-    fn allocate(&self, from: u64, end: u64) -> io::Result<()> {
-        self.file.allocate(from, end)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.file.sync()
-    }
+        Ok(())
+    };
+    Arc::new(Hooked { inner: HostDirectory::open(path).unwrap(), hook: Arc::new(hook) })
 }
 
 /// What a frozen tree has below the data directory.
@@ -114,7 +35,7 @@ fn frozen(tree: &Mutex<Tree>) -> Picture {
     picture
 }
 
-fn host(path: &std::path::Path) -> Picture {
+fn host(path: &Path) -> Picture {
     let mut picture = Picture::new();
     as_host(path, path, &mut picture);
     picture
@@ -165,8 +86,7 @@ proptest! {
     ) {
         let outer = tempfile::tempdir().unwrap();
         let meanwhile = Meanwhile::default();
-        let directory = HostDirectory::open(outer.path()).unwrap();
-        let mut files = mounted(Arc::new(Busy { directory, meanwhile: meanwhile.clone() }));
+        let mut files = mounted(busy(outer.path(), &meanwhile));
         let tree = files.tree().clone();
         for event in events {
             match event {
@@ -177,7 +97,8 @@ proptest! {
                 Event::Copy(mut steps) => {
                     let mut other = Files::new(tree.clone(), Box::new(Silent)).unwrap();
                     *meanwhile.lock() = Some(Box::new(move |moment| {
-                        if moment == Moment::Read && let Some(step) = steps.pop_front() {
+                        if matches!(moment, Moment::BeforeRead | Moment::AfterRead)
+                            && let Some(step) = steps.pop_front() {
                             let _ = run(&mut other, &step);
                         }
                     }));
@@ -187,7 +108,8 @@ proptest! {
                 Event::CopyInWrite => {
                     let tree: Weak<Mutex<Tree>> = Arc::downgrade(&tree);
                     *meanwhile.lock() = Some(Box::new(move |moment| {
-                        if moment == Moment::Write && let Some(tree) = tree.upgrade() {
+                        if matches!(moment, Moment::BeforeWrite | Moment::AfterWrite)
+                            && let Some(tree) = tree.upgrade() {
                             Tree::copy_stored(&tree).unwrap();
                         }
                     }));
