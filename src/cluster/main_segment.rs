@@ -8,7 +8,7 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use anyhow::Context;
@@ -29,16 +29,31 @@ use crate::{
 /// The unit of `st_blocks` (`inode(7)`).
 const BLOCK: u64 = 512;
 
-/// How many segments of ended clusters are kept. As many clusters end as begin, so that a few do for any number of them.
-const KEPT: usize = 4;
+/// How many segments of ended clusters are kept in the program. As many clusters end as begin, so that a few do for any
+/// number of them.
+const KEPT: usize = 8;
+
+/// Those segments, the oldest first.
+static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
 
 /// The contents of a main segment.
 pub(crate) struct MainSegment {
     addresses: Range<u32>,
     /// The parts that are not zero, by offset, in order. They are whole pages.
     parts: Vec<(u64, Vec<u8>)>,
-    /// Segments of clusters that have ended, with these contents, and what counts for them.
-    kept: Mutex<Vec<(Arc<File>, Held)>>,
+}
+
+/// A segment of a cluster that has ended, with the contents of its origin.
+struct Left {
+    origin: Weak<MainSegment>,
+    file: Arc<File>,
+    _held: Held,
+}
+
+impl Left {
+    fn is_of(&self, origin: &MainSegment) -> bool {
+        std::ptr::eq(self.origin.as_ptr(), origin)
+    }
 }
 
 impl MainSegment {
@@ -64,7 +79,7 @@ impl MainSegment {
             }
             at = end;
         }
-        Ok(Self { addresses: region.addresses(), parts, kept: Mutex::default() })
+        Ok(Self { addresses: region.addresses(), parts })
     }
 
     /// A segment with these contents, which nobody else has.
@@ -72,8 +87,14 @@ impl MainSegment {
     /// # Errors
     /// When the system has no memory.
     pub(super) fn begin(&self) -> anyhow::Result<Region> {
-        if let Some((file, _)) = self.kept.lock().pop() {
-            return Ok(Region::new(&self.addresses, file, 0));
+        let left = {
+            let mut all = LEFT.lock();
+            // The newest one, because the processor has its bytes at hand.
+            let place = all.iter().rposition(|left| left.is_of(self));
+            place.map(|place| all.remove(place))
+        };
+        if let Some(left) = left {
+            return Ok(Region::new(&self.addresses, left.file, 0));
         }
         let region = Region::zeroed(&self.addresses)?;
         self.parts.iter().try_for_each(|(at, part)| region.file().write_all_at(part, *at))?;
@@ -81,17 +102,16 @@ impl MainSegment {
     }
 
     /// Keeps a segment that [`MainSegment::begin`] has made, if it is the last user of its memory, which is mapped nowhere.
-    pub(super) fn end(&self, region: &mut Region) {
-        if self.kept.lock().len() >= KEPT {
-            return;
-        }
+    pub(super) fn end(self: &Arc<Self>, region: &mut Region) {
         let Some(file) = region.unshared() else { return };
         match self.restore(&file) {
             Ok(held) => {
-                let mut kept = self.kept.lock();
-                if kept.len() < KEPT {
-                    kept.push((file, held));
-                }
+                let mut all = LEFT.lock();
+                all.push(Left { origin: Arc::downgrade(self), file, _held: held });
+                let oldest = (all.len() > KEPT).then(|| all.remove(0));
+                drop(all);
+                // Freeing memory takes a while.
+                drop(oldest);
             }
             Err(error) => tracing::debug!("shared memory of a cluster that has ended is not kept: {error}"),
         }
@@ -120,6 +140,13 @@ impl MainSegment {
     }
 }
 
+impl Drop for MainSegment {
+    fn drop(&mut self) {
+        let gone: Vec<Left> = LEFT.lock().extract_if(.., |left| left.is_of(self)).collect();
+        drop(gone);
+    }
+}
+
 /// The bytes of memory that a memory object has: a page is allocated when it is used first.
 pub(super) fn allocated(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blocks() * BLOCK)
@@ -144,19 +171,29 @@ fn next(file: &File, from: SeekFrom) -> anyhow::Result<Option<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
 
     const LENGTH: u32 = 0x10_0000;
 
+    /// The tests share [`LEFT`].
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
     /// Contents with holes before, between and behind them.
-    fn contents() -> MainSegment {
+    fn contents() -> Arc<MainSegment> {
         let region = Region::zeroed(&(0..LENGTH)).unwrap();
         for (at, length) in [(0x2_0000, 0x1_0000), (0x4_0800, 0x100), (0x8_0000, 0x4_0000)] {
             region.file().write_all_at(&vec![7; length], at).unwrap();
         }
-        MainSegment::capture(&region).unwrap()
+        Arc::new(MainSegment::capture(&region).unwrap())
+    }
+
+    /// How many segments are kept for `main`.
+    fn kept(main: &MainSegment) -> usize {
+        LEFT.lock().iter().filter(|left| left.is_of(main)).count()
     }
 
     fn bytes(region: &Region) -> Vec<u8> {
@@ -170,6 +207,7 @@ mod tests {
         fn a_segment_that_was_left_begins_as_a_new_one(
             writes in prop::collection::vec((0..u64::from(LENGTH) - 0x3000, 1..0x3000_usize, any::<u8>()), 0..20)
         ) {
+            let _one = ONE_AT_A_TIME.lock();
             let main = contents();
             let new = main.begin().unwrap();
             let mut left = main.begin().unwrap();
@@ -188,27 +226,31 @@ mod tests {
     }
 
     #[test]
-    fn no_segment_is_kept_that_another_region_has() {
+    fn no_segment_is_kept_that_another_region_has_nor_longer_than_its_contents() {
+        let _one = ONE_AT_A_TIME.lock();
         let main = contents();
         let mut left = main.begin().unwrap();
         let other = left.clone();
         main.end(&mut left);
-        assert!(main.kept.lock().is_empty());
+        assert_eq!(kept(&main), 0);
         drop(other);
         main.end(&mut left);
-        assert_eq!(main.kept.lock().len(), 1);
+        assert_eq!(kept(&main), 1);
+        let address = Arc::as_ptr(&main);
+        drop(main);
+        assert!(!LEFT.lock().iter().any(|left| std::ptr::eq(left.origin.as_ptr(), address)));
     }
 
     #[test]
     fn a_few_segments_are_kept_and_each_is_one_cluster_s_only() {
+        let _one = ONE_AT_A_TIME.lock();
         let main = contents();
         let mut left: Vec<Region> = (0..KEPT + 3).map(|_| main.begin().unwrap()).collect();
         left.iter_mut().for_each(|region| main.end(region));
         drop(left);
-        assert_eq!(main.kept.lock().len(), KEPT);
+        assert!(LEFT.lock().len() <= KEPT);
         let taken: Vec<Region> = (0..=KEPT).map(|_| main.begin().unwrap()).collect();
-        let inodes: std::collections::BTreeSet<u64> =
-            taken.iter().map(|region| region.file().metadata().unwrap().ino()).collect();
+        let inodes: BTreeSet<u64> = taken.iter().map(|region| region.file().metadata().unwrap().ino()).collect();
         assert_eq!(inodes.len(), KEPT + 1);
     }
 }

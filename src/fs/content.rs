@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     chunk::{CHUNK, Chunk},
+    chunks::{Chunks, SharedChunk},
     extent::Extent,
 };
 
@@ -17,21 +18,18 @@ const CHUNK_U64: u64 = CHUNK as u64;
 /// The bytes that a chunk is counted with: its content, the reference counts and a slot in the map.
 const CHUNK_COST: usize = CHUNK + 48;
 
-/// A chunk that clones of a content share; its bytes after the end of the file are zero.
-type SharedChunk = Arc<Chunk>;
-
 /// The content of a file when its tree was frozen, shared by many files of many trees.
 #[derive(Clone, Debug)]
 struct Layer {
     extent: Option<Extent>,
     /// Chunks that replace the extent's bytes.
-    chunks: BTreeMap<u64, SharedChunk>,
+    chunks: Chunks,
 }
 
 impl Layer {
     /// Copies bytes of one chunk into `target`.
     fn read(&self, offset: u64, target: &mut [u8]) {
-        if let Some(chunk) = self.chunks.get(&(offset / CHUNK_U64)) {
+        if let Some(chunk) = self.chunks.get(offset / CHUNK_U64) {
             let within = within_chunk(offset);
             target.copy_from_slice(&chunk[within..within + target.len()]);
         } else if let Some(extent) = &self.extent {
@@ -43,7 +41,7 @@ impl Layer {
 
     /// Whether the layer has no bytes at chunk `index`.
     fn is_hole(&self, index: u64) -> bool {
-        !self.chunks.contains_key(&index)
+        self.chunks.get(index).is_none()
             && self.extent.as_ref().is_none_or(|extent| index.saturating_mul(CHUNK_U64) >= extent.len() as u64)
     }
 }
@@ -111,7 +109,7 @@ impl Content {
     /// A file of `len` bytes that begins with the bytes of `extent`; the rest is a hole.
     #[must_use]
     pub(super) fn of_length(len: u64, extent: Extent) -> Self {
-        let base = (!extent.is_empty()).then(|| Arc::new(Layer { extent: Some(extent), chunks: BTreeMap::new() }));
+        let base = (!extent.is_empty()).then(|| Arc::new(Layer { extent: Some(extent), chunks: Chunks::default() }));
         Self { len, base, visible: len, changed: BTreeMap::new() }
     }
 
@@ -224,11 +222,11 @@ impl Content {
         }
         let mut layer = match self.base.take() {
             Some(base) => Arc::unwrap_or_clone(base),
-            None => Layer { extent: None, chunks: BTreeMap::new() },
+            None => Layer { extent: None, chunks: Chunks::default() },
         };
         layer.extent = layer.extent.map(|extent| extent.shortened(self.visible));
-        layer.chunks.split_off(&self.visible.div_ceil(CHUNK_U64));
-        if let Some(last) = layer.chunks.get_mut(&(self.visible / CHUNK_U64)) {
+        layer.chunks.truncate(self.visible.div_ceil(CHUNK_U64));
+        if let Some(last) = layer.chunks.get_mut(self.visible / CHUNK_U64) {
             unshared(last)[within_chunk(self.visible)..].fill(0);
         }
         layer.chunks.append(&mut self.changed);
@@ -283,8 +281,7 @@ impl Content {
         if let Some(base) = &self.base {
             let extent = base.extent.as_ref().map_or(0, |extent| extent.len() as u64);
             indexes.extend(0..extent.min(self.visible).div_ceil(CHUNK_U64));
-            let shown = ..self.visible.div_ceil(CHUNK_U64);
-            indexes.extend(base.chunks.range(shown).map(|(index, _)| *index));
+            indexes.extend(base.chunks.numbers(self.visible.div_ceil(CHUNK_U64)));
         }
         indexes.sort_unstable();
         indexes.dedup();

@@ -2,7 +2,7 @@
 //!
 //! # Layout, in reading order
 //!
-//! * `extent`, `chunk`, `content`: the bytes of files: immutable and shared below, changed chunks above.
+//! * `extent`, `chunk`, `chunks`, `content`: the bytes of files: immutable and shared below, changed chunks above.
 //! * `shared`: the bytes of files that several processes have mapped.
 //! * `storage`, `host`, `written`: files that outlive the program, in a directory of the host, and their first sync.
 //! * `directory`, `device`, `node`: the kinds of inodes.
@@ -20,6 +20,7 @@ mod added;
 mod archive;
 mod bundle;
 mod chunk;
+mod chunks;
 mod content;
 mod descriptors;
 mod device;
