@@ -87,7 +87,7 @@ test-dist: toolchain $(PGLITE) ## this machine's archive of make dist in Elixir 
 	$(TEST_DIST) .ci/elixir-integration test/elixir_alone_test.exs
 
 .PHONY: test-arm64
-test-arm64: ## the arm64 archive under QEMU's emulator, also with pages of 16 and 64 KiB, then without traps (some minutes)
+test-arm64: $(POSTGIS) ## the arm64 archive under QEMU's emulator, also with pages of 16 and 64 KiB, then without traps (some minutes)
 	.ci/dist-test aarch64-unknown-linux-gnu
 	.ci/dist-test aarch64-unknown-linux-gnu 16384
 	.ci/dist-test aarch64-unknown-linux-gnu 65536

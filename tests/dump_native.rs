@@ -81,8 +81,8 @@ fn run(file: &str, url: &str) {
     assert_eq!(status, Some(if errors.is_empty() { 0 } else { 3 }), "{said}");
 }
 
-/// Has a dump of an installed server run by `server`, and a dump of that by the installed one. The table of many types has
-/// so many rows besides the unusual ones, each of about 250 bytes in a dump.
+/// Has a dump of an installed server run by `server`, and a dump of that by the installed one. The table of many types
+/// has so many rows besides the unusual ones, each of about 250 bytes in a dump.
 fn goes_there_and_back(server: &Server, many: u32) {
     let (native, place) = (Native::start(&[]), Place::new());
     let mut origin = native.config().connect(NoTls).expect("a session");

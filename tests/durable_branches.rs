@@ -6,8 +6,10 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
     },
     thread,
+    time::Duration,
 };
 
 use pglite_port::{
@@ -35,6 +37,34 @@ fn connect(connections: &Arc<Connections>) -> Local {
     Local::connect_to(connections, DEFAULT_CLUSTER)
 }
 
+/// How long a session that does not have to wait may take on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Makes a branch, and has a session commit while a file of the origin's databases is being read for it.
+fn commits_meanwhile(
+    storage: &Memory,
+    databases: &Arc<Databases>,
+    mut session: Local,
+    name: &'static str,
+    insert: &'static str,
+) -> Local {
+    storage.hold(Operation::Read, b"base");
+    let making = thread::spawn({
+        let databases = databases.clone();
+        move || branch(&databases, name)
+    });
+    storage.wait_until_one_is_held();
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        session.values(insert);
+        done.send(session)
+    });
+    let session = is_done.recv_timeout(PATIENCE);
+    storage.release();
+    making.join().expect("no panic");
+    session.expect("it commits while the files are read")
+}
+
 #[test]
 fn sessions_commit_while_the_files_are_copied_and_the_branch_has_it() {
     let storage = Memory::default();
@@ -43,18 +73,18 @@ fn sessions_commit_while_the_files_are_copied_and_the_branch_has_it() {
     session.values("create table t as select n from generate_series(1, 1000) n");
     // From now on it reads nothing from the disk.
     session.values("insert into t values (0)");
-    storage.hold(Operation::Read, b"base");
-    let making = thread::spawn({
-        let databases = databases.clone();
-        move || branch(&databases, "branch")
-    });
-    storage.wait_until_one_is_held();
-    session.values("insert into t values (-1)");
-    storage.release();
-    making.join().expect("no panic");
+    let mut session = commits_meanwhile(&storage, &databases, session, "first", "insert into t values (-1)");
     let count = "select count(*), min(n) from t";
-    assert_eq!(Local::connect_to(&connections, "branch").values(count), ["1002", "-1"]);
-    drop(session);
+    assert_eq!(Local::connect_to(&connections, "first").values(count), ["1002", "-1"]);
+    // The next branch reads a table that was made since, and one that was cut.
+    session.values("create table u as select repeat('x', 500) from generate_series(1, 5000)");
+    session.values("delete from t where n > 500");
+    session.values("vacuum t");
+    let session = commits_meanwhile(&storage, &databases, session, "second", "insert into t values (-2)");
+    let mut second = Local::connect_to(&connections, "second");
+    assert_eq!(second.values(count), ["503", "-2"]);
+    assert_eq!(second.values("select count(*) from u"), ["5000"]);
+    drop((session, second));
     connections.shut_down();
 }
 

@@ -238,7 +238,8 @@ const OTHERS: [Use; 3] = [
     ),
     extension(
         "create extension postgis_tiger_geocoder cascade",
-        "insert into tiger.state (statefp, region, division, stusps, name) values ('25', '1', '1', 'MA', 'Massachusetts'); \
+        "insert into tiger.state (statefp, region, division, stusps, name) \
+            values ('25', '1', '1', 'MA', 'Massachusetts'); \
          insert into tiger.zip_state (zip, stusps, statefp) values ('02109', 'MA', '25'); \
          insert into tiger.place (statefp, placefp, plcidfp, name) values ('25', '07000', '2507000', 'Boston'); \
          insert into tiger.faces (tfid, statefp, placefp) values (1, '25', '07000'); \
@@ -309,7 +310,8 @@ fn its_other_extensions_do_what_they_are_for_in_a_directory_and_go_on_after_a_re
     let running = server(pglite.path(), &data);
     let peer = Peer::connect(&running);
     read_others(&peer);
-    peer.run("select topology.st_addisonode('city', 0, 'SRID=4326;POINT(3 4)'); insert into rasters select 21, r from rasters where n = 20");
+    peer.run("select topology.st_addisonode('city', 0, 'SRID=4326;POINT(3 4)')");
+    peer.run("insert into rasters select 21, r from rasters where n = 20");
     assert_eq!(
         peer.value("select string_agg(st_astext(geom), ' ' order by node_id) from city.node"),
         "POINT(1 2) POINT(3 4)"

@@ -34,6 +34,8 @@ const KINDS: u64 = 7;
 /// How many mappings more there may be after a round, for the allocator's and those of the stacks that it keeps: fewer
 /// than one for each of the clients. A clone has seventeen.
 const MORE_MAPPINGS: usize = 40;
+/// How many segments of shared memory of ended clusters are kept at most, each of which is a file descriptor.
+const SEGMENTS: usize = 8;
 /// How much private memory may grow in the second round, in MiB: by WAL and by what a process of the cluster has at the
 /// moment. It is a part of what the sessions of a round take.
 const MORE_MEMORY: f64 = 40.0;
@@ -257,7 +259,7 @@ impl Possessions {
 
     fn is_more_than(&self, others: &Self) -> bool {
         self.threads.iter().any(|(name, count)| others.threads.get(name).is_none_or(|others| count > others))
-            || self.open_files > others.open_files
+            || self.open_files > others.open_files + SEGMENTS
             || self.mappings > others.mappings + MORE_MAPPINGS
             || self.memory > others.memory + MORE_MEMORY
     }

@@ -101,7 +101,7 @@ impl MainSegment {
         Ok(region)
     }
 
-    /// Keeps a segment that [`MainSegment::begin`] has made, if it is the last user of its memory, which is mapped nowhere.
+    /// Keeps a segment that [`MainSegment::begin`] has made, if nothing else has its memory, which is mapped nowhere.
     pub(super) fn end(self: &Arc<Self>, region: &mut Region) {
         let Some(file) = region.unshared() else { return };
         match self.restore(&file) {

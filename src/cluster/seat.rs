@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use parking_lot::Mutex;
@@ -95,7 +96,7 @@ impl Seats {
     pub(crate) fn join_as(self: &Arc<Self>, process_id: i32, priority: Priority) -> Seat {
         let signals = Arc::new(Signals::new(self.baton.slice()));
         self.taken.lock().by_process_id.insert(process_id, Occupant { signals: signals.clone(), priority });
-        Seat { seats: self.clone(), process_id, priority, signals, has_turn: false }
+        Seat { seats: self.clone(), process_id, priority, signals, has_turn: false, begun: None }
     }
 
     /// The number of clients' sessions.
@@ -188,6 +189,8 @@ pub(crate) struct Seat {
     priority: Priority,
     signals: Arc<Signals>,
     has_turn: bool,
+    /// When the last turn of a process of the cluster itself began.
+    begun: Option<Instant>,
 }
 
 impl Seat {
@@ -278,6 +281,17 @@ impl Seat {
         Ok(())
     }
 
+    /// A process of the cluster itself that has had its turn for a while lends it if others wait. The process must have
+    /// the turn.
+    ///
+    /// # Errors
+    /// [`Crashed`]
+    pub(crate) fn give_way(&mut self) -> Result<(), Crashed> {
+        let least = self.seats.baton.slice().least();
+        let is_due = self.others_wait() && self.begun.is_some_and(|begun| begun.elapsed() >= least);
+        if is_due { self.lend_turn() } else { Ok(()) }
+    }
+
     /// Called when the session cannot continue before another one has run: lets the others have their turns, and takes
     /// a turn after `is_over`, which is called at the end of each turn, and not any more when this returns.
     ///
@@ -292,6 +306,7 @@ impl Seat {
 
     fn begin_turn(&mut self) {
         self.has_turn = true;
+        self.begun = (self.priority == Priority::Background).then(Instant::now);
         self.seats.begin_turn();
     }
 
@@ -316,6 +331,8 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
+    use std::{thread, time::Duration};
+
     use super::*;
 
     #[test]
@@ -337,6 +354,36 @@ mod tests {
         assert!(first.send(second.process_id(), None));
         assert_eq!(second.signals().take().collect::<Vec<_>>(), [Signal::TERM]);
         assert!(!first.signals().any());
+    }
+
+    #[test]
+    fn a_process_of_the_cluster_gives_way_to_sessions_when_it_has_had_its_time() {
+        for (slice, priority, has_turn_first) in [
+            (Duration::ZERO, Priority::Background, "session"),
+            (Duration::from_hours(1), Priority::Background, "process"),
+            (Duration::ZERO, Priority::Client, "process"),
+        ] {
+            let seats = Arc::new(Seats::new(Arc::default(), Slice(slice)));
+            let (mut process, mut session) = (seats.join(priority), seats.join(Priority::Client));
+            let order = Arc::new(Mutex::new(Vec::new()));
+            process.take_turn().unwrap();
+            let thread = thread::spawn({
+                let order = order.clone();
+                move || {
+                    session.take_turn().unwrap();
+                    order.lock().push("session");
+                    session.end_turn();
+                }
+            });
+            while !process.others_wait() {
+                thread::yield_now();
+            }
+            process.give_way().unwrap();
+            order.lock().push("process");
+            process.end_turn();
+            thread.join().unwrap();
+            assert_eq!(order.lock()[0], has_turn_first, "{slice:?} {priority:?}");
+        }
     }
 
     #[test]

@@ -18,6 +18,12 @@ impl Slice {
         self.0 * 2 / 5
     }
 
+    /// How long a process of the cluster itself keeps its turn at least while it writes and others wait, so that a
+    /// checkpoint comes to its end beside any number of busy sessions.
+    pub(super) fn least(self) -> Duration {
+        self.0 / 10
+    }
+
     /// How long after a signal a backend has to check for interrupts also where it allocates memory: a second.
     pub(super) fn until_overdue(self) -> Duration {
         self.0 * 200

@@ -29,7 +29,8 @@ const SLAB: usize = SLOTS * CHUNK;
 /// How many free slots may keep their pages in any case: 4 MiB.
 const RECENT: usize = 512;
 
-/// Of so many slots in use, one more may: a checkpoint of a large cluster writes as many chunks as the last one has freed.
+/// Of so many slots in use, one more may: a checkpoint of a large cluster writes as many chunks as the branch before has
+/// freed.
 const IN_USE: usize = 32;
 
 /// The bytes of all files in memory.

@@ -394,6 +394,7 @@ impl Tree {
         if !nameless || self.opens.contains_key(&ino) {
             return;
         }
+        self.forget_copy_of(ino);
         if let Some(slot) = self.overlay.remove(&ino) {
             self.sizes = self.sizes.without(Sizes::of(&slot));
         }

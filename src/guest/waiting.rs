@@ -106,6 +106,18 @@ pub(super) fn wait_for_others(caller: &mut Caller<'_, Guest>) -> wasmtime::Resul
     Ok(())
 }
 
+/// Lets sessions have their turns if this is a process of the cluster itself that has had its own for a while. A
+/// checkpoint checks for no interrupts while it writes (`BufferSync` in `src/backend/storage/buffer/bufmgr.c`).
+///
+/// # Errors
+/// When another process of the cluster has crashed.
+pub(super) fn yield_to_sessions(caller: &mut Caller<'_, Guest>) -> wasmtime::Result<()> {
+    match &mut caller.data_mut().seat {
+        Some(seat) => Ok(seat.give_way()?),
+        None => Ok(()),
+    }
+}
+
 /// Calls `act`, which works on so many bytes; the other processes of the cluster have their turns meanwhile if it takes
 /// long. `act` may only use memory that no other process uses. What is longer than a page of shared buffers is in such
 /// memory.

@@ -49,7 +49,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             MODULE,
             at_offset,
             move |mut caller: Caller<'_, Guest>, fd: i32, buffers: u32, number: u32, offset: i64, count: u32| {
-                answer(&mut caller, |memory, files| transfer(memory, files, fd, (buffers, number), Some(offset), count))
+                let done = answer(&mut caller, |memory, files| {
+                    transfer(memory, files, fd, (buffers, number), Some(offset), count)
+                })?;
+                waiting::yield_to_sessions(&mut caller)?;
+                wasmtime::Result::Ok(done)
             },
         )?;
     }

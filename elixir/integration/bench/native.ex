@@ -46,15 +46,14 @@ defmodule Integration.Native do
     ]
 
     options = Enum.map_join(settings, " ", &"-c #{&1}")
-    {_output, 0} = run(prefix, "pg_ctl", arguments ++ ["-o", options, "start"])
-
-    [os_pid | _lines] = data |> Path.join("postmaster.pid") |> File.read!() |> String.split("\n")
-
-    # Also when the script fails.
+    # Also when the start or the script fails.
     System.at_exit(fn _status ->
-      {_output, 0} = run(prefix, "pg_ctl", ["-w", "-m", "immediate", "-D", data, "stop"])
+      run(prefix, "pg_ctl", ["-w", "-m", "immediate", "-D", data, "stop"])
       File.rm_rf!(directory)
     end)
+
+    {_output, 0} = run(prefix, "pg_ctl", arguments ++ ["-o", options, "start"])
+    [os_pid | _lines] = data |> Path.join("postmaster.pid") |> File.read!() |> String.split("\n")
 
     opts = [hostname: "127.0.0.1", port: port, username: "postgres", database: "postgres"]
     {opts, String.to_integer(os_pid)}

@@ -149,6 +149,13 @@ defmodule Integration.BranchSandboxModesTest do
     Sandbox.stop_owner(next)
   end
 
+  test "a branch begins with a type that needs no other" do
+    alias PgliteEx.Sandbox.Types
+    types = Types.learn(Types.new(), :all, for(oid <- [1000, 25, 16], do: %{oid: oid}))
+    assert Types.used(types) == [%{oid: 16}]
+    assert Types.used(Types.learn(Types.new(), :all, [])) == []
+  end
+
   test "Mix tasks migrate the base" do
     :ok = Sandbox.mode(Repo, :auto)
     repo = ["-r", "Integration.BranchRepo", "--quiet"]

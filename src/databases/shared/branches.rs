@@ -14,6 +14,8 @@ use crate::{
     protocol::error_response::ErrorResponse,
 };
 
+const UNREADABLE: &str = "the cluster's files cannot be read";
+
 /// A snapshot of a cluster as it was after that number of turns.
 pub(super) struct Branched {
     seats: Arc<Seats>,
@@ -68,11 +70,21 @@ impl Postmaster {
             branched.turns = turns;
             return Ok(branched.snapshot.clone());
         }
-        let recovered = self.templates.recovered(&without_slots(&frozen).map_err(reported)?)?;
-        let (settings, database) = (self.settings.of_branch(), self.last_database.lock().clone());
-        let snapshot = capture(self.templates.program(), recovered, settings, &database, self.log.clone())?;
+        let made = self.capture(&frozen);
+        if made.is_err() && last.is_none() {
+            // No branch has its bytes.
+            running.fork().tree().lock().forget_copy();
+        }
+        let snapshot = made?;
         *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone() });
         Ok(snapshot)
+    }
+
+    /// A snapshot of a cluster that starts from those files.
+    fn capture(&self, files: &Arc<FrozenTree>) -> Result<Arc<ClusterSnapshot>, ErrorResponse> {
+        let recovered = self.templates.recovered(&without_slots(files).map_err(reported)?)?;
+        let (settings, database) = (self.settings.of_branch(), self.last_database.lock().clone());
+        Ok(capture(self.templates.program(), recovered, settings, &database, self.log.clone())?)
     }
 
     /// The cluster's files after a checkpoint, and the number of turns until then.
@@ -81,13 +93,10 @@ impl Postmaster {
     /// When the checkpoint fails, the files cannot be read, or the cluster crashes meanwhile.
     fn frozen_files(&self, running: &Arc<Running>) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
         let tree = running.fork().tree().clone();
-        // Sessions go on meanwhile.
-        let copied = Tree::copy_stored(&tree).context("the cluster's files cannot be read");
-        let frozen = copied.and_then(|()| self.checkpoint(running)).and_then(|()| Self::frozen_now(running, &tree));
-        if frozen.is_err() {
-            tree.lock().forget_copy();
-        }
-        frozen
+        let copy = || Tree::copy_stored(&tree).context(UNREADABLE);
+        // Sessions go on meanwhile. The second time it is what the checkpoint has written.
+        let copied = copy().and_then(|()| self.checkpoint(running)).and_then(|()| copy());
+        copied.and_then(|()| Self::frozen_now(running, &tree)).inspect_err(|_| tree.lock().forget_copy())
     }
 
     fn frozen_now(running: &Running, tree: &Mutex<Tree>) -> anyhow::Result<(Arc<FrozenTree>, u64)> {
@@ -99,6 +108,6 @@ impl Postmaster {
         let turns = running.seats.turns();
         drop(tree);
         seat.end_turn();
-        Ok((frozen.context("the cluster's files cannot be read")?, turns))
+        Ok((frozen.context(UNREADABLE)?, turns))
     }
 }

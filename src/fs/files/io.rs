@@ -149,8 +149,8 @@ impl Files {
             drop(tree);
             let written = stored.write_at(at, bytes);
             let mut tree = self.tree.lock();
-            // Also after an error, because a part may have been written. Not before, because a copy may begin meanwhile.
-            tree.mark_changed(ino, at..end);
+            // Also after an error, because a part may have been written. Not before, when there may be no copy yet.
+            tree.mark_written(ino, at..end);
             let count = written?;
             tree.change(ino, |node| {
                 node.touch();

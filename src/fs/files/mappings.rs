@@ -134,7 +134,7 @@ impl Files {
                 let rest = len.saturating_sub(mapping.offset);
                 &memory[..usize::try_from(rest).map_or(memory.len(), |rest| rest.min(memory.len()))]
             };
-            tree.mark_changed(ino, mapping.offset..mapping.offset + memory.len() as u64);
+            tree.mark_written(ino, mapping.offset..mapping.offset + memory.len() as u64);
             written = tree.change(ino, |node| {
                 match &mut node.kind {
                     Kind::File(content) => content.write_at(mapping.offset, of_file(content.len())),

@@ -169,7 +169,7 @@ impl Files {
             _ if node.is_directory() => return Err(Errno::EISDIR),
             _ => return Err(Errno::EINVAL),
         }
-        tree.mark_changed(ino, len..tree.node(ino).map_or(len, Node::len));
+        tree.mark_cut(ino, len);
         tree.change(ino, |node| {
             match &mut node.kind {
                 Kind::File(content) => content.set_len(len),

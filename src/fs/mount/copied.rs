@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    io::ErrorKind,
+    iter,
     ops::Range,
     sync::Arc,
 };
@@ -30,90 +30,120 @@ use crate::{
 
 const CHUNK_U64: u64 = CHUNK as u64;
 
-/// The copy.
+/// The copy of files that are in the tree.
 #[derive(Debug, Default)]
-pub(super) struct Copied {
-    files: HashMap<Ino, Content>,
-    /// Chunks of any file that may have changed since they were copied.
-    changed: HashMap<Ino, BTreeSet<u64>>,
+pub(super) struct Copied(HashMap<Ino, CopiedFile>);
+
+#[derive(Debug)]
+struct CopiedFile {
+    /// Frozen, so that a clone of it shares its chunks.
+    content: Content,
+    stale: Stale,
 }
 
-impl Copied {
-    /// Those bytes of a file have changed.
-    fn mark(&mut self, ino: Ino, bytes: Range<u64>) {
-        if !bytes.is_empty() {
-            let chunks = bytes.start / CHUNK_U64..bytes.end.div_ceil(CHUNK_U64);
-            self.changed.entry(ino).or_default().extend(chunks);
-        }
-    }
+/// What of a file was not read yet, or has changed since.
+#[derive(Clone, Debug)]
+struct Stale {
+    chunks: BTreeSet<u64>,
+    /// Everything from here on: the shortest length that the file had since.
+    from: u64,
+}
 
-    /// Takes the copy of a file of `len` bytes, as the file is now.
-    fn take(
-        &mut self,
-        ino: Ino,
-        len: u64,
-        open: impl FnOnce() -> Result<Arc<dyn StoredFile>, Errno>,
-    ) -> Result<Content, Errno> {
-        let changed = self.changed.remove(&ino).unwrap_or_default();
-        let mut content = match self.files.remove(&ino) {
-            Some(content) if changed.is_empty() && content.len() == len => return Ok(content),
-            Some(mut content) => {
-                content.set_len(len);
-                let file = open()?;
-                let mut changed = changed.range(..len.div_ceil(CHUNK_U64)).copied().peekable();
-                while let Some(first) = changed.next() {
-                    // Those beside each other are read at once.
-                    let mut end = first + 1;
-                    while changed.next_if_eq(&end).is_some() {
-                        end += 1;
-                    }
-                    read_into(&mut content, &*file, first * CHUNK_U64..len.min(end * CHUNK_U64))?;
-                }
-                content
+impl Stale {
+    const NOTHING: Self = Self { chunks: BTreeSet::new(), from: u64::MAX };
+    const EVERYTHING: Self = Self { chunks: BTreeSet::new(), from: 0 };
+
+    /// The parts of a file of `len` bytes, in order. Chunks beside each other are one.
+    fn parts(&self, len: u64) -> Vec<Range<u64>> {
+        let mut parts: Vec<Range<u64>> = Vec::new();
+        let chunks = self.chunks.iter().map(|chunk| chunk * CHUNK_U64..(chunk + 1) * CHUNK_U64);
+        for part in chunks.take_while(|part| part.start < self.from).chain(iter::once(self.from..len)) {
+            let part = part.start..part.end.min(len);
+            match parts.last_mut() {
+                _ if part.is_empty() => {}
+                Some(last) if last.end >= part.start => last.end = part.end,
+                _ => parts.push(part),
             }
-            None => {
-                if !quota::has_room_for_copy(len) {
-                    return Err(Errno::ENOMEM);
-                }
-                let mut content = Content::default();
-                read_into(&mut content, &*open()?, 0..len)?;
-                content
-            }
-        };
-        // It is longer than what was read where it ends with a hole.
-        content.set_len(len);
-        content.freeze();
-        Ok(content)
+        }
+        parts
     }
+}
+
+impl CopiedFile {
+    fn unread() -> Self {
+        Self { content: Content::default(), stale: Stale::EVERYTHING }
+    }
+}
+
+/// Brings the content of a file up to date, which has `len` bytes now.
+fn update(
+    content: &mut Content,
+    stale: &Stale,
+    len: u64,
+    open: impl FnOnce() -> Result<Arc<dyn StoredFile>, Errno>,
+) -> Result<(), Errno> {
+    let parts = stale.parts(len);
+    if parts.is_empty() && content.len() == len {
+        return Ok(());
+    }
+    if !quota::has_room_for_copy(parts.iter().map(|part| part.end - part.start).sum()) {
+        return Err(Errno::ENOMEM);
+    }
+    content.set_len(content.len().min(stale.from));
+    content.set_len(len);
+    if !parts.is_empty() {
+        let file = open()?;
+        parts.into_iter().try_for_each(|part| read_into(content, &*file, part))?;
+    }
+    // A file that was cut while it was read.
+    content.set_len(len);
+    content.freeze();
+    Ok(())
 }
 
 impl Tree {
-    /// Those bytes of the file `ino` have changed. A process says it before its turn ends.
-    pub(in crate::fs) fn mark_changed(&mut self, ino: Ino, bytes: Range<u64>) {
-        if let Some(copied) = self.mount.as_mut().and_then(|mount| mount.copied.as_mut()) {
-            copied.mark(ino, bytes);
+    fn copied(&mut self, ino: Ino) -> Option<&mut CopiedFile> {
+        self.mount.as_mut()?.copied.as_mut()?.0.get_mut(&ino)
+    }
+
+    /// Those bytes of the file `ino` were written. A process says it after it has, and before its turn ends.
+    pub(in crate::fs) fn mark_written(&mut self, ino: Ino, bytes: Range<u64>) {
+        if let Some(file) = self.copied(ino).filter(|_| !bytes.is_empty()) {
+            file.stale.chunks.extend(bytes.start / CHUNK_U64..bytes.end.div_ceil(CHUNK_U64));
         }
     }
 
-    /// Copies the stored files of `tree` into memory that are not yet in its copy, while processes may write them. Two
-    /// threads must not do this at the same time.
+    /// The file `ino` gets that length.
+    pub(in crate::fs) fn mark_cut(&mut self, ino: Ino, len: u64) {
+        let is_shorter = self.node(ino).is_some_and(|node| len < node.len());
+        if let Some(file) = self.copied(ino).filter(|_| is_shorter) {
+            file.stale.from = file.stale.from.min(len);
+        }
+    }
+
+    /// The file `ino` is no longer there.
+    pub(in crate::fs) fn forget_copy_of(&mut self, ino: Ino) {
+        if let Some(copied) = self.mount.as_mut().and_then(|mount| mount.copied.as_mut()) {
+            copied.0.remove(&ino);
+        }
+    }
+
+    /// Reads what of the stored files of `tree` is not in its copy yet, while processes may write them. No two threads
+    /// may do this at the same time.
     ///
     /// # Errors
     /// Those of the storage; `ENOMEM` when the files do not fit into the program's memory.
     pub fn copy_stored(tree: &Mutex<Self>) -> Result<(), Errno> {
-        let (storage, missing) = {
+        let stale = {
             let mut tree = tree.lock();
             let Some(mount) = &mut tree.mount else { return Ok(()) };
             mount.copied.get_or_insert_default();
-            let (storage, root) = (mount.storage.clone(), mount.root);
-            let mut missing = Vec::new();
-            tree.list_stored(root, b"", &mut missing);
-            (storage, missing)
+            let root = mount.root;
+            let mut stale = Vec::new();
+            tree.list_stale(root, &mut stale);
+            stale
         };
-        for (ino, path) in missing {
-            copy_file(tree, ino, &path, &*storage)?;
-        }
-        Ok(())
+        stale.into_iter().try_for_each(|(parent, name, ino)| copy_file(tree, parent, &name, ino))
     }
 
     /// As [`Tree::freeze`], with the bytes of stored files. Nothing may write them meanwhile. What of them is not in
@@ -126,11 +156,10 @@ impl Tree {
         let Some(Mount { root, storage, copied, .. }) = &mut self.mount else { return Ok(frozen.freeze()) };
         let (root, storage) = (*root, storage.clone());
         // After an error it is not known what the copy lacks.
-        let mut before = copied.take().unwrap_or_default();
-        let mut now = Copied::default();
-        self.read_directory(root, b"", &*storage, &mut before, &mut now, &mut frozen)?;
+        let mut copy = copied.take().unwrap_or_default();
+        self.read_directory(root, b"", &*storage, &mut copy, &mut frozen)?;
         if let Some(mount) = &mut self.mount {
-            mount.copied = Some(now);
+            mount.copied = Some(copy);
         }
         Ok(frozen.freeze())
     }
@@ -142,18 +171,20 @@ impl Tree {
         }
     }
 
-    /// Adds the stored files below the directory `ino` that are not in the copy to `missing`, with their paths.
-    fn list_stored(&self, ino: Ino, path: &[u8], missing: &mut Vec<(Ino, Vec<u8>)>) {
+    /// Adds the stored files below the directory `ino` of which something is not in the copy to `stale`, with their
+    /// directories and names.
+    fn list_stale(&self, ino: Ino, stale: &mut Vec<(Ino, Arc<[u8]>, Ino)>) {
         let Some(Kind::Directory(directory)) = self.node(ino).map(|node| &node.kind) else { return };
-        let is_copied = |ino| {
-            let copied = self.mount.as_ref().and_then(|mount| mount.copied.as_ref());
-            copied.is_some_and(|copied| copied.files.contains_key(&ino))
-        };
+        let copied = self.mount.as_ref().and_then(|mount| mount.copied.as_ref());
         for (_, entry) in directory.iter_from(0) {
-            let path = joined(path, &entry.name);
             match self.node(entry.ino).map(|node| &node.kind) {
-                Some(Kind::Directory(_)) => self.list_stored(entry.ino, &path, missing),
-                Some(Kind::Stored(_)) if !is_copied(entry.ino) => missing.push((entry.ino, path)),
+                Some(Kind::Directory(_)) => self.list_stale(entry.ino, stale),
+                Some(Kind::Stored(Stored { len, .. })) => {
+                    let file = copied.and_then(|copied| copied.0.get(&entry.ino));
+                    if file.is_none_or(|file| !file.stale.parts(*len).is_empty()) {
+                        stale.push((ino, Arc::from(&*entry.name), entry.ino));
+                    }
+                }
                 _ => {}
             }
         }
@@ -165,8 +196,7 @@ impl Tree {
         ino: Ino,
         path: &[u8],
         storage: &dyn Storage,
-        before: &mut Copied,
-        now: &mut Copied,
+        copy: &mut Copied,
         target: &mut Self,
     ) -> Result<(), Errno> {
         target.change(ino, |node| {
@@ -178,11 +208,13 @@ impl Tree {
         for (_, entry) in directory.iter_from(0) {
             let path = joined(path, &entry.name);
             match self.node(entry.ino).map(|node| &node.kind) {
-                Some(Kind::Directory(_)) => self.read_directory(entry.ino, &path, storage, before, now, target)?,
+                Some(Kind::Directory(_)) => self.read_directory(entry.ino, &path, storage, copy, target)?,
                 Some(Kind::Stored(Stored { len, file })) => {
+                    let copied = copy.0.entry(entry.ino).or_insert_with(CopiedFile::unread);
                     let open = || file.clone().map_or_else(|| Ok(storage.open(&path)?), Ok);
-                    let content = before.take(entry.ino, *len, open)?;
-                    now.files.insert(entry.ino, content.clone());
+                    update(&mut copied.content, &copied.stale, *len, open)?;
+                    copied.stale = Stale::NOTHING;
+                    let content = copied.content.clone();
                     target.change(entry.ino, |node| node.kind = Kind::File(content))?;
                 }
                 _ => {}
@@ -192,26 +224,30 @@ impl Tree {
     }
 }
 
-/// Copies a file that processes may write meanwhile. One that is removed meanwhile is left out.
-fn copy_file(tree: &Mutex<Tree>, ino: Ino, path: &[u8], storage: &dyn Storage) -> Result<(), Errno> {
-    let (file, len) = match tree.lock().node(ino).map(|node| &node.kind) {
-        Some(Kind::Stored(Stored { len, file })) => (file.clone(), *len),
-        _ => return Ok(()),
-    };
-    let file = match file.map_or_else(|| storage.open(path), Ok) {
-        Ok(file) => file,
-        // It is read when the tree is frozen, if it has another name now.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    if !quota::has_room_for_copy(len) {
-        return Err(Errno::ENOMEM);
+/// Copies a file that processes may write meanwhile, if it still has that name. If not, it is read when the tree is
+/// frozen.
+fn copy_file(tree: &Mutex<Tree>, parent: Ino, name: &[u8], ino: Ino) -> Result<(), Errno> {
+    let mut locked = tree.lock();
+    if locked.lookup(parent, name).ok().flatten() != Some(ino) {
+        return Ok(());
     }
-    let mut content = Content::default();
-    read_into(&mut content, &*file, 0..len)?;
-    content.freeze();
-    if let Some(copied) = tree.lock().mount.as_mut().and_then(|mount| mount.copied.as_mut()) {
-        copied.files.insert(ino, content);
+    let Some(Kind::Stored(Stored { len, file })) = locked.node(ino).map(|node| node.kind.clone()) else {
+        return Ok(());
+    };
+    // Opened while it has the name.
+    let file = match file {
+        Some(file) => file,
+        None => locked.in_storage(parent, name, |storage, path| storage.open(path))?.ok_or(Errno::ENOENT)?,
+    };
+    let Some(copied) = locked.mount.as_mut().and_then(|mount| mount.copied.as_mut()) else { return Ok(()) };
+    let copied = copied.0.entry(ino).or_insert_with(CopiedFile::unread);
+    // What is written from now on is read once more.
+    let stale = std::mem::replace(&mut copied.stale, Stale::NOTHING);
+    let mut content = copied.content.clone();
+    drop(locked);
+    update(&mut content, &stale, len, || Ok(file))?;
+    if let Some(copied) = tree.lock().copied(ino) {
+        copied.content = content;
     }
     Ok(())
 }

@@ -29,9 +29,10 @@ defmodule PgliteEx.Sandbox.Types do
   `:used`.
   """
   @spec learn(t, :all | :used, [struct]) :: t
-  def learn(%{known: known}, :all, all) when known == %{} do
-    # One is enough: Postgrex asks for all types where it has none.
-    %{known: Map.new(all, &{&1.oid, &1}), used: MapSet.new(Enum.take(all, 1), & &1.oid)}
+  def learn(%{known: known}, :all, [_ | _] = all) when known == %{} do
+    # One is enough: Postgrex asks for all types where it has none. The first one is `bool`, which needs no other, as
+    # an array needs that of its elements.
+    %{known: Map.new(all, &{&1.oid, &1}), used: MapSet.new([Enum.min_by(all, & &1.oid).oid])}
   end
 
   # Of another one of the first branches.
@@ -88,12 +89,19 @@ defmodule PgliteEx.Sandbox.Types do
   defp with_table(Protocol, opts, fun) do
     with true <- Enum.all?(@functions, &exported?/1),
          server = TypeSupervisor.locate(opts[:types], key(opts)),
-         {:lock, lock, {_module, table}} <- TypeServer.fetch(server),
+         {:lock, lock, {_module, table}} <- fetch(server),
          do: fun.(server, lock, table),
          else: (_another_version -> [])
   end
 
   defp with_table(_another_driver, _opts, _fun), do: []
+
+  # It waits while another process asks for types, and exits when that takes too long.
+  defp fetch(server) do
+    TypeServer.fetch(server)
+  catch
+    :exit, _reason -> :unavailable
+  end
 
   defp exported?({module, name, arity}),
     do: Code.ensure_loaded?(module) and function_exported?(module, name, arity)
