@@ -26,12 +26,8 @@ pub(super) const CHUNK: usize = 8192;
 const SLOTS: usize = 512;
 const SLAB: usize = SLOTS * CHUNK;
 
-/// How many free slots may keep their pages in any case: 4 MiB.
+/// The maximum number of free slots that keep their pages: 4 MiB.
 const RECENT: usize = 512;
-
-/// Of so many slots in use, one more may: a checkpoint of a large cluster writes as many chunks as the branch before has
-/// freed.
-const IN_USE: usize = 32;
 
 /// The bytes of all files in memory.
 static SLABS: Mutex<Slabs> = Mutex::new(Slabs::new());
@@ -143,17 +139,14 @@ struct Slabs {
     with_room: BTreeSet<usize>,
     /// The slots that were freed last; their slabs still count them as used.
     recent: Vec<Slot>,
-    /// How many slots have a chunk.
-    in_use: usize,
 }
 
 impl Slabs {
     const fn new() -> Self {
-        Self { by_address: BTreeMap::new(), with_room: BTreeSet::new(), recent: Vec::new(), in_use: 0 }
+        Self { by_address: BTreeMap::new(), with_room: BTreeSet::new(), recent: Vec::new() }
     }
 
     fn take(&mut self) -> Slot {
-        self.in_use += 1;
         if let Some(slot) = self.recent.pop() {
             return slot;
         }
@@ -196,8 +189,7 @@ impl Slabs {
 fn free(slabs: &Mutex<Slabs>, slot: Slot) {
     let mut guard = slabs.lock();
     guard.recent.push(slot);
-    guard.in_use -= 1;
-    if guard.recent.len() < RECENT.max(guard.in_use / IN_USE) {
+    if guard.recent.len() < RECENT {
         return;
     }
     let mut slots = mem::replace(&mut guard.recent, Vec::with_capacity(RECENT));

@@ -95,8 +95,6 @@ fn update(
         let file = open()?;
         parts.into_iter().try_for_each(|part| read_into(content, &*file, part))?;
     }
-    // A file that was cut while it was read.
-    content.set_len(len);
     content.freeze();
     Ok(())
 }
