@@ -288,7 +288,8 @@ impl Seat {
     /// [`Crashed`]
     pub(crate) fn give_way(&mut self) -> Result<(), Crashed> {
         let least = self.seats.baton.slice().least();
-        let is_due = self.others_wait() && self.begun.is_some_and(|begun| begun.elapsed() >= least);
+        // The turn of a client's session has no beginning, and no clock is read while nobody waits.
+        let is_due = self.begun.is_some_and(|begun| self.others_wait() && begun.elapsed() >= least);
         if is_due { self.lend_turn() } else { Ok(()) }
     }
 

@@ -100,8 +100,12 @@ fn update(
 }
 
 impl Tree {
+    fn copy(&mut self) -> Option<&mut Copied> {
+        self.mount.as_mut()?.copied.as_mut()
+    }
+
     fn copied(&mut self, ino: Ino) -> Option<&mut CopiedFile> {
-        self.mount.as_mut()?.copied.as_mut()?.0.get_mut(&ino)
+        self.copy()?.0.get_mut(&ino)
     }
 
     /// Those bytes of the file `ino` were written. A process says it after it has, and before its turn ends.
@@ -121,8 +125,8 @@ impl Tree {
 
     /// The file `ino` is no longer there.
     pub(in crate::fs) fn forget_copy_of(&mut self, ino: Ino) {
-        if let Some(copied) = self.mount.as_mut().and_then(|mount| mount.copied.as_mut()) {
-            copied.0.remove(&ino);
+        if let Some(copy) = self.copy() {
+            copy.0.remove(&ino);
         }
     }
 
@@ -237,8 +241,8 @@ fn copy_file(tree: &Mutex<Tree>, parent: Ino, name: &[u8], ino: Ino) -> Result<(
         Some(file) => file,
         None => locked.in_storage(parent, name, |storage, path| storage.open(path))?.ok_or(Errno::ENOENT)?,
     };
-    let Some(copied) = locked.mount.as_mut().and_then(|mount| mount.copied.as_mut()) else { return Ok(()) };
-    let copied = copied.0.entry(ino).or_insert_with(CopiedFile::unread);
+    let Some(copy) = locked.copy() else { return Ok(()) };
+    let copied = copy.0.entry(ino).or_insert_with(CopiedFile::unread);
     // What is written from now on is read once more.
     let stale = std::mem::replace(&mut copied.stale, Stale::NOTHING);
     let mut content = copied.content.clone();
