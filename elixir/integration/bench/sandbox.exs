@@ -5,18 +5,26 @@
 #
 # The program is the one of `PgliteEx.Executable`; an optimised one is named by the environment variable PGLITE_PORT.
 
-Code.require_file("native.ex", __DIR__)
+Code.require_file("../../test/support/operating_system.ex", __DIR__)
+Code.require_file("../../test/support/native_postgres.ex", __DIR__)
 
 defmodule SandboxBench do
   import Ecto.Query
 
-  alias Integration.{Account, BranchRepo, Native, Post, SandboxRepo}
+  alias Integration.{Account, BranchRepo, Post, SandboxRepo}
+  alias PgliteEx.NativePostgres
 
   @modules 20
   # As many connections as a branch may have.
   @pool_size 4
   # As many tests as ExUnit runs at the same time, each of which has one connection.
   @native_pool_size System.schedulers_online() * 2
+  # Where `make target/postgres-18/bin` puts native PostgreSQL, and its data, on the disk of the project, because the
+  # temporary directory may be in memory.
+  @native [
+    programs: Path.expand("../../../target/postgres-18/bin", __DIR__),
+    directory: Path.expand("../../../target/tmp", __DIR__)
+  ]
   # What a test does, in its order.
   @phases ~w(owner first others stop)a
 
@@ -58,9 +66,13 @@ defmodule SandboxBench do
     os_pid = receive do: ({:os_pid, os_pid} -> os_pid)
     {:ok, _repo} = BranchRepo.start_link(pool_size: @pool_size)
 
-    {opts, postmaster} = Native.start!()
+    File.mkdir_p!(@native[:directory])
+    at_exit = &System.at_exit(fn _status -> &1.() end)
+    opts = NativePostgres.start!([on_exit: at_exit] ++ @native)
     own = [pool: Ecto.Adapters.SQL.Sandbox, pool_size: @native_pool_size]
     {:ok, _repo} = SandboxRepo.start_link(opts ++ own)
+    file = SandboxRepo.query!("select pg_read_file('postmaster.pid')").rows
+    [[postmaster | _lines]] = for [text] <- file, do: String.split(text, "\n")
 
     migrations = Application.app_dir(:integration, "priv/repo/migrations")
     Code.put_compiler_option(:ignore_module_conflict, true)
