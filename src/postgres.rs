@@ -31,6 +31,18 @@ pub(crate) mod latch {
     pub(crate) const OWNER: u32 = 12;
 }
 
+/// The queue of messages about changed catalogs: `SISeg` and `ProcState` (`src/backend/storage/ipc/sinvaladt.c`).
+pub(crate) mod messages {
+    /// Offset of `maxMsgNum` in the queue, an `int`: the number of the next message.
+    pub(crate) const NEXT: u32 = 4;
+    /// Bytes of a process' place in it.
+    pub(crate) const PLACE: u32 = 16;
+    /// Offset of `resetState` in a place, a `bool`: the process has missed messages.
+    pub(crate) const HAS_MISSED: u32 = 8;
+    /// Offset of `hasMessages` in a place, a `bool`: there are messages to read.
+    pub(crate) const HAS_MESSAGES: u32 = 10;
+}
+
 /// `struct WaitEventSet` and `WaitEvent` (`src/backend/storage/ipc/waiteventset.c`, `src/include/storage/waiteventset.h`).
 pub(crate) mod wait_event_set {
     /// Offset of `nevents`, an `int`.
@@ -407,6 +419,8 @@ pub(crate) mod port_struct {
     pub(crate) const RULE_TEXT: u32 = 8;
     /// Offset of `ssl_in_use`, a byte, which `check_hba` (`src/backend/libpq/hba.c`) compares with the kind of a rule.
     pub(crate) const SSL_IN_USE: u32 = 488;
+    /// Bytes up to what only encryption in the guest uses, which this build has not.
+    pub(crate) const USED: u32 = 492;
     /// Bytes of `struct sockaddr_storage`, which `salen` follows in a `SockAddr` (`src/include/libpq/pqcomm.h`).
     pub(crate) const STORAGE: usize = 128;
 }

@@ -4,13 +4,17 @@
 //! Captured are the pre-fork image, which all copies map, the contents of shared memory, which each copy gets anew
 //! because its processes write it, and the files, of which each copy has an overlay.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use parking_lot::Mutex;
 
 use super::{
     Fork,
     fork::{Parent, mapped_regions},
+    model::{Inheritance, Model},
 };
 use crate::{
     cluster::{MainSegment, SharedMemory},
@@ -20,6 +24,10 @@ use crate::{
 /// A captured cluster.
 pub(crate) struct ClusterSnapshot {
     parent: Arc<Parent>,
+    /// What sessions of its copies begin with, as soon as there is one.
+    model: Arc<OnceLock<Model>>,
+    /// How often it was asked whether a model is wanted.
+    uses: AtomicUsize,
     main: Arc<MainSegment>,
     /// The memory objects of `/dev/shm`.
     objects: SharedObjects,
@@ -36,6 +44,8 @@ impl ClusterSnapshot {
         let objects = tree.copy_shared_objects()?;
         Ok(Self {
             parent: fork.parent.clone(),
+            model: Arc::default(),
+            uses: AtomicUsize::new(0),
             main: Arc::new(fork.shared.main_segment()?),
             objects,
             files: tree.freeze(),
@@ -53,6 +63,18 @@ impl ClusterSnapshot {
         let tree = Arc::new(Mutex::new(tree));
         let files = Files::resume(tree.clone(), &self.parent.process, Box::new(Silent));
         let shared = Arc::new(SharedMemory::with_main(&self.main, mapped_regions(&files), &quota)?);
-        Ok(Fork { parent: self.parent.clone(), shared, tree })
+        let inheritance = Some(Inheritance::new(self.model.clone()));
+        Ok(Fork { parent: self.parent.clone(), shared, tree, inheritance })
+    }
+
+    /// Whether the caller should make a model of its sessions: one that makes the copy of that number is.
+    pub(crate) fn wants_model(&self, copy: usize) -> bool {
+        self.uses.fetch_add(1, Ordering::Relaxed) + 1 == copy
+    }
+
+    /// Sessions of its copies, also of those that were made before, begin with `model`, which was made in a copy.
+    pub(crate) fn set_model(&self, model: Model) {
+        // Only who was asked to has one.
+        let _ = self.model.set(model);
     }
 }

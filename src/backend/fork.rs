@@ -13,16 +13,15 @@ use anyhow::{Context, bail, ensure};
 use parking_lot::Mutex;
 use wasmtime::{AsContext, AsContextMut, Caller, Memory, Ref};
 
-use super::{Backend, Registers, client_session::SessionExit};
+use super::{Backend, Registers, client_session::SessionExit, model::Inheritance};
 use crate::{
     backend::{footprint::PageMap, program::Program},
     client::{Endpoints, NoClient},
     cluster::{KeepsLocks, Region, SharedMemory, main_segment},
-    fs::{Files, ProcessState, Silent, Tree},
+    fs::{Console, Files, ProcessState, Silent, Tree},
     guest::{ClientStream, Guest, Library, Setup, call},
     image::Image,
     instrument::HAS_CHECKPOINTER,
-    log::LineConsole,
     postgres::{catalog, checkpoint, child, destination, latch, process::EXIT_FATAL},
 };
 
@@ -43,11 +42,13 @@ pub(crate) struct Fork {
     pub(super) parent: Arc<Parent>,
     pub(super) shared: Arc<SharedMemory>,
     pub(super) tree: Arc<Mutex<Tree>>,
+    /// What sessions begin with instead.
+    pub(super) inheritance: Option<Inheritance>,
 }
 
-/// The private state of a postmaster.
+/// The private state of a postmaster, or of another process that processes begin with.
 pub(super) struct Parent {
-    image: Image,
+    pub(super) image: Image,
     registers: Registers,
     pub(super) process: ProcessState,
     /// The libraries of `shared_preload_libraries`.
@@ -82,19 +83,32 @@ impl Fork {
         loaded: &Image,
         shared: Arc<SharedMemory>,
     ) -> anyhow::Result<Self> {
-        let registers = Registers::capture(store)?;
-        let guest = store.as_context().data();
-        let memory = guest.memory()?;
-        let (process, tree, libraries) = (guest.files.state(), guest.files.tree().clone(), guest.libraries.loaded());
-        let used = used_pages(store, memory, loaded);
-        let image = Image::in_memory(memory.data(&*store), &used, &shared.ranges())?;
-        let parent = Arc::new(Parent { image, registers, process, libraries });
-        Ok(Self { parent, shared, tree })
+        let parent = Arc::new(capture(store, loaded, &shared)?);
+        let tree = store.as_context().data().files.tree().clone();
+        Ok(Self { parent, shared, tree, inheritance: None })
     }
 
     /// Counts the shared memory that the processes have used so far.
     pub(crate) fn count_shared_memory(&self) {
         self.shared.count();
+    }
+
+    /// A new process for a session in `database`, as [`Self::start`].
+    ///
+    /// # Errors
+    /// When the system has no more memory mappings to give.
+    pub(crate) fn start_session(
+        &self,
+        database: &[u8],
+        program: &Program,
+        console: impl Console + 'static,
+        setup: impl FnOnce(Files) -> Setup,
+    ) -> anyhow::Result<Backend> {
+        let inherited = self.inheritance.as_ref().and_then(|inheritance| inheritance.for_database(database));
+        let Some((parent, caches)) = inherited else { return self.start(program, console, setup) };
+        let mut backend = self.start_from(parent, program, console, setup)?;
+        backend.guest().set_caches(caches);
+        Ok(backend)
     }
 
     /// A new process, which has not run yet; `setup` makes its other parts from its files.
@@ -107,10 +121,20 @@ impl Fork {
     pub(crate) fn start(
         &self,
         program: &Program,
-        console: LineConsole,
+        console: impl Console + 'static,
         setup: impl FnOnce(Files) -> Setup,
     ) -> anyhow::Result<Backend> {
-        let Parent { image, registers, process, libraries } = &*self.parent;
+        self.start_from(&self.parent, program, console, setup)
+    }
+
+    fn start_from(
+        &self,
+        parent: &Parent,
+        program: &Program,
+        console: impl Console + 'static,
+        setup: impl FnOnce(Files) -> Setup,
+    ) -> anyhow::Result<Backend> {
+        let Parent { image, registers, process, libraries } = parent;
         let files = Files::resume(self.tree.clone(), process, Box::new(console));
         let mut backend = Backend::resume(program, setup(files), image, registers, libraries)?;
         let memory = backend.exports()?.memory;
@@ -128,6 +152,24 @@ impl Fork {
     pub(crate) fn tree(&self) -> &Arc<Mutex<Tree>> {
         &self.tree
     }
+}
+
+/// The private state of the process in `store`, whose memory was loaded from `loaded`.
+///
+/// # Errors
+/// When the system has no memory.
+pub(super) fn capture(
+    store: &mut impl AsContextMut<Data = Guest>,
+    loaded: &Image,
+    shared: &SharedMemory,
+) -> anyhow::Result<Parent> {
+    let registers = Registers::capture(store)?;
+    let guest = store.as_context().data();
+    let memory = guest.memory()?;
+    let (process, libraries) = (guest.files.state(), guest.libraries.loaded());
+    let used = used_pages(store, memory, loaded);
+    let image = Image::in_memory(memory.data(&*store), &used, &shared.ranges())?;
+    Ok(Parent { image, registers, process, libraries })
 }
 
 /// The regions of shared memory that a process has mapped besides the main segment.
@@ -184,7 +226,7 @@ impl Backend {
         Ok(SessionExit::Unheard)
     }
 
-    fn run_session_for(&mut self, login: Login<'_>) -> anyhow::Result<()> {
+    pub(super) fn run_session_for(&mut self, login: Login<'_>) -> anyhow::Result<()> {
         self.become_child(destination::REMOTE, true)?;
         self.write(self.facts().is_postmaster_environment, &[1])?;
         let port: u32 = self.call("pgl_getMyProcPort", ())?;

@@ -10,6 +10,7 @@
 //! * `housekeeping`: the checkpoints of a backend of its own
 //! * `postmaster`: the parent of the processes of a running cluster
 //! * `fork`: those processes
+//! * `model`: a process whose caches others begin with
 //! * `cluster_snapshot`: a cluster captured before it has any, and its copies
 //! * `identity`: what no two backends may share
 //! * `endpoints`: where a backend's client is
@@ -26,6 +27,7 @@ pub(crate) mod footprint;
 mod fork;
 mod housekeeping;
 mod identity;
+mod model;
 mod postmaster;
 pub(crate) mod program;
 mod registers;
@@ -58,6 +60,7 @@ pub(crate) use client_session::{BOOTSTRAP_USER, OnAdmitted, Session, SessionExit
 pub(crate) use cluster_snapshot::ClusterSnapshot;
 pub(crate) use fork::{Fork, Login};
 pub(crate) use identity::timestamp;
+pub(crate) use model::Model;
 pub(crate) use registers::Registers;
 
 /// A running backend, on whatever thread has it.

@@ -50,7 +50,11 @@ impl Snapshots {
         }
         let files = self.templates.copy(name)?;
         let (program, settings, log) = (self.templates.program(), self.settings.clone(), self.log.clone());
-        let snapshot = shared::capture(program, files, settings, &template.database, log)?;
+        let snapshot = shared::capture(program, files, settings.clone(), &template.database, log.clone())?;
+        // A template is made to be copied.
+        if snapshot.wants_model(1) {
+            shared::add_model(program, &snapshot, settings, &template.database, log);
+        }
         *slot = Some(Made { template, snapshot: snapshot.clone() });
         Ok(snapshot)
     }

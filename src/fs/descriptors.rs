@@ -119,6 +119,11 @@ fn place<T>(slots: &mut Vec<Option<T>>, value: T) -> usize {
 }
 
 impl Descriptors {
+    /// How many are open.
+    pub(super) fn count(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
     fn index(&self, fd: i32) -> Result<usize, Errno> {
         let slot = usize::try_from(fd).ok().and_then(|fd| self.slots.get(fd));
         slot.copied().flatten().ok_or(Errno::EBADF)

@@ -5,6 +5,7 @@
 //! (`syscalls`, `wasi`). `I32Exit` unwinds for `exit`. Everything else ends the instance as a trap does.
 
 mod authentication;
+mod caches;
 pub(crate) mod call;
 mod callbacks;
 #[cfg(feature = "record-calls")]
@@ -56,6 +57,7 @@ use crate::{
 };
 
 pub(crate) use authentication::AUTHENTICATION_OK;
+pub(crate) use caches::{Caches, StoppedAtExit, next_message};
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE, set_errno};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};
@@ -115,6 +117,8 @@ pub(crate) struct Guest {
     pub(crate) is_idle: bool,
     /// The processor time of its thread when its client was found to have left, in nanoseconds.
     alone_since: Option<u64>,
+    /// The caches that it began with.
+    caches: Option<Arc<Caches>>,
     /// What its memory and its table have grown by.
     pub(crate) growth: Growth,
     /// The functions that messages of logical replication call.
@@ -186,6 +190,7 @@ impl Guest {
             anonymous: Vec::new(),
             is_idle: false,
             alone_since: None,
+            caches: None,
             growth,
             publishing: None,
             lost: cxx::Lost::default(),
@@ -197,6 +202,11 @@ impl Guest {
     pub(crate) fn set_signals(&mut self, signals: Arc<Signals>) {
         self.timers.set_signals(signals.clone());
         self.signals = signals;
+    }
+
+    /// It has begun with these caches.
+    pub(crate) fn set_caches(&mut self, caches: Arc<Caches>) {
+        self.caches = Some(caches);
     }
 
     /// The exports that host functions may call.
@@ -250,6 +260,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> anyhow::Result<Linker<Guest>>
     linker.allow_shadowing(false);
     for add in [
         authentication::add_to_linker,
+        caches::add_to_linker,
         channel_binding::add_to_linker,
         callbacks::add_to_linker,
         conversion::add_to_linker,

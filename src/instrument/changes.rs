@@ -7,12 +7,13 @@ use wasm_encoder::{BlockType, Instruction, MemArg};
 use super::bodies::{
     CancelKey, Kill, Report, calls_of, cleared, own_process_id, reported_all, stack_measure, wait_site,
 };
+use super::caches::caches_made;
 use super::evidence::Found;
 use super::hooks::Hook;
 use super::module::Module;
 use super::real_time;
 use super::target::{Change, Target};
-use super::{ADDED_GLOBALS, HAS_CHECKPOINTER, IS_TEMPORARY, InstrumentError, STACK_CHECKS};
+use super::{ADDED_GLOBALS, HAS_CACHES, HAS_CHECKPOINTER, InstrumentError, STACK_CHECKS};
 
 /// Instructions that replace some of a function's. Their indices are those of the rewritten module.
 pub(super) struct Edit {
@@ -67,9 +68,28 @@ impl Surroundings<'_> {
                 with.extend([Instruction::I32Const(1), Instruction::Return, Instruction::End]);
                 Edit { at: 0..0, with }
             }
-            Change::NothingIfTemporary => {
-                let [global, condition] = self.if_set(IS_TEMPORARY);
+            Change::NothingIf(global) => {
+                let [global, condition] = self.if_set(global);
                 Edit { at: 0..0, with: vec![global, condition, Instruction::Return, Instruction::End] }
+            }
+            Change::EnterIf(global, hook) => {
+                let mut with = self.if_set(global).to_vec();
+                with.extend(self.pass_on(hook));
+                with.push(Instruction::End);
+                Edit { at: 0..0, with }
+            }
+            Change::InheritCaches(hook) => {
+                let callees = ["CreateCacheMemoryContext", "before_shmem_exit"];
+                let [create, register] = callees.map(|name| self.found.function(name));
+                let made = caches_made(target, &operators, create?, register?)?;
+                let [global, condition] = self.if_set(HAS_CACHES);
+                return Ok(vec![
+                    Edit {
+                        at: made.start..made.start,
+                        with: vec![global, condition, self.call(hook), Instruction::Else],
+                    },
+                    Edit { at: made.end..made.end, with: vec![Instruction::End] },
+                ]);
             }
             Change::OwnProcessId => {
                 let at = own_process_id(target, &operators, process_id)?;

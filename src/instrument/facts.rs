@@ -10,6 +10,7 @@ use super::bodies::{
     message_context, signal_handlers,
 };
 use super::builtins::{LOAD_TIME, START_TIME};
+use super::caches::MessageQueue;
 use super::evidence::Found;
 use super::module::Module;
 use super::processes::{
@@ -108,6 +109,8 @@ pub struct Facts {
     pub configuration_load: u32,
     /// `relsync_callback_list`, the callbacks of plugins for logical decoding when publications change.
     pub relation_sync_callbacks: Callbacks,
+    /// The queue of messages about changed catalogs.
+    pub messages: MessageQueue,
     /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6), the state of the heap.
     pub heap: u32,
 }
@@ -168,6 +171,7 @@ impl Facts {
             server_start: START_TIME.variable(module, memory)?,
             configuration_load: LOAD_TIME.variable(module, memory)?,
             relation_sync_callbacks: Callbacks::of_relation_syncs(module)?,
+            messages: found.read(module, "SharedInvalBackendInit", MessageQueue::read)?,
             heap: found.read(module, "malloc", heap_state)?,
         })
     }

@@ -102,11 +102,17 @@ pub enum Hook {
     /// `like(text, text_length, pattern, pattern_length, locale) -> (match, is_answer)`: `MatchText`, for patterns that
     /// begin with `%`, and have neither `_` nor `\`.
     Like,
+    /// `exit(status)`: a process that others begin with ([`IS_MODEL`](super::IS_MODEL)) is about to exit, before any of
+    /// its callbacks has run. The host stops it.
+    Exit,
+    /// `inherit_caches()`: the process has the caches of system catalogs of another one
+    /// ([`HAS_CACHES`](super::HAS_CACHES)), and has entered the queue of messages about changes of catalogs.
+    InheritCaches,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -139,6 +145,8 @@ impl Hook {
         Self::PageChecksum,
         Self::Crc32c,
         Self::Like,
+        Self::Exit,
+        Self::InheritCaches,
     ];
 
     /// Its import name.
@@ -177,6 +185,8 @@ impl Hook {
             Self::PageChecksum => "page_checksum",
             Self::Crc32c => "crc32c",
             Self::Like => "like",
+            Self::Exit => "exit",
+            Self::InheritCaches => "inherit_caches",
         }
     }
 
@@ -191,7 +201,8 @@ impl Hook {
             | Self::RealTimestamp
             | Self::ClientIsTrusted
             | Self::ClientAuthenticated
-            | Self::IsOverdue => &[],
+            | Self::IsOverdue
+            | Self::InheritCaches => &[],
             Self::ShownTimestamp => &[ValType::I64],
             Self::PgUsleep
             | Self::RequestCheckpoint
@@ -200,7 +211,8 @@ impl Hook {
             | Self::LocaleExists
             | Self::ToUpper
             | Self::ToLower
-            | Self::OpenCollator => &[ValType::I32],
+            | Self::OpenCollator
+            | Self::Exit => &[ValType::I32],
             Self::Kill
             | Self::ClearMapping
             | Self::TimeOfDay

@@ -20,7 +20,7 @@
 //!
 //! # Reading order
 //! `module` (reads a module), `initial_memory` (memory contents), `target` and `targets` (the table), `evidence` (finds
-//! functions), `bodies`, `builtins`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the
+//! functions), `bodies`, `builtins`, `caches`, `processes` and `start` (read facts from their bodies), `hooks` (calls of the
 //! host), `changes`, `semaphores` and `real_time` (changes of functions), `outline` (a function made of a part of
 //! another), `safepoints`, `bulk` (copies in pieces), `rewrite` (writes the module), `own_imports` (what a side module
 //! imports from itself), `longjmp` and `invoke` (exceptions instead of host calls), `inlining` (copies of small
@@ -30,6 +30,7 @@
 mod bodies;
 mod builtins;
 mod bulk;
+mod caches;
 mod changes;
 mod evidence;
 mod facts;
@@ -69,6 +70,7 @@ use rewrite::Rewrite;
 use target::{Change, Target};
 use targets::TARGETS;
 
+pub use caches::MessageQueue;
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::{invoke_module, is_invoke};
@@ -87,11 +89,19 @@ pub const HAS_CHECKPOINTER: &str = "pglite_port.has_checkpointer";
 /// writes no shutdown checkpoint.
 pub const IS_TEMPORARY: &str = "pglite_port.is_temporary";
 
+/// Name of an exported mutable `i32` global. If it is not zero, the process began with the caches of system catalogs that
+/// another one has made.
+pub const HAS_CACHES: &str = "pglite_port.has_caches";
+
+/// Name of an exported mutable `i32` global. If it is not zero, the process is not a client's: others begin with what it
+/// leaves behind. It has no settings of its role or database, runs no triggers, and stops where it would exit.
+pub const IS_MODEL: &str = "pglite_port.is_model";
+
 /// Name of an exported mutable `i32` global. It counts how often the backend has compared the depth of its stack.
 const STACK_CHECKS: &str = "pglite_port.stack_checks";
 
 /// The globals that the rewriter adds to the backend, behind its own.
-const ADDED_GLOBALS: [&str; 3] = [HAS_CHECKPOINTER, IS_TEMPORARY, STACK_CHECKS];
+const ADDED_GLOBALS: [&str; 5] = [HAS_CHECKPOINTER, IS_TEMPORARY, HAS_CACHES, IS_MODEL, STACK_CHECKS];
 
 /// Name of the function that `InitPostgres` calls to authenticate its client, and that the host calls for a backend that
 /// was started alone. It is exported, and has no parameters and no result.

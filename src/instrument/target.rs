@@ -80,8 +80,13 @@ pub(super) enum Change {
     Nothing,
     /// If the global [`super::HAS_CHECKPOINTER`] is not zero, it passes its parameters to the host and returns true.
     LeaveToCheckpointer(Hook),
-    /// If the global [`super::IS_TEMPORARY`] is not zero, it does nothing.
-    NothingIfTemporary,
+    /// If that one of the added globals is not zero, it does nothing.
+    NothingIf(&'static str),
+    /// If that one of the added globals is not zero, it first calls the host with its own parameters.
+    EnterIf(&'static str, Hook),
+    /// Where it would make the caches of system catalogs, it calls the host instead if the global
+    /// [`super::HAS_CACHES`] is not zero.
+    InheritCaches(Hook),
     /// The constant process id that the compiler inlined for `getpid()` becomes a load of `MyProcPid`.
     OwnProcessId,
     /// It returns `MyProcPid` if that is set.

@@ -5,6 +5,7 @@
 use wasmparser::ValType;
 
 use super::{
+    HAS_CACHES, IS_MODEL, IS_TEMPORARY,
     hooks::Hook,
     target::{Change, Evidence, Target, signature, signature_of, signature_with_i64},
 };
@@ -31,7 +32,14 @@ pub(super) const TARGETS: &[Target] = &[
         name: "proc_exit",
         signature: signature(1, 0),
         evidence: Evidence::Mentions(&["proc_exit", "ipc.c", "proc_exit() called in child process"]),
-        changes: &[Change::OwnProcessId, Change::Export],
+        changes: &[Change::OwnProcessId, Change::EnterIf(IS_MODEL, Hook::Exit), Change::Export],
+    },
+    // Its part that leaves shared memory.
+    Target {
+        name: "shmem_exit",
+        signature: signature(1, 0),
+        evidence: Evidence::Mentions(&["shmem_exit(%d): %d before_shmem_exit callbacks to make"]),
+        changes: &[Change::Export],
     },
     Target {
         name: "ProcKill",
@@ -65,10 +73,51 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["BackendInitialize", "backend_startup.c", "connection received: host=%s"]),
         changes: &[Change::Export],
     },
+    Target { name: "CreateCacheMemoryContext", signature: signature(0, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "before_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
+    // RelationCacheInitialize, InitCatalogCache, InitPlanCache, EnablePortalManager and RelationCacheInitializePhase2 are
+    // inlined into it, in this order.
     Target {
         name: "InitPostgres",
         signature: signature(6, 0),
         evidence: Evidence::Mentions(&["InitPostgres", "postinit.c"]),
+        changes: &[Change::InheritCaches(Hook::InheritCaches), Change::Export],
+    },
+    Target {
+        name: "RelationCacheInitializePhase3",
+        signature: signature(0, 0),
+        evidence: Evidence::Mentions(&["RelationCacheInitializePhase3", "relcache.c"]),
+        changes: &[Change::NothingIf(HAS_CACHES)],
+    },
+    // Has the addresses of the queue of messages about changed catalogs, and of a process' place in it.
+    Target {
+        name: "SharedInvalBackendInit",
+        signature: signature(1, 0),
+        evidence: Evidence::Mentions(&["SharedInvalBackendInit", "sinvaladt.c"]),
+        changes: &[],
+    },
+    // Closes the files of relations.
+    Target {
+        name: "FileClose",
+        signature: signature(1, 0),
+        evidence: Evidence::Mentions(&["FileClose", "fd.c"]),
+        changes: &[],
+    },
+    Target { name: "pfree", signature: signature(1, 0), evidence: Evidence::Exported, changes: &[] },
+    allocates("repalloc", 2),
+    allocates("MemoryContextAlloc", 2),
+    Target {
+        name: "mdclose",
+        signature: signature(2, 0),
+        evidence: Evidence::CallsOnly(&["FileClose", "MemoryContextAlloc", "repalloc", "pfree"]),
+        changes: &[],
+    },
+    Target { name: "hash_seq_init", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
+    Target { name: "hash_seq_search", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
+    Target {
+        name: "smgrreleaseall",
+        signature: signature(0, 0),
+        evidence: Evidence::CallsOnly(&["hash_seq_init", "hash_seq_search", "mdclose"]),
         changes: &[Change::Export],
     },
     Target {
@@ -95,7 +144,7 @@ pub(super) const TARGETS: &[Target] = &[
         name: "ApplySetting",
         signature: signature(5, 0),
         evidence: Evidence::Between { caller: "InitPostgres", callee: "ProcessGUCArray" },
-        changes: &[Change::Export],
+        changes: &[Change::NothingIf(IS_MODEL), Change::Export],
     },
     // A backend's entry in pg_stat_activity.
     Target {
@@ -125,7 +174,7 @@ pub(super) const TARGETS: &[Target] = &[
         name: "EventTriggerOnLogin",
         signature: signature(0, 0),
         evidence: Evidence::Mentions(&["EventTriggerOnLogin", "event_trigger.c"]),
-        changes: &[Change::Export],
+        changes: &[Change::NothingIf(IS_MODEL), Change::Export],
     },
     // WaitEventSetWaitBlock, which contains the name, is inlined into it.
     Target {
@@ -150,8 +199,6 @@ pub(super) const TARGETS: &[Target] = &[
     // was cancelled, or told to end, and does not check for interrupts for long. None of these calls another.
     allocates("palloc", 1),
     allocates("palloc0", 1),
-    allocates("repalloc", 2),
-    allocates("MemoryContextAlloc", 2),
     allocates("MemoryContextAllocZero", 2),
     // It reads from a pipe that only a postmaster's children have. VACUUM calls it after every sleep.
     Target {
@@ -173,7 +220,7 @@ pub(super) const TARGETS: &[Target] = &[
         name: "ShutdownXLOG",
         signature: signature(2, 0),
         evidence: Evidence::Mentions(&["ShutdownXLOG", "xlog.c", "shutting down"]),
-        changes: &[Change::NothingIfTemporary],
+        changes: &[Change::NothingIf(IS_TEMPORARY)],
     },
     // XLogWrite calls it when it begins a WAL segment. PostgreSQL then requests a checkpoint if there are too many
     // segments; PGlite has removed that.
@@ -209,7 +256,6 @@ pub(super) const TARGETS: &[Target] = &[
         changes: &[],
     },
     // The three lists of callbacks that proc_exit runs. A child must not run its postmaster's.
-    Target { name: "before_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target { name: "on_shmem_exit", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "on_proc_exit",
@@ -267,7 +313,6 @@ pub(super) const TARGETS: &[Target] = &[
     Target { name: "strcmp", signature: signature(2, 1), evidence: Evidence::Exported, changes: &[] },
     Target { name: "strdup", signature: signature(1, 1), evidence: Evidence::Exported, changes: &[] },
     Target { name: "free", signature: signature(1, 0), evidence: Evidence::Exported, changes: &[] },
-    Target { name: "hash_seq_init", signature: signature(2, 0), evidence: Evidence::Exported, changes: &[] },
     Target {
         name: "BeginReportingGUCOptions",
         signature: signature(0, 0),

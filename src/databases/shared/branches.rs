@@ -1,18 +1,24 @@
 //! What branches of a cluster begin with: its files after a checkpoint, or a snapshot of a cluster that has started from
 //! these.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    thread,
+};
 
 use anyhow::Context;
 use parking_lot::Mutex;
 
-use super::{Postmaster, capture, reported, running::Running, tidy::without_slots};
+use super::{Postmaster, add_model, capture, reported, running::Running, tidy::without_slots};
 use crate::{
     backend::ClusterSnapshot,
     cluster::{Priority, Seats},
     fs::{FrozenTree, Tree},
     protocol::error_response::ErrorResponse,
 };
+
+/// A snapshot that has been used again so often is worth a model of its sessions, which takes as long as a few of them.
+const FEW: usize = 2;
 
 const UNREADABLE: &str = "the cluster's files cannot be read";
 
@@ -61,14 +67,14 @@ impl Postmaster {
         let running = self.keeper.running()?;
         if let Some(branched) = last.as_ref().filter(|last| last.is_of(&running) && last.turns == running.seats.turns())
         {
-            return Ok(branched.snapshot.clone());
+            return Ok(self.again(&branched.snapshot));
         }
         let (frozen, turns) = self.frozen_files(&running).map_err(reported)?;
         // A tree that has not changed since it was frozen is the same one when it is frozen again.
         let files = Arc::downgrade(&frozen);
         if let Some(branched) = last.as_mut().filter(|last| last.is_of(&running) && last.files.ptr_eq(&files)) {
             branched.turns = turns;
-            return Ok(branched.snapshot.clone());
+            return Ok(self.again(&branched.snapshot));
         }
         let made = self.capture(&frozen);
         if made.is_err() && last.is_none() {
@@ -78,6 +84,20 @@ impl Postmaster {
         let snapshot = made?;
         *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone() });
         Ok(snapshot)
+    }
+
+    /// A snapshot that has been used before. If it is used often, a model of its sessions is made meanwhile.
+    fn again(&self, snapshot: &Arc<ClusterSnapshot>) -> Arc<ClusterSnapshot> {
+        if snapshot.wants_model(FEW) {
+            let (program, settings, log) =
+                (self.templates.program().clone(), self.settings.of_branch(), self.log.clone());
+            let (of, database) = (snapshot.clone(), self.last_database.lock().clone());
+            let work = move || add_model(&program, &of, settings, &database, log);
+            if let Err(error) = thread::Builder::new().name("model".to_owned()).spawn(work) {
+                tracing::warn!("sessions of copies make their caches themselves: {error}");
+            }
+        }
+        snapshot.clone()
     }
 
     /// A snapshot of a cluster that starts from those files.

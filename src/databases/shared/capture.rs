@@ -8,12 +8,12 @@ use parking_lot::Mutex;
 use super::{
     SharedSettings,
     children::Role,
-    own_session,
+    model, own_session,
     running::Event,
     server::{self, Launch, Server, State},
 };
 use crate::{
-    backend::{ClusterSnapshot, program::Program},
+    backend::{ClusterSnapshot, Model, program::Program},
     cluster::Seats,
     engine::on_wasm_stack,
     fs::{FrozenTree, Tree},
@@ -44,7 +44,7 @@ pub(crate) fn capture(
         // in shared buffers.
         match own_session::run(&server.running, &launch.program, &launch.log, database, None) {
             Err(error) if error.is::<SqlError>() => tracing::info!("a first session was not let in: {error}"),
-            result => result?,
+            result => drop(result?),
         }
         if let Some(password) = &launch.settings.access.password {
             own_session::set_password(&server.running, &launch.program, &launch.log, password)?;
@@ -55,6 +55,38 @@ pub(crate) fn capture(
         ClusterSnapshot::capture(&server.running.fork())
     });
     captured?.map(Arc::new)
+}
+
+/// Makes the model of the sessions in `database` of copies of `snapshot`, in a copy of its own. Without one, they make
+/// their caches themselves.
+pub(crate) fn add_model(
+    program: &Arc<Program>,
+    snapshot: &ClusterSnapshot,
+    settings: SharedSettings,
+    database: &str,
+    log: LogSink,
+) {
+    match made_model(program, snapshot, settings, database, log) {
+        Ok(Some(model)) => snapshot.set_model(model),
+        Ok(None) => {}
+        Err(error) => tracing::warn!("sessions of copies make their caches themselves: {error:#}"),
+    }
+}
+
+fn made_model(
+    program: &Arc<Program>,
+    snapshot: &ClusterSnapshot,
+    settings: SharedSettings,
+    database: &str,
+    log: LogSink,
+) -> anyhow::Result<Option<Model>> {
+    let copy = snapshot.start()?;
+    let launch = Launch { program: program.clone(), files: copy.tree().clone(), settings, tally: Arc::default(), log };
+    on_wasm_stack(|| {
+        let (seats, recent) = (Arc::new(Seats::default()), Recent::default());
+        let server = Server::new(&launch, copy, seats, &recent, State::Running);
+        model::model(&server.running, &launch.program, &launch.log, database)
+    })?
 }
 
 /// Runs the startup process alone: after an orderly shutdown it needs no other.

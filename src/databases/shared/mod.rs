@@ -4,6 +4,7 @@
 //! * `session`: a client's session of it
 //! * `branches`: what branches of it begin with
 //! * `capture`: a cluster from which others start without a boot
+//! * `model`: what sessions of its copies begin with
 //! * `own_session`: sessions of the program itself
 //! * `keeper`: starting it, and again after a crash
 //! * `server`: the postmaster itself, from the cluster's start to its end
@@ -20,6 +21,7 @@ mod capture;
 mod children;
 pub(crate) mod data_directory;
 mod keeper;
+mod model;
 mod own_session;
 mod process;
 mod running;
@@ -58,7 +60,7 @@ use super::{
     attached::{Attached, Attachment},
 };
 use branches::Branched;
-pub(crate) use capture::capture;
+pub(crate) use capture::{add_model, capture};
 use children::run_in_turn;
 pub use data_directory::{DataDirectory, PG_VERSION};
 use keeper::Keeper;

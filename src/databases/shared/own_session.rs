@@ -19,7 +19,7 @@ use crate::{
     log::{LineConsole, LogSink},
     protocol::{
         error_response::sqlstate,
-        messages::{SqlError, message, result, simple_query},
+        messages::{Rows, SqlError, message, result, simple_query},
         startup::StartupMessage,
     },
 };
@@ -41,7 +41,7 @@ pub(super) fn set_password(
     log: &LogSink,
     password: &Password,
 ) -> anyhow::Result<()> {
-    let set = |database| run(running, program, log, database, Some(&password.statement()));
+    let set = |database| run(running, program, log, database, Some(&password.statement())).map(drop);
     let is_missing = |error: &anyhow::Error| {
         error.downcast_ref::<SqlError>().is_some_and(|error| error.code == sqlstate::INVALID_CATALOG_NAME)
     };
@@ -53,7 +53,7 @@ pub(super) fn set_password(
     password.stored(set)
 }
 
-/// Runs a session in `database`, and `sql` in it, on this thread, which has a stack for wasm.
+/// Runs a session in `database`, and `sql` in it, on this thread, which has a stack for wasm; returns the rows.
 ///
 /// # Errors
 /// A [`SqlError`] when the session is refused or the SQL fails; others when it
@@ -64,7 +64,7 @@ pub(super) fn run(
     log: &LogSink,
     database: &str,
     sql: Option<&str>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Rows> {
     let parameters = [("user", BOOTSTRAP_USER), ("database", database)].into_iter().chain(SETTINGS).chain(UNLOGGED);
     let parameters: Vec<_> = parameters.collect();
     let mut input = StartupMessage::packet(&parameters);
@@ -84,6 +84,5 @@ pub(super) fn run(
     }
     ran.context("a session of the program itself has crashed")?;
     let answer: Vec<u8> = answers.try_iter().flatten().collect();
-    result(&answer)?;
-    Ok(())
+    Ok(result(&answer)?)
 }

@@ -133,7 +133,12 @@ impl Postmaster {
         let setup = |files| Setup { seat: Some(seat), ..self.simulation.of_session(Setup::backend(program, files)) };
         self.tally.enter(&start.transaction.activity());
         let begun = Instant::now();
-        let backend = running.fork().start(program, console, setup)?;
+        let fork = running.fork();
+        let backend = if is_sender {
+            fork.start(program, console, setup)?
+        } else {
+            fork.start_session(&start.startup.database, program, console, setup)?
+        };
         self.tally.starts.observe(begun.elapsed());
         let ended = Self::run(running, backend, client, login);
         drop(registration.lock().take());

@@ -39,6 +39,13 @@ pub struct ProcessState {
     umask: u32,
 }
 
+impl ProcessState {
+    /// How many descriptors it has, and how many mappings.
+    pub(crate) fn open_count(&self) -> (usize, usize) {
+        (self.descriptors.count(), self.mappings.len())
+    }
+}
+
 /// The files as one process sees them.
 ///
 /// Every method holds the tree's lock only while it runs. When a process ends, its descriptors close.
