@@ -19,6 +19,7 @@ use super::{
 use crate::{
     cluster::{MainSegment, SharedMemory},
     fs::{Files, FrozenTree, SharedObjects, Silent, Tree},
+    image::TouchedPages,
 };
 
 /// A captured cluster.
@@ -70,6 +71,13 @@ impl ClusterSnapshot {
     /// Whether the caller should make a model of its sessions: one that makes the copy of that number is.
     pub(crate) fn wants_model(&self, copy: usize) -> bool {
         self.uses.fetch_add(1, Ordering::Relaxed) + 1 == copy
+    }
+
+    /// Sessions that begin with the model get these pages at once, because they write them.
+    pub(crate) fn set_first_pages(&self, pages: TouchedPages) {
+        if let Some(model) = self.model.get() {
+            let _ = model.first_pages.set(pages);
+        }
     }
 
     /// Sessions of its copies, also of those that were made before, begin with `model`, which was made in a copy.

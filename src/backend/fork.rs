@@ -105,9 +105,13 @@ impl Fork {
         setup: impl FnOnce(Files) -> Setup,
     ) -> anyhow::Result<Backend> {
         let inherited = self.inheritance.as_ref().and_then(|inheritance| inheritance.for_database(database));
-        let Some((parent, caches)) = inherited else { return self.start(program, console, setup) };
-        let mut backend = self.start_from(parent, program, console, setup)?;
+        let Some((model, caches)) = inherited else { return self.start(program, console, setup) };
+        let mut backend = self.start_from(&model.parent, program, console, setup)?;
         backend.guest().set_caches(caches);
+        if let Some(pages) = model.first_pages.get() {
+            // While others have the turn.
+            backend.copy_written(pages)?;
+        }
         Ok(backend)
     }
 

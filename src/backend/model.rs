@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     guest::{Caches, ClientStream, StoppedAtExit, memory, next_message},
+    image::TouchedPages,
     instrument::{HAS_CACHES, IS_MODEL},
     postgres::port_struct,
 };
@@ -36,6 +37,8 @@ pub(crate) struct Model {
     /// The name of its database.
     database: Vec<u8>,
     next_message: u32,
+    /// The pages that a short session writes.
+    pub(super) first_pages: OnceLock<TouchedPages>,
 }
 
 impl Inheritance {
@@ -45,10 +48,10 @@ impl Inheritance {
     }
 
     /// What a session in `database` begins with; none if there is no model yet, or catalogs have changed.
-    pub(super) fn for_database(&self, database: &[u8]) -> Option<(&Parent, Arc<Caches>)> {
+    pub(super) fn for_database(&self, database: &[u8]) -> Option<(&Model, Arc<Caches>)> {
         let model = self.model.get().filter(|model| model.database == database)?;
         let caches = self.caches.get_or_init(|| Arc::new(Caches::new(model.next_message)));
-        (!caches.are_outdated()).then(|| (&model.parent, caches.clone()))
+        (!caches.are_outdated()).then(|| (model, caches.clone()))
     }
 }
 
@@ -104,7 +107,7 @@ impl Backend {
         }
         self.set_global(HAS_CACHES, true)?;
         let parent = capture(&mut self.store, &fork.parent.image, &fork.shared)?;
-        Ok(Some(Model { parent, database: login.database.to_vec(), next_message }))
+        Ok(Some(Model { parent, database: login.database.to_vec(), next_message, first_pages: OnceLock::new() }))
     }
 
     /// Exits as a session does that is no model.

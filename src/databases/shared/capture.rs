@@ -13,7 +13,7 @@ use super::{
     server::{self, Launch, Server, State},
 };
 use crate::{
-    backend::{ClusterSnapshot, Model, program::Program},
+    backend::{ClusterSnapshot, program::Program},
     cluster::Seats,
     engine::on_wasm_stack,
     fs::{FrozenTree, Tree},
@@ -66,26 +66,30 @@ pub(crate) fn add_model(
     database: &str,
     log: LogSink,
 ) {
-    match made_model(program, snapshot, settings, database, log) {
-        Ok(Some(model)) => snapshot.set_model(model),
-        Ok(None) => {}
-        Err(error) => tracing::warn!("sessions of copies make their caches themselves: {error:#}"),
+    if let Err(error) = make_model(program, snapshot, settings, database, log) {
+        tracing::warn!("sessions of copies make their caches themselves: {error:#}");
     }
 }
 
-fn made_model(
+fn make_model(
     program: &Arc<Program>,
     snapshot: &ClusterSnapshot,
     settings: SharedSettings,
     database: &str,
     log: LogSink,
-) -> anyhow::Result<Option<Model>> {
+) -> anyhow::Result<()> {
     let copy = snapshot.start()?;
     let launch = Launch { program: program.clone(), files: copy.tree().clone(), settings, tally: Arc::default(), log };
     on_wasm_stack(|| {
         let (seats, recent) = (Arc::new(Seats::default()), Recent::default());
         let server = Server::new(&launch, copy, seats, &recent, State::Running);
-        model::model(&server.running, &launch.program, &launch.log, database)
+        let (running, program, log) = (&server.running, &launch.program, &launch.log);
+        let Some(model) = model::model(running, program, log, database)? else { return Ok(()) };
+        snapshot.set_model(model);
+        if let Some(pages) = model::first_pages(running, program, log, database)? {
+            snapshot.set_first_pages(pages);
+        }
+        Ok(())
     })?
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::{children::run_in_turn, own_session, running::Running};
 use crate::{
-    backend::{BOOTSTRAP_USER, Login, Model, program::Program},
+    backend::{BOOTSTRAP_USER, Login, Model, footprint::PageMap, program::Program},
     client::{Endpoints, NoClient},
     cluster::Priority,
     fs::Silent,
     guest::{ClientStream, Setup},
+    image::TouchedPages,
     log::LogSink,
     protocol::{
         messages::{SqlError, message, simple_query},
@@ -90,4 +91,25 @@ pub(super) fn model(
     let (database, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
     let login = Login { database, user, endpoints: Endpoints::default() };
     run_in_turn(&mut backend, |backend| backend.become_model(&fork, client, login))
+}
+
+/// The pages that a short session writes which begins with the model; none if the system does not tell.
+///
+/// # Errors
+/// When the session cannot be made, or traps.
+pub(super) fn first_pages(
+    running: &Running,
+    program: &Arc<Program>,
+    log: &LogSink,
+    database: &str,
+) -> anyhow::Result<Option<TouchedPages>> {
+    let mut pages = Ok(None);
+    let [first, ..] = COMMON;
+    own_session::run_and(running, program, log, database, Some(first), |backend| {
+        pages = PageMap::open().map_err(anyhow::Error::from).and_then(|map| map.touched(backend)).map(Some);
+    })?;
+    Ok(pages.unwrap_or_else(|error| {
+        tracing::debug!("sessions will get their first pages one by one: {error:#}");
+        None
+    }))
 }

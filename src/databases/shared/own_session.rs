@@ -65,6 +65,21 @@ pub(super) fn run(
     database: &str,
     sql: Option<&str>,
 ) -> anyhow::Result<Rows> {
+    run_and(running, program, log, database, sql, |_| ())
+}
+
+/// As [`run`]; `look` looks at what the session has left before it is gone.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_and(
+    running: &Running,
+    program: &Arc<Program>,
+    log: &LogSink,
+    database: &str,
+    sql: Option<&str>,
+    look: impl FnOnce(&Backend),
+) -> anyhow::Result<Rows> {
     let parameters = [("user", BOOTSTRAP_USER), ("database", database)].into_iter().chain(SETTINGS).chain(UNLOGGED);
     let parameters: Vec<_> = parameters.collect();
     let mut input = StartupMessage::packet(&parameters);
@@ -75,7 +90,7 @@ pub(super) fn run(
     let seat = running.seats.join(Priority::Client);
     let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
     let console = LineConsole::new(log.clone(), "postgres");
-    let mut backend = running.fork().start(program, console, setup)?;
+    let mut backend = running.fork().start_session(database.as_bytes(), program, console, setup)?;
     let (database, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
     let login = Login { database, user, endpoints: Endpoints::default() };
     let ran = run_in_turn(&mut backend, |backend: &mut Backend| backend.serve_forked(client, login));
@@ -83,6 +98,7 @@ pub(super) fn run(
         running.tell(Event::Crashed);
     }
     ran.context("a session of the program itself has crashed")?;
+    look(&backend);
     let answer: Vec<u8> = answers.try_iter().flatten().collect();
     Ok(result(&answer)?)
 }
