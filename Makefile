@@ -36,7 +36,7 @@ PGLITE_DIST := $(CURDIR)/pglite/node_modules/@electric-sql/pglite/dist
 # Tests of shared clusters that are run for every kind of cluster, and those that are also run with turns of 200 µs.
 FOR_EVERY_CLUSTER := sessions_bank sessions_crash sessions_ddl sessions_ends sessions_housekeeping sessions_isolation \
 	sessions_locks sessions_notify sessions_private sessions_shared_memory
-FOR_SHORT_TURNS := sessions_bank sessions_isolation sessions_locks sessions_preemption sessions_shared_memory
+FOR_SHORT_TURNS := sessions_bank sessions_isolation sessions_locks sessions_preemption sessions_shared_memory models
 
 # Tests of damaged input and the number of their inputs in `make fuzz`; in the suite each runs for a second.
 FUZZ := a_damaged_stream_of_frames=10000000 damaged_packets_before_a_session=10000000 a_damaged_stream_of_messages=10000000 \

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use pglite_port::instrument::{
-    HAS_CHECKPOINTER, HOOK_MODULE, Hook, IS_TEMPORARY, InstrumentError, Instrumented, SAFEPOINT_PAGE,
-    SIDE_MODULE_START, instrument, instrument_plain, instrument_side_module, side_module_globals,
+    HAS_CACHES, HAS_CHECKPOINTER, HOOK_MODULE, Hook, IS_MODEL, IS_TEMPORARY, InstrumentError, Instrumented,
+    SAFEPOINT_PAGE, SIDE_MODULE_START, instrument, instrument_plain, instrument_side_module, side_module_globals,
 };
 use wasmparser::{Catch, ExternalKind, FunctionBody, KnownCustom, Name, Operator, Parser, Payload, TypeRef, Validator};
 
@@ -272,7 +272,9 @@ fn each_hook_is_called_by_one_function_where_it_belongs() {
         (vec!["client_is_trusted", "client_authenticated"], "PerformAuthentication"),
         (vec!["crc32c"], "pg_comp_crc32c_sb8"),
         (vec!["database_statistics"], "pgstat_database_flush_cb"),
+        (vec!["exit"], "proc_exit"),
         (vec!["import_rules"], "BundleImporter::getRules"),
+        (vec!["inherit_caches"], "InitPostgres"),
         (vec!["init_process"], "InitProcess"),
         (vec!["is_overdue"], "MemoryContextAlloc"),
         (vec!["is_overdue"], "MemoryContextAllocZero"),
@@ -415,6 +417,53 @@ fn checkpoints_begin_with_a_look_at_whether_the_checkpointer_makes_them() {
 }
 
 #[test]
+fn a_process_with_caches_makes_none_and_a_model_takes_no_settings_of_its_role() {
+    let Instrumented { code, .. } = backend();
+    let code = Code::read(code);
+    let is_left_out = |name: &str, global: &str| {
+        let (_, global) = code.exports[global];
+        let body = code.body(code.names[name]);
+        matches!(
+            body[..4],
+            [Operator::GlobalGet { global_index }, Operator::If { .. }, Operator::Return, Operator::End]
+                if global_index == global
+        )
+    };
+    assert!(is_left_out("RelationCacheInitializePhase3", HAS_CACHES));
+    assert!(is_left_out("ApplySetting", IS_MODEL));
+    assert!(is_left_out("EventTriggerOnLogin", IS_MODEL));
+    // The caches of relations, catalogs and plans, and the portals are made in one part of InitPostgres.
+    let (_, has_caches) = code.exports[HAS_CACHES];
+    let body = code.exported_body("InitPostgres");
+    let asks = |it: &Operator| matches!(*it, Operator::GlobalGet { global_index } if global_index == has_caches);
+    let start = body.iter().position(asks).expect("it asks whether there are caches");
+    let Operator::Else = body[start + 3] else { panic!("what makes them is the other case") };
+    let mut depth = 1;
+    let length = body[start + 4..].iter().position(|it| {
+        match it {
+            Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } => depth += 1,
+            Operator::End => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    });
+    let made = &body[start + 4..][..length.expect("it ends")];
+    for (name, calls) in [
+        ("CreateCacheMemoryContext", 1),
+        ("hash_create", 2),
+        ("CacheRegisterSyscacheCallback", 10),
+        ("before_shmem_exit", 0),
+    ] {
+        let (_, function) = code.exports[name];
+        let is_call = |it: &&Operator| matches!(**it, Operator::Call { function_index } if function_index == function);
+        assert_eq!(made.iter().filter(is_call).count(), calls, "{name}");
+    }
+    assert!(
+        matches!(body[start + 4 + made.len()..][..4], [Operator::End, Operator::I32Const { .. }, Operator::I32Const { value: 0 }, Operator::Call { function_index }] if function_index == code.exports["before_shmem_exit"].1)
+    );
+}
+
+#[test]
 fn the_children_of_a_postmaster_are_found_in_its_table() {
     let Instrumented { facts, .. } = backend();
     // `BackendType` in PostgreSQL's src/include/miscadmin.h.
@@ -444,8 +493,9 @@ fn every_mutable_global_is_exported_under_the_name_that_the_facts_give() {
     exported.sort_unstable();
     assert_eq!(exported, code.mutable_globals);
     assert!(facts.mutable_globals.iter().any(|name| name == "__stack_pointer"));
-    assert!(facts.mutable_globals.iter().any(|name| name == HAS_CHECKPOINTER));
-    assert!(facts.mutable_globals.iter().any(|name| name == IS_TEMPORARY));
+    for added in [HAS_CHECKPOINTER, IS_TEMPORARY, HAS_CACHES, IS_MODEL] {
+        assert!(facts.mutable_globals.iter().any(|name| name == added), "{added}");
+    }
 }
 
 #[test]
