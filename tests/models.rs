@@ -5,11 +5,13 @@ mod support;
 
 use std::{
     collections::BTreeSet,
+    env,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use pglite_port::{
@@ -40,7 +42,12 @@ struct World {
 impl World {
     /// With the template `name`, whose database `postgres` was made with that SQL.
     fn with_template(name: &'static str, sql: &str) -> Self {
-        let (databases, connections) = cache::administered(Settings::default());
+        let mut settings = Settings::default();
+        // As in `support::server`.
+        if env::var("PGLITE_PORT_TEST_CLUSTER").is_ok_and(|kind| kind == "short-turns") {
+            settings.shared.slice = Duration::from_micros(200);
+        }
+        let (databases, connections) = cache::administered(settings);
         let (mut session, _) = Local::connect(&connections, Connect::default());
         let failed = errors(&session.query(sql));
         assert!(failed.is_empty(), "{failed:?}");
