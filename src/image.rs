@@ -11,7 +11,7 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::Path,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context, ensure};
@@ -136,6 +136,11 @@ impl Image {
         Ok(Self { file, layout, _held: None })
     }
 
+    /// How many bytes it has.
+    pub(crate) fn len(&self) -> u64 {
+        self.layout.file_len()
+    }
+
     /// The addresses of the contents.
     pub(crate) fn extents(&self) -> &[Range<u64>] {
         &self.layout.extents
@@ -200,15 +205,18 @@ impl TouchedPages {
     /// Copies the pages that a session will write, before they are read: a page that is read first is mapped twice.
     pub(crate) fn copy_written(&self, store: &mut impl AsContextMut, memory: Memory) {
         let (base, size) = (memory.data_ptr(&*store), memory.data_size(&*store));
-        for range in self.written.iter().filter(|range| range.start < range.end && range.end <= size) {
+        let is_inside = |range: &&Range<usize>| {
+            [range.start, range.end].iter().all(|at| at.is_multiple_of(page_size())) && range.end <= size
+        };
+        for range in self.written.iter().filter(is_inside) {
             for offset in range.clone().step_by(page_size()) {
-                // SAFETY: the byte lies inside the memory, where every value is valid. The store is borrowed for
-                // writing, so the guest does not run and no slice of its memory exists. No other thread has the
-                // signals of a backend without a client.
-                let byte = unsafe { AtomicU8::from_ptr(base.add(offset)) };
+                // SAFETY: the word begins a page inside the memory, where every value is valid. The store is borrowed
+                // for writing, so the guest does not run and no slice of its memory exists. Another thread may store 1
+                // into `InterruptPending` meanwhile (`Signals`), which is an atomic word as well.
+                let word = unsafe { AtomicU32::from_ptr(base.add(offset).cast()) };
                 // This changes no value but makes the page writable. One page fault each takes less time than madvise
                 // with MADV_POPULATE_WRITE.
-                let _ = byte.compare_exchange(black_box(0), 0, Ordering::Relaxed, Ordering::Relaxed);
+                let _ = word.compare_exchange(black_box(0), 0, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
     }

@@ -13,6 +13,8 @@ pub(crate) mod process {
     pub(crate) const FIRST: i32 = 42;
     /// The process id of a checkpointer here. Processes have a fixed one to ask, also before it runs.
     pub(crate) const CHECKPOINTER: i32 = 43;
+    /// The process id of a model of sessions, which no session has.
+    pub(crate) const MODEL: i32 = 44;
     /// The status with which the guest leaves `main` and stays alive (PGlite, `pglite.ts`: `PGLITE_EXIT_ALIVE`).
     pub(crate) const EXIT_ALIVE: i32 = 99;
     /// The status when an error has reached the main loop (PGlite, `pglite.ts`: `POSTGRES_MAIN_LONGJMP`).
@@ -31,16 +33,10 @@ pub(crate) mod latch {
     pub(crate) const OWNER: u32 = 12;
 }
 
-/// The queue of messages about changed catalogs: `SISeg` and `ProcState` (`src/backend/storage/ipc/sinvaladt.c`).
+/// The queue of messages about changed catalogs: `SISeg` (`src/backend/storage/ipc/sinvaladt.c`).
 pub(crate) mod messages {
-    /// Offset of `maxMsgNum` in the queue, an `int`: the number of the next message.
+    /// Offset of `maxMsgNum`, an `int`: the number of the next message.
     pub(crate) const NEXT: u32 = 4;
-    /// Bytes of a process' place in it.
-    pub(crate) const PLACE: u32 = 16;
-    /// Offset of `resetState` in a place, a `bool`: the process has missed messages.
-    pub(crate) const HAS_MISSED: u32 = 8;
-    /// Offset of `hasMessages` in a place, a `bool`: there are messages to read.
-    pub(crate) const HAS_MESSAGES: u32 = 10;
 }
 
 /// `struct WaitEventSet` and `WaitEvent` (`src/backend/storage/ipc/waiteventset.c`, `src/include/storage/waiteventset.h`).

@@ -7,22 +7,24 @@ use std::{
     collections::BTreeSet,
     env,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use pglite_port::session::{Choice, Task};
 use pglite_port::{
     administration::{Administration, ClusterOrigin, NewCluster},
     connection::Connections,
-    databases::{Databases, Settings},
+    databases::{Databases, Leave, Settings},
 };
 use support::{
     cache,
     local::{Connect, Local},
     session::errors,
+    wire::Message,
 };
 
 /// Has a table `t` with a primary key.
@@ -42,7 +44,8 @@ struct World {
 impl World {
     /// With the template `name`, whose database `postgres` was made with that SQL.
     fn with_template(name: &'static str, sql: &str) -> Self {
-        let mut settings = Settings::default();
+        let leave = Leave { clock: true, seed: true };
+        let mut settings = Settings { leave, ..Settings::default() };
         // As in `support::server`.
         if env::var("PGLITE_PORT_TEST_CLUSTER").is_ok_and(|kind| kind == "short-turns") {
             settings.shared.slice = Duration::from_micros(200);
@@ -105,15 +108,15 @@ fn a_branch_that_is_made_often_has_a_model_and_the_first_one_does_not_wait_for_i
     let of_origin = || ClusterOrigin::Branch("origin".to_owned());
     world.create("first", of_origin());
     assert_eq!(world.session("first").values(HAS_CACHES), ["f"]);
-    let has_caches = |number: &usize| {
-        let name = format!("branch {number}");
-        world.create(&name, of_origin());
-        world.session(&name).values(HAS_CACHES) == ["t"]
-    };
-    // It is made on another thread meanwhile.
-    (0..10_000).find(has_caches).expect("a model");
-    // Also in branches that were there before, and not in those of what has changed.
-    assert_eq!(world.session("first").values(HAS_CACHES), ["t"]);
+    for name in ["second", "third"] {
+        world.create(name, of_origin());
+    }
+    // It is made on another thread meanwhile. Branches that were there before have it as well.
+    let begun = Instant::now();
+    while world.session("first").values(HAS_CACHES) != ["t"] {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no model was made");
+    }
+    assert_eq!(world.session("third").values(HAS_CACHES), ["t"]);
     world.session("origin").values("CREATE TABLE u AS SELECT 1 AS a");
     world.create("later", of_origin());
     let mut later = world.session("later");
@@ -156,23 +159,23 @@ fn a_session_sees_every_change_of_catalogs_that_was_made_before_it() {
 
 #[test]
 fn a_session_that_begins_while_catalogs_change_sees_what_was_committed() {
-    const COPIES: usize = 12;
-    const CHANGES: usize = 10;
+    const COPIES: usize = 40;
     let world = World::with_template("models while catalogs change", TABLE);
     for copy in 0..COPIES {
         let name = format!("copy {copy}");
         let mut changing = world.copy(&name);
-        let committed = AtomicUsize::new(0);
+        let (committed, begin) = (AtomicUsize::new(0), Barrier::new(4));
         thread::scope(|scope| {
             scope.spawn(|| {
-                for change in 1..=CHANGES {
-                    changing.values(&format!("ALTER TABLE t ADD COLUMN c{change} int"));
-                    committed.store(change, Ordering::SeqCst);
-                }
+                begin.wait();
+                changing.values("ALTER TABLE t ADD COLUMN c int");
+                committed.store(1, Ordering::SeqCst);
             });
-            for _ in 0..2 {
+            for _ in 0..3 {
                 scope.spawn(|| {
-                    while committed.load(Ordering::SeqCst) < CHANGES {
+                    begin.wait();
+                    // Only those begin with the model that have begun before the change.
+                    for _ in 0..3 {
                         let before = committed.load(Ordering::SeqCst);
                         let mut session = world.session(&name);
                         let answer = session.query("SELECT * FROM t LIMIT 0");
@@ -252,6 +255,139 @@ fn refused_are_the_roles_and_databases_that_are_refused_elsewhere() {
 }
 
 #[test]
+fn a_session_is_in_the_database_that_has_the_name_now() {
+    let world = World::with_template("models and databases", TABLE);
+    for (number, (changes, expected)) in [
+        (&["DROP DATABASE postgres"][..], Err("3D000")),
+        (&["DROP DATABASE postgres", "CREATE DATABASE postgres"], Ok("")),
+        (&["ALTER DATABASE postgres RENAME TO old", "CREATE DATABASE postgres"], Ok("")),
+        (&["ALTER DATABASE postgres RENAME TO old", "CREATE DATABASE postgres TEMPLATE old"], Ok("t")),
+        (&["ALTER DATABASE postgres ALLOW_CONNECTIONS false"], Err("55000")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("copy {number}");
+        drop(world.copy(&name));
+        let (mut other, _) = world.session_as(&name, "postgres", "template1");
+        for change in changes {
+            // The first session may still be leaving, and `template1` is in use by this one.
+            let change = change.replace("CREATE DATABASE postgres", "CREATE DATABASE postgres TEMPLATE template0");
+            let change = change.replace("TEMPLATE template0 TEMPLATE", "TEMPLATE");
+            while !errors(&other.query(&change)).is_empty() {}
+        }
+        let (mut session, refused) = world.session_as(&name, "postgres", "postgres");
+        match expected {
+            Ok(table) => {
+                assert!(refused.is_empty(), "{changes:?}: {refused:?}");
+                assert_eq!(session.values("SELECT coalesce(to_regclass('t')::text, '')"), [table], "{changes:?}");
+                let same = "SELECT oid = (SELECT database FROM pg_locks WHERE pid = pg_backend_pid() LIMIT 1) \
+                            FROM pg_database WHERE datname = current_database()";
+                assert_eq!(session.values(same), ["t"], "{changes:?}");
+                session.values("CREATE TABLE u (a int)");
+                assert_eq!(world.session(&name).values("SELECT count(*) FROM u"), ["0"], "{changes:?}");
+            }
+            Err(code) => assert_eq!(refused, [code], "{changes:?}"),
+        }
+        drop(session);
+        world.databases.drop_cluster(&name).expect("it is dropped");
+    }
+}
+
+#[test]
+fn the_encoding_of_a_client_is_its_own() {
+    let world = World::with_template(
+        "models and encodings",
+        &format!("{TABLE}; CREATE ROLE latin LOGIN; ALTER ROLE latin SET client_encoding = 'LATIN1'"),
+    );
+    assert_eq!(world.copy("copy").values(HAS_CACHES), ["t"]);
+    for parameters in [
+        &[("user", "postgres"), ("client_encoding", "LATIN1")][..],
+        &[("user", "latin"), ("database", "postgres")],
+        &[("user", "postgres"), ("options", "-c client_encoding=LATIN1")],
+    ] {
+        let connect = Connect { cluster: Some("copy"), parameters, ..Connect::default() };
+        let (mut session, _) = Local::connect(&world.connections, connect);
+        let answer = session.query("SELECT U&'\\00e4'");
+        let row = answer.iter().find(|message| message.kind == b'D').expect("a row");
+        assert_eq!(row.body, b"\0\x01\0\0\0\x01\xe4", "{parameters:?}");
+    }
+    assert_eq!(world.session("copy").values("SHOW client_encoding"), ["UTF8"]);
+}
+
+#[test]
+fn timeouts_of_a_session_end_its_statements_also_just_after_the_model_was_made() {
+    let world = World::with_template("models and timeouts", TABLE);
+    let mut session = world.copy("copy");
+    session.values("SET statement_timeout = '1500ms'");
+    assert_eq!(errors(&session.query("SELECT pg_sleep(100)")), ["57014"]);
+    let mut other = world.session("copy");
+    session.values("BEGIN; LOCK TABLE t");
+    other.values("SET lock_timeout = '1200ms'");
+    assert_eq!(errors(&other.query("SELECT count(*) FROM t")), ["55P03"]);
+}
+
+#[test]
+fn planning_for_a_model_changes_nothing_for_others() {
+    // What planning calls is as it says while the index is made, and something else later.
+    let world = World::with_template(
+        "models and functions",
+        &format!(
+            "{TABLE}; CREATE TABLE planned (a int PRIMARY KEY); \
+         CREATE FUNCTION f(int) RETURNS bool IMMUTABLE LANGUAGE sql RETURN true; \
+         CREATE INDEX ON planned (a) WHERE f(1); \
+         CREATE OR REPLACE FUNCTION f(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN \
+         PERFORM set_config('models.planned', 'yes', false), set_config('work_mem', '66MB', false), setseed(0.5); \
+         RETURN true; END $$"
+        ),
+    );
+    let mut sessions = [world.copy("one"), world.copy("two")];
+    let setting = "SELECT coalesce(current_setting('models.planned', true), '') || current_setting('work_mem')";
+    for session in &mut sessions {
+        assert_eq!(session.values(setting), ["4MB"]);
+        assert_eq!(session.values("SELECT a FROM planned WHERE a = 1"), [""; 0]);
+        assert_eq!(session.values(setting), ["yes66MB"], "planning calls it");
+    }
+}
+
+#[test]
+fn a_function_that_does_not_end_keeps_no_copy_waiting() {
+    let world = World::with_template(
+        "models and time",
+        &format!(
+            "{TABLE}; CREATE FUNCTION f(int) RETURNS bool IMMUTABLE LANGUAGE sql RETURN true; \
+         DO $$ BEGIN FOR i IN 1..50 LOOP \
+         EXECUTE format('CREATE TABLE late%s (a int PRIMARY KEY); CREATE INDEX ON late%s (a) WHERE f(1)', i, i); \
+         END LOOP; END $$; \
+         CREATE OR REPLACE FUNCTION f(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN LOOP END LOOP; END $$"
+        ),
+    );
+    let begun = Instant::now();
+    assert_eq!(world.copy("copy").values("SELECT count(*) FROM t"), ["3"]);
+    // Each of the two hundred statements could take a second.
+    assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn a_seed_decides_what_follows_it_and_not_the_keys_of_sessions() {
+    let world = World::with_template("models and seeds", TABLE);
+    let key =
+        |messages: &[Message]| messages.iter().find(|message| message.kind == b'K').expect("a key").body[4..].to_vec();
+    let mut keys = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    for name in ["one", "two"] {
+        let mut first = world.copy(name);
+        assert_eq!(first.values(HAS_CACHES), ["t"]);
+        first.perform(Task::Choose(Choice::Seed(7))).expect("a seed");
+        let connect = Connect { cluster: Some(name), ..Connect::default() };
+        let (mut second, messages) = Local::connect(&world.connections, connect);
+        keys.insert(key(&messages));
+        numbers.insert(second.values("SELECT gen_random_uuid() || random()::text"));
+    }
+    assert_eq!((keys.len(), numbers.len()), (2, 1));
+}
+
+#[test]
 fn a_model_runs_no_trigger_and_is_nowhere_to_be_seen() {
     let world = World::with_template(
         "models without triggers",
@@ -304,23 +440,21 @@ fn a_table_that_no_statement_can_be_planned_for_is_left_out() {
     let world = World::with_template(
         "models without plans",
         &format!(
-        "{TABLE}; CREATE TABLE nothing (); CREATE TABLE \"a \"\"table\" (\"$1\" int PRIMARY KEY, \"\u{e4}\" text); \
-         CREATE TABLE wide ({}); \
-         CREATE TABLE computed (a int GENERATED ALWAYS AS IDENTITY, b int GENERATED ALWAYS AS (1) STORED); \
-         CREATE FUNCTION refuse() RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$; \
-         CREATE TABLE refused (a int DEFAULT refuse()); \
-         CREATE FUNCTION never() RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN LOOP END LOOP; END $$; \
-         CREATE TABLE late (a int); ALTER TABLE late ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; \
-         CREATE POLICY never ON late USING (never());
-         CREATE TABLE parted (a int PRIMARY KEY) PARTITION BY RANGE (a); \
-         CREATE TABLE part PARTITION OF parted FOR VALUES FROM (1) TO (10)",
-        columns.join(", "),
-    ),
+            "{TABLE}; CREATE TABLE nothing (); CREATE TABLE \"a \"\"table\" (\"$1\" int PRIMARY KEY, \"\u{e4}\" text); \
+             CREATE TABLE wide ({}); \
+             CREATE TABLE computed (a int GENERATED ALWAYS AS IDENTITY, b int GENERATED ALWAYS AS (1) STORED); \
+             CREATE TABLE refused (a int PRIMARY KEY); CREATE FUNCTION refuse(int) RETURNS bool IMMUTABLE LANGUAGE sql \
+             RETURN true; CREATE INDEX ON refused (a) WHERE refuse(1); \
+             CREATE OR REPLACE FUNCTION refuse(int) RETURNS bool IMMUTABLE LANGUAGE sql RETURN 1 / 0 = 1; \
+             CREATE TABLE parted (a int PRIMARY KEY) PARTITION BY RANGE (a); \
+             CREATE TABLE part PARTITION OF parted FOR VALUES FROM (1) TO (10)",
+            columns.join(", "),
+        ),
     );
     let mut session = world.copy("copy");
     assert_eq!(session.values(HAS_CACHES), ["t"]);
     session.values("INSERT INTO \"a \"\"table\" VALUES (1, 'b'); INSERT INTO parted VALUES (5)");
     assert_eq!(session.values("SELECT \"\u{e4}\" FROM \"a \"\"table\""), ["b"]);
     assert_eq!(session.values("SELECT count(*) FROM part"), ["1"]);
-    assert_eq!(errors(&session.query("INSERT INTO refused DEFAULT VALUES")), ["P0001"]);
+    assert_eq!(errors(&session.query("SELECT a FROM refused WHERE a = 1")), ["22012"]);
 }

@@ -19,14 +19,13 @@ use super::{
 use crate::{
     cluster::{MainSegment, SharedMemory},
     fs::{Files, FrozenTree, SharedObjects, Silent, Tree},
-    image::TouchedPages,
 };
 
 /// A captured cluster.
 pub(crate) struct ClusterSnapshot {
     parent: Arc<Parent>,
     /// What sessions of its copies begin with, as soon as there is one.
-    model: Arc<OnceLock<Model>>,
+    model: Arc<OnceLock<Arc<Model>>>,
     /// How often it was asked whether a model is wanted.
     uses: AtomicUsize,
     main: Arc<MainSegment>,
@@ -73,15 +72,8 @@ impl ClusterSnapshot {
         self.uses.fetch_add(1, Ordering::Relaxed) + 1 == copy
     }
 
-    /// Sessions that begin with the model get these pages at once, because they write them.
-    pub(crate) fn set_first_pages(&self, pages: TouchedPages) {
-        if let Some(model) = self.model.get() {
-            let _ = model.first_pages.set(pages);
-        }
-    }
-
     /// Sessions of its copies, also of those that were made before, begin with `model`, which was made in a copy.
-    pub(crate) fn set_model(&self, model: Model) {
+    pub(crate) fn set_model(&self, model: Arc<Model>) {
         // Only who was asked to has one.
         let _ = self.model.set(model);
     }

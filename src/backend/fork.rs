@@ -7,19 +7,27 @@
 //! in `src/backend/tcop/backend_startup.c`): reads the startup packet, takes its place, and runs `PostgresMain`,
 //! which checks role and database, and ends in `proc_exit`. An auxiliary process runs its own main function.
 
-use std::{iter, ops::Range, sync::Arc};
+use std::{
+    iter,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::{Context, bail, ensure};
 use parking_lot::Mutex;
 use wasmtime::{AsContext, AsContextMut, Caller, Memory, Ref};
 
-use super::{Backend, Registers, client_session::SessionExit, model::Inheritance};
+use super::{
+    Backend, Registers,
+    client_session::SessionExit,
+    model::{Inheritance, Model},
+};
 use crate::{
     backend::{footprint::PageMap, program::Program},
     client::{Endpoints, NoClient},
     cluster::{KeepsLocks, Region, SharedMemory, main_segment},
     fs::{Console, Files, ProcessState, Silent, Tree},
-    guest::{ClientStream, Guest, Library, Setup, call},
+    guest::{ClientStream, Guest, Library, Outdated, Setup, call, check_messages},
     image::Image,
     instrument::HAS_CHECKPOINTER,
     postgres::{catalog, checkpoint, child, destination, latch, process::EXIT_FATAL},
@@ -37,6 +45,13 @@ pub(crate) struct Login<'a> {
     pub(crate) endpoints: Endpoints,
 }
 
+/// How the service of a client ended.
+pub(crate) enum Served {
+    Ended(SessionExit),
+    /// Not begun: the caches of the process are outdated. The startup packet was read; the client has got nothing.
+    Outdated(ClientStream),
+}
+
 /// The state with which every new process of one cluster starts.
 pub(crate) struct Fork {
     pub(super) parent: Arc<Parent>,
@@ -52,7 +67,7 @@ pub(super) struct Parent {
     registers: Registers,
     pub(super) process: ProcessState,
     /// The libraries of `shared_preload_libraries`.
-    libraries: Vec<Arc<Library>>,
+    pub(super) libraries: Vec<Arc<Library>>,
 }
 
 impl Fork {
@@ -108,7 +123,7 @@ impl Fork {
         let Some((model, caches)) = inherited else { return self.start(program, console, setup) };
         let mut backend = self.start_from(&model.parent, program, console, setup)?;
         backend.guest().set_caches(caches);
-        if let Some(pages) = model.first_pages.get() {
+        if let Some(pages) = model.first_pages() {
             // While others have the turn.
             backend.copy_written(pages)?;
         }
@@ -145,6 +160,19 @@ impl Fork {
         backend.shared = Some(self.shared.clone());
         self.shared.map_over(&mut backend.store, memory)?;
         Ok(backend)
+    }
+
+    /// The same, without a model for its sessions.
+    #[must_use]
+    pub(crate) fn without_model(&self) -> Self {
+        Self { parent: self.parent.clone(), shared: self.shared.clone(), tree: self.tree.clone(), inheritance: None }
+    }
+
+    /// The same, with a model for its sessions that no other copy has yet.
+    #[must_use]
+    pub(crate) fn with_model(&self, model: Arc<Model>) -> Self {
+        let inheritance = Some(Inheritance::new(Arc::new(OnceLock::from(model))));
+        Self { inheritance, ..self.without_model() }
     }
 
     /// The postmaster's open files. What they refer to exists as long as they do, also without a name.
@@ -204,10 +232,24 @@ impl Backend {
     ///
     /// # Errors
     /// When the guest traps.
-    pub(crate) fn serve_forked(&mut self, client: ClientStream, login: Login<'_>) -> anyhow::Result<SessionExit> {
+    pub(crate) fn serve_forked(&mut self, client: ClientStream, login: Login<'_>) -> anyhow::Result<Served> {
+        if check_messages(&self.store).is_err_and(|error| error.is::<Outdated>()) {
+            return Ok(Served::Outdated(client));
+        }
         self.set_client(client);
         let ended = self.run_session_for(login);
-        self.set_client(ClientStream::default());
+        let client = self.set_client(ClientStream::default());
+        match ended {
+            // Nothing was sent to the client yet.
+            Err(error) if error.is::<Outdated>() => {
+                self.leave_shared_memory(EXIT_FATAL)?;
+                Ok(Served::Outdated(client))
+            }
+            ended => self.session_exit(ended).map(Served::Ended),
+        }
+    }
+
+    fn session_exit(&mut self, ended: anyhow::Result<()>) -> anyhow::Result<SessionExit> {
         match ended {
             Ok(()) => Ok(SessionExit::Client),
             Err(_) if self.guest().signals.was_ended() => self.exit_unheard(),
@@ -228,6 +270,15 @@ impl Backend {
         ensure!(status == EXIT_FATAL, "a session that was ended exits with the status {status}");
         tracing::warn!("a session was ended that did not check for interrupts after it was told to end or cancelled");
         Ok(SessionExit::Unheard)
+    }
+
+    /// Does with shared memory what `proc_exit` does, for a process that was stopped, and closes the files of relations.
+    pub(super) fn leave_shared_memory(&mut self, status: i32) -> anyhow::Result<()> {
+        // Its handlers of errors would be in functions that are gone.
+        self.write_u32(self.facts().address("PG_exception_stack")?, 0)?;
+        self.write_u32(self.facts().address("InterruptHoldoffCount")?, 1)?;
+        self.call::<(), ()>("smgrreleaseall", ())?;
+        self.call::<i32, ()>("shmem_exit", status)
     }
 
     pub(super) fn run_session_for(&mut self, login: Login<'_>) -> anyhow::Result<()> {

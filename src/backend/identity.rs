@@ -24,6 +24,8 @@ impl Backend {
     pub(crate) fn reseed(&mut self) -> anyhow::Result<()> {
         let memory = self.exports()?.memory;
         let (memory, guest) = memory.data_and_store_mut(&mut self.store);
+        // Whoever it is a copy of may have seeded `random()`.
+        memory::write_bytes(memory, guest.facts.random_is_seeded, &[0])?;
         seed_prng(memory, &guest.facts, &Entropy::default())
     }
 

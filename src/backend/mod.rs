@@ -58,7 +58,7 @@ pub(crate) use authentication::{HBA_FILE, UNLOGGED};
 pub(crate) use boot::{DATA_DIRECTORY, EXECUTABLE, FIXED_PARAMETERS, IN_MEMORY, parameter};
 pub(crate) use client_session::{BOOTSTRAP_USER, OnAdmitted, Session, SessionExit};
 pub(crate) use cluster_snapshot::ClusterSnapshot;
-pub(crate) use fork::{Fork, Login};
+pub(crate) use fork::{Fork, Login, Served};
 pub(crate) use identity::timestamp;
 pub(crate) use model::Model;
 pub(crate) use registers::Registers;
@@ -241,13 +241,14 @@ impl Backend {
         self.store.data().signals.clone()
     }
 
-    /// Sets the backend's client.
-    fn set_client(&mut self, client: ClientStream) {
+    /// Sets the backend's client, and returns the one before.
+    fn set_client(&mut self, client: ClientStream) -> ClientStream {
         let guest = self.store.data_mut();
         guest.signals.set_waker(client.waker());
-        guest.client = client;
+        let before = std::mem::replace(&mut guest.client, client);
         // Signals that came while there was no client to wake.
         guest.signals.repeat();
+        before
     }
 
     pub(crate) fn facts(&self) -> &Arc<Facts> {

@@ -31,6 +31,7 @@ pub(crate) struct ClientStream {
     /// Whether it has chosen channel binding.
     is_bound: bool,
     on_admitted: Option<OnAdmitted>,
+    is_admitted: bool,
     sent: u64,
     /// Bytes that are held back from the client.
     held: Option<Vec<u8>>,
@@ -70,9 +71,20 @@ impl ClientStream {
 
     /// The client is let in.
     pub(super) fn admit(&mut self) {
+        self.is_admitted = true;
         if let Some(tell) = self.on_admitted.take() {
             tell();
         }
+    }
+
+    /// Whether the client was let in.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.is_admitted
+    }
+
+    /// The client itself, for another session: what was read from it is lost.
+    pub(crate) fn into_client(self) -> Option<Box<dyn Client>> {
+        self.client
     }
 
     /// Whether the client need not authenticate.

@@ -57,7 +57,7 @@ use crate::{
 };
 
 pub(crate) use authentication::AUTHENTICATION_OK;
-pub(crate) use caches::{Caches, StoppedAtExit, next_message};
+pub(crate) use caches::{Caches, CatalogState, Outdated, StoppedAtExit, check_messages};
 pub(crate) use callbacks::{CALLBACKS, ClientStream};
 pub(crate) use commands::{BackendCommands, Commands, LOCALES, LOCALES_FILE, set_errno};
 pub(crate) use dylink::{Libraries, LibrariesImage, Library, LibraryStore, restore as restore_libraries};

@@ -1,15 +1,14 @@
-//! Where a process makes its caches of system catalogs, and how it hears of changes of these.
+//! Where a process makes its caches of system catalogs, how it hears of changes of these, and what else differs in a
+//! process that begins with those of another one.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
 use wasmparser::Operator;
 
 use super::InstrumentError;
 use super::bodies::once;
 use super::target::Target;
-use crate::postgres::messages;
 
 /// The instructions of `InitPostgres` (`src/backend/utils/init/postinit.c`) from `RelationCacheInitialize` to
 /// `RelationCacheInitializePhase2`. `create` and `register` are the functions `CreateCacheMemoryContext`, which the first
@@ -88,47 +87,55 @@ fn is_independent(made: &[Operator], after: &[Operator]) -> bool {
     })
 }
 
-/// The queue of messages about changed catalogs in shared memory (`SISeg` in `src/backend/storage/ipc/sinvaladt.c`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MessageQueue {
-    /// Address of `shmInvalBuffer`, the pointer to the queue.
-    pub queue: u32,
-    /// Address of `MyProcNumber`, which is the number of the process' place in the queue.
-    pub my_number: u32,
-    /// Offset of the places in the queue (`procState`).
-    pub places: u32,
+/// The address of `shmInvalBuffer`, the pointer to the queue of messages about changed catalogs in shared memory (`SISeg`
+/// in `src/backend/storage/ipc/sinvaladt.c`), in `SharedInvalBackendInit`: `if (MyProcNumber < 0)`, then
+/// `&shmInvalBuffer->procState[MyProcNumber]`.
+pub(super) fn message_queue(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let negative = |window: &[Operator]| match *window {
+        [
+            Operator::I32Const { .. },
+            Operator::I32Load { .. },
+            Operator::LocalTee { .. },
+            Operator::I32Const { value: 0 },
+            Operator::I32GeS,
+            Operator::If { .. },
+            Operator::I32Const { value: queue },
+            Operator::I32Load { .. },
+        ] => Some(queue.cast_unsigned()),
+        _ => None,
+    };
+    Ok(once(target, "a place that is checked", operators, 8, negative)?.1)
 }
 
-impl MessageQueue {
-    /// Reads `SharedInvalBackendInit`: `if (MyProcNumber < 0)`, then `&shmInvalBuffer->procState[MyProcNumber]`.
-    pub(super) fn read(target: &Target, operators: &[Operator]) -> Result<Self, InstrumentError> {
-        let negative = |window: &[Operator]| match *window {
-            [
-                Operator::I32Const { value: my_number },
-                Operator::I32Load { .. },
-                Operator::LocalTee { .. },
-                Operator::I32Const { value: 0 },
-                Operator::I32GeS,
-                Operator::If { .. },
-                Operator::I32Const { value: queue },
-                Operator::I32Load { .. },
-            ] => Some((my_number.cast_unsigned(), queue.cast_unsigned())),
-            _ => None,
-        };
-        let (_, (my_number, queue)) = once(target, "a place that is checked", operators, 8, negative)?;
-        let place = |window: &[Operator]| match *window {
-            [
-                Operator::I32Const { value: size },
-                Operator::I32Shl,
-                Operator::I32Add,
-                Operator::LocalTee { .. },
-                Operator::I32Load { memarg },
-            ] if 1 << size == messages::PLACE => u32::try_from(memarg.offset).ok(),
-            _ => None,
-        };
-        let (_, places) = once(target, "a place in the queue", operators, 5, place)?;
-        Ok(Self { queue, my_number, places })
-    }
+/// The address of `backend_startup_complete`, which `InitializeClientEncoding` sets.
+pub(super) fn encoding_is_settled(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let set = |window: &[Operator]| match *window {
+        [Operator::I32Const { value: address }, Operator::I32Const { value: 1 }, Operator::I32Store8 { memarg }]
+            if memarg.offset == 0 =>
+        {
+            Some(address.cast_unsigned())
+        }
+        _ => None,
+    };
+    Ok(once(target, "a flag that is set", operators, 3, set)?.1)
+}
+
+/// The address of `signal_pending` in `schedule_alarm`: `if (signal_pending && now > signal_due_at + 10 * 1000)`.
+pub(super) fn timer_runs(target: &Target, operators: &[Operator]) -> Result<u32, InstrumentError> {
+    let overdue = |window: &[Operator]| match *window {
+        [
+            Operator::I32Const { value: address },
+            Operator::I32Load { .. },
+            Operator::I32Eqz,
+            Operator::BrIf { .. },
+            Operator::LocalGet { local_index: 0 },
+            Operator::I32Const { .. },
+            Operator::I64Load { .. },
+            Operator::I64Const { value: 10_000 },
+        ] => Some(address.cast_unsigned()),
+        _ => None,
+    };
+    Ok(once(target, "a timer that is overdue", operators, 8, overdue)?.1)
 }
 
 #[cfg(test)]

@@ -78,6 +78,12 @@ impl Surroundings<'_> {
                 with.push(Instruction::End);
                 Edit { at: 0..0, with }
             }
+            Change::ReplaceIf(global, hook) => {
+                let mut with = self.if_set(global).to_vec();
+                with.extend(self.pass_on(hook));
+                with.extend([Instruction::Return, Instruction::End]);
+                Edit { at: 0..0, with }
+            }
             Change::InheritCaches(hook) => {
                 let callees = ["CreateCacheMemoryContext", "before_shmem_exit"];
                 let [create, register] = callees.map(|name| self.found.function(name));

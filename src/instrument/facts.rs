@@ -10,7 +10,7 @@ use super::bodies::{
     message_context, signal_handlers,
 };
 use super::builtins::{LOAD_TIME, START_TIME};
-use super::caches::MessageQueue;
+use super::caches::{encoding_is_settled, message_queue, timer_runs};
 use super::evidence::Found;
 use super::module::Module;
 use super::processes::{
@@ -109,8 +109,14 @@ pub struct Facts {
     pub configuration_load: u32,
     /// `relsync_callback_list`, the callbacks of plugins for logical decoding when publications change.
     pub relation_sync_callbacks: Callbacks,
-    /// The queue of messages about changed catalogs.
-    pub messages: MessageQueue,
+    /// Address of `shmInvalBuffer` (`src/backend/storage/ipc/sinvaladt.c`), the pointer to the queue of messages about
+    /// changed catalogs.
+    pub message_queue: u32,
+    /// Address of `backend_startup_complete` (`src/backend/utils/mb/mbutils.c`), a byte: whether a change of the client's
+    /// encoding takes effect at once.
+    pub encoding_is_settled: u32,
+    /// Address of `signal_pending` (`src/backend/utils/misc/timeout.c`), an `int`: whether a timer runs.
+    pub timer_runs: u32,
     /// Address of `_gm_` (Emscripten, `system/lib/dlmalloc.c`, version 2.8.6), the state of the heap.
     pub heap: u32,
 }
@@ -171,7 +177,9 @@ impl Facts {
             server_start: START_TIME.variable(module, memory)?,
             configuration_load: LOAD_TIME.variable(module, memory)?,
             relation_sync_callbacks: Callbacks::of_relation_syncs(module)?,
-            messages: found.read(module, "SharedInvalBackendInit", MessageQueue::read)?,
+            encoding_is_settled: found.read(module, "InitializeClientEncoding", encoding_is_settled)?,
+            timer_runs: found.read(module, "schedule_alarm", timer_runs)?,
+            message_queue: found.read(module, "SharedInvalBackendInit", message_queue)?,
             heap: found.read(module, "malloc", heap_state)?,
         })
     }

@@ -108,11 +108,14 @@ pub enum Hook {
     /// `inherit_caches()`: the process has the caches of system catalogs of another one
     /// ([`HAS_CACHES`](super::HAS_CACHES)), and has entered the queue of messages about changes of catalogs.
     InheritCaches,
+    /// `database_chosen()`: a process with caches of another one ([`HAS_CACHES`](super::HAS_CACHES)) has found its database
+    /// and has locked it.
+    DatabaseChosen,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are imported.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::InitProcess,
         Self::WaitEventSetWait,
         Self::PgUsleep,
@@ -147,6 +150,7 @@ impl Hook {
         Self::Like,
         Self::Exit,
         Self::InheritCaches,
+        Self::DatabaseChosen,
     ];
 
     /// Its import name.
@@ -187,6 +191,7 @@ impl Hook {
             Self::Like => "like",
             Self::Exit => "exit",
             Self::InheritCaches => "inherit_caches",
+            Self::DatabaseChosen => "database_chosen",
         }
     }
 
@@ -202,7 +207,8 @@ impl Hook {
             | Self::ClientIsTrusted
             | Self::ClientAuthenticated
             | Self::IsOverdue
-            | Self::InheritCaches => &[],
+            | Self::InheritCaches
+            | Self::DatabaseChosen => &[],
             Self::ShownTimestamp => &[ValType::I64],
             Self::PgUsleep
             | Self::RequestCheckpoint

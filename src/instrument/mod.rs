@@ -70,7 +70,6 @@ use rewrite::Rewrite;
 use target::{Change, Target};
 use targets::TARGETS;
 
-pub use caches::MessageQueue;
 pub use facts::{Facts, PageLimits};
 pub use hooks::{HOOK_MODULE, Hook};
 pub use invoke::{invoke_module, is_invoke};

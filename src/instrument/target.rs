@@ -84,6 +84,8 @@ pub(super) enum Change {
     NothingIf(&'static str),
     /// If that one of the added globals is not zero, it first calls the host with its own parameters.
     EnterIf(&'static str, Hook),
+    /// If that one of the added globals is not zero, it only calls the host with its parameters.
+    ReplaceIf(&'static str, Hook),
     /// Where it would make the caches of system catalogs, it calls the host instead if the global
     /// [`super::HAS_CACHES`] is not zero.
     InheritCaches(Hook),

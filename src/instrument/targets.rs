@@ -87,7 +87,14 @@ pub(super) const TARGETS: &[Target] = &[
         name: "RelationCacheInitializePhase3",
         signature: signature(0, 0),
         evidence: Evidence::Mentions(&["RelationCacheInitializePhase3", "relcache.c"]),
-        changes: &[Change::NothingIf(HAS_CACHES)],
+        changes: &[Change::ReplaceIf(HAS_CACHES, Hook::DatabaseChosen)],
+    },
+    // Has the address of the flag that it has run; see `Facts`.
+    Target {
+        name: "InitializeClientEncoding",
+        signature: signature(0, 0),
+        evidence: Evidence::Mentions(&["InitializeClientEncoding", "mbutils.c"]),
+        changes: &[],
     },
     // Has the addresses of the queue of messages about changed catalogs, and of a process' place in it.
     Target {

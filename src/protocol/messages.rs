@@ -126,7 +126,7 @@ fn first_error(answer: &[u8]) -> Option<SqlError> {
 }
 
 /// The rows among backend messages.
-fn rows(answer: &[u8]) -> Rows {
+pub(crate) fn rows(answer: &[u8]) -> Rows {
     messages(answer).filter(|(kind, _)| *kind == b'D').filter_map(|(_, body)| data_row(body)).collect()
 }
 

@@ -1,8 +1,11 @@
 //! Starts a cluster, lets it recover and serve one session, and captures it, so that others start from there.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 use parking_lot::Mutex;
 
 use super::{
@@ -19,6 +22,7 @@ use crate::{
     fs::{FrozenTree, Tree},
     log::{LogSink, Recent},
     protocol::messages::SqlError,
+    session::panic_text,
 };
 
 /// A snapshot of a cluster with those settings, in memory, that has the files in `files`, which were shut down. A
@@ -66,7 +70,9 @@ pub(crate) fn add_model(
     database: &str,
     log: LogSink,
 ) {
-    if let Err(error) = make_model(program, snapshot, settings, database, log) {
+    let make = || make_model(program, snapshot, settings, database, log);
+    let made = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| Err(anyhow!("{}", panic_text(&*panic))));
+    if let Err(error) = made {
         tracing::warn!("sessions of copies make their caches themselves: {error:#}");
     }
 }
@@ -84,11 +90,10 @@ fn make_model(
         let (seats, recent) = (Arc::new(Seats::default()), Recent::default());
         let server = Server::new(&launch, copy, seats, &recent, State::Running);
         let (running, program, log) = (&server.running, &launch.program, &launch.log);
-        let Some(model) = model::model(running, program, log, database)? else { return Ok(()) };
+        let Some(model) = model::model(running, program, log, database)?.map(Arc::new) else { return Ok(()) };
+        // It is tried before others have it.
+        model::try_out(&model, running, program, log, database)?;
         snapshot.set_model(model);
-        if let Some(pages) = model::first_pages(running, program, log, database)? {
-            snapshot.set_first_pages(pages);
-        }
         Ok(())
     })?
 }

@@ -1,18 +1,25 @@
 //! Makes the model of a cluster's sessions: a process that has planned statements about each table of its database.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
 
 use super::{children::run_in_turn, own_session, running::Running};
 use crate::{
     backend::{BOOTSTRAP_USER, Login, Model, footprint::PageMap, program::Program},
-    client::{Endpoints, NoClient},
+    client::{Client, Endpoints, Interest, NoClient, Readiness, Waker},
     cluster::Priority,
     fs::Silent,
     guest::{ClientStream, Setup},
-    image::TouchedPages,
     log::LogSink,
+    postgres::process,
     protocol::{
-        messages::{SqlError, message, simple_query},
+        messages::{SqlError, first_value, message, rows, simple_query},
         startup::StartupMessage,
     },
 };
@@ -44,11 +51,12 @@ cross join lateral (
   where indrelid = c.oid and indisprimary) as primary_key
 where relkind in ('r', 'p') and relpersistence <> 't' and names is not null
   and nspname <> 'information_schema' and nspname !~ '^pg_'
+  -- Planning may run functions, which are run as the superuser here.
+  and (select rolsuper from pg_roles r where r.oid = relowner)
 order by reltuples desc, c.oid limit ";
 
 /// Statements of every client, among them those that look names up.
-const COMMON: [&str; 3] = [
-    "select 1",
+const COMMON: [&str; 2] = [
     "select t.oid, t.typname, t.typsend, t.typreceive, t.typoutput, t.typinput, t.typelem, coalesce(r.rngsubtype, 0), \
      array (select a.atttypid from pg_attribute as a where a.attrelid = t.typrelid and a.attnum > 0 and \
      not a.attisdropped order by a.attnum) from pg_type as t left join pg_range as r on r.rngtypid = t.oid \
@@ -56,8 +64,49 @@ const COMMON: [&str; 3] = [
     "select current_schema(), to_regclass('pg_class'), 'a' || 'b' like 'a%', now() > '2000-01-01', 1.5 + 1 < 3::float8",
 ];
 
-/// The longest that planning these may take: what plans call is the user's.
-const PATIENCE: &str = "begin; set local statement_timeout = '1s'; ";
+/// The longest that one of these may take, and from when on no more are begun: what plans call is the user's.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A number that moves with every transaction identifier that is assigned.
+const TRANSACTIONS: &str = "select pg_snapshot_xmax(pg_current_snapshot())";
+
+/// The client of a model: sends one statement after the other, as long as there is time.
+struct Reader {
+    unsent: VecDeque<Vec<u8>>,
+    /// What is sent at last.
+    last: VecDeque<Vec<u8>>,
+    until: Instant,
+    rest: Vec<u8>,
+    client: NoClient,
+}
+
+impl Client for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.rest.is_empty() {
+            let next = self.unsent.pop_front().filter(|_| Instant::now() < self.until);
+            if next.is_none() {
+                self.unsent.clear();
+            }
+            self.rest = next.or_else(|| self.last.pop_front()).unwrap_or_default();
+        }
+        let length = self.rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.rest[..length]);
+        self.rest.drain(..length);
+        Ok(length)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.client.write(bytes)
+    }
+
+    fn wait(&mut self, interest: Interest, deadline: Option<Instant>) -> Readiness {
+        self.client.wait(interest, deadline)
+    }
+
+    fn waker(&self) -> Waker {
+        self.client.waker()
+    }
+}
 
 /// A model of sessions in `database`; none if there can be none. No other process of the cluster runs.
 ///
@@ -76,40 +125,56 @@ pub(super) fn model(
         }
         statements => statements?,
     };
-    let mut input = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
+    let begin = format!("begin read only; set local statement_timeout = {}; ", PATIENCE.as_millis());
+    let mut unsent = VecDeque::new();
     for statement in COMMON.into_iter().chain(statements.iter().flatten().flatten().map(String::as_str)) {
         // What fails is left out; a transaction that has failed ends as well.
-        input.extend(simple_query(&format!("{PATIENCE}{statement}"))?);
-        input.extend(simple_query("commit")?);
+        unsent.push_back(simple_query(&format!("{begin}{statement}"))?);
+        unsent.push_back(simple_query("rollback")?);
     }
-    input.extend(message(b'X', &[])?);
-    let client = ClientStream::new(Box::new(NoClient::default()), &input).trusted(true);
-    let seat = running.seats.join(Priority::Client);
+    // Nothing that functions of users have set or prepared is left.
+    let last = [simple_query("discard all")?, simple_query(TRANSACTIONS)?, message(b'X', &[])?].into();
+    let before = own_session::run(running, program, log, database, Some(TRANSACTIONS))?;
+    let (record, answers) = mpsc::channel();
+    let (until, client) = (Instant::now() + PATIENCE, NoClient::recorded(record));
+    let client = Reader { unsent, last, until, rest: Vec::new(), client };
+    let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
+    let client = ClientStream::new(Box::new(client), &packet).trusted(true);
+    let seat = running.seats.join_as(process::MODEL, Priority::Client);
     let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
     let fork = running.fork();
     let mut backend = fork.start(program, Silent, setup)?;
     let (database, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
     let login = Login { database, user, endpoints: Endpoints::default() };
-    run_in_turn(&mut backend, |backend| backend.become_model(&fork, client, login))
+    let model = run_in_turn(&mut backend, |backend| backend.become_model(&fork, client, login))?;
+    let answer: Vec<u8> = answers.try_iter().flatten().collect();
+    let is_read_only = rows(&answer).last() == before.last();
+    if !is_read_only {
+        tracing::debug!("no model of sessions: what was planned has changed something");
+    }
+    Ok(model.filter(|_| is_read_only))
 }
 
-/// The pages that a short session writes which begins with the model; none if the system does not tell.
+/// Runs a short session that begins with `model`, and sees which pages it writes.
 ///
 /// # Errors
-/// When the session cannot be made, or traps.
-pub(super) fn first_pages(
+/// When the session cannot be made, is not served as any other, or traps.
+pub(super) fn try_out(
+    model: &Arc<Model>,
     running: &Running,
     program: &Arc<Program>,
     log: &LogSink,
     database: &str,
-) -> anyhow::Result<Option<TouchedPages>> {
-    let mut pages = Ok(None);
-    let [first, ..] = COMMON;
-    own_session::run_and(running, program, log, database, Some(first), |backend| {
-        pages = PageMap::open().map_err(anyhow::Error::from).and_then(|map| map.touched(backend)).map(Some);
+) -> anyhow::Result<()> {
+    let fork = running.fork().with_model(model.clone());
+    let mut pages = None;
+    let rows = own_session::run_from(&fork, running, program, log, database, Some("select 1"), |backend| {
+        pages = Some(PageMap::open().map_err(anyhow::Error::from).and_then(|map| map.touched(backend)));
     })?;
-    Ok(pages.unwrap_or_else(|error| {
-        tracing::debug!("sessions will get their first pages one by one: {error:#}");
-        None
-    }))
+    ensure!(first_value(&rows) == Some("1"), "a session that began with a model does not answer");
+    match pages.transpose() {
+        Ok(pages) => pages.into_iter().for_each(|pages| model.set_first_pages(pages)),
+        Err(error) => tracing::debug!("sessions will get their first pages one by one: {error:#}"),
+    }
+    Ok(())
 }

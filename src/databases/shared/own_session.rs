@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, mpsc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{
     super::Password,
@@ -12,7 +12,7 @@ use super::{
     running::{Event, Running},
 };
 use crate::{
-    backend::{BOOTSTRAP_USER, Backend, Login, UNLOGGED, program::Program},
+    backend::{BOOTSTRAP_USER, Backend, Fork, Login, Served, UNLOGGED, program::Program},
     client::{Endpoints, NoClient},
     cluster::{Crashed, Priority},
     guest::{ClientStream, Setup},
@@ -65,14 +65,15 @@ pub(super) fn run(
     database: &str,
     sql: Option<&str>,
 ) -> anyhow::Result<Rows> {
-    run_and(running, program, log, database, sql, |_| ())
+    run_from(&running.fork().without_model(), running, program, log, database, sql, |_| ())
 }
 
-/// As [`run`]; `look` looks at what the session has left before it is gone.
+/// As [`run`], from the state in `fork`; `look` looks at what the session has left before it is gone.
 ///
 /// # Errors
 /// As [`run`].
-pub(super) fn run_and(
+pub(super) fn run_from(
+    fork: &Fork,
     running: &Running,
     program: &Arc<Program>,
     log: &LogSink,
@@ -90,14 +91,16 @@ pub(super) fn run_and(
     let seat = running.seats.join(Priority::Client);
     let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
     let console = LineConsole::new(log.clone(), "postgres");
-    let mut backend = running.fork().start_session(database.as_bytes(), program, console, setup)?;
+    let mut backend = fork.start_session(database.as_bytes(), program, console, setup)?;
     let (database, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
     let login = Login { database, user, endpoints: Endpoints::default() };
     let ran = run_in_turn(&mut backend, |backend: &mut Backend| backend.serve_forked(client, login));
     if ran.as_ref().is_err_and(|error| !error.is::<Crashed>()) {
         running.tell(Event::Crashed);
     }
-    ran.context("a session of the program itself has crashed")?;
+    if let Served::Outdated(_) = ran.context("a session of the program itself has crashed")? {
+        bail!("catalogs have changed while a session of the program itself began");
+    }
     look(&backend);
     let answer: Vec<u8> = answers.try_iter().flatten().collect();
     Ok(result(&answer)?)

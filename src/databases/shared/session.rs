@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use anyhow::{Context, bail};
 use parking_lot::Mutex;
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     running::{Event, Running},
 };
 use crate::{
-    backend::{Backend, Login, SessionExit},
+    backend::{Backend, Login, Served, SessionExit},
     client::Client,
     cluster::{Crashed, KeepsLocks, Priority, Signal},
     engine::THREAD_STACK,
@@ -51,6 +52,13 @@ impl Drop for Sender<'_> {
     }
 }
 
+/// How the service of a client by one process ended.
+enum Once {
+    Ended(SessionEnd),
+    /// Not begun: the process had outdated caches.
+    Outdated(Box<dyn Client>),
+}
+
 impl Postmaster {
     /// Serves the client of a connection with this attachment, as a session of the cluster.
     ///
@@ -82,6 +90,38 @@ impl Postmaster {
         start: &SessionStart<'_>,
         client: Box<dyn Client>,
     ) -> anyhow::Result<SessionEnd> {
+        let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
+        let transaction = start.transaction.clone();
+        transaction.on_first({
+            let (postmaster, database) = (postmaster.clone(), database.clone());
+            move || *postmaster.last_database.lock() = database
+        });
+        start.control.handle_tasks_with(move |task| {
+            if let Some(task) = postmaster.simulation.perform(task) {
+                postmaster.perform(&database, &transaction, task);
+            }
+            None
+        });
+        self.tally.enter(&start.transaction.activity());
+        // A sender looks at the catalogs of all databases, or of none.
+        let may_inherit = !start.startup.asks_for_replication();
+        match self.serve_once(running, start, client, may_inherit)? {
+            Once::Ended(end) => Ok(end),
+            Once::Outdated(client) => match self.serve_once(running, start, client, false)? {
+                Once::Ended(end) => Ok(end),
+                Once::Outdated(_) => bail!("a session without caches cannot begin, because they are outdated"),
+            },
+        }
+    }
+
+    /// Serves the client in a process that begins with the caches of a model if it `may_inherit` any.
+    fn serve_once(
+        self: &Arc<Self>,
+        running: &Arc<Running>,
+        start: &SessionStart<'_>,
+        client: Box<dyn Client>,
+        may_inherit: bool,
+    ) -> anyhow::Result<Once> {
         let seat = running.seats.join(Priority::Client);
         let (process_id, signals) = (seat.process_id(), seat.signals().clone());
         // It may become one that sends WAL to a subscriber (`src/backend/replication/walsender.c`).
@@ -116,33 +156,27 @@ impl Postmaster {
             }
             admitted.settle();
         });
-        let (postmaster, database) = (self.clone(), String::from_utf8_lossy(&start.startup.database).into_owned());
-        let transaction = start.transaction.clone();
-        transaction.on_first({
-            let (postmaster, database) = (postmaster.clone(), database.clone());
-            move || *postmaster.last_database.lock() = database
-        });
-        start.control.handle_tasks_with(move |task| {
-            if let Some(task) = postmaster.simulation.perform(task) {
-                postmaster.perform(&database, &transaction, task);
-            }
-            None
-        });
         let login = Login { database: &start.startup.database, user: &start.startup.user, endpoints };
         let (console, program) = (LineConsole::of_session(start.log.clone()), self.templates.program());
         let setup = |files| Setup { seat: Some(seat), ..self.simulation.of_session(Setup::backend(program, files)) };
-        self.tally.enter(&start.transaction.activity());
         let begun = Instant::now();
         let fork = running.fork();
-        let backend = if is_sender {
-            fork.start(program, console, setup)?
-        } else {
+        let backend = if may_inherit {
             fork.start_session(&start.startup.database, program, console, setup)?
+        } else {
+            fork.start(program, console, setup)?
         };
         self.tally.starts.observe(begun.elapsed());
         let ended = Self::run(running, backend, client, login);
         drop(registration.lock().take());
-        match ended {
+        let ended = match ended {
+            Ok(Served::Outdated(client)) => {
+                return client.into_client().map(Once::Outdated).context("a session has lost its client");
+            }
+            Ok(Served::Ended(exit)) => Ok(exit),
+            Err(error) => Err(error),
+        };
+        let end: anyhow::Result<SessionEnd> = match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
             Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
             Ok(SessionExit::Unheard) => {
@@ -159,16 +193,12 @@ impl Postmaster {
                 self.tally.traps.add(1);
                 Ok(SessionEnd::Trapped(error))
             }
-        }
+        };
+        end.map(Once::Ended)
     }
 
     /// Runs one session on this thread until it ends; if it traps or panics, its cluster ends.
-    fn run(
-        running: &Running,
-        mut backend: Backend,
-        client: ClientStream,
-        login: Login<'_>,
-    ) -> anyhow::Result<SessionExit> {
+    fn run(running: &Running, mut backend: Backend, client: ClientStream, login: Login<'_>) -> anyhow::Result<Served> {
         let ran =
             catch_unwind(AssertUnwindSafe(|| run_in_turn(&mut backend, |backend| backend.serve_forked(client, login))));
         if !matches!(&ran, Ok(Ok(_))) && !matches!(&ran, Ok(Err(error)) if error.is::<Crashed>()) {
