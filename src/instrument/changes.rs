@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use wasm_encoder::{BlockType, Instruction, MemArg};
+use wasmparser::Operator;
 
 use super::bodies::{
     CancelKey, Kill, Report, calls_of, cleared, own_process_id, reported_all, stack_measure, wait_site,
@@ -63,40 +64,18 @@ impl Surroundings<'_> {
             Change::RefuseLocales => Edit { at: 0..0, with: self.refuse_locales() },
             Change::Nothing => Edit { at: whole, with: Vec::new() },
             Change::LeaveToCheckpointer(hook) => {
-                let mut with = self.if_set(HAS_CHECKPOINTER).to_vec();
-                with.extend(self.pass_on(hook));
-                with.extend([Instruction::I32Const(1), Instruction::Return, Instruction::End]);
-                Edit { at: 0..0, with }
+                let mut with = self.pass_on(hook);
+                with.extend([Instruction::I32Const(1), Instruction::Return]);
+                self.if_set(HAS_CHECKPOINTER, with)
             }
-            Change::NothingIf(global) => {
-                let [global, condition] = self.if_set(global);
-                Edit { at: 0..0, with: vec![global, condition, Instruction::Return, Instruction::End] }
-            }
-            Change::EnterIf(global, hook) => {
-                let mut with = self.if_set(global).to_vec();
-                with.extend(self.pass_on(hook));
-                with.push(Instruction::End);
-                Edit { at: 0..0, with }
-            }
+            Change::NothingIf(global) => self.if_set(global, vec![Instruction::Return]),
+            Change::EnterIf(global, hook) => self.if_set(global, self.pass_on(hook)),
             Change::ReplaceIf(global, hook) => {
-                let mut with = self.if_set(global).to_vec();
-                with.extend(self.pass_on(hook));
-                with.extend([Instruction::Return, Instruction::End]);
-                Edit { at: 0..0, with }
+                let mut with = self.pass_on(hook);
+                with.push(Instruction::Return);
+                self.if_set(global, with)
             }
-            Change::InheritCaches(hook) => {
-                let callees = ["CreateCacheMemoryContext", "before_shmem_exit"];
-                let [create, register] = callees.map(|name| self.found.function(name));
-                let made = caches_made(target, &operators, create?, register?)?;
-                let [global, condition] = self.if_set(HAS_CACHES);
-                return Ok(vec![
-                    Edit {
-                        at: made.start..made.start,
-                        with: vec![global, condition, self.call(hook), Instruction::Else],
-                    },
-                    Edit { at: made.end..made.end, with: vec![Instruction::End] },
-                ]);
-            }
+            Change::InheritCaches(hook) => return self.inherit_caches(target, &operators, hook),
             Change::OwnProcessId => {
                 let at = own_process_id(target, &operators, process_id)?;
                 Edit { at: at..at + 1, with: load(self.my_proc_pid, 2).to_vec() }
@@ -110,29 +89,8 @@ impl Surroundings<'_> {
                 let at = stack_measure(target, &operators)?.compared_at;
                 Edit { at: at..at, with: self.stack_depth() }
             }
-            Change::RememberReport => {
-                let report = Report::read(target, &operators)?;
-                let with = vec![
-                    Instruction::LocalGet(report.before),
-                    self.function("free")?,
-                    Instruction::LocalGet(0),
-                    Instruction::LocalGet(report.value),
-                    self.function("strdup")?,
-                    Instruction::I32Store(word(report.last_reported, 2)),
-                ];
-                Edit { at: report.sent_at..report.sent_at, with }
-            }
-            Change::ForgetReports => {
-                let report = self.found.function("ReportGUCOption")?;
-                let (at, setting) = reported_all(target, &operators, report)?;
-                let last_reported = self.found.read(module, "ReportGUCOption", Report::read)?.last_reported;
-                let with = vec![
-                    Instruction::LocalGet(setting),
-                    Instruction::I32Const(0),
-                    Instruction::I32Store(word(last_reported, 2)),
-                ];
-                Edit { at: at..at, with }
-            }
+            Change::RememberReport => self.remember_report(target, &operators)?,
+            Change::ForgetReports => self.forget_reports(module, target, &operators)?,
             Change::Wait => {
                 let (at, latch) = wait_site(target, &operators)?;
                 let with = vec![
@@ -261,9 +219,64 @@ impl Surroundings<'_> {
         index.expect("one of ADDED_GLOBALS")
     }
 
-    /// The beginning of instructions that run if the added global of this name is not zero.
-    fn if_set(&self, name: &str) -> [Instruction<'static>; 2] {
-        [Instruction::GlobalGet(self.added_global(name)), Instruction::If(BlockType::Empty)]
+    /// Instructions at the beginning of a function that run if the added global of this name is not zero.
+    fn if_set(&self, name: &str, then: Vec<Instruction<'static>>) -> Edit {
+        let mut with = vec![Instruction::GlobalGet(self.added_global(name)), Instruction::If(BlockType::Empty)];
+        with.extend(then);
+        with.push(Instruction::End);
+        Edit { at: 0..0, with }
+    }
+
+    /// Calls the host in place of the part of a function that makes caches, if the process has some.
+    fn inherit_caches(
+        &self,
+        target: &Target,
+        operators: &[Operator],
+        hook: Hook,
+    ) -> Result<Vec<Edit>, InstrumentError> {
+        let [create, register] =
+            ["CreateCacheMemoryContext", "before_shmem_exit"].map(|name| self.found.function(name));
+        let made = caches_made(target, operators, create?, register?)?;
+        let asks = vec![
+            Instruction::GlobalGet(self.added_global(HAS_CACHES)),
+            Instruction::If(BlockType::Empty),
+            self.call(hook),
+            Instruction::Else,
+        ];
+        Ok(vec![
+            Edit { at: made.start..made.start, with: asks },
+            Edit { at: made.end..made.end, with: vec![Instruction::End] },
+        ])
+    }
+
+    fn remember_report(&self, target: &Target, operators: &[Operator]) -> Result<Edit, InstrumentError> {
+        let report = Report::read(target, operators)?;
+        let with = vec![
+            Instruction::LocalGet(report.before),
+            self.function("free")?,
+            Instruction::LocalGet(0),
+            Instruction::LocalGet(report.value),
+            self.function("strdup")?,
+            Instruction::I32Store(word(report.last_reported, 2)),
+        ];
+        Ok(Edit { at: report.sent_at..report.sent_at, with })
+    }
+
+    fn forget_reports(
+        &self,
+        module: &Module,
+        target: &Target,
+        operators: &[Operator],
+    ) -> Result<Edit, InstrumentError> {
+        let report = self.found.function("ReportGUCOption")?;
+        let (at, setting) = reported_all(target, operators, report)?;
+        let last_reported = self.found.read(module, "ReportGUCOption", Report::read)?.last_reported;
+        let with = vec![
+            Instruction::LocalGet(setting),
+            Instruction::I32Const(0),
+            Instruction::I32Store(word(last_reported, 2)),
+        ];
+        Ok(Edit { at: at..at, with })
     }
 
     /// A call of the host with the parameters of the function that contains it.
