@@ -24,7 +24,7 @@ use super::{
     fork::{Parent, capture},
 };
 use crate::{
-    guest::{Caches, CatalogState, ClientStream, StoppedAtExit, memory},
+    guest::{Caches, CatalogState, ClientStream, StoppedAtExit, checkpoint, memory},
     image::TouchedPages,
     instrument::{HAS_CACHES, IS_MODEL},
     postgres::port_struct,
@@ -76,16 +76,26 @@ impl Inheritance {
 }
 
 impl Backend {
+    /// The state of the catalogs as this process sees it.
+    ///
+    /// # Errors
+    /// When there is no shared memory.
+    pub(crate) fn catalogs(&self) -> anyhow::Result<CatalogState> {
+        Ok(CatalogState::of(&self.store)?)
+    }
+
     /// Serves `client`, a process of `fork`, to its end, and makes a model of the process. It has its turn.
     ///
-    /// Returns none if the session was not let in or has failed, has changed a catalog, has loaded a library, has left files
-    /// open, or has become large.
+    /// Returns none if the session was not let in or has failed, has loaded a library, has left files open, has become
+    /// large, or has written WAL: it would remember pages of WAL that are in no other copy. None also if catalogs are no
+    /// longer as in `untouched`.
     ///
     /// # Errors
     /// When the guest traps, or the system has no memory.
     pub(crate) fn become_model(
         &mut self,
         fork: &Fork,
+        untouched: CatalogState,
         client: ClientStream,
         login: Login<'_>,
     ) -> anyhow::Result<Option<Model>> {
@@ -104,7 +114,7 @@ impl Backend {
         }
         let pointer = self.hot.stack_pointer;
         let stack = pointer.get(&mut self.store);
-        let before = CatalogState::of(&self.store)?.next_message;
+        let written = checkpoint::written(self.store.data(), self.memory()?)?;
         self.set_global(IS_MODEL, true)?;
         self.set_client(client);
         let stopped = self.run_session_for(login);
@@ -116,25 +126,30 @@ impl Backend {
         };
         self.set_global(IS_MODEL, false)?;
         pointer.set(&mut self.store, stack)?;
-        let is_alone = CatalogState::of(&self.store)?.next_message == before;
+        let written = checkpoint::written(self.store.data(), self.memory()?)?.wrapping_sub(written);
         self.leave_shared_memory(status)?;
+        // `PostgresMain` makes another key.
+        self.write_u32(self.facts().my_cancel_key_length, 0)?;
+        let made = CatalogState::of(&self.store)?;
         for (address, bytes) in kept {
             self.write(address, &bytes)?;
         }
         let guest = self.guest();
         let (opened, libraries) = (guest.files.state().open_count(), guest.libraries.loaded().len());
         if status != 0
-            || !is_alone
+            || written != 0
+            || made.next_message != untouched.next_message
             || opened != fork.parent.process.open_count()
             || libraries != fork.parent.libraries.len()
         {
-            tracing::debug!("no model of sessions: status {status}, {opened:?} files and mappings");
+            tracing::debug!(
+                "no model of sessions: status {status}, {written} bytes of WAL, {opened:?} files and mappings"
+            );
             return Ok(None);
         }
         self.set_global(HAS_CACHES, true)?;
         let parent = capture(&mut self.store, &fork.parent.image, &fork.shared)?;
         let is_small = parent.image.len() <= fork.parent.image.len() + ROOM;
-        let made = CatalogState::of(&self.store)?;
         let database = login.database.to_vec();
         Ok(is_small.then(|| Model { parent, database, made, first_pages: OnceLock::new() }))
     }

@@ -113,7 +113,7 @@ pub(crate) fn begin(guest: &mut Guest, memory: &[u8]) -> wasmtime::Result<()> {
 }
 
 /// The bytes of WAL in `pgWalUsage` (`src/backend/executor/instrument.c`).
-fn written(guest: &Guest, memory: &[u8]) -> wasmtime::Result<u64> {
+pub(crate) fn written(guest: &Guest, memory: &[u8]) -> wasmtime::Result<u64> {
     let usage = guest.facts.address("pgWalUsage")?;
     let bytes = memory::read_bytes(memory, usage.wrapping_add(wal_usage::BYTES), 8)?;
     Ok(bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)))

@@ -3,7 +3,11 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -11,9 +15,9 @@ use anyhow::ensure;
 
 use super::{children::run_in_turn, own_session, running::Running};
 use crate::{
-    backend::{BOOTSTRAP_USER, Login, Model, footprint::PageMap, program::Program},
+    backend::{BOOTSTRAP_USER, Backend, Login, Model, footprint::PageMap, program::Program},
     client::{Client, Endpoints, Interest, NoClient, Readiness, Waker},
-    cluster::Priority,
+    cluster::{Priority, Signal, processor_time},
     fs::Silent,
     guest::{ClientStream, Setup},
     log::LogSink,
@@ -64,26 +68,53 @@ const COMMON: [&str; 2] = [
     "select current_schema(), to_regclass('pg_class'), 'a' || 'b' like 'a%', now() > '2000-01-01', 1.5 + 1 < 3::float8",
 ];
 
-/// The longest that one of these may take, and from when on no more are begun: what plans call is the user's.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest that one of these may take: what plans call is the user's.
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A number that moves with every transaction identifier that is assigned.
-const TRANSACTIONS: &str = "select pg_snapshot_xmax(pg_current_snapshot())";
+/// The processor time after which no more are begun, in nanoseconds.
+const BUDGET: u64 = 1_000_000_000;
+
+/// When a model ends that does not hear that its statement takes too long.
+const END: Duration = Duration::from_secs(10);
+
+/// How often a model is made until one has written no WAL: who reads a row first writes down that it is committed.
+const ATTEMPTS: usize = 2;
+
+/// What moves when a transaction identifier is assigned, and when WAL is written to its files.
+const POSITION: &str = "select pg_snapshot_xmax(pg_current_snapshot()), pg_current_wal_flush_lsn()";
 
 /// The client of a model: sends one statement after the other, as long as there is time.
 struct Reader {
     unsent: VecDeque<Vec<u8>>,
     /// What is sent at last.
     last: VecDeque<Vec<u8>>,
-    until: Instant,
+    /// The processor time of its thread when no more are begun, once it has begun.
+    until: Option<u64>,
     rest: Vec<u8>,
     client: NoClient,
+}
+
+impl Reader {
+    fn new(statements: &[&str], client: NoClient) -> anyhow::Result<Self> {
+        let begin = format!("begin read only; set local statement_timeout = {}; ", PATIENCE.as_millis());
+        let mut unsent = VecDeque::new();
+        for statement in COMMON.iter().chain(statements) {
+            // What fails is left out; a transaction that has failed ends as well.
+            unsent.push_back(simple_query(&format!("{begin}{statement}"))?);
+            unsent.push_back(simple_query("rollback")?);
+        }
+        // Nothing that functions of users have set or prepared is left.
+        let last = [simple_query("discard all")?, simple_query(POSITION)?, message(b'X', &[])?].into();
+        Ok(Self { unsent, last, until: None, rest: Vec::new(), client })
+    }
 }
 
 impl Client for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.rest.is_empty() {
-            let next = self.unsent.pop_front().filter(|_| Instant::now() < self.until);
+            let now = processor_time();
+            let until = *self.until.get_or_insert(now + BUDGET);
+            let next = self.unsent.pop_front().filter(|_| now < until);
             if next.is_none() {
                 self.unsent.clear();
             }
@@ -108,7 +139,7 @@ impl Client for Reader {
     }
 }
 
-/// A model of sessions in `database`; none if there can be none. No other process of the cluster runs.
+/// A model of sessions in `database`; none if there can be none. No other process of the cluster has run, and none runs.
 ///
 /// # Errors
 /// When the process cannot be made, or traps.
@@ -118,41 +149,53 @@ pub(super) fn model(
     log: &LogSink,
     database: &str,
 ) -> anyhow::Result<Option<Model>> {
-    let statements = match own_session::run(running, program, log, database, Some(&format!("{STATEMENTS}{TABLES}"))) {
+    let begin = || {
+        let seat = running.seats.join_as(process::MODEL, Priority::Client);
+        let signals = seat.signals().clone();
+        let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
+        Ok::<_, anyhow::Error>((running.fork().start(program, Silent, setup)?, signals))
+    };
+    let untouched = begin()?.0.catalogs()?;
+    let ask = |sql: &str| own_session::run(running, program, log, database, Some(sql));
+    let position = match ask(POSITION) {
         Err(error) if error.is::<SqlError>() => {
             tracing::info!("a first session was not let in: {error:#}");
             return Ok(None);
         }
-        statements => statements?,
+        position => position?,
     };
-    let begin = format!("begin read only; set local statement_timeout = {}; ", PATIENCE.as_millis());
-    let mut unsent = VecDeque::new();
-    for statement in COMMON.into_iter().chain(statements.iter().flatten().flatten().map(String::as_str)) {
-        // What fails is left out; a transaction that has failed ends as well.
-        unsent.push_back(simple_query(&format!("{begin}{statement}"))?);
-        unsent.push_back(simple_query("rollback")?);
-    }
-    // Nothing that functions of users have set or prepared is left.
-    let last = [simple_query("discard all")?, simple_query(TRANSACTIONS)?, message(b'X', &[])?].into();
-    let before = own_session::run(running, program, log, database, Some(TRANSACTIONS))?;
-    let (record, answers) = mpsc::channel();
-    let (until, client) = (Instant::now() + PATIENCE, NoClient::recorded(record));
-    let client = Reader { unsent, last, until, rest: Vec::new(), client };
+    let statements = ask(&format!("{STATEMENTS}{TABLES}"))?;
+    let statements: Vec<&str> = statements.iter().flatten().flatten().map(String::as_str).collect();
     let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
-    let client = ClientStream::new(Box::new(client), &packet).trusted(true);
-    let seat = running.seats.join_as(process::MODEL, Priority::Client);
-    let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
-    let fork = running.fork();
-    let mut backend = fork.start(program, Silent, setup)?;
-    let (database, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
-    let login = Login { database, user, endpoints: Endpoints::default() };
-    let model = run_in_turn(&mut backend, |backend| backend.become_model(&fork, client, login))?;
-    let answer: Vec<u8> = answers.try_iter().flatten().collect();
-    let is_read_only = rows(&answer).last() == before.last();
-    if !is_read_only {
-        tracing::debug!("no model of sessions: what was planned has changed something");
+    let (name, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
+    let login = Login { database: name, user, endpoints: Endpoints::default() };
+    for _ in 0..ATTEMPTS {
+        let (record, answers) = mpsc::channel();
+        let client = Reader::new(&statements, NoClient::recorded(record))?;
+        let client = ClientStream::new(Box::new(client), &packet).trusted(true);
+        let (mut backend, signals) = begin()?;
+        let (ended, end) = mpsc::channel::<()>();
+        let model = thread::scope(|scope| {
+            scope.spawn(move || {
+                if end.recv_timeout(END) == Err(RecvTimeoutError::Timeout) {
+                    signals.send_until_heard(Signal::TERM);
+                }
+            });
+            let become_model = |backend: &mut Backend| backend.become_model(&running.fork(), untouched, client, login);
+            let model = run_in_turn(&mut backend, become_model);
+            drop(ended);
+            model
+        })?;
+        let answer: Vec<u8> = answers.try_iter().flatten().collect();
+        if rows(&answer).last() != position.last() {
+            tracing::debug!("no model of sessions: what was planned has changed something");
+            return Ok(None);
+        }
+        if model.is_some() {
+            return Ok(model);
+        }
     }
-    Ok(model.filter(|_| is_read_only))
+    Ok(None)
 }
 
 /// Runs a short session that begins with `model`, and sees which pages it writes.

@@ -166,7 +166,7 @@ impl Postmaster {
         } else {
             fork.start(program, console, setup)?
         };
-        self.tally.starts.observe(begun.elapsed());
+        let started = begun.elapsed();
         let ended = Self::run(running, backend, client, login);
         drop(registration.lock().take());
         let ended = match ended {
@@ -176,6 +176,7 @@ impl Postmaster {
             Ok(Served::Ended(exit)) => Ok(exit),
             Err(error) => Err(error),
         };
+        self.tally.starts.observe(started);
         let end: anyhow::Result<SessionEnd> = match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
             Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
