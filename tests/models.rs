@@ -357,6 +357,20 @@ fn planning_for_a_model_changes_nothing_for_others() {
 }
 
 #[test]
+fn operators_of_users_are_not_called_for_a_model() {
+    let world = World::with_template(
+        "models and operators",
+        &format!(
+            "{TABLE}; CREATE FUNCTION called(text, int2) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'called'; END $$; \
+             CREATE OPERATOR || (LEFTARG = text, RIGHTARG = int2, FUNCTION = called)"
+        ),
+    );
+    let mut session = world.copy("copy");
+    assert_eq!(session.values(HAS_CACHES), ["t"]);
+    assert_eq!(errors(&session.query("SELECT '$' || 1::int2")), ["P0001"]);
+}
+
+#[test]
 fn a_function_that_does_not_end_keeps_no_copy_waiting() {
     for (name, body) in [
         ("models and time", "BEGIN LOOP END LOOP; END"),

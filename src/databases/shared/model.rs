@@ -96,7 +96,9 @@ struct Reader {
 
 impl Reader {
     fn new(statements: &[&str], client: NoClient) -> anyhow::Result<Self> {
-        let begin = format!("begin read only; set local statement_timeout = {}; ", PATIENCE.as_millis());
+        // No operator of a user is found that fits better than PostgreSQL's own.
+        let begin = "begin read only; set local search_path = pg_catalog; set local statement_timeout =";
+        let begin = format!("{begin} {}; ", PATIENCE.as_millis());
         let mut unsent = VecDeque::new();
         for statement in COMMON.iter().chain(statements) {
             // What fails is left out; a transaction that has failed ends as well.

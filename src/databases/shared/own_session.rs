@@ -25,8 +25,9 @@ use crate::{
 };
 
 /// Settings with which, and with [`UNLOGGED`], such a session leaves nothing of its own in the cluster or in the log,
-/// whatever is set for the role and the database.
-const SETTINGS: [(&str, &str); 2] = [("event_triggers", "off"), ("default_transaction_read_only", "off")];
+/// whatever is set for the role and the database, and finds no operator or function of a user.
+const SETTINGS: [(&str, &str); 3] =
+    [("event_triggers", "off"), ("default_transaction_read_only", "off"), ("search_path", "pg_catalog")];
 
 /// The database that new ones are copies of.
 const TEMPLATE_DATABASE: &str = "template1";

@@ -166,7 +166,7 @@ impl Postmaster {
         } else {
             fork.start(program, console, setup)?
         };
-        let started = begun.elapsed();
+        self.tally.starts.observe(begun.elapsed());
         let ended = Self::run(running, backend, client, login);
         drop(registration.lock().take());
         let ended = match ended {
@@ -176,7 +176,6 @@ impl Postmaster {
             Ok(Served::Ended(exit)) => Ok(exit),
             Err(error) => Err(error),
         };
-        self.tally.starts.observe(started);
         let end: anyhow::Result<SessionEnd> = match ended {
             Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
             Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
