@@ -118,7 +118,8 @@ defmodule PgliteEx.Download do
       http = [autoredirect: false, connect_timeout: wanted.patience] ++ proxy_authentication(url)
       # A chunk at a time, so that a fast server does not fill the mailbox.
       options = [sync: false, stream: {:self, :once}, body_format: :binary]
-      headers = [{~c"user-agent", ~c"pglite_ex"}]
+      # A server may close a connection just when it is used again, after a redirect.
+      headers = [{~c"user-agent", ~c"pglite_ex"}, {~c"connection", ~c"close"}]
 
       case :httpc.request(:get, {to_charlist(url), headers}, http ++ tls, options, @profile) do
         {:ok, request} -> receive_start(request, url, wanted)

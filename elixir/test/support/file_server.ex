@@ -58,7 +58,7 @@ defmodule PgliteEx.FileServer do
     do: [head(200, body), binary_part(body, 0, div(byte_size(body), 2))]
 
   defp response({:redirect, url}),
-    do: "HTTP/1.1 302 Found\r\nlocation: #{url}\r\ncontent-length: 0\r\n\r\n"
+    do: "HTTP/1.1 302 Found\r\nlocation: #{url}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
   defp response(status) when is_integer(status), do: head(status, "")
   defp response(body), do: [head(200, body), body]
