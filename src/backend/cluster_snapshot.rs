@@ -4,10 +4,7 @@
 //! Captured are the pre-fork image, which all copies map, the contents of shared memory, which each copy gets anew
 //! because its processes write it, and the files, of which each copy has an overlay.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -26,8 +23,6 @@ pub(crate) struct ClusterSnapshot {
     parent: Arc<Parent>,
     /// What sessions of its copies begin with, as soon as there is one.
     model: Arc<OnceLock<Arc<Model>>>,
-    /// How often it was asked whether a model is wanted.
-    uses: AtomicUsize,
     main: Arc<MainSegment>,
     /// The memory objects of `/dev/shm`.
     objects: SharedObjects,
@@ -45,7 +40,6 @@ impl ClusterSnapshot {
         Ok(Self {
             parent: fork.parent.clone(),
             model: Arc::default(),
-            uses: AtomicUsize::new(0),
             main: Arc::new(fork.shared.main_segment()?),
             objects,
             files: tree.freeze(),
@@ -67,14 +61,9 @@ impl ClusterSnapshot {
         Ok(Fork { parent: self.parent.clone(), shared, tree, inheritance })
     }
 
-    /// Whether the caller should make a model of its sessions: one that makes the copy of that number is.
-    pub(crate) fn wants_model(&self, copy: usize) -> bool {
-        self.uses.fetch_add(1, Ordering::Relaxed) + 1 == copy
-    }
-
     /// Sessions of its copies, also of those that were made before, begin with `model`, which was made in a copy.
     pub(crate) fn set_model(&self, model: Arc<Model>) {
-        // Only who was asked to has one.
+        // Who has made the snapshot, or keeps it, makes one.
         let _ = self.model.set(model);
     }
 }

@@ -131,10 +131,10 @@ impl PageMap {
     ///
     /// # Errors
     /// When `/proc` is not there or too old.
-    pub(crate) fn touched(&self, backend: &Backend) -> anyhow::Result<TouchedPages> {
+    pub(crate) fn touched(backend: &Backend) -> anyhow::Result<TouchedPages> {
         let (start, size) = backend.memory_range()?;
         let mut touched = TouchedPages::default();
-        self.each_present(start, size.load(Ordering::Relaxed), |page, is_written| {
+        Self::open()?.each_present(start, size.load(Ordering::Relaxed), |page, is_written| {
             touched.add(page * page_size() - start, is_written);
         })?;
         Ok(touched)

@@ -19,7 +19,7 @@ use wasmtime::{AsContext, AsContextMut, Caller, Memory, Ref};
 
 use super::{
     Backend, Registers,
-    client_session::SessionExit,
+    client_session::{BOOTSTRAP_USER, SessionExit},
     model::{Inheritance, Model},
 };
 use crate::{
@@ -43,6 +43,13 @@ pub(crate) struct Login<'a> {
     pub(crate) user: &'a [u8],
     /// The addresses of the client's connection.
     pub(crate) endpoints: Endpoints,
+}
+
+impl<'a> Login<'a> {
+    /// That of the program itself, which has no client.
+    pub(crate) fn of_program(database: &'a str) -> Self {
+        Self { database: database.as_bytes(), user: BOOTSTRAP_USER.as_bytes(), endpoints: Endpoints::default() }
+    }
 }
 
 /// How the service of a client ended.

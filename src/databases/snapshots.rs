@@ -52,9 +52,7 @@ impl Snapshots {
         let (program, settings, log) = (self.templates.program(), self.settings.clone(), self.log.clone());
         let snapshot = shared::capture(program, files, settings.clone(), &template.database, log.clone())?;
         // A template is made to be copied.
-        if snapshot.wants_model(1) {
-            shared::add_model(program, &snapshot, settings, &template.database, log);
-        }
+        shared::add_model(program, &snapshot, settings, &template.database, log);
         *slot = Some(Made { template, snapshot: snapshot.clone() });
         Ok(snapshot)
     }

@@ -383,6 +383,18 @@ pub(super) fn first_variable(target: &Target, operators: &[Operator]) -> Result<
     first.ok_or_else(|| target.refusal("one that does not begin with a load of a variable"))
 }
 
+/// The address of the byte that three instructions set to 1.
+pub(super) fn flag_set(window: &[Operator]) -> Option<u32> {
+    match *window {
+        [Operator::I32Const { value: address }, Operator::I32Const { value: 1 }, Operator::I32Store8 { memarg }]
+            if memarg.offset == 0 =>
+        {
+            Some(address.cast_unsigned())
+        }
+        _ => None,
+    }
+}
+
 /// The only place in a body where `length` instructions match, and the result of the match.
 pub(super) fn once<T>(
     target: &Target,

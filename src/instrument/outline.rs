@@ -118,7 +118,7 @@ impl Outline {
 }
 
 /// Whether each of these blocks ends here, and no instruction leaves them.
-fn is_closed(operators: &[Operator]) -> bool {
+pub(super) fn is_closed(operators: &[Operator]) -> bool {
     let mut depth = 0_u32;
     for operator in operators {
         let leaves = |label: u32| label >= depth;
@@ -160,7 +160,7 @@ fn is_in_loop(operators: &[Operator]) -> bool {
 }
 
 /// The locals that are set.
-fn set(operators: &[Operator]) -> impl Iterator<Item = u32> {
+pub(super) fn set(operators: &[Operator]) -> impl Iterator<Item = u32> {
     operators.iter().filter_map(|operator| match operator {
         Operator::LocalSet { local_index } | Operator::LocalTee { local_index } => Some(*local_index),
         _ => None,
@@ -168,7 +168,7 @@ fn set(operators: &[Operator]) -> impl Iterator<Item = u32> {
 }
 
 /// The locals whose first use, in the order of the instructions, is a read.
-fn read_first(operators: &[Operator]) -> BTreeSet<u32> {
+pub(super) fn read_first(operators: &[Operator]) -> BTreeSet<u32> {
     let (mut seen, mut read) = (BTreeSet::new(), BTreeSet::new());
     for operator in operators {
         match operator {

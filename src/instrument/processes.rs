@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use wasmparser::Operator;
 
 use super::InstrumentError;
-use super::bodies::once;
+use super::bodies::{flag_set, once};
 use super::target::Target;
 use crate::postgres::child::{BACKGROUND_WRITER, CHECKPOINTER, INVALID, MAIN, ON_SHARED_MEMORY, ROW};
 
@@ -160,14 +160,7 @@ pub(super) fn is_postmaster_environment(
     operators: &[Operator],
     is_under_postmaster: u32,
 ) -> Result<u32, InstrumentError> {
-    let set = |window: &[Operator]| match *window {
-        [Operator::I32Const { value: address }, Operator::I32Const { value: 1 }, Operator::I32Store8 { memarg }]
-            if memarg.offset == 0 =>
-        {
-            Some(address.cast_unsigned()).filter(|&address| address != is_under_postmaster)
-        }
-        _ => None,
-    };
+    let set = |window: &[Operator]| flag_set(window).filter(|&address| address != is_under_postmaster);
     Ok(once(target, "a flag set besides IsUnderPostmaster", operators, 3, set)?.1)
 }
 

@@ -96,7 +96,7 @@ pub(super) const TARGETS: &[Target] = &[
         evidence: Evidence::Mentions(&["InitializeClientEncoding", "mbutils.c"]),
         changes: &[],
     },
-    // Has the addresses of the queue of messages about changed catalogs, and of a process' place in it.
+    // Has the address of the queue of messages about changed catalogs.
     Target {
         name: "SharedInvalBackendInit",
         signature: signature(1, 0),

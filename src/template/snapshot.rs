@@ -152,7 +152,7 @@ impl Snapshot {
             tracing::info!("clones will get their first pages one by one, because a first session was not let in");
             return Ok(());
         }
-        match PageMap::open().map_err(anyhow::Error::from).and_then(|pages| pages.touched(&backend)) {
+        match PageMap::touched(&backend) {
             Ok(pages) => record::write(&directory.join(FIRST_PAGES), &pages),
             Err(error) => {
                 tracing::info!(

@@ -29,6 +29,8 @@ pub(super) struct Branched {
     /// The files that the branches began with; not kept for this.
     files: Weak<FrozenTree>,
     snapshot: Arc<ClusterSnapshot>,
+    /// How often it has been used again.
+    uses: usize,
 }
 
 impl Branched {
@@ -65,16 +67,16 @@ impl Postmaster {
         // Locked, so that branches that are made at the same time share one, and one thread copies stored files.
         let mut last = self.branched.lock();
         let running = self.keeper.running()?;
-        if let Some(branched) = last.as_ref().filter(|last| last.is_of(&running) && last.turns == running.seats.turns())
+        if let Some(branched) = last.as_mut().filter(|last| last.is_of(&running) && last.turns == running.seats.turns())
         {
-            return Ok(self.again(&branched.snapshot));
+            return Ok(self.again(branched));
         }
         let (frozen, turns) = self.frozen_files(&running).map_err(reported)?;
         // A tree that has not changed since it was frozen is the same one when it is frozen again.
         let files = Arc::downgrade(&frozen);
         if let Some(branched) = last.as_mut().filter(|last| last.is_of(&running) && last.files.ptr_eq(&files)) {
             branched.turns = turns;
-            return Ok(self.again(&branched.snapshot));
+            return Ok(self.again(branched));
         }
         let made = self.capture(&frozen);
         if made.is_err() && last.is_none() {
@@ -82,13 +84,15 @@ impl Postmaster {
             running.fork().tree().lock().forget_copy();
         }
         let snapshot = made?;
-        *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone() });
+        *last = Some(Branched { seats: running.seats.clone(), turns, files, snapshot: snapshot.clone(), uses: 0 });
         Ok(snapshot)
     }
 
     /// A snapshot that has been used before. If it is used often, a model of its sessions is made meanwhile.
-    fn again(&self, snapshot: &Arc<ClusterSnapshot>) -> Arc<ClusterSnapshot> {
-        if snapshot.wants_model(FEW) {
+    fn again(&self, branched: &mut Branched) -> Arc<ClusterSnapshot> {
+        let snapshot = &branched.snapshot;
+        branched.uses += 1;
+        if branched.uses == FEW {
             let (program, settings, log) =
                 (self.templates.program().clone(), self.settings.of_branch(), self.log.clone());
             let (of, database) = (snapshot.clone(), self.last_database.lock().clone());

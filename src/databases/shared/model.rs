@@ -16,7 +16,7 @@ use anyhow::ensure;
 use super::{children::run_in_turn, own_session, running::Running};
 use crate::{
     backend::{BOOTSTRAP_USER, Backend, Login, Model, footprint::PageMap, program::Program},
-    client::{Client, Endpoints, Interest, NoClient, Readiness, Waker},
+    client::{Client, Interest, NoClient, Readiness, Waker},
     cluster::{Priority, Signal, processor_time},
     fs::Silent,
     guest::{ClientStream, Setup},
@@ -169,8 +169,7 @@ pub(super) fn model(
     let statements = ask(&format!("{STATEMENTS}{TABLES}"))?;
     let statements: Vec<&str> = statements.iter().flatten().flatten().map(String::as_str).collect();
     let packet = StartupMessage::packet(&[("user", BOOTSTRAP_USER), ("database", database)]);
-    let (name, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
-    let login = Login { database: name, user, endpoints: Endpoints::default() };
+    let login = Login::of_program(database);
     for _ in 0..ATTEMPTS {
         let (record, answers) = mpsc::channel();
         let client = Reader::new(&statements, NoClient::recorded(record))?;
@@ -214,7 +213,7 @@ pub(super) fn try_out(
     let fork = running.fork().with_model(model.clone());
     let mut pages = None;
     let rows = own_session::run_from(&fork, running, program, log, database, Some("select 1"), |backend| {
-        pages = Some(PageMap::open().map_err(anyhow::Error::from).and_then(|map| map.touched(backend)));
+        pages = Some(PageMap::touched(backend));
     })?;
     ensure!(first_value(&rows) == Some("1"), "a session that began with a model does not answer");
     match pages.transpose() {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backend::{BOOTSTRAP_USER, Backend, Fork, Login, Served, UNLOGGED, program::Program},
-    client::{Endpoints, NoClient},
+    client::NoClient,
     cluster::{Crashed, Priority},
     guest::{ClientStream, Setup},
     log::{LineConsole, LogSink},
@@ -93,8 +93,7 @@ pub(super) fn run_from(
     let setup = |files| Setup { seat: Some(seat), ..Setup::backend(program, files) };
     let console = LineConsole::new(log.clone(), "postgres");
     let mut backend = fork.start_session(database.as_bytes(), program, console, setup)?;
-    let (database, user) = (database.as_bytes(), BOOTSTRAP_USER.as_bytes());
-    let login = Login { database, user, endpoints: Endpoints::default() };
+    let login = Login::of_program(database);
     let ran = run_in_turn(&mut backend, |backend: &mut Backend| backend.serve_forked(client, login));
     if ran.as_ref().is_err_and(|error| !error.is::<Crashed>()) {
         running.tell(Event::Crashed);

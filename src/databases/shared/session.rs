@@ -169,32 +169,28 @@ impl Postmaster {
         self.tally.starts.observe(begun.elapsed());
         let ended = Self::run(running, backend, client, login);
         drop(registration.lock().take());
-        let ended = match ended {
+        let end = match ended {
             Ok(Served::Outdated(client)) => {
                 return client.into_client().map(Once::Outdated).context("a session has lost its client");
             }
-            Ok(Served::Ended(exit)) => Ok(exit),
-            Err(error) => Err(error),
-        };
-        let end: anyhow::Result<SessionEnd> = match ended {
-            Ok(SessionExit::Client) => Ok(SessionEnd::ClientGone),
-            Ok(SessionExit::Fatal) => Ok(SessionEnd::Orderly),
-            Ok(SessionExit::Unheard) => {
+            Ok(Served::Ended(SessionExit::Client)) => SessionEnd::ClientGone,
+            Ok(Served::Ended(SessionExit::Fatal)) => SessionEnd::Orderly,
+            Ok(Served::Ended(SessionExit::Unheard)) => {
                 self.tally.unresponsive.add(1);
-                Ok(SessionEnd::Refused(ErrorResponse::terminated()))
+                SessionEnd::Refused(ErrorResponse::terminated())
             }
             Err(error) if error.is::<KeepsLocks>() => {
                 self.tally.unresponsive.add(1);
                 tracing::error!("{error}: the cluster recovers");
-                Ok(SessionEnd::Refused(ErrorResponse::terminated()))
+                SessionEnd::Refused(ErrorResponse::terminated())
             }
-            Err(error) if error.is::<Crashed>() => Ok(SessionEnd::Refused(crash_report())),
+            Err(error) if error.is::<Crashed>() => SessionEnd::Refused(crash_report()),
             Err(error) => {
                 self.tally.traps.add(1);
-                Ok(SessionEnd::Trapped(error))
+                SessionEnd::Trapped(error)
             }
         };
-        end.map(Once::Ended)
+        Ok(Once::Ended(end))
     }
 
     /// Runs one session on this thread until it ends; if it traps or panics, its cluster ends.
